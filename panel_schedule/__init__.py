@@ -1,0 +1,61 @@
+"""
+Scheduled tasks that reach every session of a Panel dashboard.
+
+A function runs once, on a schedule, for all visitors; its last good value is there for every
+session at once, and each new one is pushed into the open pages.
+"""
+
+import os
+
+from . import errors, triggers
+from .clock import SystemClock
+from .components import Freshness
+from .config import config
+from .errors import ScheduleError
+from .front import Front
+from .run import Run, RunState, current_run, progress, track
+from .runtime import Runtime
+from .server import install
+from .stores.base import Entry
+from .task import Retry, Task, TaskStatus
+from .views import TaskView
+
+_runtime = Runtime(config, SystemClock())
+_front = Front(_runtime)
+install(_runtime)
+os.register_at_fork(after_in_child=_runtime.forget)
+
+cancel_task = _front.cancel_task
+on = _front.on
+run_forever = _front.run_forever
+schedule = _front.schedule
+schedule_task = _front.schedule_task
+store = _front.store
+tasks = _front.tasks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Entry",
+    "Freshness",
+    "Retry",
+    "Run",
+    "RunState",
+    "ScheduleError",
+    "Task",
+    "TaskStatus",
+    "TaskView",
+    "cancel_task",
+    "config",
+    "current_run",
+    "errors",
+    "on",
+    "progress",
+    "run_forever",
+    "schedule",
+    "schedule_task",
+    "store",
+    "tasks",
+    "track",
+    "triggers",
+]

@@ -1,0 +1,160 @@
+"""Panel components that show a task."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import panel as pn
+import param
+from panel.custom import JSComponent
+from panel.viewable import Viewer
+
+from .clock import Clock, SystemClock
+from .task import Task
+from .views import TaskView
+
+
+class _FreshnessLine(JSComponent):
+    """The line itself. The seconds are counted in the browser, so that an idle page costs the server nothing."""
+
+    updated = param.Number(default=None, allow_None=True, doc="Unix time of the value, in seconds.")
+
+    sent = param.Number(default=0, doc="Unix time at the server when this was sent: the browser's clock may differ.")
+
+    state = param.String(default="idle")
+
+    stale = param.Boolean(default=False)
+
+    error = param.String(default="")
+
+    label = param.String(default="")
+
+    _esm = """
+    const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+
+    function ago(seconds) {
+      if (seconds < 1) return "just now";
+      const i = UNITS.findIndex(([size]) => seconds >= size);
+      const [size, unit] = UNITS[i];
+      const whole = Math.floor(seconds / size);
+      return `${whole} ${unit} ago`;
+    }
+
+    export function render({ model, el }) {
+      const line = document.createElement("div");
+      line.className = "line";
+      line.setAttribute("role", "status");
+      const dot = line.appendChild(document.createElement("span"));
+      dot.className = "dot";
+      const text = line.appendChild(document.createElement("span"));
+      const badge = line.appendChild(document.createElement("span"));
+      badge.className = "badge";
+      const reason = line.appendChild(document.createElement("span"));
+      reason.className = "reason";
+      el.appendChild(line);
+      let skew = 0;
+
+      function write() {
+        const label = model.label ? model.label + " " : "";
+        if (model.updated === null) {
+          text.textContent = label + (model.error ? "no value yet" : "waiting for the first value");
+        } else {
+          const then = new Date((model.updated + skew) * 1000);
+          text.textContent = label + "updated " + ago(Math.max(0, Date.now() / 1000 - model.updated - skew));
+          text.title = then.toLocaleString();
+        }
+      }
+
+      function paint() {
+        skew = model.sent ? Date.now() / 1000 - model.sent : 0;
+        const failed = model.error !== "";
+        const kind = failed ? "failed" : model.stale ? "stale" : model.state;
+        line.dataset.kind = kind;
+        const words = { failed: "failed", stale: "stale", paused: "paused", removed: "no longer updated" };
+        badge.textContent = words[kind] || "";
+        reason.textContent = failed ? model.error : "";
+        reason.title = model.error;
+        write();
+      }
+
+      model.on(["updated", "sent", "state", "stale", "error", "label"], paint);
+      paint();
+      const timer = setInterval(write, 1000);
+      model.on("remove", () => clearInterval(timer));
+    }
+    """
+
+    _stylesheets = [
+        """
+        :host { width: 100%; }
+        .line { display: flex; align-items: center; gap: 0.5em; font-size: 0.85em; line-height: 1.6;
+                color: var(--panel-on-background-color, #555); opacity: 0.9; min-width: 0; }
+        .line > span { white-space: nowrap; }
+        .dot { width: 0.6em; height: 0.6em; border-radius: 50%; flex: none; background: #2e9e5b; }
+        .line[data-kind="running"] .dot, .line[data-kind="queued"] .dot { background: #3b82c4; }
+        .line[data-kind="stale"] .dot, .line[data-kind="paused"] .dot,
+        .line[data-kind="removed"] .dot { background: #d08700; }
+        .line[data-kind="failed"] .dot { background: #d63b30; }
+        .badge:empty, .reason:empty { display: none; }
+        .badge { padding: 0 0.6em; border-radius: 0.8em; font-weight: 600; color: #fff; background: #9a6700; }
+        .line[data-kind="failed"] .badge { background: #c62f25; }
+        .reason { overflow: hidden; text-overflow: ellipsis; min-width: 0; }
+        """
+    ]
+
+
+class Freshness(Viewer):
+    """
+    One line that says how old a value is: "updated 12 s ago".
+
+    It turns to a visible badge when the value is stale or the task failed, with the first
+    line of the error.
+
+    Parameters
+    ----------
+    task : Task
+    label : str
+        Put before it, ``"Prices"`` say.
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> @ps.schedule(period="1h", first_run="skip")
+    ... def prices():
+    ...     return [1, 2, 3]
+    >>> line = ps.Freshness(prices, label="Prices")
+    """
+
+    def __init__(self, task: Task[Any], label: str = "", *, clock: Clock | None = None, **params: Any):
+        if not isinstance(task, Task):
+            raise TypeError(f"Freshness shows a task, made by ps.schedule, and not {task!r}.")
+        super().__init__(**params)
+        self._clock = clock or SystemClock()
+        view: TaskView = task.view()
+        self._line = _FreshnessLine(label=label, sizing_mode="stretch_width", margin=(2, 10))
+        # Told in one message; on the view of this very session, with which it goes.
+        view.param.watch(lambda *_: self._follow(view), ["version", "updated_at", "state", "stale", "error"])
+        self._follow(view)
+
+    def _follow(self, view: TaskView) -> None:
+        updated: datetime | None = view.updated_at
+        # Whether a run is under way matters only to those who wait for the first value: a line
+        # that flickers with each run tells nobody anything.
+        state = "idle" if view.running and view.version else view.state
+        self._line.param.update(
+            updated=updated.timestamp() if updated else None,
+            sent=self._clock.now().timestamp(),
+            state=state,
+            stale=view.stale,
+            error=view.error,
+        )
+
+    def __panel__(self) -> Any:
+        return self._line
+
+
+def show(task: Task[Any]) -> pn.viewable.Viewable:
+    """How a task renders: its value, and how fresh it is under it."""
+    value = pn.panel(task.view().pipe(lambda value: value), sizing_mode="stretch_width")
+    return pn.Column(value, Freshness(task), sizing_mode="stretch_width")

@@ -1,0 +1,134 @@
+"""Options, read once when the package starts and handed down from there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import param
+
+from .errors import ConfigError
+
+ENV_PREFIX = "PANEL_SCHEDULE_"
+MEMORY_STORES = ("auto", "memory://")
+
+
+class Config(param.Parameterized):
+    """
+    Options of the package, ``ps.config``.
+
+    Each is also an environment variable, ``PANEL_SCHEDULE_<NAME>``. Set them before the
+    first task starts: afterwards an assignment raises.
+
+    Raises
+    ------
+    ConfigError
+        When an option means nothing, or is set after the start.
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> ps.config.timezone = "Europe/Berlin"
+    >>> ps.config.timezone
+    'Europe/Berlin'
+    """
+
+    store = param.String(
+        default="auto",
+        doc="""
+        Where values live. ``"auto"`` and ``"memory://"``: in this process.""",
+    )
+
+    timezone = param.String(
+        default=None,
+        allow_None=True,
+        doc="""
+        IANA name, such as ``"Europe/Berlin"``, of the zone of cron schedules that name none.""",
+    )
+
+    max_threads = param.Integer(
+        default=8,
+        bounds=(1, None),
+        doc="""
+        How many plain functions may run at once, each in a worker thread.""",
+    )
+
+    grace_period = param.Number(
+        default=5.0,
+        bounds=(0, None),
+        doc="""
+        Seconds that running functions get to finish when the server stops.""",
+    )
+
+    history_limit = param.Integer(
+        default=50,
+        bounds=(1, None),
+        doc="""
+        How many finished runs ``task.history`` keeps of each task.""",
+    )
+
+    ready_timeout = param.Number(
+        default=60.0,
+        bounds=(1, 240),
+        doc="""
+        Seconds that a first visitor waits for the first values before a page says that the
+        server is starting. Bokeh's session token expires after 300.""",
+    )
+
+    _frozen = False
+
+    def __init__(self, environ: Mapping[str, str] = os.environ):
+        super().__init__(name="config")
+        for option in self.options():
+            if (text := environ.get(ENV_PREFIX + option.upper())) is not None:
+                self._read(option, text)
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """The names of all options."""
+        return sorted(set(cls.param) - {"name"})
+
+    def freeze(self) -> None:
+        """Refuse every later assignment; called when the first task starts."""
+        self._frozen = True
+
+    def _read(self, option: str, text: str) -> None:
+        kind = {param.Integer: int, param.Number: float}.get(type(self.param[option]), str)
+        try:
+            setattr(self, option, kind(text))
+        except ConfigError:
+            raise
+        except ValueError as exc:
+            raise ConfigError(f"The environment variable {ENV_PREFIX}{option.upper()} is {text!r}: {exc}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).param:
+            if self._frozen:
+                raise ConfigError(
+                    f"ps.config.{name} was set after the first task had started, when it no longer has any effect. "
+                    f"Set it at the top of the setup script, or as {ENV_PREFIX}{name.upper()} in the environment."
+                )
+            if check := _CHECKS.get(name):
+                check(value)
+        super().__setattr__(name, value)
+
+
+def _check_store(url: str) -> None:
+    if url not in MEMORY_STORES:
+        raise ConfigError(f"ps.config.store is {url!r}; accepted are {' and '.join(map(repr, MEMORY_STORES))}.")
+
+
+def _check_timezone(name: str | None) -> None:
+    if name is None:
+        return
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ConfigError(f"ps.config.timezone is {name!r}, which is no IANA time zone such as 'Europe/Berlin'.") from None
+
+
+_CHECKS = {"store": _check_store, "timezone": _check_timezone}
+
+config = Config()

@@ -1,0 +1,276 @@
+"""
+Cron expressions, walked through local time as Vixie cron, Debian's, does it.
+
+``croniter`` parses the fields and finds the next match on a clock that never shifts. This module joins
+such matches over the shifts of a zone:
+
+- *wildcard* jobs (the minute or the hour field begins with ``*``) follow real time: they see nothing of
+  the hour that spring skips, and both passes of the hour that autumn repeats;
+- *fixed* jobs run once: what the gap would have swallowed runs once, at its end, and the second pass of
+  a fold is not for them;
+- forward by three hours or more, or back by more than three, is a change of date: everything follows
+  real time.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from copy import copy
+from dataclasses import dataclass, field
+from datetime import MAXYEAR, UTC, datetime, timedelta
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Literal, NamedTuple, get_args
+from zoneinfo import ZoneInfo, available_timezones
+
+from croniter import CroniterBadDateError, CroniterError, croniter  # type: ignore[import-untyped]
+
+from .errors import TriggerError
+
+__all__ = ["CronExpression", "Dialect", "find_zone"]
+
+Dialect = Literal["vixie", "panel"]
+
+_SECOND = timedelta(seconds=1)
+_DAY = timedelta(days=1)
+_DATE_CHANGE = timedelta(hours=3)
+_ORIGIN = datetime(2000, 1, 1)
+_LAST_YEAR = MAXYEAR - 51  # croniter looks 50 years ahead, and must not run out of calendar
+
+# croniter reads 5-5 as the whole field; cron, and everybody else, as 5.
+_ONE_VALUE_RANGE = re.compile(r"\b(\w+)-\1\b(/\d+)?")
+
+_ACCEPTED = (
+    "Write five fields (minute hour day month weekday), six with the seconds first, or a nickname such as '@daily'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CronExpression:
+    """
+    A cron expression, without a zone. Made by :meth:`parse`.
+
+    Attributes
+    ----------
+    text : str
+        The expression in lower case and single-spaced.
+    fixed : bool
+        Whether neither the minute nor the hour field begins with ``*``.
+    every_second : bool
+        Whether the seconds field of a six-field expression takes every value.
+    fingerprint : str
+        Equal where the expressions mean the same: ``0 9 * * mon`` and ``0 0 9 * * 1``.
+
+    Examples
+    --------
+    >>> nightly = CronExpression.parse("30 2 * * *")
+    >>> nightly.next_after(datetime(2026, 3, 7, 12, tzinfo=UTC), ZoneInfo("America/New_York"))
+    datetime.datetime(2026, 3, 8, 7, 0, tzinfo=datetime.timezone.utc)
+    """
+
+    text: str
+    fixed: bool
+    every_second: bool
+    fingerprint: str
+    _alternatives: tuple[croniter, ...] = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, text: str, dialect: Dialect = "vixie") -> CronExpression:
+        """
+        Read and check an expression.
+
+        Parameters
+        ----------
+        text : str
+            Five fields, six with the seconds first, or a nickname. ``L``, ``#`` and ``W`` as croniter has them.
+        dialect : {"vixie", "panel"}
+            ``"panel"`` reads it as ``pn.state.schedule_task`` does: croniter's way, with the seconds last, and
+            with day and weekday OR-ed beside ``*/2``, too.
+
+        Raises
+        ------
+        TriggerError
+            If it cannot be read, or never matches.
+        """
+        if not isinstance(text, str):
+            raise TriggerError(f"A cron expression is a string, not {text!r}. {_ACCEPTED}.")
+        if dialect not in get_args(Dialect):
+            raise TriggerError(f"The cron dialect {dialect!r} is unknown: 'vixie' or 'panel'.")
+        tidy = " ".join(text.lower().split())
+        _refuse_unsupported(text, tidy)
+        if dialect == "vixie":
+            tidy = _ONE_VALUE_RANGE.sub(r"\1", tidy)
+        try:
+            as_written = croniter(tidy, _ORIGIN, second_at_beginning=dialect == "vixie")
+        except CroniterError as error:
+            raise TriggerError(f"The cron expression {text!r} cannot be read: {error}. {_ACCEPTED}.") from None
+        alternatives = tuple(filter(_matches, _alternatives(as_written, dialect)))
+        if not alternatives:
+            raise TriggerError(
+                f"The cron expression {text!r} never matches: no month that it names has such a day. "
+                "Correct its day, month or weekday field."
+            )
+        minute, hour, *_ = as_written.expressions
+        fixed = not (minute.startswith("*") or hour.startswith("*"))
+        return cls(
+            text=tidy,
+            fixed=fixed,
+            every_second=as_written.expanded[5:] == [["*"]],
+            fingerprint=" or ".join(map(_canonical, alternatives)) + (" fixed" if fixed else ""),
+            _alternatives=alternatives,
+        )
+
+    def next_after(self, t: datetime, zone: ZoneInfo) -> datetime | None:
+        """
+        The first time after an instant.
+
+        Parameters
+        ----------
+        t : datetime
+            Aware.
+        zone : ZoneInfo
+            The zone whose clock on the wall the expression speaks of.
+
+        Returns
+        -------
+        datetime or None
+            Aware, in UTC, strictly later than `t`; None near the end of the calendar.
+        """
+        if t.year > _LAST_YEAR:
+            return None
+        begin = t.astimezone(UTC).replace(microsecond=0, tzinfo=None) + _SECOND
+        searched_from, match = datetime.max, datetime.min
+        for year in range(max(begin.year, 2), MAXYEAR):  # a year's stretches look at the day before it
+            begin = max(begin, datetime(year, 1, 1))
+            for stretch in _stretches(zone, year):
+                if stretch.end <= begin:
+                    continue
+                local_start = stretch.start + stretch.offset
+                earliest = stretch.resume if self.fixed else local_start
+                if stretch.start < begin:
+                    earliest = max(earliest, begin + stretch.offset)
+                # A match beyond the last stretch holds for this one, too, unless the clock was turned back.
+                if not searched_from <= earliest <= match:
+                    searched_from, match = earliest, self._first_match(earliest)
+                found = max(match, local_start) - stretch.offset
+                if found < stretch.end:
+                    return found.replace(tzinfo=UTC)
+        return None
+
+    def _first_match(self, earliest: datetime) -> datetime:
+        """The first match on a clock that never shifts, not before `earliest`."""
+        # A croniter keeps its position in itself, so threads that shared one would move each other.
+        first: datetime = min(
+            copy(alternative).get_next(datetime, start_time=earliest - _SECOND) for alternative in self._alternatives
+        )
+        return first
+
+
+def find_zone(timezone: str | ZoneInfo | None, expr: str) -> ZoneInfo:
+    """The zone of that name; a TriggerError with the remedy if the name is missing or unknown."""
+    name = timezone.key if isinstance(timezone, ZoneInfo) else timezone
+    if not isinstance(name, str):
+        given = "has no timezone" if timezone is None else f"cannot use {timezone!r} as timezone"
+        raise TriggerError(
+            f"The cron schedule {expr!r} {given}. Name one, timezone='Europe/Berlin' or 'UTC', "
+            "or set ps.config.timezone."
+        )
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # OSError: a directory, as in "Europe"
+        known = available_timezones()
+        close = get_close_matches(name, known, n=1)
+        remedy = f"Is it {close[0]!r}?" if close else "Use an IANA name such as 'Europe/Berlin'."
+        if not known:
+            remedy = "This machine has no timezone data: pip install tzdata."
+        raise TriggerError(f"The timezone {name!r} of the cron schedule {expr!r} is unknown. {remedy}") from None
+
+
+class _Stretch(NamedTuple):
+    """A time of constant offset; naive datetimes, `start` and `end` in UTC."""
+
+    start: datetime
+    end: datetime
+    offset: timedelta
+    resume: datetime
+    """The local time from which fixed jobs are still to run: where the clock on the wall was before the
+    shift, thus earlier than the local start after a gap, and later in a fold."""
+
+
+@lru_cache(maxsize=1024)
+def _stretches(zone: ZoneInfo, year: int) -> tuple[_Stretch, ...]:
+    """The stretches of a year in UTC, and of the day before it: a fold may reach into the year."""
+    first, end = datetime(year, 1, 1) - _DAY, datetime(year + 1, 1, 1)
+    starts, offsets = [first], [_offset(zone, first)]
+    # Day by day is close enough: no zone has ever shifted twice within 95 hours.
+    for number in range((end - first).days):
+        day, offset = first + number * _DAY, _offset(zone, first + (number + 1) * _DAY)
+        if offset != offsets[-1]:
+            start = day + _SECOND * bisect_left(
+                range(86_400), True, key=lambda second: _offset(zone, day + second * _SECOND) != offsets[-1]
+            )
+            if start < end:
+                starts.append(start)
+                offsets.append(offset)
+    return tuple(
+        _Stretch(start, until, offset, _resume(start, before, offset))
+        for start, until, before, offset in zip(starts, [*starts[1:], end], [offsets[0], *offsets], offsets)
+    )
+
+
+def _resume(start: datetime, before: timedelta, after: timedelta) -> datetime:
+    return start + (before if -_DATE_CHANGE <= after - before < _DATE_CHANGE else after)
+
+
+def _offset(zone: ZoneInfo, instant: datetime) -> timedelta:
+    offset = zone.fromutc(instant.replace(tzinfo=zone)).utcoffset()
+    assert offset is not None
+    return offset
+
+
+def _refuse_unsupported(text: str, tidy: str) -> None:
+    """Refuse what croniter would take, or would refuse without naming the remedy."""
+    if tidy == "@reboot":
+        raise TriggerError("The cron expression '@reboot' names no time. The run at the start is `first_run=`.")
+    fields = tidy.split()
+    if len(fields) == 7:
+        raise TriggerError(f"The cron expression {text!r} has seven fields, and years are not supported. {_ACCEPTED}.")
+    if len(fields) in (5, 6) and any(re.match(r"[hr]\b", name) for name in fields):
+        raise TriggerError(
+            f"The cron expression {text!r} has an `H` or `R` field, which would differ from process to process. "
+            "Write the numbers."
+        )
+
+
+def _alternatives(parsed: croniter, dialect: Dialect) -> tuple[croniter, ...]:
+    """The expressions of which one has to match: two where day and weekday are OR-ed."""
+    minute, hour, day, month, weekday, *seconds = parsed.expressions
+    if dialect == "vixie":
+        both = day[0] in "*?" or weekday[0] in "*?"
+    else:
+        _, _, days, _, weekdays, *_ = parsed.expanded
+        both = "*" in (days[0], weekdays[0])
+
+    def expression(day: str, weekday: str) -> croniter:
+        return croniter(" ".join([minute, hour, day, month, weekday, *seconds]), _ORIGIN, day_or=False)
+
+    if both:
+        return (expression(day, weekday),)
+    # Not croniter's own OR: it drops the day field beside a `#`, and the weekday field beside a `W`.
+    return expression(day, "*"), expression("*", weekday)
+
+
+def _matches(expression: croniter) -> bool:
+    try:
+        expression.get_next(datetime, start_time=_ORIGIN)
+    except CroniterBadDateError:
+        return False
+    return True
+
+
+def _canonical(expression: croniter) -> str:
+    fields = [",".join(map(str, values)) for values in [*expression.expanded, [0]][:6]]
+    nth = sorted(f"{day}#{n}" for day, ns in expression.nth_weekday_of_month.items() for n in ns)
+    nearest = [f"{day}w" for day in sorted(expression.nearest_weekday)]
+    return " ".join([*fields, *nth, *nearest])

@@ -1,0 +1,30 @@
+"""What every executor promises: it is what ``concurrent.futures`` already says it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+
+class Executor(Protocol):
+    """Runs bodies somewhere, each in an empty context: a run sees no session."""
+
+    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+        """
+        Run ``body()`` soon.
+
+        The future's ``cancel()`` keeps a waiting body from starting; a coroutine that runs
+        gets `CancelledError`, and a thread cannot be interrupted. The future is done when
+        the body has really ended.
+        """
+        ...
+
+    def lend(self) -> AbstractContextManager[object]:
+        """Give the caller's place to another body while the caller waits."""
+        ...
+
+    def stop(self, grace: float) -> None:
+        """Start nothing more, cancel what can be, wait up to `grace` seconds for the rest."""
+        ...

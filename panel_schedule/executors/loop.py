@@ -1,0 +1,123 @@
+"""Async functions, and plain ones that ask for it, on the server's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+
+class LoopFuture(Future[Any]):
+    """A future whose ``cancel()`` also reaches a body that is already running on the loop."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+    task: asyncio.Task[Any] | None = None
+
+    def cancel(self) -> bool:
+        if super().cancel():
+            return True
+        if self.task is not None and self.loop is not None and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.task.cancel)
+        return False
+
+
+class LoopExecutor:
+    """
+    Runs bodies on the loop that was adopted, and on one of its own where no server runs.
+
+    What is submitted before the loop turns again reaches it in one batch.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._own: asyncio.AbstractEventLoop | None = None
+        self._batch: deque[tuple[LoopFuture, Callable[[], Any]]] = deque()
+        self._running: set[LoopFuture] = set()
+
+    def adopt(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use this loop from now on: the server's or the notebook's."""
+        with self._lock:
+            self._loop = loop
+            waiting = bool(self._batch)
+        if waiting:
+            loop.call_soon_threadsafe(self._start_batch, context=contextvars.Context())
+        for future in list(self._running):
+            if future.loop is not None and future.loop.is_closed():
+                # Its loop went away in the middle of it: it will never say so itself.
+                self._running.discard(future)
+                future.set_exception(asyncio.CancelledError())
+
+    @property
+    def adopted(self) -> asyncio.AbstractEventLoop | None:
+        """The server's loop; None where there is none, or no longer."""
+        loop = self._loop
+        return None if loop is None or loop.is_closed() else loop
+
+    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+        future = LoopFuture()
+        with self._lock:
+            waiting = bool(self._batch)
+            self._batch.append((future, body))
+        if not waiting:
+            self._target().call_soon_threadsafe(self._start_batch, context=contextvars.Context())
+        return future
+
+    def lend(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def stop(self, grace: float) -> None:
+        for future in list(self._running):
+            future.cancel()
+        with self._lock:
+            own, self._own, self._loop = self._own, None, None
+        if own is not None:
+            own.call_soon_threadsafe(own.stop)
+
+    def _start_batch(self) -> None:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            batch, self._batch = self._batch, deque()
+        for future, body in batch:
+            if future.set_running_or_notify_cancel():
+                future.loop = loop
+                self._running.add(future)
+                # An empty context each: a task created inside a session would keep its document alive.
+                future.task = loop.create_task(self._run(future, body), context=contextvars.Context())
+
+    async def _run(self, future: LoopFuture, body: Callable[[], Any]) -> None:
+        try:
+            result = body()
+            if inspect.isawaitable(result):
+                result = await result
+        except (Exception, asyncio.CancelledError, SystemExit) as exc:
+            outcome: BaseException | None = exc
+        except BaseException as exc:
+            # Ctrl-C that happens to arrive in here is the server's business.
+            self._running.discard(future)
+            future.set_exception(exc)
+            raise
+        else:
+            outcome = None
+        self._running.discard(future)
+        future.task = None
+        if outcome is None:
+            future.set_result(result)
+        else:
+            future.set_exception(outcome)
+
+    def _target(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is not None and not self._loop.is_closed():
+                return self._loop
+            if self._own is None:
+                self._own = asyncio.new_event_loop()
+                thread = threading.Thread(target=self._own.run_forever, name="panel-schedule-loop", daemon=True)
+                contextvars.Context().run(thread.start)
+            return self._own

@@ -1,0 +1,121 @@
+"""Plain functions, in a bounded number of daemon threads."""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from typing import Any
+
+# A thread that burns CPU hands the interpreter over this often instead of every 5 ms,
+# so that the event loop beside it keeps its rhythm.
+SWITCH_INTERVAL = 0.0005
+
+
+class _Switching:
+    """Shortens the interpreter's switch interval while at least one body runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active = 0
+        self._before = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._active += 1
+            if self._active == 1:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(SWITCH_INTERVAL, self._before))
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                sys.setswitchinterval(self._before)
+
+
+_switching = _Switching()
+
+
+class ThreadExecutor:
+    """
+    At most `max_threads` bodies at once, first come, first served.
+
+    The standard library's pool joins its threads when the interpreter exits, so that one
+    endless body would hold a stopping server; these are daemons.
+    """
+
+    def __init__(self, max_threads: int):
+        self._places = max_threads
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._threads = 0
+        self._idle = 0
+        self._pending: set[Future[Any]] = set()
+
+    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._lock:
+            self._pending.add(future)
+            self._queue.put((future, body))
+            self._grow()
+        return future
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        with self._lock:
+            self._places += 1
+            self._grow()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._places -= 1
+
+    def stop(self, grace: float) -> None:
+        with self._lock:
+            pending = list(self._pending)
+        wait([future for future in pending if not future.cancel()], timeout=grace)
+
+    def _grow(self) -> None:
+        if self._queue.qsize() > self._idle and self._threads < self._places:
+            self._threads += 1
+            thread = threading.Thread(target=self._work, name=f"panel-schedule-{self._threads}", daemon=True)
+            # Python 3.14 may hand the starter's context to the thread: a session's would keep its document alive.
+            contextvars.Context().run(thread.start)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if self._threads > self._places:
+                    self._threads -= 1
+                    return
+                self._idle += 1
+            future, body = self._queue.get()
+            with self._lock:
+                self._idle -= 1
+            self._run(future, body)
+            # An idle worker must not keep the last value alive.
+            del future, body
+
+    def _run(self, future: Future[Any], body: Callable[[], Any]) -> None:
+        try:
+            if future.set_running_or_notify_cancel():
+                with _switching:
+                    try:
+                        result = contextvars.Context().run(body)
+                    except BaseException as exc:
+                        error: BaseException | None = exc
+                    else:
+                        error = None
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
+        finally:
+            with self._lock:
+                self._pending.discard(future)

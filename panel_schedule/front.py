@@ -1,0 +1,276 @@
+"""The public functions: what a dashboard's author calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from .errors import RegistrationError
+from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function
+from .run import Run, first_line, refuse_to_block
+from .runner import EVENTS
+from .runtime import Runtime
+from .task import FirstRun, Policy, Retry, Task, is_async
+from .triggers import Computed, Cron, Dates, Every
+from .values import NamedValues
+
+log = logging.getLogger("panel_schedule")
+
+
+class Front:
+    """
+    The public functions of one runtime. The package has one; a test may make others.
+
+    Attributes
+    ----------
+    tasks : mapping of str to Task
+        Live, and read-only.
+    store : NamedValues
+    """
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self.tasks: Registry = runtime.tasks
+        self.store = NamedValues(lambda: runtime.scheduler.store, lambda: runtime.views, runtime.clock)
+
+    def schedule(
+        self,
+        when: Any = None,
+        /,
+        *,
+        period: str | float | timedelta | None = None,
+        cron: str | None = None,
+        at: Any = None,
+        after: Task[Any] | Iterable[Task[Any]] | None = None,
+        timezone: str | None = None,
+        name: str | None = None,
+        first_run: str | None = None,
+        executor: str | None = None,
+        timeout: str | float | timedelta | None = None,
+        retry: int | Retry = 0,
+        overlap: str = "skip",
+        catch_up: bool = True,
+        when_idle: str = "run",
+        needs: Task[Any] | Iterable[Task[Any]] = (),
+        default: Any = None,
+        stale_after: str | float | timedelta | None = None,
+    ) -> Callable[[Callable[[], Any]], Task[Any]]:
+        """
+        Run a function on a schedule, once for every visitor.
+
+        Exactly one of `when`, `period`, `cron`, `at` and `after` says when.
+
+        Parameters
+        ----------
+        when : str, timedelta, datetime, list of datetime or Trigger
+            A period, a cron expression, dates, or a trigger of ``panel_schedule.triggers``.
+        period : str, float or timedelta
+            ``"30s"``, ``"1h30m"``, ``"1d"``, ``"5 minutes"``, seconds. The slots stand on the Unix
+            epoch: ``"1d"`` is midnight in UTC. For local days use `cron`.
+        cron : str
+            5 fields; 6 with seconds first; or ``@daily`` and the like. Needs a time zone.
+        at : datetime, iterable of datetime, or callable
+            Aware dates, or ``f(now_utc)`` that returns the next one, None after the last.
+        after : Task or list of Task
+            Whenever one of them has a new final value. Several within one wave cause one run. Never
+            skips the newest value, whatever `overlap` says.
+        timezone : str
+            IANA name, for `cron`; by default ``ps.config.timezone``.
+        name : str
+            By default the function's.
+        first_run : {"wait", "background", "skip"}
+            ``"wait"``: no page is built before the first value, and the server stops when it cannot be
+            had. ``"background"``: serve at once. ``"skip"``: wait for the first slot. By default
+            ``"wait"``, but ``"skip"`` for `at`.
+        executor : {"loop", "thread"}
+            By default an ``async def`` runs on the server's loop and a plain function in a thread.
+        timeout : period
+            A run that takes longer ends ``timed_out``. A thread's function cannot be interrupted: it is
+            abandoned, what it still publishes is dropped, and slots are skipped until it returns.
+        retry : int or Retry
+            How many times a failed run is tried again. A thread's timeout is final.
+        overlap : {"skip", "queue", "replace"}
+            What a slot does while the task still runs. ``"queue"`` keeps one, the newest.
+        catch_up : bool
+            Whether slots that were missed lead to one late run, of the latest. A slot counts as missed
+            when it is more than 30 s late.
+        when_idle : {"run", "skip"}
+            ``"skip"``: no refresh while nobody watches; the first viewer of a stale value causes one.
+        needs : Task or list of Task
+            Tasks whose values for the same slot must be there first.
+        default : object
+            What the task is before its first value.
+        stale_after : period
+            The age at which a value is stale. By default it is stale when the last run failed or two
+            slots passed without a new value.
+
+        Returns
+        -------
+        callable
+            A decorator that turns a function into a :class:`Task`. A generator function publishes each
+            value that it yields.
+
+        Raises
+        ------
+        RegistrationError
+            When the function or an option cannot be scheduled.
+        TriggerError
+            When the schedule means nothing.
+
+        Examples
+        --------
+        >>> import panel_schedule as ps
+        >>> @ps.schedule(period="15m", first_run="skip")
+        ... def sales():
+        ...     return 100
+        >>> @ps.schedule(after=sales)
+        ... def doubled():
+        ...     return sales() * 2
+        >>> ps.tasks["doubled"]
+        <Task 'doubled': after sales>
+        """
+        after = tuple(after) if after is not None and not isinstance(after, (Task, str)) else after  # type: ignore[arg-type]
+        trigger = choose_trigger(
+            when, period=period, cron=cron, at=at, after=after, timezone=timezone,
+            default_timezone=self._runtime.config.timezone,
+        )  # fmt: skip
+        if isinstance(trigger, Cron) and trigger.every_second:
+            log.warning(
+                "The cron expression %r begins with *, and six fields put the seconds first: it runs every second. "
+                "For once a minute write '0 * * * * *'.", trigger.expr,
+            )  # fmt: skip
+        policy = build_policy(
+            trigger, first_run=first_run, executor=executor, timeout=timeout, retry=retry, overlap=overlap,
+            catch_up=catch_up, when_idle=when_idle, needs=needs, default=default, stale_after=stale_after,
+        )  # fmt: skip
+        return partial(self._runtime.register, policy, name)
+
+    def schedule_task(
+        self,
+        name: str,
+        callback: Callable[[], Any],
+        at: Any = None,
+        period: str | timedelta | None = None,
+        cron: str | None = None,
+        threaded: bool = False,
+    ) -> Task[Any]:
+        """
+        Schedule a callback the way ``pn.state.schedule_task`` does; a drop-in for it.
+
+        Differs from ``ps.schedule`` where Panel does: a naive `at` is local time and one of a callable
+        is UTC, a cron expression is read in UTC with the seconds last, a `period` counts from `at`
+        or from now, and a plain function runs on the event loop.
+
+        Parameters
+        ----------
+        name : str
+            Another callback under a taken name is ignored, with a warning.
+        callback : callable
+        at : datetime, iterator of datetime, or callable, optional
+        period : str or timedelta, optional
+            Without `at` the first run is at once.
+        cron : str, optional
+        threaded : bool
+            Run a plain function in a thread, every time.
+
+        Returns
+        -------
+        Task
+
+        Raises
+        ------
+        RegistrationError, TriggerError
+            When it cannot be scheduled.
+        """
+        if (known := self.tasks.get(name)) is not None:
+            if not same_function(known, callback):
+                log.warning(
+                    "A separate task is already scheduled under the name %r; the new one is ignored. To replace it, "
+                    "call ps.cancel_task(%r) first.", name, name,
+                )  # fmt: skip
+            return known
+        trigger, start = panels_trigger(name, at, period, cron, self._runtime.clock.now())
+        executor = None if is_async(callback) else "thread" if threaded else "loop"
+        # Panel runs a period without a date at once, and everything else at its time only.
+        first_run = FirstRun.BACKGROUND if isinstance(trigger, Every) and start is None else FirstRun.SKIP
+        forget = isinstance(trigger, (Dates, Computed))
+        policy = Policy(trigger, first_run=first_run, executor=executor, start=start, forget=forget)
+        return self._runtime.register(policy, name, callback)
+
+    def cancel_task(self, name: str, wait: bool = False) -> None:
+        """
+        Forget a task: no more runs, and its name is free again. A run in flight ends by itself.
+
+        Parameters
+        ----------
+        name : str
+        wait : bool
+            Let its next run happen first.
+
+        Raises
+        ------
+        KeyError
+            When there is no such task.
+        """
+        task = self.tasks[name]
+        if not wait:
+            self.tasks.discard(task)
+            self._runtime.scheduler.discard(task)
+            return
+        self._runtime.scheduler.last_run(task, lambda: self.tasks.get(name) is task and self.cancel_task(name))
+
+    def on(self, event: str, handler: Callable[[Task[Any], Run], Any]) -> Callable[[], None]:
+        """
+        Call a function when something happens to any task.
+
+        Parameters
+        ----------
+        event : {"succeeded", "failed", "recovered", "stale", "skipped"}
+        handler : callable
+            ``handler(task, run)``, sync (in a thread) or async (on the loop). What it raises is logged.
+
+        Returns
+        -------
+        callable
+            Takes the handler away again.
+
+        Raises
+        ------
+        ValueError
+            When there is no such event.
+        """
+        if event not in EVENTS:
+            raise RegistrationError(f"There is no event {event!r}; there are {', '.join(map(repr, EVENTS))}.")
+        handlers = self._runtime.handlers[event]
+        handlers.append(handler)
+        return lambda: handlers.remove(handler) if handler in handlers else None
+
+    def run_forever(self) -> None:
+        """
+        Run all scheduled tasks in this process, without a web server, until Ctrl-C.
+
+        Raises
+        ------
+        WouldBlock
+            On the thread of a running event loop.
+        """
+        refuse_to_block("run_forever()", "panel serve")
+        loop = asyncio.new_event_loop()
+
+        def fatal(task: Task[Any], run: Run) -> None:
+            loop.call_soon_threadsafe(sys.exit, f"Task {task.name!r}: its first run failed: {first_line(run.error)}")
+
+        self._runtime.start(loop, fatal)
+        try:
+            loop.run_forever()
+        except KeyboardInterrupt:
+            log.info("Interrupted, shutting down.")
+        finally:
+            self._runtime.stop()
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()

@@ -1,0 +1,231 @@
+"""A lane: what the scheduler knows of one task, and who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from datetime import datetime
+from typing import Any
+
+from .executors.base import Executor
+from .planner import Busy
+from .run import Run, RunRecord, RunState, first_line
+from .stores.base import Claim
+from .task import Task, TaskStatus, is_async, named_tasks
+from .timers import Timer
+from .triggers import After, Trigger
+
+
+class Lane:
+    """
+    The scheduler's state of one task.
+
+    A task has at most one `run` that holds its claim and one `queued` behind it. A run
+    whose `body` outlives it (timed out, cancelled, replaced) keeps the lane busy until the
+    body returns: two bodies of one task never run at once.
+    """
+
+    __slots__ = (
+        "body",
+        "claim",
+        "dependents",
+        "error",
+        "executor",
+        "farewell",
+        "first",
+        "gated",
+        "missed",
+        "named",
+        "next",
+        "paused",
+        "queued",
+        "reads",
+        "removed",
+        "reported",
+        "run",
+        "skipped",
+        "slot_timer",
+        "stale",
+        "stale_timer",
+        "task",
+        "timeout_timer",
+        "trigger",
+        "viewers",
+    )
+
+    def __init__(self, task: Task[Any], executor: Executor, gated: bool):
+        self.task = task
+        self.trigger: Trigger = task.policy.trigger
+        self.executor = executor
+        # Whether the server serves nothing before this task's first value.
+        self.gated = gated
+        self.next: datetime | None = None
+        self.run: Run | None = None
+        self.queued: Run | None = None
+        self.body: Future[Any] | None = None
+        self.claim: Claim | None = None
+        self.paused = False
+        self.removed = False
+        self.error: BaseException | None = None
+        self.reported = ""
+        # Slots that came since the last value.
+        self.missed = 0
+        self.stale = False
+        self.skipped: RunRecord | None = None
+        self.viewers = 0
+        # What is to be called when the next run has ended.
+        self.farewell: Callable[[], object] | None = None
+        self.first: Future[Any] | None = None
+        self.dependents: tuple[Lane, ...] = ()
+        self.named: tuple[Task[Any], ...] | None = None
+        self.reads: frozenset[Task[Any]] = frozenset()
+        self.slot_timer: Timer | None = None
+        self.timeout_timer: Timer | None = None
+        self.stale_timer: Timer | None = None
+
+    @property
+    def busy(self) -> Busy | None:
+        """Why no run can start now."""
+        if self.run is None:
+            return None
+        return Busy.ABANDONED if self.run.state.final else Busy.OVERLAP
+
+    @property
+    def clockless(self) -> bool:
+        """Whether values of other tasks, and no clock, decide when it runs."""
+        return isinstance(self.trigger, After)
+
+    @property
+    def is_async(self) -> bool:
+        return is_async(self.task.function)
+
+    def status(self) -> TaskStatus:
+        task, entry, run = self.task, self.task.entry, self.run
+        if run is None or run.state.final:
+            run = self.queued
+        if self.removed:
+            state = "removed"
+        elif run is not None:
+            state = "queued" if run.state is RunState.QUEUED else "running"
+        elif self.paused:
+            state = "paused"
+        else:
+            state = "failed" if self.error is not None else "idle"
+        return TaskStatus(
+            name=task.name,
+            state=state,
+            version=entry.version if entry else 0,
+            updated_at=entry.updated_at if entry else None,
+            stale=self.stale,
+            error=first_line(self.error),
+            next_run=None if self.paused or self.removed else self.next,
+            percent=run.percent if run else -1,
+            message=run.message if run else "",
+            schedule=str(self.trigger),
+        )
+
+
+class Wait:
+    """Somebody in the run of `owner` who waits until `upstream` has its values for `wave`."""
+
+    __slots__ = ("owner", "proceed", "run", "upstream")
+
+    def __init__(self, owner: Lane, run: Run, upstream: tuple[Lane, ...], proceed: Callable[[], object]):
+        self.owner = owner
+        self.run = run
+        self.upstream = upstream
+        self.proceed = proceed
+
+
+class Waves:
+    """
+    The ordering of invariant 9: a run for slot t sees its upstream's values for slot t.
+
+    Under the scheduler's lock, but for `wait`.
+    """
+
+    def __init__(self, lanes: dict[str, Lane], lock: threading.RLock):
+        self._lanes = lanes
+        self._lock = lock
+        self._waits: list[Wait] = []
+
+    def pending(self, lane: Lane, wave: datetime) -> bool:
+        """Whether a value of `lane` for its latest slot up to `wave` is still to come."""
+        if lane.removed:
+            return False
+        for run in (lane.run, lane.queued):
+            if run is not None and not run.state.final and run.wave is not None and run.wave <= wave:
+                return True
+        if lane.clockless:
+            return any(self.pending(upstream, wave) for upstream in self._known(lane.task.policy.upstream))
+        return lane.next is not None and lane.next <= wave and not lane.paused
+
+    def hold(self, lane: Lane, run: Run, proceed: Callable[[], object]) -> bool:
+        """Call `proceed` later, once all that the run depends on is there; False when nothing is missing."""
+        if run.wave is None:
+            return False
+        missing = self._missing(lane, run, self._known(self._depends_on(lane)))
+        if missing:
+            self._waits.append(Wait(lane, run, missing, proceed))
+        return bool(missing)
+
+    def wait(self, lane: Lane, run: Run, upstream: Lane) -> None:
+        """Block the run's own thread until `upstream` is there; its place goes to another meanwhile."""
+        with self._lock:
+            lane.reads |= {upstream.task}
+            missing = () if lane.is_async else self._missing(lane, run, [upstream])
+            if not missing:
+                return
+            there = threading.Event()
+            self._waits.append(Wait(lane, run, missing, there.set))
+        with lane.executor.lend():
+            there.wait()
+        run.check()
+
+    def settle(self) -> None:
+        """Let everybody go on for whom nothing is missing any more, or whose run has ended."""
+        if not self._waits:
+            return
+        ready = [wait for wait in self._waits if wait.run.state.final or not self._blocking(wait)]
+        self._waits = [wait for wait in self._waits if wait not in ready]
+        for wait in ready:
+            wait.proceed()
+
+    def _blocking(self, wait: Wait) -> bool:
+        assert wait.run.wave is not None
+        return any(self.pending(upstream, wait.run.wave) for upstream in wait.upstream)
+
+    def _missing(self, lane: Lane, run: Run, upstream: Iterable[Lane]) -> tuple[Lane, ...]:
+        assert run.wave is not None
+        return tuple(
+            up for up in upstream if up is not lane and self.pending(up, run.wave) and not self._leads_to(up, lane)
+        )
+
+    def _leads_to(self, start: Lane, goal: Lane) -> bool:
+        """Whether `start` waits, directly or not, for `goal`: then `goal` must not wait for it."""
+        seen, stack = {start}, [start]
+        while stack:
+            lane = stack.pop()
+            for wait in self._waits:
+                if wait.owner is lane:
+                    if goal in wait.upstream:
+                        return True
+                    new = [up for up in wait.upstream if up not in seen]
+                    seen.update(new)
+                    stack += new
+        return False
+
+    def _depends_on(self, lane: Lane) -> set[Task[Any]]:
+        policy = lane.task.policy
+        depends = {*policy.needs, *policy.upstream}
+        if lane.is_async:
+            # It cannot be stopped at a read without stopping the loop, so its reads are foreseen.
+            if lane.named is None:
+                lane.named = tuple(named_tasks(lane.task.function))
+            depends.update(lane.named, lane.reads)
+        return depends
+
+    def _known(self, tasks: Iterable[Task[Any]]) -> list[Lane]:
+        return [self._lanes[task.name] for task in tasks if task.name in self._lanes]
+

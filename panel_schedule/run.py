@@ -1,0 +1,332 @@
+"""A run: one execution of a task, its states, and the progress it reports."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from .errors import RunCancelled, RunTimedOut, WouldBlock
+
+T = TypeVar("T")
+
+
+class RunState(StrEnum):
+    """The states of a run. It is queued, then running, and ends in exactly one of the others."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+    SKIPPED = "skipped"
+
+    @property
+    def final(self) -> bool:
+        """Whether a run stays in this state for good."""
+        return self not in (RunState.QUEUED, RunState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """
+    What ``task.history`` keeps of a finished run, or of a stretch of skipped slots.
+
+    Attributes
+    ----------
+    id : str
+    key : datetime or str
+        The slot (aware UTC) of a clock, the upstream's version of ``after=``, or a request id.
+    state : RunState
+    attempt : int
+        From 1.
+    queued_at, started_at, finished_at : datetime or None
+        Aware UTC.
+    error : str
+        First line of what went wrong; ``""`` when nothing did.
+    reason : str
+        Why slots were skipped: ``"overlap"``, ``"missed"``, ``"paused"``, ``"idle"``...
+    until : datetime or None
+        Last slot of a skipped stretch that begins at `key`.
+    """
+
+    id: str
+    key: datetime | str | None
+    state: RunState
+    attempt: int = 1
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: str = ""
+    reason: str = ""
+    until: datetime | None = None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from start to end, None of a run that never started."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return (self.finished_at - self.started_at).total_seconds()
+
+
+class Run:
+    """
+    One execution of a task: what ``task.refresh()`` returns. ``await run`` gives its result.
+
+    Attributes
+    ----------
+    id : str
+    task : str
+        Name of the task.
+    key : datetime or str
+        The slot, the upstream's version or the request that caused the run.
+    state : RunState
+    attempt : int
+        From 1; more after retries.
+    percent : int
+        0 to 100, -1 while unknown.
+    message : str
+    error : BaseException or None
+        What the function raised, with its traceback.
+    queued_at, started_at, finished_at : datetime or None
+        Aware UTC.
+    reason : str
+        Why it was skipped or cancelled.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_changed",
+        "_future",
+        "_stop",
+        "attempt",
+        "error",
+        "expired",
+        "finished_at",
+        "id",
+        "key",
+        "message",
+        "percent",
+        "queued_at",
+        "reason",
+        "started_at",
+        "state",
+        "task",
+        "until",
+        "wave",
+    )
+
+    def __init__(self, task: str, key: datetime | str | None, queued_at: datetime, wave: datetime | None = None):
+        self.id = uuid.uuid4().hex
+        self.task = task
+        self.key = key
+        self.queued_at = queued_at
+        # The instant whose upstream values this run must see (invariant 9). None: whatever is there.
+        self.wave = wave
+        self.state = RunState.QUEUED
+        self.attempt = 1
+        self.percent = -1
+        self.message = ""
+        self.error: BaseException | None = None
+        self.started_at: datetime | None = None
+        self.finished_at: datetime | None = None
+        self.reason = ""
+        self.expired = False
+        self.until: datetime | None = None
+        self._future: Future[Any] = Future()
+        self._changed: Callable[[], object] | None = None
+        self._stop: Callable[[Run, str], object] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Run {self.task!r} {self.state} attempt {self.attempt}>"
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run has ended from outside: the function should return soon."""
+        return self.state.final
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """End the run now. A thread's function that does not listen is abandoned: its writes are dropped."""
+        if self._stop is not None:
+            self._stop(self, reason)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """
+        Wait for the end of the run and return the function's value.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; None waits for as long as it takes.
+
+        Raises
+        ------
+        WouldBlock
+            On the thread of a running event loop, where ``await run`` belongs.
+        TimeoutError
+            When the run has not ended in time; it goes on.
+        RunCancelled, RunTimedOut, RunSkipped
+            When it ended so. What the function itself raised is raised unchanged.
+        """
+        if not self._future.done():
+            refuse_to_block(f"result() of an unfinished run of task {self.task!r}", "await run")
+        return self._future.result(timeout)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        # Shielded: a reader who gives up must not cancel the run for the others.
+        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+
+    def add_done_callback(self, fn: Callable[[Run], object]) -> None:
+        """Call ``fn(run)`` when the run has ended, at once if it has; on the thread that ended it."""
+        self._future.add_done_callback(lambda _: fn(self))
+
+    def record(self) -> RunRecord:
+        """This run as ``task.history`` keeps it: without its value."""
+        return RunRecord(
+            id=self.id,
+            key=self.key,
+            state=self.state,
+            attempt=self.attempt,
+            queued_at=self.queued_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            error=first_line(self.error),
+            reason=self.reason,
+            until=self.until,
+        )
+
+    # ------------------------------------------------------------ for the scheduler alone
+
+    def begin(self, now: datetime) -> None:
+        self.state = RunState.RUNNING
+        self.started_at = now
+
+    def again(self, error: BaseException) -> None:
+        self.state = RunState.QUEUED
+        self.error = error
+        self.attempt += 1
+        self.expired = False
+
+    def end(self, state: RunState, now: datetime, error: BaseException | None = None) -> None:
+        self.state = state
+        self.error = error
+        self.finished_at = now
+        if state is RunState.SUCCEEDED:
+            self.percent = 100 if self.percent >= 0 else -1
+
+    def resolve(self, value: Any = None) -> None:
+        """Wake who waits for the result; apart from `end`, so that it happens outside of locks."""
+        if self.error is not None:
+            self._future.set_exception(self.error)
+        else:
+            self._future.set_result(value)
+
+    def report(self, percent: int, message: str) -> None:
+        if (percent, message) != (self.percent, self.message):
+            self.percent, self.message = percent, message
+            if self._changed is not None:
+                self._changed()
+
+    def check(self) -> None:
+        """Raise in the function's own thread once the run has been ended from outside."""
+        if self.expired or self.state is RunState.TIMED_OUT:
+            raise RunTimedOut(f"Task {self.task!r}: the run has timed out; its function was told to stop.")
+        if self.state.final:
+            raise RunCancelled(f"Task {self.task!r}: the run was {self.reason or self.state}; its function was told to stop.")
+
+
+_current: ContextVar[Run | None] = ContextVar("panel_schedule_run", default=None)
+
+
+def current_run() -> Run | None:
+    """
+    The run that the calling function is part of; None outside of one.
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> ps.current_run() is None
+    True
+    """
+    return _current.get()
+
+
+def progress(current: float, total: float = 100, message: str = "") -> None:
+    """
+    Report how far the current run has come. Does nothing outside of a run.
+
+    Parameters
+    ----------
+    current, total : float
+        ``current`` of ``total`` steps are done.
+    message : str
+        Shown beside the bar.
+
+    Raises
+    ------
+    RunCancelled, RunTimedOut
+        When the run was ended meanwhile: the way a thread's function hears of it.
+    """
+    run = _current.get()
+    if run is not None:
+        run.check()
+        run.report(max(0, min(100, int(100 * current / total))) if total else -1, message)
+
+
+def track(items: Iterable[T], total: int | None = None, message: str = "") -> Iterator[T]:
+    """
+    Iterate over `items` and report each step as progress of the current run.
+
+    Parameters
+    ----------
+    items : iterable
+    total : int, optional
+        How many there are; by default ``len(items)`` where it is known.
+    message : str
+        May contain ``{}``, which stands for the item.
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> [year * 2 for year in ps.track(range(3), message="year {}")]
+    [0, 2, 4]
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    done = 0
+    for done, item in enumerate(items, start=1):
+        progress(done - 1, total or 0, message.format(item))
+        yield item
+    progress(done, total or 0, message and "done")
+
+
+def refuse_to_block(what: str, instead: str) -> None:
+    """
+    Raise when the calling thread runs an event loop, which a blocking call would stop.
+
+    Raises
+    ------
+    WouldBlock
+        Naming `what` would block and what to write `instead`.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise WouldBlock(f"{what} would block the event loop of this thread. Write `{instead}` there.")
+
+
+def first_line(error: BaseException | None) -> str:
+    """``"ValueError: no such table"``, and ``""`` of None."""
+    if error is None:
+        return ""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,380 @@
+"""One run from its claim to its end: start, publish, time out, retry, settle."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from asyncio import CancelledError
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .errors import RunCancelled, RunFenced, RunSkipped, RunTimedOut
+from .lanes import Lane
+from .run import Run, RunState, _current, first_line
+from .stores.base import TASK
+from .task import FirstRun, Task, WhenIdle, is_async
+
+if TYPE_CHECKING:
+    from .scheduler import Scheduler
+
+log = logging.getLogger("panel_schedule")
+
+Handler = Callable[[Task[Any], Run], Any]
+EVENTS = ("failed", "recovered", "skipped", "stale", "succeeded")
+
+# A plain function that holds the event loop for longer than this, in seconds, is named in a warning.
+HELD_TOO_LONG = 0.1
+
+# Seconds that a coroutine gets to end after its timeout, before a retry is given up.
+LAST_WORDS = 1.0
+
+# What a body returns that has published its final value itself.
+PUBLISHED = object()
+
+
+class Runner:
+    """The part of the scheduler that deals with single runs; under its lock unless it says otherwise."""
+
+    def __init__(self, scheduler: Scheduler):
+        self._s = scheduler
+        self._warned: set[str] = set()
+
+    # ------------------------------------------------------------ starting
+
+    def new(self, lane: Lane, key: datetime | str, wave: datetime | None) -> Run:
+        run = Run(lane.task.name, key, self._s.clock.now(), wave)
+        run._stop = partial(self.cancel, lane)
+        run._changed = partial(self._s.changed, lane.task)
+        return run
+
+    def launch(self, lane: Lane, run: Run) -> None:
+        """Start now, or as soon as the body of an earlier run has ended."""
+        if lane.run is not None:
+            self.queue(lane, run)
+        else:
+            lane.run = run
+            self.start(lane, run)
+
+    def queue(self, lane: Lane, run: Run) -> None:
+        """Let it follow the run in flight. There is one place, for the newest."""
+        if lane.queued is not None:
+            self._drop(lane, lane.queued, "overlap")
+        lane.queued = run
+        self._s.touch(lane)
+
+    def trigger(self, lane: Lane, key: str, wave: datetime) -> None:
+        """An upstream has a new final value. A task that follows others never skips the newest."""
+        if lane.removed or lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers == 0):
+            lane.missed += 1
+            run = self.new(lane, key, wave)
+            self._drop(lane, run, "paused" if lane.paused else "removed" if lane.removed else "idle")
+            self.judge(lane)
+            return
+        for run in (lane.run, lane.queued):
+            if run is not None and run.state is RunState.QUEUED:
+                # It has not begun, so it will read this value: one run for a whole wave.
+                run.key = key
+                run.wave = max(run.wave, wave) if run.wave is not None else None
+                return
+        run = self.new(lane, key, wave)
+        replaced = lane.run if lane.task.policy.overlap == "replace" else None
+        self.launch(lane, run)
+        if replaced is not None:
+            self.cancel(lane, replaced, "replaced")
+
+    def start(self, lane: Lane, run: Run) -> None:
+        """Claim the slot of ``lane.run`` and hand it to its executor, once its upstream is there."""
+        slot = run.key if isinstance(run.key, datetime) else None
+        lane.claim = self._s.store.claim(lane.task.name, run.id, slot)
+        if lane.claim is None:
+            lane.run = None
+            self._drop(lane, run, "claimed elsewhere")
+            return
+        lane.skipped = None
+        if lane.farewell is not None:
+            farewell, lane.farewell = lane.farewell, None
+            run.add_done_callback(lambda _: farewell())
+        self._s.touch(lane)
+        proceed = partial(self._submit, lane, run)
+        if not self._s.waves.hold(lane, run, proceed):
+            proceed()
+
+    def _submit(self, lane: Lane, run: Run) -> None:
+        if run.state.final:
+            self._free(lane)
+            return
+        body = self._async_body(lane, run) if is_async(lane.task.function) else self._body(lane, run)
+        lane.body = lane.executor.submit(body)
+        lane.body.add_done_callback(partial(self._ended, lane, run))
+
+    # ------------------------------------------------------------ inside the run, outside the lock
+
+    def _body(self, lane: Lane, run: Run) -> Callable[[], Any]:
+        function, on_loop = lane.task.function, lane.executor is self._s.executors.get("loop")
+
+        def body() -> Any:
+            self._begin(lane, run)
+            _current.set(run)
+            started = self._s.clock.monotonic()
+            result = function()
+            if inspect.isgenerator(result):
+                result = self._drain(lane, run, result)
+            if on_loop:
+                self._warn_if_held(lane.task.name, self._s.clock.monotonic() - started)
+            return result
+
+        return body
+
+    def _async_body(self, lane: Lane, run: Run) -> Callable[[], Any]:
+        function = lane.task.function
+
+        async def body() -> Any:
+            self._begin(lane, run)
+            _current.set(run)
+            result = function()
+            if not inspect.isasyncgen(result):
+                return await result
+            value, count = None, 0
+            async for value in result:
+                self._yielded(lane, run, value)
+                count += 1
+            return PUBLISHED if count else None
+
+        return body
+
+    def _begin(self, lane: Lane, run: Run) -> None:
+        with self._s.locked():
+            run.check()
+            run.begin(self._s.clock.now())
+            timeout = lane.task.policy.timeout
+            if timeout is not None:
+                lane.timeout_timer = self._s.timers.after(timeout, partial(self._timed_out, lane), run)
+            self._s.touch(lane)
+
+    def _drain(self, lane: Lane, run: Run, values: Any) -> Any:
+        count = 0
+        while True:
+            try:
+                value = next(values)
+            except StopIteration as stop:
+                return PUBLISHED if stop.value is None and count else stop.value
+            self._yielded(lane, run, value)
+            count += 1
+
+    def _yielded(self, lane: Lane, run: Run, value: Any) -> None:
+        run.check()
+        self._publish(lane, run, value)
+
+    def _publish(self, lane: Lane, run: Run, value: Any) -> None:
+        assert lane.claim is not None and run.started_at is not None
+        now = self._s.clock.now()
+        claim = lane.claim if lane.run is run and not run.state.final else None
+        if claim is None or claim.run_id != run.id:
+            raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
+        duration = (now - run.started_at).total_seconds()
+        self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim)
+
+    def _warn_if_held(self, name: str, seconds: float) -> None:
+        if seconds > HELD_TOO_LONG and name not in self._warned:
+            self._warned.add(name)
+            log.warning(
+                "Task %r held the event loop, and with it every open page, for %.0f ms. Run it in a thread: "
+                "threaded=True of ps.schedule_task, executor='thread' of ps.schedule.", name, seconds * 1000,
+            )  # fmt: skip
+
+    # ------------------------------------------------------------ ending
+
+    def _ended(self, lane: Lane, run: Run, future: Future[Any]) -> None:
+        """The body is over, wherever it ran; called there, without the lock."""
+        error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
+        value = None
+        if error is None and not run.state.final:
+            value = future.result()
+            try:
+                if value is PUBLISHED:
+                    value = lane.task.entry.value if lane.task.entry else None
+                else:
+                    self._publish(lane, run, value)
+            except Exception as exc:
+                error = exc
+        with self._s.locked():
+            lane.body = None
+            self._s.timers.cancel(lane.timeout_timer)
+            if run.state.final:
+                self._free(lane)
+            elif run.expired and error is not None:
+                self._failed(lane, run, self._timeout_error(lane), RunState.TIMED_OUT)
+            elif error is None:
+                self._succeeded(lane, run, value)
+            elif isinstance(error, (CancelledError, RunFenced)):
+                ended = error if isinstance(error, RunFenced) else RunCancelled(f"Task {run.task!r}: the run was cancelled.")
+                self._finish(lane, run, RunState.CANCELLED, ended)
+            else:
+                self._failed(lane, run, error, RunState.FAILED)
+            self._s.waves.settle()
+
+    def _succeeded(self, lane: Lane, run: Run, value: Any) -> None:
+        troubled = lane.error is not None or lane.stale
+        lane.error, lane.reported, lane.missed = None, "", 0
+        self._finish(lane, run, RunState.SUCCEEDED, value=value)
+        if troubled:
+            log.info("Task %r has recovered.", run.task)
+            self.emit("recovered", lane.task, run)
+        self.emit("succeeded", lane.task, run)
+        version = lane.task.entry.version if lane.task.entry else 0
+        wave = run.wave or run.queued_at
+        for dependent in lane.dependents:
+            self.trigger(dependent, f"version {version}", wave)
+
+    def _failed(self, lane: Lane, run: Run, error: BaseException, state: RunState) -> None:
+        retry = lane.task.policy.retry
+        if run.attempt < retry.max_attempts and not lane.removed:
+            delay = retry.delay(run.attempt)
+            log.warning(
+                "Task %r: attempt %d of %d failed, the next follows in %g s: %s",
+                run.task, run.attempt, retry.max_attempts, delay, first_line(error),
+            )  # fmt: skip
+            run.again(error)
+            self._s.timers.after(delay, partial(self._retry, lane), run)
+            self._s.touch(lane)
+            return
+        self._finish(lane, run, state, error)
+
+    def _retry(self, lane: Lane, run: Run) -> None:
+        if lane.run is run and not run.state.final:
+            self._submit(lane, run)
+
+    def _timed_out(self, lane: Lane, run: Run) -> None:
+        if lane.run is not run or run.state is not RunState.RUNNING:
+            return
+        again = run.attempt < lane.task.policy.retry.max_attempts
+        if lane.is_async and again and not run.expired:
+            # A coroutine can be ended and tried again; a thread cannot, so its timeout is final.
+            run.expired = True
+            lane.timeout_timer = self._s.timers.after(LAST_WORDS, partial(self._timed_out, lane), run)
+        else:
+            self._finish(lane, run, RunState.TIMED_OUT, self._timeout_error(lane))
+        if lane.body is not None:
+            lane.body.cancel()
+
+    def _timeout_error(self, lane: Lane) -> RunTimedOut:
+        return RunTimedOut(
+            f"Task {lane.task.name!r}: it did not finish within its timeout of {lane.task.policy.timeout:g} s. "
+            "The last good value stays; give it a longer timeout or make it faster."
+        )
+
+    def cancel(self, lane: Lane, run: Run, reason: str) -> None:
+        """End a run from outside, at once. Its body is asked to stop and keeps the lane busy until it does."""
+        with self._s.locked():
+            if run.state.final:
+                return
+            error = RunCancelled(f"Task {run.task!r}: the run was {reason}.")
+            run.reason = reason
+            if lane.queued is run:
+                lane.queued = None
+                self._close(lane, run, RunState.CANCELLED, error)
+            elif lane.run is run:
+                self._finish(lane, run, RunState.CANCELLED, error)
+                if lane.body is not None:
+                    lane.body.cancel()
+            self._s.waves.settle()
+
+    def _finish(
+        self, lane: Lane, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
+    ) -> None:
+        """Bring ``lane.run`` to its one terminal state, and the lane to the next run if its body is gone."""
+        store = self._s.store
+        self._s.timers.cancel(lane.timeout_timer)
+        if lane.body is not None and lane.claim is not None:
+            lane.claim = store.void(lane.claim)
+        if state in (RunState.FAILED, RunState.TIMED_OUT):
+            assert error is not None
+            self._complain(lane, error)
+            lane.error = error
+        self._close(lane, run, state, error, value)
+        self.judge(lane)
+        if state in (RunState.FAILED, RunState.TIMED_OUT):
+            self.emit("failed", lane.task, run)
+        waited_for = lane.gated and lane.task.policy.first_run is FirstRun.WAIT and lane.task.entry is None
+        if waited_for and state is not RunState.SUCCEEDED and self._s.begun:
+            self._s.defer(lambda: self._s.fatal(lane.task, run))
+        if lane.body is None:
+            self._free(lane)
+
+    def _close(
+        self, lane: Lane, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
+    ) -> None:
+        run.end(state, self._s.clock.now(), error)
+        self._s.store.record(run.task, run.record())
+        self._s.touch(lane)
+        self._s.defer(lambda: run.resolve(value))
+
+    def _drop(self, lane: Lane, run: Run, reason: str) -> None:
+        """End a run that never started."""
+        run.reason = reason
+        self._close(lane, run, RunState.SKIPPED, RunSkipped(f"Task {run.task!r}: the run was skipped ({reason})."))
+        self.emit("skipped", lane.task, run)
+
+    def _free(self, lane: Lane) -> None:
+        """The body is gone: give the claim back, and let the next one start."""
+        if lane.claim is not None:
+            self._s.store.release(lane.claim)
+        lane.run = lane.claim = None
+        if lane.queued is not None and not lane.removed:
+            lane.run, lane.queued = lane.queued, None
+            self.start(lane, lane.run)
+
+    # ------------------------------------------------------------ telling
+
+    def judge(self, lane: Lane) -> None:
+        """Work out whether the value is stale, and say so when that has changed."""
+        limit, entry, now = lane.task.policy.stale_after, lane.task.entry, self._s.clock.now()
+        if limit is not None:
+            stale = entry is not None and now - entry.updated_at >= limit
+            if entry is not None and not stale:
+                self._s.timers.cancel(lane.stale_timer)
+                lane.stale_timer = self._s.timers.at(entry.updated_at + limit, self.judge, lane)
+        else:
+            stale = lane.error is not None or (lane.missed >= 2 and entry is not None)
+        stale = stale or any(self._stale(upstream) for upstream in lane.task.policy.upstream)
+        if stale == lane.stale:
+            return
+        lane.stale = stale
+        self._s.touch(lane)
+        if stale and lane.run is not None:
+            self.emit("stale", lane.task, lane.run)
+        elif stale:
+            run = Run(lane.task.name, None, now)
+            run.reason = "stale"
+            self.emit("stale", lane.task, run)
+        for dependent in lane.dependents:
+            self.judge(dependent)
+
+    def _stale(self, task: Task[Any]) -> bool:
+        lane = self._s.lanes.get(task.name)
+        return lane is not None and lane.stale
+
+    def _complain(self, lane: Lane, error: BaseException) -> None:
+        """Log a failure once; again only when it becomes another one."""
+        text = first_line(error)
+        if text == lane.reported:
+            return
+        lane.reported = text
+        last_good = "the last good value stays" if lane.task.entry else "there is no value yet"
+        log.error("Task %r failed, %s: %s", lane.task.name, last_good, text, exc_info=error)
+
+    def emit(self, event: str, task: Task[Any], run: Run) -> None:
+        """Call the handlers of an event, in an executor: they can never hurt a run."""
+        for handler in list(self._s.handlers[event]):
+            executor = self._s.executors["loop" if is_async(handler) else "thread"]
+            body = partial(handler, task, run)
+            future = executor.submit(body)
+            future.add_done_callback(partial(_report_handler, event, task.name))
+
+
+def _report_handler(event: str, task: str, future: Future[Any]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.error("Task %r: a handler of the event %r failed: %s", task, event, first_line(error), exc_info=error)

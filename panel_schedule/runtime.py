@@ -1,0 +1,270 @@
+"""The layers put together, once per process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import panel as pn
+
+from .clock import Clock, SystemClock
+from .components import show
+from .config import Config
+from .errors import NotReady
+from .executors.loop import LoopExecutor
+from .executors.threads import ThreadExecutor
+from .registry import Registry, choose_trigger, require_no_cycle, require_schedulable, same_function, taken
+from .run import Run, refuse_to_block
+from .runner import EVENTS, Handler
+from .scheduler import Scheduler
+from .stores.base import TASK, USER
+from .stores.memory import MemoryStore
+from .task import FirstRun, Policy, Task, is_async
+from .triggers import Trigger
+from .views import TaskView, Views
+
+log = logging.getLogger("panel_schedule")
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """
+    Everything of one process: registry, store, scheduler, views.
+
+    The package has one; a test may make others.
+
+    Parameters
+    ----------
+    config : Config
+    clock : Clock, optional
+        The system's by default.
+    """
+
+    def __init__(self, config: Config, clock: Clock | None = None):
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.grace: float | None = None
+        self.tasks = Registry()
+        self.handlers: dict[str, list[Handler]] = {event: [] for event in EVENTS}
+        self._ungated: set[str] = set()
+        self._fatal: Callable[[Task[Any], Run], object] | None = None
+        self._warned_of_setup = False
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._lock = threading.RLock()
+        self._scheduler: Scheduler | None = None
+        self._started = False
+        self.loops = LoopExecutor()
+        self.views = Views(self.clock, lambda: self.loops.adopted, self._watch)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler, made when it is first needed: from then on the configuration is fixed."""
+        if self._scheduler is None:
+            with self._lock:
+                if self._scheduler is None:
+                    self._scheduler = self._build()
+                    for task in self.tasks.values():
+                        self._scheduler.add(task, gated=task.name not in self._ungated)
+        return self._scheduler
+
+    def _build(self) -> Scheduler:
+        self.config.freeze()
+        store = MemoryStore(self.config.history_limit)
+        store.subscribe(lambda space, name, entry: space == USER and self.views.changed(space, name))
+        return Scheduler(
+            self.clock,
+            store,
+            {"loop": self.loops, "thread": ThreadExecutor(self.config.max_threads)},
+            self.handlers,
+            changed=lambda task: self.views.changed(TASK, task.name),
+            exhausted=self.tasks.discard,
+            fatal=self._first_run_failed,
+        )
+
+    # ------------------------------------------------------------ lifecycle
+
+    def start(self, loop: asyncio.AbstractEventLoop, fatal: Callable[[Task[Any], Run], object] | None = None) -> None:
+        """
+        Start the clocks, with the loop of a server or notebook. Idempotent.
+
+        Parameters
+        ----------
+        loop : asyncio.AbstractEventLoop
+            Where async functions run and views are updated.
+        fatal : callable, optional
+            ``fatal(task, run)`` when a first run has failed that the server waits for.
+        """
+        self._fatal = fatal or self._fatal
+        self.loops.adopt(loop)
+        if not self._started:
+            self._started = True
+            # At the loop's next turn: the rest of a setup script that is running now registers its tasks first.
+            loop.call_soon_threadsafe(self.scheduler.begin)
+
+    @property
+    def started(self) -> bool:
+        """Whether the clocks run."""
+        return self._started
+
+    def stop(self) -> None:
+        """Stop the clocks; runs in flight get the grace period. Idempotent."""
+        if self._started and self._scheduler is not None:
+            self._started = False
+            self._scheduler.stop(self.config.grace_period if self.grace is None else self.grace)
+
+    def forget(self) -> None:
+        """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
+        self._fresh()
+
+    def waiting_for(self) -> list[Task[Any]]:
+        """What the first visitors wait for: the tasks without a first value."""
+        return [lane.task for lane in self.scheduler.gate()] if self.tasks else []
+
+    def _first_run_failed(self, task: Task[Any], run: Run) -> None:
+        if self._fatal is not None:
+            self._fatal(task, run)
+
+    def _watch(self, task: Task[Any], viewers: int) -> None:
+        self.scheduler.watch(task, viewers)
+
+    # ------------------------------------------------------------ what a task asks of the layers above it
+
+    def trigger(self, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Trigger:
+        return choose_trigger(
+            period=period, cron=cron, at=at, timezone=timezone, default_timezone=self.config.timezone
+        )
+
+    async def ready(self, task: Task[T], timeout: float | None) -> T:
+        self._run_without_clock(task)
+        try:
+            future = asyncio.wrap_future(self.scheduler.first_value(task))
+            return await asyncio.wait_for(asyncio.shield(future), timeout)  # type: ignore[no-any-return]
+        except TimeoutError:
+            raise self._not_ready(task, timeout) from None
+
+    def wait_ready(self, task: Task[T], timeout: float | None) -> T:
+        future = self.scheduler.first_value(task)
+        if not future.done():
+            refuse_to_block(f"wait_ready() of task {task.name!r}", "await task.ready()")
+            run = self._run_without_clock(task)
+            if run is not None:
+                run.result(timeout)
+        try:
+            return future.result(timeout)  # type: ignore[no-any-return]
+        except TimeoutError:
+            raise self._not_ready(task, timeout) from None
+
+    def _run_without_clock(self, task: Task[Any]) -> Run | None:
+        """Where no clock runs nothing would ever come: run it once."""
+        return task.refresh() if task.entry is None and not self._started else None
+
+    def _not_ready(self, task: Task[Any], timeout: float | None) -> NotReady:
+        status = task.status
+        why = status.error or f"it is {status.state}, and due next at {status.next_run}"
+        return NotReady(f"Task {task.name!r} has no value after {timeout:g} s: {why}.")
+
+    def view(self, task: Task[Any]) -> TaskView:
+        return self.views.of_task(task)
+
+    def show(self, task: Task[Any]) -> pn.viewable.Viewable:
+        return show(task)
+
+    # ------------------------------------------------------------ registering
+
+    def register(self, policy: Policy, name: str | None, function: Callable[[], Any]) -> Task[Any]:
+        """
+        Make a task of a function, or find the one that it is already (invariant 1).
+
+        Raises
+        ------
+        RegistrationError
+            When the function cannot be scheduled or the name is taken.
+        """
+        if isinstance(function, Task):
+            raise RegistrationError(f"{function!r} is a task already; schedule its function: {function.name}.function.")
+        name = require_schedulable(function, name)
+        with self._lock:
+            known = self.tasks.get(name)
+            if known is not None:
+                return self._register_again(known, function, policy)
+            task: Task[Any] = Task(name, function, policy, self)
+            in_session = _in_session()
+            if in_session:
+                self._warn_of_setup(name)
+                self._ungated.add(name)
+            self.tasks.add(task)
+            if self._scheduler is not None:
+                self._scheduler.add(task, gated=not in_session)
+        self._start_where_a_loop_runs(task)
+        return task
+
+    def _register_again(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> Task[Any]:
+        notebook = in_notebook()
+        same = same_function(known, function)
+        edited = getattr(known.function, "__code__", None) != getattr(function, "__code__", None)
+        if not (notebook and not same) and not (same and edited and (notebook or pn.config.autoreload)):
+            if not same:
+                raise taken(known, function)
+            return known
+        require_no_cycle(known, policy)
+        known.function, known.policy, known._plain = function, policy, False
+        if known.entry is None:
+            known._value = policy.default
+        if self._scheduler is not None:
+            self._scheduler.redefine(known)
+        self._start_where_a_loop_runs(known)
+        return known
+
+    def _warn_of_setup(self, name: str) -> None:
+        if not self._warned_of_setup and not self._started:
+            self._warned_of_setup = True
+            log.warning(
+                "Task %r was registered by a session, so it starts with the first visitor instead of with the server. "
+                "Serve with `panel serve app.py --setup tasks.py`, naming the file that defines it.", name,
+            )  # fmt: skip
+
+    def _start_where_a_loop_runs(self, task: Task[Any]) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if not in_notebook():
+            self.start(loop)
+            return
+        self.loops.adopt(loop)
+        self._started = True
+        self.scheduler.begin()
+        self._show_first_run(task)
+
+    def _show_first_run(self, task: Task[Any]) -> None:
+        """In a notebook the cell waits for the first value, and a failure is its traceback."""
+        run = self.scheduler.lanes[task.name].run
+        if run is None or task.policy.first_run is not FirstRun.WAIT:
+            return
+        if is_async(task.function):
+            # It runs on the kernel's loop, which the cell itself holds: the traceback follows the cell.
+            run.add_done_callback(lambda run: run.error is not None and _show_traceback(run.error))
+        else:
+            run._future.result()
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _show_traceback(error: BaseException) -> None:
+    sys.modules["IPython"].get_ipython().showtraceback((type(error), error, error.__traceback__))
+
+
+def _in_session() -> bool:
+    document = pn.state.curdoc
+    return document is not None and document.session_context is not None

@@ -1,0 +1,474 @@
+"""The service thread: plan what is due, keep one timer, hand runs to the runner."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import Context
+from datetime import datetime
+from typing import Any
+
+from .clock import Clock
+from .errors import RegistrationError
+from .executors.base import Executor
+from .lanes import Lane, Waves
+from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot, stepped_back
+from .run import Run, RunRecord, RunState
+from .runner import EVENTS, Handler, Runner
+from .stores.base import TASK, Entry, Store
+from .task import FirstRun, Task, TaskStatus, WhenIdle, is_async
+from .timers import Timers
+from .triggers import Trigger
+
+log = logging.getLogger("panel_schedule")
+
+# A date callable that raised is asked again after this many seconds.
+ASK_AGAIN = 30.0
+
+
+class Scheduler:
+    """
+    Runs tasks when they are due. One thread, one heap, one timer.
+
+    Parameters
+    ----------
+    clock : Clock
+    store : Store
+    executors : dict
+        By name: ``"loop"`` and ``"thread"``.
+    handlers : dict
+        By event, those of ``ps.on``.
+    changed : callable
+        ``changed(task)`` after each change of a task's status, on any thread, outside of locks.
+    exhausted : callable
+        ``exhausted(task)`` when a task that is to be forgotten has no date left.
+    fatal : callable
+        ``fatal(task, run)`` when a first run that the server waits for has failed.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        store: Store,
+        executors: dict[str, Executor],
+        handlers: dict[str, list[Handler]] | None = None,
+        changed: Callable[[Task[Any]], object] = lambda task: None,
+        exhausted: Callable[[Task[Any]], object] = lambda task: None,
+        fatal: Callable[[Task[Any], Run], object] = lambda task, run: None,
+    ):
+        self.clock = clock
+        self.store = store
+        self.executors = executors
+        self.handlers = handlers or {event: [] for event in EVENTS}
+        self.changed = changed
+        self.exhausted = exhausted
+        self.fatal = fatal
+        self.lanes: dict[str, Lane] = {}
+        self.timers = Timers(clock)
+        self.lock = threading.RLock()
+        self.begun = False
+        self.waves = Waves(self.lanes, self.lock)
+        self.runner = Runner(self)
+        self._wake = threading.Condition(self.lock)
+        self._asleep_until = float("inf")
+        self._depth = 0
+        self._deferred: list[Callable[[], object]] = []
+        self._due: list[Lane] = []
+        self._seen = clock.now()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        store.subscribe(self._stored)
+
+    # ------------------------------------------------------------ lifecycle
+
+    def start(self) -> None:
+        """Start the service thread: timeouts and retries work, no clock decides yet. Idempotent."""
+        with self.lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._stopping = False
+                self._thread = threading.Thread(target=self._serve, name="panel-schedule", daemon=True)
+                Context().run(self._thread.start)
+
+    def begin(self) -> None:
+        """Start the clocks: first runs, then slots. Idempotent."""
+        with self.locked():
+            if not self.begun:
+                self.begun = True
+                self._seen = self.clock.now()
+                self._enter(self.lanes.values())
+        self.start()
+
+    def stop(self, grace: float) -> None:
+        """No new runs; those in flight get `grace` seconds, async ones are cancelled. Idempotent."""
+        with self.locked():
+            self._stopping, self.begun = True, False
+            for lane in self.lanes.values():
+                if lane.queued is not None:
+                    self.runner.cancel(lane, lane.queued, "cancelled: the server stops")
+                if lane.run is not None and lane.run.state is RunState.QUEUED:
+                    self.runner.cancel(lane, lane.run, "cancelled: the server stops")
+            self._wake.notify_all()
+        for executor in self.executors.values():
+            executor.stop(grace)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock; what was deferred meanwhile is called after it has been given back."""
+        deferred: list[Callable[[], object]] = []
+        self.lock.acquire()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                if self._deferred:
+                    deferred, self._deferred = self._deferred, []
+                if self.timers.earliest < self._asleep_until:
+                    self._asleep_until = 0.0
+                    self._wake.notify_all()
+            self.lock.release()
+            for call in deferred:
+                call()
+
+    def defer(self, call: Callable[[], object]) -> None:
+        """Call it once the lock is free: what may run a stranger's code."""
+        self._deferred.append(call)
+
+    def tick(self) -> float:
+        """Do all that is due, and return how many seconds there are until the next look."""
+        with self.locked():
+            self._asleep_until = 0.0
+            self._look()
+            self.timers.fire()
+            if self._due:
+                lanes, self._due = self._due, []
+                self._plan(lanes)
+            delay = self.timers.delay()
+            self._asleep_until = self.clock.monotonic() + delay
+        return delay
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            try:
+                delay = self.tick()
+            except Exception:
+                log.exception("The scheduler failed at something that is a bug of panel-schedule; it goes on.")
+                delay = 1.0
+            with self._wake:
+                if not self._stopping and self._asleep_until > 0.0:
+                    self._wake.wait(delay)
+
+    # ------------------------------------------------------------ tasks
+
+    def add(self, task: Task[Any], gated: bool = True) -> None:
+        """Take a task in; it runs as soon as the clocks do."""
+        lane = Lane(task, self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
+        with self.locked():
+            self.lanes[task.name] = lane
+            self._join_upstream(lane)
+            if self.begun:
+                self._enter([lane])
+
+    def redefine(self, task: Task[Any]) -> None:
+        """The task got another function or policy: keep its value and history, run it anew."""
+        with self.locked():
+            lane = self.lanes[task.name]
+            lane.executor = self._executor(task)
+            lane.named, lane.reads, lane.removed, lane.gated = None, frozenset(), False, False
+            lane.trigger = task.policy.trigger
+            self._join_upstream(lane)
+            if self.begun:
+                self._enter([lane], again=True)
+
+    def discard(self, task: Task[Any]) -> None:
+        """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
+        with self.locked():
+            self.remove(task)
+            self.lanes.pop(task.name, None)
+            self.store.forget(task.name)
+
+    def remove(self, task: Task[Any]) -> None:
+        with self.locked():
+            lane = self.lanes[task.name]
+            lane.removed, lane.next, lane.stale = True, None, False
+            task._plain = True
+            for timer in (lane.slot_timer, lane.stale_timer):
+                self.timers.cancel(timer)
+            if lane.queued is not None:
+                self.runner.cancel(lane, lane.queued, "cancelled: the schedule was removed")
+            self.waves.settle()
+            self.touch(lane)
+
+    def last_run(self, task: Task[Any], then: Callable[[], object]) -> None:
+        """Call `then` when the run that begins next has ended."""
+        self.lanes[task.name].farewell = then
+
+    def pause(self, task: Task[Any], paused: bool) -> None:
+        with self.locked():
+            lane = self.lanes[task.name]
+            lane.paused = self._row(lane, paused=paused).paused
+            self.waves.settle()
+            self.touch(lane)
+
+    def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
+        with self.locked():
+            lane = self.lanes[task.name]
+            if lane.removed:
+                raise RegistrationError(f"Task {task.name!r}: its schedule was removed; define it again instead.")
+            now = self.clock.now()
+            self._row(lane, override=trigger, first_seen=now)
+            lane.trigger = trigger
+            if self.begun:
+                self._arm(lane, trigger.next_after(now))
+            self.touch(lane)
+
+    def refresh(self, task: Task[Any]) -> Run:
+        self.start()
+        with self.locked():
+            lane = self.lanes[task.name]
+            if lane.removed:
+                raise RegistrationError(
+                    f"Task {task.name!r}: its schedule was removed, so there is nothing to refresh; call it instead."
+                )
+            if lane.run is not None and not lane.run.state.final:
+                return lane.run
+            if lane.queued is not None:
+                return lane.queued
+            run = self.runner.new(lane, "", None)
+            run.key = f"request {run.id[:8]}"
+            self.runner.launch(lane, run)
+            return run
+
+    def await_turn(self, task: Task[Any], run: Run) -> None:
+        reader, upstream = self.lanes.get(run.task), self.lanes.get(task.name)
+        if reader is not None and upstream is not None:
+            self.waves.wait(reader, run, upstream)
+
+    def first_value(self, task: Task[Any]) -> Future[Any]:
+        """A future of the first value, shared by all who wait."""
+        with self.lock:
+            lane = self.lanes[task.name]
+            if lane.first is None:
+                lane.first = Future()
+                if task.entry is not None:
+                    lane.first.set_result(task.entry.value)
+            return lane.first
+
+    def gate(self) -> list[Lane]:
+        """The tasks without whose first value no page is built."""
+        with self.lock:
+            return [lane for lane in self.lanes.values() if lane.gated and lane.task.entry is None and self._comes(lane)]
+
+    def watch(self, task: Task[Any], viewers: int) -> None:
+        """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""
+        with self.locked():
+            lane = self.lanes.get(task.name)
+            if lane is None or task.policy.when_idle is WhenIdle.RUN:
+                return
+            lane.viewers += viewers
+            due_again = lane.stale or (lane.missed > 0 and lane.run is None)
+            if viewers > 0 and lane.viewers == viewers and due_again and self.begun and not lane.paused and not lane.removed:
+                self.refresh(task)
+
+    def status(self, task: Task[Any]) -> TaskStatus:
+        with self.lock:
+            lane = self.lanes.get(task.name)
+            if lane is None:
+                lane = Lane(task, self.executors["thread"], False)
+                lane.removed = True
+            return lane.status()
+
+    def history(self, task: Task[Any]) -> list[RunRecord]:
+        return self.store.history(task.name)
+
+    def touch(self, lane: Lane) -> None:
+        """The task's status has changed: tell those who show it."""
+        self.defer(lambda: self.changed(lane.task))
+
+    def _stored(self, space: str, name: str, entry: Entry | None) -> None:
+        lane = self.lanes.get(name) if space == TASK else None
+        if lane is None or entry is None:
+            return
+        task = lane.task
+        if task.entry is None or entry.version > task.entry.version:
+            task.entry = entry
+            task._value = entry.value
+            if lane.first is not None and not lane.first.done():
+                lane.first.set_result(entry.value)
+            self.changed(task)
+
+    def _executor(self, task: Task[Any]) -> Executor:
+        return self.executors[task.policy.executor or ("loop" if is_async(task.function) else "thread")]
+
+    def _join_upstream(self, lane: Lane) -> None:
+        for other in self.lanes.values():
+            if lane in other.dependents and other.task not in lane.task.policy.upstream:
+                other.dependents = tuple(dependent for dependent in other.dependents if dependent is not lane)
+        for task in lane.task.policy.upstream:
+            upstream = self.lanes[task.name]
+            if lane not in upstream.dependents:
+                upstream.dependents += (lane,)
+
+    # ------------------------------------------------------------ planning
+
+    def _enter(self, lanes: Iterable[Lane], again: bool = False) -> None:
+        """First runs, of all lanes before any starts: each must see whom it waits for."""
+        now = self.clock.now()
+        first = [lane for lane in lanes if not lane.removed and self._first_run(lane, now, again)]
+        for lane in first:
+            assert lane.run is not None
+            self.runner.start(lane, lane.run)
+
+    def _first_run(self, lane: Lane, now: datetime, again: bool) -> bool:
+        policy, fingerprint = lane.task.policy, lane.task.policy.trigger.fingerprint
+        row = self.store.row(lane.task.name)
+        if row is None or row.fingerprint != fingerprint:
+            if row is not None and row.override is not None:
+                log.warning(
+                    "Task %r: its reschedule (%s) gives way, because the schedule in the code has changed to %s.",
+                    lane.task.name, row.override, policy.trigger,
+                )  # fmt: skip
+            row = self.store.amend(
+                lane.task.name, fingerprint=fingerprint, first_seen=now, last_slot=None, override=None
+            )
+        lane.trigger, lane.paused = row.override or policy.trigger, row.paused
+        since = max(filter(None, (row.first_seen, row.last_slot)))
+        if policy.start is not None and policy.start > since:
+            since = policy.start - TICK
+        self._arm(lane, self._next_after(lane, since))
+        wanted = policy.first_run is not FirstRun.SKIP and not lane.paused and (again or lane.task.entry is None)
+        if lane.clockless:
+            if wanted and any(upstream.entry for upstream in policy.upstream):
+                self.runner.trigger(lane, f"version {policy.upstream[0].entry.version}", now)  # type: ignore[union-attr]
+            return False
+        if not wanted or lane.run is not None:
+            return False
+        slot = None if again else last_slot(lane.trigger, now)
+        lane.run = self.runner.new(lane, slot or f"first {now.isoformat()}", now)
+        return True
+
+    def _plan(self, lanes: list[Lane]) -> None:
+        now, starting = self.clock.now(), []
+        for lane in lanes:
+            pending = self._pending(lane, now)
+            if pending is None:
+                self._arm(lane, lane.next)
+                continue
+            policy = lane.task.policy
+            lane.missed += 1 if pending.first == pending.latest else 2
+            decision = decide(
+                pending,
+                now,
+                overlap=policy.overlap,
+                catch_up=policy.catch_up,
+                paused=lane.paused,
+                idle=policy.when_idle is WhenIdle.SKIP and lane.viewers == 0,
+                busy=lane.busy,
+                trigger=lane.trigger,
+            )
+            self._arm(lane, pending.upcoming)
+            if decision.skipped is not None:
+                self._skip(lane, decision.skipped)
+            if decision.action is Action.RUN:
+                lane.run = self.runner.new(lane, decision.slot, decision.slot)
+                starting.append(lane)
+            elif decision.action is not Action.SKIP:
+                self.runner.queue(lane, self.runner.new(lane, decision.slot, decision.slot))
+                if decision.action is Action.REPLACE and lane.run is not None:
+                    self.runner.cancel(lane, lane.run, "replaced")
+            self.runner.judge(lane)
+        for lane in starting:
+            if lane.run is not None:
+                self.runner.start(lane, lane.run)
+        self.waves.settle()
+
+    def _pending(self, lane: Lane, now: datetime) -> Due | None:
+        try:
+            return due(lane.trigger, lane.next, now)
+        except Exception:
+            log.exception(
+                "Task %r: the function given as at= failed; it is asked again in %g s.", lane.task.name, ASK_AGAIN
+            )
+            self.timers.after(ASK_AGAIN, self._ask_again, lane)
+            return Due(lane.next, lane.next, None) if lane.next is not None else None
+
+    def _ask_again(self, lane: Lane) -> None:
+        if lane.next is None and not lane.removed:
+            self._arm(lane, self._next_after(lane, self.clock.now()))
+
+    def _next_after(self, lane: Lane, since: datetime) -> datetime | None:
+        try:
+            return lane.trigger.next_after(since)
+        except Exception:
+            log.exception(
+                "Task %r: the function given as at= failed; it is asked again in %g s.", lane.task.name, ASK_AGAIN
+            )
+            self.timers.after(ASK_AGAIN, self._ask_again, lane)
+            return None
+
+    def _arm(self, lane: Lane, slot: datetime | None) -> None:
+        self.timers.cancel(lane.slot_timer)
+        lane.next, lane.slot_timer = slot, None
+        if slot is not None:
+            lane.slot_timer = self.timers.at(slot, self._due.append, lane)
+        elif lane.task.policy.forget:
+            self.defer(lambda: self.exhausted(lane.task))
+
+    def _skip(self, lane: Lane, stretch: Stretch) -> None:
+        """Record a stretch of skipped slots; one that goes on becomes longer instead."""
+        self.store.amend(lane.task.name, last_slot=stretch.last)
+        before = lane.skipped
+        goes_on = before is not None and before.reason == stretch.reason
+        record = RunRecord(
+            id=before.id if goes_on and before else f"skipped-{stretch.first.isoformat()}",
+            key=before.key if goes_on and before else stretch.first,
+            state=RunState.SKIPPED,
+            finished_at=self.clock.now(),
+            reason=stretch.reason,
+            until=stretch.last,
+        )
+        self.store.record(lane.task.name, record, replaces=before if goes_on else None)
+        lane.skipped = record
+        if not goes_on:
+            run = Run(lane.task.name, stretch.first, self.clock.now())
+            run.reason, run.until = stretch.reason, stretch.last
+            run.end(RunState.SKIPPED, self.clock.now())
+            self.runner.emit("skipped", lane.task, run)
+
+    def _look(self) -> None:
+        """Follow the steps of the wall clock (invariant 7)."""
+        self.timers.look()
+        now, before = self.clock.now(), self._seen
+        self._seen = now
+        if before - now <= STEP_BACK:
+            return
+        for lane in self.lanes.values():
+            row = self.store.row(lane.task.name)
+            reset = stepped_back(max(filter(None, (row.first_seen, row.last_slot))), before, now) if row else None
+            if reset is None or lane.next is None:
+                continue
+            self.store.amend(lane.task.name, last_slot=None, first_seen=reset)
+            self._arm(lane, self._next_after(lane, reset))
+            self.store.record(
+                lane.task.name,
+                RunRecord(f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason="clock stepped back", until=before),
+            )
+        log.warning("The clock stepped back by %.0f s, to %s.", (before - now).total_seconds(), now.isoformat())
+
+    def _comes(self, lane: Lane) -> bool:
+        """Whether a first run is on its way: not where it waits for a task that skips its own."""
+        if lane.task.policy.first_run is FirstRun.SKIP or lane.removed or lane.paused:
+            return False
+        if lane.clockless:
+            return any(up.entry or self._comes(self.lanes[up.name]) for up in lane.task.policy.upstream)
+        return True
+
+    def _row(self, lane: Lane, **changes: Any) -> Any:
+        if self.store.row(lane.task.name) is None:
+            fingerprint = lane.task.policy.trigger.fingerprint
+            changes = {"fingerprint": fingerprint, "first_seen": self.clock.now(), **changes}
+        return self.store.amend(lane.task.name, **changes)

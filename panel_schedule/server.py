@@ -1,0 +1,150 @@
+"""Where a Bokeh server meets the runtime: it starts the clocks, and holds the first visitors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import traceback
+import weakref
+from functools import wraps
+from html import escape
+from typing import Any
+
+from bokeh.application import Application
+from bokeh.document import Document
+from bokeh.models import CustomJS, Div
+from tornado.process import task_id
+
+from .run import Run
+from .runtime import Runtime
+from .task import Task
+
+log = logging.getLogger("panel_schedule")
+
+# How often the log says what the first visitors wait for, in seconds.
+REMINDER = 10.0
+
+_STARTING = """
+<div style="font: 16px/1.6 system-ui, sans-serif; max-width: 36em; margin: 20vh auto; color: #555; text-align: center">
+  <p style="font-size: 1.4em; margin: 0">The dashboard is starting.</p>
+  <p>It waits for its first data: {tasks}. This page reloads by itself.</p>
+</div>
+"""
+
+_RELOAD = "setTimeout(() => window.location.reload(), 2000)"
+
+
+def install(runtime: Runtime) -> None:
+    """
+    Teach Bokeh's ``Application`` about the runtime; Panel's inherits it.
+
+    The load hook starts the clocks, the session hook holds a visitor until the first values
+    are there: Bokeh awaits it before it builds the document.
+    """
+    Gate(runtime).install()
+
+
+class Gate:
+    """Keeps documents from being built before their data is there."""
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self._unready: weakref.WeakSet[Document] = weakref.WeakSet()
+        self._reminded = 0.0
+
+    def install(self) -> None:
+        on_loaded, on_unloaded = Application.on_server_loaded, Application.on_server_unloaded
+        on_created, initialize = Application.on_session_created, Application.initialize_document
+
+        @wraps(on_loaded)
+        def on_server_loaded(application: Application, server_context: Any) -> None:
+            on_loaded(application, server_context)
+            self._start()
+
+        @wraps(on_unloaded)
+        def on_server_unloaded(application: Application, server_context: Any) -> None:
+            self._runtime.stop()
+            on_unloaded(application, server_context)
+
+        @wraps(on_created)
+        async def on_session_created(application: Application, session_context: Any) -> None:
+            await on_created(application, session_context)
+            self._start()
+            if not await self._open():
+                self._unready.add(session_context._document)
+
+        @wraps(initialize)
+        def initialize_document(application: Application, document: Document) -> None:
+            if document in self._unready:
+                _say_starting(document, self._runtime.waiting_for())
+            else:
+                initialize(application, document)
+
+        Application.on_server_loaded = on_server_loaded  # type: ignore[method-assign]
+        Application.on_server_unloaded = on_server_unloaded  # type: ignore[method-assign]
+        Application.on_session_created = on_session_created  # type: ignore[method-assign]
+        Application.initialize_document = initialize_document  # type: ignore[method-assign]
+
+    def _start(self) -> None:
+        if not self._runtime.tasks:
+            return
+        loop = asyncio.get_running_loop()
+        if task_id() is not None and not self._runtime.started:
+            log.warning(
+                "The server has several processes, and the values live in memory: each process runs every task itself."
+            )
+        self._runtime.start(loop, lambda task, run: self._end(loop, task, run))
+
+    async def _open(self) -> bool:
+        """Wait for the first values; False when they are not there within ``ps.config.ready_timeout``."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._runtime.config.ready_timeout
+        while waiting := self._runtime.waiting_for():
+            now = loop.time()
+            if now >= give_up:
+                return False
+            self._remind(waiting, now)
+            first = [asyncio.wrap_future(self._runtime.scheduler.first_value(task)) for task in waiting]
+            await asyncio.wait(first, timeout=min(give_up - now, REMINDER), return_when=asyncio.FIRST_COMPLETED)
+        return True
+
+    def _remind(self, waiting: list[Task[Any]], now: float) -> None:
+        if now - self._reminded >= REMINDER:
+            self._reminded = now
+            reasons = [f"{task.name} ({task.status.error or task.status.state})" for task in waiting]
+            log.info("Visitors wait for the first value of: %s", ", ".join(reasons))
+
+    def _end(self, loop: asyncio.AbstractEventLoop, task: Task[Any], run: Run) -> None:
+        """A server that cannot serve what it promised says so and goes."""
+        message = (
+            f"\npanel-schedule: the first run of task {task.name!r} {run.state.replace('_', ' ')}, so the server stops: "
+            "there is nothing to serve. Mend the function, or let the server start without it: first_run='background'."
+            f"\n\n{_own_traceback(run.error)}"
+        )
+        self._runtime.grace = 0.0
+        loop.call_soon_threadsafe(_exit, message)
+
+
+def _exit(message: str) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        # A server in a thread ends with its thread, and only the log can tell why.
+        log.critical(message)
+    raise SystemExit(message)
+
+
+def _own_traceback(error: BaseException | None) -> str:
+    """The traceback from the user's function on, without the machinery that called it."""
+    if error is None:
+        return ""
+    frames = error.__traceback__
+    while frames is not None and "panel_schedule" in frames.tb_frame.f_globals.get("__name__", "") and frames.tb_next:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+
+
+def _say_starting(document: Document, waiting: list[Task[Any]]) -> None:
+    document.title = "Starting"
+    names = ", ".join(task.name for task in waiting) or "the first tasks"
+    document.add_root(Div(text=_STARTING.format(tasks=escape(names)), sizing_mode="stretch_width"))
+    document.js_on_event("document_ready", CustomJS(code=_RELOAD))

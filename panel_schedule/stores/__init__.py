@@ -1,0 +1,1 @@
+"""Where values, claims and run records live."""

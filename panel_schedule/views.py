@@ -1,0 +1,379 @@
+"""The session's own reactive face of a task or a stored value; it dies with the session."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+import panel as pn
+import param
+from bokeh.document import Document
+from panel.io.state import set_curdoc
+from param.parameterized import Skip, discard_events
+
+from .clock import Clock
+from .stores.base import TASK, USER, Entry
+from .task import Task, TaskStatus
+
+log = logging.getLogger("panel_schedule")
+
+# The fan-out updates up to this many documents, for up to this many seconds, then lets the
+# event loop turn: 200 sessions at once would stall every page otherwise.
+BURST = 5
+BURST_SECONDS = 0.005
+PAUSE_SECONDS = 0.001
+
+
+_OUTDATED = object()
+
+
+class _OwnValue(param.Parameter):
+    """A value that belongs to one session: reading it in another one warns."""
+
+    def __get__(self, obj: Any, objtype: Any) -> Any:
+        if obj is not None and obj._home is not None:
+            obj._warn_abroad()
+        return super().__get__(obj, objtype)
+
+
+class View(param.Parameterized):
+    """
+    A stored value as seen by one session. Its params serve as references for any component.
+
+    A DataFrame is handed over as the session's own shallow copy (copy-on-write; a full copy
+    before pandas 3), so that an editable table changes nobody else's data.
+    """
+
+    value = _OwnValue(doc="The last good value.")
+
+    version = param.Integer(default=0, doc="Number of the value, from 1; 0 before the first one.")
+
+    updated_at = param.Parameter(doc="When the value was stored: an aware datetime in UTC, None before the first one.")
+
+    def __init__(self, home: weakref.ref[Document] | None, **params: Any):
+        self._home = home
+        self._abroad = False
+        super().__init__(**params)
+
+    def pipe(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """
+        Bind a function to the live value: ``pn.panel(view.pipe(chart))``.
+
+        Parameters
+        ----------
+        function : callable
+            Called as ``function(value, *args, **kwargs)`` after each update, and not before
+            there is a value: until then nothing is shown.
+        *args, **kwargs
+            Values or references, as in ``pn.bind``.
+        """
+
+        def piped(value: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.version == 0:
+                raise Skip
+            return function(value, *args, **kwargs)
+
+        return pn.bind(piped, self.param.value, *args, **kwargs)
+
+    def _take(self, entry: Entry | None, default: Any) -> dict[str, Any]:
+        if entry is None:
+            return {} if self.version else {"value": default}
+        if entry.version == self.version:
+            return {}
+        with discard_events(self):
+            # param compares the old value with the new one, item by item, to see whether it changed.
+            # A new version is news by itself, also when a task returns the list that it returned before.
+            self.value = _OUTDATED
+        return {"value": own_copy(entry.value), "version": entry.version, "updated_at": entry.updated_at}
+
+    def _warn_abroad(self) -> None:
+        here = pn.state.curdoc
+        assert self._home is not None
+        if here is None or here is self._home() or self._abroad or here.session_context is None:
+            return
+        self._abroad = True
+        warnings.warn(
+            f"{self!r} belongs to another session than the one that reads it now. Call task.view() (or task.rx) "
+            "inside the code of the page, once per session, instead of sharing one view through a global.",
+            stacklevel=4,
+        )
+
+
+class TaskView(View):
+    """
+    A task as seen by one session; made by ``task.view()``.
+
+    Besides its value it carries what there is to say about it: state, progress, errors.
+    """
+
+    state = param.Selector(
+        default="idle",
+        objects=["idle", "queued", "running", "failed", "paused", "removed"],
+        doc="What the task is doing.",
+    )
+
+    running = param.Boolean(default=False, doc="True from queued on, until the run has ended.")
+
+    percent = param.Integer(default=-1, bounds=(-1, 100), doc="Progress of the run; -1 while unknown.")
+
+    message = param.String(default="", doc="What the run says about its progress.")
+
+    error = param.String(default="", doc='First line of the last failure; "" when the last run succeeded.')
+
+    stale = param.Boolean(default=False, doc="The value is older than the task promised.")
+
+    next_run = param.Parameter(doc="When it is due next: an aware datetime in UTC; None where no clock decides.")
+
+    def __repr__(self) -> str:
+        return f"<TaskView {self.name!r} version {self.version}>"
+
+    def _follow(self, task: Task[Any]) -> None:
+        status: TaskStatus = task.status
+        self.param.update(
+            state=status.state,
+            running=status.running,
+            percent=status.percent,
+            message=status.message,
+            error=status.error,
+            stale=status.stale,
+            next_run=status.next_run,
+            **self._take(task.entry, task.policy.default),
+        )
+
+
+class _Session:
+    """What one document shows, and what of it has changed. Never refers to the document strongly."""
+
+    __slots__ = ("changed", "document", "views")
+
+    def __init__(self, document: weakref.ref[Document] | None):
+        self.document = document
+        self.views: dict[tuple[str, str], tuple[View, Callable[[], None]]] = {}
+        self.changed: set[tuple[str, str]] = set()
+
+
+class Views:
+    """
+    All views of this process, and the way a new value takes to them.
+
+    Parameters
+    ----------
+    clock : Clock
+    loop : callable
+        Returns the server's (or the notebook's) event loop, None where there is none.
+    watch : callable
+        ``watch(task, 1)`` and ``watch(task, -1)`` when a session begins and ceases to show a task.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        loop: Callable[[], asyncio.AbstractEventLoop | None],
+        watch: Callable[[Task[Any], int], object],
+    ):
+        self._clock = clock
+        self._loop = loop
+        self._watch = watch
+        self._lock = threading.Lock()
+        # By document, so that the lookup is one per session; emptied by the session's end.
+        self._sessions: dict[Document | None, _Session] = {}
+        self._showing: dict[tuple[str, str], set[_Session]] = {}
+        self._waiting: dict[_Session, None] = {}
+        self._pumping: asyncio.AbstractEventLoop | None = None
+        self._cost = 0.0
+
+    def __len__(self) -> int:
+        """How many views are alive."""
+        with self._lock:
+            return sum(len(session.views) for session in self._sessions.values())
+
+    def of_task(self, task: Task[Any]) -> TaskView:
+        """This session's view of a task."""
+        key = (TASK, task.name)
+        view, follow, new = self._find(key, lambda home: self._new_task_view(task, home))
+        if new:
+            # After subscribing, read once more: a value may have come in between.
+            follow()
+            if self._is_shown(key):
+                self._watch(task, 1)
+        return view  # type: ignore[return-value]
+
+    def of_name(self, name: str, entry: Callable[[], Entry | None]) -> View:
+        """This session's view of a value in ``ps.store``."""
+        view, follow, new = self._find((USER, name), lambda home: self._new_named_view(entry, home, name))
+        if new:
+            follow()
+        return view
+
+    def _is_shown(self, key: tuple[str, str]) -> bool:
+        with self._lock:
+            return key in self._showing
+
+    def changed(self, space: str, name: str) -> None:
+        """Something about it is new; callable from any thread, returns at once."""
+        key = (space, name)
+        with self._lock:
+            sessions = self._showing.get(key)
+            if not sessions:
+                return
+            for session in sessions:
+                session.changed.add(key)
+                self._waiting[session] = None
+            loop = self._loop()
+            if loop is not None:
+                if self._pumping is loop:
+                    return
+                self._pumping = loop
+        if loop is None:
+            self._push_everything()
+        else:
+            loop.call_soon_threadsafe(self._pump, loop, context=Context())
+
+    # ------------------------------------------------------------ sessions
+
+    def _find(
+        self, key: tuple[str, str], make: Callable[[weakref.ref[Document] | None], tuple[View, Callable[[], None]]]
+    ) -> tuple[View, Callable[[], None], bool]:
+        document = pn.state.curdoc
+        if document is not None and document.session_context is None:
+            # A document that no browser will ever see, as --warm makes them: nobody would end its session.
+            return (*make(None), True)
+        home = None if document is None else weakref.ref(document)
+        with self._lock:
+            session = self._sessions.get(document)
+            if session is not None and key in session.views:
+                return (*session.views[key], False)
+        view, follow = make(home)
+        with self._lock:
+            session = self._sessions.get(document)
+            opened = session is None
+            if session is None:
+                session = self._sessions[document] = _Session(home)
+            session.views[key] = (view, follow)
+            self._showing.setdefault(key, set()).add(session)
+        if opened and document is not None:
+            document.on_session_destroyed(partial(_forget, weakref.ref(self), weakref.ref(document)))
+        return view, follow, True
+
+    def _new_task_view(self, task: Task[Any], home: weakref.ref[Document] | None) -> tuple[View, Callable[[], None]]:
+        view = TaskView(home, name=task.name, value=task.policy.default)
+        return view, partial(view._follow, task)
+
+    def _new_named_view(
+        self, entry: Callable[[], Entry | None], home: weakref.ref[Document] | None, name: str
+    ) -> tuple[View, Callable[[], None]]:
+        view = View(home, name=name)
+
+        def follow() -> None:
+            now = entry()
+            # A value that was deleted leaves nothing behind, unlike a task's.
+            view.param.update(
+                **({"value": None, "version": 0, "updated_at": None} if now is None else view._take(now, None))
+            )
+
+        return view, follow
+
+    def forget(self, document: Document | None) -> None:
+        """The session of a document has ended."""
+        with self._lock:
+            session = self._sessions.pop(document, None)
+            if session is None:
+                return
+            self._waiting.pop(session, None)
+            for key in session.views:
+                showing = self._showing[key]
+                showing.discard(session)
+                if not showing:
+                    del self._showing[key]
+            views = list(session.views.values())
+            session.views.clear()
+        for _, follow in views:
+            if isinstance(follow, partial):
+                self._watch(follow.args[0], -1)
+
+    # ------------------------------------------------------------ fan-out
+
+    def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Update a few documents, then let the loop turn."""
+        burst = max(1, min(BURST, int(BURST_SECONDS / self._cost))) if self._cost else BURST
+        for _ in range(burst):
+            session = self._next_waiting()
+            if session is None:
+                return
+            self._deliver(session)
+        loop.call_later(PAUSE_SECONDS, self._pump, loop, context=Context())
+
+    def _next_waiting(self) -> _Session | None:
+        with self._lock:
+            if not self._waiting:
+                self._pumping = None
+                return None
+            session = next(iter(self._waiting))
+            del self._waiting[session]
+            return session
+
+    def _deliver(self, session: _Session) -> None:
+        if session.document is None:
+            self._push(session, None)
+            return
+        document = session.document()
+        if document is None:
+            return
+        try:
+            # Bokeh runs it under the document's lock; by then it may have newer values still.
+            document.add_next_tick_callback(partial(self._push, session, session.document))
+        except AttributeError:
+            # The document was destroyed a moment ago.
+            self.forget(document)
+
+    def _push(self, session: _Session, home: weakref.ref[Document] | None) -> None:
+        document = None if home is None else home()
+        if home is not None and document is None:
+            return
+        with self._lock:
+            changed, session.changed = session.changed, set()
+            follows = [session.views[key][1] for key in changed if key in session.views]
+        started = self._clock.monotonic()
+        with set_curdoc(document):
+            for follow in follows:
+                try:
+                    follow()
+                except Exception:
+                    log.exception("A watcher of a view failed; the other sessions are not affected.")
+        self._cost += 0.2 * (self._clock.monotonic() - started - self._cost)
+
+    def _push_everything(self) -> None:
+        """In a script there is no loop to hand it to: watchers run where the value was published."""
+        while (session := self._next_waiting()) is not None:
+            self._deliver(session)
+
+
+def own_copy(value: Any) -> Any:
+    """A session's own copy of a DataFrame or Series; everything else as it is."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not isinstance(value, (pandas.DataFrame, pandas.Series)):
+        return value
+    # Copy-on-write has been pandas' rule since 3.0; before, a shallow copy shares what is written to it.
+    return value.copy(deep=int(pandas.__version__.split(".")[0]) < 3)
+
+
+def as_reference(value: Any) -> Any:
+    """A task stands for its live value wherever param accepts a reference."""
+    return value.view().param.value if isinstance(value, Task) else value
+
+
+def _forget(views: weakref.ref[Views], document: weakref.ref[Document], _context: object = None) -> None:
+    owner, ended = views(), document()
+    if owner is not None and ended is not None:
+        owner.forget(ended)
+
+
+param.parameterized.register_reference_transform(as_reference)
