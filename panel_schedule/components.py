@@ -15,7 +15,7 @@ from .task import Task
 from .views import TaskView
 
 
-class _FreshnessLine(JSComponent):
+class FreshnessLine(JSComponent):
     """The line itself. The seconds are counted in the browser, so that an idle page costs the server nothing."""
 
     updated = param.Number(default=None, allow_None=True, doc="Unix time of the value, in seconds.")
@@ -132,7 +132,7 @@ class Freshness(Viewer):
         super().__init__(**params)
         self._clock = clock or SystemClock()
         view: TaskView = task.view()
-        self._line = _FreshnessLine(label=label, sizing_mode="stretch_width", margin=(2, 10))
+        self._line = FreshnessLine(label=label, sizing_mode="stretch_width", margin=(2, 10))
         # Told in one message; on the view of this very session, with which it goes.
         view.param.watch(lambda *_: self._follow(view), ["version", "updated_at", "state", "stale", "error"])
         self._follow(view)

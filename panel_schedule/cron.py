@@ -104,7 +104,9 @@ class CronExpression:
         try:
             as_written = croniter(tidy, _ORIGIN, second_at_beginning=dialect == "vixie")
         except CroniterError as error:
-            raise TriggerError(f"The cron expression {text!r} cannot be read: {error}. {_ACCEPTED}.") from None
+            raise TriggerError(
+                f"The cron expression {text!r} cannot be read: {str(error).rstrip('.')}. {_ACCEPTED}."
+            ) from None
         alternatives = tuple(filter(_matches, _alternatives(as_written, dialect)))
         if not alternatives:
             raise TriggerError(

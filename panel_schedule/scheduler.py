@@ -145,7 +145,8 @@ class Scheduler:
             self._look()
             self.timers.fire()
             if self._due:
-                lanes, self._due = self._due, []
+                lanes = self._due.copy()
+                self._due.clear()  # in place: armed timers append to it
                 self._plan(lanes)
             delay = self.timers.delay()
             self._asleep_until = self.clock.monotonic() + delay

@@ -31,19 +31,16 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SHORTEST = timedelta(milliseconds=1)
 _LONGEST = datetime.max.replace(tzinfo=UTC) - _EPOCH
+_UNITS = {
+    "weeks": "w|weeks?",
+    "days": "d|days?",
+    "hours": "h|hrs?|hours?",
+    "minutes": "m|mins?|minutes?",
+    "seconds": "s|secs?|seconds?",
+    "milliseconds": "ms|msecs?|milliseconds?",
+}
 _PERIOD = re.compile(
-    r"\s*"
-    + "".join(
-        rf"(?:(?P<{unit}>\d+(?:\.\d+)?)\s*(?:{names})\s*)?"
-        for unit, names in {
-            "weeks": "w|weeks?",
-            "days": "d|days?",
-            "hours": "h|hrs?|hours?",
-            "minutes": "m|mins?|minutes?",
-            "seconds": "s|secs?|seconds?",
-            "milliseconds": "ms|msecs?|milliseconds?",
-        }.items()
-    ),
+    r"\s*" + "".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?)\s*(?:{names})\s*)?" for unit, names in _UNITS.items()),
     re.ASCII | re.IGNORECASE,
 )
 _ACCEPTED = (
@@ -61,7 +58,6 @@ class Trigger(Protocol):
     @property
     def fingerprint(self) -> str:
         """The same in every process; equal for the same schedule, and for no other."""
-        ...
 
     def next_after(self, t: datetime) -> datetime | None:
         """
@@ -77,7 +73,6 @@ class Trigger(Protocol):
         datetime or None
             Aware, in UTC, strictly later than `t`; None when there is none.
         """
-        ...
 
 
 def parse_period(value: Period) -> timedelta:
@@ -266,7 +261,7 @@ class Dates:
     dates: tuple[datetime, ...]
 
     def __init__(self, dates: datetime | Iterable[datetime]) -> None:
-        given = dates if isinstance(dates, Iterable) else [dates]
+        given = dates if isinstance(dates, Iterable) and not isinstance(dates, str) else [dates]
         instants = sorted({_utc(date, "A date to run at") for date in given})
         if not instants:
             raise TriggerError("There is no date to run at. Give at least one aware datetime.")
@@ -281,8 +276,7 @@ class Dates:
     @property
     def fingerprint(self) -> str:
         """A digest of the dates."""
-        listed = " ".join(date.isoformat() for date in self.dates)
-        return f"dates {sha256(listed.encode()).hexdigest()}"
+        return f"dates {sha256(' '.join(map(str, self.dates)).encode()).hexdigest()}"
 
     def __str__(self) -> str:
         first, last = _spoken(self.dates[0]), _spoken(self.dates[-1])
@@ -340,8 +334,6 @@ class Computed:
     datetime.datetime(2026, 1, 2, 0, 0, tzinfo=datetime.timezone.utc)
     """
 
-    __slots__ = ("_ended", "_known", "_lock", "_source", "label")
-
     def __init__(self, source: Callable[[datetime], datetime | None], label: str) -> None:
         self.label = label
         self._source = source
@@ -377,10 +369,7 @@ class Computed:
             if last is None or instant > last:
                 self._known.append(instant)
                 return
-        raise TriggerError(
-            f"{self.label} gave {_PATIENCE} dates in a row that are not later than {last}. "
-            "Return a later date each time, or None to end."
-        )
+        raise TriggerError(f"{self.label} gave {_PATIENCE} dates in a row not later than {last}. Let it end with None.")
 
     @property
     def fingerprint(self) -> str:
@@ -401,10 +390,7 @@ def _utc(value: object, what: str) -> datetime:
     if not isinstance(value, datetime):
         raise TriggerError(f"{what} has to be an aware datetime, not {value!r}.")
     if value.tzinfo is None or value.utcoffset() is None:  # pandas' NaT has neither, and raises on the second
-        raise TriggerError(
-            f"{what}, {value!r}, has no timezone, so that each machine would read it differently. "
-            "Add one: tzinfo=ZoneInfo('Europe/Berlin'), or datetime.UTC."
-        )
+        raise TriggerError(f"{what}, {value!r}, has no timezone. Add one: tzinfo=ZoneInfo('Europe/Berlin'), or UTC.")
     utc = value.astimezone(UTC)
     return datetime.combine(utc.date(), utc.timetz())
 

@@ -260,7 +260,7 @@ class Views:
             session.views[key] = (view, follow)
             self._showing.setdefault(key, set()).add(session)
         if opened and document is not None:
-            document.on_session_destroyed(partial(_forget, weakref.ref(self), weakref.ref(document)))
+            document.on_session_destroyed(_forgetter(weakref.ref(self), weakref.ref(document)))
         return view, follow, True
 
     def _new_task_view(self, task: Task[Any], home: weakref.ref[Document] | None) -> tuple[View, Callable[[], None]]:
@@ -370,10 +370,13 @@ def as_reference(value: Any) -> Any:
     return value.view().param.value if isinstance(value, Task) else value
 
 
-def _forget(views: weakref.ref[Views], document: weakref.ref[Document], _context: object = None) -> None:
-    owner, ended = views(), document()
-    if owner is not None and ended is not None:
-        owner.forget(ended)
+def _forgetter(views: weakref.ref[Views], document: weakref.ref[Document]) -> Callable[[Any], None]:
+    def forget(session_context: Any) -> None:
+        owner, ended = views(), document()
+        if owner is not None and ended is not None:
+            owner.forget(ended)
+
+    return forget
 
 
 param.parameterized.register_reference_transform(as_reference)
