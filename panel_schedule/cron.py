@@ -36,7 +36,8 @@ _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
 _DATE_CHANGE = timedelta(hours=3)
 _ORIGIN = datetime(2000, 1, 1)
-_LAST_YEAR = MAXYEAR - 51  # croniter looks 50 years ahead, and must not run out of calendar
+# A leap day on a given weekday comes after 40 years at most. `*/5 3 * 3 L0` in Riga never does: it lies in the gap.
+_YEARS_AHEAD = 50
 
 # croniter reads 5-5 as the whole field; cron, and everybody else, as 5.
 _ONE_VALUE_RANGE = re.compile(r"\b(\w+)-\1\b(/\d+)?")
@@ -137,13 +138,14 @@ class CronExpression:
         Returns
         -------
         datetime or None
-            Aware, in UTC, strictly later than `t`; None near the end of the calendar.
+            Aware, in UTC, strictly later than `t`; None if there is none within 50 years.
         """
-        if t.year > _LAST_YEAR:
+        if t.year >= MAXYEAR - 2 * _YEARS_AHEAD:  # croniter looks ahead, too
             return None
         begin = t.astimezone(UTC).replace(microsecond=0, tzinfo=None) + _SECOND
         searched_from, match = datetime.max, datetime.min
-        for year in range(max(begin.year, 2), MAXYEAR):  # a year's stretches look at the day before it
+        first_year = max(begin.year, 2)  # a year's stretches look at the day before it
+        for year in range(first_year, first_year + _YEARS_AHEAD):
             begin = max(begin, datetime(year, 1, 1))
             for stretch in _stretches(zone, year):
                 if stretch.end <= begin:

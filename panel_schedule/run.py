@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
+import secrets
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from itertools import count
 from typing import Any, TypeVar
 
 from .errors import RunCancelled, RunTimedOut, WouldBlock
 
 T = TypeVar("T")
+
+
+# Ids are unique among processes by their first part, within one by their second: a UUID takes ten times as long.
+_process = secrets.token_hex(6)
+_number = count(1)
+_completing = threading.Lock()
 
 
 class RunState(StrEnum):
@@ -105,8 +113,10 @@ class Run:
     __slots__ = (
         "__weakref__",
         "_changed",
+        "_ended",
         "_future",
         "_stop",
+        "_value",
         "attempt",
         "error",
         "expired",
@@ -125,7 +135,7 @@ class Run:
     )
 
     def __init__(self, task: str, key: datetime | str | None, queued_at: datetime, wave: datetime | None = None):
-        self.id = uuid.uuid4().hex
+        self.id = f"{_process}-{next(_number)}"
         self.task = task
         self.key = key
         self.queued_at = queued_at
@@ -141,7 +151,9 @@ class Run:
         self.reason = ""
         self.expired = False
         self.until: datetime | None = None
-        self._future: Future[Any] = Future()
+        self._future: Future[Any] | None = None
+        self._ended = False
+        self._value: Any = None
         self._changed: Callable[[], object] | None = None
         self._stop: Callable[[Run, str], object] | None = None
 
@@ -176,17 +188,17 @@ class Run:
         RunCancelled, RunTimedOut, RunSkipped
             When it ended so. What the function itself raised is raised unchanged.
         """
-        if not self._future.done():
+        if not self._ended:
             refuse_to_block(f"result() of an unfinished run of task {self.task!r}", "await run")
-        return self._future.result(timeout)
+        return self._completion().result(timeout)
 
     def __await__(self) -> Generator[Any, None, Any]:
         # Shielded: a reader who gives up must not cancel the run for the others.
-        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+        return asyncio.shield(asyncio.wrap_future(self._completion())).__await__()
 
     def add_done_callback(self, fn: Callable[[Run], object]) -> None:
         """Call ``fn(run)`` when the run has ended, at once if it has; on the thread that ended it."""
-        self._future.add_done_callback(lambda _: fn(self))
+        self._completion().add_done_callback(lambda _: fn(self))
 
     def record(self) -> RunRecord:
         """This run as ``task.history`` keeps it: without its value."""
@@ -224,10 +236,27 @@ class Run:
 
     def resolve(self, value: Any = None) -> None:
         """Wake who waits for the result; apart from `end`, so that it happens outside of locks."""
+        with _completing:
+            self._value, self._ended = value, True
+            future = self._future
+        if future is not None:
+            self._settle(future)
+
+    def _completion(self) -> Future[Any]:
+        """Made when first asked for: nobody waits for most scheduled runs."""
+        with _completing:
+            future, new = self._future, self._future is None
+            if future is None:
+                future = self._future = Future()
+        if new and self._ended:
+            self._settle(future)
+        return future
+
+    def _settle(self, future: Future[Any]) -> None:
         if self.error is not None:
-            self._future.set_exception(self.error)
+            future.set_exception(self.error)
         else:
-            self._future.set_result(value)
+            future.set_result(self._value)
 
     def report(self, percent: int, message: str) -> None:
         if (percent, message) != (self.percent, self.message):

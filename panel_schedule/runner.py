@@ -146,7 +146,7 @@ class Runner:
         return body
 
     def _begin(self, lane: Lane, run: Run) -> None:
-        with self._s.locked():
+        with self._s.locked:
             run.check()
             run.begin(self._s.clock.now())
             timeout = lane.task.policy.timeout
@@ -200,7 +200,7 @@ class Runner:
                     self._publish(lane, run, value)
             except Exception as exc:
                 error = exc
-        with self._s.locked():
+        with self._s.locked:
             lane.body = None
             self._s.timers.cancel(lane.timeout_timer)
             if run.state.final:
@@ -268,7 +268,7 @@ class Runner:
 
     def cancel(self, lane: Lane, run: Run, reason: str) -> None:
         """End a run from outside, at once. Its body is asked to stop and keeps the lane busy until it does."""
-        with self._s.locked():
+        with self._s.locked:
             if run.state.final:
                 return
             error = RunCancelled(f"Task {run.task!r}: the run was {reason}.")

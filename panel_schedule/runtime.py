@@ -252,7 +252,7 @@ class Runtime:
             # It runs on the kernel's loop, which the cell itself holds: the traceback follows the cell.
             run.add_done_callback(lambda run: run.error is not None and _show_traceback(run.error))
         else:
-            run._future.result()
+            run._completion().result()
 
 
 def in_notebook() -> bool:

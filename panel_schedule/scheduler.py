@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import suppress
 from contextvars import Context
 from datetime import datetime
 from typing import Any
@@ -27,6 +27,45 @@ log = logging.getLogger("panel_schedule")
 
 # A date callable that raised is asked again after this many seconds.
 ASK_AGAIN = 30.0
+
+
+class Bell:
+    """Wakes one sleeping thread; rung before it sleeps, it wakes it at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        with suppress(RuntimeError):  # rung already
+            self._lock.release()
+
+    def wait(self, timeout: float) -> None:
+        self._lock.acquire(timeout=timeout)
+
+
+class Locked:
+    """The scheduler's lock. What was deferred while it was held is called when it is free again."""
+
+    def __init__(self, scheduler: Scheduler):
+        self._scheduler = scheduler
+        self._depth = 0
+        self.deferred: list[Callable[[], object]] = []
+
+    def __enter__(self) -> None:
+        self._scheduler.lock.acquire()
+        self._depth += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        if self._depth:
+            self._scheduler.lock.release()
+            return
+        deferred, self.deferred = self.deferred, []
+        self._scheduler.lock.release()
+        self._scheduler.released()
+        for call in deferred:
+            call()
 
 
 class Scheduler:
@@ -72,10 +111,9 @@ class Scheduler:
         self.begun = False
         self.waves = Waves(self.lanes, self.lock)
         self.runner = Runner(self)
-        self._wake = threading.Condition(self.lock)
+        self.locked = Locked(self)
+        self._bell = Bell()
         self._asleep_until = float("inf")
-        self._depth = 0
-        self._deferred: list[Callable[[], object]] = []
         self._due: list[Lane] = []
         self._seen = clock.now()
         self._thread: threading.Thread | None = None
@@ -94,7 +132,7 @@ class Scheduler:
 
     def begin(self) -> None:
         """Start the clocks: first runs, then slots. Idempotent."""
-        with self.locked():
+        with self.locked:
             if not self.begun:
                 self.begun = True
                 self._seen = self.clock.now()
@@ -103,44 +141,32 @@ class Scheduler:
 
     def stop(self, grace: float) -> None:
         """No new runs; those in flight get `grace` seconds, async ones are cancelled. Idempotent."""
-        with self.locked():
+        with self.locked:
             self._stopping, self.begun = True, False
             for lane in self.lanes.values():
                 if lane.queued is not None:
                     self.runner.cancel(lane, lane.queued, "cancelled: the server stops")
                 if lane.run is not None and lane.run.state is RunState.QUEUED:
                     self.runner.cancel(lane, lane.run, "cancelled: the server stops")
-            self._wake.notify_all()
+        self._bell.ring()
         for executor in self.executors.values():
             executor.stop(grace)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock; what was deferred meanwhile is called after it has been given back."""
-        deferred: list[Callable[[], object]] = []
-        self.lock.acquire()
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if self._depth == 0:
-                if self._deferred:
-                    deferred, self._deferred = self._deferred, []
-                if self.timers.earliest < self._asleep_until:
-                    self._asleep_until = 0.0
-                    self._wake.notify_all()
-            self.lock.release()
-            for call in deferred:
-                call()
-
     def defer(self, call: Callable[[], object]) -> None:
         """Call it once the lock is free: what may run a stranger's code."""
-        self._deferred.append(call)
+        self.locked.deferred.append(call)
+
+    def released(self) -> None:
+        """The lock is free: hand over what was submitted, and wake the service thread if it overslept."""
+        for executor in self.executors.values():
+            executor.flush()
+        if self.timers.earliest < self._asleep_until:
+            self._asleep_until = 0.0
+            self._bell.ring()
 
     def tick(self) -> float:
         """Do all that is due, and return how many seconds there are until the next look."""
-        with self.locked():
+        with self.locked:
             self._asleep_until = 0.0
             self._look()
             self.timers.fire()
@@ -148,9 +174,8 @@ class Scheduler:
                 lanes = self._due.copy()
                 self._due.clear()  # in place: armed timers append to it
                 self._plan(lanes)
-            delay = self.timers.delay()
-            self._asleep_until = self.clock.monotonic() + delay
-        return delay
+            self._asleep_until = self.timers.earliest
+            return self.timers.delay()
 
     def _serve(self) -> None:
         while not self._stopping:
@@ -159,16 +184,15 @@ class Scheduler:
             except Exception:
                 log.exception("The scheduler failed at something that is a bug of panel-schedule; it goes on.")
                 delay = 1.0
-            with self._wake:
-                if not self._stopping and self._asleep_until > 0.0:
-                    self._wake.wait(delay)
+            if not self._stopping:
+                self._bell.wait(delay)
 
     # ------------------------------------------------------------ tasks
 
     def add(self, task: Task[Any], gated: bool = True) -> None:
         """Take a task in; it runs as soon as the clocks do."""
         lane = Lane(task, self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
-        with self.locked():
+        with self.locked:
             self.lanes[task.name] = lane
             self._join_upstream(lane)
             if self.begun:
@@ -176,7 +200,7 @@ class Scheduler:
 
     def redefine(self, task: Task[Any]) -> None:
         """The task got another function or policy: keep its value and history, run it anew."""
-        with self.locked():
+        with self.locked:
             lane = self.lanes[task.name]
             lane.executor = self._executor(task)
             lane.named, lane.reads, lane.removed, lane.gated = None, frozenset(), False, False
@@ -187,13 +211,13 @@ class Scheduler:
 
     def discard(self, task: Task[Any]) -> None:
         """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
-        with self.locked():
+        with self.locked:
             self.remove(task)
             self.lanes.pop(task.name, None)
             self.store.forget(task.name)
 
     def remove(self, task: Task[Any]) -> None:
-        with self.locked():
+        with self.locked:
             lane = self.lanes[task.name]
             lane.removed, lane.next, lane.stale = True, None, False
             task._plain = True
@@ -209,14 +233,14 @@ class Scheduler:
         self.lanes[task.name].farewell = then
 
     def pause(self, task: Task[Any], paused: bool) -> None:
-        with self.locked():
+        with self.locked:
             lane = self.lanes[task.name]
             lane.paused = self._row(lane, paused=paused).paused
             self.waves.settle()
             self.touch(lane)
 
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
-        with self.locked():
+        with self.locked:
             lane = self.lanes[task.name]
             if lane.removed:
                 raise RegistrationError(f"Task {task.name!r}: its schedule was removed; define it again instead.")
@@ -229,7 +253,7 @@ class Scheduler:
 
     def refresh(self, task: Task[Any]) -> Run:
         self.start()
-        with self.locked():
+        with self.locked:
             lane = self.lanes[task.name]
             if lane.removed:
                 raise RegistrationError(
@@ -266,7 +290,7 @@ class Scheduler:
 
     def watch(self, task: Task[Any], viewers: int) -> None:
         """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""
-        with self.locked():
+        with self.locked:
             lane = self.lanes.get(task.name)
             if lane is None or task.policy.when_idle is WhenIdle.RUN:
                 return

@@ -220,6 +220,8 @@ class Views:
     def changed(self, space: str, name: str) -> None:
         """Something about it is new; callable from any thread, returns at once."""
         key = (space, name)
+        if key not in self._showing:
+            return
         with self._lock:
             sessions = self._showing.get(key)
             if not sessions:

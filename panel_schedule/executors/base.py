@@ -13,12 +13,16 @@ class Executor(Protocol):
 
     def submit(self, body: Callable[[], Any]) -> Future[Any]:
         """
-        Run ``body()`` soon.
+        Run ``body()`` soon after the next `flush`.
 
         The future's ``cancel()`` keeps a waiting body from starting; a coroutine that runs
         gets `CancelledError`, and a thread cannot be interrupted. The future is done when
         the body has really ended.
         """
+        ...
+
+    def flush(self) -> None:
+        """Hand over what was submitted, in one go. Apart, so that no body wakes up to a lock that is still held."""
         ...
 
     def lend(self) -> AbstractContextManager[object]:

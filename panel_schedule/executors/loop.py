@@ -45,9 +45,7 @@ class LoopExecutor:
         """Use this loop from now on: the server's or the notebook's."""
         with self._lock:
             self._loop = loop
-            waiting = bool(self._batch)
-        if waiting:
-            loop.call_soon_threadsafe(self._start_batch, context=contextvars.Context())
+        self.flush()
         for future in list(self._running):
             if future.loop is not None and future.loop.is_closed():
                 # Its loop went away in the middle of it: it will never say so itself.
@@ -62,12 +60,12 @@ class LoopExecutor:
 
     def submit(self, body: Callable[[], Any]) -> Future[Any]:
         future = LoopFuture()
-        with self._lock:
-            waiting = bool(self._batch)
-            self._batch.append((future, body))
-        if not waiting:
-            self._target().call_soon_threadsafe(self._start_batch, context=contextvars.Context())
+        self._batch.append((future, body))
         return future
+
+    def flush(self) -> None:
+        if self._batch:
+            self._target().call_soon_threadsafe(self._start_batch, context=contextvars.Context())
 
     def lend(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -82,9 +80,11 @@ class LoopExecutor:
 
     def _start_batch(self) -> None:
         loop = asyncio.get_running_loop()
-        with self._lock:
-            batch, self._batch = self._batch, deque()
-        for future, body in batch:
+        while self._batch:
+            try:
+                future, body = self._batch.popleft()
+            except IndexError:  # another loop was quicker
+                return
             if future.set_running_or_notify_cancel():
                 future.loop = loop
                 self._running.add(future)

@@ -53,6 +53,7 @@ class ThreadExecutor:
         self._places = max_threads
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._batch: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._threads = 0
         self._idle = 0
         self._pending: set[Future[Any]] = set()
@@ -61,9 +62,16 @@ class ThreadExecutor:
         future: Future[Any] = Future()
         with self._lock:
             self._pending.add(future)
-            self._queue.put((future, body))
-            self._grow()
+            self._batch.append((future, body))
         return future
+
+    def flush(self) -> None:
+        if self._batch:
+            with self._lock:
+                batch, self._batch = self._batch, []
+                for item in batch:
+                    self._queue.put(item)
+                    self._grow()
 
     @contextmanager
     def lend(self) -> Iterator[None]:

@@ -31,6 +31,8 @@ class MemoryStore:
         self._entries: dict[tuple[str, str], Entry] = {}
         self._versions: dict[tuple[str, str], int] = {}
         self._rows: dict[str, Row] = {}
+        # The one column that changes with every run, apart from the rows.
+        self._slots: dict[str, datetime | None] = {}
         self._claims: dict[str, Claim] = {}
         self._fences: dict[str, int] = {}
         self._histories: dict[str, deque[RunRecord]] = {}
@@ -84,23 +86,28 @@ class MemoryStore:
     # ------------------------------------------------------------ tasks
 
     def row(self, task: str) -> Row | None:
-        return self._rows.get(task)
+        row, last = self._rows.get(task), self._slots.get(task)
+        return replace(row, last_slot=last) if row is not None and last is not None else row
 
     def amend(self, task: str, **changes: Any) -> Row:
         with self._lock:
+            if "last_slot" in changes:
+                self._slots[task] = changes.pop("last_slot")
             old = self._rows.get(task)
-            row = self._rows[task] = replace(old, **changes) if old else Row(**changes)
+            self._rows[task] = replace(old, **changes) if old else Row(**changes)
+        row = self.row(task)
+        assert row is not None
         return row
 
     def claim(self, task: str, run_id: str, slot: datetime | None) -> Claim | None:
         with self._lock:
             if task in self._claims:
                 return None
-            row = self._rows.get(task)
-            if slot is not None and row is not None:
-                if row.last_slot is not None and row.last_slot >= slot:
+            if slot is not None:
+                last = self._slots.get(task)
+                if last is not None and last >= slot:
                     return None
-                self._rows[task] = replace(row, last_slot=slot)
+                self._slots[task] = slot
             fence = self._fences[task] = self._fences.get(task, 0) + 1
             claim = self._claims[task] = Claim(task, run_id, fence)
         return claim
@@ -134,6 +141,6 @@ class MemoryStore:
 
     def forget(self, task: str) -> None:
         with self._lock:
-            for table in (self._rows, self._histories):
+            for table in (self._rows, self._slots, self._histories):
                 table.pop(task, None)  # type: ignore[attr-defined]
             self._entries.pop((TASK, task), None)

@@ -1,0 +1,541 @@
+"""Cron schedules: the Vixie rule over the shifts of a zone, and what is refused."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from datetime import MAXYEAR, UTC, date, datetime, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+import pytest
+from cron_reference import Schedule, Tick, clock
+from croniter import croniter
+
+from panel_schedule.cron import CronExpression, Dialect
+from panel_schedule.errors import TriggerError
+from panel_schedule.triggers import Cron
+
+DAY = timedelta(days=1)
+
+SHIFTS = [
+    ("America/New_York", "2026-03-08"),
+    ("America/New_York", "2026-11-01"),
+    ("Europe/Riga", "2021-03-28"),
+    ("Europe/Riga", "2021-10-31"),
+    ("America/Sao_Paulo", "2018-11-04"),  # at midnight
+    ("America/Sao_Paulo", "2019-02-17"),
+    ("Australia/Lord_Howe", "2026-04-05"),  # 30 min
+    ("Australia/Lord_Howe", "2026-10-04"),
+    ("Pacific/Apia", "2011-09-24"),
+    ("Pacific/Apia", "2011-12-30"),  # a day that never was
+    ("Pacific/Apia", "2012-04-01"),
+    ("Europe/Berlin", "2026-03-29"),
+    ("Europe/Berlin", "2026-10-25"),
+    ("Europe/Dublin", "2026-03-29"),
+    ("Europe/Dublin", "2026-10-25"),
+    ("Africa/Casablanca", "2023-03-19"),
+    ("Africa/Casablanca", "2023-04-23"),
+    ("Antarctica/Troll", "2026-03-29"),  # 2 h
+    ("Antarctica/Troll", "2026-10-25"),
+    ("America/St_Johns", "2010-03-14"),  # at 00:01
+    ("America/St_Johns", "2010-11-07"),
+    ("America/Caracas", "2007-12-09"),
+    ("America/Caracas", "2016-05-01"),
+    ("Asia/Pyongyang", "2015-08-15"),
+    ("Asia/Pyongyang", "2018-05-05"),
+    ("Asia/Kathmandu", "1986-01-01"),  # 15 min
+    ("Asia/Tehran", "2021-03-22"),
+    ("Asia/Tehran", "2021-09-22"),
+    ("America/Godthab", "2023-03-26"),
+    ("America/Godthab", "2024-10-27"),
+    ("Asia/Dhaka", "2009-06-20"),
+    ("Asia/Dhaka", "2009-12-31"),  # the fold ends with the year
+    ("Africa/Cairo", "2023-04-28"),
+    ("Antarctica/Casey", "2009-10-18"),  # forward by 3 h: a change of date
+    ("Antarctica/Casey", "2010-03-05"),  # back by 3 h: a fold
+    ("Antarctica/Vostok", "1994-02-01"),  # back by 7 h
+    ("Antarctica/Vostok", "1994-11-01"),
+    ("Pacific/Kwajalein", "1993-08-21"),
+    ("Pacific/Kiritimati", "1994-12-31"),
+    ("Asia/Kolkata", "2026-03-08"),  # none
+]
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def walk(cron: Cron, t: datetime, *, until: datetime, limit: int) -> list[datetime]:
+    """The times after `t` and before `until`, at most `limit`."""
+    found: list[datetime] = []
+    while len(found) < limit and (t := cron.next_after(t)) is not None and t < until:
+        found.append(t)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("zone", "expr", "start", "expected"),
+    [
+        pytest.param(
+            "America/New_York",
+            "30 2 * * *",
+            "2026-03-07T12:00Z",
+            ["2026-03-08T03:00-04:00", "2026-03-09T02:30-04:00"],
+            id="a fixed time in a gap runs at its end",
+        ),
+        pytest.param(
+            "America/New_York",
+            "0,20,40 2 * * *",
+            "2026-03-07T12:00Z",
+            ["2026-03-08T03:00-04:00", "2026-03-09T02:00-04:00"],
+            id="several fixed times in a gap run once",
+        ),
+        pytest.param(
+            "America/New_York",
+            "30 1 * * *",
+            "2026-10-31T12:00Z",
+            ["2026-11-01T01:30-04:00", "2026-11-02T01:30-05:00"],
+            id="a fixed time in a fold runs in its first pass",
+        ),
+        pytest.param(
+            "Europe/Riga",
+            "*/30 * * * *",
+            "2021-10-30T23:40Z",
+            [
+                "2021-10-31T03:00+03:00",
+                "2021-10-31T03:30+03:00",
+                "2021-10-31T03:00+02:00",
+                "2021-10-31T03:30+02:00",
+                "2021-10-31T04:00+02:00",
+            ],
+            id="a wildcard job runs in both passes of a fold",
+        ),
+        pytest.param(
+            "America/Sao_Paulo",
+            "0 0 * * *",
+            "2018-11-03T12:00Z",
+            ["2018-11-04T01:00-02:00", "2018-11-05T00:00-02:00"],
+            id="a midnight that never was runs at one",
+        ),
+        pytest.param(
+            "Australia/Lord_Howe",
+            "45 1 * * *",
+            "2026-04-04T00:00Z",
+            ["2026-04-05T01:45+11:00", "2026-04-06T01:45+10:30"],
+            id="half an hour back is a fold of half an hour",
+        ),
+        pytest.param(
+            "Australia/Lord_Howe",
+            "30 * * * *",
+            "2026-10-04T00:00+10:30",
+            [
+                "2026-10-04T00:30+10:30",
+                "2026-10-04T01:30+10:30",
+                "2026-10-04T02:30+11:00",
+                "2026-10-04T03:30+11:00",
+            ],
+            id="half an hour forward is a gap of half an hour",
+        ),
+        pytest.param(
+            "America/New_York",
+            "*/30 2 * * *",
+            "2026-03-08T00:00-05:00",
+            ["2026-03-09T02:00-04:00", "2026-03-09T02:30-04:00"],
+            id="a wildcard job sees nothing of a gap",
+        ),
+        pytest.param(
+            "Pacific/Apia",
+            "0 12 * * *",
+            "2011-12-28T00:00Z",
+            ["2011-12-28T12:00-10:00", "2011-12-29T12:00-10:00", "2011-12-31T12:00+14:00"],
+            id="a day that never was runs nothing",
+        ),
+        pytest.param(
+            "Antarctica/Casey",
+            "30 1 * * *",
+            "2010-03-04T00:00Z",
+            ["2010-03-05T01:30+11:00", "2010-03-06T01:30+08:00"],
+            id="three hours back are a fold",
+        ),
+        pytest.param(
+            "Antarctica/Casey",
+            "30 3 * * *",
+            "2009-10-16T23:00Z",
+            ["2009-10-19T03:30+11:00"],
+            id="three hours forward are a change of date",
+        ),
+        pytest.param(
+            "Antarctica/Vostok",
+            "0 20 * * *",
+            "1994-01-31T00:00Z",
+            ["1994-01-31T20:00+07:00", "1994-01-31T20:00+00:00", "1994-02-01T20:00+00:00"],
+            id="more than three hours back are a change of date",
+        ),
+        pytest.param(
+            "America/New_York",
+            "0 9 */2 * 1",
+            "2026-08-31T00:00Z",
+            ["2026-08-31T09:00-04:00", "2026-09-07T09:00-04:00", "2026-09-21T09:00-04:00"],
+            id="day and weekday are AND-ed beside a star",
+        ),
+        pytest.param(
+            "UTC",
+            "0 9 1-7 * 1",
+            "2026-08-31T00:00Z",
+            ["2026-08-31T09:00Z", "2026-09-01T09:00Z", "2026-09-02T09:00Z"],
+            id="day and weekday are OR-ed without one",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 15 * mon#2",
+            "2026-09-01T00:00Z",
+            ["2026-09-14T00:00Z", "2026-09-15T00:00Z", "2026-10-12T00:00Z"],
+            id="OR holds beside a nth weekday",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 30W * 1",
+            "2026-05-26T00:00Z",
+            ["2026-05-29T00:00Z", "2026-06-01T00:00Z"],
+            id="OR holds beside a nearest working day",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 31 2 mon",
+            "2026-02-03T00:00Z",
+            ["2026-02-09T00:00Z", "2026-02-16T00:00Z"],
+            id="a day that never comes leaves the weekday",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 L * *",
+            "2028-02-01T00:00Z",
+            ["2028-02-29T00:00Z", "2028-03-31T00:00Z"],
+            id="L is the last day",
+        ),
+        pytest.param(
+            "UTC",
+            "0 18 * * L5",
+            "2026-01-01T00:00Z",
+            ["2026-01-30T18:00Z", "2026-02-27T18:00Z"],
+            id="L5 is the last Friday",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 29 2 */7",
+            "2026-01-01T00:00Z",
+            ["2032-02-29T00:00Z", "2060-02-29T00:00Z", "2088-02-29T00:00Z", "2128-02-29T00:00Z"],
+            id="a leap Sunday is found forty years ahead",
+        ),
+        pytest.param(
+            "UTC",
+            "10-10 8-8/2 * * *",
+            "2026-01-01T00:00Z",
+            ["2026-01-01T08:10Z", "2026-01-02T08:10Z"],
+            id="a range of one value is that value",
+        ),
+        pytest.param(
+            "UTC",
+            "0 */15 * * * *",
+            "2026-01-01T00:00Z",
+            ["2026-01-01T00:15Z", "2026-01-01T00:30Z"],
+            id="six fields begin with the seconds",
+        ),
+        pytest.param(
+            "America/New_York",
+            "*/20 30 2 * * *",
+            "2026-03-07T12:00Z",
+            ["2026-03-08T03:00-04:00", "2026-03-09T02:30-04:00", "2026-03-09T02:30:20-04:00"],
+            id="seconds in a gap run once",
+        ),
+        pytest.param(
+            "Europe/Berlin",
+            "@daily",
+            "2026-01-01T12:00Z",
+            ["2026-01-02T00:00+01:00"],
+            id="nicknames",
+        ),
+        pytest.param(
+            "Asia/Dhaka",
+            "30 23 * * *",
+            "2009-12-31T00:00Z",
+            ["2009-12-31T23:30+07:00", "2010-01-01T23:30+06:00"],
+            id="a fold at the end of the year",
+        ),
+    ],
+)
+def test_next_after(zone: str, expr: str, start: str, expected: list[str]) -> None:
+    """Known times around the shifts of a zone."""
+    actual = walk(Cron(expr, zone), at(start), until=at("9999-01-01T00:00Z"), limit=len(expected))
+    assert [at(time) for time in expected] == actual
+
+
+def test_next_is_strictly_later() -> None:
+    """Asked with one of its own times, a schedule gives the next one; a microsecond before, that time."""
+    cron, noon = Cron("0 12 * * *", "UTC"), at("2026-01-01T12:00Z")
+    assert noon + DAY == cron.next_after(noon)
+    assert noon + DAY == cron.next_after(noon + timedelta(microseconds=1))
+    assert noon == cron.next_after(noon - timedelta(microseconds=1))
+
+
+def test_any_zone_may_ask() -> None:
+    """The instant counts, not the zone that it is written in; the answer is in UTC."""
+    cron = Cron("0 12 * * *", "Asia/Tokyo")
+    expected = at("2026-01-01T03:00Z")
+    actual = cron.next_after(datetime(2025, 12, 31, 23, tzinfo=ZoneInfo("America/New_York")) - timedelta(hours=2))
+    assert (expected, UTC) == (actual, actual.tzinfo if actual else None)
+
+
+def test_the_calendar_ends() -> None:
+    """Near the ends of the calendar there is an answer, or none, but no error."""
+    cron = Cron("0 0 29 2 *", "Europe/Berlin")
+    assert cron.next_after(datetime.max.replace(tzinfo=UTC)) is None
+    assert cron.next_after(datetime(MAXYEAR - 100, 1, 1, tzinfo=UTC)) is None
+    assert cron.next_after(datetime(MAXYEAR - 101, 12, 31, tzinfo=UTC)) is not None
+    assert cron.next_after(datetime.min.replace(tzinfo=UTC)) is not None
+
+
+def test_what_always_falls_into_the_gap_has_no_next() -> None:
+    """Riga's clocks skip this hour each year, and a wildcard job follows them: the search ends."""
+    assert Cron("*/5 3 * 3 L0", "Europe/Riga").next_after(at("2026-01-01T00:00Z")) is None
+
+
+# -- against the reference ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=None)
+def window(zone: str, day: str) -> tuple[datetime, datetime, tuple[Tick, ...]]:
+    """Three days around a shift: their bounds, and what the reference's clock shows."""
+    middle = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    start, end = middle - DAY, middle + 2 * DAY
+    return start, end, tuple(clock(ZoneInfo(zone), start, end))
+
+
+def number_field(rng: random.Random, low: int, high: int) -> str:
+    """A random field of numbers; small ones more often, because shifts come early in the day."""
+    some = sorted(rng.sample(range(low, high + 1), 3))
+    step = rng.choice([2, 3, 5, 10, 15, 20, 30])
+    return rng.choice(
+        [
+            "*",
+            f"*/{step}",
+            f"{low}",
+            f"{rng.randint(low, min(high, 4))}",
+            f"{some[0]}",
+            f"{some[0]},{some[1]},{some[2]}",
+            f"{some[0]}-{some[2]}",
+            f"{some[0]}-{some[2]}/{step}",
+            f"{some[0]}/{step}",
+            f"{low}-{rng.randint(low + 1, min(high, 4))}",
+        ]
+    )
+
+
+def random_expression(rng: random.Random, day: date) -> str:
+    """An expression that is likely to match around a date."""
+    minute, hour = number_field(rng, 0, 59), number_field(rng, 0, 23)
+    month = rng.choice(["*", "*", "*", f"{day.month}", f"{day:%b}", "*/2", "1-6", "3,10"])
+    near = [max(1, min(28, day.day + offset)) for offset in (-1, 0, 1)]
+    days = ["*", "*", "*", "*", "*/2", f"{near[1]}", f"{near[0]},{near[2]}", f"{near[0]}-28", "*/3", f"{near[1]}W", "L"]
+    weekdays = ["*", "*", "*", "*", "0", "7", "1-5", "sun,mon", "*/2", "sat-sun", "5-7", f"{day:%a}#{rng.randint(1, 4)}"]
+    weekday = rng.choice([*weekdays, f"L{day.isoweekday() % 7}"]).replace("sat-sun", "6-7")
+    seconds = rng.choice([""] * 6 + ["0 ", "30 ", "*/20 ", "15,45 ", "* "])
+    return f"{seconds}{minute} {hour} {rng.choice(days)} {month} {weekday}".lower()
+
+
+def disagreements(seed: int, walks: int) -> list[tuple[str, str, datetime]]:
+    """Random walks that differ from the reference: expression, zone, start."""
+    rng, found = random.Random(seed), []
+    for _ in range(walks):
+        zone, day = rng.choice(SHIFTS)
+        start, end, ticks = window(zone, day)
+        expr = random_expression(rng, date.fromisoformat(day))
+        t = start + rng.random() * (end - start)
+        if rng.random() < 0.5:
+            t = t.replace(second=0, microsecond=0)
+        expected = [run for run in Schedule(expr).runs(ticks) if run > t][:12]
+        if expected != walk(Cron(expr, zone), t, until=end, limit=12):
+            found.append((expr, zone, t))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_walks_agree_with_the_reference(seed: int) -> None:
+    """From any instant around a shift, any expression runs when Vixie cron runs it."""
+    assert [] == disagreements(seed, 1_500)
+
+
+def test_asking_again_is_walking_on() -> None:
+    """A schedule has no memory: asked from anywhere between two of its times, it gives the later one."""
+    rng = random.Random(5)
+    for zone, day in SHIFTS:
+        start, end, _ = window(zone, day)
+        cron = Cron(random_expression(rng, date.fromisoformat(day)), zone)
+        times = [start, *walk(cron, start, until=end, limit=200)]
+        for before, following in zip(times, times[1:]):
+            t = before + rng.random() * (following - before - timedelta(microseconds=1))
+            assert following == cron.next_after(t), (cron, t)
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Africa/Casablanca"])
+def test_a_whole_year_agrees_with_the_reference(zone: str) -> None:
+    """Nothing is missed, and nothing added, far from the shifts."""
+    rng = random.Random(zone)
+    start, end = at("2025-12-15T00:00Z"), at("2027-01-15T00:00Z")
+    texts = [f"{rng.randint(0, 59)} {rng.choice('*2')} {day} * {weekday}" for day in ("*", "31", "*/7") for weekday in "*0"]
+    schedules = [Schedule(text) for text in texts]
+    expected: list[list[datetime]] = [[] for _ in schedules]
+    for tick in clock(ZoneInfo(zone), start, end):
+        for schedule, times in zip(schedules, expected):
+            times += schedule.runs([tick])
+    for text, times in zip(texts, expected):
+        assert times == walk(Cron(text, zone), start - timedelta(seconds=1), until=end, limit=10**6), text
+
+
+def test_days_agree_with_the_reference() -> None:
+    """Days, months and weekdays combine as the reference has it, over three years."""
+    rng = random.Random(7)
+    start = at("2026-12-31T23:59Z")
+    calendar = [date(2027, 1, 1) + number * DAY for number in range(3 * 365)]
+    end = datetime.combine(calendar[-1] + DAY, datetime.min.time(), UTC)
+    for _ in range(200):
+        _, _, day, month, weekday = random_expression(rng, rng.choice(calendar)).split()[-5:]
+        text = f"30 6 {day} {month} {weekday}"
+        schedule = Schedule(text)
+        expected = [datetime(d.year, d.month, d.day, 6, 30, tzinfo=UTC) for d in calendar if schedule.has_day(d)]
+        assert expected == walk(Cron(text, "UTC"), start, until=end, limit=10**6), text
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    """One schedule, asked by several threads at once, answers each as if alone."""
+    cron = Cron("*/7 * * * *", "Europe/Berlin")
+    starts = [at("2026-03-28T00:00Z") + number * timedelta(minutes=11) for number in range(2_000)]
+    expected = [cron.next_after(t) for t in starts]
+    with ThreadPoolExecutor(4) as pool:
+        assert expected == list(pool.map(cron.next_after, starts))
+
+
+# -- what an expression says -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expr", ["*/15 * * * *", "* 2 * * *", "0 * * * *", "0 30 * * * *", "@hourly"])
+def test_a_star_in_minute_or_hour_makes_a_wildcard_job(expr: str) -> None:
+    """The first character of the minute or the hour field decides."""
+    assert not CronExpression.parse(expr).fixed
+
+
+@pytest.mark.parametrize("expr", ["0 2 * * *", "* 30 2 * * *", "0-59 0-23 * * *", "5,* 2 * * *", "@daily"])
+def test_other_jobs_are_fixed(expr: str) -> None:
+    """Neither the seconds, nor a star further back, nor a full range count."""
+    assert CronExpression.parse(expr).fixed
+
+
+@pytest.mark.parametrize(
+    ("expr", "expected"),
+    [("* * * * * *", True), ("* 0 9 * * *", True), ("*/1 * * * * *", True), ("0 * * * * *", False), ("* * * * *", False)],
+)
+def test_every_second_is_known(expr: str, expected: bool) -> None:
+    """The seconds of a six-field expression may be unwanted: whoever registers it can warn."""
+    assert expected == Cron(expr, "UTC").every_second
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("0 9 * * mon-fri", "0 0 9 ? * 1,2,3,4,5"),
+        ("@weekly", "0  0 * * 7"),
+        ("0 0 1 JAN *", "0 0 1 1 *"),
+        ("*/20 * * * *", "0,20,40 * * * *"),
+    ],
+)
+def test_spelling_does_not_change_the_fingerprint(one: str, other: str) -> None:
+    """The same schedule, written differently, is the same schedule."""
+    assert Cron(one, "Europe/Berlin").fingerprint == Cron(other, "Europe/Berlin").fingerprint
+
+
+def test_fingerprints_tell_schedules_apart() -> None:
+    """Whatever changes the times changes the fingerprint: fields, the rule for shifts or days, zone, dialect."""
+    crons = [
+        Cron("0 2 * * *", "Europe/Berlin"),
+        Cron("0 2 * * *", "Europe/Paris"),
+        Cron("0 2 * * 1", "Europe/Berlin"),
+        Cron("0 2 * * 1#1", "Europe/Berlin"),
+        Cron("0 2 * * L1", "Europe/Berlin"),
+        Cron("0 2 1 * *", "Europe/Berlin"),
+        Cron("0 2 1W * *", "Europe/Berlin"),
+        Cron("0-59 2 * * *", "Europe/Berlin"),
+        Cron("* 2 * * *", "Europe/Berlin"),
+        Cron("0 2 */2 * 1", "Europe/Berlin"),
+        Cron("0 2 */2 * 1", "Europe/Berlin", dialect="panel"),
+        Cron("0 0 2 * * *", "Europe/Berlin", dialect="panel"),
+    ]
+    assert len(crons) == len({cron.fingerprint for cron in crons})
+
+
+def test_the_panel_dialect_reads_as_croniter_does() -> None:
+    """`ps.schedule_task` keeps the times that `pn.state.schedule_task` has."""
+    rng, start = random.Random(11), at("2026-01-01T00:00Z")
+    for _ in range(300):
+        fields = random_expression(rng, date(2026, 1, 10)).split()
+        if any(mark in f"{fields[-3]} {fields[-1]}" for mark in "#wl"):
+            continue  # croniter cannot OR these
+        text = " ".join([*fields[1:], fields[0]] if len(fields) == 6 else fields)
+        times = croniter(text, start)
+        expected = [times.get_next(datetime) for _ in range(5)]
+        assert expected == walk(Cron(text, "UTC", dialect="panel"), start, until=at("9000-01-01T00:00Z"), limit=5), text
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expr", "reason"),
+    [
+        ("@reboot", "first_run"),
+        ("0 0 30 2 *", "never matches"),
+        ("0 0 31 4,6,9,11 *", "never matches"),
+        ("0 0 0 1 1 * 2030", "seven fields"),
+        ("H * * * *", "process to process"),
+        ("R/5 * * * *", "process to process"),
+        ("0 h(0-7) * * *", "process to process"),
+        ("61 * * * *", "out of range"),
+        ("* * * *", "five fields"),
+        ("", "five fields"),
+        ("every day", "five fields"),
+        ("0 9 * * funday", "cannot be read"),
+        ("*/0 * * * *", "cannot be read"),
+        (None, "is a string"),
+        (5, "is a string"),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["vixie", "panel"])
+def test_a_meaningless_expression_is_refused(expr: object, reason: str, dialect: Dialect) -> None:
+    """At once, and with what is wrong with it."""
+    with pytest.raises(TriggerError, match=reason):
+        Cron(expr, "UTC", dialect)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("timezone", "remedy"),
+    [
+        (None, "timezone='Europe/Berlin'"),
+        ("Europe/Belin", "'Europe/Berlin'"),
+        ("Berlin", "'Europe/Berlin'"),
+        ("Europe", "Is it"),
+        ("", "IANA name"),
+        ("../etc/passwd", "unknown"),
+        (UTC, "or 'UTC'"),
+        (5, "or 'UTC'"),
+    ],
+)
+def test_a_zone_is_needed(timezone: object, remedy: str) -> None:
+    """Without a known zone there is no schedule; the message names the remedy."""
+    with pytest.raises(TriggerError, match=remedy):
+        Cron("0 9 * * *", timezone)  # type: ignore[arg-type]
+
+
+def test_an_unknown_dialect_is_refused() -> None:
+    """A typo does not choose a reading."""
+    with pytest.raises(TriggerError, match="'vixie' or 'panel'"):
+        Cron("0 9 * * *", "UTC", "quartz")  # type: ignore[arg-type]
