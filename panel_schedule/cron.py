@@ -228,9 +228,8 @@ def _resume(start: datetime, before: timedelta, after: timedelta) -> datetime:
 
 
 def _offset(zone: ZoneInfo, instant: datetime) -> timedelta:
-    offset = zone.fromutc(instant.replace(tzinfo=zone)).utcoffset()
-    assert offset is not None
-    return offset
+    # Not utcoffset(): zoneinfo loses the fold of a wall time where the fold reaches over the turn of the UTC year.
+    return zone.fromutc(instant.replace(tzinfo=zone)).replace(tzinfo=None) - instant
 
 
 def _refuse_unsupported(text: str, tidy: str) -> None:

@@ -30,13 +30,14 @@ class Lane:
         "body",
         "claim",
         "dependents",
+        "depends",
         "error",
         "executor",
         "farewell",
         "first",
         "gated",
+        "is_async",
         "missed",
-        "named",
         "next",
         "paused",
         "queued",
@@ -58,6 +59,7 @@ class Lane:
         self.task = task
         self.trigger: Trigger = task.policy.trigger
         self.executor = executor
+        self.is_async = is_async(task.function)
         # Whether the server serves nothing before this task's first value.
         self.gated = gated
         self.next: datetime | None = None
@@ -78,8 +80,9 @@ class Lane:
         self.farewell: Callable[[], object] | None = None
         self.first: Future[Any] | None = None
         self.dependents: tuple[Lane, ...] = ()
-        self.named: tuple[Task[Any], ...] | None = None
-        self.reads: frozenset[Task[Any]] = frozenset()
+        self.reads: set[Task[Any]] = set()
+        # The tasks it is ordered behind, worked out when first needed.
+        self.depends: tuple[Task[Any], ...] | None = None
         self.slot_timer: Timer | None = None
         self.timeout_timer: Timer | None = None
         self.stale_timer: Timer | None = None
@@ -95,10 +98,6 @@ class Lane:
     def clockless(self) -> bool:
         """Whether values of other tasks, and no clock, decide when it runs."""
         return isinstance(self.trigger, After)
-
-    @property
-    def is_async(self) -> bool:
-        return is_async(self.task.function)
 
     def status(self) -> TaskStatus:
         task, entry, run = self.task, self.task.entry, self.run
@@ -163,9 +162,8 @@ class Waves:
 
     def hold(self, lane: Lane, run: Run, proceed: Callable[[], object]) -> bool:
         """Call `proceed` later, once all that the run depends on is there; False when nothing is missing."""
-        if run.wave is None:
-            return False
-        missing = self._missing(lane, run, self._known(self._depends_on(lane)))
+        depends = self._depends_on(lane) if run.wave is not None else ()
+        missing = self._missing(lane, run, self._known(depends)) if depends else ()
         if missing:
             self._waits.append(Wait(lane, run, missing, proceed))
         return bool(missing)
@@ -173,7 +171,9 @@ class Waves:
     def wait(self, lane: Lane, run: Run, upstream: Lane) -> None:
         """Block the run's own thread until `upstream` is there; its place goes to another meanwhile."""
         with self._lock:
-            lane.reads |= {upstream.task}
+            if lane.is_async and upstream.task not in lane.reads:
+                lane.reads.add(upstream.task)
+                lane.depends = None
             missing = () if lane.is_async else self._missing(lane, run, [upstream])
             if not missing:
                 return
@@ -216,15 +216,15 @@ class Waves:
                     stack += new
         return False
 
-    def _depends_on(self, lane: Lane) -> set[Task[Any]]:
-        policy = lane.task.policy
-        depends = {*policy.needs, *policy.upstream}
-        if lane.is_async:
-            # It cannot be stopped at a read without stopping the loop, so its reads are foreseen.
-            if lane.named is None:
-                lane.named = tuple(named_tasks(lane.task.function))
-            depends.update(lane.named, lane.reads)
-        return depends
+    def _depends_on(self, lane: Lane) -> tuple[Task[Any], ...]:
+        if lane.depends is None:
+            policy = lane.task.policy
+            depends = {*policy.needs, *policy.upstream, *lane.reads}
+            if lane.is_async:
+                # It cannot be stopped at a read without stopping the loop, so its reads are foreseen.
+                depends.update(named_tasks(lane.task.function))
+            lane.depends = tuple(depends)
+        return lane.depends
 
     def _known(self, tasks: Iterable[Task[Any]]) -> list[Lane]:
         return [self._lanes[task.name] for task in tasks if task.name in self._lanes]

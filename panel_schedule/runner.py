@@ -106,7 +106,7 @@ class Runner:
         if run.state.final:
             self._free(lane)
             return
-        body = self._async_body(lane, run) if is_async(lane.task.function) else self._body(lane, run)
+        body = self._async_body(lane, run) if lane.is_async else self._body(lane, run)
         lane.body = lane.executor.submit(body)
         lane.body.add_done_callback(partial(self._ended, lane, run))
 
@@ -331,15 +331,17 @@ class Runner:
 
     def judge(self, lane: Lane) -> None:
         """Work out whether the value is stale, and say so when that has changed."""
-        limit, entry, now = lane.task.policy.stale_after, lane.task.entry, self._s.clock.now()
+        limit, entry = lane.task.policy.stale_after, lane.task.entry
         if limit is not None:
+            now = self._s.clock.now()
             stale = entry is not None and now - entry.updated_at >= limit
             if entry is not None and not stale:
                 self._s.timers.cancel(lane.stale_timer)
                 lane.stale_timer = self._s.timers.at(entry.updated_at + limit, self.judge, lane)
         else:
             stale = lane.error is not None or (lane.missed >= 2 and entry is not None)
-        stale = stale or any(self._stale(upstream) for upstream in lane.task.policy.upstream)
+        if not stale and lane.clockless:
+            stale = any(self._stale(upstream) for upstream in lane.task.policy.upstream)
         if stale == lane.stale:
             return
         lane.stale = stale
@@ -347,7 +349,7 @@ class Runner:
         if stale and lane.run is not None:
             self.emit("stale", lane.task, lane.run)
         elif stale:
-            run = Run(lane.task.name, None, now)
+            run = Run(lane.task.name, None, self._s.clock.now())
             run.reason = "stale"
             self.emit("stale", lane.task, run)
         for dependent in lane.dependents:

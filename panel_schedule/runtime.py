@@ -14,7 +14,7 @@ import panel as pn
 from .clock import Clock, SystemClock
 from .components import show
 from .config import Config
-from .errors import NotReady
+from .errors import NotReady, RegistrationError
 from .executors.loop import LoopExecutor
 from .executors.threads import ThreadExecutor
 from .registry import Registry, choose_trigger, require_no_cycle, require_schedulable, same_function, taken

@@ -51,6 +51,7 @@ class Locked:
         self._scheduler = scheduler
         self._depth = 0
         self.deferred: list[Callable[[], object]] = []
+        self.touched: set[Task[Any]] = set()
 
     def __enter__(self) -> None:
         self._scheduler.lock.acquire()
@@ -61,11 +62,17 @@ class Locked:
         if self._depth:
             self._scheduler.lock.release()
             return
-        deferred, self.deferred = self.deferred, []
+        deferred, touched = self.deferred, self.touched
+        if deferred:
+            self.deferred = []
+        if touched:
+            self.touched = set()
         self._scheduler.lock.release()
         self._scheduler.released()
         for call in deferred:
             call()
+        for task in touched:
+            self._scheduler.changed(task)
 
 
 class Scheduler:
@@ -203,7 +210,8 @@ class Scheduler:
         with self.locked:
             lane = self.lanes[task.name]
             lane.executor = self._executor(task)
-            lane.named, lane.reads, lane.removed, lane.gated = None, frozenset(), False, False
+            lane.is_async, lane.reads, lane.depends = is_async(task.function), set(), None
+            lane.removed = lane.gated = False
             lane.trigger = task.policy.trigger
             self._join_upstream(lane)
             if self.begun:
@@ -312,7 +320,7 @@ class Scheduler:
 
     def touch(self, lane: Lane) -> None:
         """The task's status has changed: tell those who show it."""
-        self.defer(lambda: self.changed(lane.task))
+        self.locked.touched.add(lane.task)
 
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:
         lane = self.lanes.get(name) if space == TASK else None
@@ -405,7 +413,8 @@ class Scheduler:
                 self.runner.queue(lane, self.runner.new(lane, decision.slot, decision.slot))
                 if decision.action is Action.REPLACE and lane.run is not None:
                     self.runner.cancel(lane, lane.run, "replaced")
-            self.runner.judge(lane)
+            if lane.missed > 1 or lane.stale:
+                self.runner.judge(lane)
         for lane in starting:
             if lane.run is not None:
                 self.runner.start(lane, lane.run)

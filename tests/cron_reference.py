@@ -15,14 +15,14 @@ Two things are our own: a fixed job that the gap holds several times runs once, 
 
 from __future__ import annotations
 
-from calendar import monthrange
+from calendar import day_abbr, month_abbr, monthrange
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 MINUTE = timedelta(minutes=1)
-MONTHS = dict(zip("jan feb mar apr may jun jul aug sep oct nov dec".split(), range(1, 13)))
-WEEKDAYS = dict(zip("sun mon tue wed thu fri sat".split(), range(7)))
+MONTHS = {name.lower(): number for number, name in enumerate(month_abbr) if name}
+WEEKDAYS = {name.lower(): (number + 1) % 7 for number, name in enumerate(day_abbr)}
 
 Tick = tuple[datetime, datetime, list[datetime]]
 

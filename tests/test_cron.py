@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import random
+import struct
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import MAXYEAR, UTC, date, datetime, timedelta
-from functools import lru_cache
+from datetime import MAXYEAR, UTC, date, datetime, time, timedelta
+from functools import cache, partial
+from io import BytesIO
+from itertools import pairwise
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
-from cron_reference import Schedule, Tick, clock
+from cron_reference import MINUTE, Schedule, Tick, clock
 from croniter import croniter
 
 from panel_schedule.cron import CronExpression, Dialect
@@ -17,6 +23,7 @@ from panel_schedule.errors import TriggerError
 from panel_schedule.triggers import Cron
 
 DAY = timedelta(days=1)
+NOON = time(12)
 
 SHIFTS = [
     ("America/New_York", "2026-03-08"),
@@ -66,11 +73,16 @@ def at(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def walk(cron: Cron, t: datetime, *, until: datetime, limit: int) -> list[datetime]:
+FAR = at("9000-01-01T00:00Z")
+
+
+def walk(
+    next_after: Callable[[datetime], datetime | None], t: datetime, *, until: datetime, limit: int
+) -> list[datetime]:
     """The times after `t` and before `until`, at most `limit`."""
     found: list[datetime] = []
-    while len(found) < limit and (t := cron.next_after(t)) is not None and t < until:
-        found.append(t)
+    while len(found) < limit and (following := next_after(t)) is not None and following < until:
+        found.append(t := following)
     return found
 
 
@@ -267,7 +279,7 @@ def walk(cron: Cron, t: datetime, *, until: datetime, limit: int) -> list[dateti
 )
 def test_next_after(zone: str, expr: str, start: str, expected: list[str]) -> None:
     """Known times around the shifts of a zone."""
-    actual = walk(Cron(expr, zone), at(start), until=at("9999-01-01T00:00Z"), limit=len(expected))
+    actual = walk(Cron(expr, zone).next_after, at(start), until=FAR, limit=len(expected))
     assert [at(time) for time in expected] == actual
 
 
@@ -304,59 +316,95 @@ def test_what_always_falls_into_the_gap_has_no_next() -> None:
 # -- against the reference ---------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
-def window(zone: str, day: str) -> tuple[datetime, datetime, tuple[Tick, ...]]:
-    """Three days around a shift: their bounds, and what the reference's clock shows."""
-    middle = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+class Window(NamedTuple):
+    """Three days around a shift, and what the reference's clock shows in them."""
+
+    zone: ZoneInfo
+    start: datetime
+    end: datetime
+    shift: datetime
+    wall: datetime
+    ticks: tuple[Tick, ...]
+
+
+@cache
+def window(zone: ZoneInfo, day: str) -> Window:
+    middle = datetime.fromisoformat(day).replace(tzinfo=zone).astimezone(UTC)
     start, end = middle - DAY, middle + 2 * DAY
-    return start, end, tuple(clock(ZoneInfo(zone), start, end))
+    ticks = tuple(clock(zone, start, end))
+    shifts = [after for before, after in pairwise(ticks) if after[1] - before[1] != MINUTE]
+    shift, wall, _ = shifts[0] if shifts else ticks[len(ticks) // 2]
+    return Window(zone, start, end, shift, wall, ticks)
 
 
-def number_field(rng: random.Random, low: int, high: int) -> str:
-    """A random field of numbers; small ones more often, because shifts come early in the day."""
-    some = sorted(rng.sample(range(low, high + 1), 3))
-    step = rng.choice([2, 3, 5, 10, 15, 20, 30])
-    return rng.choice(
-        [
-            "*",
-            f"*/{step}",
-            f"{low}",
-            f"{rng.randint(low, min(high, 4))}",
-            f"{some[0]}",
-            f"{some[0]},{some[1]},{some[2]}",
-            f"{some[0]}-{some[2]}",
-            f"{some[0]}-{some[2]}/{step}",
-            f"{some[0]}/{step}",
-            f"{low}-{rng.randint(low + 1, min(high, 4))}",
-        ]
-    )
+def turn_of_year(rule: str) -> ZoneInfo:
+    """A zone without a name, and with a rule of its own in the syntax of POSIX's TZ."""
+    header = b"TZif2" + bytes(15)
+    one_type = header + struct.pack(">6l", 0, 0, 0, 0, 1, 4) + struct.pack(">lbb", 0, 0, 0) + b"STD\0"
+    return ZoneInfo.from_file(BytesIO(one_type + one_type + f"\n{rule}\n".encode()))
 
 
-def random_expression(rng: random.Random, day: date) -> str:
-    """An expression that is likely to match around a date."""
-    minute, hour = number_field(rng, 0, 59), number_field(rng, 0, 23)
-    month = rng.choice(["*", "*", "*", f"{day.month}", f"{day:%b}", "*/2", "1-6", "3,10"])
-    near = [max(1, min(28, day.day + offset)) for offset in (-1, 0, 1)]
-    days = ["*", "*", "*", "*", "*/2", f"{near[1]}", f"{near[0]},{near[2]}", f"{near[0]}-28", "*/3", f"{near[1]}W", "L"]
-    weekdays = ["*", "*", "*", "*", "0", "7", "1-5", "sun,mon", "*/2", "sat-sun", "5-7", f"{day:%a}#{rng.randint(1, 4)}"]
-    weekday = rng.choice([*weekdays, f"L{day.isoweekday() % 7}"]).replace("sat-sun", "6-7")
+WINDOWS = [
+    *((ZoneInfo(zone), day) for zone, day in SHIFTS),
+    (turn_of_year("STD1DST0,J100/0,J365/23:30"), "2026-12-31"),  # a fold from 23:30 to 00:30 UTC
+    (turn_of_year("STD1DST0,J100/0,J364/23:30"), "2026-12-30"),
+    (turn_of_year("STD0DST-1,J1/0,J200/0"), "2027-01-01"),  # a gap at midnight UTC
+]
+
+
+def number_field(rng: random.Random, low: int, high: int, near: int) -> str:
+    """A random field of numbers, often close to a given one."""
+    one, *_, other = sorted(rng.sample(range(low, high + 1), 3))
+    before, after = max(low, near - rng.randint(0, 2)), min(high, near + rng.randint(0, 2))
+    step = rng.choice([1, 2, 3, 5, 10, 15, 20, 30])
+    lists = [f"{one}", f"{one},{other}", f"{one}-{other}", f"{one}-{other}/{step}", f"{one}/{step}"]
+    nearby = [f"{before}", f"{after}", f"{before},{after}"] + [f"{before}-{after}"] * (before < after)
+    return rng.choice(["*", f"*/{step}", *lists, *nearby])
+
+
+def random_expression(rng: random.Random, near: datetime) -> str:
+    """An expression that is likely to match around a local time."""
+    minute, hour = number_field(rng, 0, 59, rng.choice([0, 15, 30, 45])), number_field(rng, 0, 23, near.hour)
+    month = rng.choice(["*", "*", "*", "*", f"{near.month}", f"{near:%b}", "*/2", "1-6", "3,10"])
+    before, day, after = (max(1, min(28, near.day + offset)) for offset in (-1, 0, 1))
+    days = [*"*****", "*/2", f"{day}", f"{before},{after}", f"{before}-29", "*/3", f"{day}W", "L"]
+    sunday_first = near.isoweekday() % 7
+    weekdays = [
+        *"*****",
+        "0",
+        "7",
+        "1-5",
+        "sun,mon",
+        "*/2",
+        "6-7",
+        f"{near:%a}#{rng.randint(1, 4)}",
+        f"L{sunday_first}",
+    ]
     seconds = rng.choice([""] * 6 + ["0 ", "30 ", "*/20 ", "15,45 ", "* "])
-    return f"{seconds}{minute} {hour} {rng.choice(days)} {month} {weekday}".lower()
+    return f"{seconds}{minute} {hour} {rng.choice(days)} {month} {rng.choice(weekdays)}".lower()
 
 
-def disagreements(seed: int, walks: int) -> list[tuple[str, str, datetime]]:
+def random_instant(rng: random.Random, around: Window) -> datetime:
+    """Anywhere in a window, but often close to the shift, and a second or nothing from a round time."""
+    t = around.start + rng.random() * (around.end - around.start)
+    if rng.random() < 0.6:
+        t = around.shift + rng.uniform(-3, 4) * timedelta(hours=1)
+    if rng.random() < 0.6:
+        round_times = [around.shift, t.replace(minute=rng.choice([0, 30]), second=0, microsecond=0)]
+        t = rng.choice(round_times) + rng.choice([-1, 0, 1]) * timedelta(seconds=1)
+    return t
+
+
+def disagreements(seed: int, walks: int) -> list[tuple[str, ZoneInfo, datetime]]:
     """Random walks that differ from the reference: expression, zone, start."""
     rng, found = random.Random(seed), []
     for _ in range(walks):
-        zone, day = rng.choice(SHIFTS)
-        start, end, ticks = window(zone, day)
-        expr = random_expression(rng, date.fromisoformat(day))
-        t = start + rng.random() * (end - start)
-        if rng.random() < 0.5:
-            t = t.replace(second=0, microsecond=0)
-        expected = [run for run in Schedule(expr).runs(ticks) if run > t][:12]
-        if expected != walk(Cron(expr, zone), t, until=end, limit=12):
-            found.append((expr, zone, t))
+        around = window(*rng.choice(WINDOWS))
+        expr, t = random_expression(rng, around.wall), random_instant(rng, around)
+        expected = [run for run in Schedule(expr).runs(around.ticks) if run > t][:12]
+        next_after = partial(CronExpression.parse(expr).next_after, zone=around.zone)
+        if expected != walk(next_after, t, until=around.end, limit=12):
+            found.append((expr, around.zone, t))
     return found
 
 
@@ -369,13 +417,13 @@ def test_random_walks_agree_with_the_reference(seed: int) -> None:
 def test_asking_again_is_walking_on() -> None:
     """A schedule has no memory: asked from anywhere between two of its times, it gives the later one."""
     rng = random.Random(5)
-    for zone, day in SHIFTS:
-        start, end, _ = window(zone, day)
-        cron = Cron(random_expression(rng, date.fromisoformat(day)), zone)
-        times = [start, *walk(cron, start, until=end, limit=200)]
-        for before, following in zip(times, times[1:]):
+    for around in [window(*shift) for shift in WINDOWS for _ in range(5)]:
+        expression = CronExpression.parse(random_expression(rng, around.wall))
+        next_after = partial(expression.next_after, zone=around.zone)
+        times = [around.start, *walk(next_after, around.start, until=around.end, limit=100)]
+        for before, following in pairwise(times):
             t = before + rng.random() * (following - before - timedelta(microseconds=1))
-            assert following == cron.next_after(t), (cron, t)
+            assert following == next_after(t), (expression, around.zone, t)
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Africa/Casablanca"])
@@ -383,14 +431,16 @@ def test_a_whole_year_agrees_with_the_reference(zone: str) -> None:
     """Nothing is missed, and nothing added, far from the shifts."""
     rng = random.Random(zone)
     start, end = at("2025-12-15T00:00Z"), at("2027-01-15T00:00Z")
-    texts = [f"{rng.randint(0, 59)} {rng.choice('*2')} {day} * {weekday}" for day in ("*", "31", "*/7") for weekday in "*0"]
+    texts = [
+        f"{rng.randint(0, 59)} {rng.choice('*2')} {day} * {weekday}" for day in ("*", "31", "*/7") for weekday in "*0"
+    ]
     schedules = [Schedule(text) for text in texts]
     expected: list[list[datetime]] = [[] for _ in schedules]
     for tick in clock(ZoneInfo(zone), start, end):
         for schedule, times in zip(schedules, expected):
             times += schedule.runs([tick])
     for text, times in zip(texts, expected):
-        assert times == walk(Cron(text, zone), start - timedelta(seconds=1), until=end, limit=10**6), text
+        assert times == walk(Cron(text, zone).next_after, start - timedelta(seconds=1), until=end, limit=10**6), text
 
 
 def test_days_agree_with_the_reference() -> None:
@@ -398,17 +448,19 @@ def test_days_agree_with_the_reference() -> None:
     rng = random.Random(7)
     start = at("2026-12-31T23:59Z")
     calendar = [date(2027, 1, 1) + number * DAY for number in range(3 * 365)]
-    end = datetime.combine(calendar[-1] + DAY, datetime.min.time(), UTC)
+    end = datetime.combine(calendar[-1] + DAY, time.min, UTC)
     for _ in range(200):
-        _, _, day, month, weekday = random_expression(rng, rng.choice(calendar)).split()[-5:]
+        _, _, day, month, weekday = random_expression(rng, datetime.combine(rng.choice(calendar), NOON)).split()[-5:]
         text = f"30 6 {day} {month} {weekday}"
         schedule = Schedule(text)
         expected = [datetime(d.year, d.month, d.day, 6, 30, tzinfo=UTC) for d in calendar if schedule.has_day(d)]
-        assert expected == walk(Cron(text, "UTC"), start, until=end, limit=10**6), text
+        assert expected == walk(Cron(text, "UTC").next_after, start, until=end, limit=10**6), text
 
 
-def test_threads_do_not_disturb_each_other() -> None:
+def test_threads_do_not_disturb_each_other(request: pytest.FixtureRequest) -> None:
     """One schedule, asked by several threads at once, answers each as if alone."""
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
     cron = Cron("*/7 * * * *", "Europe/Berlin")
     starts = [at("2026-03-28T00:00Z") + number * timedelta(minutes=11) for number in range(2_000)]
     expected = [cron.next_after(t) for t in starts]
@@ -433,7 +485,13 @@ def test_other_jobs_are_fixed(expr: str) -> None:
 
 @pytest.mark.parametrize(
     ("expr", "expected"),
-    [("* * * * * *", True), ("* 0 9 * * *", True), ("*/1 * * * * *", True), ("0 * * * * *", False), ("* * * * *", False)],
+    [
+        ("* * * * * *", True),
+        ("* 0 9 * * *", True),
+        ("*/1 * * * * *", True),
+        ("0 * * * * *", False),
+        ("* * * * *", False),
+    ],
 )
 def test_every_second_is_known(expr: str, expected: bool) -> None:
     """The seconds of a six-field expression may be unwanted: whoever registers it can warn."""
@@ -477,13 +535,13 @@ def test_the_panel_dialect_reads_as_croniter_does() -> None:
     """`ps.schedule_task` keeps the times that `pn.state.schedule_task` has."""
     rng, start = random.Random(11), at("2026-01-01T00:00Z")
     for _ in range(300):
-        fields = random_expression(rng, date(2026, 1, 10)).split()
+        fields = random_expression(rng, datetime(2026, 1, 10, 12)).split()
         if any(mark in f"{fields[-3]} {fields[-1]}" for mark in "#wl"):
             continue  # croniter cannot OR these
         text = " ".join([*fields[1:], fields[0]] if len(fields) == 6 else fields)
         times = croniter(text, start)
-        expected = [times.get_next(datetime) for _ in range(5)]
-        assert expected == walk(Cron(text, "UTC", dialect="panel"), start, until=at("9000-01-01T00:00Z"), limit=5), text
+        next_after = Cron(text, "UTC", dialect="panel").next_after
+        assert [times.get_next(datetime) for _ in range(5)] == walk(next_after, start, until=FAR, limit=5), text
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,15 @@
+"""
+Registers the tasks of the examples, before the first visitor comes.
+
+    panel serve examples/*.py --setup setup_scripts/demo.py
+"""
+
+import sys
+from pathlib import Path
+
+# A setup script is run by itself: neither its folder nor the working directory is on the path.
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+import tasks.machine  # noqa: E402
+import tasks.quakes  # noqa: E402
+import tasks.stocks  # noqa: E402, F401
