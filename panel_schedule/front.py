@@ -222,7 +222,12 @@ class Front:
             self.tasks.discard(task)
             self._runtime.scheduler.discard(task)
             return
-        self._runtime.scheduler.last_run(task, lambda: self.tasks.get(name) is task and self.cancel_task(name))
+
+        def forget() -> None:
+            if self.tasks.get(name) is task:
+                self.cancel_task(name)
+
+        self._runtime.scheduler.last_run(task, forget)
 
     def on(self, event: str, handler: Callable[[Task[Any], Run], Any]) -> Callable[[], None]:
         """

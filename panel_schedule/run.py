@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import count
+from types import TracebackType
 from typing import Any, TypeVar
 
 from .errors import RunCancelled, RunTimedOut, WouldBlock
@@ -359,3 +361,20 @@ def first_line(error: BaseException | None) -> str:
         return ""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def own_traceback(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """What a log wants as ``exc_info``: the traceback from the user's function on, without who called it."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None and _is_ours(frames):
+        frames = frames.tb_next
+    return type(error), error, frames
+
+
+def traceback_text(error: BaseException | None) -> str:
+    """The traceback from the user's function on, as Python prints it."""
+    return "" if error is None else "".join(traceback.format_exception(*own_traceback(error))).rstrip()
+
+
+def _is_ours(frames: TracebackType) -> bool:
+    return str(frames.tb_frame.f_globals.get("__name__", "")).startswith(__package__ or "panel_schedule")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RunCancelled, RunFenced, RunSkipped, RunTimedOut
 from .lanes import Lane
-from .run import Run, RunState, _current, first_line
+from .run import Run, RunState, _current, first_line, own_traceback
 from .stores.base import TASK
-from .task import FirstRun, Task, WhenIdle, is_async
+from .task import Task, WhenIdle, is_async
 
 if TYPE_CHECKING:
     from .scheduler import Scheduler
@@ -73,11 +73,11 @@ class Runner:
             self._drop(lane, run, "paused" if lane.paused else "removed" if lane.removed else "idle")
             self.judge(lane)
             return
-        for run in (lane.run, lane.queued):
-            if run is not None and run.state is RunState.QUEUED:
+        for waiting in (lane.run, lane.queued):
+            if waiting is not None and waiting.state is RunState.QUEUED:
                 # It has not begun, so it will read this value: one run for a whole wave.
-                run.key = key
-                run.wave = max(run.wave, wave) if run.wave is not None else None
+                waiting.key = key
+                waiting.wave = max(waiting.wave, wave) if waiting.wave is not None else None
                 return
         run = self.new(lane, key, wave)
         replaced = lane.run if lane.task.policy.overlap == "replace" else None
@@ -290,16 +290,16 @@ class Runner:
         self._s.timers.cancel(lane.timeout_timer)
         if lane.body is not None and lane.claim is not None:
             lane.claim = store.void(lane.claim)
-        if state in (RunState.FAILED, RunState.TIMED_OUT):
-            assert error is not None
-            self._complain(lane, error)
+        waited_for = lane.gated and lane.task.entry is None and state is not RunState.SUCCEEDED and self._s.begun
+        if error is not None and state in (RunState.FAILED, RunState.TIMED_OUT):
             lane.error = error
+            if not waited_for:  # whoever waits for it says so
+                self._complain(lane, error)
         self._close(lane, run, state, error, value)
         self.judge(lane)
         if state in (RunState.FAILED, RunState.TIMED_OUT):
             self.emit("failed", lane.task, run)
-        waited_for = lane.gated and lane.task.policy.first_run is FirstRun.WAIT and lane.task.entry is None
-        if waited_for and state is not RunState.SUCCEEDED and self._s.begun:
+        if waited_for:
             self._s.defer(lambda: self._s.fatal(lane.task, run))
         if lane.body is None:
             self._free(lane)
@@ -366,7 +366,7 @@ class Runner:
             return
         lane.reported = text
         last_good = "the last good value stays" if lane.task.entry else "there is no value yet"
-        log.error("Task %r failed, %s: %s", lane.task.name, last_good, text, exc_info=error)
+        log.error("Task %r failed, %s: %s", lane.task.name, last_good, text, exc_info=own_traceback(error))
 
     def emit(self, event: str, task: Task[Any], run: Run) -> None:
         """Call the handlers of an event, in an executor: they can never hurt a run."""

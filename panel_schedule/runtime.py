@@ -18,10 +18,10 @@ from .errors import NotReady, RegistrationError
 from .executors.loop import LoopExecutor
 from .executors.threads import ThreadExecutor
 from .registry import Registry, choose_trigger, require_no_cycle, require_schedulable, same_function, taken
-from .run import Run, refuse_to_block
+from .run import Run, refuse_to_block, traceback_text
 from .runner import EVENTS, Handler
 from .scheduler import Scheduler
-from .stores.base import TASK, USER
+from .stores.base import TASK, USER, Entry
 from .stores.memory import MemoryStore
 from .task import FirstRun, Policy, Task, is_async
 from .triggers import Trigger
@@ -77,7 +77,7 @@ class Runtime:
     def _build(self) -> Scheduler:
         self.config.freeze()
         store = MemoryStore(self.config.history_limit)
-        store.subscribe(lambda space, name, entry: space == USER and self.views.changed(space, name))
+        store.subscribe(self._stored)
         return Scheduler(
             self.clock,
             store,
@@ -87,6 +87,10 @@ class Runtime:
             exhausted=self.tasks.discard,
             fatal=self._first_run_failed,
         )
+
+    def _stored(self, space: str, name: str, entry: Entry | None) -> None:
+        if space == USER:
+            self.views.changed(space, name)
 
     # ------------------------------------------------------------ lifecycle
 
@@ -130,6 +134,8 @@ class Runtime:
     def _first_run_failed(self, task: Task[Any], run: Run) -> None:
         if self._fatal is not None:
             self._fatal(task, run)
+        else:
+            log.error("Task %r: its first run %s.\n%s", task.name, run.state, traceback_text(run.error))
 
     def _watch(self, task: Task[Any], viewers: int) -> None:
         self.scheduler.watch(task, viewers)
@@ -250,7 +256,7 @@ class Runtime:
             return
         if is_async(task.function):
             # It runs on the kernel's loop, which the cell itself holds: the traceback follows the cell.
-            run.add_done_callback(lambda run: run.error is not None and _show_traceback(run.error))
+            run.add_done_callback(_show_traceback)
         else:
             run._completion().result()
 
@@ -261,8 +267,9 @@ def in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def _show_traceback(error: BaseException) -> None:
-    sys.modules["IPython"].get_ipython().showtraceback((type(error), error, error.__traceback__))
+def _show_traceback(run: Run) -> None:
+    if (error := run.error) is not None:
+        sys.modules["IPython"].get_ipython().showtraceback((type(error), error, error.__traceback__))
 
 
 def _in_session() -> bool:

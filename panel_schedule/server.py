@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import traceback
 import weakref
 from functools import wraps
 from html import escape
@@ -13,10 +12,11 @@ from typing import Any
 
 from bokeh.application import Application
 from bokeh.document import Document
-from bokeh.models import CustomJS, Div
+from bokeh.models.callbacks import CustomJS
+from bokeh.models.widgets.markups import Div
 from tornado.process import task_id
 
-from .run import Run
+from .run import Run, traceback_text
 from .runtime import Runtime
 from .task import Task
 
@@ -81,10 +81,10 @@ class Gate:
             else:
                 initialize(application, document)
 
-        Application.on_server_loaded = on_server_loaded  # type: ignore[method-assign]
-        Application.on_server_unloaded = on_server_unloaded  # type: ignore[method-assign]
-        Application.on_session_created = on_session_created  # type: ignore[method-assign]
-        Application.initialize_document = initialize_document  # type: ignore[method-assign]
+        Application.on_server_loaded = on_server_loaded  # type: ignore[method-assign, assignment]
+        Application.on_server_unloaded = on_server_unloaded  # type: ignore[method-assign, assignment]
+        Application.on_session_created = on_session_created  # type: ignore[method-assign, assignment]
+        Application.initialize_document = initialize_document  # type: ignore[method-assign, assignment]
 
     def _start(self) -> None:
         if not self._runtime.tasks:
@@ -120,7 +120,7 @@ class Gate:
         message = (
             f"\npanel-schedule: the first run of task {task.name!r} {run.state.replace('_', ' ')}, so the server stops: "
             "there is nothing to serve. Mend the function, or let the server start without it: first_run='background'."
-            f"\n\n{_own_traceback(run.error)}"
+            f"\n\n{traceback_text(run.error)}"
         )
         self._runtime.grace = 0.0
         loop.call_soon_threadsafe(_exit, message)
@@ -131,16 +131,6 @@ def _exit(message: str) -> None:
         # A server in a thread ends with its thread, and only the log can tell why.
         log.critical(message)
     raise SystemExit(message)
-
-
-def _own_traceback(error: BaseException | None) -> str:
-    """The traceback from the user's function on, without the machinery that called it."""
-    if error is None:
-        return ""
-    frames = error.__traceback__
-    while frames is not None and "panel_schedule" in frames.tb_frame.f_globals.get("__name__", "") and frames.tb_next:
-        frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
 
 
 def _say_starting(document: Document, waiting: list[Task[Any]]) -> None:

@@ -171,7 +171,8 @@ class SchedulerPort(Protocol):
 class Host(Protocol):
     """Who runs a task and shows it. A task knows of the layers above only what stands here."""
 
-    scheduler: SchedulerPort
+    @property
+    def scheduler(self) -> SchedulerPort: ...
 
     def trigger(self, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Trigger: ...
     def ready(self, task: Task[Any], timeout: float | None) -> Awaitable[Any]: ...
@@ -355,7 +356,9 @@ class Origin:
     def of(cls, function: Callable[..., Any]) -> Origin:
         plain = function
         while not hasattr(plain, "__code__"):
-            inner = getattr(plain, "func", None) or getattr(plain, "__func__", None) or getattr(plain, "__wrapped__", None)
+            # A partial, a bound method, a wrapper, or an object with a __call__.
+            inners = (getattr(plain, name, None) for name in ("func", "__func__", "__wrapped__"))
+            inner = next(filter(None, inners), None)
             if inner is None:
                 inner = type(plain).__call__
                 if not hasattr(inner, "__code__"):
@@ -375,7 +378,8 @@ class Origin:
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling it needs an event loop: a coroutine function or an async generator."""
-    call = function if inspect.isroutine(function) or hasattr(function, "func") else getattr(function, "__call__", function)
+    plain = inspect.isroutine(function) or hasattr(function, "func")
+    call = function if plain else type(function).__call__
     return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
 
 

@@ -17,7 +17,8 @@ import panel as pn
 import param
 from bokeh.document import Document
 from panel.io.state import set_curdoc
-from param.parameterized import Skip, discard_events
+from param import Skip
+from param.parameterized import discard_events
 
 from .clock import Clock
 from .stores.base import TASK, USER, Entry
@@ -35,10 +36,10 @@ PAUSE_SECONDS = 0.001
 _OUTDATED = object()
 
 
-class _OwnValue(param.Parameter):
+class _OwnValue(param.Parameter):  # type: ignore[type-arg]
     """A value that belongs to one session: reading it in another one warns."""
 
-    def __get__(self, obj: Any, objtype: Any) -> Any:
+    def __get__(self, obj: Any, objtype: Any = None) -> Any:
         if obj is not None and obj._home is not None:
             obj._warn_abroad()
         return super().__get__(obj, objtype)
