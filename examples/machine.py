@@ -2,47 +2,48 @@
 
 import panel as pn
 import psutil
-from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, Range1d
 from bokeh.plotting import figure
-from page import card, page, row, tile, tiles
+from page import AMBER, BLUE, TEAL, VIOLET, card, key, page, tile, tiles
 from tasks.machine import WINDOW, Sample, machine
-
-import panel_schedule as ps
 
 pn.extension()
 
-BLUE, VIOLET, TEAL, AMBER = "#3b82f6", "#a855f7", "#14b8a6", "#f59e0b"
-CLOCK = "return new Date(tick).toLocaleTimeString([], {hourCycle: 'h23'})"  # the visitor's own time
+CLOCK = CustomJSTickFormatter(code="return new Date(tick).toLocaleTimeString([], {hourCycle: 'h23'})")
+BYTES = CustomJSTickFormatter(code="""
+    const bytes = Math.abs(tick)
+    return bytes >= 1e6 ? bytes / 1e6 + " MB" : bytes >= 1e3 ? bytes / 1e3 + " kB" : bytes
+""")
 
 source = ColumnDataSource({field: [] for field in Sample._fields})
 
 
 def draw(samples: tuple[Sample, ...]) -> None:
-    """Stream what came after the last sample drawn: a view that is busy skips versions, but misses nothing."""
+    """Stream what came after the last sample drawn: a view may skip versions, and misses nothing."""
     drawn = source.data["time"]
     new = [sample for sample in samples if not drawn or sample.time > drawn[-1]]
     if new:
-        source.stream(dict(zip(Sample._fields, map(list, zip(*new)))), rollover=WINDOW)
+        source.stream(dict(zip(Sample._fields, map(list, zip(*new)), strict=True)), rollover=WINDOW)
 
 
-def chart(lines: dict[str, tuple[str, str]], y_range, y_format: str, x_range) -> figure:
+def chart(lines: dict[str, str], y_range: Range1d, y_format) -> pn.pane.Bokeh:
     plot = figure(
-        height=230, sizing_mode="stretch_width", x_range=x_range, y_range=y_range,
-        tools="xpan,xwheel_zoom,reset", active_drag="xpan", active_scroll="xwheel_zoom", toolbar_location=None,
-    )
-    for field, (label, color) in lines.items():
-        plot.varea("time", 0, field, source=source, color=color, alpha=0.12)
-        plot.line("time", field, source=source, color=color, line_width=2, legend_label=label)
-    plot.xaxis.formatter = CustomJSTickFormatter(code=CLOCK)
-    plot.yaxis.formatter = NumeralTickFormatter(format=y_format)
-    plot.legend.location, plot.legend.orientation = "top_left", "horizontal"
-    return plot
+        x_range=time, y_range=y_range, height=230, sizing_mode="stretch_width", min_border_left=60, toolbar_location=None,
+        tools="xpan,xwheel_zoom", active_scroll="xwheel_zoom",
+    )  # fmt: skip
+    for field, color in lines.items():
+        plot.varea("time", 0, field, source=source, color=color, alpha=0.15)
+        plot.line("time", field, source=source, color=color, line_width=2)
+    plot.xaxis.formatter, plot.yaxis.formatter = CLOCK, y_format
+    return pn.pane.Bokeh(plot, sizing_mode="stretch_width")
 
 
-# Follows the newest sample until the visitor pans or zooms; a double click follows again.
+def rate(label: str, now: float, most: float) -> str:
+    return tile(label, f"{now / 1e3:,.1f}", "kB/s", f"at most {most / 1e3:,.0f} kB/s in ten minutes")
+
+
+# It follows the newest sample, until the visitor pans or zooms.
 time = DataRange1d(follow="end", range_padding=0)
-load = chart({"cpu": ("CPU", BLUE), "memory": ("Memory", VIOLET)}, Range1d(0, 100), "0", time)
-network = chart({"download": ("In", TEAL), "upload": ("Out", AMBER)}, DataRange1d(start=0, only_visible=True), "0 b", time)
 
 view = machine.view()
 draw(view.value)
@@ -51,14 +52,13 @@ view.param.watch(lambda event: draw(event.new), "value")
 page(
     "machine",
     "This machine, live",
-    "One sample a second, taken once on the server and pushed to every open page.",
+    "One sample a second, taken once on the server and pushed to every open page. Drag and scroll to look back.",
     tiles(
-        view.pipe(lambda samples: tile("CPU", f"{samples[-1].cpu:.0f}", "%", f"{psutil.cpu_count()} cores")),
-        view.pipe(lambda samples: tile("Memory", f"{samples[-1].memory:.0f}", "%")),
-        view.pipe(lambda samples: tile("Network in", f"{samples[-1].download / 1024:,.0f}", "KB/s")),
-        view.pipe(lambda samples: tile("Network out", f"{samples[-1].upload / 1024:,.0f}", "KB/s")),
+        view.pipe(lambda all: tile("CPU", f"{all[-1].cpu:.0f}", "%", f"of {psutil.cpu_count()} cores")),
+        view.pipe(lambda all: tile("Memory", f"{all[-1].memory:.0f}", "%", f"of {psutil.virtual_memory().total / 2**30:.0f} GB")),
+        view.pipe(lambda all: rate("Network in", all[-1].download, max(sample.download for sample in all))),
+        view.pipe(lambda all: rate("Network out", all[-1].upload, max(sample.upload for sample in all))),
     ),
-    card(pn.pane.Bokeh(load, sizing_mode="stretch_width"), title="CPU and memory, %"),
-    card(pn.pane.Bokeh(network, sizing_mode="stretch_width"), title="Network, bytes per second"),
-    ps.Freshness(machine),
+    card(chart({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), "0"), title=key(CPU=BLUE, Memory=VIOLET), task=machine),
+    card(chart({"download": TEAL, "upload": AMBER}, DataRange1d(only_visible=True), BYTES), title=key(In=TEAL, Out=AMBER)),
 ).servable()

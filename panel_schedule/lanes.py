@@ -147,7 +147,7 @@ class Waves:
     def __init__(self, lanes: dict[str, Lane], lock: threading.RLock):
         self._lanes = lanes
         self._lock = lock
-        self._waits: list[Wait] = []
+        self.waits: list[Wait] = []
 
     def pending(self, lane: Lane, wave: datetime) -> bool:
         """Whether a value of `lane` for its latest slot up to `wave` is still to come."""
@@ -165,7 +165,7 @@ class Waves:
         depends = self._depends_on(lane) if run.wave is not None else ()
         missing = self._missing(lane, run, self._known(depends)) if depends else ()
         if missing:
-            self._waits.append(Wait(lane, run, missing, proceed))
+            self.waits.append(Wait(lane, run, missing, proceed))
         return bool(missing)
 
     def wait(self, lane: Lane, run: Run, upstream: Lane) -> None:
@@ -178,17 +178,15 @@ class Waves:
             if not missing:
                 return
             there = threading.Event()
-            self._waits.append(Wait(lane, run, missing, there.set))
+            self.waits.append(Wait(lane, run, missing, there.set))
         with lane.executor.lend():
             there.wait()
         run.check()
 
     def settle(self) -> None:
         """Let everybody go on for whom nothing is missing any more, or whose run has ended."""
-        if not self._waits:
-            return
-        ready = [wait for wait in self._waits if wait.run.state.final or not self._blocking(wait)]
-        self._waits = [wait for wait in self._waits if wait not in ready]
+        ready = [wait for wait in self.waits if wait.run.state.final or not self._blocking(wait)]
+        self.waits = [wait for wait in self.waits if wait not in ready]
         for wait in ready:
             wait.proceed()
 
@@ -207,7 +205,7 @@ class Waves:
         seen, stack = {start}, [start]
         while stack:
             lane = stack.pop()
-            for wait in self._waits:
+            for wait in self.waits:
                 if wait.owner is lane:
                     if goal in wait.upstream:
                         return True

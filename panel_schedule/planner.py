@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from .task import Overlap
 from .triggers import Trigger
@@ -36,8 +36,7 @@ class Busy(StrEnum):
     ABANDONED = "abandoned"
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(NamedTuple):
     """Slots that were skipped for one reason: from `first` to `last`, both included."""
 
     first: datetime
@@ -45,8 +44,7 @@ class Stretch:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(NamedTuple):
     """
     The slots of a task that are due.
 
@@ -63,8 +61,7 @@ class Due:
     upcoming: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do with what is due: an action for the latest slot, and the slots left out."""
 
     action: Action
@@ -156,15 +153,14 @@ def decide(
     trigger : Trigger, optional
         To name the last missed slot before the one that runs; without it, the first is named.
     """
-    everything = Stretch(pending.first, pending.latest, "")
     if paused:
-        return _skip(everything, "paused")
+        return _skip(pending, "paused")
     if idle:
-        return _skip(everything, "idle")
+        return _skip(pending, "idle")
     if not catch_up and now - pending.latest > ON_TIME:
-        return _skip(everything, "missed")
+        return _skip(pending, "missed")
     if busy is not None and overlap is Overlap.SKIP:
-        return _skip(everything, busy)
+        return _skip(pending, busy)
     missed = None
     if pending.first < pending.latest:
         last = latest_slot(trigger, pending.first, pending.latest - TICK) if trigger else pending.first
@@ -192,8 +188,8 @@ def stepped_back(watermark: datetime, before: datetime, now: datetime) -> dateti
     return now
 
 
-def _skip(stretch: Stretch, reason: str) -> Decision:
-    return Decision(Action.SKIP, stretch.last, Stretch(stretch.first, stretch.last, str(reason)))
+def _skip(pending: Due, reason: str) -> Decision:
+    return Decision(Action.SKIP, pending.latest, Stretch(pending.first, pending.latest, str(reason)))
 
 
 def _floor(now: datetime) -> datetime:

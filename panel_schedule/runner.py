@@ -107,6 +107,7 @@ class Runner:
             self._free(lane)
             return
         body = self._async_body(lane, run) if lane.is_async else self._body(lane, run)
+        self._s.locked.submitted.add(lane.executor)
         lane.body = lane.executor.submit(body)
         lane.body.add_done_callback(partial(self._ended, lane, run))
 
@@ -214,7 +215,7 @@ class Runner:
                 self._finish(lane, run, RunState.CANCELLED, ended)
             else:
                 self._failed(lane, run, error, RunState.FAILED)
-            self._s.waves.settle()
+            self._s.settle()
 
     def _succeeded(self, lane: Lane, run: Run, value: Any) -> None:
         troubled = lane.error is not None or lane.stale
@@ -280,7 +281,7 @@ class Runner:
                 self._finish(lane, run, RunState.CANCELLED, error)
                 if lane.body is not None:
                     lane.body.cancel()
-            self._s.waves.settle()
+            self._s.settle()
 
     def _finish(
         self, lane: Lane, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
@@ -373,6 +374,7 @@ class Runner:
         for handler in list(self._s.handlers[event]):
             executor = self._s.executors["loop" if is_async(handler) else "thread"]
             body = partial(handler, task, run)
+            self._s.locked.submitted.add(executor)
             future = executor.submit(body)
             future.add_done_callback(partial(_report_handler, event, task.name))
 

@@ -52,6 +52,7 @@ class Locked:
         self._depth = 0
         self.deferred: list[Callable[[], object]] = []
         self.touched: set[Task[Any]] = set()
+        self.submitted: set[Executor] = set()
 
     def __enter__(self) -> None:
         self._scheduler.lock.acquire()
@@ -62,12 +63,16 @@ class Locked:
         if self._depth:
             self._scheduler.lock.release()
             return
-        deferred, touched = self.deferred, self.touched
+        deferred, touched, submitted = self.deferred, self.touched, self.submitted
         if deferred:
             self.deferred = []
         if touched:
             self.touched = set()
+        if submitted:
+            self.submitted = set()
         self._scheduler.lock.release()
+        for executor in submitted:
+            executor.flush()
         self._scheduler.released()
         for call in deferred:
             call()
@@ -164,9 +169,7 @@ class Scheduler:
         self.locked.deferred.append(call)
 
     def released(self) -> None:
-        """The lock is free: hand over what was submitted, and wake the service thread if it overslept."""
-        for executor in self.executors.values():
-            executor.flush()
+        """The lock is free: wake the service thread if it would oversleep."""
         if self.timers.earliest < self._asleep_until:
             self._asleep_until = 0.0
             self._bell.ring()
@@ -175,12 +178,13 @@ class Scheduler:
         """Do all that is due, and return how many seconds there are until the next look."""
         with self.locked:
             self._asleep_until = 0.0
-            self._look()
-            self.timers.fire()
+            now, monotonic = self.clock.now(), self.clock.monotonic()
+            self._look(now, monotonic)
+            self.timers.fire(monotonic)
             if self._due:
                 lanes = self._due.copy()
                 self._due.clear()  # in place: armed timers append to it
-                self._plan(lanes)
+                self._plan(lanes, now)
             self._asleep_until = self.timers.earliest
             return self.timers.delay()
 
@@ -233,7 +237,7 @@ class Scheduler:
                 self.timers.cancel(timer)
             if lane.queued is not None:
                 self.runner.cancel(lane, lane.queued, "cancelled: the schedule was removed")
-            self.waves.settle()
+            self.settle()
             self.touch(lane)
 
     def last_run(self, task: Task[Any], then: Callable[[], object]) -> None:
@@ -244,7 +248,7 @@ class Scheduler:
         with self.locked:
             lane = self.lanes[task.name]
             lane.paused = self._row(lane, paused=paused).paused
-            self.waves.settle()
+            self.settle()
             self.touch(lane)
 
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
@@ -276,6 +280,11 @@ class Scheduler:
             self.runner.launch(lane, run)
             return run
 
+    def settle(self) -> None:
+        """Something has ended, or will not come: who waited for it may go on."""
+        if self.waves.waits:
+            self.waves.settle()
+
     def await_turn(self, task: Task[Any], run: Run) -> None:
         reader, upstream = self.lanes.get(run.task), self.lanes.get(task.name)
         if reader is not None and upstream is not None:
@@ -300,11 +309,12 @@ class Scheduler:
         """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""
         with self.locked:
             lane = self.lanes.get(task.name)
-            if lane is None or task.policy.when_idle is WhenIdle.RUN:
+            if lane is None:
                 return
             lane.viewers += viewers
-            due_again = lane.stale or (lane.missed > 0 and lane.run is None)
-            if viewers > 0 and lane.viewers == viewers and due_again and self.begun and not lane.paused and not lane.removed:
+            welcome = viewers > 0 and lane.viewers == viewers and task.policy.when_idle is WhenIdle.SKIP
+            outdated = lane.stale or (lane.missed > 0 and lane.run is None)
+            if welcome and outdated and self.begun and not lane.paused and not lane.removed:
                 self.refresh(task)
 
     def status(self, task: Task[Any]) -> TaskStatus:
@@ -320,7 +330,8 @@ class Scheduler:
 
     def touch(self, lane: Lane) -> None:
         """The task's status has changed: tell those who show it."""
-        self.locked.touched.add(lane.task)
+        if lane.viewers:
+            self.locked.touched.add(lane.task)
 
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:
         lane = self.lanes.get(name) if space == TASK else None
@@ -332,7 +343,8 @@ class Scheduler:
             task._value = entry.value
             if lane.first is not None and not lane.first.done():
                 lane.first.set_result(entry.value)
-            self.changed(task)
+            if lane.viewers:
+                self.changed(task)
 
     def _executor(self, task: Task[Any]) -> Executor:
         return self.executors[task.policy.executor or ("loop" if is_async(task.function) else "thread")]
@@ -384,8 +396,8 @@ class Scheduler:
         lane.run = self.runner.new(lane, slot or f"first {now.isoformat()}", now)
         return True
 
-    def _plan(self, lanes: list[Lane]) -> None:
-        now, starting = self.clock.now(), []
+    def _plan(self, lanes: list[Lane], now: datetime) -> None:
+        starting = []
         for lane in lanes:
             pending = self._pending(lane, now)
             if pending is None:
@@ -418,7 +430,7 @@ class Scheduler:
         for lane in starting:
             if lane.run is not None:
                 self.runner.start(lane, lane.run)
-        self.waves.settle()
+        self.settle()
 
     def _pending(self, lane: Lane, now: datetime) -> Due | None:
         try:
@@ -473,11 +485,10 @@ class Scheduler:
             run.end(RunState.SKIPPED, self.clock.now())
             self.runner.emit("skipped", lane.task, run)
 
-    def _look(self) -> None:
+    def _look(self, now: datetime, monotonic: float) -> None:
         """Follow the steps of the wall clock (invariant 7)."""
-        self.timers.look()
-        now, before = self.clock.now(), self._seen
-        self._seen = now
+        self.timers.look(now, monotonic)
+        before, self._seen = self._seen, now
         if before - now <= STEP_BACK:
             return
         for lane in self.lanes.values():

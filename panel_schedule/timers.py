@@ -66,9 +66,9 @@ class Timers:
             self._dead = 0
             heapq.heapify(self._heap)
 
-    def look(self) -> None:
+    def look(self, now: datetime, monotonic: float) -> None:
         """Compare the clocks, and move the deadlines when the wall clock has stepped."""
-        offset = self._clock.now().timestamp() - self._clock.monotonic()
+        offset = now.timestamp() - monotonic
         if abs(offset - self._offset) < _DRIFT:
             return
         self._offset = offset
@@ -78,10 +78,9 @@ class Timers:
         self._heap = [(timer.deadline, number, timer) for _, number, timer in self._heap]
         heapq.heapify(self._heap)
 
-    def fire(self) -> None:
+    def fire(self, monotonic: float) -> None:
         """Call what is due, in order."""
-        now = self._clock.monotonic()
-        while self._heap and self._heap[0][0] <= now:
+        while self._heap and self._heap[0][0] <= monotonic:
             timer = heapq.heappop(self._heap)[2]
             callback, argument = timer.callback, timer.argument
             if callback is None:

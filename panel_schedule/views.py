@@ -201,10 +201,10 @@ class Views:
         key = (TASK, task.name)
         view, follow, new = self._find(key, lambda home: self._new_task_view(task, home))
         if new:
-            # After subscribing, read once more: a value may have come in between.
-            follow()
             if self._is_shown(key):
                 self._watch(task, 1)
+            # After subscribing, read once more: a value may have come in between.
+            follow()
         return view  # type: ignore[return-value]
 
     def of_name(self, name: str, entry: Callable[[], Entry | None]) -> View:

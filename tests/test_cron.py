@@ -426,6 +426,13 @@ def test_asking_again_is_walking_on() -> None:
             assert following == next_after(t), (expression, around.zone, t)
 
 
+def test_a_fold_is_over_when_the_search_goes_on_into_the_next_year() -> None:
+    """The second pass of 23:15 is as little a run for a yearly job as for a daily one."""
+    zone, _ = WINDOWS[-2]
+    yearly = CronExpression.parse("15 23 30 12 *")
+    assert at("2027-12-30T23:15Z") == yearly.next_after(at("2026-12-30T23:20Z"), zone)
+
+
 @pytest.mark.parametrize("zone", ["America/New_York", "Africa/Casablanca"])
 def test_a_whole_year_agrees_with_the_reference(zone: str) -> None:
     """Nothing is missed, and nothing added, far from the shifts."""
