@@ -9,56 +9,77 @@ from tasks.machine import WINDOW, Sample, machine
 
 pn.extension()
 
-CLOCK = CustomJSTickFormatter(code="return new Date(tick).toLocaleTimeString([], {hourCycle: 'h23'})")
-BYTES = CustomJSTickFormatter(code="""
+CLOCK = "return new Date(tick).toLocaleTimeString([], {hourCycle: 'h23'})"
+BYTES = """
     const bytes = Math.abs(tick)
-    return bytes >= 1e6 ? bytes / 1e6 + " MB" : bytes >= 1e3 ? bytes / 1e3 + " kB" : bytes
-""")
+    return bytes >= 1e6 ? `${bytes / 1e6} MB/s` : bytes >= 1e3 ? `${bytes / 1e3} kB/s` : `${bytes} B/s`
+"""
 
-source = ColumnDataSource({field: [] for field in Sample._fields})
+source = ColumnDataSource({"time": [], "cpu": [], "memory": [], "in": [], "out": []})
+time = DataRange1d(follow="end", range_padding=0)  # keeps to the newest sample until the visitor pans or zooms
 
 
 def draw(samples: tuple[Sample, ...]) -> None:
-    """Stream what came after the last sample drawn: a view may skip versions, and misses nothing."""
+    """Stream what came after the last sample drawn: a view may skip versions, the chart misses nothing."""
     drawn = source.data["time"]
     new = [sample for sample in samples if not drawn or sample.time > drawn[-1]]
-    if new:
-        source.stream(dict(zip(Sample._fields, map(list, zip(*new)), strict=True)), rollover=WINDOW)
+    source.stream(
+        {
+            "time": [sample.time for sample in new],
+            "cpu": [sample.cpu for sample in new],
+            "memory": [sample.memory for sample in new],
+            "in": [sample.download for sample in new],
+            "out": [-sample.upload for sample in new],
+        },
+        rollover=WINDOW,
+    )
 
 
-def chart(lines: dict[str, str], y_range: Range1d, y_format) -> pn.pane.Bokeh:
+def chart(lines: dict[str, str], y_range, unit: str) -> pn.pane.Bokeh:
     plot = figure(
-        x_range=time, y_range=y_range, height=230, sizing_mode="stretch_width", min_border_left=60, toolbar_location=None,
-        tools="xpan,xwheel_zoom", active_scroll="xwheel_zoom",
-    )  # fmt: skip
+        x_range=time,
+        y_range=y_range,
+        sizing_mode="stretch_both",
+        min_border_left=70,
+        min_border_right=20,
+        tools="xpan,xwheel_zoom",
+        active_scroll="xwheel_zoom",
+        toolbar_location=None,
+    )
     for field, color in lines.items():
         plot.varea("time", 0, field, source=source, color=color, alpha=0.15)
         plot.line("time", field, source=source, color=color, line_width=2)
-    plot.xaxis.formatter, plot.yaxis.formatter = CLOCK, y_format
-    return pn.pane.Bokeh(plot, sizing_mode="stretch_width")
+    plot.xaxis.formatter = CustomJSTickFormatter(code=CLOCK)
+    plot.yaxis.formatter = CustomJSTickFormatter(code=unit)
+    return pn.pane.Bokeh(plot, sizing_mode="stretch_both", min_height=200, styles={"height": "calc(50vh - 210px)"}, margin=0)
 
 
-def rate(label: str, now: float, most: float) -> str:
-    return tile(label, f"{now / 1e3:,.1f}", "kB/s", f"at most {most / 1e3:,.0f} kB/s in ten minutes")
+def rate(label: str, rates: list[float]) -> str:
+    return tile(label, f"{rates[-1] / 1e3:,.1f}", "kB/s", f"at most {max(rates) / 1e3:,.0f} kB/s in ten minutes")
 
-
-# It follows the newest sample, until the visitor pans or zooms.
-time = DataRange1d(follow="end", range_padding=0)
 
 view = machine.view()
 draw(view.value)
 view.param.watch(lambda event: draw(event.new), "value")
+cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / 2**30
 
 page(
     "machine",
     "This machine, live",
-    "One sample a second, taken once on the server and pushed to every open page. Drag and scroll to look back.",
+    "One sample a second, taken once on the server and pushed to every open page. Drag or scroll a chart to look back.",
     tiles(
-        view.pipe(lambda all: tile("CPU", f"{all[-1].cpu:.0f}", "%", f"of {psutil.cpu_count()} cores")),
-        view.pipe(lambda all: tile("Memory", f"{all[-1].memory:.0f}", "%", f"of {psutil.virtual_memory().total / 2**30:.0f} GB")),
-        view.pipe(lambda all: rate("Network in", all[-1].download, max(sample.download for sample in all))),
-        view.pipe(lambda all: rate("Network out", all[-1].upload, max(sample.upload for sample in all))),
+        view.pipe(lambda samples: tile("CPU", f"{samples[-1].cpu:.0f}", "%", f"of {cores} cores")),
+        view.pipe(lambda samples: tile("Memory", f"{samples[-1].memory:.0f}", "%", f"of {memory:.0f} GB")),
+        view.pipe(lambda samples: rate("Network in", [sample.download for sample in samples])),
+        view.pipe(lambda samples: rate("Network out", [sample.upload for sample in samples])),
     ),
-    card(chart({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), "0"), title=key(CPU=BLUE, Memory=VIOLET), task=machine),
-    card(chart({"download": TEAL, "upload": AMBER}, DataRange1d(only_visible=True), BYTES), title=key(In=TEAL, Out=AMBER)),
+    card(
+        chart({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), "return `${tick} %`"),
+        title=key(CPU=BLUE, Memory=VIOLET),
+        task=machine,
+    ),
+    card(
+        chart({"in": TEAL, "out": AMBER}, DataRange1d(only_visible=True), BYTES),
+        title=key(In=TEAL, Out=AMBER),
+    ),
 ).servable()

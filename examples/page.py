@@ -10,10 +10,10 @@ import panel_schedule as ps
 PAGES = {"machine": "Machine", "stocks": "Stocks", "quakes": "Quakes"}
 BLUE, VIOLET, TEAL, AMBER, ROSE = COLORS = ["#3b82f6", "#a855f7", "#14b8a6", "#f59e0b", "#f43f5e"]
 
+SHAPE = {"shape": {"borderRadius": 10}}
 THEME = {
-    "palette": {"primary": {"main": "#1d4ed8"}},
-    "shape": {"borderRadius": 10},
-    "typography": {"button": {"textTransform": "none"}},
+    "light": {"palette": {"primary": {"main": "#1d4ed8"}, "background": {"default": "#f3f5f9"}}, **SHAPE},
+    "dark": {"palette": {"primary": {"main": "#1e3a8a"}}, **SHAPE},
 }
 
 STYLE = """
@@ -48,9 +48,13 @@ def row(*cards, **params) -> pmui.Row:
 
 def card(*content, title: str = "", task: ps.Task | None = None, **params) -> pmui.Paper:
     """A card, with how fresh a task's value is beside its title."""
-    heading = [pn.pane.HTML(f"<b>{title}</b>", margin=(6, 6, 6, 14))] if title else []
-    fresh = [ps.Freshness(task)] if task else []
-    return pmui.Paper(row(*heading, *fresh), *content, variant="outlined", margin=6, **{"sizing_mode": "stretch_width", **params})
+    heading = []
+    if title:
+        heading = [row(pn.pane.HTML(title, styles={"font-size": "14px", "font-weight": "600"}, margin=(8, 4, 4, 14)))]
+    if task:
+        heading[0].append(pn.Column(ps.Freshness(task), margin=(5, 0, 0, 0)))
+    params = {"sizing_mode": "stretch_width", "margin": 6, "sx": {"overflow": "hidden"}} | params
+    return pmui.Paper(*heading, *content, **params)
 
 
 def tile(label: str, value: str, unit: str = "", note: str = "") -> str:
@@ -64,7 +68,7 @@ def tile(label: str, value: str, unit: str = "", note: str = "") -> str:
 
 def tiles(*contents) -> pmui.Row:
     """A row of tiles: live references to what `tile` returns."""
-    return row(*(card(pn.pane.HTML(html, stylesheets=[STYLE], sizing_mode="stretch_width", margin=(0, 14, 4, 14))) for html in contents))
+    return row(*(card(pn.pane.HTML(html, stylesheets=[STYLE], sizing_mode="stretch_width", margin=(6, 14, 8, 14))) for html in contents))
 
 
 def key(**colors: str) -> str:

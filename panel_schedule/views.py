@@ -189,7 +189,8 @@ class Views:
         self._showing: dict[tuple[str, str], set[_Session]] = {}
         self._waiting: dict[_Session, None] = {}
         self._pumping: asyncio.AbstractEventLoop | None = None
-        self._cost = 0.0
+        # Seconds that one document takes, a running mean; it begins high, so that the first burst is short.
+        self._cost = BURST_SECONDS
 
     def __len__(self) -> int:
         """How many views are alive."""
@@ -306,7 +307,7 @@ class Views:
 
     def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
         """Update a few documents, then let the loop turn."""
-        burst = max(1, min(BURST, int(BURST_SECONDS / self._cost))) if self._cost else BURST
+        burst = max(1, min(BURST, int(BURST_SECONDS / max(self._cost, 1e-6))))
         for _ in range(burst):
             session = self._next_waiting()
             if session is None:

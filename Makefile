@@ -1,0 +1,50 @@
+# make demo    serve the examples            make lint    ruff and mypy
+# make test    run the tests                 make bench   measure, and write docs/benchmarks.md
+#
+# Everything is installed into .venv, again only when pyproject.toml has changed.
+
+PYTHON ?= python3
+PORT ?= 5006
+
+python := .venv/bin/python
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/.examples
+	@echo
+	@echo "  The examples:  http://localhost:$(PORT)    (Ctrl-C stops them)"
+	@echo
+	@$(python) -m panel serve examples/*.py --setup setup_scripts/demo.py --port $(PORT) \
+		--allow-websocket-origin localhost:$(PORT) --allow-websocket-origin 127.0.0.1:$(PORT)
+
+test: .venv/.test
+	@setup_scripts/system_packages.sh
+	$(python) -m pytest
+
+lint: .venv/.test
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	$(python) -m mypy
+
+bench: .venv/.bench
+	$(python) -m tests.bench
+
+clean:
+	rm -rf .venv build dist .*_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of packages; a .venv that was made by hand has none and gets what it lacks.
+.venv/.examples: extras := examples
+.venv/.test: extras := examples,test
+.venv/.bench: extras := examples,test,bench
+
+.venv/.examples .venv/.test .venv/.bench: pyproject.toml | .venv/bin/python
+	@echo "Installing panel-schedule[$(extras)] into .venv ..."
+	@$(python) -m pip install --quiet --disable-pip-version-check --editable ".[$(extras)]"
+	@touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "panel-schedule needs Python 3.11 or later, and $(PYTHON) is not: name one, as in  make PYTHON=python3.13" >&2; \
+		exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }

@@ -1,0 +1,68 @@
+"""Fixtures for tests that talk to a real server, with a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+from servers import PanelServer, Serve, write_files
+from windows import NewPage, launch, windows
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Browser tests come last. The quick ones answer first, and from its start on Playwright keeps an
+    event loop running in this thread, under which ``asyncio.run`` and async tests are refused.
+    """
+    items.sort(key=lambda item: "browser" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """
+    Start servers: ``serve("app.py --setup tasks.py", {"app.py": ..., "tasks.py": ...})``.
+
+    The first argument is what a user types after ``panel serve``, the second the files that it names.
+    `env` adds to the environment; with ``wait=False`` the server may still be starting, or fail to.
+    Each one is stopped after the test; one that must be killed or leaves a process behind fails it.
+    """
+    with ExitStack() as started:
+
+        def start(
+            command: str,
+            files: Mapping[str, str] | None = None,
+            *,
+            env: Mapping[str, str] | None = None,
+            wait: bool = True,
+        ) -> PanelServer:
+            write_files(tmp_path, files or {})
+            server = PanelServer(command, tmp_path, env=env)
+            started.callback(lambda: print(server.output()))
+            started.callback(server.close)
+            if wait:
+                server.wait_started()
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests."""
+    with sync_playwright() as playwright, launch(playwright) as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def new_page(browser: Browser, serve: Serve) -> Iterator[NewPage]:
+    """
+    Open windows: ``new_page(server.url)`` gives a Playwright page, each a visitor of its own.
+
+    An error on a page's console, or an uncaught one, fails the test, unless its text contains one of
+    the strings in ``allow=``. The windows close before the servers of `serve` stop.
+    """
+    with windows(browser) as open_page:
+        yield open_page

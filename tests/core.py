@@ -1,0 +1,274 @@
+"""
+A scheduler that a test drives by hand.
+
+The clock is virtual, no service thread runs, a thread's body is in flight until the test lets it
+go, and the event loop turns only when told to: nothing here sleeps, and nothing is left to chance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from panel_schedule.config import Config
+from panel_schedule.front import Front
+from panel_schedule.run import Run, RunRecord
+from panel_schedule.runtime import Runtime
+from panel_schedule.task import Task
+from panel_schedule.testing import VirtualClock
+
+# What a test waits at most for a thread that has nothing more to wait for.
+PATIENCE = 10.0
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def second(number: float) -> datetime:
+    """So many seconds after the beginning of a test."""
+    return START + timedelta(seconds=number)
+
+
+class Dismissed(BaseException):
+    """Raised in a parked body when the test is over."""
+
+
+class Body:
+    """A body in its own thread. `still` while it is over, parked, or waits for another task."""
+
+    def __init__(self, future: Future[Any], function: Callable[[], Any]):
+        self.future = future
+        self.function = function
+        self.still = threading.Event()
+        self.released = threading.Event()
+        self.outcome: Any = None
+
+    def start(self, here: threading.local) -> None:
+        def work() -> None:
+            here.body = self
+            try:
+                result = contextvars.Context().run(self.function)
+            except BaseException as exc:
+                self.future.set_exception(exc)
+            else:
+                self.future.set_result(result)
+            finally:
+                self.still.set()
+
+        threading.Thread(target=work, name="hand", daemon=True).start()
+        assert self.still.wait(PATIENCE), "a body neither ends nor parks"
+
+
+class HandExecutor:
+    """An executor whose bodies start with `go`, one after another, and end when the test lets them."""
+
+    def __init__(self) -> None:
+        self._here = threading.local()
+        self._submitted: list[Body] = []
+        self._handed_over: deque[Body] = deque()
+        self._over = False
+        self.parked: list[Body] = []
+        self.lent = 0
+
+    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._submitted.append(Body(future, body))
+        return future
+
+    def flush(self) -> None:
+        submitted, self._submitted = self._submitted, []
+        self._handed_over.extend(submitted)
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        body: Body = self._here.body
+        self.lent += 1
+        body.still.set()
+        try:
+            yield
+        finally:
+            body.still.clear()
+            self.lent -= 1
+
+    def stop(self, grace: float) -> None:
+        self.flush()
+        for body in self._handed_over:
+            body.future.cancel()
+
+    def go(self) -> bool:
+        """Start what was handed over; False when there was nothing."""
+        begun = False
+        while self._handed_over:
+            body = self._handed_over.popleft()
+            if body.future.set_running_or_notify_cancel():
+                body.start(self._here)
+            begun = True
+        return begun
+
+    def park(self) -> Any:
+        """Called in a body: stay in flight until `release`; returns, or raises, what that was given."""
+        body: Body = self._here.body
+        body.released.clear()
+        self.parked.append(body)
+        body.still.set()
+        assert body.released.wait(PATIENCE * 6)
+        if self._over:
+            raise Dismissed
+        if isinstance(body.outcome, BaseException):
+            raise body.outcome
+        return body.outcome
+
+    def release(self, outcome: Any = None, body: Body | None = None) -> None:
+        """Let a parked body go on, the oldest by default, and wait until it is still again."""
+        body = body or self.parked[0]
+        self.parked.remove(body)
+        body.outcome = outcome
+        body.still.clear()
+        body.released.set()
+        assert body.still.wait(PATIENCE), "a body neither ends nor parks"
+
+    def dismiss(self) -> None:
+        self._over = True
+        while self.parked:
+            self.release()
+
+
+class Held:
+    """A plain function that stays in flight until `finish`."""
+
+    def __init__(self, executor: HandExecutor, name: str):
+        self.__name__ = name
+        self.calls = 0
+        self._executor = executor
+        self._bodies: list[Body] = []
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        self._bodies.append(self._executor._here.body)
+        return self._executor.park()
+
+    @property
+    def flying(self) -> int:
+        """How many calls are in flight."""
+        return len(self._bodies)
+
+    def finish(self, outcome: Any = None) -> None:
+        """End the oldest call in flight with a value, or an exception."""
+        self._executor.release(outcome, self._bodies.pop(0))
+
+
+class Core:
+    """
+    Runtime, front and scheduler of one test.
+
+    Parameters
+    ----------
+    clock : VirtualClock, optional
+    options
+        Of ``ps.config``.
+    """
+
+    def __init__(self, clock: VirtualClock | None = None, **options: Any):
+        self.clock = clock or VirtualClock(START)
+        self.config = Config({})
+        for option, value in options.items():
+            setattr(self.config, option, value)
+        self.runtime = Runtime(self.config, self.clock)
+        self.ps = Front(self.runtime)
+        self.schedule = self.ps.schedule
+        self.scheduler = self.runtime.scheduler
+        self.scheduler.start = lambda: None  # type: ignore[method-assign]
+        self.thread = HandExecutor()
+        self.scheduler.executors["thread"] = self.thread
+        self.loop = asyncio.new_event_loop()
+        self.runtime.loops.adopt(self.loop)
+
+    def __enter__(self) -> Core:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.thread.dismiss()
+        self.runtime.loops.stop(0)
+        self._turn()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self._turn()
+        self.loop.close()
+
+    # ------------------------------------------------------------ time
+
+    def begin(self) -> None:
+        """Start the clocks."""
+        self.scheduler.begin()
+        self.go()
+
+    def go(self) -> None:
+        """Let everything run that can, until what is left waits for the test or the clock."""
+        while self.thread.go() or self._turn():
+            pass
+
+    def tick(self) -> float:
+        delay = self.scheduler.tick()
+        self.go()
+        return delay
+
+    def advance(self, seconds: float) -> None:
+        """Let the process be blocked for so long, and look at the clock only then."""
+        self.clock.advance(seconds)
+        self.tick()
+
+    def run_for(self, seconds: float) -> None:
+        """Let time pass as in real life: the scheduler wakes up at each of its deadlines."""
+        until = self.clock.monotonic() + seconds
+        while (left := until - self.clock.monotonic()) > 1e-6:
+            delay = max(min(self.scheduler.timers.delay(), left), 0.001)
+            self.clock.advance(timedelta(seconds=delay))
+            self.tick()
+
+    def _turn(self) -> bool:
+        turned = False
+        while self.loop._ready:  # type: ignore[attr-defined]
+            self.loop.call_soon(self.loop.stop)
+            self.loop.run_forever()
+            turned = True
+        return turned
+
+    # ------------------------------------------------------------ what is asked often
+
+    def held(self, name: str) -> Held:
+        return Held(self.thread, name)
+
+    def run_of(self, task: Task[Any]) -> Run:
+        """The run that holds the task now."""
+        run = self.scheduler.lanes[task.name].run
+        assert run is not None, f"{task.name} has no run"
+        return run
+
+    def queued(self, task: Task[Any]) -> Run | None:
+        return self.scheduler.lanes[task.name].queued
+
+    def events(self, *names: str) -> list[tuple[str, str]]:
+        """(event, task) of what is told to the handlers of ``ps.on`` from now on."""
+        told: list[tuple[str, str]] = []
+        for name in names or ("succeeded", "failed", "recovered", "stale", "skipped"):
+            self.ps.on(name, lambda task, run, name=name: told.append((name, task.name)))
+        return told
+
+
+def short(records: list[RunRecord]) -> list[tuple[str, str]]:
+    """(state, reason) of a history, oldest first."""
+    return [(str(record.state), record.reason) for record in reversed(records)]
+
+
+def messages(caplog: Any, level: int = logging.WARNING) -> list[str]:
+    """What the package logged from `level` on."""
+    return [
+        record.getMessage() for record in caplog.records if record.levelno >= level and record.name == "panel_schedule"
+    ]
