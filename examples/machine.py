@@ -4,7 +4,7 @@ import panel as pn
 import psutil
 from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, Range1d
 from bokeh.plotting import figure
-from page import AMBER, BLUE, TEAL, VIOLET, card, key, page, tile, tiles
+from page import AMBER, BLUE, TEAL, VIOLET, card, key, number, page, row, tile
 from tasks.machine import WINDOW, Sample, machine
 
 pn.extension()
@@ -55,7 +55,7 @@ def chart(lines: dict[str, str], y_range, unit: str) -> pn.pane.Bokeh:
 
 
 def rate(label: str, rates: list[float]) -> str:
-    return tile(label, f"{rates[-1] / 1e3:,.1f}", "kB/s", f"at most {max(rates) / 1e3:,.0f} kB/s in ten minutes")
+    return number(label, f"{rates[-1] / 1e3:,.1f}", "kB/s", f"at most {max(rates) / 1e3:,.0f} kB/s in ten minutes")
 
 
 view = machine.view()
@@ -67,19 +67,19 @@ page(
     "machine",
     "This machine, live",
     "One sample a second, taken once on the server and pushed to every open page. Drag or scroll a chart to look back.",
-    tiles(
-        view.pipe(lambda samples: tile("CPU", f"{samples[-1].cpu:.0f}", "%", f"of {cores} cores")),
-        view.pipe(lambda samples: tile("Memory", f"{samples[-1].memory:.0f}", "%", f"of {memory:.0f} GB")),
-        view.pipe(lambda samples: rate("Network in", [sample.download for sample in samples])),
-        view.pipe(lambda samples: rate("Network out", [sample.upload for sample in samples])),
+    row(
+        tile(view.pipe(lambda samples: number("CPU", f"{samples[-1].cpu:.0f}", "%", f"of {cores} cores"))),
+        tile(view.pipe(lambda samples: number("Memory", f"{samples[-1].memory:.0f}", "%", f"of {memory:.0f} GB"))),
+        tile(view.pipe(lambda samples: rate("Network in", [sample.download for sample in samples]))),
+        tile(view.pipe(lambda samples: rate("Network out", [sample.upload for sample in samples]))),
     ),
     card(
         chart({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), "return `${tick} %`"),
-        title=key(CPU=BLUE, Memory=VIOLET),
+        title=key({"CPU": BLUE, "Memory": VIOLET}),
         task=machine,
     ),
     card(
         chart({"in": TEAL, "out": AMBER}, DataRange1d(only_visible=True), BYTES),
-        title=key(In=TEAL, Out=AMBER),
+        title=key({"In": TEAL, "Out": AMBER}),
     ),
 ).servable()

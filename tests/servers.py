@@ -59,6 +59,7 @@ class PanelServer:
 
     def __init__(self, command: str, folder: Path, *, env: Mapping[str, str] | None = None):
         self.command = command
+        self.folder = folder
         self.mark = uuid4().hex
         self.url: str | None = None
         self.port: int | None = None
@@ -116,7 +117,8 @@ class PanelServer:
             eventually(lambda: not self.descendants(), timeout=3.0)
         left = [each for each in psutil.process_iter() if self._is_ours(each)]
         for process in left:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.wait_exit()
         assert not left, f"panel serve {self.command}\nleft {', '.join(map(str, left))}\n{self.output()}"
 

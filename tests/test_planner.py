@@ -192,21 +192,22 @@ def test_the_search_ends_at_the_given_instant():
     assert [dates.dates[0], dates.dates[0], None] == [last_slot(dates, NOW, not_before=bound) for bound in bounds]
 
 
-def test_a_callable_is_asked_for_each_date_once_only():
-    """Looking back over a Computed does not make it work out the same date again."""
+def test_an_iterator_gives_each_date_once():
+    """Looking back over dates that come one by one finds the last of them, and loses none."""
     asked = []
 
-    def at(now):
-        asked.append(now)
-        return now + SECOND if len(asked) < 5 else None
+    def dates():
+        for number in range(4):
+            asked.append(number)
+            yield NOW - (9 - number) * SECOND
 
-    trigger = Computed(at, "at")
+    trigger = Computed.from_iterable(dates(), "dates")
     first = trigger.next_after(NOW - 10 * SECOND)
 
     pending = due(trigger, first, NOW)
 
-    assert (first, first + 3 * SECOND, None) == (pending.first, pending.latest, pending.upcoming)
-    assert 5 == len(asked)
+    assert Due(NOW - 9 * SECOND, NOW - 6 * SECOND, None) == pending
+    assert [0, 1, 2, 3] == asked
 
 
 # ------------------------------------------------------------ brute force

@@ -42,26 +42,16 @@ async def fetch(url: str, **options) -> dict:
 
 
 def parse(feed: dict, sample: bool) -> Feed:
-    """Take the earthquakes out of GeoJSON; a sample's day repeats itself, and so never grows old."""
-    events = pd.DataFrame(
-        {
-            "time": pd.Timestamp(properties["time"], unit="ms", tz="UTC"),
-            "magnitude": properties["mag"],
-            "place": properties["place"],
-            "longitude": longitude,
-            "latitude": latitude,
-            "depth": depth,
-        }
-        for properties, (longitude, latitude, depth) in (
-            (feature["properties"], feature["geometry"]["coordinates"]) for feature in feed["features"]
-        )
-        if properties["type"] == "earthquake" and properties["mag"] is not None
-    )
+    """Take the earthquakes out of GeoJSON. The sample's day repeats itself, and so never grows old."""
+    events = pd.DataFrame([feature["properties"] for feature in feed["features"]])
+    events[["longitude", "latitude", "depth"]] = [feature["geometry"]["coordinates"] for feature in feed["features"]]
+    events = events[(events["type"] == "earthquake") & events["mag"].notna()]
+    events["time"] = pd.to_datetime(events["time"], unit="ms", utc=True)
     if sample:
         now = pd.Timestamp.now("UTC")
         events["time"] = now - (now - events["time"]) % DAY
-    events = events.sort_values("time", ascending=False, ignore_index=True)
-    return Feed(feed["metadata"]["title"], sample, events)
+    events = events[["time", "mag", "place", "depth", "longitude", "latitude"]]
+    return Feed(feed["metadata"]["title"], sample, events.sort_values("time", ascending=False, ignore_index=True))
 
 
 @cache

@@ -21,6 +21,7 @@ START = "2012-01-01"
 @dataclass(frozen=True)
 class Loaded:
     database: str
+    rows: int
     day: datetime
 
 
@@ -36,10 +37,10 @@ def prices() -> Loaded:
             INSERT INTO prices FROM archive WHERE date = (
                 SELECT min(date) FROM archive WHERE date > (SELECT max(date) FROM prices))
         """)
-        (day,) = db.execute("SELECT max(date) FROM prices").fetchone()
+        rows, day = db.execute("SELECT count(*), max(date) FROM prices").fetchone()
         if day == archive["date"].max():  # the end of the data: begin again
             db.execute("DELETE FROM prices WHERE date >= $start", {"start": START})
-    return Loaded(database, day)
+    return Loaded(database, rows, day)
 
 
 def query(sql: str) -> pd.DataFrame:
@@ -65,7 +66,8 @@ def summary() -> pd.DataFrame:
     """One row per stock."""
     return query("""
         SELECT ticker, arg_max(close, date) AS close, arg_max(change, date) AS change,
-               arg_max(growth, date) / 100 - 1 AS year, min(low) AS low, max(high) AS high,
+               arg_max(growth, date) / 100 - 1 AS year,
+               100 * (arg_max(close, date) - min(low)) / (max(high) - min(low)) AS range,
                arg_max(volume, date) AS volume
         FROM year GROUP BY ticker ORDER BY ticker
     """)

@@ -1,0 +1,90 @@
+"""Every snippet of the documentation does what it says; `documents` has the conventions."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import documents
+import httpx
+import pytest
+from servers import Serve, write_files
+
+import panel_schedule
+
+ROOT = Path(__file__).parent.parent
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+DOCTEST = """
+import doctest, importlib, sys
+module = importlib.import_module(sys.argv[1])
+sys.exit(doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed)
+"""
+
+
+def modules_with_doctests() -> list[str]:
+    found = pkgutil.walk_packages(panel_schedule.__path__, "panel_schedule.")
+    paths = {module.name: module.module_finder.find_spec(module.name).origin for module in found}
+    return [name for name, path in paths.items() if ">>> " in Path(path).read_text(encoding="utf-8")]
+
+
+def run_python(*arguments: str, folder: Path) -> None:
+    """Each page and each module in a process of its own: the registry and the options are one per process."""
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@cache
+def serve_options() -> set[str]:
+    usage = subprocess.run([sys.executable, "-m", "panel", "serve", "--help"], capture_output=True, text=True).stdout
+    return set(re.findall(r"--[a-z-]+", usage))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    write_files(tmp_path, documents.files(page))
+    run_python("-P", documents.__file__, str(page), folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", modules_with_doctests())
+def test_the_examples_in_docstrings_run(name: str, tmp_path: Path) -> None:
+    run_python("-c", DOCTEST, name, folder=tmp_path)
+
+
+@pytest.mark.parametrize(("page", "command"), [(page, each) for page in PAGES for each in documents.commands(page, "panel serve")])
+def test_a_panel_serve_command_works(page: Path, command: str, serve: Serve) -> None:
+    """All its options exist; and if the page shows the files that it names, it serves them."""
+    words = shlex.split(command)
+    options = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert options <= serve_options()
+    if is_shown(page, command):
+        server = serve(command, documents.files(page))
+        for app in served_by(command):
+            assert httpx.get(f"{server.url}/{Path(app).stem}", timeout=30).status_code == 200
+        assert "Traceback" not in server.output()
+
+
+@pytest.mark.parametrize(("page", "command"), [(page, each) for page in PAGES for each in documents.commands(page, "make")])
+def test_a_make_command_has_its_target(page: Path, command: str) -> None:
+    for word in shlex.split(command):
+        name, assignment, _ = word.partition("=")
+        assert re.search(rf"^{name} \?=" if assignment else rf"^{name}:", MAKEFILE, re.MULTILINE), word
+
+
+def test_the_readme_serves_what_it_shows() -> None:
+    readme = ROOT / "README.md"
+    assert any(is_shown(readme, command) for command in documents.commands(readme, "panel serve"))

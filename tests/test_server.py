@@ -1,0 +1,199 @@
+"""A real ``panel serve``: when it starts serving, and when it does not."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+from servers import Serve, eventually
+
+APP = """
+    import panel as pn
+    from tasks import answer
+    pn.pane.Str(f"the answer is {answer()}").servable()
+"""
+
+FAILING = """
+    import panel_schedule as ps
+
+    @ps.schedule(period="1h")
+    def answer():
+        return look_up()
+
+    def look_up():
+        raise ConnectionError("the warehouse is down")
+"""
+
+
+def page(url: str) -> str:
+    response = httpx.get(url, timeout=30)
+    assert response.status_code == 200
+    return response.text
+
+
+def test_no_page_is_built_before_the_first_value_is_there(serve: Serve) -> None:
+    """Invariant 8: a document that asks for the value finds it, however long the first run takes."""
+    tasks = """
+        import pathlib, time
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def answer():
+            while not pathlib.Path("go").exists():
+                time.sleep(0.01)
+            return 42
+    """
+    app = APP + "\n    print('built with', answer())\n"
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
+    with httpx.Client(timeout=1.0) as client:
+        try:
+            client.get(f"{server.url}/app")
+        except httpx.ReadTimeout:
+            held = True
+    assert held
+    assert "built" not in server.output()
+    (server.folder / "go").touch()
+    page(f"{server.url}/app")
+    server.wait_for("built with 42")
+
+
+def test_a_failing_first_run_stops_the_server_and_shows_why(serve: Serve) -> None:
+    """It exits non-zero within 2 s of the failure; the last lines name the task and show the user's traceback."""
+    timed = FAILING.replace('raise Conn', 'import time; print("failing at", time.time(), flush=True); raise Conn')
+    server = serve("app.py --setup tasks.py", {"app.py": APP, "tasks.py": timed}, wait=False)
+    assert server.wait_exit() != 0
+    failed_at = float(server.output().split("failing at ")[1].split()[0])
+    assert time.time() - failed_at < 2.0
+    last = server.output().split("panel-schedule: ")[-1]
+    assert "the first run of task 'answer' failed" in last
+    assert "in look_up" in last
+    assert last.rstrip().endswith("ConnectionError: the warehouse is down")
+    assert "panel_schedule/" not in last
+    assert server.output().count("Traceback") == 1
+
+
+def test_a_failing_first_run_in_the_background_does_not_stop_the_server(serve: Serve) -> None:
+    tasks = FAILING.replace('period="1h"', 'period="1h", first_run="background", default="unknown"')
+    server = serve("app.py --setup tasks.py", {"app.py": APP, "tasks.py": tasks})
+    server.wait_for("the warehouse is down")
+    page(f"{server.url}/app")
+    assert server.process.poll() is None
+
+
+def test_a_visitor_who_waited_too_long_is_told_that_the_server_is_starting(serve: Serve) -> None:
+    """After ``ready_timeout`` there is a page, and it is not the app's."""
+    tasks = """
+        import threading
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def answer():
+            threading.Event().wait(20)
+    """
+    app = APP + "\n    print('built')\n"
+    env = {"PANEL_SCHEDULE_READY_TIMEOUT": "1", "PANEL_SCHEDULE_GRACE_PERIOD": "0"}
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks}, env=env)
+    page(f"{server.url}/app")
+    assert "built" not in server.output()
+
+
+def test_tasks_of_an_imported_module_start_with_the_first_visitor_and_warn_once(serve: Serve) -> None:
+    """Invariant 2: without --setup a task works, does not hold the page, and one warning names --setup."""
+    tasks = """
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h", default="not there yet")
+        def answer():
+            print("computing", flush=True)
+            return 42
+
+        @ps.schedule(period="1h")
+        def other():
+            return 1
+    """
+    server = serve("app.py", {"app.py": APP, "tasks.py": tasks})
+    page(f"{server.url}/app")
+    page(f"{server.url}/app")
+    server.wait_for("computing")
+    assert server.output().count("computing") == 1
+    assert server.output().count("--setup tasks.py") == 1
+
+
+def test_a_task_in_the_served_script_is_refused_and_told_where_to_go(serve: Serve) -> None:
+    """Invariant 2."""
+    app = """
+        import panel as pn
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def answer():
+            return 42
+    """
+    server = serve("app.py", {"app.py": app})
+    httpx.get(f"{server.url}/app", timeout=30)
+    server.wait_for("Task 'answer' is defined in the served script itself")
+    server.wait_for("panel serve app.py --setup tasks.py")
+
+
+def test_the_setup_script_imported_by_the_app_is_the_same_tasks(serve: Serve) -> None:
+    """Invariant 1: the file runs twice, as the setup script and as a module, and its task once."""
+    tasks = """
+        import panel_schedule as ps
+        print("the file runs", flush=True)
+
+        @ps.schedule(period="1h")
+        def answer():
+            print("the task runs", flush=True)
+            return 42
+    """
+    server = serve("app.py --setup tasks.py", {"app.py": APP, "tasks.py": tasks})
+    page(f"{server.url}/app")
+    assert server.output().count("the file runs") == 2
+    assert server.output().count("the task runs") == 1
+
+
+def test_an_edit_under_dev_replaces_the_function_and_keeps_the_value(serve: Serve) -> None:
+    """Invariant 1, under ``--dev``: the new definition replaces the old one."""
+    tasks = """
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def answer():
+            print("computed FIRST", flush=True)
+            return "FIRST"
+    """
+    server = serve("app.py --dev --setup tasks.py", {"app.py": APP, "tasks.py": tasks})
+    page(f"{server.url}/app")
+    server.wait_for("computed FIRST")
+    path = server.folder / "tasks.py"
+    path.write_text(path.read_text().replace("FIRST", "SECOND"))
+    # Panel drops the edited module; the next visitor imports it anew.
+    eventually(lambda: page(f"{server.url}/app") and "computed SECOND" in server.output(), timeout=20)
+    assert server.output().count("computed SECOND") == 1
+
+
+def test_ctrl_c_ends_the_server_quickly_and_quietly(serve: Serve) -> None:
+    """No stack trace on the terminal, while a thread and a coroutine are in the middle of a run."""
+    tasks = """
+        import asyncio, threading
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h", first_run="background")
+        def stuck():
+            threading.Event().wait(60)
+
+        @ps.schedule(period="1h", first_run="background")
+        async def waiting():
+            print("both run", flush=True)
+            await asyncio.sleep(60)
+
+        @ps.schedule(period="1h")
+        def answer():
+            return 42
+    """
+    env = {"PANEL_SCHEDULE_GRACE_PERIOD": "0.2"}
+    server = serve("app.py --setup tasks.py", {"app.py": APP, "tasks.py": tasks}, env=env)
+    server.wait_for("both run")
+    server.process.send_signal(2)
+    server.wait_exit(5)
+    assert "Traceback" not in server.output()
