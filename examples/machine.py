@@ -4,7 +4,7 @@ import panel as pn
 import psutil
 from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, Range1d
 from bokeh.plotting import figure
-from page import AMBER, BLUE, TEAL, VIOLET, card, key, number, page, row, tile
+from page import AMBER, BLUE, TEAL, VIOLET, card, chart, key, number, page, row, tile
 from tasks.machine import WINDOW, Sample, machine
 
 pn.extension()
@@ -35,8 +35,8 @@ def draw(samples: tuple[Sample, ...]) -> None:
     )
 
 
-def chart(lines: dict[str, str], y_range, unit: str) -> pn.pane.Bokeh:
-    plot = figure(
+def plot(lines: dict[str, str], y_range, unit: str) -> figure:
+    chart = figure(
         x_range=time,
         y_range=y_range,
         sizing_mode="stretch_both",
@@ -47,11 +47,11 @@ def chart(lines: dict[str, str], y_range, unit: str) -> pn.pane.Bokeh:
         toolbar_location=None,
     )
     for field, color in lines.items():
-        plot.varea("time", 0, field, source=source, color=color, alpha=0.15)
-        plot.line("time", field, source=source, color=color, line_width=2)
-    plot.xaxis.formatter = CustomJSTickFormatter(code=CLOCK)
-    plot.yaxis.formatter = CustomJSTickFormatter(code=unit)
-    return pn.pane.Bokeh(plot, sizing_mode="stretch_both", min_height=200, styles={"height": "calc(50vh - 210px)"}, margin=0)
+        chart.varea("time", 0, field, source=source, color=color, alpha=0.15)
+        chart.line("time", field, source=source, color=color, line_width=2)
+    chart.xaxis.formatter = CustomJSTickFormatter(code=CLOCK)
+    chart.yaxis.formatter = CustomJSTickFormatter(code=unit)
+    return chart
 
 
 def rate(label: str, rates: list[float]) -> str:
@@ -74,12 +74,14 @@ page(
         tile(view.pipe(lambda samples: rate("Network out", [sample.upload for sample in samples]))),
     ),
     card(
-        chart({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), "return `${tick} %`"),
+        chart(plot({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), "return `${tick} %`")),
         title=key({"CPU": BLUE, "Memory": VIOLET}),
         task=machine,
+        sizing_mode="stretch_both",
     ),
     card(
-        chart({"in": TEAL, "out": AMBER}, DataRange1d(only_visible=True), BYTES),
+        chart(plot({"in": TEAL, "out": AMBER}, DataRange1d(only_visible=True), BYTES)),
         title=key({"In": TEAL, "Out": AMBER}),
+        sizing_mode="stretch_both",
     ),
 ).servable()

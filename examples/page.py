@@ -23,6 +23,13 @@ NUMBER = """
 """
 
 
+TABLE = """
+:host .tabulator { font-size: 13px; }
+:host .tabulator .tabulator-row { min-height: 0; }
+:host .tabulator .tabulator-header .tabulator-col .tabulator-col-content { padding: 8px 10px; }
+"""
+
+
 def page(path: str, title: str, lead: str, *main) -> pmui.Page:
     """The frame: a header with links to all examples, a title with a sentence under it, the content."""
     links = [
@@ -36,7 +43,7 @@ def page(path: str, title: str, lead: str, *main) -> pmui.Page:
     return pmui.Page(
         title="panel-schedule",
         header=[pmui.Row(*links)],
-        main=[pmui.Column(*intro, *main, sizing_mode="stretch_width", margin=(4, 14))],
+        main=[pmui.Column(*intro, *main, sizing_mode="stretch_both", margin=(4, 14))],
         theme_config=THEME,
     )
 
@@ -54,10 +61,25 @@ def card(*content, title: str = "", task: ps.Task | None = None, **params) -> pm
     return pmui.Paper(*([row(*heading)] if heading else []), *content, **params)
 
 
+def chart(figure, **params) -> pn.pane.Bokeh:
+    """A figure that takes the height that is left."""
+    return pn.pane.Bokeh(figure, sizing_mode="stretch_both", min_height=180, margin=0, **params)
+
+
 def tile(content, task: ps.Task | None = None) -> pmui.Paper:
     """A small card for what `number` makes, or for a reference to it."""
-    fresh = [pn.Column(ps.Freshness(task), margin=(-6, 4, 6, 4))] if task else []
+    fresh = [pn.Column(ps.Freshness(task), margin=(-12, 4, 4, 4))] if task else []
     return card(pn.pane.HTML(content, stylesheets=[NUMBER], sizing_mode="stretch_width", margin=(6, 14, 8, 14)), *fresh)
+
+
+def table(value, **params) -> pn.widgets.Tabulator:
+    """A table of a live DataFrame, to be read."""
+    look = {"configuration": {"columnDefaults": {"resizable": False}, "rowHeight": 31}, "stylesheets": [TABLE], "layout": "fit_columns"}
+    use = {"disabled": True, "show_index": False, "sortable": False, "sizing_mode": "stretch_width"}
+    widget = pn.widgets.Tabulator(**look | use | params)
+    # What reaches a Tabulator while it is still loading is an error in the browser's console.
+    pn.state.onload(lambda: widget.param.update(value=value))
+    return widget
 
 
 def number(label: str, value: str, unit: str = "", note: str = "") -> str:

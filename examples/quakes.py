@@ -7,7 +7,7 @@ import panel as pn
 import panel_material_ui as pmui
 from bokeh.models import ColumnDataSource, HoverTool, NumberFormatter, Range1d
 from bokeh.plotting import figure
-from page import AMBER, BLUE, ROSE, card, key, number, page, row, tile
+from page import AMBER, BLUE, ROSE, card, chart, key, number, page, row, table, tile
 from tasks.quakes import DATA, Feed, quakes
 
 pn.extension("tabulator")
@@ -19,13 +19,13 @@ source = ColumnDataSource({"x": [], "latitude": [], "size": [], "color": []})
 plot = figure(
     sizing_mode="stretch_both",
     x_range=Range1d(WEST, WEST + 360, bounds="auto"),
-    y_range=Range1d(-62, 84, bounds="auto"),
+    y_range=Range1d(-60, 84, bounds="auto"),
     tools="pan,wheel_zoom",
     active_scroll="wheel_zoom",
     toolbar_location=None,
 )
 plot.axis.visible = False
-land = json.loads((DATA / "land.geojson").read_text())["geometry"]["coordinates"]
+land = json.loads((DATA / "land.json").read_text())["polygons"]
 for shift in (0, 360):
     plot.multi_polygons(
         [[[[x + shift for x, _ in ring] for ring in polygon] for polygon in land]],
@@ -47,7 +47,7 @@ def chosen(feed: Feed, least: float) -> pd.DataFrame:
         x=(events["longitude"] - WEST) % 360 + WEST,
         size=4 + events["mag"].clip(0) ** 2,
         color=pd.cut(events["depth"], [-10, 70, 300, 1000], labels=list(DEPTHS.values())).astype(str),
-    )
+    ).drop(columns=["time", "longitude"])
 
 
 def draw(events: pd.DataFrame) -> None:
@@ -55,24 +55,10 @@ def draw(events: pd.DataFrame) -> None:
 
 
 view = quakes.view()
-least = pmui.FloatSlider(label="Magnitude at least", start=0, end=6, step=0.5, value=0, sizing_mode="stretch_width")
+least = pmui.FloatSlider(label="Magnitude at least", start=0, end=6, step=0.5, value=0, sizing_mode="stretch_width", margin=(20, 20))
 events = view.pipe(chosen, least)
 pn.bind(draw, events, watch=True)
 draw(chosen(view.value, 0))
-
-table = pn.widgets.Tabulator(
-    events,
-    disabled=True,
-    show_index=False,
-    pagination="local",
-    page_size=12,
-    hidden_columns=["time", "longitude", "latitude", "x", "size", "color"],
-    titles={"mag": "M", "place": "Where", "depth": "Depth, km", "ago": "When"},
-    formatters={"mag": NumberFormatter(format="0.0"), "depth": NumberFormatter(format="0")},
-    widths={"mag": 60, "depth": 90, "ago": 90},
-    layout="fit_columns",
-    sizing_mode="stretch_width",
-)
 
 
 def strongest(feed: Feed) -> str:
@@ -90,9 +76,10 @@ page(
     "Earthquakes of the last 24 hours",
     "The feed of the US Geological Survey, fetched once a minute however many look on.",
     pmui.Alert(
-        "The feed cannot be reached from here. These are made-up events in its format, served on this machine.",
+        "The feed cannot be reached from here. These are made-up events in its format, served by this machine.",
         severity="warning",
         visible=view.pipe(lambda feed: feed.sample),
+        sx={"py": 0, "alignItems": "center"},
         margin=6,
         sizing_mode="stretch_width",
     ),
@@ -102,12 +89,24 @@ page(
         tile(view.pipe(latest)),
         card(least),
     ),
-    row(
+    pmui.Row(
+        card(chart(plot), title=key(DEPTHS), task=quakes, sizing_mode="stretch_both"),
         card(
-            pn.pane.Bokeh(plot, sizing_mode="stretch_both", min_height=300, styles={"height": "calc(100vh - 380px)"}, margin=0),
-            title=key(DEPTHS),
-            task=quakes,
+            table(
+                events,
+                pagination="local",
+                sizing_mode="stretch_both",
+                hidden_columns=["latitude", "x", "size", "color"],
+                titles={"mag": "M", "place": "Where", "depth": "km deep", "ago": "When"},
+                formatters={"mag": NumberFormatter(format="0.0"), "depth": NumberFormatter(format="0")},
+                header_align={"mag": "right", "depth": "right", "ago": "right"},
+                text_align={"mag": "right", "depth": "right", "ago": "right"},
+                widths={"mag": 55, "depth": 75, "ago": 95},
+            ),
+            title="Newest first",
+            width=470,
+            sizing_mode="stretch_height",
         ),
-        card(table, title="Newest first"),
+        sizing_mode="stretch_both",
     ),
 ).servable()

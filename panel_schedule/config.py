@@ -104,6 +104,8 @@ class Config(param.Parameterized):
             raise ConfigError(f"The environment variable {ENV_PREFIX}{option.upper()} is {text!r}: {exc}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name not in type(self).param and not name.startswith("_"):
+            raise ConfigError(f"There is no option ps.config.{name}; there are {', '.join(self.options())}.")
         if name in type(self).param:
             if self._frozen:
                 raise ConfigError(

@@ -82,7 +82,7 @@ def require_schedulable(function: Any, name: str | None) -> str:
     if not callable(function):
         raise RegistrationError(f"Only a function can be scheduled, and not {function!r}.")
     name = name or getattr(function, "__name__", None)
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or name in ("", "<lambda>"):
         raise RegistrationError(f"{function!r} has no name of its own: give the task one, with name='...'.")
     if required := _required_parameters(function):
         raise RegistrationError(
@@ -242,20 +242,20 @@ def build_policy(
     if first_run is None:
         # Dates are appointments: running at some other time as well is nobody's expectation.
         first_run = FirstRun.SKIP if isinstance(trigger, (Dates, Computed)) else FirstRun.WAIT
-    needed = (needs,) if isinstance(needs, Task) else tuple(needs)
+    needed = tuple(needs) if isinstance(needs, Iterable) and not isinstance(needs, str) else (needs,)
     for task in needed:
         if not isinstance(task, Task):
             raise RegistrationError(f"needs= takes a task or a list of tasks, and not {task!r}.")
     return Policy(
         trigger,
         executor=executor,
-        timeout=None if timeout is None else parse_period(timeout).total_seconds(),
+        timeout=None if timeout is None else _duration("timeout", timeout).total_seconds(),
         retry=Retry(max_attempts=retry + 1) if isinstance(retry, int) else retry,
         overlap=_choice(Overlap, "overlap", overlap),
         first_run=_choice(FirstRun, "first_run", first_run),
         when_idle=_choice(WhenIdle, "when_idle", when_idle),
         needs=needed,
-        stale_after=None if stale_after is None else parse_period(stale_after),
+        stale_after=None if stale_after is None else _duration("stale_after", stale_after),
         **others,
     )
 
@@ -265,6 +265,13 @@ def _choice(kind: type[StrEnum], option: str, value: Any) -> Any:
         return kind(value)
     except ValueError:
         raise RegistrationError(f"{option}={value!r} is unknown; accepted are {', '.join(map(repr, map(str, kind)))}.") from None
+
+
+def _duration(option: str, value: Any) -> timedelta:
+    try:
+        return parse_period(value)
+    except TriggerError as exc:
+        raise TriggerError(f"{option}={value!r} is no duration. {exc}") from None
 
 
 def _positional(when: Any, zone: str | None) -> Trigger:

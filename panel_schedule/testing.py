@@ -26,7 +26,7 @@ class VirtualClock:
 
     def __init__(self, now: datetime = datetime(2026, 1, 1, tzinfo=UTC)):
         self._now = now.astimezone(UTC)
-        self._monotonic = 1000.0
+        self._passed = timedelta(0)
 
     def now(self) -> datetime:
         """The wall clock."""
@@ -34,13 +34,13 @@ class VirtualClock:
 
     def monotonic(self) -> float:
         """Seconds since an arbitrary start."""
-        return self._monotonic
+        return 1000.0 + self._passed.total_seconds()
 
     def advance(self, period: Period) -> None:
         """Let time pass, on both clocks."""
         passed = parse_period(period)
         self._now += passed
-        self._monotonic += passed.total_seconds()
+        self._passed += passed
 
     def step(self, seconds: float) -> None:
         """Set the wall clock forward, or back, while no time passes."""

@@ -16,6 +16,9 @@ LOOK = 30.0
 # Below this many seconds the two clocks count as running alike.
 _DRIFT = 0.0005
 
+# Floats round: what is due within half of the microsecond that a datetime can tell is due.
+_ROUNDING = 0.5e-6
+
 
 class Timer:
     """A callback and its deadline; `wall` is None of a mere delay, which no clock step moves."""
@@ -41,14 +44,16 @@ class Timers:
         self._heap: list[tuple[float, int, Timer]] = []
         self._sequence = count()
         self._dead = 0
-        self._offset = clock.now().timestamp() - clock.monotonic()
+        # Wall times are counted from here: as seconds since 1970 they would have no microseconds.
+        self._start = clock.now()
+        self._offset = -clock.monotonic()
 
     def __len__(self) -> int:
         return len(self._heap) - self._dead
 
     def at(self, instant: datetime, callback: Callable[[Any], object], argument: Any) -> Timer:
         """Call ``callback(argument)`` at a time of the wall clock."""
-        wall = instant.timestamp()
+        wall = (instant - self._start).total_seconds()
         return self._push(Timer(wall - self._offset, wall, callback, argument))
 
     def after(self, seconds: float, callback: Callable[[Any], object], argument: Any) -> Timer:
@@ -62,13 +67,14 @@ class Timers:
         timer.callback = timer.argument = None
         self._dead += 1
         if self._dead > 64 and self._dead > len(self._heap) // 2:
-            self._heap = [item for item in self._heap if item[2].callback is not None]
-            self._dead = 0
+            living = [item for item in self._heap if item[2].callback is not None]
+            self._dead -= len(self._heap) - len(living)
+            self._heap = living
             heapq.heapify(self._heap)
 
     def look(self, now: datetime, monotonic: float) -> None:
         """Compare the clocks, and move the deadlines when the wall clock has stepped."""
-        offset = now.timestamp() - monotonic
+        offset = (now - self._start).total_seconds() - monotonic
         if abs(offset - self._offset) < _DRIFT:
             return
         self._offset = offset
@@ -79,15 +85,23 @@ class Timers:
         heapq.heapify(self._heap)
 
     def fire(self, monotonic: float) -> None:
-        """Call what is due, in order."""
-        while self._heap and self._heap[0][0] <= monotonic:
-            timer = heapq.heappop(self._heap)[2]
-            callback, argument = timer.callback, timer.argument
-            if callback is None:
-                self._dead -= 1
-                continue
-            timer.callback = timer.argument = None
-            callback(argument)
+        """Call what is due, in order. What these calls set has its turn the next time, however soon it is due."""
+        newest, later = next(self._sequence), []
+        try:
+            while self._heap and self._heap[0][0] - monotonic < _ROUNDING:
+                item = heapq.heappop(self._heap)
+                timer = item[2]
+                callback, argument = timer.callback, timer.argument
+                if callback is None:
+                    self._dead -= 1
+                elif item[1] > newest:
+                    later.append(item)
+                else:
+                    timer.callback = timer.argument = None
+                    callback(argument)
+        finally:
+            for item in later:
+                heapq.heappush(self._heap, item)
 
     def delay(self) -> float:
         """Seconds until the next deadline, or the next look at the wall clock."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+
 from servers import PanelServer, Serve, write_files
 from windows import NewPage, launch, windows
 
@@ -50,9 +51,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One Chromium for all tests."""
-    with sync_playwright() as playwright, launch(playwright) as chromium:
+    with sync_playwright() as playwright, launch(playwright, tmp_path_factory.mktemp("home")) as chromium:
         yield chromium
 
 

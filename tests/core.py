@@ -182,7 +182,6 @@ class Core:
             setattr(self.config, option, value)
         self.runtime = Runtime(self.config, self.clock)
         self.ps = Front(self.runtime)
-        self.schedule = self.ps.schedule
         self.scheduler = self.runtime.scheduler
         self.scheduler.start = lambda: None  # type: ignore[method-assign]
         self.thread = HandExecutor()
@@ -201,6 +200,15 @@ class Core:
             task.cancel()
         self._turn()
         self.loop.close()
+
+    def schedule(self, *when: Any, name: str | None = None, **policy: Any) -> Callable[[Callable[[], Any]], Task[Any]]:
+        """``ps.schedule``, but that a lambda needs no name."""
+
+        def decorate(function: Callable[[], Any]) -> Task[Any]:
+            nameless = getattr(function, "__name__", "") == "<lambda>" and name is None
+            return self.ps.schedule(*when, name="task" if nameless else name, **policy)(function)
+
+        return decorate
 
     # ------------------------------------------------------------ time
 

@@ -61,7 +61,9 @@ def run(page: Path) -> None:
     for block in blocks(page):
         if block.language == "python" and not block.file:
             source = "\n" * (block.line - 1) + block.text
-            result = eval(compile(source, page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), namespace)
+            result = eval(
+                compile(source, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True), namespace
+            )
             if inspect.iscoroutine(result):
                 asyncio.run(result)
 

@@ -9,14 +9,15 @@ import shlex
 import subprocess
 import sys
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
-import documents
 import httpx
 import pytest
-from servers import Serve, write_files
 
+import documents
 import panel_schedule
+from servers import Serve, write_files
 
 ROOT = Path(__file__).parent.parent
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
@@ -27,6 +28,16 @@ import doctest, importlib, sys
 module = importlib.import_module(sys.argv[1])
 sys.exit(doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed)
 """
+
+
+def commands(program: str) -> list[tuple[Path, str]]:
+    return [(page, command) for page in PAGES for command in documents.commands(page, program)]
+
+
+def is_shown(page: Path, command: str) -> bool:
+    """Whether the page itself has the files that the command names."""
+    named = {word for word in shlex.split(command) if word.endswith(".py")}
+    return bool(named) and named <= set(documents.files(page))
 
 
 def modules_with_doctests() -> list[str]:
@@ -65,24 +76,23 @@ def test_the_examples_in_docstrings_run(name: str, tmp_path: Path) -> None:
     run_python("-c", DOCTEST, name, folder=tmp_path)
 
 
-@pytest.mark.parametrize(("page", "command"), [(page, each) for page in PAGES for each in documents.commands(page, "panel serve")])
+@pytest.mark.parametrize(("page", "command"), commands("panel serve"))
 def test_a_panel_serve_command_works(page: Path, command: str, serve: Serve) -> None:
-    """All its options exist; and if the page shows the files that it names, it serves them."""
-    words = shlex.split(command)
-    options = {word.partition("=")[0] for word in words if word.startswith("--")}
+    """Its options exist; and where its page shows the files that it names, they are served."""
+    options = {word.partition("=")[0] for word in shlex.split(command) if word.startswith("--")}
     assert options <= serve_options()
     if is_shown(page, command):
         server = serve(command, documents.files(page))
-        for app in served_by(command):
+        for app in takewhile(lambda word: not word.startswith("--"), shlex.split(command)):
             assert httpx.get(f"{server.url}/{Path(app).stem}", timeout=30).status_code == 200
         assert "Traceback" not in server.output()
 
 
-@pytest.mark.parametrize(("page", "command"), [(page, each) for page in PAGES for each in documents.commands(page, "make")])
+@pytest.mark.parametrize(("page", "command"), commands("make"))
 def test_a_make_command_has_its_target(page: Path, command: str) -> None:
     for word in shlex.split(command):
-        name, assignment, _ = word.partition("=")
-        assert re.search(rf"^{name} \?=" if assignment else rf"^{name}:", MAKEFILE, re.MULTILINE), word
+        name, assigned, _ = word.partition("=")
+        assert re.search(rf"^{name} \?=" if assigned else rf"^{name}:", MAKEFILE, re.MULTILINE), word
 
 
 def test_the_readme_serves_what_it_shows() -> None:

@@ -8,6 +8,7 @@ import httpx
 import psutil
 import pytest
 from playwright.sync_api import Browser, expect
+
 from servers import EXPIRE_SOON, PanelServer, Serve, eventually, write_files
 from windows import NewPage, windows
 

@@ -9,6 +9,7 @@ import pytest
 
 from panel_schedule.testing import VirtualClock
 from panel_schedule.timers import LOOK, Timers
+from panel_schedule.triggers import parse_period
 
 
 @pytest.fixture
@@ -110,15 +111,56 @@ def test_a_timer_may_cancel_one_that_is_due_with_it(timers, clock):
     assert [] == fired
 
 
-def test_a_timer_set_by_a_callback_fires_in_its_time(timers, clock):
-    """A callback may set timers; one that is due by now fires in the same go."""
+def test_what_a_callback_sets_has_its_turn_the_next_time(timers, clock):
+    """A callback that sets itself again for an instant that has passed starves nobody, and ends."""
     fired = []
-    timers.after(1, lambda _: [timers.after(0, fired.append, "now"), timers.after(1, fired.append, "later")], None)
 
-    clock.advance(1)
+    def again(_):
+        fired.append("again")
+        at(timers, clock, -1, again, None)
+
+    timers.after(1, again, None)
+    timers.after(2, fired.append, "other")
+    clock.advance(2)
+    fire(timers, clock)
+    first = list(fired)
     fire(timers, clock)
 
-    assert ["now"] == fired
+    assert ["again", "other"] == first
+    assert 0.0 == timers.delay()
+    assert ["again", "other", "again"] == fired
+
+
+def test_a_callback_that_raises_loses_no_other(timers, clock):
+    """The rest fires the next time."""
+    fired = []
+    timers.after(1, lambda _: 1 / 0, None)
+    timers.after(1, fired.append, "other")
+    clock.advance(1)
+    with pytest.raises(ZeroDivisionError):
+        fire(timers, clock)
+
+    fire(timers, clock)
+
+    assert ["other"] == fired
+
+
+@pytest.mark.parametrize("step", ["100ms", "33ms", "1ms", "700ms"])
+def test_a_wall_timer_is_due_when_the_wall_clock_shows_its_time(timers, clock, step):
+    """To the microsecond, also after many steps that binary fractions cannot hold."""
+    late, fired = [], []
+    for _ in range(3000):
+        fired.clear()
+        clock.step(0.017)
+        look(timers, clock)
+        instant = clock.now() + 3 * parse_period(step)
+        timers.at(instant, fired.append, instant)
+        for _ in range(3):
+            clock.advance(step)
+            fire(timers, clock)
+        late += [] if fired == [clock.now()] else [instant]
+
+    assert [] == late
 
 
 def test_many_cancelled_timers_leave_few(timers):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Route
 
@@ -15,12 +17,13 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ELSEWHERE = re.compile(r"^https?://(?!(127\.0\.0\.1|localhost)[:/])")
 
 
-def launch(playwright: Playwright) -> Browser:
-    """A headless Chromium of this machine. No name but localhost resolves in it."""
+def launch(playwright: Playwright, home: Path) -> Browser:
+    """A headless Chromium of this machine, at `home` in that folder. No name but localhost resolves in it."""
     found = [path for path in map(shutil.which, BROWSERS) if path]
     assert found, "no Chromium is installed: run setup_scripts/system_packages.sh"
     return playwright.chromium.launch(
         executable_path=found[0],
+        env={**os.environ, "HOME": str(home)},
         args=[
             "--no-sandbox",
             "--disable-gpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -173,6 +174,9 @@ def require_data(value: Any, what: str) -> None:
     ValueRefused
         Naming `what` was given, the type and the path inside the value.
     """
+    if inspect.iscoroutine(value):
+        value.close()
+        raise ValueRefused(f"{what}: the value is a coroutine that nobody awaited. Write the function as an `async def`.")
     found = _find_bound(value, "value", _DEPTH)
     if found is not None:
         path, culprit = found

@@ -14,7 +14,6 @@ from ..run import RunRecord
 from .base import TASK, Claim, Entry, Listener, Row, require_data
 
 
-
 class MemoryStore:
     """
     Values by reference in this process; gone with it.
@@ -73,7 +72,8 @@ class MemoryStore:
 
     def delete(self, space: str, name: str) -> None:
         with self._lock:
-            del self._entries[space, name]
+            if self._entries.pop((space, name), None) is None:
+                raise KeyError(name)
         self._tell(space, name, None)
 
     def subscribe(self, listener: Listener) -> None:

@@ -1,0 +1,159 @@
+"""What a person sees in a real browser."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+from playwright.sync_api import expect
+from servers import EXPIRE_SOON, Serve, eventually
+from windows import NewPage
+
+COUNTING = """
+    import pathlib
+    import panel_schedule as ps
+
+    @ps.schedule(period="200ms")
+    def answer(numbers=iter(range(1, 10_000))):
+        if pathlib.Path("broken").exists():
+            raise ConnectionError("the warehouse is down\\nand more")
+        return f"value {next(numbers)}"
+"""
+
+
+def test_two_windows_see_the_same_push_without_reloading(serve: Serve, new_page: NewPage) -> None:
+    """A refresh that one visitor asks for reaches the other's open page."""
+    tasks = """
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def answer(numbers=iter(range(1, 100))):
+            return f"value {next(numbers)}"
+    """
+    app = """
+        import panel as pn
+        from tasks import answer
+        pn.Column(pn.pane.Str(answer), pn.widgets.Button(name="refresh", on_click=answer.refresh)).servable()
+    """
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
+    mine, yours = new_page(f"{server.url}"), new_page(f"{server.url}")
+    for page in (mine, yours):
+        expect(page.get_by_text("value 1")).to_be_visible()
+    mine.get_by_role("button", name="refresh").click()
+    for page in (mine, yours):
+        expect(page.get_by_text("value 2")).to_be_visible()
+
+
+def test_the_badge_appears_when_a_task_fails_and_goes_when_it_recovers(serve: Serve, new_page: NewPage) -> None:
+    """The last good value stays on the page, under it the age, the badge and the error's first line."""
+    app = """
+        import panel as pn
+        from tasks import answer
+        pn.panel(answer).servable()
+    """
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": COUNTING})
+    page = new_page(server.url)
+    line = page.locator(".line")
+    expect(line).to_contain_text("updated just now")
+    expect(line.locator(".badge")).to_be_hidden()
+    (server.folder / "broken").touch()
+    expect(line.locator(".badge")).to_have_text("failed")
+    expect(line.locator(".reason")).to_have_text("ConnectionError: the warehouse is down")
+    expect(page.get_by_text("value ")).to_be_visible()
+    expect(line).to_contain_text(re.compile(r"updated \d+ s ago"))
+    (server.folder / "broken").unlink()
+    expect(line.locator(".badge")).to_be_hidden()
+    assert server.output().count("Traceback") == 1
+
+
+def test_a_stale_value_says_so(serve: Serve, new_page: NewPage) -> None:
+    """``stale_after``: a value that grows old without an error is marked."""
+    tasks = """
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h", stale_after="1s")
+        def answer():
+            return "value 1"
+    """
+    app = "import panel as pn\nfrom tasks import answer\npn.panel(answer).servable()"
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
+    page = new_page(server.url)
+    expect(page.locator(".badge")).to_have_text("stale")
+    expect(page.get_by_text("value 1")).to_be_visible()
+
+
+def test_a_closed_tab_leaves_no_view_behind(serve: Serve, new_page: NewPage) -> None:
+    """Invariant 20, with a real tab."""
+    app = """
+        import panel as pn
+        from panel_schedule import _runtime
+        from tasks import answer
+        pn.Column(answer, pn.pane.Str(f"{len(_runtime.views)} views before"), answer.view().pipe(str)).servable()
+        answer.view()
+        print("views now", len(_runtime.views), flush=True)
+    """
+    server = serve(f"app.py --setup tasks.py {EXPIRE_SOON}", {"app.py": app, "tasks.py": COUNTING})
+    page = new_page(server.url)
+    expect(page.get_by_text("0 views before")).to_be_visible()
+    page.close()
+
+    def built_alone() -> bool:
+        with httpx.Client() as visitor:
+            visitor.get(f"{server.url}/app", timeout=30)
+        return server.output().rstrip().endswith("views now 1") and server.output().count("views now") > 1
+
+    eventually(built_alone)
+
+
+def test_an_edit_in_one_browser_changes_nothing_in_another(serve: Serve, new_page: NewPage) -> None:
+    """An editable Tabulator writes into the session's own frame: not into the other page, nor the stored value."""
+    tasks = """
+        import pandas as pd
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def frame():
+            return pd.DataFrame({"a": [1, 2]})
+    """
+    app = """
+        import panel as pn
+        from tasks import frame
+        pn.extension("tabulator")
+        table = pn.widgets.Tabulator(frame, show_index=False)
+        table.on_edit(lambda event: print("edited to", event.value, "stored", frame()["a"].tolist(),
+                                          "mine", table.value["a"].tolist(), flush=True))
+        table.servable()
+    """
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
+    mine, yours = new_page(server.url), new_page(server.url)
+    cell = '.tabulator-cell[tabulator-field="a"]'
+    expect(yours.locator(cell).first).to_have_text("1")
+    mine.locator(cell).first.click()
+    mine.keyboard.press("Control+A")
+    mine.keyboard.type("99")
+    mine.keyboard.press("Enter")
+    server.wait_for("edited to 99 stored [1, 2] mine [99, 2]")
+    expect(yours.locator(cell).first).to_have_text("1")
+    late = new_page(server.url)
+    expect(late.locator(cell).first).to_have_text("1")
+
+
+def test_the_starting_page_becomes_the_dashboard_by_itself(serve: Serve, new_page: NewPage) -> None:
+    """Who waited longer than ``ready_timeout`` sees what is missing, and then the page without a reload by hand."""
+    tasks = """
+        import pathlib, time
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def answer():
+            while not pathlib.Path("go").exists():
+                time.sleep(0.01)
+            return "value 1"
+    """
+    app = "import panel as pn\nfrom tasks import answer\npn.pane.Str(answer).servable()"
+    env = {"PANEL_SCHEDULE_READY_TIMEOUT": "1"}
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks}, env=env)
+    page = new_page(server.url)
+    expect(page.get_by_text("It waits for its first data: answer")).to_be_visible()
+    (server.folder / "go").touch()
+    expect(page.get_by_text("value 1")).to_be_visible()

@@ -1,0 +1,585 @@
+"""What may be registered, under which name, and what the errors say (invariants 1 and 2)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from datetime import UTC, datetime, timedelta
+
+import panel as pn
+import pytest
+from core import Core, messages, second
+
+from panel_schedule.config import Config
+from panel_schedule.errors import ConfigError, RegistrationError, ScheduleError, TriggerError
+from panel_schedule.front import Front
+from panel_schedule.registry import Registry
+from panel_schedule.runtime import Runtime
+from panel_schedule.task import Origin, Task, is_async
+from panel_schedule.triggers import Cron, Dates, Every
+
+
+@pytest.fixture
+def core():
+    with Core() as core:
+        yield core
+
+
+def executed(source, module="tasks", file="/srv/tasks.py", **names):
+    """The functions of a file, executed as a module of some name."""
+    space = {"__name__": module, **names}
+    exec(compile(source, file, "exec"), space)
+    return space
+
+
+# ------------------------------------------------------------ the same again
+
+
+def test_a_function_becomes_a_task_under_its_own_name(core):
+    """`name` defaults to the function's __name__; the task is what the decorator returns."""
+
+    @core.ps.schedule(period="1m")
+    def sales():
+        return 1
+
+    assert isinstance(sales, Task)
+    assert ("sales", sales) == (sales.name, core.ps.tasks["sales"])
+    assert 1 == sales.function()
+
+
+def test_a_file_that_is_executed_twice_has_its_tasks_once(core):
+    """As the setup script, and as an imported module: the second execution gets the same Task (invariant 1)."""
+    source = "@schedule(period='1m')\ndef sales():\n    return 1\n"
+
+    setup = executed(source, "panel_setup_module", schedule=core.ps.schedule)
+    imported = executed(source, "tasks", schedule=core.ps.schedule)
+
+    assert setup["sales"] is imported["sales"]
+    assert 1 == len(core.ps.tasks)
+
+
+def test_a_task_registered_again_keeps_value_and_schedule(core):
+    """Nothing starts anew, also while the clocks run."""
+    count = []
+    source = "@schedule(period='1h')\ndef sales():\n    count.append(1)\n    return len(count)\n"
+    first = executed(source, "panel_setup_module", schedule=core.ps.schedule, count=count)["sales"]
+    core.begin()
+    second_time = executed(source, "tasks", schedule=core.ps.schedule, count=count)["sales"]
+    core.go()
+
+    assert first is second_time
+    assert ([1], 1, 1) == (count, first(), first.entry.version)
+
+
+def test_another_function_under_a_taken_name_is_an_error(core):
+    """It names the task, both places and the remedy."""
+    source = "@schedule(period='1m')\ndef sales():\n    return 1\n"
+    executed(source, file="/srv/one.py", schedule=core.ps.schedule)
+
+    with pytest.raises(RegistrationError, match=r"'sales'.*/srv/one\.py:1.*/srv/two\.py:1.*name="):
+        executed(source, file="/srv/two.py", schedule=core.ps.schedule)
+    assert "/srv/one.py" == Origin.of(core.ps.tasks["sales"].function).file
+
+
+def test_another_function_of_the_same_file_under_a_taken_name_is_an_error(core):
+    """The qualified names differ."""
+
+    def other():
+        return 2
+
+    core.ps.schedule(period="1m", name="sales")(lambda: 1)
+
+    with pytest.raises(RegistrationError, match="'sales'"):
+        core.ps.schedule(period="1m", name="sales")(other)
+
+
+def test_a_lambda_of_a_file_that_is_executed_twice_is_the_same(core):
+    """As any function of it."""
+    source = "sales = schedule(period='1m', name='sales')(lambda: 1)\n"
+
+    first, again = (executed(source, module, schedule=core.ps.schedule) for module in ("setup", "tasks"))
+
+    assert first["sales"] is again["sales"]
+
+
+def test_after_an_edit_under_dev_the_new_definition_replaces_the_old_one(core, monkeypatch):
+    """Value and history stay; policy and function are new (invariant 1)."""
+    source = "@schedule(period={!r})\ndef sales():\n    return {}\n"
+    task = executed(source.format("1h", 1), schedule=core.ps.schedule)["sales"]
+    core.begin()
+    monkeypatch.setattr(pn.config, "autoreload", True)
+
+    edited = executed(source.format("10s", 2), schedule=core.ps.schedule)["sales"]
+    before = edited()
+    core.run_for(10)
+
+    assert task is edited
+    assert (1, 2) == (before, edited())
+    assert "every 10 s" == edited.status.schedule
+    assert {1, 2} <= {record.attempt + index for index, record in enumerate(edited.history)}
+
+
+def test_without_dev_an_edited_definition_changes_nothing(core):
+    """The running server keeps what it has."""
+    source = "@schedule(period='1h')\ndef sales():\n    return {}\n"
+    executed(source.format(1), schedule=core.ps.schedule)
+    edited = executed(source.format(2), schedule=core.ps.schedule)["sales"]
+
+    assert 1 == edited.function()
+
+
+def test_a_moved_function_is_the_same_function(core):
+    """An edit above it changes its line, and nothing else."""
+    source = "@schedule(period='1m')\ndef sales():\n    return 1\n"
+    first = executed(source, schedule=core.ps.schedule)["sales"]
+
+    assert first is executed("\n\n\n" + source, schedule=core.ps.schedule)["sales"]
+
+
+# ------------------------------------------------------------ callables of all kinds
+
+
+class Warehouse:
+    def __init__(self, rows=3):
+        self.rows = rows
+
+    def load(self):
+        return self.rows
+
+    async def load_async(self):
+        return self.rows
+
+    def query(self, table):
+        return table
+
+    def __call__(self):
+        return self.rows
+
+
+class AsyncWarehouse(Warehouse):
+    async def __call__(self):
+        return self.rows
+
+
+def plain():
+    return "plain"
+
+
+async def coroutine():
+    return "coroutine"
+
+
+def wrapped(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (Warehouse().load, 3),
+        (Warehouse().load_async, 3),
+        (Warehouse(), 3),
+        (AsyncWarehouse(), 3),
+        (lambda: 3, 3),
+        (functools.partial(Warehouse().query, "sales"), "sales"),
+        (functools.partial(coroutine), "coroutine"),
+        (wrapped(plain), "plain"),
+        (dict, {}),
+    ],
+    ids=["method", "async method", "object", "async object", "lambda", "partial", "async partial", "wrapper", "class"],
+)
+def test_every_kind_of_callable_can_be_scheduled_under_a_name(core, function, expected):
+    """Bound methods, partials, lambdas, objects with __call__, wrappers and classes (2.1)."""
+    task = core.ps.schedule(period="1h", name="given")(function)
+    core.begin()
+
+    assert expected == task()
+
+
+@pytest.mark.parametrize("function", [functools.partial(plain), Warehouse(), lambda: 3], ids=["partial", "object", "lambda"])
+def test_what_has_no_name_of_its_own_needs_one(core, function):
+    """The error says how to give it one."""
+    with pytest.raises(RegistrationError, match="name="):
+        core.ps.schedule(period="1h")(function)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (plain, False),
+        (coroutine, True),
+        (functools.partial(coroutine), True),
+        (functools.partial(functools.partial(plain)), False),
+        (Warehouse().load_async, True),
+        (AsyncWarehouse(), True),
+        (Warehouse(), False),
+        (dict, False),
+        (len, False),
+    ],
+)
+def test_async_functions_are_told_from_plain_ones(function, expected):
+    """Whatever they are wrapped in."""
+    assert expected == is_async(function)
+
+
+def test_parameters_with_defaults_are_fine(core):
+    """Also star arguments and keyword-only ones."""
+
+    def load(table="sales", *args, limit=10, **options):
+        return table, limit
+
+    task = core.ps.schedule(period="1h")(load)
+    core.begin()
+
+    assert ("sales", 10) == task()
+
+
+def _positional(table):
+    pass
+
+
+def _keyword(*, table):
+    pass
+
+
+def _both(a, b=1, *, table):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("function", "missing"),
+    [
+        (_positional, "table"),
+        (_keyword, "table"),
+        (_both, "a, table"),
+        (Warehouse().query, "table"),
+        (wrapped(_positional), "table"),
+    ],
+    ids=["positional", "keyword", "both", "method", "wrapper"],
+)
+def test_a_function_with_required_parameters_is_refused(core, function, missing):
+    """The error names the task, the parameters and the remedy (2.1)."""
+    with pytest.raises(RegistrationError, match=rf"'{function.__name__}'.*needs {missing},.*partial"):
+        core.ps.schedule(period="1h")(function)
+    assert {} == dict(core.ps.tasks)
+
+
+# ------------------------------------------------------------ refusals
+
+
+def test_the_bare_decorator_is_refused(core):
+    """@ps.schedule without a schedule names the function and shows how (2.4)."""
+    with pytest.raises(RegistrationError, match=r"@ps\.schedule\(period='15m'\) above 'plain'"):
+        core.ps.schedule(plain)
+
+
+def test_no_schedule_is_refused(core):
+    """Exactly one of the five says when."""
+    with pytest.raises(RegistrationError, match=r"period=, cron=, at= and after=, and none is given"):
+        core.ps.schedule()
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "named"),
+    [
+        ((), {"period": "1m", "cron": "@daily"}, "period and cron"),
+        (("1m",), {"period": "1m"}, "when and period"),
+        ((), {"at": [second(1)], "period": "1m"}, "period and at"),
+    ],
+)
+def test_two_schedules_are_refused(core, args, kwargs, named):
+    """The error names both."""
+    with pytest.raises(RegistrationError, match=f"exactly one.*{named} are given"):
+        core.ps.schedule(*args, **kwargs)
+
+
+def test_an_unknown_option_is_refused(core):
+    """Python's own error names it."""
+    with pytest.raises(TypeError, match="perod"):
+        core.ps.schedule(perod="1m")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("executor", "celerie", r"executor='celerie'.*'loop', 'thread'"),
+        ("overlap", "never", r"overlap='never'.*'skip', 'queue', 'replace'"),
+        ("first_run", "later", r"first_run='later'.*'wait', 'background', 'skip'"),
+        ("when_idle", "sleep", r"when_idle='sleep'.*'run', 'skip'"),
+        ("retry", -1, r"retry=-1"),
+        ("retry", True, r"retry=True"),
+        ("retry", "twice", r"retry='twice'"),
+        ("needs", "raw", r"needs=.*'raw'"),
+        ("needs", 5, r"needs=.*5"),
+        ("needs", plain, r"needs=.*plain"),
+        ("timeout", "soon", r"timeout.*'soon'"),
+        ("timeout", 0, r"timeout.*0"),
+        ("timeout", -5, r"timeout.*-5"),
+        ("stale_after", "old", r"stale_after.*'old'"),
+        ("stale_after", True, r"stale_after.*True"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(core, option, value, message):
+    """The error names the option, what was given and what is accepted."""
+    with pytest.raises(ScheduleError, match=message):
+        core.ps.schedule(period="1m", **{option: value})(plain)
+    assert {} == dict(core.ps.tasks)
+
+
+@pytest.mark.parametrize("after", ["raw", 5, plain, ["raw"], []], ids=str)
+def test_after_takes_tasks(core, after):
+    """Anything else is refused, with what was given."""
+    with pytest.raises(ScheduleError, match=r"after"):
+        core.ps.schedule(after=after)
+
+
+def test_a_follower_of_a_cancelled_task_is_refused(core):
+    """The error names both; it does not come as a KeyError from inside."""
+    raw = core.ps.schedule(period="1m", name="raw")(plain)
+    core.ps.cancel_task("raw")
+
+    with pytest.raises(ScheduleError, match="'raw'"):
+        core.ps.schedule(after=raw, name="child")(coroutine)
+    assert {} == dict(core.ps.tasks)
+
+
+@pytest.mark.parametrize("what", [{"at": datetime(2026, 1, 1)}, {"at": [datetime(2026, 1, 1)]}])
+def test_a_naive_datetime_is_refused(core, what):
+    """The error says that the timezone is missing, and how to add one."""
+    with pytest.raises(TriggerError, match="no timezone"):
+        core.ps.schedule(**what)
+
+
+def test_a_positional_naive_datetime_is_refused(core):
+    """The positional form is as strict."""
+    with pytest.raises(TriggerError, match="no timezone"):
+        core.ps.schedule(datetime(2026, 1, 1))
+
+
+def test_a_cron_schedule_needs_a_zone(core):
+    """Argument or ps.config; the error names both (invariant 4)."""
+    with pytest.raises(ScheduleError, match=r"timezone"):
+        core.ps.schedule(cron="0 4 * * *")
+
+
+def test_the_zone_of_the_configuration_is_the_default():
+    """ps.config.timezone serves cron schedules, and disturbs no others."""
+    with Core(timezone="Europe/Berlin") as core:
+        daily = core.ps.schedule(cron="0 4 * * *", first_run="skip", name="daily")(plain)
+        often = core.ps.schedule(period="1m", first_run="skip", name="often")(plain)
+        elsewhere = core.ps.schedule(cron="0 4 * * *", timezone="UTC", first_run="skip", name="elsewhere")(plain)
+        core.begin()
+
+        due = [task.status.next_run for task in (daily, often, elsewhere)]
+
+    assert [second(3 * 3600), second(60), second(4 * 3600)] == due
+
+
+@pytest.mark.parametrize("when", [{"period": "1m"}, {"at": [second(1)]}])
+def test_a_zone_without_cron_is_refused(core, when):
+    """It would mean nothing; the error says what to write instead."""
+    with pytest.raises(RegistrationError, match=r"timezone='Europe/Berlin'.*cron="):
+        core.ps.schedule(timezone="Europe/Berlin", **when)
+
+
+def test_a_function_of_the_served_script_is_refused(core):
+    """Panel's own test; the error says where to put it (invariant 2)."""
+    space = executed("def sales():\n    return 1\n", "bokeh_app_1234567890")
+
+    with pytest.raises(RegistrationError, match=r"'sales'.*served script.*tasks\.py.*--setup"):
+        core.ps.schedule(period="1m")(space["sales"])
+
+
+def test_a_task_is_not_scheduled_again(core):
+    """Its function is."""
+    task = core.ps.schedule(period="1m")(plain)
+
+    with pytest.raises(RegistrationError, match=r"plain\.function"):
+        core.ps.schedule(period="1h", name="again")(task)
+
+
+@pytest.mark.parametrize("nothing", [None, 5, "sales", [plain]])
+def test_what_cannot_be_called_is_refused(core, nothing):
+    """The error shows it."""
+    with pytest.raises(RegistrationError, match="function"):
+        core.ps.schedule(period="1m")(nothing)
+
+
+# ------------------------------------------------------------ the positional form
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        ("15m", Every("15m")),
+        ("5 minutes", Every("5m")),
+        ("1 hour 30 minutes", Every("90m")),
+        (90, Every(90)),
+        (0.5, Every(0.5)),
+        (timedelta(days=1), Every("1d")),
+        (second(5), Dates(second(5))),
+        ([second(5), second(9)], Dates([second(5), second(9)])),
+        ({second(5)}, Dates([second(5)])),
+        ("0 */15 * * * *", Cron("0 */15 * * * *", timezone="UTC")),
+        ("2 4 * * mon,fri", Cron("2 4 * * mon,fri", timezone="UTC")),
+        ("@daily", Cron("@daily", timezone="UTC")),
+        (Every("7s", anchor=second(3)), Every("7s", anchor=second(3))),
+    ],
+    ids=str,
+)
+def test_the_first_argument_says_what_it_is(when, expected):
+    """Period, cron expression, dates, or a trigger."""
+    with Core(timezone="UTC") as core:
+        assert expected == core.ps.schedule(when)(plain).policy.trigger
+
+
+@pytest.mark.parametrize("when", ["soon", "15", "15 parsecs", "* * * *", "", "1m 1m", object(), 5j, b"15m"], ids=str)
+def test_a_first_argument_that_means_nothing_is_refused(when):
+    """The error shows it, and what is accepted."""
+    with Core(timezone="UTC") as core, pytest.raises(ScheduleError):
+        core.ps.schedule(when)(plain)
+
+
+def test_every_second_is_warned_of(core, caplog):
+    """Six fields that begin with * are rarely meant; the warning names the remedy (section 5)."""
+    core.ps.schedule("* * * * * *", timezone="UTC")
+
+    assert ["0 * * * * *"] == [message.split("'")[-2] for message in messages(caplog)]
+
+
+# ------------------------------------------------------------ ps.tasks
+
+
+def test_the_tasks_are_a_live_read_only_mapping(core):
+    """In the order of registration; iterating survives a registration meanwhile."""
+    tasks = core.ps.tasks
+    core.ps.schedule(period="1m", name="b")(plain)
+    core.ps.schedule(period="1m", name="a")(coroutine)
+    seen = []
+    for name in tasks:
+        seen.append(name)
+        core.ps.schedule(period="1m", name=f"{name}2" if len(name) == 1 else name)(plain if name == "b" else coroutine)
+
+    assert ["b", "a"] == seen
+    assert ["b", "a", "b2", "a2"] == list(tasks)
+    assert (4, True, False) == (len(tasks), "a" in tasks, "c" in tasks)
+    with pytest.raises(TypeError):
+        tasks["c"] = 1
+
+
+def test_a_missing_task_is_a_key_error_that_names_the_others(core):
+    """And .get gives the default, as of any mapping."""
+    core.ps.schedule(period="1m", name="sales")(plain)
+
+    with pytest.raises(KeyError, match=r"'sale'.*sales"):
+        core.ps.tasks["sale"]
+    assert core.ps.tasks.get("sale") is None
+
+
+def test_an_empty_registry_says_so():
+    """Instead of an empty list."""
+    with pytest.raises(KeyError, match="none"):
+        Registry()["sales"]
+
+
+# ------------------------------------------------------------ configuration
+
+
+def config(environ=None, **options):
+    made = Config(environ or {})
+    for option, value in options.items():
+        setattr(made, option, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("MAX_THREADS", "3", 3),
+        ("GRACE_PERIOD", "2.5", 2.5),
+        ("HISTORY_LIMIT", "7", 7),
+        ("READY_TIMEOUT", "10", 10.0),
+        ("TIMEZONE", "Europe/Berlin", "Europe/Berlin"),
+        ("STORE", "memory://", "memory://"),
+    ],
+)
+def test_each_option_is_an_environment_variable(option, text, value):
+    """PANEL_SCHEDULE_<NAME> (2.5)."""
+    assert value == getattr(config({f"PANEL_SCHEDULE_{option}": text}), option.lower())
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("MAX_THREADS", "many"), ("MAX_THREADS", "0"), ("GRACE_PERIOD", "-1"), ("TIMEZONE", "Berlin"), ("STORE", "ftp://")],
+)
+def test_an_environment_variable_that_means_nothing_names_itself(option, text):
+    """So that it is found."""
+    with pytest.raises(ConfigError, match=rf"(?i){option}.*{text}"):
+        config({f"PANEL_SCHEDULE_{option}": text})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("max_threads", 0), ("max_threads", "3"), ("timezone", "Mars/Olympus"), ("store", "ftp://x")]
+)
+def test_an_option_of_the_configuration_that_means_nothing_is_refused(option, value):
+    """The error names it."""
+    with pytest.raises(ValueError, match=option):
+        config(**{option: value})
+
+
+def test_an_unknown_option_of_the_configuration_is_refused():
+    """A typing error must not pass silently; the error lists the options."""
+    with pytest.raises(ConfigError, match=r"timezon.*max_threads"):
+        config(timezon="UTC")
+
+
+def test_the_configuration_freezes_at_the_first_start():
+    """A later assignment raises, and says where to put it (2.5)."""
+    frozen = config()
+    runtime = Runtime(frozen)
+    frozen.timezone = "UTC"
+    Front(runtime).store["rates"] = 1
+
+    with pytest.raises(ConfigError, match=r"ps\.config\.timezone.*setup script.*PANEL_SCHEDULE_TIMEZONE"):
+        frozen.timezone = "Europe/Berlin"
+    assert "UTC" == frozen.timezone
+
+
+def test_registering_tasks_does_not_freeze_the_configuration():
+    """Nothing has started yet."""
+    open_ = config()
+    Front(Runtime(open_)).schedule(period="1m", name="sales")(plain)
+    open_.max_threads = 2
+
+    assert 2 == open_.max_threads
+
+
+def test_a_default_zone_is_read_when_the_task_is_registered():
+    """Setting it after a cron task that names none comes too late, and the task says so at once."""
+    with pytest.raises(ScheduleError, match="timezone"):
+        Front(Runtime(config())).schedule(cron="@daily")
+
+
+# ------------------------------------------------------------ sessions
+
+
+def test_two_tasks_of_one_function_need_two_names(core):
+    """One function may serve several tasks."""
+    one = core.ps.schedule(period="1m", name="one")(plain)
+    two = core.ps.schedule(period="1h", name="two")(plain)
+
+    assert one is not two
+    assert ["one", "two"] == list(core.ps.tasks)
+
+
+def test_no_warning_for_ordinary_tasks(core, caplog):
+    """A plain registration is silent."""
+    with caplog.at_level(logging.WARNING):
+        core.ps.schedule(period="1m")(plain)
+        core.ps.schedule(at=[datetime(2026, 1, 1, tzinfo=UTC)], name="dates")(coroutine)
+
+    assert [] == messages(caplog)

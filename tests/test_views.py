@@ -1,0 +1,198 @@
+"""What a script sees of a value: views without a session follow it where it is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import panel as pn
+import param
+import pytest
+from panel.io.state import set_curdoc
+from panel_schedule.components import Freshness
+from panel_schedule.config import Config
+from panel_schedule.front import Front
+from panel_schedule.runtime import Runtime
+from panel_schedule.task import Task
+
+
+@pytest.fixture
+def front() -> Front:
+    return Front(Runtime(Config({})))
+
+
+def task_of(front: Front, function: Callable[[], Any], **options: Any) -> Task[Any]:
+    return front.schedule(period="1h", name="task", **options)(function)
+
+
+def counting() -> Callable[[], int]:
+    numbers = iter(range(1, 100))
+    return lambda: next(numbers)
+
+
+def test_rx_shows_the_default_and_then_each_new_value(front: Front) -> None:
+    """``task.rx()`` needs no server."""
+    task = task_of(front, counting(), default=0)
+    doubled = task.rx() * 2
+    assert doubled.rx.value == 0
+    task.refresh().result(5)
+    assert doubled.rx.value == 2
+    task.refresh().result(5)
+    assert doubled.rx.value == 4
+
+
+def test_a_task_is_a_reference_wherever_param_takes_one(front: Front) -> None:
+    """Widgets, panes, ``pn.bind``, ``pn.rx`` and any Parameterized with ``allow_refs``."""
+    task = task_of(front, counting(), default=0)
+
+    class Shown(param.Parameterized):
+        number = param.Integer(allow_refs=True)
+
+    shown, slider = Shown(number=task), pn.widgets.IntSlider(value=task, start=0, end=9)
+    bound, expression = pn.bind(lambda number: -number, task), pn.rx(task) + 1
+    task.refresh().result(5)
+    assert (shown.number, slider.value, bound(), expression.rx.value) == (1, 1, -1, 2)
+
+
+def test_pipe_shows_nothing_until_there_is_a_value(front: Front) -> None:
+    """The function never sees the default."""
+    seen = []
+    task = task_of(front, counting(), default="none yet")
+    shown = pn.panel(task.view().pipe(lambda number: seen.append(number) or f"number {number}"))
+    shown.get_root()
+    assert seen == []
+    task.refresh().result(5)
+    assert seen == [1]
+    assert shown._pane.object == "number 1"
+
+
+def test_a_view_tells_state_error_and_version(front: Front) -> None:
+    """Its params follow the task's status."""
+    answers = iter([1, ValueError("no such table\nsecond line"), 2])
+
+    def answer() -> int:
+        result = next(answers)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    view = task_of(front, answer).view()
+    states = []
+    view.param.watch(lambda event: states.append(event.new), "state")
+    task = front.tasks["task"]
+    task.refresh().result(5)
+    assert (view.version, view.value, view.error, view.stale, view.running) == (1, 1, "", False, False)
+    with pytest.raises(ValueError, match="no such table"):
+        task.refresh().result(5)
+    assert (view.version, view.value, view.state) == (1, 1, "failed")
+    assert (view.error, view.stale) == ("ValueError: no such table", True)
+    task.refresh().result(5)
+    assert (view.version, view.value, view.error, view.stale) == (2, 2, "", False)
+    assert states[-1] == "idle"
+    assert "running" in states
+
+
+def test_progress_of_a_run_reaches_the_view(front: Front) -> None:
+    """``percent`` and ``message`` are what ``ps.progress`` reports."""
+    from panel_schedule import progress
+
+    task = task_of(front, lambda: progress(1, 4, "a quarter"))
+    seen = []
+    task.view().param.watch(lambda *events: seen.append((task.view().percent, task.view().message)), ["percent"])
+    task.refresh().result(5)
+    assert (25, "a quarter") in seen
+
+
+def test_the_same_object_published_again_is_news(front: Front) -> None:
+    """A task may change and return the list that it returned before: watchers are told."""
+    numbers: list[int] = []
+    task = task_of(front, lambda: numbers.append(len(numbers)) or numbers)
+    seen = []
+    task.view().param.watch(lambda event: seen.append(len(event.new)), "value")
+    task.refresh().result(5)
+    task.refresh().result(5)
+    assert seen == [1, 2]
+
+
+def test_a_data_frame_is_the_views_own_copy(front: Front) -> None:
+    """What a session writes into it, nobody else sees."""
+    task = task_of(front, lambda: pd.DataFrame({"a": [1, 2]}))
+    task.refresh().result(5)
+    task.view().value.loc[0, "a"] = 99
+    assert task().loc[0, "a"] == 1
+    assert task.entry.value.loc[0, "a"] == 1
+
+
+def test_a_view_is_the_same_one_each_time(front: Front) -> None:
+    task = task_of(front, counting())
+    assert task.view() is task.view()
+
+
+def test_a_document_without_a_session_is_not_registered(front: Front) -> None:
+    """``--warm`` builds documents that nobody will end: their views must not pile up."""
+    from bokeh.document import Document
+
+    task = task_of(front, counting())
+    task.refresh().result(5)
+    with set_curdoc(Document()):
+        assert task.view().value == 1
+    assert len(front._runtime.views) == 0
+
+
+def test_a_stored_value_is_live(front: Front) -> None:
+    """``ps.store.rx(name)``: None until there is a value, and again after it was deleted."""
+    rates = front.store.rx("rates")
+    assert rates.rx.value is None
+    front.store["rates"] = 1.5
+    assert rates.rx.value == 1.5
+    del front.store["rates"]
+    assert rates.rx.value is None
+
+
+def test_a_removed_task_leaves_its_views_the_last_value(front: Front) -> None:
+    """``remove_schedule``: the task calls the function, its views keep what they have."""
+    task = task_of(front, counting())
+    task.refresh().result(5)
+    view = task.view()
+    task.remove_schedule()
+    assert task() == 2
+    assert (view.value, view.state) == (1, "removed")
+
+
+def test_a_failing_watcher_does_not_hurt_the_run(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    """What a watcher raises is logged, and the value is published all the same."""
+    task = task_of(front, counting())
+    task.view().param.watch(lambda event: 1 / 0, "value")
+    assert task.refresh().result(5) == 1
+    assert task() == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_freshness_shows_the_badge_and_the_first_line_of_the_error(front: Front) -> None:
+    """The browser's part is tested in a browser; this is what it is told."""
+
+    def fail() -> None:
+        raise ValueError("no such table\nsecond line")
+
+    task = task_of(front, fail)
+    line = Freshness(task).__panel__()
+    assert (line.updated, line.error, line.stale) == (None, "", False)
+    with pytest.raises(ValueError, match="no such table"):
+        task.refresh().result(5)
+    assert (line.error, line.stale, line.state) == ("ValueError: no such table", True, "failed")
+
+
+def test_freshness_of_something_else_is_an_error_that_says_so() -> None:
+    with pytest.raises(TypeError, match="Freshness shows a task"):
+        Freshness(lambda: 1)  # type: ignore[arg-type]
+
+
+def test_a_task_renders_as_its_value_with_its_freshness(front: Front) -> None:
+    """``pn.panel(task)``."""
+    task = task_of(front, lambda: "# hello")
+    value, line = pn.panel(task)
+    value.get_root()
+    task.refresh().result(5)
+    assert value._pane.object == "# hello"
+    assert line.updated is not None
