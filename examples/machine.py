@@ -4,7 +4,7 @@ import panel as pn
 import psutil
 from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, Range1d
 from bokeh.plotting import figure
-from page import AMBER, BLUE, TEAL, VIOLET, card, chart, key, number, page, row, tile
+from page import AMBER, BLUE, TEAL, VIOLET, card, chart, follow, key, number, page, row, tile
 from tasks.machine import WINDOW, Sample, machine
 
 pn.extension()
@@ -58,9 +58,8 @@ def rate(label: str, rates: list[float]) -> str:
     return number(label, f"{rates[-1] / 1e3:,.1f}", "kB/s", f"at most {max(rates) / 1e3:,.0f} kB/s in ten minutes")
 
 
+follow(machine, draw)
 view = machine.view()
-draw(view.value)
-view.param.watch(lambda event: draw(event.new), "value")
 cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / 2**30
 
 page(

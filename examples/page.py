@@ -1,6 +1,8 @@
 """What the pages have in common: the frame around them, cards and tiles."""
 
+from collections.abc import Callable
 from html import escape
+from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
@@ -12,7 +14,7 @@ BLUE, VIOLET, TEAL, AMBER, ROSE = "#3b82f6", "#a855f7", "#14b8a6", "#f59e0b", "#
 
 THEME = {
     "light": {"palette": {"primary": {"main": "#1d4ed8"}}, "shape": {"borderRadius": 10}},
-    "dark": {"palette": {"primary": {"main": "#1e3a8a"}}, "shape": {"borderRadius": 10}},
+    "dark": {"palette": {"primary": {"main": "#2563eb"}}, "shape": {"borderRadius": 10}},
 }
 
 NUMBER = """
@@ -25,8 +27,8 @@ NUMBER = """
 
 TABLE = """
 :host .tabulator { font-size: 13px; }
-:host .tabulator .tabulator-row { min-height: 0; }
-:host .tabulator .tabulator-header .tabulator-col .tabulator-col-content { padding: 8px 10px; }
+:host .tabulator .tabulator-cell { padding: 9px 10px; }
+:host .tabulator .tabulator-arrow { display: none; }
 """
 
 
@@ -61,21 +63,34 @@ def card(*content, title: str = "", task: ps.Task | None = None, **params) -> pm
     return pmui.Paper(*([row(*heading)] if heading else []), *content, **params)
 
 
+def follow(task: ps.Task, draw: Callable[[Any], object]) -> None:
+    """Call `draw` with the value that is there, and with each one that comes."""
+    view = task.view()
+    view.param.watch(lambda event: draw(event.new), "value")
+    if view.version:
+        draw(view.value)
+
+
 def chart(figure, **params) -> pn.pane.Bokeh:
     """A figure that takes the height that is left."""
     return pn.pane.Bokeh(figure, sizing_mode="stretch_both", min_height=180, margin=0, **params)
 
 
+def live(content) -> pn.pane.HTML:
+    """What `number` makes, or a reference to it."""
+    return pn.pane.HTML(content, stylesheets=[NUMBER], sizing_mode="stretch_width", min_height=56, margin=(6, 14, 8, 14))
+
+
 def tile(content, task: ps.Task | None = None) -> pmui.Paper:
-    """A small card for what `number` makes, or for a reference to it."""
+    """A small card for a number."""
     fresh = [pn.Column(ps.Freshness(task), margin=(-12, 4, 4, 4))] if task else []
-    return card(pn.pane.HTML(content, stylesheets=[NUMBER], sizing_mode="stretch_width", margin=(6, 14, 8, 14)), *fresh)
+    return card(live(content), *fresh)
 
 
 def table(value, **params) -> pn.widgets.Tabulator:
     """A table of a live DataFrame, to be read."""
-    look = {"configuration": {"columnDefaults": {"resizable": False}, "rowHeight": 31}, "stylesheets": [TABLE], "layout": "fit_columns"}
-    use = {"disabled": True, "show_index": False, "sortable": False, "sizing_mode": "stretch_width"}
+    look = {"stylesheets": [TABLE], "layout": "fit_columns", "sizing_mode": "stretch_width"}
+    use = {"disabled": True, "show_index": False, "sortable": False}
     widget = pn.widgets.Tabulator(**look | use | params)
     # What reaches a Tabulator while it is still loading is an error in the browser's console.
     pn.state.onload(lambda: widget.param.update(value=value))

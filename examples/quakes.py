@@ -50,15 +50,20 @@ def chosen(feed: Feed, least: float) -> pd.DataFrame:
     ).drop(columns=["time", "longitude"])
 
 
-def draw(events: pd.DataFrame) -> None:
-    source.data = dict(events)
-
-
 view = quakes.view()
-least = pmui.FloatSlider(label="Magnitude at least", start=0, end=6, step=0.5, value=0, sizing_mode="stretch_width", margin=(20, 20))
-events = view.pipe(chosen, least)
-pn.bind(draw, events, watch=True)
-draw(chosen(view.value, 0))
+least = pmui.FloatSlider(label="Magnitude at least", start=0, end=6, step=0.5, value=0, sizing_mode="stretch_width", margin=(17, 20))
+events = table(
+    view.pipe(chosen, least),
+    pagination="local",
+    sizing_mode="stretch_both",
+    hidden_columns=["latitude", "x", "size", "color"],
+    titles={"mag": "M", "place": "Where", "depth": "km deep", "ago": "When"},
+    formatters={"mag": NumberFormatter(format="0.0"), "depth": NumberFormatter(format="0")},
+    header_align={"mag": "right", "depth": "right", "ago": "right"},
+    text_align={"mag": "right", "depth": "right", "ago": "right"},
+    widths={"mag": 55, "depth": 75, "ago": 95},
+)
+events.param.watch(lambda event: source.update(data=dict(event.new)), "value")  # the map shows what the table shows
 
 
 def strongest(feed: Feed) -> str:
@@ -76,10 +81,10 @@ page(
     "Earthquakes of the last 24 hours",
     "The feed of the US Geological Survey, fetched once a minute however many look on.",
     pmui.Alert(
-        "The feed cannot be reached from here. These are made-up events in its format, served by this machine.",
+        title="The feed cannot be reached from here. These are made-up events in its format, served by this machine.",
         severity="warning",
         visible=view.pipe(lambda feed: feed.sample),
-        sx={"py": 0, "alignItems": "center"},
+        sx={"py": 0, "alignItems": "center", "& .MuiAlertTitle-root": {"fontSize": 14, "mb": 0}},
         margin=6,
         sizing_mode="stretch_width",
     ),
@@ -91,22 +96,7 @@ page(
     ),
     pmui.Row(
         card(chart(plot), title=key(DEPTHS), task=quakes, sizing_mode="stretch_both"),
-        card(
-            table(
-                events,
-                pagination="local",
-                sizing_mode="stretch_both",
-                hidden_columns=["latitude", "x", "size", "color"],
-                titles={"mag": "M", "place": "Where", "depth": "km deep", "ago": "When"},
-                formatters={"mag": NumberFormatter(format="0.0"), "depth": NumberFormatter(format="0")},
-                header_align={"mag": "right", "depth": "right", "ago": "right"},
-                text_align={"mag": "right", "depth": "right", "ago": "right"},
-                widths={"mag": 55, "depth": 75, "ago": 95},
-            ),
-            title="Newest first",
-            width=470,
-            sizing_mode="stretch_height",
-        ),
+        card(events, title="Newest first", width=470, sizing_mode="stretch_height"),
         sizing_mode="stretch_both",
     ),
 ).servable()

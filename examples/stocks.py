@@ -3,7 +3,7 @@
 import panel as pn
 from bokeh.models import ColumnDataSource, HoverTool, HTMLTemplateFormatter, NumberFormatter
 from bokeh.plotting import figure
-from page import AMBER, BLUE, ROSE, TEAL, VIOLET, card, chart, key, number, page, row, table, tile
+from page import AMBER, BLUE, ROSE, TEAL, VIOLET, card, chart, follow, key, number, page, row, table, tile
 from tasks.stocks import NEW_YORK, bell, growth, mover, prices, summary
 
 pn.extension("tabulator")
@@ -31,8 +31,7 @@ def draw(frame) -> None:
     source.data = dict(frame.reindex(columns=["date", *TICKERS]))
 
 
-draw(growth())
-pn.bind(draw, growth, watch=True)
+follow(growth, draw)
 
 
 def opening(next_run, rung) -> str:
@@ -69,7 +68,7 @@ page(
                 "close": NumberFormatter(format="$0.00", text_align="right"),
                 "change": HTMLTemplateFormatter(template=SIGNED),
                 "year": HTMLTemplateFormatter(template=SIGNED),
-                "range": {"type": "progress", "max": 100, "color": "#93c5fd"},
+                "range": {"type": "progress", "max": 100, "color": BLUE},
                 "volume": NumberFormatter(format="0,0", text_align="right"),
             },
             text_align={"change": "right", "year": "right"},

@@ -11,12 +11,12 @@ from . import errors, triggers
 from .clock import SystemClock
 from .components import Freshness
 from .config import config
+from .entry import Entry
 from .errors import ScheduleError
 from .front import Front
 from .run import Run, RunState, current_run, progress, track
 from .runtime import Runtime
 from .server import install
-from .stores.base import Entry
 from .task import Retry, Task, TaskStatus
 from .views import TaskView
 

@@ -134,7 +134,6 @@ class Front:
         >>> ps.tasks["doubled"]
         <Task 'doubled': after sales>
         """
-        after = tuple(after) if after is not None and not isinstance(after, (Task, str)) else after  # type: ignore[arg-type]
         trigger = choose_trigger(
             when, period=period, cron=cron, at=at, after=after, timezone=timezone,
             default_timezone=self._runtime.config.timezone,

@@ -35,10 +35,12 @@ class Lane:
         "executor",
         "farewell",
         "first",
+        "follows",
         "gated",
         "is_async",
         "missed",
         "next",
+        "on_loop",
         "paused",
         "queued",
         "reads",
@@ -55,10 +57,11 @@ class Lane:
         "viewers",
     )
 
-    def __init__(self, task: Task[Any], executor: Executor, gated: bool):
+    def __init__(self, task: Task[Any], executor: Executor, on_loop: bool, gated: bool):
         self.task = task
         self.trigger: Trigger = task.policy.trigger
         self.executor = executor
+        self.on_loop = on_loop
         self.is_async = is_async(task.function)
         # Whether the server serves nothing before this task's first value.
         self.gated = gated
@@ -79,6 +82,8 @@ class Lane:
         # What is to be called when the next run has ended.
         self.farewell: Callable[[], object] | None = None
         self.first: Future[Any] | None = None
+        # Whose values cause its runs, by name, and the lanes whose runs its own values cause.
+        self.follows: tuple[str, ...] = ()
         self.dependents: tuple[Lane, ...] = ()
         self.reads: set[Task[Any]] = set()
         # The tasks it is ordered behind, worked out when first needed.
@@ -98,6 +103,11 @@ class Lane:
     def clockless(self) -> bool:
         """Whether values of other tasks, and no clock, decide when it runs."""
         return isinstance(self.trigger, After)
+
+    @property
+    def upstream(self) -> tuple[Task[Any], ...]:
+        """The tasks whose values cause a run, by the schedule that is in force."""
+        return self.trigger.tasks if isinstance(self.trigger, After) else ()
 
     def status(self) -> TaskStatus:
         task, entry, run = self.task, self.task.entry, self.run
@@ -157,7 +167,7 @@ class Waves:
             if run is not None and not run.state.final and run.wave is not None and run.wave <= wave:
                 return True
         if lane.clockless:
-            return any(self.pending(upstream, wave) for upstream in self._known(lane.task.policy.upstream))
+            return any(self.pending(upstream, wave) for upstream in self._known(lane.upstream))
         return lane.next is not None and lane.next <= wave and not lane.paused
 
     def hold(self, lane: Lane, run: Run, proceed: Callable[[], object]) -> bool:
@@ -171,10 +181,10 @@ class Waves:
     def wait(self, lane: Lane, run: Run, upstream: Lane) -> None:
         """Block the run's own thread until `upstream` is there; its place goes to another meanwhile."""
         with self._lock:
-            if lane.is_async and upstream.task not in lane.reads:
+            if lane.on_loop and upstream.task not in lane.reads:
                 lane.reads.add(upstream.task)
                 lane.depends = None
-            missing = () if lane.is_async else self._missing(lane, run, [upstream])
+            missing = () if lane.on_loop else self._missing(lane, run, [upstream])
             if not missing:
                 return
             there = threading.Event()
@@ -185,10 +195,10 @@ class Waves:
 
     def settle(self) -> None:
         """Let everybody go on for whom nothing is missing any more, or whose run has ended."""
-        ready = [wait for wait in self.waits if wait.run.state.final or not self._blocking(wait)]
-        self.waits = [wait for wait in self.waits if wait not in ready]
-        for wait in ready:
-            wait.proceed()
+        while ready := [wait for wait in self.waits if wait.run.state.final or not self._blocking(wait)]:
+            self.waits = [wait for wait in self.waits if wait not in ready]
+            for wait in ready:
+                wait.proceed()
 
     def _blocking(self, wait: Wait) -> bool:
         assert wait.run.wave is not None
@@ -217,8 +227,8 @@ class Waves:
     def _depends_on(self, lane: Lane) -> tuple[Task[Any], ...]:
         if lane.depends is None:
             policy = lane.task.policy
-            depends = {*policy.needs, *policy.upstream, *lane.reads}
-            if lane.is_async:
+            depends = {*policy.needs, *lane.upstream, *lane.reads}
+            if lane.on_loop:
                 # It cannot be stopped at a read without stopping the loop, so its reads are foreseen.
                 depends.update(named_tasks(lane.task.function))
             lane.depends = tuple(depends)

@@ -150,7 +150,7 @@ def choose_trigger(
         )
     zone = timezone or default_timezone
     if after is not None:
-        tasks = tuple(after) if isinstance(after, (list, tuple)) else (after,)
+        tasks = tuple(after) if isinstance(after, Iterable) and not isinstance(after, str) else (after,)
         for task in tasks:
             if not isinstance(task, Task):
                 raise TriggerError(f"after= takes a task or a list of tasks, and not {task!r}.")
@@ -285,7 +285,7 @@ def _positional(when: Any, zone: str | None) -> Trigger:
         return Every(parse_period(when))
     if not isinstance(when, str):
         return _dates(when)
-    if when.strip().startswith("@") or len(when.split()) > 4 and _looks_like_cron(when):
+    if when.strip().startswith("@") or (len(when.split()) > 4 and _looks_like_cron(when)):
         return Cron(when, timezone=zone)
     try:
         return Every(parse_period(when))

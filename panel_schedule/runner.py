@@ -9,16 +9,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from .clock import Clock
 from .errors import RunCancelled, RunFenced, RunSkipped, RunTimedOut
-from .lanes import Lane
+from .executors.base import Executor
+from .lanes import Lane, Waves
+from .locked import Locked
 from .run import Run, RunState, _current, first_line, own_traceback
-from .stores.base import TASK
+from .stores.base import TASK, Store
 from .task import Task, WhenIdle, is_async
-
-if TYPE_CHECKING:
-    from .scheduler import Scheduler
+from .timers import Timers
 
 log = logging.getLogger("panel_schedule")
 
@@ -35,11 +36,30 @@ LAST_WORDS = 1.0
 PUBLISHED = object()
 
 
+class Desk(Protocol):
+    """What the runner finds at the scheduler's."""
+
+    clock: Clock
+    store: Store
+    executors: dict[str, Executor]
+    handlers: dict[str, list[Handler]]
+    lanes: dict[str, Lane]
+    timers: Timers
+    waves: Waves
+    locked: Locked
+    begun: bool
+    changed: Callable[[Task[Any]], object]
+    fatal: Callable[[Task[Any], Run], object]
+
+    def defer(self, call: Callable[[], object]) -> None: ...
+    def touch(self, lane: Lane) -> None: ...
+
+
 class Runner:
     """The part of the scheduler that deals with single runs; under its lock unless it says otherwise."""
 
-    def __init__(self, scheduler: Scheduler):
-        self._s = scheduler
+    def __init__(self, desk: Desk):
+        self._s = desk
         self._warned: set[str] = set()
 
     # ------------------------------------------------------------ starting
@@ -67,10 +87,12 @@ class Runner:
 
     def trigger(self, lane: Lane, key: str, wave: datetime) -> None:
         """An upstream has a new final value. A task that follows others never skips the newest."""
-        if lane.removed or lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers == 0):
+        if lane.removed:
+            return
+        if lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers == 0):
             lane.missed += 1
             run = self.new(lane, key, wave)
-            self._drop(lane, run, "paused" if lane.paused else "removed" if lane.removed else "idle")
+            self._drop(lane, run, "paused" if lane.paused else "idle")
             self.judge(lane)
             return
         for waiting in (lane.run, lane.queued):
@@ -101,11 +123,19 @@ class Runner:
         proceed = partial(self._submit, lane, run)
         if not self._s.waves.hold(lane, run, proceed):
             proceed()
+        else:
+            self._limit(lane, run)
+
+    def _limit(self, lane: Lane, run: Run) -> None:
+        """From now on the timeout runs: of the function, and before that of the wait for its upstream."""
+        self._s.timers.cancel(lane.timeout_timer)
+        if (timeout := lane.task.policy.timeout) is not None:
+            lane.timeout_timer = self._s.timers.after(timeout, partial(self._timed_out, lane), run)
 
     def _submit(self, lane: Lane, run: Run) -> None:
-        if run.state.final:
-            self._free(lane)
+        if lane.run is not run or run.state.final:
             return
+        self._s.timers.cancel(lane.timeout_timer)
         body = self._async_body(lane, run) if lane.is_async else self._body(lane, run)
         self._s.locked.submitted.add(lane.executor)
         lane.body = lane.executor.submit(body)
@@ -150,9 +180,7 @@ class Runner:
         with self._s.locked:
             run.check()
             run.begin(self._s.clock.now())
-            timeout = lane.task.policy.timeout
-            if timeout is not None:
-                lane.timeout_timer = self._s.timers.after(timeout, partial(self._timed_out, lane), run)
+            self._limit(lane, run)
             self._s.touch(lane)
 
     def _drain(self, lane: Lane, run: Run, values: Any) -> Any:
@@ -215,13 +243,12 @@ class Runner:
                 self._finish(lane, run, RunState.CANCELLED, ended)
             else:
                 self._failed(lane, run, error, RunState.FAILED)
-            self._s.settle()
 
     def _succeeded(self, lane: Lane, run: Run, value: Any) -> None:
         troubled = lane.error is not None or lane.stale
         lane.error, lane.reported, lane.missed = None, "", 0
         self._finish(lane, run, RunState.SUCCEEDED, value=value)
-        if troubled:
+        if troubled and not lane.stale:
             log.info("Task %r has recovered.", run.task)
             self.emit("recovered", lane.task, run)
         self.emit("succeeded", lane.task, run)
@@ -249,17 +276,17 @@ class Runner:
             self._submit(lane, run)
 
     def _timed_out(self, lane: Lane, run: Run) -> None:
-        if lane.run is not run or run.state is not RunState.RUNNING:
+        if lane.run is not run or run.state.final:
             return
-        again = run.attempt < lane.task.policy.retry.max_attempts
-        if lane.is_async and again and not run.expired:
+        body, again = lane.body, run.attempt < lane.task.policy.retry.max_attempts
+        if body is not None and lane.is_async and again and not run.expired:
             # A coroutine can be ended and tried again; a thread cannot, so its timeout is final.
             run.expired = True
             lane.timeout_timer = self._s.timers.after(LAST_WORDS, partial(self._timed_out, lane), run)
         else:
             self._finish(lane, run, RunState.TIMED_OUT, self._timeout_error(lane))
-        if lane.body is not None:
-            lane.body.cancel()
+        if body is not None:
+            body.cancel()
 
     def _timeout_error(self, lane: Lane) -> RunTimedOut:
         return RunTimedOut(
@@ -278,10 +305,10 @@ class Runner:
                 lane.queued = None
                 self._close(lane, run, RunState.CANCELLED, error)
             elif lane.run is run:
+                body = lane.body
                 self._finish(lane, run, RunState.CANCELLED, error)
-                if lane.body is not None:
-                    lane.body.cancel()
-            self._s.settle()
+                if body is not None:
+                    body.cancel()
 
     def _finish(
         self, lane: Lane, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
@@ -342,7 +369,7 @@ class Runner:
         else:
             stale = lane.error is not None or (lane.missed >= 2 and entry is not None)
         if not stale and lane.clockless:
-            stale = any(self._stale(upstream) for upstream in lane.task.policy.upstream)
+            stale = any(self._stale(upstream) for upstream in lane.upstream)
         if stale == lane.stale:
             return
         lane.stale = stale
@@ -372,7 +399,7 @@ class Runner:
     def emit(self, event: str, task: Task[Any], run: Run) -> None:
         """Call the handlers of an event, in an executor: they can never hurt a run."""
         for handler in list(self._s.handlers[event]):
-            executor = self._s.executors["loop" if is_async(handler) else "thread"]
+            executor = self._s.executors["loop" if is_async(handler) else "handler"]
             body = partial(handler, task, run)
             self._s.locked.submitted.add(executor)
             future = executor.submit(body)

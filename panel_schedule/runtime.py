@@ -14,6 +14,7 @@ import panel as pn
 from .clock import Clock, SystemClock
 from .components import show
 from .config import Config
+from .entry import Entry
 from .errors import NotReady, RegistrationError
 from .executors.loop import LoopExecutor
 from .executors.threads import ThreadExecutor
@@ -21,7 +22,7 @@ from .registry import Registry, choose_trigger, require_no_cycle, require_schedu
 from .run import Run, refuse_to_block, traceback_text
 from .runner import EVENTS, Handler
 from .scheduler import Scheduler
-from .stores.base import TASK, USER, Entry
+from .stores.base import TASK, USER
 from .stores.memory import MemoryStore
 from .task import FirstRun, Policy, Task, is_async
 from .triggers import Trigger
@@ -81,7 +82,8 @@ class Runtime:
         return Scheduler(
             self.clock,
             store,
-            {"loop": self.loops, "thread": ThreadExecutor(self.config.max_threads)},
+            # Handlers have threads of their own: one that hangs takes none from the tasks.
+            {"loop": self.loops, "thread": ThreadExecutor(self.config.max_threads), "handler": ThreadExecutor(2)},
             self.handlers,
             changed=lambda task: self.views.changed(TASK, task.name),
             exhausted=self.tasks.discard,
@@ -200,6 +202,12 @@ class Runtime:
             known = self.tasks.get(name)
             if known is not None:
                 return self._register_again(known, function, policy)
+            for upstream in (*policy.upstream, *policy.needs):
+                if self.tasks.get(upstream.name) is not upstream:
+                    raise RegistrationError(
+                        f"Task {name!r} depends on {upstream.name!r}, which was cancelled and will never have "
+                        "a new value. Schedule that one again first."
+                    )
             task: Task[Any] = Task(name, function, policy, self)
             in_session = _in_session()
             if in_session:

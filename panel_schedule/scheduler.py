@@ -6,19 +6,20 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import suppress
 from contextvars import Context
 from datetime import datetime
 from typing import Any
 
 from .clock import Clock
+from .entry import Entry
 from .errors import RegistrationError
 from .executors.base import Executor
 from .lanes import Lane, Waves
+from .locked import Bell, Locked
 from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot, stepped_back
 from .run import Run, RunRecord, RunState
 from .runner import EVENTS, Handler, Runner
-from .stores.base import TASK, Entry, Store
+from .stores.base import TASK, Store
 from .task import FirstRun, Task, TaskStatus, WhenIdle, is_async
 from .timers import Timers
 from .triggers import Trigger
@@ -27,57 +28,6 @@ log = logging.getLogger("panel_schedule")
 
 # A date callable that raised is asked again after this many seconds.
 ASK_AGAIN = 30.0
-
-
-class Bell:
-    """Wakes one sleeping thread; rung before it sleeps, it wakes it at once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def ring(self) -> None:
-        with suppress(RuntimeError):  # rung already
-            self._lock.release()
-
-    def wait(self, timeout: float) -> None:
-        self._lock.acquire(timeout=timeout)
-
-
-class Locked:
-    """The scheduler's lock. What was deferred while it was held is called when it is free again."""
-
-    def __init__(self, scheduler: Scheduler):
-        self._scheduler = scheduler
-        self._depth = 0
-        self.deferred: list[Callable[[], object]] = []
-        self.touched: set[Task[Any]] = set()
-        self.submitted: set[Executor] = set()
-
-    def __enter__(self) -> None:
-        self._scheduler.lock.acquire()
-        self._depth += 1
-
-    def __exit__(self, *exc: object) -> None:
-        self._depth -= 1
-        if self._depth:
-            self._scheduler.lock.release()
-            return
-        deferred, touched, submitted = self.deferred, self.touched, self.submitted
-        if deferred:
-            self.deferred = []
-        if touched:
-            self.touched = set()
-        if submitted:
-            self.submitted = set()
-        self._scheduler.lock.release()
-        for executor in submitted:
-            executor.flush()
-        self._scheduler.released()
-        for call in deferred:
-            call()
-        for task in touched:
-            self._scheduler.changed(task)
 
 
 class Scheduler:
@@ -123,13 +73,13 @@ class Scheduler:
         self.begun = False
         self.waves = Waves(self.lanes, self.lock)
         self.runner = Runner(self)
-        self.locked = Locked(self)
+        self.locked = Locked(self.lock, self.waves, self._released, lambda task: self.changed(task))
         self._bell = Bell()
         self._asleep_until = float("inf")
         self._due: list[Lane] = []
         self._seen = clock.now()
-        self._thread: threading.Thread | None = None
-        self._stopping = False
+        # The thread that serves now; another one that finds itself replaced goes.
+        self._serving: threading.Thread | None = None
         store.subscribe(self._stored)
 
     # ------------------------------------------------------------ lifecycle
@@ -137,10 +87,9 @@ class Scheduler:
     def start(self) -> None:
         """Start the service thread: timeouts and retries work, no clock decides yet. Idempotent."""
         with self.lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._stopping = False
-                self._thread = threading.Thread(target=self._serve, name="panel-schedule", daemon=True)
-                Context().run(self._thread.start)
+            if self._serving is None:
+                self._serving = threading.Thread(target=self._serve, name="panel-schedule", daemon=True)
+                Context().run(self._serving.start)
 
     def begin(self) -> None:
         """Start the clocks: first runs, then slots. Idempotent."""
@@ -154,8 +103,10 @@ class Scheduler:
     def stop(self, grace: float) -> None:
         """No new runs; those in flight get `grace` seconds, async ones are cancelled. Idempotent."""
         with self.locked:
-            self._stopping, self.begun = True, False
+            self._serving, self.begun = None, False
             for lane in self.lanes.values():
+                self.timers.cancel(lane.slot_timer)
+                lane.next = None
                 if lane.queued is not None:
                     self.runner.cancel(lane, lane.queued, "cancelled: the server stops")
                 if lane.run is not None and lane.run.state is RunState.QUEUED:
@@ -168,7 +119,7 @@ class Scheduler:
         """Call it once the lock is free: what may run a stranger's code."""
         self.locked.deferred.append(call)
 
-    def released(self) -> None:
+    def _released(self) -> None:
         """The lock is free: wake the service thread if it would oversleep."""
         if self.timers.earliest < self._asleep_until:
             self._asleep_until = 0.0
@@ -189,23 +140,23 @@ class Scheduler:
             return self.timers.delay()
 
     def _serve(self) -> None:
-        while not self._stopping:
+        while self._serving is threading.current_thread():
             try:
                 delay = self.tick()
             except Exception:
                 log.exception("The scheduler failed at something that is a bug of panel-schedule; it goes on.")
                 delay = 1.0
-            if not self._stopping:
+            if self._serving is threading.current_thread():
                 self._bell.wait(delay)
 
     # ------------------------------------------------------------ tasks
 
     def add(self, task: Task[Any], gated: bool = True) -> None:
         """Take a task in; it runs as soon as the clocks do."""
-        lane = Lane(task, self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
+        lane = Lane(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
         with self.locked:
             self.lanes[task.name] = lane
-            self._join_upstream(lane)
+            self._join_upstream(lane, lane.upstream)
             if self.begun:
                 self._enter([lane])
 
@@ -213,19 +164,21 @@ class Scheduler:
         """The task got another function or policy: keep its value and history, run it anew."""
         with self.locked:
             lane = self.lanes[task.name]
-            lane.executor = self._executor(task)
+            lane.executor, lane.on_loop = self._executor(task)
             lane.is_async, lane.reads, lane.depends = is_async(task.function), set(), None
             lane.removed = lane.gated = False
             lane.trigger = task.policy.trigger
-            self._join_upstream(lane)
+            self._join_upstream(lane, lane.upstream)
             if self.begun:
                 self._enter([lane], again=True)
 
     def discard(self, task: Task[Any]) -> None:
         """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
         with self.locked:
+            lane = self.lanes[task.name]
             self.remove(task)
-            self.lanes.pop(task.name, None)
+            self._join_upstream(lane, ())
+            del self.lanes[task.name]
             self.store.forget(task.name)
 
     def remove(self, task: Task[Any]) -> None:
@@ -235,9 +188,9 @@ class Scheduler:
             task._plain = True
             for timer in (lane.slot_timer, lane.stale_timer):
                 self.timers.cancel(timer)
-            if lane.queued is not None:
-                self.runner.cancel(lane, lane.queued, "cancelled: the schedule was removed")
-            self.settle()
+            for run in (lane.queued, lane.run):
+                if run is not None and run.state is RunState.QUEUED:
+                    self.runner.cancel(lane, run, "cancelled: the schedule was removed")
             self.touch(lane)
 
     def last_run(self, task: Task[Any], then: Callable[[], object]) -> None:
@@ -248,7 +201,6 @@ class Scheduler:
         with self.locked:
             lane = self.lanes[task.name]
             lane.paused = self._row(lane, paused=paused).paused
-            self.settle()
             self.touch(lane)
 
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
@@ -258,7 +210,8 @@ class Scheduler:
                 raise RegistrationError(f"Task {task.name!r}: its schedule was removed; define it again instead.")
             now = self.clock.now()
             self._row(lane, override=trigger, first_seen=now)
-            lane.trigger = trigger
+            lane.trigger, lane.depends = trigger, None
+            self._join_upstream(lane, lane.upstream)
             if self.begun:
                 self._arm(lane, trigger.next_after(now))
             self.touch(lane)
@@ -276,14 +229,9 @@ class Scheduler:
             if lane.queued is not None:
                 return lane.queued
             run = self.runner.new(lane, "", None)
-            run.key = f"request {run.id[:8]}"
+            run.key = f"request {run.id}"
             self.runner.launch(lane, run)
             return run
-
-    def settle(self) -> None:
-        """Something has ended, or will not come: who waited for it may go on."""
-        if self.waves.waits:
-            self.waves.settle()
 
     def await_turn(self, task: Task[Any], run: Run) -> None:
         reader, upstream = self.lanes.get(run.task), self.lanes.get(task.name)
@@ -321,7 +269,7 @@ class Scheduler:
         with self.lock:
             lane = self.lanes.get(task.name)
             if lane is None:
-                lane = Lane(task, self.executors["thread"], False)
+                lane = Lane(task, *self._executor(task), gated=False)
                 lane.removed = True
             return lane.status()
 
@@ -346,17 +294,18 @@ class Scheduler:
             if lane.viewers:
                 self.changed(task)
 
-    def _executor(self, task: Task[Any]) -> Executor:
-        return self.executors[task.policy.executor or ("loop" if is_async(task.function) else "thread")]
+    def _executor(self, task: Task[Any]) -> tuple[Executor, bool]:
+        name = task.policy.executor or ("loop" if is_async(task.function) else "thread")
+        return self.executors[name], name == "loop"
 
-    def _join_upstream(self, lane: Lane) -> None:
-        for other in self.lanes.values():
-            if lane in other.dependents and other.task not in lane.task.policy.upstream:
+    def _join_upstream(self, lane: Lane, tasks: tuple[Task[Any], ...]) -> None:
+        """Let values of these tasks, and of no others, cause its runs."""
+        for name in lane.follows:
+            if (other := self.lanes.get(name)) is not None:
                 other.dependents = tuple(dependent for dependent in other.dependents if dependent is not lane)
-        for task in lane.task.policy.upstream:
-            upstream = self.lanes[task.name]
-            if lane not in upstream.dependents:
-                upstream.dependents += (lane,)
+        lane.follows = tuple(task.name for task in tasks if task.name in self.lanes)
+        for name in lane.follows:
+            self.lanes[name].dependents += (lane,)
 
     # ------------------------------------------------------------ planning
 
@@ -380,19 +329,23 @@ class Scheduler:
             row = self.store.amend(
                 lane.task.name, fingerprint=fingerprint, first_seen=now, last_slot=None, override=None
             )
-        lane.trigger, lane.paused = row.override or policy.trigger, row.paused
+        if lane.trigger is not (row.override or policy.trigger):
+            lane.trigger, lane.depends = row.override or policy.trigger, None
+            self._join_upstream(lane, lane.upstream)
+        lane.paused = row.paused
         since = max(filter(None, (row.first_seen, row.last_slot)))
         if policy.start is not None and policy.start > since:
             since = policy.start - TICK
         self._arm(lane, self._next_after(lane, since))
         wanted = policy.first_run is not FirstRun.SKIP and not lane.paused and (again or lane.task.entry is None)
         if lane.clockless:
-            if wanted and any(upstream.entry for upstream in policy.upstream):
-                self.runner.trigger(lane, f"version {policy.upstream[0].entry.version}", now)  # type: ignore[union-attr]
+            versions = [upstream.entry.version for upstream in lane.upstream if upstream.entry is not None]
+            if wanted and versions:
+                self.runner.trigger(lane, f"version {versions[0]}", now)
             return False
         if not wanted or lane.run is not None:
             return False
-        slot = None if again else last_slot(lane.trigger, now)
+        slot = None if again or lane.next is None else last_slot(lane.trigger, now)
         lane.run = self.runner.new(lane, slot or f"first {now.isoformat()}", now)
         return True
 
@@ -430,7 +383,6 @@ class Scheduler:
         for lane in starting:
             if lane.run is not None:
                 self.runner.start(lane, lane.run)
-        self.settle()
 
     def _pending(self, lane: Lane, now: datetime) -> Due | None:
         try:
@@ -509,7 +461,7 @@ class Scheduler:
         if lane.task.policy.first_run is FirstRun.SKIP or lane.removed or lane.paused:
             return False
         if lane.clockless:
-            return any(up.entry or self._comes(self.lanes[up.name]) for up in lane.task.policy.upstream)
+            return any(up.entry or (up.name in self.lanes and self._comes(self.lanes[up.name])) for up in lane.upstream)
         return True
 
     def _row(self, lane: Lane, **changes: Any) -> Any:

@@ -9,14 +9,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+from .entry import Entry
 from .errors import RegistrationError
 from .run import Run, RunRecord, _current
 from .triggers import After, Trigger, parse_period
-
-if TYPE_CHECKING:
-    from .stores.base import Entry
 
 T = TypeVar("T")
 

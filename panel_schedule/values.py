@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from .clock import Clock
-from .stores.base import USER, Entry, Store
+from .entry import Entry
+from .stores.base import USER, Store
 from .views import Views
 
 

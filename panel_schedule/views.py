@@ -21,7 +21,8 @@ from param import Skip
 from param.parameterized import discard_events
 
 from .clock import Clock
-from .stores.base import TASK, USER, Entry
+from .entry import Entry
+from .stores.base import TASK, USER
 from .task import Task, TaskStatus
 
 log = logging.getLogger("panel_schedule")

@@ -98,8 +98,7 @@ class HandExecutor:
             self.lent -= 1
 
     def stop(self, grace: float) -> None:
-        self.flush()
-        for body in self._handed_over:
+        for body in (*self._submitted, *self._handed_over):
             body.future.cancel()
 
     def go(self) -> bool:
@@ -185,7 +184,7 @@ class Core:
         self.scheduler = self.runtime.scheduler
         self.scheduler.start = lambda: None  # type: ignore[method-assign]
         self.thread = HandExecutor()
-        self.scheduler.executors["thread"] = self.thread
+        self.scheduler.executors["thread"] = self.scheduler.executors["handler"] = self.thread
         self.loop = asyncio.new_event_loop()
         self.runtime.loops.adopt(self.loop)
 

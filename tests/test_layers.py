@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).parent.parent / "panel_schedule"
 
 LAYERS = [
     {"errors", "clock", "config"},
-    {"triggers", "cron", "task", "run"},
+    {"triggers", "cron", "task", "run", "entry"},
     {"executors", "stores", "_worker"},
     {"registry", "planner"},
-    {"scheduler", "lanes", "waves", "runner", "timers"},
+    {"scheduler", "lanes", "locked", "runner", "timers"},
     {"jobs", "memo"},
     {"views", "components", "monitor", "values"},
     {"runtime", "front", "server", "cli", "testing"},

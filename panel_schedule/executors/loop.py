@@ -8,7 +8,7 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -71,12 +71,16 @@ class LoopExecutor:
         return nullcontext()
 
     def stop(self, grace: float) -> None:
-        for future in list(self._running):
-            future.cancel()
         with self._lock:
             own, self._own, self._loop = self._own, None, None
+        running = list(self._running)
+        for future in [*(future for future, _ in list(self._batch)), *running]:
+            future.cancel()
         if own is not None:
             own.call_soon_threadsafe(own.stop)
+        # A loop that does not turn, or this thread's own, would end nothing while it is waited for.
+        here = asyncio._get_running_loop()
+        wait([f for f in running if f.loop is not None and f.loop is not here and f.loop.is_running()], timeout=grace)
 
     def _start_batch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -101,7 +105,8 @@ class LoopExecutor:
         except BaseException as exc:
             # Ctrl-C that happens to arrive in here is the server's business.
             self._running.discard(future)
-            future.set_exception(exc)
+            if not future.done():  # given up, when the loop went away
+                future.set_exception(exc)
             raise
         else:
             outcome = None
@@ -118,6 +123,14 @@ class LoopExecutor:
                 return self._loop
             if self._own is None:
                 self._own = asyncio.new_event_loop()
-                thread = threading.Thread(target=self._own.run_forever, name="panel-schedule-loop", daemon=True)
+                thread = threading.Thread(target=_turn, args=[self._own], name="panel-schedule-loop", daemon=True)
                 contextvars.Context().run(thread.start)
             return self._own
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Until it is stopped; what was cancelled then gets to know of it."""
+    loop.run_forever()
+    if left := asyncio.all_tasks(loop):
+        loop.run_until_complete(asyncio.wait(left))
+    loop.close()

@@ -54,9 +54,11 @@ class ThreadExecutor:
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._batch: list[tuple[Future[Any], Callable[[], Any]]] = []
-        self._threads = 0
-        self._idle = 0
         self._pending: set[Future[Any]] = set()
+        # In the queue and promised to nobody; threads that nothing is promised to; threads in all.
+        self._waiting = 0
+        self._idle = 0
+        self._threads = 0
 
     def submit(self, body: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
@@ -71,13 +73,14 @@ class ThreadExecutor:
                 batch, self._batch = self._batch, []
                 for item in batch:
                     self._queue.put(item)
-                    self._grow()
+                    self._waiting += 1
+                    self._serve()
 
     @contextmanager
     def lend(self) -> Iterator[None]:
         with self._lock:
             self._places += 1
-            self._grow()
+            self._serve()
         try:
             yield
         finally:
@@ -89,26 +92,34 @@ class ThreadExecutor:
             pending = list(self._pending)
         wait([future for future in pending if not future.cancel()], timeout=grace)
 
-    def _grow(self) -> None:
-        if self._queue.qsize() > self._idle and self._threads < self._places:
-            self._threads += 1
-            thread = threading.Thread(target=self._work, name=f"panel-schedule-{self._threads}", daemon=True)
-            # Python 3.14 may hand the starter's context to the thread: a session's would keep its document alive.
-            contextvars.Context().run(thread.start)
+    def _serve(self) -> None:
+        """Promise what waits to a thread, if there is a place."""
+        if not self._waiting or self._threads - self._idle >= self._places:
+            return
+        self._waiting -= 1
+        if self._idle:
+            self._idle -= 1
+            return
+        self._threads += 1
+        thread = threading.Thread(target=self._work, name=f"panel-schedule-{self._threads}", daemon=True)
+        # Python 3.14 may hand the starter's context to the thread: a session's would keep its document alive.
+        contextvars.Context().run(thread.start)
 
     def _work(self) -> None:
         while True:
-            with self._lock:
-                if self._threads > self._places:
-                    self._threads -= 1
-                    return
-                self._idle += 1
             future, body = self._queue.get()
-            with self._lock:
-                self._idle -= 1
             self._run(future, body)
             # An idle worker must not keep the last value alive.
             del future, body
+            with self._lock:
+                lent = self._threads > self._places
+                if lent:
+                    self._threads -= 1
+                else:
+                    self._idle += 1
+                self._serve()
+            if lent:
+                return
 
     def _run(self, future: Future[Any], body: Callable[[], Any]) -> None:
         try:

@@ -12,37 +12,13 @@ from bokeh.document import Document
 from bokeh.model import Model
 from panel.viewable import Viewable, Viewer
 
+from ..entry import Entry
 from ..errors import ValueRefused
 from ..run import RunRecord
 
 # The two namespaces: what a user puts into ``ps.store``, and what tasks publish.
 USER = "user"
 TASK = "task"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """
-    A stored value.
-
-    Attributes
-    ----------
-    value : object
-        Shared by everybody who reads it: read-only by convention.
-    version : int
-        From 1; only grows.
-    updated_at : datetime
-        Aware UTC.
-    duration : float or None
-        Seconds that its run took; None of a value that was simply put there.
-    run_id : str or None
-    """
-
-    value: Any
-    version: int
-    updated_at: datetime
-    duration: float | None = None
-    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from ..entry import Entry
 from ..errors import RunFenced
 from ..run import RunRecord
-from .base import TASK, Claim, Entry, Listener, Row, require_data
+from .base import TASK, Claim, Listener, Row, require_data
 
 
 class MemoryStore:

@@ -1,0 +1,75 @@
+"""The scheduler's lock, and what happens when it is given back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from .executors.base import Executor
+from .lanes import Waves
+from .task import Task
+
+
+class Bell:
+    """Wakes one sleeping thread; rung before it sleeps, it wakes it at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        with suppress(RuntimeError):  # rung already
+            self._lock.release()
+
+    def wait(self, timeout: float) -> None:
+        self._lock.acquire(timeout=timeout)
+
+
+class Locked:
+    """The scheduler's lock. What was deferred while it was held is called when it is free again."""
+
+    def __init__(
+        self,
+        lock: threading.RLock,
+        waves: Waves,
+        released: Callable[[], object],
+        changed: Callable[[Task[Any]], object],
+    ):
+        self._lock = lock
+        self._waves = waves
+        self._released = released
+        self._changed = changed
+        self._depth = 0
+        self.deferred: list[Callable[[], object]] = []
+        self.touched: set[Task[Any]] = set()
+        self.submitted: set[Executor] = set()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+
+    def __exit__(self, *exc: object) -> None:
+        if self._depth == 1 and self._waves.waits:
+            # Something may have ended, or will not come: who waited for it goes on.
+            self._waves.settle()
+        self._depth -= 1
+        if self._depth:
+            self._lock.release()
+            return
+        deferred, touched, submitted = self.deferred, self.touched, self.submitted
+        if deferred:
+            self.deferred = []
+        if touched:
+            self.touched = set()
+        if submitted:
+            self.submitted = set()
+        self._lock.release()
+        for executor in submitted:
+            executor.flush()
+        self._released()
+        for call in deferred:
+            call()
+        for task in touched:
+            self._changed(task)

@@ -1,0 +1,703 @@
+"""What every executor promises, and what some of them promise besides."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from concurrent.futures import CancelledError, wait
+
+import pytest
+from core import PATIENCE, HandExecutor
+
+from panel_schedule.executors.loop import LoopExecutor
+from panel_schedule.executors.threads import SWITCH_INTERVAL, ThreadExecutor
+
+person: contextvars.ContextVar[str] = contextvars.ContextVar("person", default="nobody")
+
+
+class Adopted(LoopExecutor):
+    """On the loop of a server, here in a thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.adopt(self.loop)
+
+    def close(self):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(PATIENCE)
+        self.loop.close()
+
+
+class Driven(HandExecutor):
+    """The hand-driven one, driven at each flush."""
+
+    def flush(self):
+        super().flush()
+        self.go()
+
+
+MAKERS = {
+    "adopted loop": Adopted,
+    "own loop": LoopExecutor,
+    "threads": lambda: ThreadExecutor(4),
+    "by hand": Driven,
+}
+
+
+@pytest.fixture(params=MAKERS)
+def executor(request):
+    made = MAKERS[request.param]()
+    yield made
+    made.stop(0.5)
+    if isinstance(made, Adopted):
+        made.close()
+
+
+@pytest.fixture(params=["adopted loop", "own loop"])
+def loops(request):
+    made = MAKERS[request.param]()
+    yield made
+    made.stop(0.5)
+    if isinstance(made, Adopted):
+        made.close()
+
+
+@pytest.fixture
+def threads():
+    made = ThreadExecutor(2)
+    yield made
+    made.stop(1)
+
+
+def run(executor, body):
+    future = executor.submit(body)
+    executor.flush()
+    return future
+
+
+# ------------------------------------------------------------ every executor
+
+
+def test_a_future_has_what_the_body_returns(executor):
+    """It is what concurrent.futures says it is."""
+    assert 42 == run(executor, lambda: 42).result(PATIENCE)
+
+
+def test_a_future_has_what_the_body_raises(executor):
+    """The very exception, with its traceback."""
+    error = ValueError("mine")
+
+    def body():
+        raise error
+
+    raised = run(executor, body).exception(PATIENCE)
+
+    assert error is raised
+    assert "body" == raised.__traceback__.tb_frame.f_code.co_name or raised.__traceback__.tb_next is not None
+
+
+def test_the_executor_survives_what_a_body_raises(executor):
+    """sys.exit() in a function ends that function."""
+
+    def body():
+        sys.exit("bye")
+
+    assert isinstance(run(executor, body).exception(PATIENCE), SystemExit)
+    assert 1 == run(executor, lambda: 1).result(PATIENCE)
+
+
+def test_nothing_starts_before_the_flush(executor):
+    """So that no body wakes up to a lock that is still held."""
+    started = threading.Event()
+    future = executor.submit(started.set)
+    before = started.is_set()
+    executor.flush()
+    future.result(PATIENCE)
+
+    assert [False, True] == [before, started.is_set()]
+
+
+def test_a_flush_hands_over_everything(executor):
+    """In one go, in order of submission."""
+    order = []
+    futures = [executor.submit(lambda number=number: order.append(number)) for number in range(3)]
+    executor.flush()
+    wait(futures, PATIENCE)
+
+    assert [0, 1, 2] == sorted(order)
+
+
+def test_a_flush_of_nothing_does_nothing(executor):
+    """And harms nothing."""
+    executor.flush()
+    executor.flush()
+
+    assert 1 == run(executor, lambda: 1).result(PATIENCE)
+
+
+def test_a_body_that_was_cancelled_before_the_flush_never_starts(executor):
+    """Its future is cancelled, and its callbacks are called once."""
+    started, called = [], []
+    future = executor.submit(lambda: started.append(1))
+    future.add_done_callback(called.append)
+
+    cancelled = future.cancel()
+    executor.flush()
+    run(executor, lambda: None).result(PATIENCE)
+
+    assert (True, [], [future]) == (cancelled, started, called)
+    with pytest.raises(CancelledError):
+        future.result(0)
+
+
+def test_a_body_runs_in_an_empty_context(executor):
+    """It sees no session of who submitted it (section 4, traps)."""
+    token = person.set("somebody")
+    try:
+        seen = run(executor, lambda: (person.get(), len(list(contextvars.copy_context())))).result(PATIENCE)
+    finally:
+        person.reset(token)
+
+    assert ("nobody", 0) == seen
+
+
+def test_what_a_body_sets_in_its_context_is_its_own(executor):
+    """The next body sees nothing of it."""
+    run(executor, lambda: person.set("somebody") and None).result(PATIENCE)
+
+    assert "nobody" == run(executor, person.get).result(PATIENCE)
+
+
+def test_many_submitters_lose_nothing(executor):
+    """From eight threads at once, each body runs once."""
+    if isinstance(executor, HandExecutor):
+        pytest.skip("driven by one hand")
+    count, lock = [0], threading.Lock()
+
+    def body():
+        with lock:
+            count[0] += 1
+
+    futures = [[] for _ in range(8)]
+
+    def submitter(own):
+        for _ in range(100):
+            own.append(run(executor, body))
+
+    submitters = [threading.Thread(target=submitter, args=[own]) for own in futures]
+    for thread in submitters:
+        thread.start()
+    for thread in submitters:
+        thread.join(PATIENCE)
+    done = wait([future for own in futures for future in own], PATIENCE)
+
+    assert (800, 0, 800) == (len(done.done), len(done.not_done), count[0])
+
+
+def test_a_lent_place_is_a_context_manager(executor):
+    """Whoever waits says so; where there are no places to lend it does nothing."""
+
+    def body():
+        with executor.lend():
+            return "back"
+
+    assert "back" == run(executor, body).result(PATIENCE)
+
+
+def test_stop_is_fine_twice_and_without_work(executor):
+    """Start and stop are idempotent."""
+    executor.stop(0)
+    executor.stop(0)
+
+
+def test_stop_cancels_what_has_not_started(executor):
+    """It starts nothing more."""
+    started = []
+    future = executor.submit(lambda: started.append(1))
+    executor.stop(0)
+    executor.flush()
+
+    assert future.cancelled()
+    assert [] == started
+
+
+def test_after_a_stop_it_can_be_used_again(executor):
+    """A server that starts again in the same process finds it working."""
+    executor.stop(0)
+
+    assert 1 == run(executor, lambda: 1).result(PATIENCE)
+
+
+# ------------------------------------------------------------ loops
+
+
+def test_a_coroutine_is_awaited(loops):
+    """Bodies may be async."""
+
+    async def body():
+        await asyncio.sleep(0)
+        return "awaited"
+
+    assert "awaited" == run(loops, body).result(PATIENCE)
+
+
+def test_a_running_coroutine_gets_its_cancelled_error(loops):
+    """cancel() of its future reaches it; the future is done when it has really ended (18)."""
+    entered, cleaned = threading.Event(), []
+
+    async def body():
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    future = run(loops, body)
+    assert entered.wait(PATIENCE)
+    future.cancel()
+
+    assert isinstance(future.exception(PATIENCE), asyncio.CancelledError)
+    assert [True] == cleaned
+
+
+def test_a_coroutine_may_catch_its_cancel(loops):
+    """Then its result counts."""
+    entered = threading.Event()
+
+    async def body():
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "tidied up"
+
+    future = run(loops, body)
+    assert entered.wait(PATIENCE)
+    future.cancel()
+
+    assert "tidied up" == future.result(PATIENCE)
+
+
+def test_each_coroutine_has_a_context_of_its_own(loops):
+    """Also beside others on the same loop."""
+
+    async def body(name):
+        person.set(name)
+        await asyncio.sleep(0)
+        return person.get()
+
+    futures = [loops.submit(lambda name=name: body(name)) for name in "abc"]
+    loops.flush()
+
+    assert ["a", "b", "c"] == [future.result(PATIENCE) for future in futures]
+
+
+def test_bodies_run_on_the_adopted_loop():
+    """And not on one of our own."""
+    executor = Adopted()
+
+    async def body():
+        return asyncio.get_running_loop()
+
+    try:
+        assert executor.loop is run(executor, body).result(PATIENCE)
+        assert executor.loop is executor.adopted
+    finally:
+        executor.stop(0)
+        executor.close()
+
+
+def test_a_loop_of_our_own_serves_until_another_is_adopted():
+    """A script that starts a server later goes over to its loop."""
+    executor = LoopExecutor()
+
+    async def body():
+        return asyncio.get_running_loop()
+
+    own = run(executor, body).result(PATIENCE)
+    server = Adopted()
+    executor.adopt(server.loop)
+    try:
+        assert own is not server.loop
+        assert server.loop is run(executor, body).result(PATIENCE)
+    finally:
+        executor.stop(0)
+        server.close()
+
+
+def test_a_closed_loop_is_no_longer_used():
+    """What runs on it is given up, what comes later runs on a loop of our own."""
+    executor, entered = Adopted(), threading.Event()
+
+    async def body():
+        entered.set()
+        await asyncio.Event().wait()
+
+    stranded = run(executor, body)
+    assert entered.wait(PATIENCE)
+    executor.close()
+
+    assert executor.adopted is None
+    assert 1 == run(executor, lambda: 1).result(PATIENCE)
+    other = Adopted()
+    executor.adopt(other.loop)
+    assert isinstance(stranded.exception(PATIENCE), asyncio.CancelledError)
+    executor.stop(0)
+    other.close()
+
+
+def test_stop_cancels_coroutines_and_waits_for_them(loops):
+    """Up to the grace period: when it returns, they have ended (19)."""
+    entered, cleaned = threading.Event(), []
+
+    async def body():
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append(True)
+
+    future = run(loops, body)
+    assert entered.wait(PATIENCE)
+    loops.stop(PATIENCE)
+
+    assert ([True], True) == (cleaned, future.done())
+
+
+def test_stop_does_not_wait_longer_than_the_grace_period(loops):
+    """A coroutine that does not end is left behind."""
+    entered, release = threading.Event(), threading.Event()
+
+    async def body():
+        entered.set()
+        while not release.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                pass
+
+    future = run(loops, body)
+    assert entered.wait(PATIENCE)
+    loops.stop(0.05)
+    before = future.done()
+    release.set()
+
+    assert not before
+    assert future.result(PATIENCE) is None
+
+
+def test_stop_on_the_loops_own_thread_does_not_wait():
+    """It would wait for itself."""
+    executor, entered = Adopted(), threading.Event()
+
+    async def body():
+        entered.set()
+        await asyncio.Event().wait()
+
+    future = run(executor, body)
+    assert entered.wait(PATIENCE)
+
+    async def stops():
+        executor.stop(PATIENCE)
+        return future.done()
+
+    stopped = asyncio.run_coroutine_threadsafe(stops(), executor.loop).result(2)
+
+    assert not stopped
+    assert isinstance(future.exception(PATIENCE), asyncio.CancelledError)
+    executor.close()
+
+
+def test_a_coroutine_holds_up_no_other(loops):
+    """They run side by side."""
+    there = asyncio.Event()
+
+    async def first():
+        await there.wait()
+        return 1
+
+    async def second():
+        there.set()
+        return 2
+
+    futures = [loops.submit(first), loops.submit(second)]
+    loops.flush()
+
+    assert [1, 2] == [future.result(PATIENCE) for future in futures]
+
+
+# ------------------------------------------------------------ threads
+
+
+def test_at_most_so_many_bodies_run_at_once(threads):
+    """The rest waits its turn."""
+    lock, running, most = threading.Lock(), [0], [0]
+    step = threading.Semaphore(0)
+
+    def body():
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        assert step.acquire(timeout=PATIENCE)
+        with lock:
+            running[0] -= 1
+
+    futures = [threads.submit(body) for _ in range(20)]
+    threads.flush()
+    for _ in futures:
+        step.release()
+    wait(futures, PATIENCE)
+
+    assert 2 == most[0]
+
+
+def test_bodies_start_first_come_first_served():
+    """In the order of their submission."""
+    executor, order = ThreadExecutor(1), []
+    futures = [executor.submit(lambda number=number: order.append(number)) for number in range(50)]
+    executor.flush()
+    wait(futures, PATIENCE)
+
+    assert list(range(50)) == order
+
+
+def test_threads_are_used_again(threads):
+    """One after another, one thread does it all."""
+    names = {run(threads, lambda: threading.current_thread().name).result(PATIENCE) for _ in range(1)}
+    for _ in range(20):
+        future = run(threads, lambda: threading.current_thread().name)
+        names.add(future.result(PATIENCE))
+
+    assert len(names) <= 2
+
+
+def test_no_body_waits_while_a_place_is_free():
+    """Two bodies handed over one right after the other both run, however quick the idle thread is."""
+    executor, starved = ThreadExecutor(2), 0
+    for _ in range(1500):
+        both = threading.Barrier(2)
+
+        def body(both=both):
+            try:
+                both.wait(1)
+            except threading.BrokenBarrierError:
+                return 1
+            return 0
+
+        one = run(executor, body)
+        two = run(executor, body)
+        starved += one.result(PATIENCE) + two.result(PATIENCE)
+        if starved:
+            break
+
+    assert 0 == starved
+
+
+def test_a_quick_worker_does_not_take_the_promise_of_another():
+    """A thread that has fetched its body, and has not said so yet, is no idle one."""
+    executor, held, other = ThreadExecutor(2), threading.Event(), threading.Event()
+    run(executor, lambda: None).result(PATIENCE)
+
+    class Watched:
+        """The queue, which stops a thread that has just taken a body."""
+
+        def __init__(self, queue):
+            self.queue = queue
+            self.stops = False
+            self.taken = threading.Event()
+
+        def get(self):
+            item = self.queue.get()
+            if self.stops:
+                self.taken.set()
+                held.wait(PATIENCE)
+            return item
+
+        def __getattr__(self, name):
+            return getattr(self.queue, name)
+
+    executor._queue = Watched(executor._queue)
+    for _ in range(2):  # from the second on, the thread waits in the watched one
+        run(executor, lambda: None).result(PATIENCE)
+    executor._queue.stops = True
+    run(executor, lambda: None)
+    assert executor._queue.taken.wait(PATIENCE)
+    run(executor, other.set)
+    try:
+        # One body is in the hands of a thread that has not begun; the other has a place of its own.
+        assert 2 == executor._threads - executor._idle
+    finally:
+        held.set()
+    assert other.wait(PATIENCE)
+
+
+def test_a_lent_place_is_taken_by_another_body():
+    """A reader that waits on the only thread lets in what it waits for."""
+    executor, there = ThreadExecutor(1), threading.Event()
+
+    def reader():
+        with executor.lend():
+            return there.wait(PATIENCE)
+
+    waiting = run(executor, reader)
+    run(executor, there.set)
+
+    assert waiting.result(PATIENCE)
+
+
+def test_four_lent_places_let_in_what_came_later():
+    """Four readers on four threads, and the body they wait for (9)."""
+    executor, there, all_in = ThreadExecutor(4), threading.Event(), threading.Barrier(5, timeout=PATIENCE)
+
+    def reader():
+        all_in.wait()
+        with executor.lend():
+            return there.wait(PATIENCE)
+
+    readers = [run(executor, reader) for _ in range(4)]
+    upstream = run(executor, there.set)
+    all_in.wait()
+
+    assert [True] * 4 == [future.result(PATIENCE) for future in readers]
+    assert upstream.done()
+
+
+def test_a_place_given_back_is_not_there_twice():
+    """After the loan at most as many bodies run at once as before."""
+    executor, there = ThreadExecutor(1), threading.Event()
+
+    def reader():
+        with executor.lend():
+            there.wait(PATIENCE)
+        return inside()
+
+    lock, running, most = threading.Lock(), [0], [0]
+    step = threading.Semaphore(0)
+
+    def inside():
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        assert step.acquire(timeout=PATIENCE)
+        with lock:
+            running[0] -= 1
+
+    futures = [run(executor, reader)]
+    run(executor, there.set).result(PATIENCE)
+    futures += [run(executor, inside) for _ in range(5)]
+    for _ in futures:
+        step.release()
+    wait(futures, PATIENCE)
+
+    assert 1 == most[0]
+
+
+def test_stop_waits_for_threads_up_to_the_grace_period():
+    """What ends in time has ended; what does not is left behind."""
+    executor, release = ThreadExecutor(2), threading.Event()
+    entered = threading.Barrier(2, timeout=PATIENCE)
+
+    def body():
+        entered.wait()
+        release.wait(PATIENCE)
+
+    future = run(executor, body)
+    entered.wait()
+    executor.stop(0.02)
+    before = future.done()
+    threading.Timer(0.02, release.set).start()
+    executor.stop(PATIENCE)
+
+    assert [False, True] == [before, future.done()]
+
+
+def test_a_thread_that_runs_cannot_be_cancelled(threads):
+    """The future is done when the body has really ended."""
+    entered, release = threading.Event(), threading.Event()
+
+    def body():
+        entered.set()
+        release.wait(PATIENCE)
+        return "ended"
+
+    future = run(threads, body)
+    assert entered.wait(PATIENCE)
+    refused = not future.cancel()
+    release.set()
+
+    assert refused
+    assert "ended" == future.result(PATIENCE)
+
+
+def test_an_idle_thread_keeps_no_value_alive(threads):
+    """What a body returned is its reader's alone."""
+    class Value:
+        pass
+
+    future = run(threads, Value)
+    value = weakref.ref(future.result(PATIENCE))
+    run(threads, lambda: None).result(PATIENCE)
+    run(threads, lambda: None).result(PATIENCE)
+    del future
+    gc.collect()
+
+    assert value() is None
+
+
+def test_the_switch_interval_is_short_while_a_body_runs_and_restored_after():
+    """So that a loop beside it keeps its rhythm (16)."""
+    before = sys.getswitchinterval()
+    executor, release = ThreadExecutor(2), threading.Event()
+    entered = threading.Barrier(3, timeout=PATIENCE)
+
+    def body():
+        entered.wait()
+        release.wait(PATIENCE)
+
+    futures = [run(executor, body), run(executor, body)]
+    entered.wait()
+    during = sys.getswitchinterval()
+    release.set()
+    wait(futures, PATIENCE)
+
+    assert pytest.approx(SWITCH_INTERVAL) == during
+    assert pytest.approx(before) == sys.getswitchinterval()
+
+
+@pytest.mark.parametrize(
+    "executor", ["threads.ThreadExecutor(2)", "loop.LoopExecutor()"], ids=["threads", "own loop"]
+)
+def test_no_thread_keeps_the_interpreter_from_exiting(executor):
+    """An endless body ends with the process: these are daemons (section 4)."""
+    script = f"""
+import asyncio, threading
+from panel_schedule.executors import loop, threads
+entered = threading.Event()
+executor = {executor}
+if isinstance(executor, loop.LoopExecutor):
+    async def body():
+        entered.set()
+        await asyncio.Event().wait()
+else:
+    def body():
+        entered.set()
+        threading.Event().wait()
+executor.submit(body)
+executor.flush()
+assert entered.wait(10)
+print("leaving")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+
+    assert "leaving\n" == ended.stdout
+    assert "Traceback" not in ended.stderr
