@@ -2,7 +2,7 @@
 
 import panel as pn
 import psutil
-from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, Range1d
+from bokeh.models import ColumnDataSource, CustomJS, CustomJSTickFormatter, DataRange1d, Range1d
 from bokeh.plotting import figure
 from page import AMBER, BLUE, TEAL, VIOLET, card, chart, follow, key, number, page, row, tile
 from tasks.machine import WINDOW, Sample, machine
@@ -16,7 +16,7 @@ BYTES = """
 """
 
 source = ColumnDataSource({"time": [], "cpu": [], "memory": [], "in": [], "out": []})
-time = DataRange1d(follow="end", range_padding=0)  # keeps to the newest sample until the visitor pans or zooms
+time = DataRange1d(follow="end", range_padding=0)  # keeps to the newest sample, until the visitor looks elsewhere
 
 
 def draw(samples: tuple[Sample, ...]) -> None:
@@ -51,6 +51,7 @@ def plot(lines: dict[str, str], y_range, unit: str) -> figure:
         chart.line("time", field, source=source, color=color, line_width=2)
     chart.xaxis.formatter = CustomJSTickFormatter(code=CLOCK)
     chart.yaxis.formatter = CustomJSTickFormatter(code=unit)
+    chart.js_on_event("doubletap", CustomJS(args={"chart": chart}, code="chart.reset.emit()"))
     return chart
 
 
@@ -65,7 +66,7 @@ cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / 2**30
 page(
     "machine",
     "This machine, live",
-    "One sample a second, taken once on the server and pushed to every open page. Drag or scroll a chart to look back.",
+    "One sample a second, for every open page. Drag or scroll a chart to look back, double-click to follow again.",
     row(
         tile(view.pipe(lambda samples: number("CPU", f"{samples[-1].cpu:.0f}", "%", f"of {cores} cores"))),
         tile(view.pipe(lambda samples: number("Memory", f"{samples[-1].memory:.0f}", "%", f"of {memory:.0f} GB"))),

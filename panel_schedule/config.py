@@ -128,7 +128,9 @@ def _check_timezone(name: str | None) -> None:
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ConfigError(f"ps.config.timezone is {name!r}, which is no IANA time zone such as 'Europe/Berlin'.") from None
+        raise ConfigError(
+            f"ps.config.timezone is {name!r}, which is no IANA time zone such as 'Europe/Berlin'."
+        ) from None
 
 
 _CHECKS = {"store": _check_store, "timezone": _check_timezone}

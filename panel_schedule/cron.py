@@ -219,7 +219,9 @@ def _stretches(zone: ZoneInfo, year: int) -> tuple[_Stretch, ...]:
                 offsets.append(offset)
     return tuple(
         _Stretch(start, until, offset, _resume(start, before, offset))
-        for start, until, before, offset in zip(starts, [*starts[1:], end], [offsets[0], *offsets], offsets)
+        for start, until, before, offset in zip(
+            starts, [*starts[1:], end], [offsets[0], *offsets], offsets, strict=False
+        )
     )
 
 

@@ -159,6 +159,15 @@ class Waves:
         self._lock = lock
         self.waits: list[Wait] = []
 
+    def follow(self, lane: Lane, tasks: tuple[Task[Any], ...]) -> None:
+        """Let values of these tasks, and of no others, cause its runs."""
+        for name in lane.follows:
+            if (other := self._lanes.get(name)) is not None:
+                other.dependents = tuple(dependent for dependent in other.dependents if dependent is not lane)
+        lane.follows = tuple(task.name for task in tasks if task.name in self._lanes)
+        for name in lane.follows:
+            self._lanes[name].dependents += (lane,)
+
     def pending(self, lane: Lane, wave: datetime) -> bool:
         """Whether a value of `lane` for its latest slot up to `wave` is still to come."""
         if lane.removed:
@@ -236,4 +245,3 @@ class Waves:
 
     def _known(self, tasks: Iterable[Task[Any]]) -> list[Lane]:
         return [self._lanes[task.name] for task in tasks if task.name in self._lanes]
-

@@ -69,7 +69,7 @@ class Locked:
         for executor in submitted:
             executor.flush()
         self._released()
-        for call in deferred:
-            call()
         for task in touched:
             self._changed(task)
+        for call in deferred:
+            call()

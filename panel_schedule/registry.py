@@ -171,9 +171,7 @@ def choose_trigger(
     return trigger
 
 
-def panels_trigger(
-    name: str, at: Any, period: Any, cron: str | None, now: datetime
-) -> tuple[Trigger, datetime | None]:
+def panels_trigger(name: str, at: Any, period: Any, cron: str | None, now: datetime) -> tuple[Trigger, datetime | None]:
     """
     What ``pn.state.schedule_task`` means by its arguments: a trigger, and the instant before which it is silent.
 
@@ -236,7 +234,9 @@ def build_policy(
         When one of them means nothing.
     """
     if executor not in (None, "loop", "thread"):
-        raise RegistrationError(f"executor={executor!r} is unknown; accepted are 'loop', 'thread' and None (by function).")
+        raise RegistrationError(
+            f"executor={executor!r} is unknown; accepted are 'loop', 'thread' and None (by function)."
+        )
     if isinstance(retry, bool) or not isinstance(retry, (int, Retry)) or (isinstance(retry, int) and retry < 0):
         raise RegistrationError(f"retry={retry!r} must be a count of 0 or more, or a Retry(...).")
     if first_run is None:
@@ -264,7 +264,8 @@ def _choice(kind: type[StrEnum], option: str, value: Any) -> Any:
     try:
         return kind(value)
     except ValueError:
-        raise RegistrationError(f"{option}={value!r} is unknown; accepted are {', '.join(map(repr, map(str, kind)))}.") from None
+        accepted = ", ".join(map(repr, map(str, kind)))
+        raise RegistrationError(f"{option}={value!r} is unknown; accepted are {accepted}.") from None
 
 
 def _duration(option: str, value: Any) -> timedelta:
@@ -279,7 +280,8 @@ def _positional(when: Any, zone: str | None) -> Trigger:
         return when
     if callable(when):
         raise RegistrationError(
-            f"@ps.schedule needs a schedule: @ps.schedule(period='15m') above {getattr(when, '__name__', when)!r}. {ACCEPTED}"
+            f"@ps.schedule needs a schedule: @ps.schedule(period='15m') above "
+            f"{getattr(when, '__name__', when)!r}. {ACCEPTED}"
         )
     if isinstance(when, (timedelta, int, float)):
         return Every(parse_period(when))

@@ -271,7 +271,8 @@ class Run:
         if self.expired or self.state is RunState.TIMED_OUT:
             raise RunTimedOut(f"Task {self.task!r}: the run has timed out; its function was told to stop.")
         if self.state.final:
-            raise RunCancelled(f"Task {self.task!r}: the run was {self.reason or self.state}; its function was told to stop.")
+            how = self.reason or self.state
+            raise RunCancelled(f"Task {self.task!r}: the run was {how}; its function was told to stop.")
 
 
 _current: ContextVar[Run | None] = ContextVar("panel_schedule_run", default=None)

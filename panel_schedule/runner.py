@@ -198,11 +198,10 @@ class Runner:
         self._publish(lane, run, value)
 
     def _publish(self, lane: Lane, run: Run, value: Any) -> None:
-        assert lane.claim is not None and run.started_at is not None
-        now = self._s.clock.now()
-        claim = lane.claim if lane.run is run and not run.state.final else None
-        if claim is None or claim.run_id != run.id:
+        claim = lane.claim
+        if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
             raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
+        now = self._s.clock.now()
         duration = (now - run.started_at).total_seconds()
         self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim)
 
@@ -239,8 +238,9 @@ class Runner:
             elif error is None:
                 self._succeeded(lane, run, value)
             elif isinstance(error, (CancelledError, RunFenced)):
-                ended = error if isinstance(error, RunFenced) else RunCancelled(f"Task {run.task!r}: the run was cancelled.")
-                self._finish(lane, run, RunState.CANCELLED, ended)
+                fenced = error if isinstance(error, RunFenced) else None
+                told = fenced or RunCancelled(f"Task {run.task!r}: the run was cancelled.")
+                self._finish(lane, run, RunState.CANCELLED, told)
             else:
                 self._failed(lane, run, error, RunState.FAILED)
 

@@ -145,15 +145,13 @@ class Runtime:
     # ------------------------------------------------------------ what a task asks of the layers above it
 
     def trigger(self, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Trigger:
-        return choose_trigger(
-            period=period, cron=cron, at=at, timezone=timezone, default_timezone=self.config.timezone
-        )
+        return choose_trigger(period=period, cron=cron, at=at, timezone=timezone, default_timezone=self.config.timezone)
 
     async def ready(self, task: Task[T], timeout: float | None) -> T:
         self._run_without_clock(task)
         try:
             future = asyncio.wrap_future(self.scheduler.first_value(task))
-            return await asyncio.wait_for(asyncio.shield(future), timeout)  # type: ignore[no-any-return]
+            return await asyncio.wait_for(asyncio.shield(future), timeout)
         except TimeoutError:
             raise self._not_ready(task, timeout) from None
 

@@ -1,22 +1,21 @@
-"""The service thread: plan what is due, keep one timer, hand runs to the runner."""
+"""The service thread: one timer; what is due goes to the agenda, what runs to the runner."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
-from datetime import datetime
 from typing import Any
 
+from .agenda import Agenda
 from .clock import Clock
 from .entry import Entry
 from .errors import RegistrationError
 from .executors.base import Executor
 from .lanes import Lane, Waves
 from .locked import Bell, Locked
-from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot, stepped_back
 from .run import Run, RunRecord, RunState
 from .runner import EVENTS, Handler, Runner
 from .stores.base import TASK, Store
@@ -25,9 +24,6 @@ from .timers import Timers
 from .triggers import Trigger
 
 log = logging.getLogger("panel_schedule")
-
-# A date callable that raised is asked again after this many seconds.
-ASK_AGAIN = 30.0
 
 
 class Scheduler:
@@ -73,11 +69,10 @@ class Scheduler:
         self.begun = False
         self.waves = Waves(self.lanes, self.lock)
         self.runner = Runner(self)
+        self.agenda = Agenda(self)
         self.locked = Locked(self.lock, self.waves, self._released, lambda task: self.changed(task))
         self._bell = Bell()
         self._asleep_until = float("inf")
-        self._due: list[Lane] = []
-        self._seen = clock.now()
         # The thread that serves now; another one that finds itself replaced goes.
         self._serving: threading.Thread | None = None
         store.subscribe(self._stored)
@@ -96,8 +91,7 @@ class Scheduler:
         with self.locked:
             if not self.begun:
                 self.begun = True
-                self._seen = self.clock.now()
-                self._enter(self.lanes.values())
+                self.agenda.enter(self.lanes.values())
         self.start()
 
     def stop(self, grace: float) -> None:
@@ -130,12 +124,9 @@ class Scheduler:
         with self.locked:
             self._asleep_until = 0.0
             now, monotonic = self.clock.now(), self.clock.monotonic()
-            self._look(now, monotonic)
+            self.agenda.look(now, monotonic)
             self.timers.fire(monotonic)
-            if self._due:
-                lanes = self._due.copy()
-                self._due.clear()  # in place: armed timers append to it
-                self._plan(lanes, now)
+            self.agenda.plan(now)
             self._asleep_until = self.timers.earliest
             return self.timers.delay()
 
@@ -156,9 +147,9 @@ class Scheduler:
         lane = Lane(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
         with self.locked:
             self.lanes[task.name] = lane
-            self._join_upstream(lane, lane.upstream)
+            self.waves.follow(lane, lane.upstream)
             if self.begun:
-                self._enter([lane])
+                self.agenda.enter([lane])
 
     def redefine(self, task: Task[Any]) -> None:
         """The task got another function or policy: keep its value and history, run it anew."""
@@ -168,16 +159,16 @@ class Scheduler:
             lane.is_async, lane.reads, lane.depends = is_async(task.function), set(), None
             lane.removed = lane.gated = False
             lane.trigger = task.policy.trigger
-            self._join_upstream(lane, lane.upstream)
+            self.waves.follow(lane, lane.upstream)
             if self.begun:
-                self._enter([lane], again=True)
+                self.agenda.enter([lane], again=True)
 
     def discard(self, task: Task[Any]) -> None:
         """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
         with self.locked:
             lane = self.lanes[task.name]
             self.remove(task)
-            self._join_upstream(lane, ())
+            self.waves.follow(lane, ())
             del self.lanes[task.name]
             self.store.forget(task.name)
 
@@ -211,9 +202,9 @@ class Scheduler:
             now = self.clock.now()
             self._row(lane, override=trigger, first_seen=now)
             lane.trigger, lane.depends = trigger, None
-            self._join_upstream(lane, lane.upstream)
+            self.waves.follow(lane, lane.upstream)
             if self.begun:
-                self._arm(lane, trigger.next_after(now))
+                self.agenda.arm(lane, trigger.next_after(now))
             self.touch(lane)
 
     def refresh(self, task: Task[Any]) -> Run:
@@ -251,7 +242,8 @@ class Scheduler:
     def gate(self) -> list[Lane]:
         """The tasks without whose first value no page is built."""
         with self.lock:
-            return [lane for lane in self.lanes.values() if lane.gated and lane.task.entry is None and self._comes(lane)]
+            empty = [lane for lane in self.lanes.values() if lane.gated and lane.task.entry is None]
+            return [lane for lane in empty if self._comes(lane)]
 
     def watch(self, task: Task[Any], viewers: int) -> None:
         """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""
@@ -297,164 +289,6 @@ class Scheduler:
     def _executor(self, task: Task[Any]) -> tuple[Executor, bool]:
         name = task.policy.executor or ("loop" if is_async(task.function) else "thread")
         return self.executors[name], name == "loop"
-
-    def _join_upstream(self, lane: Lane, tasks: tuple[Task[Any], ...]) -> None:
-        """Let values of these tasks, and of no others, cause its runs."""
-        for name in lane.follows:
-            if (other := self.lanes.get(name)) is not None:
-                other.dependents = tuple(dependent for dependent in other.dependents if dependent is not lane)
-        lane.follows = tuple(task.name for task in tasks if task.name in self.lanes)
-        for name in lane.follows:
-            self.lanes[name].dependents += (lane,)
-
-    # ------------------------------------------------------------ planning
-
-    def _enter(self, lanes: Iterable[Lane], again: bool = False) -> None:
-        """First runs, of all lanes before any starts: each must see whom it waits for."""
-        now = self.clock.now()
-        first = [lane for lane in lanes if not lane.removed and self._first_run(lane, now, again)]
-        for lane in first:
-            assert lane.run is not None
-            self.runner.start(lane, lane.run)
-
-    def _first_run(self, lane: Lane, now: datetime, again: bool) -> bool:
-        policy, fingerprint = lane.task.policy, lane.task.policy.trigger.fingerprint
-        row = self.store.row(lane.task.name)
-        if row is None or row.fingerprint != fingerprint:
-            if row is not None and row.override is not None:
-                log.warning(
-                    "Task %r: its reschedule (%s) gives way, because the schedule in the code has changed to %s.",
-                    lane.task.name, row.override, policy.trigger,
-                )  # fmt: skip
-            row = self.store.amend(
-                lane.task.name, fingerprint=fingerprint, first_seen=now, last_slot=None, override=None
-            )
-        if lane.trigger is not (row.override or policy.trigger):
-            lane.trigger, lane.depends = row.override or policy.trigger, None
-            self._join_upstream(lane, lane.upstream)
-        lane.paused = row.paused
-        since = max(filter(None, (row.first_seen, row.last_slot)))
-        if policy.start is not None and policy.start > since:
-            since = policy.start - TICK
-        self._arm(lane, self._next_after(lane, since))
-        wanted = policy.first_run is not FirstRun.SKIP and not lane.paused and (again or lane.task.entry is None)
-        if lane.clockless:
-            versions = [upstream.entry.version for upstream in lane.upstream if upstream.entry is not None]
-            if wanted and versions:
-                self.runner.trigger(lane, f"version {versions[0]}", now)
-            return False
-        if not wanted or lane.run is not None:
-            return False
-        slot = None if again or lane.next is None else last_slot(lane.trigger, now)
-        lane.run = self.runner.new(lane, slot or f"first {now.isoformat()}", now)
-        return True
-
-    def _plan(self, lanes: list[Lane], now: datetime) -> None:
-        starting = []
-        for lane in lanes:
-            pending = self._pending(lane, now)
-            if pending is None:
-                self._arm(lane, lane.next)
-                continue
-            policy = lane.task.policy
-            lane.missed += 1 if pending.first == pending.latest else 2
-            decision = decide(
-                pending,
-                now,
-                overlap=policy.overlap,
-                catch_up=policy.catch_up,
-                paused=lane.paused,
-                idle=policy.when_idle is WhenIdle.SKIP and lane.viewers == 0,
-                busy=lane.busy,
-                trigger=lane.trigger,
-            )
-            self._arm(lane, pending.upcoming)
-            if decision.skipped is not None:
-                self._skip(lane, decision.skipped)
-            if decision.action is Action.RUN:
-                lane.run = self.runner.new(lane, decision.slot, decision.slot)
-                starting.append(lane)
-            elif decision.action is not Action.SKIP:
-                self.runner.queue(lane, self.runner.new(lane, decision.slot, decision.slot))
-                if decision.action is Action.REPLACE and lane.run is not None:
-                    self.runner.cancel(lane, lane.run, "replaced")
-            if lane.missed > 1 or lane.stale:
-                self.runner.judge(lane)
-        for lane in starting:
-            if lane.run is not None:
-                self.runner.start(lane, lane.run)
-
-    def _pending(self, lane: Lane, now: datetime) -> Due | None:
-        try:
-            return due(lane.trigger, lane.next, now)
-        except Exception:
-            log.exception(
-                "Task %r: the function given as at= failed; it is asked again in %g s.", lane.task.name, ASK_AGAIN
-            )
-            self.timers.after(ASK_AGAIN, self._ask_again, lane)
-            return Due(lane.next, lane.next, None) if lane.next is not None else None
-
-    def _ask_again(self, lane: Lane) -> None:
-        if lane.next is None and not lane.removed:
-            self._arm(lane, self._next_after(lane, self.clock.now()))
-
-    def _next_after(self, lane: Lane, since: datetime) -> datetime | None:
-        try:
-            return lane.trigger.next_after(since)
-        except Exception:
-            log.exception(
-                "Task %r: the function given as at= failed; it is asked again in %g s.", lane.task.name, ASK_AGAIN
-            )
-            self.timers.after(ASK_AGAIN, self._ask_again, lane)
-            return None
-
-    def _arm(self, lane: Lane, slot: datetime | None) -> None:
-        self.timers.cancel(lane.slot_timer)
-        lane.next, lane.slot_timer = slot, None
-        if slot is not None:
-            lane.slot_timer = self.timers.at(slot, self._due.append, lane)
-        elif lane.task.policy.forget:
-            self.defer(lambda: self.exhausted(lane.task))
-
-    def _skip(self, lane: Lane, stretch: Stretch) -> None:
-        """Record a stretch of skipped slots; one that goes on becomes longer instead."""
-        self.store.amend(lane.task.name, last_slot=stretch.last)
-        before = lane.skipped
-        goes_on = before is not None and before.reason == stretch.reason
-        record = RunRecord(
-            id=before.id if goes_on and before else f"skipped-{stretch.first.isoformat()}",
-            key=before.key if goes_on and before else stretch.first,
-            state=RunState.SKIPPED,
-            finished_at=self.clock.now(),
-            reason=stretch.reason,
-            until=stretch.last,
-        )
-        self.store.record(lane.task.name, record, replaces=before if goes_on else None)
-        lane.skipped = record
-        if not goes_on:
-            run = Run(lane.task.name, stretch.first, self.clock.now())
-            run.reason, run.until = stretch.reason, stretch.last
-            run.end(RunState.SKIPPED, self.clock.now())
-            self.runner.emit("skipped", lane.task, run)
-
-    def _look(self, now: datetime, monotonic: float) -> None:
-        """Follow the steps of the wall clock (invariant 7)."""
-        self.timers.look(now, monotonic)
-        before, self._seen = self._seen, now
-        if before - now <= STEP_BACK:
-            return
-        for lane in self.lanes.values():
-            row = self.store.row(lane.task.name)
-            reset = stepped_back(max(filter(None, (row.first_seen, row.last_slot))), before, now) if row else None
-            if reset is None or lane.next is None:
-                continue
-            self.store.amend(lane.task.name, last_slot=None, first_seen=reset)
-            self._arm(lane, self._next_after(lane, reset))
-            self.store.record(
-                lane.task.name,
-                RunRecord(f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason="clock stepped back", until=before),
-            )
-        log.warning("The clock stepped back by %.0f s, to %s.", (before - now).total_seconds(), now.isoformat())
 
     def _comes(self, lane: Lane) -> bool:
         """Whether a first run is on its way: not where it waits for a task that skips its own."""

@@ -118,8 +118,9 @@ class Gate:
     def _end(self, loop: asyncio.AbstractEventLoop, task: Task[Any], run: Run) -> None:
         """A server that cannot serve what it promised says so and goes."""
         message = (
-            f"\npanel-schedule: the first run of task {task.name!r} {run.state.replace('_', ' ')}, so the server stops: "
-            "there is nothing to serve. Mend the function, or let the server start without it: first_run='background'."
+            f"\npanel-schedule: the first run of task {task.name!r} {run.state.replace('_', ' ')}, so the server "
+            "stops: there is nothing to serve. Mend the function, or let the server start without it: "
+            "first_run='background'."
             f"\n\n{traceback_text(run.error)}"
         )
         self._runtime.grace = 0.0

@@ -363,8 +363,11 @@ class Origin:
                     return cls("<built-in>", repr(function), 0)
             plain = inner
         code = plain.__code__
-        return cls(os.path.abspath(code.co_filename) if os.sep in code.co_filename else code.co_filename,
-                   code.co_qualname, code.co_firstlineno)
+        return cls(
+            os.path.abspath(code.co_filename) if os.sep in code.co_filename else code.co_filename,
+            code.co_qualname,
+            code.co_firstlineno,
+        )
 
     def same(self, other: Origin) -> bool:
         """The line may move: an edited file is still the same function."""

@@ -116,7 +116,7 @@ class TaskView(View):
     Besides its value it carries what there is to say about it: state, progress, errors.
     """
 
-    state = param.Selector(
+    state: Any = param.Selector(
         default="idle",
         objects=["idle", "queued", "running", "failed", "paused", "removed"],
         doc="What the task is doing.",
@@ -189,7 +189,7 @@ class Views:
         self._sessions: dict[Document | None, _Session] = {}
         self._showing: dict[tuple[str, str], set[_Session]] = {}
         self._waiting: dict[_Session, None] = {}
-        self._pumping: asyncio.AbstractEventLoop | None = None
+        self._pumping: object = None
         # Seconds that one document takes, a running mean; it begins high, so that the first burst is short.
         self._cost = BURST_SECONDS
 
@@ -233,10 +233,10 @@ class Views:
                 session.changed.add(key)
                 self._waiting[session] = None
             loop = self._loop()
-            if loop is not None:
-                if self._pumping is loop:
-                    return
-                self._pumping = loop
+            # One at a time: two threads that update one view would disturb each other in param.
+            if self._pumping is (loop or self):
+                return
+            self._pumping = loop or self
         if loop is None:
             self._push_everything()
         else:

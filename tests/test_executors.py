@@ -442,18 +442,21 @@ def test_a_coroutine_holds_up_no_other(loops):
 def test_at_most_so_many_bodies_run_at_once(threads):
     """The rest waits its turn."""
     lock, running, most = threading.Lock(), [0], [0]
-    step = threading.Semaphore(0)
+    entered, step = threading.Semaphore(0), threading.Semaphore(0)
 
     def body():
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
+        entered.release()
         assert step.acquire(timeout=PATIENCE)
         with lock:
             running[0] -= 1
 
     futures = [threads.submit(body) for _ in range(20)]
     threads.flush()
+    for _ in range(2):
+        assert entered.acquire(timeout=PATIENCE)
     for _ in futures:
         step.release()
     wait(futures, PATIENCE)

@@ -16,7 +16,7 @@ LAYERS = [
     {"triggers", "cron", "task", "run", "entry"},
     {"executors", "stores", "_worker"},
     {"registry", "planner"},
-    {"scheduler", "lanes", "locked", "runner", "timers"},
+    {"scheduler", "agenda", "lanes", "locked", "runner", "timers"},
     {"jobs", "memo"},
     {"views", "components", "monitor", "values"},
     {"runtime", "front", "server", "cli", "testing"},

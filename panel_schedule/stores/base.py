@@ -152,7 +152,9 @@ def require_data(value: Any, what: str) -> None:
     """
     if inspect.iscoroutine(value):
         value.close()
-        raise ValueRefused(f"{what}: the value is a coroutine that nobody awaited. Write the function as an `async def`.")
+        raise ValueRefused(
+            f"{what}: the value is a coroutine that nobody awaited. Write the function as an `async def`."
+        )
     found = _find_bound(value, "value", _DEPTH)
     if found is not None:
         path, culprit = found

@@ -143,5 +143,5 @@ class MemoryStore:
     def forget(self, task: str) -> None:
         with self._lock:
             for table in (self._rows, self._slots, self._histories):
-                table.pop(task, None)  # type: ignore[attr-defined]
+                table.pop(task, None)
             self._entries.pop((TASK, task), None)

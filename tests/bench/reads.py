@@ -61,7 +61,9 @@ def measure() -> dict[str, float]:
             name: timeit.Timer(statement, setup, globals={"names": names}) for name, statement in statements.items()
         }
         numbers = {name: _repeats(timer) for name, timer in timers.items()}
-        rounds = [{name: timer.timeit(numbers[name]) / numbers[name] for name, timer in timers.items()} for _ in range(ROUNDS)]
+        rounds = [
+            {name: timer.timeit(numbers[name]) / numbers[name] for name, timer in timers.items()} for _ in range(ROUNDS)
+        ]
         disk.close()
     times = {name: median(measured[name] for measured in rounds) for name in timers}
     return {name: (times[name] - times["nothing"]) * 1e6 for name in READS}

@@ -78,7 +78,14 @@ def tables() -> list[Table]:
     rounds = [{kind: fresh(measure, kind) for kind in KINDS} for _ in range(ROUNDS)]
     table = Table(
         f"One update to {SESSIONS} sessions",
-        ["what", "page", "worst stall, ms", "without an update, ms", "until the last page has it, ms", "objects leaked"],
+        [
+            "what",
+            "page",
+            "worst stall, ms",
+            "without an update, ms",
+            "until the last page has it, ms",
+            "objects leaked",
+        ],
     )
     for kind, (name, statement) in KINDS.items():
         stalls, totals, quiet = (
