@@ -95,10 +95,8 @@ class MemoryStore:
             if "last_slot" in changes:
                 self._slots[task] = changes.pop("last_slot")
             old = self._rows.get(task)
-            self._rows[task] = replace(old, **changes) if old else Row(**changes)
-        row = self.row(task)
-        assert row is not None
-        return row
+            row = self._rows[task] = replace(old, **changes) if old else Row(**changes)
+            return replace(row, last_slot=self._slots.get(task))
 
     def claim(self, task: str, run_id: str, slot: datetime | None) -> Claim | None:
         with self._lock:
