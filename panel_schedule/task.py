@@ -296,6 +296,9 @@ class Task(Generic[T]):
     def __panel__(self) -> Any:
         return self._host.show(self)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return self.__panel__()._repr_mimebundle_(include, exclude)
+
     # ------------------------------------------------------------ acting
 
     def refresh(self, _event: object = None) -> Run:

@@ -343,9 +343,9 @@ def test_a_callback_that_held_the_loop_is_named_once(core, caplog):
 
 
 def test_a_quick_callback_is_not_warned_of(core, caplog):
-    """100 ms are fine."""
+    """90 ms are fine."""
     core.begin()
-    core.ps.schedule_task("quick", lambda: core.clock.advance(0.1), period="1s")
+    core.ps.schedule_task("quick", lambda: core.clock.advance(0.09), period="1s")
     core.go()
 
     assert [] == messages(caplog)

@@ -45,7 +45,7 @@ def parse(feed: dict, sample: bool) -> Feed:
     """Take the earthquakes out of GeoJSON. The sample's day repeats itself, and so never grows old."""
     events = pd.DataFrame([feature["properties"] for feature in feed["features"]])
     events[["longitude", "latitude", "depth"]] = [feature["geometry"]["coordinates"] for feature in feed["features"]]
-    events = events[(events["type"] == "earthquake") & events["mag"].notna()]
+    events = events[events["type"] == "earthquake"].dropna(subset="mag").fillna({"place": "somewhere", "depth": 0})
     events["time"] = pd.to_datetime(events["time"], unit="ms", utc=True)
     if sample:
         now = pd.Timestamp.now("UTC")

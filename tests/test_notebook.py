@@ -1,0 +1,131 @@
+"""A notebook's kernel: cells that define tasks, again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+Run = Callable[..., list[str]]
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[str]:
+    """What each code cell printed or showed."""
+    shown = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            texts = [out.get("text", "") + "".join(map(str, out.get("data", {}).values())) for out in cell.outputs]
+            texts += ["\n".join(out.traceback) for out in cell.outputs if out.output_type == "error"]
+            shown.append("".join(texts).strip())
+    return shown
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Execute cells in a fresh kernel; what each of them showed."""
+
+    def execute(*cells: str, allow_errors: bool = False) -> list[str]:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        NotebookClient(notebook, timeout=60, allow_errors=allow_errors, resources={"metadata": {"path": tmp_path}}).execute()
+        return outputs(notebook)
+
+    yield execute
+
+
+DEFINE = """
+import panel_schedule as ps
+
+@ps.schedule(period="1h")
+def answer():
+    return {value}
+"""
+
+
+def test_a_cell_waits_for_the_first_value(run: Run) -> None:
+    """``first_run="wait"``: the next line finds it."""
+    *_, shown = run(DEFINE.format(value=42) + "\nprint(answer())")
+    assert shown == "42"
+
+
+def test_a_failing_first_run_is_a_traceback_in_the_cell(run: Run) -> None:
+    """Of a plain function in the very cell, of an async one as soon as it has failed."""
+    plain, _, later = run(
+        DEFINE.format(value="1 / 0"),
+        DEFINE.format(value="2 / 0").replace("def answer", "async def other"),
+        "import asyncio; await asyncio.sleep(0.05); print(other.status.error)",
+        allow_errors=True,
+    )
+    assert "ZeroDivisionError" in plain
+    assert later == "ZeroDivisionError: division by zero"
+
+
+def test_another_function_replaces_the_first_and_keeps_value_and_history(run: Run) -> None:
+    """Invariant 1: the version goes on, and the new function's value is there."""
+    *_, shown = run(
+        DEFINE.format(value=1),
+        DEFINE.format(value=2),
+        "print(answer(), answer.entry.version, len(answer.history), len(ps.tasks))",
+    )
+    assert shown == "2 2 2 1"
+
+
+def test_a_new_function_that_fails_leaves_the_value(run: Run) -> None:
+    """The cell shows the traceback, the task its last good value."""
+    *_, failed, shown = run(
+        DEFINE.format(value=1), DEFINE.format(value="1 / 0"), "print(answer(), answer.status.stale)", allow_errors=True
+    )
+    assert "ZeroDivisionError" in failed
+    assert shown == "1 True"
+
+
+def test_twenty_reruns_leave_one_timer(run: Run) -> None:
+    """Edited each time."""
+    cells = [DEFINE.format(value=number) for number in range(20)]
+    *_, shown = run(*cells, "print(len(ps._runtime.scheduler.timers), answer())")
+    assert shown == "1 19"
+
+
+def test_slots_run_on_the_kernels_loop_and_reach_what_is_shown(run: Run) -> None:
+    """An async task runs on the kernel's own loop; ``task.rx()`` follows it from cell to cell."""
+    *_, shown = run(
+        """
+        import asyncio, panel_schedule as ps
+        kernel = asyncio.get_running_loop()
+
+        @ps.schedule(period="50ms")
+        async def ticks(numbers=iter(range(1, 10_000))):
+            assert asyncio.get_running_loop() is kernel
+            return next(numbers)
+        """,
+        "await ticks.ready(10); doubled = ticks.rx() * 2; first = doubled.rx.value",
+        """
+        async with asyncio.timeout(10):
+            while doubled.rx.value <= first:
+                await asyncio.sleep(0.01)
+        print("live", ticks.status.error)
+        """,
+    )
+    assert shown == "live"
+
+
+def test_a_task_is_displayed(run: Run) -> None:
+    """``task`` as the last line of a cell shows the value and its freshness, as Panel shows anything."""
+    *_, shown = run("import panel as pn; pn.extension()", DEFINE.format(value=42), "answer")
+    assert "FreshnessLine" in shown
+    assert "&lt;pre&gt;42" in shown
+
+
+def test_the_example_runs() -> None:
+    """``examples/prototyping.ipynb``, as a person would run it from top to bottom."""
+    notebook = nbformat.read(EXAMPLES / "prototyping.ipynb", as_version=4)
+    try:
+        NotebookClient(notebook, timeout=60, resources={"metadata": {"path": EXAMPLES}}).execute()
+    except CellExecutionError as error:
+        pytest.fail(str(error))
+    assert any(outputs(notebook))
