@@ -241,11 +241,18 @@ class Core:
 
     def _turn(self) -> bool:
         turned = False
-        while self.loop._ready:  # type: ignore[attr-defined]
+        while self._has_work():
             self.loop.call_soon(self.loop.stop)
             self.loop.run_forever()
             turned = True
         return turned
+
+    def _has_work(self) -> bool:
+        """Now or in an instant: the fan-out pauses for a millisecond between its bursts."""
+        timers = self.loop._scheduled  # type: ignore[attr-defined]
+        return bool(self.loop._ready) or any(  # type: ignore[attr-defined]
+            not timer.cancelled() and timer.when() - self.loop.time() < 0.02 for timer in timers
+        )
 
     # ------------------------------------------------------------ what is asked often
 

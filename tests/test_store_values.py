@@ -7,12 +7,17 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import MutableMapping
+from types import SimpleNamespace
 
 import pytest
 from bokeh.models import Div
 from core import Core, second
 
+import panel_schedule as package
+from panel_schedule.config import Config
 from panel_schedule.errors import ValueRefused
+from panel_schedule.front import Front
+from panel_schedule.runtime import Runtime
 
 
 @pytest.fixture
@@ -184,11 +189,23 @@ def test_a_value_that_comes_back_after_a_delete_is_seen(core):
 # ------------------------------------------------------------ without a server
 
 
-def script(text, timeout=60):
-    """What a script prints, line by line; its errors fail the test."""
+def script(text):
+    """What a script prints, line by line, in a process that has no server and no loop."""
+    with pytest.raises(RuntimeError):
+        asyncio.get_running_loop()
+    front, printed = Front(Runtime(Config({}))), []
+    public = {name: getattr(package, name) for name in ("Retry", "errors")}
+    ps = SimpleNamespace(**public, **{name: getattr(front, name) for name in ("on", "run_forever", "schedule", "store")})
+    exec(textwrap.dedent(text), {"ps": ps, "print": lambda *words: printed.append(" ".join(map(str, words)))})
+    front._runtime.scheduler.stop(0)
+    return printed
+
+
+def process(text):
+    """What a script prints that has a process of its own; its errors fail the test."""
     source = "import panel_schedule as ps\n" + textwrap.dedent(text)
-    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=timeout, check=False)
-    assert 0 == ended.returncode, ended.stderr
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
+    assert (0, "") == (ended.returncode, ended.stderr)
     return ended.stdout.splitlines()
 
 
@@ -414,6 +431,17 @@ def test_threads_of_a_script_share_one_run():
     """)
 
 
+def test_a_script_needs_no_more_than_the_package():
+    """In a process of its own, it ends without a word when it is done (2.2)."""
+    assert ["1"] == process("""
+        @ps.schedule(period="1h")
+        async def later():
+            return 1
+
+        print(later.refresh().result(10))
+    """)
+
+
 FORK = """
     import os, sys, threading
 
@@ -440,10 +468,9 @@ FORK = """
 """
 
 
-@pytest.mark.skipif(not hasattr(sys, "getandroidapilevel") and sys.platform == "win32", reason="needs fork")
 def test_a_forked_child_ticks_nothing():
     """A user's own Pool(fork) beside a running scheduler has no scheduler of its own (section 4)."""
-    assert ["ticks 0", "threads 1"] == script(
+    assert ["ticks 0", "threads 1"] == process(
         FORK
         + """
     import asyncio, time
@@ -467,7 +494,7 @@ def test_a_forked_child_ticks_nothing():
 
 def test_a_forked_child_can_refresh():
     """With a value of its own, which its readers see; the parent's stays the parent's."""
-    assert ["child True True", "parent True"] == script(
+    assert ["child True True", "parent True"] == process(
         FORK
         + """
     for _ in range(3):
@@ -485,7 +512,7 @@ def test_a_forked_child_can_refresh():
 
 def test_a_forked_child_can_use_the_store():
     """No lock was taken with it."""
-    assert ["child 2", "parent 1"] == script(
+    assert ["child 2", "parent 1"] == process(
         FORK
         + """
     ps.store["value"] = 1
