@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from .clock import Clock
+from .errors import RunSkipped
 from .lanes import Lane, Waves
 from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot, stepped_back
 from .run import Run, RunRecord, RunState
@@ -15,6 +16,7 @@ from .runner import Runner
 from .stores.base import Store
 from .task import FirstRun, Task, WhenIdle
 from .timers import Timers
+from .triggers import Computed, Dates
 
 log = logging.getLogger("panel_schedule")
 
@@ -31,8 +33,8 @@ class Desk(Protocol):
     timers: Timers
     waves: Waves
     runner: Runner
-    exhausted: Callable[[Task[Any]], object]
 
+    def exhaust(self, task: Task[Any]) -> None: ...
     def defer(self, call: Callable[[], object]) -> None: ...
 
 
@@ -61,8 +63,10 @@ class Agenda:
                     "Task %r: its reschedule (%s) gives way, because the schedule in the code has changed to %s.",
                     lane.task.name, row.override, policy.trigger,
                 )  # fmt: skip
+            # An appointment made before the clocks started, in a setup script, can be missed already.
+            seen = lane.task.created if isinstance(policy.trigger, (Dates, Computed)) and not again else now
             row = self._s.store.amend(
-                lane.task.name, fingerprint=fingerprint, first_seen=now, last_slot=None, override=None
+                lane.task.name, fingerprint=fingerprint, first_seen=seen, last_slot=None, override=None
             )
         if lane.trigger is not (row.override or policy.trigger):
             lane.trigger, lane.depends = row.override or policy.trigger, None
@@ -71,7 +75,7 @@ class Agenda:
         since = max(filter(None, (row.first_seen, row.last_slot)))
         if policy.start is not None and policy.start > since:
             since = policy.start - TICK
-        self.arm(lane, self._next_after(lane, since))
+        self._advance(lane, since)
         wanted = policy.first_run is not FirstRun.SKIP and not lane.paused and (again or lane.task.entry is None)
         if lane.clockless:
             versions = [upstream.entry.version for upstream in lane.upstream if upstream.entry is not None]
@@ -93,7 +97,14 @@ class Agenda:
         lanes, starting = self._due.copy(), []
         self._due.clear()  # in place: armed timers append to it
         for lane in lanes:
-            pending = self._pending(lane, now)
+            failed = False
+            try:
+                pending = due(lane.trigger, lane.next, now)
+            except Exception:
+                # It is the slot after this one that is not known.
+                assert lane.next is not None
+                pending, failed = Due(lane.next, lane.next, None), True
+                self._ask_later(lane)
             if pending is None:
                 self.arm(lane, lane.next)
                 continue
@@ -109,7 +120,8 @@ class Agenda:
                 busy=lane.busy,
                 trigger=lane.trigger,
             )
-            self.arm(lane, pending.upcoming)
+            if not failed:
+                self.arm(lane, pending.upcoming)
             if decision.skipped is not None:
                 self._skip(lane, decision.skipped)
             if decision.action is Action.RUN:
@@ -125,29 +137,23 @@ class Agenda:
             if lane.run is not None:
                 self._s.runner.start(lane, lane.run)
 
-    def _pending(self, lane: Lane, now: datetime) -> Due | None:
+    def _advance(self, lane: Lane, since: datetime) -> None:
         try:
-            return due(lane.trigger, lane.next, now)
+            slot = lane.trigger.next_after(since)
         except Exception:
             self._ask_later(lane)
-            return Due(lane.next, lane.next, None) if lane.next is not None else None
+        else:
+            self.arm(lane, slot)
 
     def _ask_later(self, lane: Lane) -> None:
         log.exception(
             "Task %r: the function given as at= failed; it is asked again in %g s.", lane.task.name, ASK_AGAIN
         )
-        self._s.timers.after(ASK_AGAIN, self._ask_again, lane)
+        self._s.timers.cancel(lane.slot_timer)
+        lane.next, lane.slot_timer = None, self._s.timers.after(ASK_AGAIN, self._ask_again, lane)
 
     def _ask_again(self, lane: Lane) -> None:
-        if lane.next is None and not lane.removed:
-            self.arm(lane, self._next_after(lane, self._s.clock.now()))
-
-    def _next_after(self, lane: Lane, since: datetime) -> datetime | None:
-        try:
-            return lane.trigger.next_after(since)
-        except Exception:
-            self._ask_later(lane)
-            return None
+        self._advance(lane, self._s.clock.now())
 
     def arm(self, lane: Lane, slot: datetime | None) -> None:
         """Set the timer of the next slot; None for none."""
@@ -156,7 +162,7 @@ class Agenda:
         if slot is not None:
             lane.slot_timer = self._s.timers.at(slot, self._due.append, lane)
         elif lane.task.policy.forget:
-            self._s.defer(lambda: self._s.exhausted(lane.task))
+            self._s.defer(lambda: self._s.exhaust(lane.task))
 
     def _skip(self, lane: Lane, stretch: Stretch) -> None:
         """Record a stretch of skipped slots; one that goes on becomes longer instead."""
@@ -176,7 +182,8 @@ class Agenda:
         if not goes_on:
             run = Run(lane.task.name, stretch.first, self._s.clock.now())
             run.reason, run.until = stretch.reason, stretch.last
-            run.end(RunState.SKIPPED, self._s.clock.now())
+            run.end(RunState.SKIPPED, self._s.clock.now(), RunSkipped(f"Task {run.task!r}: {stretch.reason}."))
+            self._s.defer(run.resolve)
             self._s.runner.emit("skipped", lane.task, run)
 
     def look(self, now: datetime, monotonic: float) -> None:
@@ -191,7 +198,7 @@ class Agenda:
             if reset is None or lane.next is None:
                 continue
             self._s.store.amend(lane.task.name, last_slot=None, first_seen=reset)
-            self.arm(lane, self._next_after(lane, reset))
+            self._advance(lane, reset)
             self._s.store.record(
                 lane.task.name,
                 RunRecord(f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason="clock stepped back", until=before),

@@ -218,8 +218,8 @@ class Front:
         """
         task = self.tasks[name]
         if not wait:
-            self.tasks.discard(task)
             self._runtime.scheduler.discard(task)
+            self.tasks.discard(task)
             return
 
         def forget() -> None:

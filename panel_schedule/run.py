@@ -247,10 +247,11 @@ class Run:
     def _completion(self) -> Future[Any]:
         """Made when first asked for: nobody waits for most scheduled runs."""
         with _completing:
-            future, new = self._future, self._future is None
+            future, late = self._future, False
             if future is None:
-                future = self._future = Future()
-        if new and self._ended:
+                future, late = Future(), self._ended
+                self._future = future
+        if late:
             self._settle(future)
         return future
 

@@ -336,7 +336,8 @@ class Runner:
         self, lane: Lane, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
         run.end(state, self._s.clock.now(), error)
-        self._s.store.record(run.task, run.record())
+        if self._s.lanes.get(run.task) is lane:
+            self._s.store.record(run.task, run.record())
         self._s.touch(lane)
         self._s.defer(lambda: run.resolve(value))
 

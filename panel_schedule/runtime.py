@@ -61,6 +61,7 @@ class Runtime:
         self._lock = threading.RLock()
         self._scheduler: Scheduler | None = None
         self._started = False
+        self._inherited: MemoryStore | None = None
         self.loops = LoopExecutor()
         self.views = Views(self.clock, lambda: self.loops.adopted, self._watch)
 
@@ -77,7 +78,7 @@ class Runtime:
 
     def _build(self) -> Scheduler:
         self.config.freeze()
-        store = MemoryStore(self.config.history_limit)
+        store = self._inherited or MemoryStore(self.config.history_limit)
         store.subscribe(self._stored)
         return Scheduler(
             self.clock,
@@ -127,7 +128,9 @@ class Runtime:
 
     def forget(self) -> None:
         """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
+        store = self._scheduler.store if self._scheduler is not None else None
         self._fresh()
+        self._inherited = store.forked() if isinstance(store, MemoryStore) else None
 
     def waiting_for(self) -> list[Task[Any]]:
         """What the first visitors wait for: the tasks without a first value."""
@@ -148,23 +151,29 @@ class Runtime:
         return choose_trigger(period=period, cron=cron, at=at, timezone=timezone, default_timezone=self.config.timezone)
 
     async def ready(self, task: Task[T], timeout: float | None) -> T:
-        self._run_without_clock(task)
+        run = self._run_without_clock(task)
         try:
+            if run is not None:
+                await asyncio.wait_for(run, timeout)
             future = asyncio.wrap_future(self.scheduler.first_value(task))
             return await asyncio.wait_for(asyncio.shield(future), timeout)
         except TimeoutError:
+            if run is not None and run.state.final:  # the function's own
+                raise
             raise self._not_ready(task, timeout) from None
 
     def wait_ready(self, task: Task[T], timeout: float | None) -> T:
-        future = self.scheduler.first_value(task)
+        future, run = self.scheduler.first_value(task), None
         if not future.done():
             refuse_to_block(f"wait_ready() of task {task.name!r}", "await task.ready()")
             run = self._run_without_clock(task)
+        try:
             if run is not None:
                 run.result(timeout)
-        try:
             return future.result(timeout)  # type: ignore[no-any-return]
         except TimeoutError:
+            if run is not None and run.state.final:  # the function's own
+                raise
             raise self._not_ready(task, timeout) from None
 
     def _run_without_clock(self, task: Task[Any]) -> Run | None:
@@ -206,7 +215,7 @@ class Runtime:
                         f"Task {name!r} depends on {upstream.name!r}, which was cancelled and will never have "
                         "a new value. Schedule that one again first."
                     )
-            task: Task[Any] = Task(name, function, policy, self)
+            task: Task[Any] = Task(name, function, policy, self, self.clock.now())
             in_session = _in_session()
             if in_session:
                 self._warn_of_setup(name)

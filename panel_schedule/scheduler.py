@@ -146,6 +146,8 @@ class Scheduler:
         """Take a task in; it runs as soon as the clocks do."""
         lane = Lane(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
         with self.locked:
+            if (former := self.lanes.get(task.name)) is not None:
+                self.discard(former.task)
             self.lanes[task.name] = lane
             self.waves.follow(lane, lane.upstream)
             if self.begun:
@@ -166,8 +168,13 @@ class Scheduler:
     def discard(self, task: Task[Any]) -> None:
         """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
         with self.locked:
-            lane = self.lanes[task.name]
+            lane = self.lanes.get(task.name)
+            if lane is None or lane.task is not task:
+                return
             self.remove(task)
+            if lane.claim is not None:
+                # What it publishes now comes too late, and the next task of its name need not wait for it.
+                self.store.release(lane.claim)
             self.waves.follow(lane, ())
             del self.lanes[task.name]
             self.store.forget(task.name)
@@ -183,6 +190,15 @@ class Scheduler:
                 if run is not None and run.state is RunState.QUEUED:
                     self.runner.cancel(lane, run, "cancelled: the schedule was removed")
             self.touch(lane)
+
+    def exhaust(self, task: Task[Any]) -> None:
+        """Its dates are used up: its name is free at once, and it goes when its last run has ended."""
+        self.exhausted(task)
+        run = self.lanes[task.name].run if task.name in self.lanes else None
+        if run is None or run.state.final:
+            self.discard(task)
+        else:
+            run.add_done_callback(lambda _: self.discard(task))
 
     def last_run(self, task: Task[Any], then: Callable[[], object]) -> None:
         """Call `then` when the run that begins next has ended."""

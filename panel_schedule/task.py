@@ -194,6 +194,8 @@ class Task(Generic[T]):
     policy : Policy
     entry : Entry or None
         The stored value with its version, time and duration; None before the first one.
+    created : datetime
+        When it was registered, aware UTC.
 
     Examples
     --------
@@ -209,9 +211,9 @@ class Task(Generic[T]):
     42
     """
 
-    __slots__ = ("__weakref__", "_host", "_plain", "_value", "entry", "function", "name", "policy")
+    __slots__ = ("__weakref__", "_host", "_plain", "_value", "created", "entry", "function", "name", "policy")
 
-    def __init__(self, name: str, function: Callable[[], Any], policy: Policy, host: Host):
+    def __init__(self, name: str, function: Callable[[], Any], policy: Policy, host: Host, created: datetime):
         self.name = name
         self.function = function
         self.policy = policy
@@ -219,6 +221,7 @@ class Task(Generic[T]):
         self._value: Any = policy.default
         self._plain = False
         self._host = host
+        self.created = created
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r}: {self.policy.trigger}>"

@@ -20,7 +20,7 @@ from typing import Any
 
 from panel_schedule.config import Config
 from panel_schedule.front import Front
-from panel_schedule.run import Run, RunRecord
+from panel_schedule.run import Run, RunRecord, RunState
 from panel_schedule.runtime import Runtime
 from panel_schedule.task import Task
 from panel_schedule.testing import VirtualClock
@@ -286,3 +286,8 @@ def messages(caplog: Any, level: int = logging.WARNING) -> list[str]:
     return [
         record.getMessage() for record in caplog.records if record.levelno >= level and record.name == "panel_schedule"
     ]
+
+
+def keys(task: Task[Any]) -> list[Any]:
+    """The slots of the runs that a history holds, oldest first."""
+    return [record.key for record in reversed(task.history) if record.state is not RunState.SKIPPED]

@@ -10,10 +10,11 @@ import sys
 import threading
 import weakref
 from concurrent.futures import CancelledError, wait
+from contextlib import suppress
 
 import pytest
-from core import PATIENCE, HandExecutor
 
+from core import PATIENCE, HandExecutor
 from panel_schedule.executors.loop import LoopExecutor
 from panel_schedule.executors.threads import SWITCH_INTERVAL, ThreadExecutor
 
@@ -381,10 +382,8 @@ def test_stop_does_not_wait_longer_than_the_grace_period(loops):
     async def body():
         entered.set()
         while not release.is_set():
-            try:
+            with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.01)
-            except asyncio.CancelledError:
-                pass
 
     future = run(loops, body)
     assert entered.wait(PATIENCE)

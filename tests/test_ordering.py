@@ -8,8 +8,8 @@ import types
 
 import panel as pn
 import pytest
-from core import PATIENCE, Core, second, short
 
+from core import PATIENCE, Core, second, short
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
 from panel_schedule.errors import CycleError, RunTimedOut
@@ -491,9 +491,10 @@ async def names_prices_through_a_module():
     return module.prices()
 
 
-@pytest.mark.parametrize(
-    "function", [names_prices, names_prices_in_a_nested_function, names_prices_through_a_module], ids=lambda f: f.__name__
-)
+NAMING = [names_prices, names_prices_in_a_nested_function, names_prices_through_a_module]
+
+
+@pytest.mark.parametrize("function", NAMING, ids=lambda function: function.__name__)
 def test_an_async_function_waits_for_the_tasks_it_names(core, monkeypatch, function):
     """In its code, in nested code, and as an attribute of a module."""
     raw_function = core.held("prices")

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import panel as pn
 import pytest
-from core import Core, messages, second
 
+from core import Core, messages, second
 from panel_schedule.config import Config
 from panel_schedule.errors import ConfigError, RegistrationError, ScheduleError, TriggerError
 from panel_schedule.front import Front
@@ -200,7 +200,9 @@ def test_every_kind_of_callable_can_be_scheduled_under_a_name(core, function, ex
     assert expected == task()
 
 
-@pytest.mark.parametrize("function", [functools.partial(plain), Warehouse(), lambda: 3], ids=["partial", "object", "lambda"])
+@pytest.mark.parametrize(
+    "function", [functools.partial(plain), Warehouse(), lambda: 3], ids=["partial", "object", "lambda"]
+)
 def test_what_has_no_name_of_its_own_needs_one(core, function):
     """The error says how to give it one."""
     with pytest.raises(RegistrationError, match="name="):

@@ -10,8 +10,8 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from core import PATIENCE, START, Core, messages, second
 
+from core import PATIENCE, START, Core, messages, second
 from panel_schedule.config import Config
 from panel_schedule.errors import RegistrationError, ScheduleError
 from panel_schedule.front import Front
@@ -215,6 +215,7 @@ def test_a_date_that_passes_before_the_server_starts_is_kept_late(core):
     core.ps.schedule_task("appointment", callback, at=local(second(1)))
     core.clock.advance(2)
     core.begin()
+    core.tick()
     core.run_for(10)
 
     assert [second(2)] == ran
@@ -292,8 +293,12 @@ def test_a_plain_callback_runs_on_the_loop(core):
 def test_a_threaded_callback_runs_in_a_thread_every_time(core):
     """Not the first time only (section 4, traps)."""
     threads = []
+
+    def callback():
+        threads.append(threading.current_thread().name)
+
     core.begin()
-    core.ps.schedule_task("threaded", lambda: threads.append(threading.current_thread().name), period="1s", threaded=True)
+    core.ps.schedule_task("threaded", callback, period="1s", threaded=True)
     core.go()
     core.run_for(3)
 

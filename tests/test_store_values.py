@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 import textwrap
@@ -11,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 from bokeh.models import Div
-from core import Core, second
 
 import panel_schedule as package
+from core import Core, second
 from panel_schedule.config import Config
 from panel_schedule.errors import ValueRefused
 from panel_schedule.front import Front
@@ -194,10 +195,13 @@ def script(text):
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()
     front, printed = Front(Runtime(Config({}))), []
-    public = {name: getattr(package, name) for name in ("Retry", "errors")}
-    ps = SimpleNamespace(**public, **{name: getattr(front, name) for name in ("on", "run_forever", "schedule", "store")})
-    exec(textwrap.dedent(text), {"ps": ps, "print": lambda *words: printed.append(" ".join(map(str, words)))})
-    front._runtime.scheduler.stop(0)
+    public = {name: getattr(front, name) for name in ("on", "run_forever", "schedule", "store")}
+    ps = SimpleNamespace(Retry=package.Retry, errors=package.errors, **public)
+    try:
+        exec(textwrap.dedent(text), {"ps": ps, "print": lambda *words: printed.append(" ".join(map(str, words)))})
+    finally:
+        front._runtime.scheduler.stop(0)
+        logging.disable(logging.NOTSET)  # scripts that expect a failure keep it from being logged
     return printed
 
 

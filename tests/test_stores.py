@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import threading
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 from bokeh.models import Div
-from core import PATIENCE, START, second
 from panel.pane import Markdown
 
+from core import PATIENCE, START, second
 from panel_schedule.errors import RunFenced, ValueRefused
 from panel_schedule.run import RunRecord, RunState
 from panel_schedule.stores.base import TASK, USER, Entry, Row
@@ -468,7 +469,7 @@ def test_many_writers_share_one_row_of_versions(store):
     errors = hammer(8, lambda n: versions[n].extend(put(store, "rates", n).version for _ in range(500)))
 
     assert [] == errors
-    assert list(range(1, 4001)) == sorted(sum(versions, []))
+    assert list(range(1, 4001)) == sorted(version for own in versions for version in own)
     assert all(own == sorted(own) for own in versions)
 
 
@@ -564,10 +565,8 @@ def test_everything_at_once_breaks_nothing(store):
                 case 0:
                     put(store, name, step)
                 case 1:
-                    try:
+                    with suppress(KeyError):
                         store.delete(USER, name)
-                    except KeyError:
-                        pass
                 case 2:
                     list(store.names(USER))
                 case 3:

@@ -38,6 +38,13 @@ class MemoryStore:
         self._histories: dict[str, deque[RunRecord]] = {}
         self._listeners: list[Listener] = []
 
+    def forked(self) -> MemoryStore:
+        """The same values for the child of a fork, where locks, claims and listeners of the parent mean nothing."""
+        child = MemoryStore(self._history_limit)
+        for name in ("_entries", "_versions", "_rows", "_slots", "_fences"):
+            getattr(child, name).update(getattr(self, name))
+        return child
+
     # ------------------------------------------------------------ values
 
     def entry(self, space: str, name: str) -> Entry | None:

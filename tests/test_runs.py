@@ -1,0 +1,799 @@
+"""Runs: how they end, what they publish, and who hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import pytest
+from bokeh.plotting import figure
+from panel.pane import Markdown
+
+from core import PATIENCE, Core, keys, messages, second, short
+from panel_schedule.config import Config
+from panel_schedule.errors import (
+    RunFenced,
+    RunSkipped,
+    ValueRefused,
+    WouldBlock,
+)
+from panel_schedule.front import Front
+from panel_schedule.run import RunState, track
+from panel_schedule.runtime import Runtime
+from panel_schedule.stores.base import TASK
+
+
+@pytest.fixture
+def core():
+    with Core() as core:
+        yield core
+
+
+# ------------------------------------------------------------ failing
+
+
+def test_a_failure_keeps_the_last_good_value(core):
+    """The value, its version and time stay; the task is stale and says why (invariant 8)."""
+    outcomes = iter(["good", OSError("no route\nto host")])
+
+    @core.schedule(period="1m", first_run="background")
+    def fetch():
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    core.begin()
+    before = fetch.entry
+    core.run_for(60)
+
+    assert ("good", before) == (fetch(), fetch.entry)
+    status = fetch.status
+    assert ("failed", True, "OSError: no route") == (status.state, status.stale, status.error)
+
+
+def test_a_failure_is_logged_once_until_it_becomes_another(core, caplog):
+    """The same error again is silent; a new one, and one after a recovery, is not (invariant 8)."""
+    outcomes = iter([OSError("a"), OSError("a"), OSError("b"), None, OSError("b")])
+
+    @core.schedule(period="1m", first_run="skip")
+    def fetch():
+        if (outcome := next(outcomes)) is not None:
+            raise outcome
+
+    core.begin()
+    core.run_for(300)
+
+    logged = messages(caplog, logging.ERROR)
+    assert ["a", "b", "b"] == [message[-1] for message in logged]
+    assert all("'fetch'" in message for message in logged)
+
+
+def test_the_log_of_a_failure_shows_the_users_traceback(core, caplog):
+    """exc_info of the record leads to the function itself."""
+
+    @core.schedule(period="1m", first_run="skip")
+    def fetch():
+        raise OSError("gone")
+
+    core.begin()
+    core.run_for(60)
+
+    assert "in fetch" in caplog.text
+
+
+def test_a_task_recovers(core):
+    """The first good value after a failure takes the error away and is told as "recovered"."""
+    outcomes = iter([1, OSError("x"), 2])
+    told = core.events("recovered", "failed")
+
+    @core.schedule(period="1m", first_run="background")
+    def fetch():
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    core.begin()
+    core.run_for(120)
+
+    assert [("failed", "fetch"), ("recovered", "fetch")] == told
+    assert ("idle", "", False) == (fetch.status.state, fetch.status.error, fetch.status.stale)
+
+
+def test_what_a_function_raises_keeps_its_type(core):
+    """result() raises the very exception of the function."""
+    error = ZeroDivisionError("mine")
+
+    @core.schedule(period="1m", first_run="skip")
+    def fetch():
+        raise error
+
+    core.begin()
+    run = fetch.refresh()
+    core.go()
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        run.result(PATIENCE)
+    assert error is caught.value
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_no_exception_of_a_function_ends_more_than_its_run(core, error):
+    """sys.exit() in a thread's function is a failed run, and the schedule goes on."""
+    raising = [error]
+
+    @core.schedule(period="1m", first_run="skip")
+    def fetch():
+        if raising:
+            raise raising.pop()
+        return "fine"
+
+    core.begin()
+    core.run_for(120)
+
+    assert [("failed", ""), ("succeeded", "")] == short(fetch.history)
+
+
+# ------------------------------------------------------------ stale
+
+
+def test_two_due_slots_without_a_value_make_it_stale(core):
+    """One slot without a value is not enough (2.1)."""
+    slow = core.held("slow")
+    task = core.schedule(period="1m", first_run="background")(slow)
+    core.begin()
+    slow.finish("value")
+    core.run_for(60)
+    one = task.status.stale
+    core.run_for(60)
+
+    assert [False, True] == [one, task.status.stale]
+
+
+def test_a_new_value_is_fresh_again(core):
+    """The run that was late ends the staleness, and tells of it."""
+    slow = core.held("slow")
+    task = core.schedule(period="1m", first_run="background")(slow)
+    told = core.events("stale", "recovered")
+    core.begin()
+    slow.finish("value")
+    core.run_for(120)
+    slow.finish("newer")
+    core.go()
+
+    assert not task.status.stale
+    assert [("stale", "slow"), ("recovered", "slow")] == told
+
+
+def test_stale_after_says_it_otherwise(core):
+    """With stale_after the age alone counts: not a failure, and not slots."""
+    outcomes = iter([1, OSError("x")] + [OSError("y")] * 100)
+
+    @core.schedule(period="1m", first_run="background", stale_after="90s")
+    def fetch():
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    core.begin()
+    core.run_for(89)
+    before = fetch.status.stale
+    core.run_for(1)
+
+    assert [False, True] == [before, fetch.status.stale]
+
+
+def test_stale_after_starts_anew_with_each_value(core):
+    """A value that comes in time keeps the task fresh."""
+    task = core.schedule(period="1m", first_run="background", stale_after="90s")(lambda: 1)
+    told = core.events("stale")
+    core.begin()
+
+    core.run_for(600)
+
+    assert (False, []) == (task.status.stale, told)
+
+
+def test_a_clock_that_runs_a_little_behind_does_not_hang_stale_after(core):
+    """A wall clock slewed back by less than the scheduler notices must not make a timer fire for ever."""
+    core.schedule(period="1h", first_run="background", stale_after="90s")(lambda: 1)
+    core.begin()
+    core.clock.step(-0.0003)
+    done = threading.Event()
+
+    def ticks():
+        core.clock.advance(90)
+        core.scheduler.tick()
+        done.set()
+
+    threading.Thread(target=ticks, daemon=True).start()
+    finished = done.wait(2)
+    core.clock.step(1)  # ends the loop, if there is one
+
+    assert finished
+    assert done.wait(PATIENCE)
+
+
+def test_a_slot_fires_although_the_clocks_differ_a_little(core):
+    """The slew that the timers do not notice may delay a slot, but not beyond the next tick."""
+    count = []
+    core.schedule(period="10s", first_run="skip")(lambda: count.append(1))
+    core.begin()
+    core.clock.step(-0.0003)
+    core.advance(10)
+    core.advance(0.001)
+
+    assert 1 == len(count)
+
+
+# ------------------------------------------------------------ events
+
+
+@pytest.mark.parametrize("event", ["succeeded", "failed", "recovered", "stale", "skipped"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_every_event_reaches_its_handlers(core, event, kind):
+    """A plain handler in a thread, an async one on the loop; both get (task, run)."""
+    told = []
+    if kind == "sync":
+        core.ps.on(event, lambda task, run: told.append((task.name, run.task)))
+    else:
+
+        async def handler(task, run):
+            await asyncio.sleep(0)
+            told.append((task.name, run.task))
+
+        core.ps.on(event, handler)
+    outcomes = iter([1, OSError("x"), 2])
+
+    @core.schedule(period="1m", first_run="background")
+    def fetch():
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    core.begin()
+    core.run_for(120)
+    fetch.pause()
+    core.run_for(60)
+
+    assert {"succeeded": 2}.get(event, 1) == len(told)
+    assert {("fetch", "fetch")} == set(told)
+
+
+def test_a_handler_that_raises_hurts_nothing(core, caplog):
+    """It is logged with task and event; other handlers and the run are as ever."""
+    told = []
+
+    def bad(task, run):
+        raise ValueError("handler")
+
+    async def worse(task, run):
+        raise ValueError("async handler")
+
+    core.ps.on("succeeded", bad)
+    core.ps.on("succeeded", worse)
+    core.ps.on("succeeded", lambda task, run: told.append(run.state))
+    task = core.schedule(period="1m", first_run="background", name="fetch")(lambda: 1)
+    core.begin()
+    core.run_for(60)
+
+    assert ([RunState.SUCCEEDED] * 2, [("succeeded", "")] * 2) == (told, short(task.history))
+    assert "'fetch'" in messages(caplog)[0]
+    assert "'succeeded'" in messages(caplog)[0]
+
+
+def test_a_handler_that_never_returns_holds_up_no_run():
+    """It can never hurt a run: not by taking the last thread, either (2.1)."""
+    config = Config({})
+    config.max_threads = 1
+    front = Front(Runtime(config))
+    release, entered = threading.Event(), threading.Event()
+
+    def endless(task, run):
+        entered.set()
+        release.wait(PATIENCE)
+
+    front.on("succeeded", endless)
+    task = front.schedule(period="1h", first_run="skip", name="fetch")(lambda: 1)
+    task.refresh().result(PATIENCE)
+    assert entered.wait(PATIENCE)
+    try:
+        assert 1 == task.refresh().result(1)
+    finally:
+        release.set()
+
+
+def test_the_returned_function_takes_the_handler_away(core):
+    """Calling it twice is harmless."""
+    told = []
+    remove = core.ps.on("succeeded", lambda task, run: told.append(1))
+    core.schedule(period="1m", first_run="background", name="fetch")(lambda: 1)
+    core.begin()
+    remove()
+    remove()
+    core.run_for(60)
+
+    assert [1] == told
+
+
+def test_an_unknown_event_is_refused(core):
+    """The error lists the events there are."""
+    with pytest.raises(ValueError, match=r"'done'.*'succeeded'"):
+        core.ps.on("done", print)
+
+
+def test_a_stretch_of_skipped_slots_is_told_once(core):
+    """As it is recorded once."""
+    told = core.events("skipped")
+    task = core.schedule(period="1s", first_run="skip", name="fetch")(lambda: 1)
+    core.begin()
+    task.pause()
+
+    core.run_for(10)
+
+    assert [("skipped", "fetch")] == told
+
+
+# ------------------------------------------------------------ refresh and runs
+
+
+def test_a_refresh_joins_the_run_in_flight(core):
+    """Everybody who asks meanwhile gets the same run."""
+    slow = core.held("slow")
+    task = core.schedule(period="1h", first_run="skip")(slow)
+    core.begin()
+    runs = [task.refresh(), task.refresh()]
+    core.go()
+    runs.append(task.refresh())
+    slow.finish("value")
+
+    assert 1 == slow.calls
+    assert 1 == len(set(map(id, runs)))
+    assert "value" == runs[0].result(PATIENCE)
+
+
+def test_a_refresh_joins_a_scheduled_run(core):
+    """The run of a slot is as good as any."""
+    slow = core.held("slow")
+    task = core.schedule(period="1m", first_run="skip")(slow)
+    core.begin()
+    core.run_for(60)
+
+    assert core.run_of(task) is task.refresh()
+
+
+def test_refreshes_have_keys_of_their_own(core):
+    """Each request has an id (section 4: a request id for refresh)."""
+    task = core.schedule(period="1h", first_run="skip", name="fetch")(lambda: 1)
+    core.begin()
+    for _ in range(3):
+        task.refresh()
+        core.go()
+
+    assert 3 == len(set(keys(task)))
+
+
+def test_refresh_fits_on_click(core):
+    """A lone event argument is ignored."""
+    task = core.schedule(period="1h", first_run="skip", name="fetch")(lambda: 1)
+    run = task.refresh(object())
+    core.go()
+
+    assert 1 == run.result(PATIENCE)
+
+
+def test_a_refresh_beside_an_abandoned_body_waits_for_it(core):
+    """It follows as soon as the body has returned."""
+    slow = core.held("slow")
+    task = core.schedule(period="1h", first_run="skip")(slow)
+    core.begin()
+    first = task.refresh()
+    core.go()
+    first.cancel()
+    second_run = task.refresh()
+    state = second_run.state
+    slow.finish("dropped")
+    core.go()
+    slow.finish("kept")
+
+    assert (RunState.QUEUED, "kept", "kept") == (state, second_run.result(PATIENCE), task())
+
+
+def test_a_run_can_be_awaited(core):
+    """await run gives the result, also of a run that has ended."""
+    task = core.schedule(period="1h", first_run="skip", name="fetch")(lambda: 42)
+    run = task.refresh()
+
+    async def reads():
+        core.thread.go()
+        return await run, await run
+
+    assert (42, 42) == core.loop.run_until_complete(reads())
+
+
+def test_who_stops_awaiting_a_run_does_not_cancel_it(core):
+    """The run belongs to everybody."""
+    slow = core.held("slow")
+    task = core.schedule(period="1h", first_run="skip")(slow)
+    run = task.refresh()
+    core.go()
+
+    async def gives_up():
+        await asyncio.wait_for(run, 0)
+
+    with pytest.raises(TimeoutError):
+        core.loop.run_until_complete(gives_up())
+    slow.finish("value")
+
+    assert "value" == run.result(PATIENCE)
+
+
+def test_the_result_of_an_unfinished_run_would_block_a_loop(core):
+    """On a running loop's thread result() raises and names await; of an ended run it does not (2.2)."""
+    slow = core.held("slow")
+    task = core.schedule(period="1h", first_run="skip")(slow)
+    run = task.refresh()
+    core.go()
+
+    async def blocks():
+        return run.result()
+
+    with pytest.raises(WouldBlock, match=r"'slow'.*await"):
+        core.loop.run_until_complete(blocks())
+    slow.finish(7)
+    assert 7 == core.loop.run_until_complete(blocks())
+
+
+def test_a_result_that_does_not_come_in_time_is_a_timeout(core):
+    """The run goes on."""
+    slow = core.held("slow")
+    run = core.schedule(period="1h", first_run="skip")(slow).refresh()
+    core.go()
+
+    with pytest.raises(TimeoutError):
+        run.result(0.01)
+    assert RunState.RUNNING is run.state
+
+
+def test_done_callbacks_are_called_once_each(core):
+    """Before the end and after it."""
+    called = []
+    task = core.schedule(period="1h", first_run="skip", name="fetch")(lambda: 1)
+    run = task.refresh()
+    run.add_done_callback(called.append)
+    core.go()
+    run.add_done_callback(called.append)
+
+    assert [run, run] == called
+
+
+def test_progress_is_what_the_run_says(core):
+    """Percent and message of the run in flight are the task's, and gone with it."""
+
+    @core.schedule(period="1h", first_run="skip")
+    def steps():
+        for _ in track([2024, 2025], message="year {}"):
+            core.thread.park()
+
+    core.begin()
+    run = steps.refresh()
+    core.go()
+    core.thread.release()
+    during = (steps.status.percent, steps.status.message, run.percent)
+    core.thread.release()
+
+    assert (50, "year 2025", 50) == during
+    assert (-1, "", 100) == (steps.status.percent, steps.status.message, run.percent)
+
+
+def test_the_history_keeps_the_newest_runs():
+    """ps.config.history_limit of them, newest first."""
+    with Core(history_limit=3) as core:
+        task = core.schedule(period="1m", first_run="skip", name="fetch")(lambda: 1)
+        core.begin()
+        core.run_for(300)
+
+        assert [second(300), second(240), second(180)] == [record.key for record in task.history]
+
+
+def test_a_record_says_when_and_how_long(core):
+    """Queued, started, finished, in aware UTC."""
+    slow = core.held("slow")
+    task = core.schedule(period="1m", first_run="skip")(slow)
+    core.begin()
+    core.run_for(60)
+    core.clock.advance(5)
+    slow.finish()
+    (record,) = task.history
+
+    assert (second(60), second(60), second(65)) == (record.queued_at, record.started_at, record.finished_at)
+    assert 5.0 == record.duration == task.entry.duration
+
+
+# ------------------------------------------------------------ generators
+
+
+def test_each_yield_is_a_version(core):
+    """Readers see the parts as they come; the last one is the result."""
+
+    @core.schedule(period="1h", first_run="skip")
+    def parts():
+        yield "a"
+        core.thread.park()
+        yield "b"
+
+    run = parts.refresh()
+    core.go()
+    during = (parts(), parts.entry.version)
+    core.thread.release()
+
+    assert ("a", 1) == during
+    assert ("b", 2, "b") == (parts(), parts.entry.version, run.result(PATIENCE))
+
+
+def test_a_generators_return_value_is_final(core):
+    """A return value other than None is one more version."""
+
+    @core.schedule(period="1h", first_run="skip")
+    def parts():
+        yield "part"
+        return "whole"
+
+    run = parts.refresh()
+    core.go()
+
+    assert ("whole", 2, "whole") == (parts(), parts.entry.version, run.result(PATIENCE))
+
+
+def test_an_async_generator_publishes_each_yield(core):
+    """On the loop, all the same."""
+    seen = []
+
+    @core.schedule(period="1h", first_run="skip")
+    async def parts():
+        for part in "abc":
+            yield part
+            seen.append(parts.entry.version)
+
+    run = parts.refresh()
+    core.go()
+
+    assert ([1, 2, 3], "c", "c") == (seen, parts(), run.result(PATIENCE))
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_generator_that_fails_midway_leaves_its_last_yield_stale(core, kind):
+    """What was published stays (2.1)."""
+
+    def sync_parts():
+        yield "part"
+        raise OSError("midway")
+
+    async def async_parts():
+        yield "part"
+        raise OSError("midway")
+
+    task = core.schedule(period="1h", first_run="skip", name="parts")(sync_parts if kind == "sync" else async_parts)
+    task.refresh()
+    core.go()
+
+    assert ("part", 1, True, "failed") == (task(), task.entry.version, task.status.stale, task.status.state)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_generator_that_yields_nothing_has_no_last_yield(core, kind):
+    """Its value is None, as that of any function that returns nothing."""
+
+    def sync_parts():
+        yield from ()
+
+    async def async_parts():
+        for part in ():
+            yield part
+
+    task = core.schedule(period="1h", first_run="skip", name="parts", default="before")(
+        sync_parts if kind == "sync" else async_parts
+    )
+    run = task.refresh()
+    core.go()
+
+    assert (None, None) == (task(), run.result(PATIENCE))
+
+
+def test_an_abandoned_generator_has_cleaned_up_before_the_next_run_begins(core):
+    """Its `finally` belongs to its body: what it locks is free again when the task is (invariant 6)."""
+    order = []
+
+    @core.schedule(period="1h", first_run="skip")
+    def parts():
+        order.append("enter")
+        try:
+            yield 1
+            core.thread.park()
+            yield 2
+        finally:
+            order.append("leave")
+
+    core.begin()
+    parts.refresh()
+    core.go()
+    core.run_of(parts).cancel()
+    parts.refresh()
+    core.thread.release()
+    core.go()
+    core.thread.release()
+
+    assert ["enter", "leave", "enter", "leave"] == order
+
+
+def test_an_async_generator_has_cleaned_up_when_its_run_ends(core):
+    """Also when a yield was refused: not some time later."""
+    order = []
+
+    @core.schedule(period="1h", first_run="skip")
+    async def parts():
+        try:
+            yield figure()
+        finally:
+            order.append("leave")
+
+    run = parts.refresh()
+    run.add_done_callback(lambda run: order.append("ended"))
+    core.go()
+
+    assert ["leave", "ended"] == order
+
+
+def test_a_yield_is_no_final_value(core):
+    """after= fires once, on the final one (2.1)."""
+
+    @core.schedule(period="1h", first_run="skip")
+    def parts():
+        yield 1
+        yield 2
+        yield 3
+
+    seen = []
+    core.schedule(after=parts, name="child")(lambda: seen.append(parts()))
+    core.begin()
+    parts.refresh()
+    core.go()
+
+    assert [3] == seen
+
+
+# ------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        (figure, "value is a"),
+        (lambda: Markdown("x"), "value is a"),
+        (lambda: {"charts": [1, figure()]}, r"value\['charts'\]\[1\] is a"),
+        (lambda: ({"deep": {"er": (Markdown("x"),)}},), r"value\[0\]\['deep'\]\['er'\]\[0\] is a"),
+    ],
+)
+def test_what_belongs_to_a_document_is_no_value(core, make, path):
+    """Bokeh models and Panel objects are refused, with task, type and path in the message (invariant 11)."""
+    task = core.schedule(period="1h", first_run="skip", name="plots")(make)
+    run = task.refresh()
+    core.go()
+
+    with pytest.raises(ValueRefused, match=rf"'plots'.*{path} (bokeh|panel)\."):
+        run.result(PATIENCE)
+    assert (None, "failed") == (task.entry, task.status.state)
+
+
+def test_a_refused_value_leaves_the_old_one(core):
+    """It is a failure like any other (invariant 11)."""
+    values = iter([1, figure()])
+    task = core.schedule(period="1m", first_run="background", name="fetch")(lambda: next(values))
+    core.begin()
+    core.run_for(60)
+
+    assert (1, True) == (task(), task.status.stale)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_refused_yield_ends_the_generator(core, kind):
+    """The last good yield stays."""
+    closed = []
+
+    def sync_parts():
+        try:
+            yield 1
+            yield figure()
+        finally:
+            closed.append(1)
+
+    async def async_parts():
+        try:
+            yield 1
+            yield figure()
+        finally:
+            closed.append(1)
+
+    task = core.schedule(period="1h", first_run="skip", name="parts")(sync_parts if kind == "sync" else async_parts)
+    run = task.refresh()
+    core.go()
+
+    with pytest.raises(ValueRefused):
+        run.result(PATIENCE)
+    assert 1 == task()
+
+
+def test_none_is_a_value(core):
+    """It replaces the default, and counts as the first value."""
+    task = core.schedule(period="1h", first_run="wait", default="before", name="fetch")(lambda: None)
+    before = task()
+    core.begin()
+
+    assert ("before", None, 1) == (before, task(), task.entry.version)
+    assert [] == core.runtime.waiting_for()
+
+
+def test_a_coroutine_is_no_value(core):
+    """A plain function that returns a coroutine is a mistake that is told, not a value for everybody."""
+
+    async def inner():
+        return 1
+
+    task = core.schedule(period="1h", first_run="skip", name="fetch")(lambda: inner())
+    run = task.refresh()
+    core.go()
+
+    try:
+        result = run.result(PATIENCE)
+    except Exception as exc:
+        assert "fetch" in str(exc)  # noqa: PT017
+    else:
+        assert 1 == result
+
+
+# ------------------------------------------------------------ fences
+
+
+def test_a_run_that_lost_its_claim_publishes_nothing(core):
+    """The store refuses it in its own transaction (invariant 10)."""
+    slow = core.held("slow")
+    task = core.schedule(period="1h", first_run="skip")(slow)
+    core.begin()
+    run = task.refresh()
+    core.go()
+    core.scheduler.store.void(core.scheduler.lanes["slow"].claim)
+    slow.finish("stolen")
+
+    with pytest.raises(RunFenced, match="'slow'"):
+        run.result(PATIENCE)
+    assert core.scheduler.store.entry(TASK, "slow") is None
+    assert not task.status.running
+
+
+def test_a_slot_that_was_claimed_elsewhere_is_skipped(core):
+    """Another process was quicker: no run here, and the run says so."""
+    task = core.schedule(period="1m", first_run="skip", name="fetch")(lambda: 1)
+    core.begin()
+    theirs = core.scheduler.store.claim("fetch", "another", second(60))
+    core.run_for(60)
+    core.scheduler.store.release(theirs)
+    core.run_for(60)
+
+    assert [("skipped", "claimed elsewhere"), ("succeeded", "")] == short(task.history)
+
+
+def test_awaiting_a_skipped_run_says_that_it_was_skipped(core):
+    """RunSkipped names task and reason."""
+    slow = core.held("slow")
+    task = core.schedule(period="1m", first_run="skip", overlap="queue")(slow)
+    core.begin()
+    core.run_for(120)
+    dropped = core.queued(task)
+    core.run_for(60)
+
+    with pytest.raises(RunSkipped, match=r"'slow'.*overlap"):
+        dropped.result(PATIENCE)

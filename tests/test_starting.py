@@ -1,0 +1,285 @@
+"""First runs, dates, start and stop."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+
+from core import PATIENCE, Core, keys, messages, second
+from panel_schedule.clock import SystemClock
+from panel_schedule.run import RunState
+from panel_schedule.scheduler import Scheduler
+from panel_schedule.stores.memory import MemoryStore
+
+
+@pytest.fixture
+def core():
+    with Core() as core:
+        yield core
+
+
+# ------------------------------------------------------------ dates
+
+
+def test_dates_run_once_each_and_then_no_more(core):
+    """After the last one there is no next run; the task and its value stay."""
+    task = core.schedule(at=[second(10), second(20)], name="fetch")(lambda: core.clock.now())
+    core.begin()
+    core.run_for(60)
+
+    assert [second(10), second(20)] == keys(task)
+    assert (second(20), None) == (task(), task.status.next_run)
+    assert "fetch" in core.ps.tasks
+
+
+def test_a_callable_is_asked_for_each_next_date(core):
+    """at=f(now_utc) with None at the end."""
+    asked = []
+
+    def at(now):
+        asked.append(now)
+        return now + timedelta(seconds=10) if len(asked) < 3 else None
+
+    task = core.schedule(at=at, name="fetch")(lambda: core.clock.now())
+    core.begin()
+    core.run_for(60)
+
+    assert [second(10), second(20)] == keys(task)
+    assert [second(0), second(10), second(20)] == asked
+
+
+def test_a_callable_that_raises_is_asked_again(core, caplog):
+    """The failure is logged with the task's name, and the schedule goes on (section 4, traps)."""
+    answers = iter([second(10), OSError("calendar"), second(60), None])
+
+    def at(now):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    task = core.schedule(at=at, name="fetch")(lambda: core.clock.now())
+    core.begin()
+    core.run_for(120)
+
+    assert [second(10), second(60)] == keys(task)
+    assert "'fetch'" in messages(caplog)[0]
+
+
+def test_a_callable_that_raises_at_the_start_is_asked_again(core, caplog):
+    """At the first question, too."""
+    answers = iter([OSError("calendar"), second(60), None])
+
+    def at(now):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    task = core.schedule(at=at, name="fetch")(lambda: core.clock.now())
+    core.begin()
+    core.run_for(120)
+
+    assert [second(60)] == keys(task)
+
+
+def test_a_callable_that_raises_does_not_keep_the_others_from_starting(core):
+    """With a first run, too: whatever at= does, the other tasks have theirs."""
+
+    def at(now):
+        raise OSError("calendar")
+
+    task = core.schedule(at=at, name="dates", first_run="background")(lambda: 1)
+    other = core.schedule(period="1h", name="other", first_run="background")(lambda: 2)
+    core.begin()
+
+    assert (1, 2) == (task(), other())
+
+
+# ------------------------------------------------------------ first runs
+
+
+def test_the_server_waits_for_first_runs_by_default(core):
+    """first_run="wait": the gate names the task until its value is there."""
+    slow = core.held("slow")
+    task = core.schedule(period="1h")(slow)
+    core.begin()
+    before = core.runtime.waiting_for()
+    slow.finish(1)
+
+    assert ([task], []) == (before, core.runtime.waiting_for())
+
+
+def test_a_first_run_takes_the_latest_slot(core):
+    """Its key is the slot that is due, so that it does not run twice (invariant 8)."""
+    core.clock.advance(90)
+    task = core.schedule(period="1m")(core.held("slow"))
+    core.begin()
+
+    assert second(60) == core.run_of(task).key
+    assert second(120) == task.status.next_run
+
+
+@pytest.mark.parametrize(("first_run", "runs"), [("wait", 1), ("background", 1), ("skip", 0)])
+def test_first_run_says_whether_there_is_one(core, first_run, runs):
+    """And only "wait" holds the visitors."""
+    slow = core.held("slow")
+    core.schedule(period="1h", first_run=first_run)(slow)
+    core.begin()
+
+    assert (runs, first_run == "wait") == (slow.calls, bool(core.runtime.waiting_for()))
+
+
+def test_tasks_with_dates_skip_their_first_run_by_default(core):
+    """An appointment is kept at its time."""
+    count = []
+    core.schedule(at=[second(10)], name="fetch")(lambda: count.append(core.clock.now()))
+    core.begin()
+    core.run_for(20)
+
+    assert [second(10)] == count
+
+
+def test_a_first_run_that_fails_is_fatal_if_the_server_waits_for_it(core):
+    """Only then (invariant 8)."""
+    told = []
+    core.scheduler.fatal = lambda task, run: told.append((task.name, run.state))
+
+    def broken():
+        raise OSError("gone")
+
+    core.schedule(period="1h", name="waited")(broken)
+    core.schedule(period="1h", name="background", first_run="background")(broken)
+    core.begin()
+
+    assert [("waited", RunState.FAILED)] == told
+
+
+def test_a_later_failure_is_not_fatal(core):
+    """There is a last good value."""
+    told = []
+    core.scheduler.fatal = lambda task, run: told.append(task.name)
+    outcomes = iter([1, OSError("x")])
+
+    @core.schedule(period="1m")
+    def fetch():
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    core.begin()
+    core.run_for(60)
+
+    assert [] == told
+
+
+def test_a_follower_has_its_first_run_when_its_upstream_has_a_value(core):
+    """The gate waits for both (invariant 8)."""
+    slow = core.held("slow")
+    raw = core.schedule(period="1h")(slow)
+    child = core.schedule(after=raw, name="child")(lambda: raw() * 2)
+    core.begin()
+    before = core.runtime.waiting_for()
+    slow.finish(21)
+    core.go()
+
+    assert ([raw, child], []) == (before, core.runtime.waiting_for())
+    assert 42 == child()
+
+
+def test_the_gate_does_not_wait_for_what_nothing_brings(core):
+    """A follower of a task that skips its first run holds nobody."""
+    raw = core.schedule(period="1h", first_run="skip", name="raw")(lambda: 1)
+    core.schedule(after=raw, name="child")(lambda: 1)
+    core.begin()
+
+    assert [] == core.runtime.waiting_for()
+
+
+def test_the_gate_survives_a_cancelled_upstream(core):
+    """Tasks may go; who follows them does not hold up the server, and breaks nothing."""
+    raw = core.schedule(period="1h", first_run="skip", name="raw")(lambda: 1)
+    core.schedule(after=raw, name="child")(lambda: 1)
+    core.begin()
+    core.ps.cancel_task("raw")
+
+    assert [] == core.runtime.waiting_for()
+
+
+def test_a_task_registered_later_starts_at_once(core):
+    """The clocks run already."""
+    core.begin()
+    task = core.schedule(period="1h", name="late")(lambda: "value")
+    core.go()
+
+    assert "value" == task()
+
+
+# ------------------------------------------------------------ lifecycle
+
+
+def test_the_service_thread_starts_again_after_a_stop():
+    """Start and stop are fine in any order, however quickly they follow each other (section 4)."""
+    inside, leave, fired = threading.Event(), threading.Event(), threading.Event()
+
+    def lingers():
+        inside.set()
+        leave.wait(PATIENCE)
+
+    scheduler = Scheduler(SystemClock(), MemoryStore(), {})
+    scheduler.timers.after(0, lambda _: scheduler.defer(lingers), None)
+    scheduler.start()
+    assert inside.wait(PATIENCE)
+    scheduler.stop(0)
+    scheduler.start()
+    with scheduler.locked:
+        scheduler.timers.after(0, lambda _: fired.set(), None)
+    leave.set()
+
+    assert fired.wait(2)
+    scheduler.stop(0)
+
+
+def test_stop_ends_what_has_not_begun(core):
+    """Queued runs never start; the clocks decide nothing any more."""
+    slow = core.held("slow")
+    task = core.schedule(period="1m", first_run="skip", overlap="queue")(slow)
+    core.begin()
+    core.run_for(120)
+    queued = core.queued(task)
+    core.scheduler.stop(0)
+    slow.finish()
+    core.run_for(600)
+
+    assert (RunState.CANCELLED, 1) == (queued.state, slow.calls)
+
+
+def test_nothing_new_begins_after_a_stop(core):
+    """What was in flight may end, but its followers stay where they are: no new claims (invariant 19)."""
+    slow, count = core.held("slow"), []
+    raw = core.schedule(period="1h", first_run="background")(slow)
+    child = core.schedule(after=raw, name="child")(lambda: count.append(1))
+    core.begin()
+    core.scheduler.stop(0)
+    slow.finish("value")
+    core.go()
+
+    assert ("value", []) == (raw(), count)
+    assert not child.status.running
+
+
+def test_a_run_that_fails_after_a_stop_is_not_tried_again(core):
+    """It ends: `running` goes back to False (invariants 17, 19)."""
+    slow = core.held("slow")
+    task = core.schedule(period="1h", first_run="background", retry=3)(slow)
+    core.begin()
+    run = core.run_of(task)
+    core.scheduler.stop(0)
+    slow.finish(OSError("gone"))
+    core.go()
+
+    assert run.state.final
+    assert not task.status.running
