@@ -58,13 +58,14 @@ class Locked:
         if self._depth:
             self._lock.release()
             return
-        deferred, touched, submitted = self.deferred, self.touched, self.submitted
-        if deferred:
-            self.deferred = []
-        if touched:
-            self.touched = set()
-        if submitted:
-            self.submitted = set()
+        if not (self.submitted or self.touched or self.deferred):
+            self._lock.release()
+            self._released()
+            return
+        # The next holder collects into sets of its own.
+        submitted, self.submitted = self.submitted, set()
+        touched, self.touched = self.touched, set()
+        deferred, self.deferred = self.deferred, []
         self._lock.release()
         for executor in submitted:
             executor.flush()

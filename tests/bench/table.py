@@ -35,7 +35,7 @@ def verdict(**claims: bool) -> str:
     """``"yes"``, ``"no"``, or which is which: ``"p50 yes, p99 no"``."""
     if len(set(claims.values())) == 1:
         return "yes" if all(claims.values()) else "no"
-    return ", ".join(f"{name} {'yes' if holds else 'no'}" for name, holds in claims.items())
+    return ", ".join(f"{name.replace('_', ' ')} {'yes' if holds else 'no'}" for name, holds in claims.items())
 
 
 def middle(values: Iterable[float], form: str = "{:.2f}") -> str:

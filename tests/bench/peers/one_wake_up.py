@@ -3,6 +3,8 @@
 import asyncio
 import time
 
+running = set()
+
 
 def start(loop):
     pass
@@ -17,6 +19,7 @@ def every_second(name, function, offset):
         nonlocal at
         at += 1
         loop.call_at(at + zero, tick)
-        loop.create_task(function())
+        running.add(task := loop.create_task(function()))
+        task.add_done_callback(running.discard)
 
     loop.call_at(at + zero, tick)
