@@ -7,6 +7,7 @@ import logging
 from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import aclosing, closing
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
@@ -48,6 +49,7 @@ class Desk(Protocol):
     waves: Waves
     locked: Locked
     begun: bool
+    stopping: bool
     changed: Callable[[Task[Any]], object]
     fatal: Callable[[Task[Any], Run], object]
 
@@ -87,7 +89,7 @@ class Runner:
 
     def trigger(self, lane: Lane, key: str, wave: datetime) -> None:
         """An upstream has a new final value. A task that follows others never skips the newest."""
-        if lane.removed:
+        if lane.removed or self._s.stopping:
             return
         if lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers == 0):
             lane.missed += 1
@@ -168,10 +170,11 @@ class Runner:
             result = function()
             if not inspect.isasyncgen(result):
                 return await result
-            value, count = None, 0
-            async for value in result:
-                self._yielded(lane, run, value)
-                count += 1
+            count = 0
+            async with aclosing(result):
+                async for value in result:
+                    self._yielded(lane, run, value)
+                    count += 1
             return PUBLISHED if count else None
 
         return body
@@ -185,13 +188,15 @@ class Runner:
 
     def _drain(self, lane: Lane, run: Run, values: Any) -> Any:
         count = 0
-        while True:
-            try:
-                value = next(values)
-            except StopIteration as stop:
-                return PUBLISHED if stop.value is None and count else stop.value
-            self._yielded(lane, run, value)
-            count += 1
+        # Closed even when the run has ended in between: its cleanup code is part of the body.
+        with closing(values):
+            while True:
+                try:
+                    value = next(values)
+                except StopIteration as stop:
+                    return PUBLISHED if stop.value is None and count else stop.value
+                self._yielded(lane, run, value)
+                count += 1
 
     def _yielded(self, lane: Lane, run: Run, value: Any) -> None:
         run.check()
@@ -259,7 +264,7 @@ class Runner:
 
     def _failed(self, lane: Lane, run: Run, error: BaseException, state: RunState) -> None:
         retry = lane.task.policy.retry
-        if run.attempt < retry.max_attempts and not lane.removed:
+        if run.attempt < retry.max_attempts and not lane.removed and not self._s.stopping:
             delay = retry.delay(run.attempt)
             log.warning(
                 "Task %r: attempt %d of %d failed, the next follows in %g s: %s",

@@ -66,7 +66,7 @@ class Scheduler:
         self.lanes: dict[str, Lane] = {}
         self.timers = Timers(clock)
         self.lock = threading.RLock()
-        self.begun = False
+        self.begun = self.stopping = False
         self.waves = Waves(self.lanes, self.lock)
         self.runner = Runner(self)
         self.agenda = Agenda(self)
@@ -83,6 +83,7 @@ class Scheduler:
         """Start the service thread: timeouts and retries work, no clock decides yet. Idempotent."""
         with self.lock:
             if self._serving is None:
+                self.stopping = False
                 self._serving = threading.Thread(target=self._serve, name="panel-schedule", daemon=True)
                 Context().run(self._serving.start)
 
@@ -90,14 +91,14 @@ class Scheduler:
         """Start the clocks: first runs, then slots. Idempotent."""
         with self.locked:
             if not self.begun:
-                self.begun = True
+                self.begun, self.stopping = True, False
                 self.agenda.enter(self.lanes.values())
         self.start()
 
     def stop(self, grace: float) -> None:
         """No new runs; those in flight get `grace` seconds, async ones are cancelled. Idempotent."""
         with self.locked:
-            self._serving, self.begun = None, False
+            self._serving, self.begun, self.stopping = None, False, True
             for lane in self.lanes.values():
                 self.timers.cancel(lane.slot_timer)
                 lane.next = None
