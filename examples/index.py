@@ -2,6 +2,7 @@
 
 import panel as pn
 import panel_material_ui as pmui
+
 from page import card, live, number, page, row
 from tasks.machine import machine
 from tasks.quakes import quakes

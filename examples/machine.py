@@ -4,6 +4,7 @@ import panel as pn
 import psutil
 from bokeh.models import ColumnDataSource, CustomJS, CustomJSTickFormatter, DataRange1d, Range1d
 from bokeh.plotting import figure
+
 from page import AMBER, BLUE, TEAL, VIOLET, card, chart, follow, key, number, page, row, tile
 from tasks.machine import WINDOW, Sample, machine
 

@@ -7,6 +7,7 @@ import panel as pn
 import panel_material_ui as pmui
 from bokeh.models import ColumnDataSource, HoverTool, NumberFormatter, Range1d
 from bokeh.plotting import figure
+
 from page import AMBER, BLUE, ROSE, card, chart, key, number, page, row, table, tile
 from tasks.quakes import DATA, Feed, quakes
 
@@ -83,7 +84,7 @@ page(
     pmui.Alert(
         title="The feed cannot be reached from here. These are made-up events in its format, served by this machine.",
         severity="warning",
-        visible=view.pipe(lambda feed: feed.sample),
+        visible=pn.bind(lambda feed: bool(feed and feed.sample), quakes),
         sx={"py": 0, "alignItems": "center", "& .MuiAlertTitle-root": {"fontSize": 14, "mb": 0}},
         margin=6,
         sizing_mode="stretch_width",

@@ -3,6 +3,7 @@
 import panel as pn
 from bokeh.models import ColumnDataSource, HoverTool, HTMLTemplateFormatter, NumberFormatter
 from bokeh.plotting import figure
+
 from page import AMBER, BLUE, ROSE, TEAL, VIOLET, card, chart, follow, key, number, page, row, table, tile
 from tasks.stocks import NEW_YORK, bell, growth, mover, prices, summary
 
@@ -11,7 +12,7 @@ pn.extension("tabulator")
 TICKERS = {"AAPL": BLUE, "FB": AMBER, "GOOG": TEAL, "IBM": VIOLET, "MSFT": ROSE}
 SIGNED = "<span style='color: <%= value < 0 ? \"#dc2626\" : \"#16a34a\" %>'><%= value < 0 ? \"\" : \"+\" %><%= (100 * value).toFixed(1) %> %</span>"
 
-source = ColumnDataSource()
+source = ColumnDataSource({field: [] for field in ("date", *TICKERS)})
 plot = figure(
     x_axis_type="datetime",
     sizing_mode="stretch_both",
@@ -28,7 +29,7 @@ plot.add_tools(HoverTool(tooltips=tooltips, formatters={"@date": "datetime"}, mo
 
 
 def draw(frame) -> None:
-    source.data = dict(frame.reindex(columns=["date", *TICKERS]))
+    source.data = dict(frame.reindex(columns=list(source.data)))
 
 
 follow(growth, draw)

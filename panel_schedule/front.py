@@ -186,7 +186,8 @@ class Front:
         RegistrationError, TriggerError
             When it cannot be scheduled.
         """
-        if (known := self.tasks.get(name)) is not None:
+        known: Task[Any] | None = self.tasks.get(name)
+        if known is not None:
             if not same_function(known, callback):
                 log.warning(
                     "A separate task is already scheduled under the name %r; the new one is ignored. To replace it, "

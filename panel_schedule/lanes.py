@@ -85,7 +85,7 @@ class Lane:
         # Whose values cause its runs, by name, and the lanes whose runs its own values cause.
         self.follows: tuple[str, ...] = ()
         self.dependents: tuple[Lane, ...] = ()
-        self.reads: set[Task[Any]] = set()
+        self.reads: frozenset[Task[Any]] = frozenset()
         # The tasks it is ordered behind, worked out when first needed.
         self.depends: tuple[Task[Any], ...] | None = None
         self.slot_timer: Timer | None = None
@@ -191,7 +191,7 @@ class Waves:
         """Block the run's own thread until `upstream` is there; its place goes to another meanwhile."""
         with self._lock:
             if lane.on_loop and upstream.task not in lane.reads:
-                lane.reads.add(upstream.task)
+                lane.reads |= {upstream.task}
                 lane.depends = None
             missing = () if lane.on_loop else self._missing(lane, run, [upstream])
             if not missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +11,8 @@ from typing import Any
 from .executors.base import Executor
 from .lanes import Waves
 from .task import Task
+
+log = logging.getLogger("panel_schedule")
 
 
 class Bell:
@@ -51,13 +54,18 @@ class Locked:
         self._depth += 1
 
     def __exit__(self, *exc: object) -> None:
-        if self._depth == 1 and self._waves.waits:
-            # Something may have ended, or will not come: who waited for it goes on.
-            self._waves.settle()
-        self._depth -= 1
-        if self._depth:
-            self._lock.release()
-            return
+        try:
+            if self._depth == 1 and self._waves.waits:
+                # Something may have ended, or will not come: who waited for it goes on.
+                self._waves.settle()
+        finally:
+            self._depth -= 1
+            if self._depth:
+                self._lock.release()
+            else:
+                self._open()
+
+    def _open(self) -> None:
         if not (self.submitted or self.touched or self.deferred):
             self._lock.release()
             self._released()
@@ -73,4 +81,7 @@ class Locked:
         for task in touched:
             self._changed(task)
         for call in deferred:
-            call()
+            try:
+                call()
+            except Exception:
+                log.exception("A callback of a run failed; the other ones are not affected.")

@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import Any
 
 from .errors import CycleError, RegistrationError, TriggerError
-from .task import FirstRun, Origin, Overlap, Policy, Retry, Task, WhenIdle
+from .task import ONCE, FirstRun, Origin, Overlap, Policy, Retry, Task, WhenIdle
 from .triggers import After, Computed, Cron, Dates, Every, Trigger, parse_period
 
 log = logging.getLogger("panel_schedule")
@@ -36,6 +36,10 @@ class Registry(Mapping[str, Task[Any]]):
             return self._tasks[name]
         except KeyError:
             raise KeyError(f"There is no task {name!r}; there are: {', '.join(self._tasks) or 'none'}.") from None
+
+    def get(self, name: str, default: Any = None) -> Task[Any] | Any:
+        # Not Mapping's, which would first write the long message above.
+        return self._tasks.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tasks
@@ -158,7 +162,7 @@ def choose_trigger(
     elif cron is not None:
         trigger = Cron(cron, timezone=zone)
     elif period is not None:
-        trigger = Every(parse_period(period))
+        trigger = Every(period)
     elif at is not None:
         trigger = _dates(at)
     else:
@@ -250,7 +254,7 @@ def build_policy(
         trigger,
         executor=executor,
         timeout=None if timeout is None else _duration("timeout", timeout).total_seconds(),
-        retry=Retry(max_attempts=retry + 1) if isinstance(retry, int) else retry,
+        retry=retry if isinstance(retry, Retry) else Retry(max_attempts=retry + 1) if retry else ONCE,
         overlap=_choice(Overlap, "overlap", overlap),
         first_run=_choice(FirstRun, "first_run", first_run),
         when_idle=_choice(WhenIdle, "when_idle", when_idle),

@@ -109,7 +109,8 @@ class Runtime:
             ``fatal(task, run)`` when a first run has failed that the server waits for.
         """
         self._fatal = fatal or self._fatal
-        self.loops.adopt(loop)
+        if self.loops.adopted is not loop:
+            self.loops.adopt(loop)
         if not self._started:
             self._started = True
             # At the loop's next turn: the rest of a setup script that is running now registers its tasks first.
@@ -151,39 +152,43 @@ class Runtime:
         return choose_trigger(period=period, cron=cron, at=at, timezone=timezone, default_timezone=self.config.timezone)
 
     async def ready(self, task: Task[T], timeout: float | None) -> T:
-        run = self._run_without_clock(task)
+        run: Run | None = None
         try:
-            if run is not None:
+            if self._needs_a_hand(task):
+                for upstream in task.policy.upstream:
+                    await self.ready(upstream, timeout)
+                run = task.refresh()
                 await asyncio.wait_for(run, timeout)
             future = asyncio.wrap_future(self.scheduler.first_value(task))
             return await asyncio.wait_for(asyncio.shield(future), timeout)
         except TimeoutError:
-            if run is not None and run.state.final:  # the function's own
-                raise
-            raise self._not_ready(task, timeout) from None
+            raise self._not_ready(task, run, timeout) from None
 
     def wait_ready(self, task: Task[T], timeout: float | None) -> T:
-        future, run = self.scheduler.first_value(task), None
+        run: Run | None = None
+        future = self.scheduler.first_value(task)
         if not future.done():
             refuse_to_block(f"wait_ready() of task {task.name!r}", "await task.ready()")
-            run = self._run_without_clock(task)
         try:
-            if run is not None:
+            if self._needs_a_hand(task):
+                for upstream in task.policy.upstream:
+                    self.wait_ready(upstream, timeout)
+                run = task.refresh()
                 run.result(timeout)
             return future.result(timeout)  # type: ignore[no-any-return]
         except TimeoutError:
-            if run is not None and run.state.final:  # the function's own
-                raise
-            raise self._not_ready(task, timeout) from None
+            raise self._not_ready(task, run, timeout) from None
 
-    def _run_without_clock(self, task: Task[Any]) -> Run | None:
-        """Where no clock runs nothing would ever come: run it once."""
-        return task.refresh() if task.entry is None and not self._started else None
+    def _needs_a_hand(self, task: Task[Any]) -> bool:
+        """Where no clock runs no value would ever come by itself."""
+        return task.entry is None and not self._started
 
-    def _not_ready(self, task: Task[Any], timeout: float | None) -> NotReady:
+    def _not_ready(self, task: Task[Any], run: Run | None, timeout: float | None) -> BaseException:
+        if run is not None and run.state.final and run.error is not None:
+            return run.error  # a TimeoutError of the function's own
         status = task.status
         why = status.error or f"it is {status.state}, and due next at {status.next_run}"
-        return NotReady(f"Task {task.name!r} has no value after {timeout:g} s: {why}.")
+        return NotReady(f"Task {task.name!r} has no value after {timeout} s: {why}.")
 
     def view(self, task: Task[Any]) -> TaskView:
         return self.views.of_task(task)

@@ -159,7 +159,7 @@ class Scheduler:
         with self.locked:
             lane = self.lanes[task.name]
             lane.executor, lane.on_loop = self._executor(task)
-            lane.is_async, lane.reads, lane.depends = is_async(task.function), set(), None
+            lane.is_async, lane.reads, lane.depends = is_async(task.function), frozenset(), None
             lane.removed = lane.gated = False
             lane.trigger = task.policy.trigger
             self.waves.follow(lane, lane.upstream)
@@ -250,10 +250,12 @@ class Scheduler:
         """A future of the first value, shared by all who wait."""
         with self.lock:
             lane = self.lanes[task.name]
+            if task.entry is not None:
+                there: Future[Any] = Future()
+                there.set_result(task.entry.value)
+                return there
             if lane.first is None:
                 lane.first = Future()
-                if task.entry is not None:
-                    lane.first.set_result(task.entry.value)
             return lane.first
 
     def gate(self) -> list[Lane]:
@@ -295,13 +297,16 @@ class Scheduler:
         if lane is None or entry is None:
             return
         task = lane.task
-        if task.entry is None or entry.version > task.entry.version:
+        with self.lock:
+            if task.entry is not None and entry.version <= task.entry.version:
+                return
             task.entry = entry
             task._value = entry.value
-            if lane.first is not None and not lane.first.done():
-                lane.first.set_result(entry.value)
-            if lane.viewers:
-                self.changed(task)
+            first, lane.first = lane.first, None
+        if first is not None:
+            first.set_result(entry.value)
+        if lane.viewers:
+            self.changed(task)
 
     def _executor(self, task: Task[Any]) -> tuple[Executor, bool]:
         name = task.policy.executor or ("loop" if is_async(task.function) else "thread")

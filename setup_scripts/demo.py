@@ -10,7 +10,8 @@ from pathlib import Path
 # A setup script is run by itself: neither its folder nor the working directory is on the path.
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-import panel_material_ui  # noqa: E402, F401  (under --num-procs, each process has to know the files of the theme)
-import tasks.machine  # noqa: E402
-import tasks.quakes  # noqa: E402
-import tasks.stocks  # noqa: E402, F401
+import panel_material_ui  # noqa: F401  (under --num-procs, each process has to know the files of the theme)
+
+import tasks.machine
+import tasks.quakes
+import tasks.stocks  # noqa: F401

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
-from cron_reference import MINUTE, Schedule, Tick, clock
 from croniter import croniter
 
+from cron_reference import MINUTE, Schedule, Tick, clock
 from panel_schedule.cron import CronExpression, Dialect
 from panel_schedule.errors import TriggerError
 from panel_schedule.triggers import Cron
@@ -444,9 +444,9 @@ def test_a_whole_year_agrees_with_the_reference(zone: str) -> None:
     schedules = [Schedule(text) for text in texts]
     expected: list[list[datetime]] = [[] for _ in schedules]
     for tick in clock(ZoneInfo(zone), start, end):
-        for schedule, times in zip(schedules, expected):
+        for schedule, times in zip(schedules, expected, strict=False):
             times += schedule.runs([tick])
-    for text, times in zip(texts, expected):
+    for text, times in zip(texts, expected, strict=False):
         assert times == walk(Cron(text, zone).next_after, start - timedelta(seconds=1), until=end, limit=10**6), text
 
 

@@ -643,6 +643,7 @@ def test_a_thread_that_runs_cannot_be_cancelled(threads):
 
 def test_an_idle_thread_keeps_no_value_alive(threads):
     """What a body returned is its reader's alone."""
+
     class Value:
         pass
 
@@ -676,9 +677,7 @@ def test_the_switch_interval_is_short_while_a_body_runs_and_restored_after():
     assert pytest.approx(before) == sys.getswitchinterval()
 
 
-@pytest.mark.parametrize(
-    "executor", ["threads.ThreadExecutor(2)", "loop.LoopExecutor()"], ids=["threads", "own loop"]
-)
+@pytest.mark.parametrize("executor", ["threads.ThreadExecutor(2)", "loop.LoopExecutor()"], ids=["threads", "own loop"])
 def test_no_thread_keeps_the_interpreter_from_exiting(executor):
     """An endless body ends with the process: these are daemons (section 4)."""
     script = f"""

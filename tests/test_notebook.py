@@ -32,10 +32,12 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
     def execute(*cells: str, allow_errors: bool = False) -> list[str]:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-        NotebookClient(notebook, timeout=60, allow_errors=allow_errors, resources={"metadata": {"path": tmp_path}}).execute()
+        NotebookClient(
+            notebook, timeout=60, allow_errors=allow_errors, resources={"metadata": {"path": tmp_path}}
+        ).execute()
         return outputs(notebook)
 
-    yield execute
+    return execute
 
 
 DEFINE = """

@@ -6,6 +6,7 @@ import re
 
 import httpx
 from playwright.sync_api import expect
+
 from servers import EXPIRE_SOON, Serve, eventually
 from windows import NewPage
 

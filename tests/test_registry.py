@@ -516,7 +516,13 @@ def test_each_option_is_an_environment_variable(option, text, value):
 
 @pytest.mark.parametrize(
     ("option", "text"),
-    [("MAX_THREADS", "many"), ("MAX_THREADS", "0"), ("GRACE_PERIOD", "-1"), ("TIMEZONE", "Berlin"), ("STORE", "ftp://")],
+    [
+        ("MAX_THREADS", "many"),
+        ("MAX_THREADS", "0"),
+        ("GRACE_PERIOD", "-1"),
+        ("TIMEZONE", "Berlin"),
+        ("STORE", "ftp://"),
+    ],
 )
 def test_an_environment_variable_that_means_nothing_names_itself(option, text):
     """So that it is found."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import httpx
+
 from servers import Serve, eventually
 
 APP = """
@@ -59,7 +60,7 @@ def test_no_page_is_built_before_the_first_value_is_there(serve: Serve) -> None:
 
 def test_a_failing_first_run_stops_the_server_and_shows_why(serve: Serve) -> None:
     """It exits non-zero within 2 s of the failure; the last lines name the task and show the user's traceback."""
-    timed = FAILING.replace('raise Conn', 'import time; print("failing at", time.time(), flush=True); raise Conn')
+    timed = FAILING.replace("raise Conn", 'import time; print("failing at", time.time(), flush=True); raise Conn')
     server = serve("app.py --setup tasks.py", {"app.py": APP, "tasks.py": timed}, wait=False)
     assert server.wait_exit() != 0
     failed_at = float(server.output().split("failing at ")[1].split()[0])

@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import panel as pn
-import panel_schedule as ps
 import psutil
 import pytest
 from bokeh.document import Document
+
+import panel_schedule as ps
 from panel_schedule import _runtime as runtime
 from panel_schedule.views import TaskView, View
 from visitors import Visitor, visitors
@@ -65,17 +66,19 @@ async def test_every_session_gets_each_new_value_pushed() -> None:
 
 async def test_a_burst_of_values_coalesces_to_the_newest() -> None:
     """Invariant 21: of a thousand values in a moment a page gets few, and always the last."""
-    task = ps.store
-    task["burst"] = 0
-    async with site(lambda: pn.pane.Markdown(ps.store.rx("burst").rx.pipe(lambda n: f"value {n}!"))) as url:
-        async with visitors(url, 1) as (page,):
-            for number in range(1, 1001):
-                ps.store["burst"] = number
-            received = 0
-            async with asyncio.timeout(10):
-                while "value 1000!" not in (await page.read())[1]:
-                    received += 1
-            assert received < 20
+    ps.store["burst"] = 0
+
+    def app() -> pn.pane.Markdown:
+        return pn.pane.Markdown(ps.store.rx("burst").rx.pipe(lambda number: f"value {number}!"))
+
+    async with site(app) as url, visitors(url, 1) as (page,):
+        for number in range(1, 1001):
+            ps.store["burst"] = number
+        received = 0
+        async with asyncio.timeout(10):
+            while "value 1000!" not in (await page.read())[1]:
+                received += 1
+        assert received < 20
     del ps.store["burst"]
 
 

@@ -10,6 +10,7 @@ import panel as pn
 import param
 import pytest
 from panel.io.state import set_curdoc
+
 from panel_schedule.components import Freshness
 from panel_schedule.config import Config
 from panel_schedule.front import Front

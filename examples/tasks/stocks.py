@@ -44,7 +44,7 @@ def prices() -> Loaded:
 
 
 def query(sql: str) -> pd.DataFrame:
-    with duckdb.connect(prices().database) as db:
+    with duckdb.connect(prices().database, read_only=True) as db:
         return db.sql(f"""
             WITH year AS (
                 SELECT *, adj_close / lag(adj_close) OVER stock - 1 AS change,
@@ -55,13 +55,13 @@ def query(sql: str) -> pd.DataFrame:
         """).df()
 
 
-@ps.schedule(after=prices)
+@ps.schedule(after=prices, retry=2)
 def growth() -> pd.DataFrame:
     """A year of each stock, 100 at its beginning: a column per ticker."""
     return query("PIVOT year ON ticker USING first(growth) GROUP BY date ORDER BY date")
 
 
-@ps.schedule(after=prices)
+@ps.schedule(after=prices, retry=2)
 def summary() -> pd.DataFrame:
     """One row per stock."""
     return query("""

@@ -103,7 +103,8 @@ class MemoryStore:
                 self._slots[task] = changes.pop("last_slot")
             old = self._rows.get(task)
             row = self._rows[task] = replace(old, **changes) if old else Row(**changes)
-            return replace(row, last_slot=self._slots.get(task))
+            last = self._slots.get(task)
+            return row if last is None else replace(row, last_slot=last)
 
     def claim(self, task: str, run_id: str, slot: datetime | None) -> Claim | None:
         with self._lock:
