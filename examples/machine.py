@@ -5,12 +5,15 @@ import psutil
 from bokeh.models import ColumnDataSource, CustomJS, CustomJSTickFormatter, DataRange1d, Range1d
 from bokeh.plotting import figure
 
-from page import AMBER, BLUE, TEAL, VIOLET, card, chart, follow, key, number, page, row, tile
+from common.page import AMBER, BLUE, TEAL, VIOLET, card, chart, follow, key, number, page, row, tile
 from tasks.machine import WINDOW, Sample, machine
 
 pn.extension()
 
+CORES, MEMORY = psutil.cpu_count(), psutil.virtual_memory().total / 2**30
+
 CLOCK = "return new Date(tick).toLocaleTimeString([], {hourCycle: 'h23'})"
+PERCENT = "return `${tick} %`"
 BYTES = """
     const bytes = Math.abs(tick)
     return bytes >= 1e6 ? `${bytes / 1e6} MB/s` : bytes >= 1e3 ? `${bytes / 1e3} kB/s` : `${bytes} B/s`
@@ -20,24 +23,8 @@ source = ColumnDataSource({"time": [], "cpu": [], "memory": [], "in": [], "out":
 time = DataRange1d(follow="end", range_padding=0)  # keeps to the newest sample, until the visitor looks elsewhere
 
 
-def draw(samples: tuple[Sample, ...]) -> None:
-    """Stream what came after the last sample drawn: a view may skip versions, the chart misses nothing."""
-    drawn = source.data["time"]
-    new = [sample for sample in samples if not drawn or sample.time > drawn[-1]]
-    source.stream(
-        {
-            "time": [sample.time for sample in new],
-            "cpu": [sample.cpu for sample in new],
-            "memory": [sample.memory for sample in new],
-            "in": [sample.download for sample in new],
-            "out": [-sample.upload for sample in new],
-        },
-        rollover=WINDOW,
-    )
-
-
-def plot(lines: dict[str, str], y_range, unit: str) -> figure:
-    chart = figure(
+def plot(lines: dict[str, str], y_range: Range1d | DataRange1d, unit: str) -> figure:
+    plot = figure(
         x_range=time,
         y_range=y_range,
         sizing_mode="stretch_both",
@@ -48,34 +35,56 @@ def plot(lines: dict[str, str], y_range, unit: str) -> figure:
         toolbar_location=None,
     )
     for field, color in lines.items():
-        chart.varea("time", 0, field, source=source, color=color, alpha=0.15)
-        chart.line("time", field, source=source, color=color, line_width=2)
-    chart.xaxis.formatter = CustomJSTickFormatter(code=CLOCK)
-    chart.yaxis.formatter = CustomJSTickFormatter(code=unit)
-    chart.js_on_event("doubletap", CustomJS(args={"chart": chart}, code="chart.reset.emit()"))
-    return chart
+        plot.varea("time", 0, field, source=source, color=color, alpha=0.15)
+        plot.line("time", field, source=source, color=color, line_width=2)
+    plot.xaxis.formatter = CustomJSTickFormatter(code=CLOCK)
+    plot.yaxis.formatter = CustomJSTickFormatter(code=unit)
+    plot.js_on_event("doubletap", CustomJS(args={"plot": plot}, code="plot.reset.emit()"))
+    return plot
 
 
-def rate(label: str, rates: list[float]) -> str:
-    return number(label, f"{rates[-1] / 1e3:,.1f}", "kB/s", f"at most {max(rates) / 1e3:,.0f} kB/s in ten minutes")
+def draw(samples: tuple[Sample, ...]) -> None:
+    """Stream what came after the last sample drawn: a view may skip versions, the chart misses nothing."""
+    drawn = source.data["time"]
+    new = [sample for sample in samples if not drawn or sample.time > drawn[-1]]
+    columns = {
+        "time": [sample.time for sample in new],
+        "cpu": [sample.cpu for sample in new],
+        "memory": [sample.memory for sample in new],
+        "in": [sample.download for sample in new],
+        "out": [-sample.upload for sample in new],
+    }
+    source.stream(columns, rollover=WINDOW)
+
+
+def cpu(samples: tuple[Sample, ...]) -> str:
+    return number("CPU", f"{samples[-1].cpu:.0f}", "%", f"of {CORES} cores")
+
+
+def memory(samples: tuple[Sample, ...]) -> str:
+    return number("Memory", f"{samples[-1].memory:.0f}", "%", f"of {MEMORY:.0f} GB")
+
+
+def rate(samples: tuple[Sample, ...], label: str, field: str) -> str:
+    rates = [getattr(sample, field) / 1e3 for sample in samples]
+    return number(label, f"{rates[-1]:,.1f}", "kB/s", f"at most {max(rates):,.0f} kB/s in ten minutes")
 
 
 follow(machine, draw)
 view = machine.view()
-cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / 2**30
 
 page(
     "machine",
     "This machine, live",
     "One sample a second, for every open page. Drag or scroll a chart to look back, double-click to follow again.",
     row(
-        tile(view.pipe(lambda samples: number("CPU", f"{samples[-1].cpu:.0f}", "%", f"of {cores} cores"))),
-        tile(view.pipe(lambda samples: number("Memory", f"{samples[-1].memory:.0f}", "%", f"of {memory:.0f} GB"))),
-        tile(view.pipe(lambda samples: rate("Network in", [sample.download for sample in samples]))),
-        tile(view.pipe(lambda samples: rate("Network out", [sample.upload for sample in samples]))),
+        tile(view.pipe(cpu)),
+        tile(view.pipe(memory)),
+        tile(view.pipe(rate, "Network in", "download")),
+        tile(view.pipe(rate, "Network out", "upload")),
     ),
     card(
-        chart(plot({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), "return `${tick} %`")),
+        chart(plot({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), PERCENT)),
         title=key({"CPU": BLUE, "Memory": VIOLET}),
         task=machine,
         sizing_mode="stretch_both",

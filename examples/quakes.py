@@ -8,7 +8,7 @@ import panel_material_ui as pmui
 from bokeh.models import ColumnDataSource, HoverTool, NumberFormatter, Range1d
 from bokeh.plotting import figure
 
-from page import AMBER, BLUE, ROSE, card, chart, key, number, page, row, table, tile
+from common.page import AMBER, BLUE, ROSE, card, chart, key, number, page, row, table, tile
 from tasks.quakes import DATA, Feed, quakes
 
 pn.extension("tabulator")
@@ -51,20 +51,8 @@ def chosen(feed: Feed, least: float) -> pd.DataFrame:
     ).drop(columns=["time", "longitude"])
 
 
-view = quakes.view()
-least = pmui.FloatSlider(label="Magnitude at least", start=0, end=6, step=0.5, value=0, sizing_mode="stretch_width", margin=(17, 20))
-events = table(
-    view.pipe(chosen, least),
-    pagination="local",
-    sizing_mode="stretch_both",
-    hidden_columns=["latitude", "x", "size", "color"],
-    titles={"mag": "M", "place": "Where", "depth": "km deep", "ago": "When"},
-    formatters={"mag": NumberFormatter(format="0.0"), "depth": NumberFormatter(format="0")},
-    header_align={"mag": "right", "depth": "right", "ago": "right"},
-    text_align={"mag": "right", "depth": "right", "ago": "right"},
-    widths={"mag": 55, "depth": 75, "ago": 95},
-)
-events.param.watch(lambda event: source.update(data=dict(event.new)), "value")  # the map shows what the table shows
+def count(feed: Feed) -> str:
+    return number("Earthquakes", f"{len(feed.events)}", note=feed.title)
 
 
 def strongest(feed: Feed) -> str:
@@ -76,6 +64,21 @@ def latest(feed: Feed) -> str:
     event = feed.events.loc[0]
     return number("Latest", f"M {event.mag:.1f}", note=event.place)
 
+
+view = quakes.view()
+least = pmui.FloatSlider(label="Magnitude at least", end=6, step=0.5, sizing_mode="stretch_width", margin=(17, 20))
+events = table(
+    view.pipe(chosen, least),
+    pagination="local",
+    sizing_mode="stretch_both",
+    hidden_columns=["latitude", "x", "size", "color"],
+    titles={"mag": "M", "place": "Where", "depth": "km deep", "ago": "When"},
+    formatters={"mag": NumberFormatter(format="0.0"), "depth": NumberFormatter(format="0")},
+    text_align=dict.fromkeys(["mag", "depth", "ago"], "right"),
+    header_align=dict.fromkeys(["mag", "depth", "ago"], "right"),
+    widths={"mag": 55, "depth": 75, "ago": 95},
+)
+events.param.watch(lambda event: source.update(data=dict(event.new)), "value")  # the map shows what the table shows
 
 page(
     "quakes",
@@ -90,12 +93,12 @@ page(
         sizing_mode="stretch_width",
     ),
     row(
-        tile(view.pipe(lambda feed: number("Earthquakes", f"{len(feed.events)}", note=feed.title))),
+        tile(view.pipe(count)),
         tile(view.pipe(strongest)),
         tile(view.pipe(latest)),
         card(least),
     ),
-    pmui.Row(
+    row(
         card(chart(plot), title=key(DEPTHS), task=quakes, sizing_mode="stretch_both"),
         card(events, title="Newest first", width=470, sizing_mode="stretch_height"),
         sizing_mode="stretch_both",

@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import FunctionType
@@ -64,6 +65,14 @@ class Registry(Mapping[str, Task[Any]]):
 def same_function(task: Task[Any], function: Callable[..., Any]) -> bool:
     """Whether it is the task's own function, perhaps from another execution of its file (invariant 1)."""
     return task.function is function or Origin.of(task.function).same(Origin.of(function))
+
+
+def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) -> bool:
+    """Whether the same function comes with other code or another policy. Dates relative to now differ each time."""
+    if getattr(task.function, "__code__", None) != getattr(function, "__code__", None):
+        return True
+    dates = isinstance(policy.trigger, (Dates, Computed))
+    return not dates and replace(policy, default=None) != replace(task.policy, default=None)
 
 
 def taken(task: Task[Any], function: Callable[..., Any]) -> RegistrationError:

@@ -18,7 +18,7 @@ from .entry import Entry
 from .errors import NotReady, RegistrationError
 from .executors.loop import LoopExecutor
 from .executors.threads import ThreadExecutor
-from .registry import Registry, choose_trigger, require_no_cycle, require_schedulable, same_function, taken
+from .registry import Registry, choose_trigger, require_no_cycle, require_schedulable, same_function, taken, was_edited
 from .run import Run, refuse_to_block, traceback_text
 from .runner import EVENTS, Handler
 from .scheduler import Scheduler
@@ -109,7 +109,7 @@ class Runtime:
             ``fatal(task, run)`` when a first run has failed that the server waits for.
         """
         self._fatal = fatal or self._fatal
-        if self.loops.adopted is not loop:
+        if self.loops.adopted is None:
             self.loops.adopt(loop)
         if not self._started:
             self._started = True
@@ -232,12 +232,10 @@ class Runtime:
         return task
 
     def _register_again(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> Task[Any]:
-        notebook = in_notebook()
-        same = same_function(known, function)
-        edited = getattr(known.function, "__code__", None) != getattr(function, "__code__", None)
-        if not (notebook and not same) and not (same and edited and (notebook or pn.config.autoreload)):
-            if not same:
+        if not same_function(known, function):
+            if not in_notebook():
                 raise taken(known, function)
+        elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
             return known
         require_no_cycle(known, policy)
         known.function, known.policy, known._plain = function, policy, False

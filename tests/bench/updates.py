@@ -83,7 +83,7 @@ def tables() -> list[Table]:
             "page",
             "worst stall, ms",
             "without an update, ms",
-            "until the last page has it, ms",
+            "until the last page, ms",
             "objects leaked",
         ],
     )
@@ -105,9 +105,9 @@ def tables() -> list[Table]:
         )
     table.text = (
         f"A server process with {SESSIONS} open pages, each with its websocket, read by another process on the same "
-        f"machine. The stall is the longest time by which a coroutine that sleeps 1 ms at a time comes late; beside it the "
-        f"same for 0.3 s in which nothing happens, the machine's own part. {ROUNDS} "
-        f"rounds of {UPDATES} updates after one to warm up; medians, and the worst of all. Opening {SESSIONS} sessions "
+        "machine. The stall is the longest time by which a coroutine that sleeps 1 ms at a time comes late; beside it "
+        f"the same for 0.3 s in which nothing happens, the machine's own part. {ROUNDS} rounds of {UPDATES} updates "
+        f"after one to warm up; medians, and the worst of all. Opening {SESSIONS} sessions "
         "leaves Python's garbage collector a pause of some 200 ms to make up for, in both, so both servers run one "
         "`gc.collect()` before the measured updates. Leaked are documents, panes and views that are alive after a "
         "garbage collection when all sessions have ended. We hand a few documents to the loop at a time and let it "

@@ -1,4 +1,4 @@
-"""What the pages have in common: the frame around them, cards and tiles."""
+"""The frame around a page, and what stands in it: cards, tiles, charts, tables."""
 
 from collections.abc import Callable
 from html import escape
@@ -23,7 +23,6 @@ NUMBER = """
 .value { font-size: 27px; font-weight: 600; letter-spacing: -0.01em; font-variant-numeric: tabular-nums; }
 .value small { font-size: 15px; font-weight: 500; opacity: 0.7; }
 """
-
 
 TABLE = """
 :host .tabulator { font-size: 13px; }
@@ -50,35 +49,34 @@ def page(path: str, title: str, lead: str, *main) -> pmui.Page:
     )
 
 
-def row(*content) -> pmui.Row:
-    return pmui.Row(*content, sizing_mode="stretch_width")
+def row(*content, **params) -> pmui.Row:
+    return pmui.Row(*content, **{"sizing_mode": "stretch_width"} | params)
 
 
 def card(*content, title: str = "", task: ps.Task | None = None, **params) -> pmui.Paper:
     """A card; beside its title it says how fresh the value of a task is."""
-    heading = [pn.pane.HTML(title, styles={"font-size": "14px", "font-weight": "600"}, margin=(8, 4, 4, 14))] if title else []
+    heading = []
+    if title:
+        heading.append(pn.pane.HTML(title, styles={"font-size": "14px", "font-weight": "600"}, margin=(8, 4, 4, 14)))
     if task:
         heading.append(pn.Column(ps.Freshness(task), margin=(5, 0, 0, 0)))
     params = {"sizing_mode": "stretch_width", "margin": 6, "sx": {"overflow": "hidden"}} | params
     return pmui.Paper(*([row(*heading)] if heading else []), *content, **params)
 
 
-def follow(task: ps.Task, draw: Callable[[Any], object]) -> None:
-    """Call `draw` with the value that is there, and with each one that comes."""
-    view = task.view()
-    view.param.watch(lambda event: draw(event.new), "value")
-    if view.version:
-        draw(view.value)
-
-
-def chart(figure, **params) -> pn.pane.Bokeh:
-    """A figure that takes the height that is left."""
-    return pn.pane.Bokeh(figure, sizing_mode="stretch_both", min_height=180, margin=0, **params)
+def number(label: str, value: str, unit: str = "", note: str = "") -> str:
+    """Something to be read from afar."""
+    return (
+        f"<div class='label'>{escape(label)}</div>"
+        f"<div class='value'>{escape(value)} <small>{escape(unit)}</small></div>"
+        f"<div class='note'>{escape(note)}</div>"
+    )
 
 
 def live(content) -> pn.pane.HTML:
     """What `number` makes, or a reference to it."""
-    return pn.pane.HTML(content, stylesheets=[NUMBER], sizing_mode="stretch_width", min_height=56, margin=(6, 14, 8, 14))
+    look = {"stylesheets": [NUMBER], "sizing_mode": "stretch_width", "min_height": 56, "margin": (6, 14, 8, 14)}
+    return pn.pane.HTML(content, **look)
 
 
 def tile(content, task: ps.Task | None = None) -> pmui.Paper:
@@ -87,8 +85,19 @@ def tile(content, task: ps.Task | None = None) -> pmui.Paper:
     return card(live(content), *fresh)
 
 
+def chart(figure) -> pn.pane.Bokeh:
+    """A figure that takes the height that is left."""
+    return pn.pane.Bokeh(figure, sizing_mode="stretch_both", min_height=180, margin=0)
+
+
+def key(colors: dict[str, str], note: str = "") -> str:
+    """A chart's title that is its legend as well."""
+    names = [f"<span style='color: {color}'>●</span> {escape(name)}" for name, color in colors.items()]
+    return " &nbsp; ".join([*names, f"<span style='font-weight: 400; opacity: 0.7'>{escape(note)}</span>"])
+
+
 def table(value, **params) -> pn.widgets.Tabulator:
-    """A table of a live DataFrame, to be read."""
+    """A live DataFrame, to be read."""
     look = {"stylesheets": [TABLE], "layout": "fit_columns", "sizing_mode": "stretch_width"}
     use = {"disabled": True, "show_index": False, "sortable": False}
     widget = pn.widgets.Tabulator(**look | use | params)
@@ -97,12 +106,9 @@ def table(value, **params) -> pn.widgets.Tabulator:
     return widget
 
 
-def number(label: str, value: str, unit: str = "", note: str = "") -> str:
-    """Something to be read from afar."""
-    note = f"<div class='note'>{escape(note)}</div>" if note else ""
-    return f"<div class='label'>{escape(label)}</div><div class='value'>{escape(value)} <small>{escape(unit)}</small></div>{note}"
-
-
-def key(colors: dict[str, str]) -> str:
-    """A chart's title that is its legend as well."""
-    return " &nbsp; ".join(f"<span style='color: {color}'>●</span> {escape(name)}" for name, color in colors.items())
+def follow(task: ps.Task, draw: Callable[[Any], object]) -> None:
+    """Call `draw` with the value that is there, and with each one that comes."""
+    view = task.view()
+    view.param.watch(lambda event: draw(event.new), "value")
+    if view.version:
+        draw(view.value)
