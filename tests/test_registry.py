@@ -591,3 +591,14 @@ def test_no_warning_for_ordinary_tasks(core, caplog):
         core.ps.schedule(at=[datetime(2026, 1, 1, tzinfo=UTC)], name="dates")(coroutine)
 
     assert [] == messages(caplog)
+
+
+@pytest.mark.parametrize(("autoreload", "schedule"), [(True, "every 5 min"), (False, "every 1 h")])
+def test_an_edited_schedule_counts_as_an_edit_under_dev_only(core, monkeypatch, autoreload, schedule):
+    """The function is the same to the letter; its period is not (1)."""
+    monkeypatch.setattr(pn.config, "autoreload", autoreload)
+    core.begin()
+    for period in ("1h", "5m"):
+        task = core.ps.schedule(period=period, first_run="skip", name="edited")(plain)
+
+    assert schedule == task.status.schedule

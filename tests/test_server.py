@@ -171,8 +171,6 @@ def test_an_edit_under_dev_replaces_the_function_and_keeps_the_value(serve: Serv
     # Panel drops the edited module; the next visitor imports it anew.
     eventually(lambda: page(f"{server.url}/app") and "computed SECOND" in server.output(), timeout=20)
     assert server.output().count("computed SECOND") == 1
-    path.write_text(path.read_text().replace('"1h"', '"150ms"'))
-    eventually(lambda: page(f"{server.url}/app") and server.output().count("computed SECOND") > 4, timeout=20)
 
 
 def test_ctrl_c_ends_the_server_quickly_and_quietly(serve: Serve) -> None:
