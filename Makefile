@@ -14,7 +14,7 @@ demo: .venv/.examples
 	@echo
 	@echo "  The examples:  http://localhost:$(PORT)    (Ctrl-C stops them)"
 	@echo
-	@$(python) -m panel serve examples/*.py --setup setup_scripts/demo.py --port $(PORT) \
+	@$(python) -m panel serve examples/*.py --index examples/index.py --setup setup_scripts/demo.py --port $(PORT) \
 		--allow-websocket-origin localhost:$(PORT) --allow-websocket-origin 127.0.0.1:$(PORT)
 
 test: .venv/.test

@@ -23,7 +23,7 @@ source = ColumnDataSource({"time": [], "cpu": [], "memory": [], "in": [], "out":
 time = DataRange1d(follow="end", range_padding=0)  # keeps to the newest sample, until the visitor looks elsewhere
 
 
-def plot(lines: dict[str, str], y_range: Range1d | DataRange1d, unit: str) -> figure:
+def history(lines: dict[str, str], y_range: Range1d | DataRange1d, unit: str) -> figure:
     plot = figure(
         x_range=time,
         y_range=y_range,
@@ -84,13 +84,13 @@ page(
         tile(view.pipe(rate, "Network out", "upload")),
     ),
     card(
-        chart(plot({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), PERCENT)),
+        chart(history({"cpu": BLUE, "memory": VIOLET}, Range1d(0, 100), PERCENT)),
         title=key({"CPU": BLUE, "Memory": VIOLET}),
         task=machine,
         sizing_mode="stretch_both",
     ),
     card(
-        chart(plot({"in": TEAL, "out": AMBER}, DataRange1d(only_visible=True), BYTES)),
+        chart(history({"in": TEAL, "out": AMBER}, DataRange1d(only_visible=True), BYTES)),
         title=key({"In": TEAL, "Out": AMBER}),
         sizing_mode="stretch_both",
     ),

@@ -1,7 +1,7 @@
 """
 Registers the tasks of the examples, before the first visitor comes.
 
-    panel serve examples/*.py --setup setup_scripts/demo.py
+    panel serve examples/*.py --index examples/index.py --setup setup_scripts/demo.py
 """
 
 import sys

@@ -33,18 +33,18 @@ def prices() -> Loaded:
     database = last.database if last and Path(last.database).exists() else f"{FOLDER.name}/prices.duckdb"
     with duckdb.connect(database) as db:
         db.execute("CREATE TABLE IF NOT EXISTS prices AS FROM archive WHERE date < $start", {"start": START})
+        if last and last.day == archive["date"].max():  # played to the end: begin again
+            db.execute("DELETE FROM prices WHERE date >= $start", {"start": START})
         db.execute("""
             INSERT INTO prices FROM archive WHERE date = (
                 SELECT min(date) FROM archive WHERE date > (SELECT max(date) FROM prices))
         """)
         rows, day = db.execute("SELECT count(*), max(date) FROM prices").fetchone()
-        if day == archive["date"].max():  # the end of the data: begin again
-            db.execute("DELETE FROM prices WHERE date >= $start", {"start": START})
     return Loaded(database, rows, day)
 
 
 def query(sql: str) -> pd.DataFrame:
-    with duckdb.connect(prices().database, read_only=True) as db:
+    with duckdb.connect(prices().database) as db:
         return db.sql(f"""
             WITH year AS (
                 SELECT *, adj_close / lag(adj_close) OVER stock - 1 AS change,
@@ -83,7 +83,7 @@ def mover() -> tuple[str, float]:
         raise TimeoutError("no answer")
     change = summary().set_index("ticker")["change"]
     ticker = change.abs().idxmax()
-    return ticker, change[ticker]
+    return ticker, float(change[ticker])
 
 
 @ps.schedule(cron="30 9 * * mon-fri", timezone="America/New_York", first_run="skip")
