@@ -51,7 +51,7 @@ class Gate:
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
         self._unready: weakref.WeakSet[Document] = weakref.WeakSet()
-        self._reminded = 0.0
+        self._reminding = False
 
     def install(self) -> None:
         on_loaded, on_unloaded = Application.on_server_loaded, Application.on_server_unloaded
@@ -90,10 +90,13 @@ class Gate:
         if not self._runtime.tasks:
             return
         loop = asyncio.get_running_loop()
-        if task_id() is not None and not self._runtime.started:
+        if not self._runtime.started and task_id() is not None:
             log.warning(
                 "The server has several processes, and the values live in memory: each process runs every task itself."
             )
+        if not self._reminding:
+            self._reminding = True
+            loop.call_later(REMINDER, self._remind, loop)
         self._runtime.start(loop, lambda task, run: self._end(loop, task, run))
 
     async def _open(self) -> bool:
@@ -104,16 +107,17 @@ class Gate:
             now = loop.time()
             if now >= give_up:
                 return False
-            self._remind(waiting, now)
             first = [asyncio.wrap_future(self._runtime.scheduler.first_value(task)) for task in waiting]
-            await asyncio.wait(first, timeout=min(give_up - now, REMINDER), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(first, timeout=give_up - now)
         return True
 
-    def _remind(self, waiting: list[Task[Any]], now: float) -> None:
-        if now - self._reminded >= REMINDER:
-            self._reminded = now
+    def _remind(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._runtime.waiting_for()
+        self._reminding = bool(waiting)
+        if waiting:
             reasons = [f"{task.name} ({task.status.error or task.status.state})" for task in waiting]
-            log.info("Visitors wait for the first value of: %s", ", ".join(reasons))
+            log.warning("No page is built before the first value of: %s", ", ".join(reasons))
+            loop.call_later(REMINDER, self._remind, loop)
 
     def _end(self, loop: asyncio.AbstractEventLoop, task: Task[Any], run: Run) -> None:
         """A server that cannot serve what it promised says so and goes."""

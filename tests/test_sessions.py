@@ -179,3 +179,27 @@ async def test_a_task_that_rests_while_idle_runs_for_its_first_viewer() -> None:
         async with visitors(url, 1) as (page,):
             await page.read_until("PATCH-DOC", "value 3")
     ps.cancel_task("resting")
+
+
+async def test_what_the_gate_waits_for_is_logged_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Invariant 8; every 10 s, and here more often. With the task's name and what it is doing."""
+    monkeypatch.setattr("panel_schedule.server.REMINDER", 0.05)
+    go = asyncio.Event()
+
+    async def late() -> str:
+        await go.wait()
+        return "value"
+
+    ps.schedule(period="1d", name="late")(late)
+
+    def reminders() -> int:
+        return sum("first value of: late (running)" in record.getMessage() for record in caplog.records)
+
+    async with site(lambda: pn.pane.Str(ps.tasks["late"]())) as url:
+        await until(lambda: reminders() >= 3)
+        go.set()
+        async with visitors(url, 1):
+            pass
+    ps.cancel_task("late")
