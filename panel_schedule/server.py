@@ -51,7 +51,8 @@ class Gate:
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
         self._unready: weakref.WeakSet[Document] = weakref.WeakSet()
-        self._reminding = False
+        # The loop that has a reminder pending.
+        self._reminding: asyncio.AbstractEventLoop | None = None
 
     def install(self) -> None:
         on_loaded, on_unloaded = Application.on_server_loaded, Application.on_server_unloaded
@@ -94,8 +95,8 @@ class Gate:
             log.warning(
                 "The server has several processes, and the values live in memory: each process runs every task itself."
             )
-        if not self._reminding:
-            self._reminding = True
+        if self._reminding is not loop:
+            self._reminding = loop
             loop.call_later(REMINDER, self._remind, loop)
         self._runtime.start(loop, lambda task, run: self._end(loop, task, run))
 
@@ -113,7 +114,7 @@ class Gate:
 
     def _remind(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting = self._runtime.waiting_for()
-        self._reminding = bool(waiting)
+        self._reminding = loop if waiting else None
         if waiting:
             reasons = [f"{task.name} ({task.status.error or task.status.state})" for task in waiting]
             log.warning("No page is built before the first value of: %s", ", ".join(reasons))
