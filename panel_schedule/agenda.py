@@ -16,7 +16,6 @@ from .runner import Runner
 from .stores.base import Store
 from .task import FirstRun, Task, WhenIdle
 from .timers import Timers
-from .triggers import Computed, Dates
 
 log = logging.getLogger("panel_schedule")
 
@@ -44,6 +43,7 @@ class Agenda:
     def __init__(self, desk: Desk):
         self._s = desk
         self._due: list[Lane] = []
+        self._came = self._due.append  # bound once: each armed timer holds it
         self._seen = desk.clock.now()
 
     def enter(self, lanes: Iterable[Lane], again: bool = False) -> None:
@@ -64,7 +64,7 @@ class Agenda:
                     lane.task.name, row.override, policy.trigger,
                 )  # fmt: skip
             # An appointment made before the clocks started, in a setup script, can be missed already.
-            seen = lane.task.created if isinstance(policy.trigger, (Dates, Computed)) and not again else now
+            seen = now if again else policy.given or now
             row = self._s.store.amend(
                 lane.task.name, fingerprint=fingerprint, first_seen=seen, last_slot=None, override=None
             )
@@ -160,7 +160,7 @@ class Agenda:
         self._s.timers.cancel(lane.slot_timer)
         lane.next, lane.slot_timer = slot, None
         if slot is not None:
-            lane.slot_timer = self._s.timers.at(slot, self._due.append, lane)
+            lane.slot_timer = self._s.timers.at(slot, self._came, lane)
         elif lane.task.policy.forget:
             self._s.defer(lambda: self._s.exhaust(lane.task))
 

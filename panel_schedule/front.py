@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from .run import Run, first_line, refuse_to_block
 from .runner import EVENTS
 from .runtime import Runtime
 from .task import FirstRun, Policy, Retry, Task, is_async
-from .triggers import Computed, Cron, Dates, Every
+from .triggers import Computed, Cron, Dates, Every, Trigger
 from .values import NamedValues
 
 log = logging.getLogger("panel_schedule")
@@ -146,8 +146,12 @@ class Front:
         policy = build_policy(
             trigger, first_run=first_run, executor=executor, timeout=timeout, retry=retry, overlap=overlap,
             catch_up=catch_up, when_idle=when_idle, needs=needs, default=default, stale_after=stale_after,
+            given=self._given(trigger),
         )  # fmt: skip
         return partial(self._runtime.register, policy, name)
+
+    def _given(self, trigger: Trigger) -> datetime | None:
+        return self._runtime.clock.now() if isinstance(trigger, (Dates, Computed)) else None
 
     def schedule_task(
         self,
@@ -198,8 +202,10 @@ class Front:
         executor = None if is_async(callback) else "thread" if threaded else "loop"
         # Panel runs a period without a date at once, and everything else at its time only.
         first_run = FirstRun.BACKGROUND if isinstance(trigger, Every) and start is None else FirstRun.SKIP
-        forget = isinstance(trigger, (Dates, Computed))
-        policy = Policy(trigger, first_run=first_run, executor=executor, start=start, forget=forget)
+        given = self._given(trigger)
+        policy = Policy(
+            trigger, first_run=first_run, executor=executor, start=start, given=given, forget=given is not None
+        )
         return self._runtime.register(policy, name, callback)
 
     def cancel_task(self, name: str, wait: bool = False) -> None:

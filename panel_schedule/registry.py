@@ -297,13 +297,13 @@ def _positional(when: Any, zone: str | None) -> Trigger:
             f"{getattr(when, '__name__', when)!r}. {ACCEPTED}"
         )
     if isinstance(when, (timedelta, int, float)):
-        return Every(parse_period(when))
+        return Every(when)
     if not isinstance(when, str):
         return _dates(when)
     if when.strip().startswith("@") or (len(when.split()) > 4 and _looks_like_cron(when)):
         return Cron(when, timezone=zone)
     try:
-        return Every(parse_period(when))
+        return Every(when)
     except TriggerError:
         if _looks_like_cron(when):
             return Cron(when, timezone=zone)

@@ -220,7 +220,7 @@ class Runtime:
                         f"Task {name!r} depends on {upstream.name!r}, which was cancelled and will never have "
                         "a new value. Schedule that one again first."
                     )
-            task: Task[Any] = Task(name, function, policy, self, self.clock.now())
+            task: Task[Any] = Task(name, function, policy, self)
             in_session = _in_session()
             if in_session:
                 self._warn_of_setup(name)

@@ -103,6 +103,8 @@ class Policy:
     # Panel's own tasks: no slot before `start`, and forgotten when their dates are used up.
     start: datetime | None = None
     forget: bool = False
+    # When dates were given: from then on they can be missed, also before the clocks start.
+    given: datetime | None = None
 
     @property
     def upstream(self) -> tuple[Task[Any], ...]:
@@ -195,8 +197,6 @@ class Task(Generic[T]):
     policy : Policy
     entry : Entry or None
         The stored value with its version, time and duration; None before the first one.
-    created : datetime
-        When it was registered, aware UTC.
 
     Examples
     --------
@@ -212,9 +212,9 @@ class Task(Generic[T]):
     42
     """
 
-    __slots__ = ("__weakref__", "_host", "_plain", "_value", "created", "entry", "function", "name", "policy")
+    __slots__ = ("__weakref__", "_host", "_plain", "_value", "entry", "function", "name", "policy")
 
-    def __init__(self, name: str, function: Callable[[], Any], policy: Policy, host: Host, created: datetime):
+    def __init__(self, name: str, function: Callable[[], Any], policy: Policy, host: Host):
         self.name = name
         self.function = function
         self.policy = policy
@@ -222,7 +222,6 @@ class Task(Generic[T]):
         self._value: Any = policy.default
         self._plain = False
         self._host = host
-        self.created = created
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r}: {self.policy.trigger}>"

@@ -109,6 +109,12 @@ def parse_period(value: Period) -> timedelta:
 
 
 @lru_cache(maxsize=256)
+def _grid(period: timedelta, anchor: datetime) -> str:
+    """One text for all tasks that share a period: stores keep it for each of them."""
+    return f"every {period // _MICROSECOND} us + {(anchor - _EPOCH) % period // _MICROSECOND} us"
+
+
+@lru_cache(maxsize=256)
 def _from_text(text: str) -> timedelta:
     match = _PERIOD.fullmatch(text)
     numbers = {unit: float(number) for unit, number in match.groupdict().items() if number} if match else {}
@@ -167,8 +173,7 @@ class Every:
     @property
     def fingerprint(self) -> str:
         """Period and phase: anchors that are a whole number of periods apart make the same grid."""
-        phase = ((self.anchor or _EPOCH) - _EPOCH) % self.period
-        return f"every {self.period // _MICROSECOND} us + {phase // _MICROSECOND} us"
+        return _grid(self.period, self.anchor or _EPOCH)
 
     def __str__(self) -> str:
         left, parts = self.period // _MICROSECOND, ""

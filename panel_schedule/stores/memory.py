@@ -32,7 +32,7 @@ class MemoryStore:
         self._versions: dict[tuple[str, str], int] = {}
         self._rows: dict[str, Row] = {}
         # The one column that changes with every run, apart from the rows.
-        self._slots: dict[str, datetime | None] = {}
+        self._slots: dict[str, datetime] = {}
         self._claims: dict[str, Claim] = {}
         self._fences: dict[str, int] = {}
         self._histories: dict[str, deque[RunRecord]] = {}
@@ -100,7 +100,9 @@ class MemoryStore:
     def amend(self, task: str, **changes: Any) -> Row:
         with self._lock:
             if "last_slot" in changes:
-                self._slots[task] = changes.pop("last_slot")
+                self._slots.pop(task, None)
+                if (slot := changes.pop("last_slot")) is not None:
+                    self._slots[task] = slot
             old = self._rows.get(task)
             row = self._rows[task] = replace(old, **changes) if old else Row(**changes)
             last = self._slots.get(task)
