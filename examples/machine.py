@@ -25,6 +25,7 @@ time = DataRange1d(follow="end", range_padding=0)  # keeps to the newest sample,
 
 def history(lines: dict[str, str], y_range: Range1d | DataRange1d, unit: str) -> figure:
     plot = figure(
+        x_axis_type="datetime",
         x_range=time,
         y_range=y_range,
         sizing_mode="stretch_both",

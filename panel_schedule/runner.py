@@ -242,7 +242,7 @@ class Runner:
                 self._failed(lane, run, self._timeout_error(lane), RunState.TIMED_OUT)
             elif error is None:
                 self._succeeded(lane, run, value)
-            elif isinstance(error, (CancelledError, KeyboardInterrupt, RunFenced)):
+            elif isinstance(error, (CancelledError, RunFenced)):
                 fenced = error if isinstance(error, RunFenced) else None
                 told = fenced or RunCancelled(f"Task {run.task!r}: the run was cancelled.")
                 self._finish(lane, run, RunState.CANCELLED, told)

@@ -102,16 +102,17 @@ class LoopExecutor:
                 result = await result
         except (Exception, asyncio.CancelledError, SystemExit) as exc:
             outcome: BaseException | None = exc
-        except BaseException as exc:
-            # Ctrl-C that happens to arrive in here is the server's business.
-            self._running.discard(future)
-            if not future.done():  # given up, when the loop went away
-                future.set_exception(exc)
-            raise
+        except KeyboardInterrupt:
+            # Ctrl-C that happens to arrive in here is the server's business: its loop gets it, and
+            # no task keeps it, which would print it again at the end.
+            outcome = asyncio.CancelledError()
+            asyncio.get_running_loop().call_soon(_interrupt)
         else:
             outcome = None
         self._running.discard(future)
         future.task = None
+        if future.done():  # given up, when the loop went away
+            return
         if outcome is None:
             future.set_result(result)
         else:
@@ -134,3 +135,7 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
     if left := asyncio.all_tasks(loop):
         loop.run_until_complete(asyncio.wait(left))
     loop.close()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
