@@ -276,7 +276,8 @@ class Front:
         def fatal(task: Task[Any], run: Run) -> None:
             loop.call_soon_threadsafe(sys.exit, f"Task {task.name!r}: its first run failed: {first_line(run.error)}")
 
-        self._runtime.start(loop, fatal)
+        self._runtime.fatal = fatal
+        self._runtime.start(loop)
         try:
             loop.run_forever()
         except KeyboardInterrupt:

@@ -26,6 +26,9 @@ _process = secrets.token_hex(6)
 _number = count(1)
 _completing = threading.Lock()
 
+# Characters of an error's first line: it reaches every page.
+LONGEST_LINE = 300
+
 
 class RunState(StrEnum):
     """The states of a run. It is queued, then running, and ends in exactly one of the others."""
@@ -191,12 +194,18 @@ class Run:
             When it ended so. What the function itself raised is raised unchanged.
         """
         if not self._ended:
+            self._refuse_itself()
             refuse_to_block(f"result() of an unfinished run of task {self.task!r}", "await run")
         return self._completion().result(timeout)
 
     def __await__(self) -> Generator[Any, None, Any]:
+        self._refuse_itself()
         # Shielded: a reader who gives up must not cancel the run for the others.
         return asyncio.shield(asyncio.wrap_future(self._completion())).__await__()
+
+    def _refuse_itself(self) -> None:
+        if _current.get() is self:
+            raise WouldBlock(f"Task {self.task!r} waits for its own run, which would never end. Return instead.")
 
     def add_done_callback(self, fn: Callable[[Run], object]) -> None:
         """Call ``fn(run)`` when the run has ended, at once if it has; on the thread that ended it."""
@@ -361,8 +370,11 @@ def first_line(error: BaseException | None) -> str:
     """``"ValueError: no such table"``, and ``""`` of None."""
     if error is None:
         return ""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an error that cannot even say what it is
+        lines = []
+    return f"{type(error).__name__}: {lines[0]}"[:LONGEST_LINE] if lines else type(error).__name__
 
 
 def own_traceback(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:

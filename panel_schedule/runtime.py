@@ -53,7 +53,10 @@ class Runtime:
         self.tasks = Registry()
         self.handlers: dict[str, list[Handler]] = {event: [] for event in EVENTS}
         self._ungated: set[str] = set()
-        self._fatal: Callable[[Task[Any], Run], object] | None = None
+        # Called as ``fatal(task, run)`` when a first run has failed that a server waits for.
+        self.fatal: Callable[[Task[Any], Run], object] | None = None
+        # Called on the loop when the clocks start.
+        self.on_start: Callable[[asyncio.AbstractEventLoop], object] | None = None
         self._warned_of_setup = False
         self._fresh()
 
@@ -97,7 +100,7 @@ class Runtime:
 
     # ------------------------------------------------------------ lifecycle
 
-    def start(self, loop: asyncio.AbstractEventLoop, fatal: Callable[[Task[Any], Run], object] | None = None) -> None:
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """
         Start the clocks, with the loop of a server or notebook. Idempotent.
 
@@ -105,14 +108,13 @@ class Runtime:
         ----------
         loop : asyncio.AbstractEventLoop
             Where async functions run and views are updated.
-        fatal : callable, optional
-            ``fatal(task, run)`` when a first run has failed that the server waits for.
         """
-        self._fatal = fatal or self._fatal
         if self.loops.adopted is None:
             self.loops.adopt(loop)
         if not self._started:
             self._started = True
+            if self.on_start is not None:
+                loop.call_soon_threadsafe(self.on_start, loop)
             # At the loop's next turn: the rest of a setup script that is running now registers its tasks first.
             loop.call_soon_threadsafe(self.scheduler.begin)
 
@@ -129,17 +131,17 @@ class Runtime:
 
     def forget(self) -> None:
         """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
-        store = self._scheduler.store if self._scheduler is not None else None
+        store, inherited = self._scheduler.store if self._scheduler is not None else None, self._inherited
         self._fresh()
-        self._inherited = store.forked() if isinstance(store, MemoryStore) else None
+        self._inherited = store.forked() if isinstance(store, MemoryStore) else inherited
 
     def waiting_for(self) -> list[Task[Any]]:
         """What the first visitors wait for: the tasks without a first value."""
         return [lane.task for lane in self.scheduler.gate()] if self.tasks else []
 
     def _first_run_failed(self, task: Task[Any], run: Run) -> None:
-        if self._fatal is not None:
-            self._fatal(task, run)
+        if self.fatal is not None:
+            self.fatal(task, run)
         else:
             log.error("Task %r: its first run %s.\n%s", task.name, run.state, traceback_text(run.error))
 
@@ -256,8 +258,10 @@ class Runtime:
 
     def _start_where_a_loop_runs(self, task: Task[Any]) -> None:
         try:
-            loop = asyncio.get_running_loop()
+            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
+            loop = self.loops.adopted  # a server in another thread
+        if loop is None:
             return
         if not in_notebook():
             self.start(loop)

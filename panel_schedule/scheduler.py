@@ -107,8 +107,9 @@ class Scheduler:
                 if lane.run is not None and lane.run.state is RunState.QUEUED:
                     self.runner.cancel(lane, lane.run, "cancelled: the server stops")
         self._bell.ring()
+        deadline = self.clock.monotonic() + grace
         for executor in self.executors.values():
-            executor.stop(grace)
+            executor.stop(max(0.0, deadline - self.clock.monotonic()))
 
     def defer(self, call: Callable[[], object]) -> None:
         """Call it once the lock is free: what may run a stranger's code."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import threading
 import weakref
 from functools import wraps
@@ -25,6 +27,9 @@ log = logging.getLogger("panel_schedule")
 # How often the log says what the first visitors wait for, in seconds.
 REMINDER = 10.0
 
+# How often a waiting visitor looks whether a task was paused or cancelled meanwhile, in seconds.
+RECHECK = 1.0
+
 _STARTING = """
 <div style="font: 16px/1.6 system-ui, sans-serif; max-width: 36em; margin: 20vh auto; color: #555; text-align: center">
   <p style="font-size: 1.4em; margin: 0">The dashboard is starting.</p>
@@ -42,7 +47,11 @@ def install(runtime: Runtime) -> None:
     The load hook starts the clocks, the session hook holds a visitor until the first values
     are there: Bokeh awaits it before it builds the document.
     """
-    Gate(runtime).install()
+    gate = Gate(runtime)
+    gate.install()
+    if task_id() is not None:
+        # One of several processes, whose setup script imports us after the load hooks have run.
+        gate.serve_here()
 
 
 class Gate:
@@ -51,8 +60,8 @@ class Gate:
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
         self._unready: weakref.WeakSet[Document] = weakref.WeakSet()
-        # The loop that has a reminder pending.
-        self._reminding: asyncio.AbstractEventLoop | None = None
+        # The parent of this process when its server started: with several processes their supervisor.
+        self._supervisor: int | None = None
 
     def install(self) -> None:
         on_loaded, on_unloaded = Application.on_server_loaded, Application.on_server_unloaded
@@ -87,18 +96,27 @@ class Gate:
         Application.on_session_created = on_session_created  # type: ignore[method-assign, assignment]
         Application.initialize_document = initialize_document  # type: ignore[method-assign, assignment]
 
+    def serve_here(self) -> None:
+        """This is the process of a server: from now on a failing first run ends it. Idempotent."""
+        if self._supervisor is None:
+            self._supervisor = os.getppid()
+            self._runtime.fatal, self._runtime.on_start = self._end, self._clocks_start
+
     def _start(self) -> None:
-        if not self._runtime.tasks:
-            return
         loop = asyncio.get_running_loop()
-        if not self._runtime.started and task_id() is not None:
+        if self._runtime.loops.adopted is None:
+            # Also without a task: one may be scheduled later, by a setup script or a thread.
+            self._runtime.loops.adopt(loop)
+        self.serve_here()
+        if self._runtime.tasks:
+            self._runtime.start(loop)
+
+    def _clocks_start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if task_id() is not None:
             log.warning(
                 "The server has several processes, and the values live in memory: each process runs every task itself."
             )
-        if self._reminding is not loop:
-            self._reminding = loop
-            loop.call_later(REMINDER, self._remind, loop)
-        self._runtime.start(loop, lambda task, run: self._end(loop, task, run))
+        loop.call_later(REMINDER, self._remind, loop)
 
     async def _open(self) -> bool:
         """Wait for the first values; False when they are not there within ``ps.config.ready_timeout``."""
@@ -109,18 +127,16 @@ class Gate:
             if now >= give_up:
                 return False
             first = [asyncio.wrap_future(self._runtime.scheduler.first_value(task)) for task in waiting]
-            await asyncio.wait(first, timeout=give_up - now)
+            await asyncio.wait(first, timeout=min(give_up - now, RECHECK))
         return True
 
     def _remind(self, loop: asyncio.AbstractEventLoop) -> None:
-        waiting = self._runtime.waiting_for()
-        self._reminding = loop if waiting else None
-        if waiting:
+        if waiting := self._runtime.waiting_for():
             reasons = [f"{task.name} ({task.status.error or task.status.state})" for task in waiting]
             log.warning("No page is built before the first value of: %s", ", ".join(reasons))
             loop.call_later(REMINDER, self._remind, loop)
 
-    def _end(self, loop: asyncio.AbstractEventLoop, task: Task[Any], run: Run) -> None:
+    def _end(self, task: Task[Any], run: Run) -> None:
         """A server that cannot serve what it promised says so and goes."""
         message = (
             f"\npanel-schedule: the first run of task {task.name!r} {run.state.replace('_', ' ')}, so the server "
@@ -129,7 +145,12 @@ class Gate:
             f"\n\n{traceback_text(run.error)}"
         )
         self._runtime.grace = 0.0
-        loop.call_soon_threadsafe(_exit, message)
+        if task_id() is not None and os.getppid() == self._supervisor:
+            # It would start this process again and again, each time to the same end.
+            os.kill(self._supervisor, signal.SIGTERM)
+        loop = self._runtime.loops.adopted
+        if loop is not None:
+            loop.call_soon_threadsafe(_exit, message)
 
 
 def _exit(message: str) -> None:

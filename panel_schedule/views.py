@@ -41,7 +41,7 @@ class _OwnValue(param.Parameter):  # type: ignore[type-arg]
     """A value that belongs to one session: reading it in another one warns."""
 
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
-        if obj is not None and obj._home is not None:
+        if obj is not None:
             obj._warn_abroad()
         return super().__get__(obj, objtype)
 
@@ -97,9 +97,9 @@ class View(param.Parameterized):
         return {"value": own_copy(entry.value), "version": entry.version, "updated_at": entry.updated_at}
 
     def _warn_abroad(self) -> None:
-        here = pn.state.curdoc
-        assert self._home is not None
-        if here is None or here is self._home() or self._abroad or here.session_context is None:
+        if self._abroad or (here := pn.state.curdoc) is None or here.session_context is None:
+            return
+        if self._home is not None and here is self._home():
             return
         self._abroad = True
         warnings.warn(

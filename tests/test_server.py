@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import httpx
+import pytest
 
 from servers import Serve, eventually
 
@@ -198,3 +200,66 @@ def test_ctrl_c_ends_the_server_quickly_and_quietly(serve: Serve) -> None:
     server.process.send_signal(2)
     server.wait_exit(5)
     assert "Traceback" not in server.output()
+
+
+def test_what_a_coroutine_cleans_up_is_done_before_the_server_goes(serve: Serve) -> None:
+    """SIGTERM cancels it, and its cleanup code runs to its end."""
+    tasks = """
+        import asyncio
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h", first_run="background")
+        async def waiting():
+            print("it runs", flush=True)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.05)
+                print("cleaned up", flush=True)
+
+        @ps.schedule(period="1h")
+        def answer():
+            return 42
+    """
+    server = serve("app.py --setup tasks.py", {"app.py": APP, "tasks.py": tasks})
+    server.wait_for("it runs")
+    server.stop(5)
+    assert "cleaned up" in server.output()
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_several_processes_say_that_each_runs_the_tasks(serve: Serve, processes: int) -> None:
+    """Until there is a store that processes share. A failing first run ends them all, and no restart loop begins."""
+    tasks = FAILING.replace('"1h"', '"1h", first_run="background", default="unknown"')
+    server = serve(f"app.py --setup tasks.py --num-procs {processes}", {"app.py": APP, "tasks.py": tasks}, wait=False)
+    server.wait_for("each process runs every task itself")
+    server.process.send_signal(signal.SIGTERM)
+    for child in server.descendants():
+        child.terminate()
+
+    failing = serve(f"app.py --setup bad.py --num-procs {processes}", {"bad.py": FAILING}, wait=False)
+    failing.wait_exit(20)
+    eventually(lambda: not failing.descendants())
+    assert failing.output().count("so the server stops") <= 2
+
+
+def test_an_error_that_cannot_say_what_it_is_fails_its_run_and_nothing_else(serve: Serve) -> None:
+    """Its ``__str__`` raises; the page still opens, with the last good value."""
+    tasks = """
+        import panel_schedule as ps
+
+        class Bad(Exception):
+            def __str__(self):
+                return self.missing
+
+        @ps.schedule(period="100ms")
+        def answer(numbers=iter(range(100))):
+            if next(numbers) > 0:
+                raise Bad
+            return 42
+    """
+    app = "import panel as pn\nfrom tasks import answer\npn.Column(answer).servable()\nprint('built')"
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
+    server.wait_for("'answer' failed")
+    page(f"{server.url}/app")
+    server.wait_for("built")

@@ -72,7 +72,7 @@ class LoopExecutor:
 
     def stop(self, grace: float) -> None:
         with self._lock:
-            own, self._own, self._loop = self._own, None, None
+            own, self._own, adopted, self._loop = self._own, None, self._loop, None
         running = list(self._running)
         for future in [*(future for future, _ in list(self._batch)), *running]:
             future.cancel()
@@ -81,6 +81,11 @@ class LoopExecutor:
         # A loop that does not turn, or this thread's own, would end nothing while it is waited for.
         here = asyncio._get_running_loop()
         wait([f for f in running if f.loop is not None and f.loop is not here and f.loop.is_running()], timeout=grace)
+        if adopted is not None and here is None and not adopted.is_running() and not adopted.is_closed():
+            # Bokeh stops its loop first and tells us then: let it turn once more, for the cleanup code.
+            tasks = [f.task for f in running if f.loop is adopted and f.task is not None]
+            if tasks:
+                adopted.run_until_complete(asyncio.wait(tasks, timeout=grace))
 
     def _start_batch(self) -> None:
         loop = asyncio.get_running_loop()

@@ -134,16 +134,18 @@ class Store(Protocol):
 
 # A plot or a pane belongs to the one document that shows it.
 BOUND = (Model, Document, Viewable, Viewer)
+
+# How many items are looked at, and how deep.
+_BUDGET = 10_000
 _DEPTH = 4
-_WIDTH = 1000
 
 
 def require_data(value: Any, what: str) -> None:
     """
     Raise unless `value` is data that many sessions can share.
 
-    Containers are looked into, 4 levels deep and 1,000 items wide: a convenience for
-    the author and no proof.
+    Containers are looked into, 4 levels deep, 10,000 items in all: a convenience for the
+    author and no proof.
 
     Raises
     ------
@@ -155,9 +157,10 @@ def require_data(value: Any, what: str) -> None:
         raise ValueRefused(
             f"{what}: the value is a coroutine that nobody awaited. Write the function as an `async def`."
         )
-    found = _find_bound(value, "value", _DEPTH)
+    found = _find_bound(value, _DEPTH, iter(range(_BUDGET)))
     if found is not None:
-        path, culprit = found
+        keys, culprit = found
+        path = "value" + "".join(f"[{key!r}]" for key in reversed(keys))
         raise ValueRefused(
             f"{what}: {path} is a {type(culprit).__module__}.{type(culprit).__qualname__}, which belongs to one "
             "document and cannot be shared by sessions. Return the data, and build the plot or the pane from it in "
@@ -165,17 +168,17 @@ def require_data(value: Any, what: str) -> None:
         )
 
 
-def _find_bound(value: Any, path: str, depth: int) -> tuple[str, Any] | None:
+def _find_bound(value: Any, depth: int, budget: Iterator[int]) -> tuple[list[Any], Any] | None:
+    """The first bound object, and the keys that lead to it, the last one first."""
     if isinstance(value, BOUND):
-        return path, value
+        return [], value
     if depth == 0 or not isinstance(value, (dict, list, tuple, set, frozenset)):
         return None
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    for count, (key, item) in enumerate(items):
-        if count == _WIDTH:
-            return None
+    for (key, item), _ in zip(items, budget, strict=False):
         if type(item) in (int, float, str, bool):
             continue
-        if (found := _find_bound(item, f"{path}[{key!r}]", depth - 1)) is not None:
+        if (found := _find_bound(item, depth - 1, budget)) is not None:
+            found[0].append(key)
             return found
     return None
