@@ -8,7 +8,6 @@ session at once, and each new one is pushed into the open pages.
 import os
 
 from . import errors, triggers
-from .clock import SystemClock
 from .components import Freshness
 from .config import config
 from .entry import Entry
@@ -20,7 +19,7 @@ from .server import install
 from .task import Retry, Task, TaskStatus
 from .views import TaskView
 
-_runtime = Runtime(config, SystemClock())
+_runtime = Runtime(config)
 _front = Front(_runtime)
 install(_runtime)
 os.register_at_fork(after_in_child=_runtime.forget)

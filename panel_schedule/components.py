@@ -10,7 +10,6 @@ import param
 from panel.custom import JSComponent
 from panel.viewable import Viewer
 
-from .clock import Clock, SystemClock
 from .task import Task
 from .views import TaskView
 
@@ -19,8 +18,6 @@ class FreshnessLine(JSComponent):
     """The line itself. The seconds are counted in the browser, so that an idle page costs the server nothing."""
 
     updated = param.Number(default=None, allow_None=True, doc="Unix time of the value, in seconds.")
-
-    sent = param.Number(default=0, doc="Unix time at the server when this was sent: the browser's clock may differ.")
 
     state = param.String(default="idle")
 
@@ -53,21 +50,19 @@ class FreshnessLine(JSComponent):
       const reason = line.appendChild(document.createElement("span"));
       reason.className = "reason";
       el.appendChild(line);
-      let skew = 0;
 
       function write() {
         const label = model.label ? model.label + " " : "";
         if (model.updated === null) {
           text.textContent = label + (model.error ? "no value yet" : "waiting for the first value");
         } else {
-          const then = new Date((model.updated + skew) * 1000);
-          text.textContent = label + "updated " + ago(Math.max(0, Date.now() / 1000 - model.updated - skew));
+          const then = new Date(model.updated * 1000);
+          text.textContent = label + "updated " + ago(Math.max(0, Date.now() / 1000 - model.updated));
           text.title = then.toLocaleString();
         }
       }
 
       function paint() {
-        skew = model.sent ? Date.now() / 1000 - model.sent : 0;
         const failed = model.error !== "";
         const kind = failed ? "failed" : model.stale ? "stale" : model.state;
         line.dataset.kind = kind;
@@ -78,7 +73,7 @@ class FreshnessLine(JSComponent):
         write();
       }
 
-      model.on(["updated", "sent", "state", "stale", "error", "label"], paint);
+      model.on(["updated", "state", "stale", "error", "label"], paint);
       paint();
       const timer = setInterval(write, 1000);
       model.on("remove", () => clearInterval(timer));
@@ -126,11 +121,10 @@ class Freshness(Viewer):
     >>> line = ps.Freshness(prices, label="Prices")
     """
 
-    def __init__(self, task: Task[Any], label: str = "", *, clock: Clock | None = None, **params: Any):
+    def __init__(self, task: Task[Any], label: str = "", **params: Any):
         if not isinstance(task, Task):
             raise TypeError(f"Freshness shows a task, made by ps.schedule, and not {task!r}.")
         super().__init__(**params)
-        self._clock = clock or SystemClock()
         view: TaskView = task.view()
         self._line = FreshnessLine(label=label, sizing_mode="stretch_width", margin=(2, 10))
         # Told in one message; on the view of this very session, with which it goes.
@@ -144,7 +138,6 @@ class Freshness(Viewer):
         state = "idle" if view.running and view.version else view.state
         self._line.param.update(
             updated=updated.timestamp() if updated else None,
-            sent=self._clock.now().timestamp(),
             state=state,
             stale=view.stale,
             error=view.error,

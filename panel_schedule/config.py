@@ -109,12 +109,16 @@ class Config(param.Parameterized):
         if name in type(self).param:
             if self._frozen:
                 raise ConfigError(
-                    f"ps.config.{name} was set after the first task had started, when it no longer has any effect. "
-                    f"Set it at the top of the setup script, or as {ENV_PREFIX}{name.upper()} in the environment."
+                    f"ps.config.{name} was set after a task or the store was first used, when it no longer has any "
+                    "effect. Set it at the top of the setup script, or as "
+                    f"{ENV_PREFIX}{name.upper()} in the environment."
                 )
             if check := _CHECKS.get(name):
                 check(value)
-        super().__setattr__(name, value)
+        try:
+            super().__setattr__(name, value)
+        except ValueError as exc:
+            raise ConfigError(f"ps.config.{name} is {value!r}: {exc}") from None
 
 
 def _check_store(url: str) -> None:
@@ -127,7 +131,7 @@ def _check_timezone(name: str | None) -> None:
         return
     try:
         ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
+    except (KeyError, TypeError, ValueError, OSError):
         raise ConfigError(
             f"ps.config.timezone is {name!r}, which is no IANA time zone such as 'Europe/Berlin'."
         ) from None

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import RegistrationError
 from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function
-from .run import Run, first_line, refuse_to_block
+from .run import Run, refuse_to_block, traceback_text
 from .runner import EVENTS
 from .runtime import Runtime
 from .task import FirstRun, Policy, Retry, Task, is_async
@@ -225,8 +225,7 @@ class Front:
         """
         task = self.tasks[name]
         if not wait:
-            self._runtime.scheduler.discard(task)
-            self.tasks.discard(task)
+            self._runtime.cancel(task)
             return
 
         def forget() -> None:
@@ -252,7 +251,7 @@ class Front:
 
         Raises
         ------
-        ValueError
+        RegistrationError
             When there is no such event.
         """
         if event not in EVENTS:
@@ -274,7 +273,8 @@ class Front:
         loop = asyncio.new_event_loop()
 
         def fatal(task: Task[Any], run: Run) -> None:
-            loop.call_soon_threadsafe(sys.exit, f"Task {task.name!r}: its first run failed: {first_line(run.error)}")
+            message = f"Task {task.name!r}: its first run failed.\n\n{traceback_text(run.error)}"
+            loop.call_soon_threadsafe(sys.exit, message)
 
         self._runtime.fatal = fatal
         self._runtime.start(loop)

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from .executors.base import Executor
@@ -75,12 +76,9 @@ class Locked:
         touched, self.touched = self.touched, set()
         deferred, self.deferred = self.deferred, []
         self._lock.release()
-        for executor in submitted:
-            executor.flush()
-        self._released()
-        for task in touched:
-            self._changed(task)
-        for call in deferred:
+        calls: list[Callable[[], object]] = [executor.flush for executor in submitted]
+        calls += [self._released, *(partial(self._changed, task) for task in touched), *deferred]
+        for call in calls:
             try:
                 call()
             except Exception:

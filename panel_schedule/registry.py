@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,8 +14,6 @@ from typing import Any
 from .errors import CycleError, RegistrationError, TriggerError
 from .task import ONCE, FirstRun, Origin, Overlap, Policy, Retry, Task, WhenIdle
 from .triggers import After, Computed, Cron, Dates, Every, Trigger, parse_period
-
-log = logging.getLogger("panel_schedule")
 
 ACCEPTED = (
     "Accepted are a period ('15m', '1 hour', a timedelta), a cron expression ('*/15 * * * *'), "

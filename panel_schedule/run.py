@@ -168,7 +168,7 @@ class Run:
     @property
     def cancelled(self) -> bool:
         """Whether the run has ended from outside: the function should return soon."""
-        return self.state.final
+        return self.expired or self.state in (RunState.CANCELLED, RunState.TIMED_OUT)
 
     def cancel(self, reason: str = "cancelled") -> None:
         """End the run now. A thread's function that does not listen is abandoned: its writes are dropped."""

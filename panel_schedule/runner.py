@@ -19,7 +19,7 @@ from .lanes import Lane, Waves
 from .locked import Locked
 from .run import Run, RunState, _current, first_line, own_traceback
 from .stores.base import TASK, Store
-from .task import Task, WhenIdle, is_async
+from .task import Overlap, Task, WhenIdle, is_async
 from .timers import Timers
 
 log = logging.getLogger("panel_schedule")
@@ -104,7 +104,7 @@ class Runner:
                 waiting.wave = max(waiting.wave, wave) if waiting.wave is not None else None
                 return
         run = self.new(lane, key, wave)
-        replaced = lane.run if lane.task.policy.overlap == "replace" else None
+        replaced = lane.run if lane.task.policy.overlap is Overlap.REPLACE else None
         self.launch(lane, run)
         if replaced is not None:
             self.cancel(lane, replaced, "replaced")
@@ -146,7 +146,7 @@ class Runner:
     # ------------------------------------------------------------ inside the run, outside the lock
 
     def _body(self, lane: Lane, run: Run) -> Callable[[], Any]:
-        function, on_loop = lane.task.function, lane.executor is self._s.executors.get("loop")
+        function, on_loop = lane.task.function, lane.on_loop
 
         def body() -> Any:
             self._begin(lane, run)
@@ -385,6 +385,10 @@ class Runner:
         elif stale:
             run = Run(lane.task.name, None, self._s.clock.now())
             run.reason = "stale"
+            run.end(
+                RunState.SKIPPED, run.queued_at, RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
+            )
+            self._s.defer(run.resolve)
             self.emit("stale", lane.task, run)
         for dependent in lane.dependents:
             self.judge(dependent)

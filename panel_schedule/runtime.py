@@ -156,13 +156,15 @@ class Runtime:
     async def ready(self, task: Task[T], timeout: float | None) -> T:
         run: Run | None = None
         try:
-            if self._needs_a_hand(task):
-                for upstream in task.policy.upstream:
-                    await self.ready(upstream, timeout)
-                run = task.refresh()
-                await asyncio.wait_for(run, timeout)
-            future = asyncio.wrap_future(self.scheduler.first_value(task))
-            return await asyncio.wait_for(asyncio.shield(future), timeout)
+            async with asyncio.timeout(timeout):
+                if self._needs_a_hand(task):
+                    for upstream in task.policy.upstream:
+                        await self.ready(upstream, None)
+                    run = task.refresh()
+                    await run
+                return await asyncio.shield(asyncio.wrap_future(self.scheduler.first_value(task)))
+        except NotReady:
+            raise
         except TimeoutError:
             raise self._not_ready(task, run, timeout) from None
 
@@ -171,13 +173,20 @@ class Runtime:
         future = self.scheduler.first_value(task)
         if not future.done():
             refuse_to_block(f"wait_ready() of task {task.name!r}", "await task.ready()")
+        deadline = None if timeout is None else self.clock.monotonic() + timeout
+
+        def left() -> float | None:
+            return None if deadline is None else max(0.0, deadline - self.clock.monotonic())
+
         try:
             if self._needs_a_hand(task):
                 for upstream in task.policy.upstream:
-                    self.wait_ready(upstream, timeout)
+                    self.wait_ready(upstream, left())
                 run = task.refresh()
-                run.result(timeout)
-            return future.result(timeout)  # type: ignore[no-any-return]
+                run.result(left())
+            return future.result(left())  # type: ignore[no-any-return]
+        except NotReady:
+            raise
         except TimeoutError:
             raise self._not_ready(task, run, timeout) from None
 
@@ -212,6 +221,11 @@ class Runtime:
         if isinstance(function, Task):
             raise RegistrationError(f"{function!r} is a task already; schedule its function: {function.name}.function.")
         name = require_schedulable(function, name)
+        if policy.executor == "thread" and is_async(function):
+            raise RegistrationError(
+                f"Task {name!r}: an async function runs on the event loop, not in a thread. "
+                "Leave executor='thread' out."
+            )
         with self._lock:
             known = self.tasks.get(name)
             if known is not None:
@@ -248,6 +262,12 @@ class Runtime:
         self._start_where_a_loop_runs(known)
         return known
 
+    def cancel(self, task: Task[Any]) -> None:
+        """Forget a task; its name is free again."""
+        with self._lock:
+            self.scheduler.discard(task)
+            self.tasks.discard(task)
+
     def _warn_of_setup(self, name: str) -> None:
         if not self._warned_of_setup and not self._started:
             self._warned_of_setup = True
@@ -276,8 +296,8 @@ class Runtime:
         run = self.scheduler.lanes[task.name].run
         if run is None or task.policy.first_run is not FirstRun.WAIT:
             return
-        if is_async(task.function):
-            # It runs on the kernel's loop, which the cell itself holds: the traceback follows the cell.
+        if any(lane.on_loop and lane.run is not None for lane in list(self.scheduler.lanes.values())):
+            # It may wait for the kernel's loop, which the cell itself holds: the traceback follows the cell.
             run.add_done_callback(_show_traceback)
         else:
             run._completion().result()

@@ -12,13 +12,13 @@ from typing import Any
 from .agenda import Agenda
 from .clock import Clock
 from .entry import Entry
-from .errors import RegistrationError
+from .errors import NotReady, RegistrationError
 from .executors.base import Executor
 from .lanes import Lane, Waves
 from .locked import Bell, Locked
 from .run import Run, RunRecord, RunState
 from .runner import EVENTS, Handler, Runner
-from .stores.base import TASK, Store
+from .stores.base import TASK, Row, Store
 from .task import FirstRun, Task, TaskStatus, WhenIdle, is_async
 from .timers import Timers
 from .triggers import Trigger
@@ -35,7 +35,7 @@ class Scheduler:
     clock : Clock
     store : Store
     executors : dict
-        By name: ``"loop"`` and ``"thread"``.
+        By name: ``"loop"``, ``"thread"``, and ``"handler"`` for the functions of ``ps.on``.
     handlers : dict
         By event, those of ``ps.on``.
     changed : callable
@@ -181,9 +181,19 @@ class Scheduler:
             del self.lanes[task.name]
             self.store.forget(task.name)
 
+    def _lane(self, task: Task[Any]) -> Lane:
+        lane = self.lanes.get(task.name)
+        if lane is None or lane.task is not task:
+            raise RegistrationError(f"Task {task.name!r} was cancelled; schedule its function again.")
+        return lane
+
     def remove(self, task: Task[Any]) -> None:
         with self.locked:
-            lane = self.lanes[task.name]
+            lane = self._lane(task)
+            first, lane.first = lane.first, None
+            if first is not None:
+                error = NotReady(f"Task {task.name!r}: its schedule was removed before it had a value.")
+                self.defer(lambda: first.set_exception(error))
             lane.removed, lane.next, lane.stale = True, None, False
             task._plain = True
             for timer in (lane.slot_timer, lane.stale_timer):
@@ -196,7 +206,8 @@ class Scheduler:
     def exhaust(self, task: Task[Any]) -> None:
         """Its dates are used up: its name is free at once, and it goes when its last run has ended."""
         self.exhausted(task)
-        run = self.lanes[task.name].run if task.name in self.lanes else None
+        lane = self.lanes.get(task.name)
+        run = lane.run if lane is not None and lane.task is task else None
         if run is None or run.state.final:
             self.discard(task)
         else:
@@ -204,31 +215,33 @@ class Scheduler:
 
     def last_run(self, task: Task[Any], then: Callable[[], object]) -> None:
         """Call `then` when the run that begins next has ended."""
-        self.lanes[task.name].farewell = then
+        self._lane(task).farewell = then
 
     def pause(self, task: Task[Any], paused: bool) -> None:
         with self.locked:
-            lane = self.lanes[task.name]
-            lane.paused = self._row(lane, paused=paused).paused
+            lane = self._lane(task)
+            self._row(lane, paused=paused)
+            lane.paused = paused
             self.touch(lane)
 
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
         with self.locked:
-            lane = self.lanes[task.name]
+            lane = self._lane(task)
             if lane.removed:
                 raise RegistrationError(f"Task {task.name!r}: its schedule was removed; define it again instead.")
             now = self.clock.now()
+            slot = trigger.next_after(now)  # may be a function of the user's, and fail
             self._row(lane, override=trigger, first_seen=now)
             lane.trigger, lane.depends = trigger, None
             self.waves.follow(lane, lane.upstream)
             if self.begun:
-                self.agenda.arm(lane, trigger.next_after(now))
+                self.agenda.arm(lane, slot)
             self.touch(lane)
 
     def refresh(self, task: Task[Any]) -> Run:
         self.start()
         with self.locked:
-            lane = self.lanes[task.name]
+            lane = self._lane(task)
             if lane.removed:
                 raise RegistrationError(
                     f"Task {task.name!r}: its schedule was removed, so there is nothing to refresh; call it instead."
@@ -250,7 +263,7 @@ class Scheduler:
     def first_value(self, task: Task[Any]) -> Future[Any]:
         """A future of the first value, shared by all who wait."""
         with self.lock:
-            lane = self.lanes[task.name]
+            lane = self._lane(task)
             if task.entry is not None:
                 there: Future[Any] = Future()
                 there.set_result(task.entry.value)
@@ -269,7 +282,7 @@ class Scheduler:
         """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""
         with self.locked:
             lane = self.lanes.get(task.name)
-            if lane is None:
+            if lane is None or lane.task is not task:
                 return
             lane.viewers += viewers
             welcome = viewers > 0 and lane.viewers == viewers and task.policy.when_idle is WhenIdle.SKIP
@@ -280,7 +293,7 @@ class Scheduler:
     def status(self, task: Task[Any]) -> TaskStatus:
         with self.lock:
             lane = self.lanes.get(task.name)
-            if lane is None:
+            if lane is None or lane.task is not task:
                 lane = Lane(task, *self._executor(task), gated=False)
                 lane.removed = True
             return lane.status()
@@ -321,7 +334,7 @@ class Scheduler:
             return any(up.entry or (up.name in self.lanes and self._comes(self.lanes[up.name])) for up in lane.upstream)
         return True
 
-    def _row(self, lane: Lane, **changes: Any) -> Any:
+    def _row(self, lane: Lane, **changes: Any) -> Row:
         if self.store.row(lane.task.name) is None:
             fingerprint = lane.task.policy.trigger.fingerprint
             changes = {"fingerprint": fingerprint, "first_seen": self.clock.now(), **changes}

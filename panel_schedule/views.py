@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import panel as pn
 import param
@@ -151,6 +151,14 @@ class TaskView(View):
         )
 
 
+class _Shown(NamedTuple):
+    """A view, what brings it up to date, and the task that it shows, if it is one."""
+
+    view: View
+    follow: Callable[[], None]
+    task: Task[Any] | None
+
+
 class _Session:
     """What one document shows, and what of it has changed. Never refers to the document strongly."""
 
@@ -158,7 +166,7 @@ class _Session:
 
     def __init__(self, document: weakref.ref[Document] | None):
         self.document = document
-        self.views: dict[tuple[str, str], tuple[View, Callable[[], None]]] = {}
+        self.views: dict[tuple[str, str], _Shown] = {}
         self.changed: set[tuple[str, str]] = set()
 
 
@@ -201,7 +209,7 @@ class Views:
     def of_task(self, task: Task[Any]) -> TaskView:
         """This session's view of a task."""
         key = (TASK, task.name)
-        view, follow, new = self._find(key, lambda home: self._new_task_view(task, home))
+        view, follow, new = self._find(key, task, lambda home: self._new_task_view(task, home))
         if new:
             if self._is_shown(key):
                 self._watch(task, 1)
@@ -211,7 +219,7 @@ class Views:
 
     def of_name(self, name: str, entry: Callable[[], Entry | None]) -> View:
         """This session's view of a value in ``ps.store``."""
-        view, follow, new = self._find((USER, name), lambda home: self._new_named_view(entry, home, name))
+        view, follow, new = self._find((USER, name), None, lambda home: self._new_named_view(entry, home, name))
         if new:
             follow()
         return view
@@ -245,7 +253,10 @@ class Views:
     # ------------------------------------------------------------ sessions
 
     def _find(
-        self, key: tuple[str, str], make: Callable[[weakref.ref[Document] | None], tuple[View, Callable[[], None]]]
+        self,
+        key: tuple[str, str],
+        task: Task[Any] | None,
+        make: Callable[[weakref.ref[Document] | None], tuple[View, Callable[[], None]]],
     ) -> tuple[View, Callable[[], None], bool]:
         document = pn.state.curdoc
         if document is not None and document.session_context is None:
@@ -254,15 +265,19 @@ class Views:
         home = None if document is None else weakref.ref(document)
         with self._lock:
             session = self._sessions.get(document)
-            if session is not None and key in session.views:
-                return (*session.views[key], False)
+            known = session.views.get(key) if session is not None else None
+        if known is not None and known.task is task:
+            return known.view, known.follow, False
+        if known is not None and known.task is not None:
+            # Of a task of that name which was cancelled: its view keeps the last value, for those who have it.
+            self._watch(known.task, -1)
         view, follow = make(home)
         with self._lock:
             session = self._sessions.get(document)
             opened = session is None
             if session is None:
                 session = self._sessions[document] = _Session(home)
-            session.views[key] = (view, follow)
+            session.views[key] = _Shown(view, follow, task)
             self._showing.setdefault(key, set()).add(session)
         if opened and document is not None:
             document.on_session_destroyed(_forgetter(weakref.ref(self), weakref.ref(document)))
@@ -298,11 +313,10 @@ class Views:
                 showing.discard(session)
                 if not showing:
                     del self._showing[key]
-            views = list(session.views.values())
+            tasks = [shown.task for shown in session.views.values() if shown.task is not None]
             session.views.clear()
-        for _, follow in views:
-            if isinstance(follow, partial):
-                self._watch(follow.args[0], -1)
+        for task in tasks:
+            self._watch(task, -1)
 
     # ------------------------------------------------------------ fan-out
 
@@ -345,7 +359,7 @@ class Views:
             return
         with self._lock:
             changed, session.changed = session.changed, set()
-            follows = [session.views[key][1] for key in changed if key in session.views]
+            follows = [session.views[key].follow for key in changed if key in session.views]
         started = self._clock.monotonic()
         with set_curdoc(document):
             for follow in follows:

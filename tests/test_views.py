@@ -13,6 +13,7 @@ from panel.io.state import set_curdoc
 
 from panel_schedule.components import Freshness
 from panel_schedule.config import Config
+from panel_schedule.errors import RegistrationError
 from panel_schedule.front import Front
 from panel_schedule.runtime import Runtime
 from panel_schedule.task import Task
@@ -182,6 +183,36 @@ def test_freshness_shows_the_badge_and_the_first_line_of_the_error(front: Front)
     with pytest.raises(ValueError, match="no such table"):
         task.refresh().result(5)
     assert (line.error, line.stale, line.state) == ("ValueError: no such table", True, "failed")
+
+
+def test_the_next_task_of_a_name_has_a_view_of_its_own(front: Front) -> None:
+    """After ``cancel_task`` the old view keeps the last value, and the new task does not inherit it."""
+    old = task_of(front, lambda: "old")
+    old.refresh().result(5)
+    view = old.view()
+    front.cancel_task("task")
+    new = task_of(front, lambda: "new", default="none yet")
+    assert new.view().value == "none yet"
+    new.refresh().result(5)
+    assert (view.value, new.view().value) == ("old", "new")
+
+
+def test_a_cancelled_task_says_so(front: Front) -> None:
+    """Instead of acting on the next task of its name."""
+    old = task_of(front, lambda: "old")
+    front.cancel_task("task")
+    task_of(front, lambda: "new")
+    for act in (old.refresh, old.pause, old.wait_ready):
+        with pytest.raises(RegistrationError, match="'task' was cancelled"):
+            act()
+
+
+def test_an_async_function_in_a_thread_is_refused(front: Front) -> None:
+    async def fetch() -> int:
+        return 1
+
+    with pytest.raises(RegistrationError, match="runs on the event loop"):
+        task_of(front, fetch, executor="thread")
 
 
 def test_freshness_of_something_else_is_an_error_that_says_so() -> None:

@@ -30,5 +30,5 @@ class Executor(Protocol):
         ...
 
     def stop(self, grace: float) -> None:
-        """Start nothing more, cancel what can be, wait up to `grace` seconds for the rest."""
+        """Cancel what can be, wait up to `grace` seconds for the rest."""
         ...

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 
@@ -22,8 +22,10 @@ class LoopFuture(Future[Any]):
     def cancel(self) -> bool:
         if super().cancel():
             return True
-        if self.task is not None and self.loop is not None and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.task.cancel)
+        task, loop = self.task, self.loop
+        if task is not None and loop is not None:
+            with suppress(RuntimeError):  # closed
+                loop.call_soon_threadsafe(task.cancel)
         return False
 
 
