@@ -5,6 +5,7 @@ A function runs once, on a schedule, for all visitors; its last good value is th
 session at once, and each new one is pushed into the open pages.
 """
 
+import atexit
 import os
 
 from . import errors, triggers
@@ -23,6 +24,7 @@ _runtime = Runtime(config)
 _front = Front(_runtime)
 install(_runtime)
 os.register_at_fork(after_in_child=_runtime.forget)
+atexit.register(_runtime.close)
 
 cancel_task = _front.cancel_task
 on = _front.on

@@ -125,7 +125,16 @@ class Runtime:
 
     def stop(self) -> None:
         """Stop the clocks; runs in flight get the grace period. Idempotent."""
-        if self._started and self._scheduler is not None:
+        if self._started:
+            self.close()
+
+    def close(self) -> None:
+        """
+        When the interpreter exits: let runs in flight end within the grace period, unless a stop has done so.
+
+        A thread that is still inside of a C++ extension when Python goes aborts the whole process.
+        """
+        if self._scheduler is not None and not self._scheduler.stopping:
             self._started = False
             self._scheduler.stop(self.config.grace_period if self.grace is None else self.grace)
 

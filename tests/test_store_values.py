@@ -544,3 +544,21 @@ def test_awaiting_a_run_from_another_loop_is_fine():
             return await run
 
         assert 1 == asyncio.run(reads())
+
+
+def test_a_run_in_flight_ends_before_the_interpreter_does():
+    """A daemon thread that is cut off inside of an extension would abort the process."""
+    assert ["started", "ended"] == process("""
+        import threading, time
+        started = threading.Event()
+
+        @ps.schedule(period="1h", first_run="skip")
+        def slow():
+            print("started", flush=True)
+            started.set()
+            time.sleep(0.05)
+            print("ended", flush=True)
+
+        slow.refresh()
+        started.wait(10)
+    """)
