@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from .errors import RegistrationError
-from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function
+from .errors import RegistrationError, ScheduleError
+from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function, same_handler
 from .run import Run, refuse_to_block, traceback_text
 from .runner import EVENTS
 from .runtime import Runtime
@@ -134,20 +134,26 @@ class Front:
         >>> ps.tasks["doubled"]
         <Task 'doubled': after sales>
         """
-        trigger = choose_trigger(
-            when, period=period, cron=cron, at=at, after=after, timezone=timezone,
-            default_timezone=self._runtime.config.timezone,
-        )  # fmt: skip
+        try:
+            trigger = choose_trigger(
+                when, period=period, cron=cron, at=at, after=after, timezone=timezone,
+                default_timezone=self._runtime.config.timezone,
+            )  # fmt: skip
+            policy = build_policy(
+                trigger, first_run=first_run, executor=executor, timeout=timeout, retry=retry, overlap=overlap,
+                catch_up=catch_up, when_idle=when_idle, needs=needs, default=default, stale_after=stale_after,
+                given=self._given(trigger),
+            )  # fmt: skip
+        except ScheduleError as error:
+            # The function, and with it the task's name, comes after this; but the line is known.
+            frame = sys._getframe(1)
+            place = f"Task {name!r}" if name else f"@ps.schedule in {frame.f_code.co_filename}:{frame.f_lineno}"
+            raise type(error)(f"{place}: {error}") from None
         if isinstance(trigger, Cron) and trigger.every_second:
             log.warning(
                 "The cron expression %r begins with *, and six fields put the seconds first: it runs every second. "
                 "For once a minute write '0 * * * * *'.", trigger.expr,
             )  # fmt: skip
-        policy = build_policy(
-            trigger, first_run=first_run, executor=executor, timeout=timeout, retry=retry, overlap=overlap,
-            catch_up=catch_up, when_idle=when_idle, needs=needs, default=default, stale_after=stale_after,
-            given=self._given(trigger),
-        )  # fmt: skip
         return partial(self._runtime.register, policy, name)
 
     def _given(self, trigger: Trigger) -> datetime | None:
@@ -257,6 +263,11 @@ class Front:
         if event not in EVENTS:
             raise RegistrationError(f"There is no event {event!r}; there are {', '.join(map(repr, EVENTS))}.")
         handlers = self._runtime.handlers[event]
+        for known in handlers:
+            # A setup script that the app imports runs twice; its handlers are the same ones then.
+            if same_handler(known, handler):
+                handlers.remove(known)
+                break
         handlers.append(handler)
         return lambda: handlers.remove(handler) if handler in handlers else None
 

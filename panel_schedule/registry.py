@@ -64,6 +64,13 @@ def same_function(task: Task[Any], function: Callable[..., Any]) -> bool:
     return task.function is function or Origin.of(task.function).same(Origin.of(function))
 
 
+def same_handler(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions of a module's top level are the same line of the same file, executed twice."""
+    if not (isinstance(one, FunctionType) and isinstance(other, FunctionType)) or one.__closure__ or other.__closure__:
+        return one == other
+    return one.__code__ == other.__code__ and one.__defaults__ == other.__defaults__
+
+
 def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) -> bool:
     """Whether the same function comes with other code or another policy. Dates relative to now differ each time."""
     if getattr(task.function, "__code__", None) != getattr(function, "__code__", None):

@@ -266,7 +266,10 @@ class Runner:
         retry = lane.task.policy.retry
         if run.attempt < retry.max_attempts and not lane.removed and not self._s.stopping:
             delay = retry.delay(run.attempt)
-            log.warning(
+            # While it keeps failing each attempt is more of the same.
+            level = logging.DEBUG if lane.error is not None else logging.WARNING
+            log.log(
+                level,
                 "Task %r: attempt %d of %d failed, the next follows in %g s: %s",
                 run.task, run.attempt, retry.max_attempts, delay, first_line(error),
             )  # fmt: skip

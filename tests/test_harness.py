@@ -81,9 +81,11 @@ def test_a_child_left_behind_is_a_failure_and_is_ended(tmp_path: Path) -> None:
     write_files(tmp_path, {"app.py": HELLO, "tasks.py": PARENT})
     server = PanelServer("app.py --setup tasks.py", tmp_path)
     server.wait_for("the child is")
-    (child,) = server.descendants()
-    with pytest.raises(AssertionError, match=rf"left .*pid={child.pid}"):
-        server.close()
+    try:
+        (child,) = eventually(server.descendants)
+    finally:
+        with pytest.raises(AssertionError, match=r"left .*pid="):
+            server.close()
     eventually(lambda: not child.is_running())
 
 

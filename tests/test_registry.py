@@ -602,3 +602,25 @@ def test_an_edited_schedule_counts_as_an_edit_under_dev_only(core, monkeypatch, 
         task = core.ps.schedule(period=period, first_run="skip", name="edited")(plain)
 
     assert schedule == task.status.schedule
+
+
+def test_an_error_before_the_function_is_known_names_the_line(core):
+    """A period that means nothing: the decorator's own line, or the name that was given."""
+    with pytest.raises(ScheduleError, match=r"@ps.schedule in .*test_registry.py:\d+: The period '15 minuts'"):
+        core.ps.schedule(period="15 minuts")
+    with pytest.raises(ScheduleError, match="Task 'sales': The period '15 minuts'"):
+        core.ps.schedule(period="15 minuts", name="sales")
+
+
+def test_a_handler_of_a_file_that_runs_twice_is_one_handler(core):
+    """The setup script is imported by the app, too; whoever mails on failure mails once."""
+    told = []
+    for module in ("panel_setup_module", "tasks"):
+        code = compile("ps.on('succeeded', lambda task, run: told.append(task.name))", "tasks.py", "exec")
+        exec(code, {"ps": core.ps, "told": told, "__name__": module})
+    task = core.schedule(period="1h", name="fetch", first_run="skip")(lambda: 1)
+    core.begin()
+    task.refresh()
+    core.go()
+
+    assert ["fetch"] == told

@@ -80,7 +80,7 @@ calls = itertools.count(1)
 def mover() -> tuple[str, float]:
     """The biggest move of the day, from a service that leaves every third call without an answer."""
     if next(calls) % 3 == 0:
-        raise TimeoutError("no answer")
+        raise TimeoutError("no answer (on purpose)")
     change = summary().set_index("ticker")["change"]
     ticker = change.abs().idxmax()
     return ticker, float(change[ticker])
