@@ -162,10 +162,12 @@ class _Shown(NamedTuple):
 class _Session:
     """What one document shows, and what of it has changed. Never refers to the document strongly."""
 
-    __slots__ = ("changed", "document", "views")
+    __slots__ = ("__weakref__", "changed", "document", "loaded", "views")
 
     def __init__(self, document: weakref.ref[Document] | None):
         self.document = document
+        # A change that is sent while the browser still loads the page can be lost: it waits until then.
+        self.loaded = document is None or pn.state.loaded
         self.views: dict[tuple[str, str], _Shown] = {}
         self.changed: set[tuple[str, str]] = set()
 
@@ -239,7 +241,10 @@ class Views:
                 return
             for session in sessions:
                 session.changed.add(key)
-                self._waiting[session] = None
+                if session.loaded:
+                    self._waiting[session] = None
+            if not self._waiting:
+                return
             loop = self._loop()
             # One at a time: two threads that update one view would disturb each other in param.
             if self._pumping is (loop or self):
@@ -281,6 +286,8 @@ class Views:
             self._showing.setdefault(key, set()).add(session)
         if opened and document is not None:
             document.on_session_destroyed(_forgetter(weakref.ref(self), weakref.ref(document)))
+            if not session.loaded:
+                document.on_event("document_ready", _loader(weakref.ref(self), weakref.ref(session)))
         return view, follow, True
 
     def _new_task_view(self, task: Task[Any], home: weakref.ref[Document] | None) -> tuple[View, Callable[[], None]]:
@@ -300,6 +307,14 @@ class Views:
             )
 
         return view, follow
+
+    def loaded(self, session: _Session) -> None:
+        """The browser has loaded the page: tell it what has changed meanwhile."""
+        with self._lock:
+            session.loaded = True
+            changed = list(session.changed)
+        for key in changed:
+            self.changed(*key)
 
     def forget(self, document: Document | None) -> None:
         """The session of a document has ended."""
@@ -387,6 +402,15 @@ def own_copy(value: Any) -> Any:
 def as_reference(value: Any) -> Any:
     """A task stands for its live value wherever param accepts a reference."""
     return value.view().param.value if isinstance(value, Task) else value
+
+
+def _loader(views: weakref.ref[Views], session: weakref.ref[_Session]) -> Callable[[Any], None]:
+    def load(event: Any) -> None:
+        owner, loaded = views(), session()
+        if owner is not None and loaded is not None:
+            owner.loaded(loaded)
+
+    return load
 
 
 def _forgetter(views: weakref.ref[Views], document: weakref.ref[Document]) -> Callable[[Any], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from panel_schedule.components import Freshness
 from panel_schedule.config import Config
 from panel_schedule.errors import RegistrationError
 from panel_schedule.front import Front
+from panel_schedule.run import progress
 from panel_schedule.runtime import Runtime
 from panel_schedule.task import Task
 
@@ -96,14 +98,16 @@ def test_a_view_tells_state_error_and_version(front: Front) -> None:
 
 
 def test_progress_of_a_run_reaches_the_view(front: Front) -> None:
-    """``percent`` and ``message`` are what ``ps.progress`` reports."""
-    from panel_schedule import progress
+    """``percent`` and ``message`` are what ``ps.progress`` reports, while the run is under way."""
+    shown = threading.Event()
 
-    task = task_of(front, lambda: progress(1, 4, "a quarter"))
-    seen = []
-    task.view().param.watch(lambda *events: seen.append((task.view().percent, task.view().message)), ["percent"])
-    task.refresh().result(5)
-    assert (25, "a quarter") in seen
+    def work() -> bool:
+        progress(1, 4, "a quarter")
+        return shown.wait(10)
+
+    view = task_of(front, work).view()
+    view.param.watch(lambda *events: (view.percent, view.message) == (25, "a quarter") and shown.set(), ["percent"])
+    assert front.tasks["task"].refresh().result(15)
 
 
 def test_the_same_object_published_again_is_news(front: Front) -> None:
