@@ -576,11 +576,12 @@ def test_four_lent_places_let_in_what_came_later():
 
 def test_a_place_given_back_is_not_there_twice():
     """After the loan at most as many bodies run at once as before."""
-    executor, there = ThreadExecutor(1), threading.Event()
+    executor, there, back = ThreadExecutor(1), threading.Event(), threading.Event()
 
     def reader():
         with executor.lend():
             there.wait(PATIENCE)
+        back.set()
         return inside()
 
     lock, running, most = threading.Lock(), [0], [0]
@@ -596,6 +597,7 @@ def test_a_place_given_back_is_not_there_twice():
 
     futures = [run(executor, reader)]
     run(executor, there.set).result(PATIENCE)
+    assert back.wait(PATIENCE)
     futures += [run(executor, inside) for _ in range(5)]
     for _ in futures:
         step.release()

@@ -6,6 +6,7 @@ import contextvars
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class ThreadExecutor:
         self._batch: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._pending: set[Future[Any]] = set()
         # In the queue and promised to nobody; threads that nothing is promised to; threads in all.
-        self._waiting = 0
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._idle = 0
         self._threads = 0
 
@@ -72,8 +73,7 @@ class ThreadExecutor:
             with self._lock:
                 batch, self._batch = self._batch, []
                 for item in batch:
-                    self._queue.put(item)
-                    self._waiting += 1
+                    self._waiting.append(item)
                     self._serve()
 
     @contextmanager
@@ -96,7 +96,8 @@ class ThreadExecutor:
         """Promise what waits to a thread, if there is a place."""
         if not self._waiting or self._threads - self._idle >= self._places:
             return
-        self._waiting -= 1
+        # Only now: an idle thread beyond the places would take what lies in the queue.
+        self._queue.put(self._waiting.popleft())
         if self._idle:
             self._idle -= 1
             return
