@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from .clock import Clock
 from .errors import RunSkipped
 from .lanes import Lane, Waves
-from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot, stepped_back
+from .ledger import Ledger
+from .peers import Peers
+from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot
 from .run import Run, RunRecord, RunState
 from .runner import Runner
-from .stores.base import Store
+from .stores.base import Plan, Row, Store
 from .task import FirstRun, Task, WhenIdle
 from .timers import Timers
 
@@ -32,6 +35,8 @@ class Desk(Protocol):
     timers: Timers
     waves: Waves
     runner: Runner
+    ledger: Ledger
+    peers: Peers
 
     def exhaust(self, task: Task[Any]) -> None: ...
     def defer(self, call: Callable[[], object]) -> None: ...
@@ -46,41 +51,55 @@ class Agenda:
         self._came = self._due.append  # bound once: each armed timer holds it
         self._seen = desk.clock.now()
 
-    def enter(self, lanes: Iterable[Lane], again: bool = False) -> None:
-        """First runs, of all lanes before any starts: each must see whom it waits for."""
+    def enter(self, lanes: Iterable[Lane], again: bool = False, late: bool = False) -> None:
+        """Take tasks in: what the store knows of them, their first runs, their next slots."""
         now = self._seen = self._s.clock.now()
-        first = [lane for lane in lanes if not lane.removed and self._first_run(lane, now, again)]
-        for lane in first:
-            assert lane.run is not None
-            self._s.runner.start(lane, lane.run)
+        entering = [lane for lane in lanes if not lane.removed]
+        # An appointment made before the clocks started, in a setup script, can be missed already.
+        plans = [
+            Plan(lane.task.name, policy.trigger, now if again else policy.given or now)
+            for lane in entering
+            for policy in [lane.task.policy]
+        ]
+        enroll = partial(self._s.store.enroll, plans, again=again, late=late)
+        self._s.ledger.ask(entering, enroll, partial(self._entered, entering, again))
 
-    def _first_run(self, lane: Lane, now: datetime, again: bool) -> bool:
-        policy, fingerprint = lane.task.policy, lane.task.policy.trigger.fingerprint
-        row = self._s.store.row(lane.task.name)
-        if row is None or row.fingerprint != fingerprint:
-            if row is not None and row.override is not None:
-                log.warning(
-                    "Task %r: its reschedule (%s) gives way, because the schedule in the code has changed to %s.",
-                    lane.task.name, row.override, policy.trigger,
-                )  # fmt: skip
-            # An appointment made before the clocks started, in a setup script, can be missed already.
-            seen = now if again else policy.given or now
-            row = self._s.store.amend(
-                lane.task.name, fingerprint=fingerprint, first_seen=seen, last_slot=None, override=None
-            )
-        if lane.trigger is not (row.override or policy.trigger):
-            lane.trigger, lane.depends = row.override or policy.trigger, None
-            self._s.waves.follow(lane, lane.upstream)
-        lane.paused = row.paused
-        since = max(filter(None, (row.first_seen, row.last_slot)))
-        if policy.start is not None and policy.start > since:
-            since = policy.start - TICK
-        self._advance(lane, since)
+    def _entered(self, lanes: list[Lane], again: bool, rows: dict[str, Row]) -> None:
+        """First runs, of all lanes before any starts: each must see whom it waits for."""
+        now = self._s.clock.now()
+        first = [
+            lane
+            for lane in lanes
+            if self._s.lanes.get(lane.task.name) is lane
+            and not lane.removed
+            and self._first_run(lane, rows[lane.task.name], now, again)
+        ]
+        for lane in first:
+            if lane.run is not None:
+                self._s.runner.start(lane, lane.run)
+        for lane in lanes:
+            if self._s.store.blocking and self._s.lanes.get(lane.task.name) is lane:
+                self._s.peers.follow(lane, rows[lane.task.name])
+
+    def _first_run(self, lane: Lane, row: Row, now: datetime, again: bool) -> bool:
+        policy = lane.task.policy
+        if row.gave_way is not None:
+            log.warning(
+                "Task %r: its reschedule (%s) gives way, because the schedule in the code has changed to %s.",
+                lane.task.name, row.gave_way, policy.trigger,
+            )  # fmt: skip
+        if row.forgotten:
+            return False
+        self._s.peers.reschedule(lane, row.override, row.trigger or policy.trigger)
+        lane.paused, lane.error = row.paused, row.error or lane.error
+        self.advance(lane, self._since(lane, row))
         wanted = policy.first_run is not FirstRun.SKIP and not lane.paused and (again or lane.task.entry is None)
         if lane.clockless:
-            versions = [upstream.entry.version for upstream in lane.upstream if upstream.entry is not None]
-            if wanted and versions:
-                self._s.runner.trigger(lane, f"version {versions[0]}", now)
+            version = sum(upstream.entry.version for upstream in lane.upstream if upstream.entry is not None)
+            # Also where its upstream had a new value, and whoever was to follow it died.
+            missed = not lane.paused and lane.task.entry is not None and 0 < row.last_version < version
+            if (wanted and version) or missed:
+                self._s.runner.trigger(lane, now)
             return False
         self._s.runner.judge(lane)
         if not wanted:
@@ -89,7 +108,8 @@ class Agenda:
             self._s.runner.queue(lane, self._s.runner.new(lane, f"first {now.isoformat()}", now))
             return False
         slot = None if again or lane.next is None else last_slot(lane.trigger, now)
-        lane.run = self._s.runner.new(lane, slot or f"first {now.isoformat()}", now)
+        lane.run = self._s.runner.new(lane, slot or f"first {now.isoformat()}", now, slot)
+        lane.run.first = not again
         return True
 
     def plan(self, now: datetime) -> None:
@@ -116,7 +136,7 @@ class Agenda:
                 overlap=policy.overlap,
                 catch_up=policy.catch_up,
                 paused=lane.paused,
-                idle=policy.when_idle is WhenIdle.SKIP and lane.viewers == 0,
+                idle=policy.when_idle is WhenIdle.SKIP and lane.viewers + lane.elsewhere == 0,
                 busy=lane.busy,
                 trigger=lane.trigger,
             )
@@ -125,10 +145,10 @@ class Agenda:
             if decision.skipped is not None:
                 self._skip(lane, decision.skipped)
             if decision.action is Action.RUN:
-                lane.run = self._s.runner.new(lane, decision.slot, decision.slot)
+                lane.run = self._s.runner.new(lane, decision.slot, decision.slot, decision.slot)
                 starting.append(lane)
             elif decision.action is not Action.SKIP:
-                self._s.runner.queue(lane, self._s.runner.new(lane, decision.slot, decision.slot))
+                self._s.runner.queue(lane, self._s.runner.new(lane, decision.slot, decision.slot, decision.slot))
                 if decision.action is Action.REPLACE and lane.run is not None:
                     self._s.runner.cancel(lane, lane.run, "replaced")
             if lane.missed > 1 or lane.stale:
@@ -137,7 +157,7 @@ class Agenda:
             if lane.run is not None:
                 self._s.runner.start(lane, lane.run)
 
-    def _advance(self, lane: Lane, since: datetime) -> None:
+    def advance(self, lane: Lane, since: datetime) -> None:
         try:
             slot = lane.trigger.next_after(since)
         except Exception:
@@ -153,7 +173,7 @@ class Agenda:
         lane.next, lane.slot_timer = None, self._s.timers.after(ASK_AGAIN, self._ask_again, lane)
 
     def _ask_again(self, lane: Lane) -> None:
-        self._advance(lane, self._s.clock.now())
+        self.advance(lane, self._s.clock.now())
 
     def arm(self, lane: Lane, slot: datetime | None) -> None:
         """Set the timer of the next slot; None for none."""
@@ -165,26 +185,13 @@ class Agenda:
             self._s.defer(lambda: self._s.exhaust(lane.task))
 
     def _skip(self, lane: Lane, stretch: Stretch) -> None:
-        """Record a stretch of skipped slots; one that goes on becomes longer instead."""
-        self._s.store.amend(lane.task.name, last_slot=stretch.last)
-        before = lane.skipped
-        goes_on = before is not None and before.reason == stretch.reason
-        record = RunRecord(
-            id=before.id if goes_on and before else f"skipped-{stretch.first.isoformat()}",
-            key=before.key if goes_on and before else stretch.first,
-            state=RunState.SKIPPED,
-            finished_at=self._s.clock.now(),
-            reason=stretch.reason,
-            until=stretch.last,
-        )
-        self._s.store.record(lane.task.name, record, replaces=before if goes_on else None)
-        lane.skipped = record
-        if not goes_on:
-            run = Run(lane.task.name, stretch.first, self._s.clock.now())
-            run.reason, run.until = stretch.reason, stretch.last
-            run.end(RunState.SKIPPED, self._s.clock.now(), RunSkipped(f"Task {run.task!r}: {stretch.reason}."))
-            self._s.defer(run.resolve)
-            self._s.runner.emit("skipped", lane.task, run)
+        """Record a stretch of skipped slots."""
+        run = Run(lane.task.name, stretch.first, self._s.clock.now())
+        run.reason, run.until = stretch.reason, stretch.last
+        run.end(RunState.SKIPPED, run.queued_at, RunSkipped(f"Task {run.task!r}: {stretch.reason}."))
+        self._s.defer(run.resolve)
+        record = partial(self._s.store.record, run.task, run.record(), stretch.last)
+        self._s.ledger.ask([lane], record, partial(self._s.runner.skipped, lane, run))
 
     def look(self, now: datetime, monotonic: float) -> None:
         """Follow the steps of the wall clock (invariant 7)."""
@@ -193,14 +200,24 @@ class Agenda:
         if before - now <= STEP_BACK:
             return
         for lane in self._s.lanes.values():
-            row = self._s.store.row(lane.task.name)
-            reset = stepped_back(max(filter(None, (row.first_seen, row.last_slot))), before, now) if row else None
-            if reset is None or lane.next is None:
-                continue
-            self._s.store.amend(lane.task.name, last_slot=None, first_seen=reset)
-            self._advance(lane, reset)
-            self._s.store.record(
-                lane.task.name,
-                RunRecord(f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason="clock stepped back", until=before),
+            # What was handled at a time that is still to come is to be handled again.
+            record = RunRecord(
+                f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason="clock stepped back", until=before
             )
+            rewind = partial(self._rewind, lane.task.name, now, record)
+            self._s.ledger.ask([lane], rewind, partial(self._rewound, lane))
         log.warning("The clock stepped back by %.0f s, to %s.", (before - now).total_seconds(), now.isoformat())
+
+    def _rewind(self, task: str, now: datetime, record: RunRecord) -> Row | None:
+        if self._s.store.rewind(task, now):
+            self._s.store.record(task, record)
+        return self._s.store.row(task)
+
+    def _rewound(self, lane: Lane, row: Row | None) -> None:
+        if lane.next is not None and row is not None and not lane.removed:
+            self.advance(lane, self._since(lane, row))
+
+    def _since(self, lane: Lane, row: Row) -> datetime:
+        """The slots later than this are still to be handled."""
+        since, start = max(filter(None, (row.first_seen, row.last_slot))), lane.task.policy.start
+        return start - TICK if start is not None and start > since else since

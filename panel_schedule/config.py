@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import param
@@ -12,7 +13,6 @@ import param
 from .errors import ConfigError
 
 ENV_PREFIX = "PANEL_SCHEDULE_"
-MEMORY_STORES = ("auto", "memory://")
 
 
 class Config(param.Parameterized):
@@ -38,7 +38,9 @@ class Config(param.Parameterized):
     store = param.String(
         default="auto",
         doc="""
-        Where values live. ``"auto"`` and ``"memory://"``: in this process.""",
+        Where values live. ``"auto"``: in memory, and with several server processes in a
+        private directory that exactly these share and that goes with them. ``"file:///dir"``:
+        in a directory that keeps them over restarts. ``"memory://"``: in this process, always.""",
     )
 
     timezone = param.String(
@@ -122,8 +124,16 @@ class Config(param.Parameterized):
 
 
 def _check_store(url: str) -> None:
-    if url not in MEMORY_STORES:
-        raise ConfigError(f"ps.config.store is {url!r}; accepted are {' and '.join(map(repr, MEMORY_STORES))}.")
+    if url in ("auto", "memory://"):
+        return
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        raise ConfigError(f"ps.config.store is {url!r}; accepted are 'auto', 'memory://' and 'file:///a/directory'.")
+    if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
+        raise ConfigError(
+            f"ps.config.store is {url!r}, and a file store is named by the absolute path of a directory after three "
+            "slashes: 'file:///var/lib/myapp'."
+        )
 
 
 def _check_timezone(name: str | None) -> None:

@@ -9,12 +9,16 @@ The errors of the package. Each message names the task, the cause and the remedy
     ├── RegistrationError        a function, name or option that cannot be scheduled
     │   └── CycleError           tasks that wait for each other
     ├── ValueRefused             a value that is not data (a Bokeh model, a Panel object)
+    ├── ValueUnreadable          a stored value that cannot be read: torn, foreign, or of other code
+    ├── StoreError               a shared store that cannot be used, now or at all
     ├── WouldBlock               a blocking call on a running loop's own thread: use ``await``
     ├── NotReady                 no value within the given timeout
     └── RunError                 how a run ended, for those who wait for its result
         ├── RunCancelled         cancelled or replaced
         ├── RunTimedOut          took longer than its timeout
         ├── RunSkipped           never started
+        ├── RunFailed            failed in another process; here for those who joined it
+        ├── RunCrashed           its process died, and the one that took it over
         └── RunFenced            lost its claim; what it publishes is dropped
 
 What a user's function raises is never wrapped: it keeps its type and traceback.
@@ -47,6 +51,14 @@ class ValueRefused(ScheduleError, TypeError):
     """A value that is not data and therefore cannot be shared by sessions."""
 
 
+class ValueUnreadable(ScheduleError, ValueError):
+    """A stored value that cannot be read: torn, foreign, newer, or of code that has changed."""
+
+
+class StoreError(ScheduleError, RuntimeError):
+    """A shared store cannot be used: now, and it may be tried again, or not at all."""
+
+
 class WouldBlock(ScheduleError, RuntimeError):
     """A blocking call on the thread of a running event loop."""
 
@@ -69,6 +81,14 @@ class RunTimedOut(RunError, TimeoutError):
 
 class RunSkipped(RunError):
     """The run never started."""
+
+
+class RunFailed(RunError):
+    """The run failed in another process, which has the traceback."""
+
+
+class RunCrashed(RunError):
+    """The process that ran it died, and so did the one that took it over."""
 
 
 class RunFenced(RunError):

@@ -59,6 +59,7 @@ class Front:
         needs: Task[Any] | Iterable[Task[Any]] = (),
         default: Any = None,
         stale_after: str | float | timedelta | None = None,
+        isolate: bool = False,
     ) -> Callable[[Callable[[], Any]], Task[Any]]:
         """
         Run a function on a schedule, once for every visitor.
@@ -108,6 +109,9 @@ class Front:
         stale_after : period
             The age at which a value is stale. By default it is stale when the last run failed or two
             slots passed without a new value.
+        isolate : bool
+            Make each ``task()`` a private copy-on-write view: to change it changes nobody else's. Arrays
+            are not copied before they are written to, so that it costs the same at any size.
 
         Returns
         -------
@@ -142,7 +146,7 @@ class Front:
             policy = build_policy(
                 trigger, first_run=first_run, executor=executor, timeout=timeout, retry=retry, overlap=overlap,
                 catch_up=catch_up, when_idle=when_idle, needs=needs, default=default, stale_after=stale_after,
-                given=self._given(trigger),
+                isolate=isolate, given=self._given(trigger),
             )  # fmt: skip
         except ScheduleError as error:
             # The function, and with it the task's name, comes after this; but the line is known.

@@ -10,7 +10,7 @@ from typing import Any
 
 from .executors.base import Executor
 from .planner import Busy
-from .run import Run, RunRecord, RunState, first_line
+from .run import Run, RunState
 from .stores.base import Claim
 from .task import Task, TaskStatus, is_async, named_tasks
 from .timers import Timer
@@ -27,39 +27,51 @@ class Lane:
     """
 
     __slots__ = (
+        "asking",
+        "base",
         "body",
         "claim",
         "dependents",
         "depends",
+        "elsewhere",
         "error",
         "executor",
         "farewell",
         "first",
         "follows",
         "gated",
+        "held",
         "is_async",
+        "joiners",
         "missed",
         "next",
         "on_loop",
+        "override",
         "paused",
         "queued",
+        "reading",
         "reads",
+        "remote",
         "removed",
         "reported",
         "run",
-        "skipped",
         "slot_timer",
         "stale",
         "stale_timer",
         "task",
         "timeout_timer",
         "trigger",
+        "unread",
         "viewers",
+        "writing",
     )
 
     def __init__(self, task: Task[Any], executor: Executor, on_loop: bool, gated: bool):
         self.task = task
-        self.trigger: Trigger = task.policy.trigger
+        # The schedule in force: the override of a reschedule, or the one in the code.
+        self.base: Trigger = task.policy.trigger
+        self.override: Trigger | None = None
+        self.trigger: Trigger = self.base
         self.executor = executor
         self.on_loop = on_loop
         self.is_async = is_async(task.function)
@@ -70,15 +82,26 @@ class Lane:
         self.queued: Run | None = None
         self.body: Future[Any] | None = None
         self.claim: Claim | None = None
+        # Whether the store has been asked for the claim of `run` and has not answered yet.
+        self.asking = False
         self.paused = False
         self.removed = False
-        self.error: BaseException | None = None
+        # First line of the last failure, wherever it ran; "" when the last finished run succeeded.
+        self.error = ""
         self.reported = ""
         # Slots that came since the last value.
         self.missed = 0
         self.stale = False
-        self.skipped: RunRecord | None = None
         self.viewers = 0
+        # What other processes do with the task: the run of one of them, those that wait for its end, whether
+        # one holds the claim (also when only the body of its run is left), and how many sessions show it there.
+        self.remote: Run | None = None
+        self.joiners: list[Run] = []
+        self.held = False
+        self.elsewhere = 0
+        # Writes to the store that it has not answered yet, and what is to be read of it afterwards.
+        self.writing = 0
+        self.unread = self.reading = False
         # What is to be called when the next run has ended.
         self.farewell: Callable[[], object] | None = None
         self.first: Future[Any] | None = None
@@ -112,7 +135,7 @@ class Lane:
     def status(self) -> TaskStatus:
         task, entry, run = self.task, self.task.entry, self.run
         if run is None or run.state.final:
-            run = self.queued
+            run = self.remote or self.queued
         if self.removed:
             state = "removed"
         elif run is not None:
@@ -120,14 +143,14 @@ class Lane:
         elif self.paused:
             state = "paused"
         else:
-            state = "failed" if self.error is not None else "idle"
+            state = "failed" if self.error else "idle"
         return TaskStatus(
             name=task.name,
             state=state,
             version=entry.version if entry else 0,
             updated_at=entry.updated_at if entry else None,
             stale=self.stale,
-            error=first_line(self.error),
+            error=self.error,
             next_run=None if self.paused or self.removed else self.next,
             percent=run.percent if run else -1,
             message=run.message if run else "",
@@ -172,7 +195,7 @@ class Waves:
         """Whether a value of `lane` for its latest slot up to `wave` is still to come."""
         if lane.removed:
             return False
-        for run in (lane.run, lane.queued):
+        for run in (lane.run, lane.queued, lane.remote):
             if run is not None and not run.state.final and run.wave is not None and run.wave <= wave:
                 return True
         if lane.clockless:

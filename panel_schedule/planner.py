@@ -172,22 +172,6 @@ def decide(
     return Decision(Action.REPLACE, pending.latest, missed)
 
 
-def stepped_back(watermark: datetime, before: datetime, now: datetime) -> datetime | None:
-    """
-    The watermark after the wall clock was seen at `before` and then at `now`.
-
-    Returns
-    -------
-    datetime or None
-        None while the clock goes on, or stepped back by 30 s at most: the slots of the
-        repeated time stay handled. Else `now`, where it is earlier than the watermark:
-        the slots of the repeated time run again.
-    """
-    if before - now <= STEP_BACK or watermark <= now:
-        return None
-    return now
-
-
 def _skip(pending: Due, reason: str) -> Decision:
     return Decision(Action.SKIP, pending.latest, Stretch(pending.first, pending.latest, str(reason)))
 

@@ -126,8 +126,10 @@ class Run:
         "error",
         "expired",
         "finished_at",
+        "first",
         "id",
         "key",
+        "mark",
         "message",
         "percent",
         "queued_at",
@@ -139,13 +141,24 @@ class Run:
         "wave",
     )
 
-    def __init__(self, task: str, key: datetime | str | None, queued_at: datetime, wave: datetime | None = None):
+    def __init__(
+        self,
+        task: str,
+        key: datetime | str | None,
+        queued_at: datetime,
+        wave: datetime | None = None,
+        mark: datetime | int | None = None,
+    ):
         self.id = f"{_process}-{next(_number)}"
         self.task = task
         self.key = key
         self.queued_at = queued_at
         # The instant whose upstream values this run must see (invariant 9). None: whatever is there.
         self.wave = wave
+        # The occasion that is handled once by all processes: the slot, or the sum of the upstream's versions.
+        self.mark = mark
+        # Whether it is only to make the first value, and needless where there is one.
+        self.first = False
         self.state = RunState.QUEUED
         self.attempt = 1
         self.percent = -1

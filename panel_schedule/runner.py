@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from asyncio import CancelledError
@@ -13,12 +14,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from .clock import Clock
-from .errors import RunCancelled, RunFenced, RunSkipped, RunTimedOut
+from .errors import RunCancelled, RunCrashed, RunFenced, RunSkipped, RunTimedOut
 from .executors.base import Executor
 from .lanes import Lane, Waves
+from .ledger import Ledger
 from .locked import Locked
 from .run import Run, RunState, _current, first_line, own_traceback
-from .stores.base import TASK, Store
+from .stores.base import TASK, Claim, Refusal, Row, Store
 from .task import Overlap, Task, WhenIdle, is_async
 from .timers import Timers
 
@@ -37,6 +39,12 @@ LAST_WORDS = 1.0
 PUBLISHED = object()
 
 
+class Peers(Protocol):
+    """What the other processes do."""
+
+    def refused(self, lane: Lane, run: Run, refusal: Refusal, row: Row | None) -> None: ...
+
+
 class Desk(Protocol):
     """What the runner finds at the scheduler's."""
 
@@ -48,6 +56,8 @@ class Desk(Protocol):
     timers: Timers
     waves: Waves
     locked: Locked
+    ledger: Ledger
+    peers: Peers
     begun: bool
     stopping: bool
     changed: Callable[[Task[Any]], object]
@@ -66,8 +76,8 @@ class Runner:
 
     # ------------------------------------------------------------ starting
 
-    def new(self, lane: Lane, key: datetime | str, wave: datetime | None) -> Run:
-        run = Run(lane.task.name, key, self._s.clock.now(), wave)
+    def new(self, lane: Lane, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None) -> Run:
+        run = Run(lane.task.name, key, self._s.clock.now(), wave, mark)
         run._stop = partial(self.cancel, lane)
         run._changed = partial(self._s.changed, lane.task)
         return run
@@ -83,50 +93,80 @@ class Runner:
     def queue(self, lane: Lane, run: Run) -> None:
         """Let it follow the run in flight. There is one place, for the newest."""
         if lane.queued is not None:
-            self._drop(lane, lane.queued, "overlap")
+            self.drop(lane, lane.queued, "overlap")
         lane.queued = run
         self._s.touch(lane)
 
-    def trigger(self, lane: Lane, key: str, wave: datetime) -> None:
+    def trigger(self, lane: Lane, wave: datetime) -> None:
         """An upstream has a new final value. A task that follows others never skips the newest."""
         if lane.removed or self._s.stopping:
             return
-        if lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers == 0):
+        version = sum(upstream.entry.version for upstream in lane.upstream if upstream.entry is not None)
+        run = self.new(lane, f"version {version}", wave, version)
+        if lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers + lane.elsewhere == 0):
             lane.missed += 1
-            run = self.new(lane, key, wave)
-            self._drop(lane, run, "paused" if lane.paused else "idle")
+            self.drop(lane, run, "paused" if lane.paused else "idle")
             self.judge(lane)
             return
         for waiting in (lane.run, lane.queued):
             if waiting is not None and waiting.state is RunState.QUEUED:
                 # It has not begun, so it will read this value: one run for a whole wave.
-                waiting.key = key
+                waiting.key, waiting.mark = run.key, run.mark
                 waiting.wave = max(waiting.wave, wave) if waiting.wave is not None else None
+                if lane.asking or lane.claim is not None:
+                    self._s.ledger.ask([lane], partial(self._advance, lane, version))
                 return
-        run = self.new(lane, key, wave)
         replaced = lane.run if lane.task.policy.overlap is Overlap.REPLACE else None
         self.launch(lane, run)
         if replaced is not None:
             self.cancel(lane, replaced, "replaced")
 
+    def _advance(self, lane: Lane, version: int) -> None:
+        if (claim := lane.claim) is not None:
+            self._s.store.advance(claim, version)
+
     def start(self, lane: Lane, run: Run) -> None:
-        """Claim the slot of ``lane.run`` and hand it to its executor, once its upstream is there."""
-        slot = run.key if isinstance(run.key, datetime) else None
-        lane.claim = self._s.store.claim(lane.task.name, run.id, slot)
-        if lane.claim is None:
-            lane.run = None
-            self._drop(lane, run, "claimed elsewhere")
+        """Claim the slot of ``lane.run`` once its upstream is there, and hand it to its executor."""
+        self._s.touch(lane)
+        proceed = partial(self._claim, lane, run)
+        if self._s.waves.hold(lane, run, proceed):
+            self._limit(lane, run)
+        else:
+            proceed()
+
+    def _claim(self, lane: Lane, run: Run) -> None:
+        if lane.run is not run or run.state.final:
             return
-        lane.skipped = None
+        self._s.timers.cancel(lane.timeout_timer)
+        lane.asking = True
+        self._s.ledger.ask([lane], partial(self._ask, run), partial(self._answered, lane, run))
+
+    def _ask(self, run: Run) -> tuple[Claim | Refusal, Row | None]:
+        store, now = self._s.store, self._s.clock.now()
+        answer = store.claim(run.task, run.id, now=now, key=run.key, mark=run.mark, wave=run.wave, first=run.first)
+        return answer, None if isinstance(answer, Claim) or not store.blocking else store.row(run.task)
+
+    def _answered(self, lane: Lane, run: Run, answer: tuple[Claim | Refusal, Row | None]) -> None:
+        lane.asking = False
+        claim, row = answer
+        if isinstance(claim, Claim):
+            self.claimed(lane, run, claim)
+        else:
+            self._s.peers.refused(lane, run, claim, row)
+
+    def claimed(self, lane: Lane, run: Run, claim: Claim) -> None:
+        """The run may begin."""
+        lane.claim = claim
         if lane.farewell is not None:
             farewell, lane.farewell = lane.farewell, None
             run.add_done_callback(lambda _: farewell())
-        self._s.touch(lane)
-        proceed = partial(self._submit, lane, run)
-        if not self._s.waves.hold(lane, run, proceed):
-            proceed()
+        if run.state.final:  # cancelled meanwhile
+            self._record(lane, run)
+            self._free(lane)
+        elif run.expired:
+            self._finish(lane, run, RunState.TIMED_OUT, self._timeout_error(lane))
         else:
-            self._limit(lane, run)
+            self._submit(lane, run)
 
     def _limit(self, lane: Lane, run: Run) -> None:
         """From now on the timeout runs: of the function, and before that of the wait for its upstream."""
@@ -154,7 +194,8 @@ class Runner:
             started = self._s.clock.monotonic()
             result = function()
             if inspect.isgenerator(result):
-                result = self._drain(lane, run, result)
+                aside = on_loop and self._s.store.blocking
+                result = self._drain_aside(lane, run, result) if aside else self._drain(lane, run, result)
             if on_loop:
                 self._warn_if_held(lane.task.name, self._s.clock.monotonic() - started)
             return result
@@ -173,7 +214,7 @@ class Runner:
             count = 0
             async with aclosing(result):
                 async for value in result:
-                    self._yielded(lane, run, value)
+                    await self._yielded_aside(lane, run, value)
                     count += 1
             return PUBLISHED if count else None
 
@@ -198,17 +239,38 @@ class Runner:
                 self._yielded(lane, run, value)
                 count += 1
 
+    async def _drain_aside(self, lane: Lane, run: Run, values: Any) -> Any:
+        """The same for a plain generator on the loop."""
+        count = 0
+        with closing(values):
+            while True:
+                try:
+                    value = next(values)
+                except StopIteration as stop:
+                    return PUBLISHED if stop.value is None and count else stop.value
+                await self._yielded_aside(lane, run, value)
+                count += 1
+
     def _yielded(self, lane: Lane, run: Run, value: Any) -> None:
         run.check()
-        self._publish(lane, run, value)
+        self._publish(lane, run, value, final=False)
 
-    def _publish(self, lane: Lane, run: Run, value: Any) -> None:
+    async def _yielded_aside(self, lane: Lane, run: Run, value: Any) -> None:
+        if not self._s.store.blocking:
+            self._yielded(lane, run, value)
+        else:
+            await asyncio.wrap_future(self._s.ledger.aside(partial(self._yielded, lane, run, value)))
+
+    def _publish(self, lane: Lane, run: Run, value: Any, final: bool = True) -> Any:
         claim = lane.claim
         if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
             raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
+        if value is PUBLISHED:
+            entry = self._s.store.seal(claim)
+            return entry.value if entry is not None else None
         now = self._s.clock.now()
         duration = (now - run.started_at).total_seconds()
-        self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim)
+        return self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final).value
 
     def _warn_if_held(self, name: str, seconds: float) -> None:
         if seconds > HELD_TOO_LONG and name not in self._warned:
@@ -222,15 +284,17 @@ class Runner:
 
     def _ended(self, lane: Lane, run: Run, future: Future[Any]) -> None:
         """The body is over, wherever it ran; called there, without the lock."""
+        if lane.on_loop and self._s.store.blocking:
+            self._s.ledger.aside(partial(self._conclude, lane, run, future))
+        else:
+            self._conclude(lane, run, future)
+
+    def _conclude(self, lane: Lane, run: Run, future: Future[Any]) -> None:
         error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
         value = None
         if error is None and not run.state.final:
-            value = future.result()
             try:
-                if value is PUBLISHED:
-                    value = lane.task.entry.value if lane.task.entry else None
-                else:
-                    self._publish(lane, run, value)
+                value = self._publish(lane, run, future.result())
             except Exception as exc:
                 error = exc
         with self._s.locked:
@@ -250,24 +314,22 @@ class Runner:
                 self._failed(lane, run, error, RunState.FAILED)
 
     def _succeeded(self, lane: Lane, run: Run, value: Any) -> None:
-        troubled = lane.error is not None or lane.stale
-        lane.error, lane.reported, lane.missed = None, "", 0
+        troubled = lane.error != "" or lane.stale
+        lane.error, lane.reported, lane.missed = "", "", 0
         self._finish(lane, run, RunState.SUCCEEDED, value=value)
         if troubled and not lane.stale:
             log.info("Task %r has recovered.", run.task)
             self.emit("recovered", lane.task, run)
         self.emit("succeeded", lane.task, run)
-        version = lane.task.entry.version if lane.task.entry else 0
-        wave = run.wave or run.queued_at
         for dependent in lane.dependents:
-            self.trigger(dependent, f"version {version}", wave)
+            self.trigger(dependent, run.wave or run.queued_at)
 
     def _failed(self, lane: Lane, run: Run, error: BaseException, state: RunState) -> None:
         retry = lane.task.policy.retry
         if run.attempt < retry.max_attempts and not lane.removed and not self._s.stopping:
             delay = retry.delay(run.attempt)
             # While it keeps failing each attempt is more of the same.
-            level = logging.DEBUG if lane.error is not None else logging.WARNING
+            level = logging.DEBUG if lane.error else logging.WARNING
             log.log(
                 level,
                 "Task %r: attempt %d of %d failed, the next follows in %g s: %s",
@@ -291,6 +353,11 @@ class Runner:
             # A coroutine can be ended and tried again; a thread cannot, so its timeout is final.
             run.expired = True
             lane.timeout_timer = self._s.timers.after(LAST_WORDS, partial(self._timed_out, lane), run)
+        elif lane.claim is None:
+            # It has waited for its upstream all the time; whoever claims the slot may say so.
+            run.expired = True
+            if not lane.asking:
+                self._claim(lane, run)
         else:
             self._finish(lane, run, RunState.TIMED_OUT, self._timeout_error(lane))
         if body is not None:
@@ -328,7 +395,7 @@ class Runner:
             lane.claim = store.void(lane.claim)
         waited_for = lane.gated and lane.task.entry is None and state is not RunState.SUCCEEDED and self._s.begun
         if error is not None and state in (RunState.FAILED, RunState.TIMED_OUT):
-            lane.error = error
+            lane.error = first_line(error)
             if not waited_for:  # whoever waits for it says so
                 self._complain(lane, error)
         self._close(lane, run, state, error, value)
@@ -337,29 +404,73 @@ class Runner:
             self.emit("failed", lane.task, run)
         if waited_for:
             self._s.defer(lambda: self._s.fatal(lane.task, run))
-        if lane.body is None:
+        if lane.body is None and not lane.asking:
             self._free(lane)
+
+    def abandon(self, lane: Lane, run: Run) -> None:
+        """The grace period is over, and the body is not: it ends with the process, and another one may begin anew."""
+        if not run.state.final:
+            run.reason = "cancelled: the server stops"
+            self._finish(lane, run, RunState.CANCELLED, RunCancelled(f"Task {run.task!r}: the server stops."))
+        if lane.run is run and not lane.asking:
+            self._free(lane)
+
+    def crashed(self, lane: Lane, run: Run, error: RunCrashed) -> None:
+        """It has ended two processes; it will not end this one, unless the server waits for its value."""
+        self._complain(lane, error)
+        run.error = error
+        self.emit("failed", lane.task, run)
+        if lane.gated and lane.task.entry is None:
+            self._s.defer(lambda: self._s.fatal(lane.task, run))
 
     def _close(
         self, lane: Lane, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
         run.end(state, self._s.clock.now(), error)
-        if self._s.lanes.get(run.task) is lane:
-            self._s.store.record(run.task, run.record())
+        if not (lane.asking and lane.run is run):  # else when it is known whether this process has the claim
+            self._record(lane, run)
         self._s.touch(lane)
         self._s.defer(lambda: run.resolve(value))
 
-    def _drop(self, lane: Lane, run: Run, reason: str) -> None:
+    def _record(self, lane: Lane, run: Run, then: Callable[[bool], object] | None = None) -> None:
+        if self._s.lanes.get(run.task) is lane:
+            claimed = lane.claim is not None and lane.claim.run_id == run.id
+            # Without a claim the first process that says what became of the slot is the one that is heard.
+            call = partial(self._s.store.record, run.task, run.record(), None if claimed else run.mark)
+            self._s.ledger.ask([lane], call, then)
+
+    def drop(self, lane: Lane, run: Run, reason: str) -> None:
         """End a run that never started."""
         run.reason = reason
-        self._close(lane, run, RunState.SKIPPED, RunSkipped(f"Task {run.task!r}: the run was skipped ({reason})."))
-        self.emit("skipped", lane.task, run)
+        error = RunSkipped(f"Task {run.task!r}: the run was skipped ({reason}).")
+        run.end(RunState.SKIPPED, self._s.clock.now(), error)
+        self._record(lane, run, partial(self.skipped, lane, run))
+        self._s.touch(lane)
+        self._s.defer(run.resolve)
+
+    def skipped(self, lane: Lane, run: Run, new: bool) -> None:
+        """Say so, if it is news."""
+        if new:
+            self.emit("skipped", lane.task, run)
+
+    def resolve(self, lane: Lane, run: Run) -> None:
+        """Wake who waits for a run that ended elsewhere."""
+        value = lane.task.entry.value if lane.task.entry is not None and run.error is None else None
+        self._s.defer(lambda: run.resolve(value))
 
     def _free(self, lane: Lane) -> None:
         """The body is gone: give the claim back, and let the next one start."""
-        if lane.claim is not None:
-            self._s.store.release(lane.claim)
+        claim, run = lane.claim, lane.run
         lane.run = lane.claim = None
+        if claim is not None:
+            # What this process does not finish any more another one does, or the next server.
+            unfinished = run is not None and run.state is RunState.CANCELLED and run.mark is not None
+            give_back = self._s.store.hand_over if self._s.stopping and unfinished else self._s.store.release
+            self._s.ledger.ask([lane], partial(give_back, claim))
+        self.next(lane)
+
+    def next(self, lane: Lane) -> None:
+        """Let the run start that has waited for the end of another one."""
         if lane.queued is not None and not lane.removed:
             lane.run, lane.queued = lane.queued, None
             self.start(lane, lane.run)
@@ -376,25 +487,30 @@ class Runner:
                 self._s.timers.cancel(lane.stale_timer)
                 lane.stale_timer = self._s.timers.at(entry.updated_at + limit, self.judge, lane)
         else:
-            stale = lane.error is not None or (lane.missed >= 2 and entry is not None)
+            stale = lane.error != "" or (lane.missed >= 2 and entry is not None)
         if not stale and lane.clockless:
             stale = any(self._stale(upstream) for upstream in lane.upstream)
         if stale == lane.stale:
             return
         lane.stale = stale
         self._s.touch(lane)
-        if stale and lane.run is not None:
-            self.emit("stale", lane.task, lane.run)
-        elif stale:
+        run = lane.run
+        if run is None:
             run = Run(lane.task.name, None, self._s.clock.now())
             run.reason = "stale"
-            run.end(
-                RunState.SKIPPED, run.queued_at, RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
-            )
+            error = RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
+            run.end(RunState.SKIPPED, run.queued_at, error)
             self._s.defer(run.resolve)
-            self.emit("stale", lane.task, run)
+        self._s.ledger.ask(
+            [lane], partial(self._s.store.flip, lane.task.name, stale), partial(self._flipped, lane, run)
+        )
         for dependent in lane.dependents:
             self.judge(dependent)
+
+    def _flipped(self, lane: Lane, run: Run, first: bool) -> None:
+        """All processes find it stale; one of them says so."""
+        if first and lane.stale:
+            self.emit("stale", lane.task, run)
 
     def _stale(self, task: Task[Any]) -> bool:
         lane = self._s.lanes.get(task.name)

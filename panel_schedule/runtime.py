@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import panel as pn
+from tornado.process import task_id
 
 from .clock import Clock, SystemClock
 from .components import show
 from .config import Config
 from .entry import Entry
-from .errors import NotReady, RegistrationError
+from .errors import ConfigError, NotReady, RegistrationError
 from .executors.loop import LoopExecutor
 from .executors.threads import ThreadExecutor
 from .registry import Registry, choose_trigger, require_no_cycle, require_schedulable, same_function, taken, was_edited
 from .run import Run, refuse_to_block, traceback_text
 from .runner import EVENTS, Handler
 from .scheduler import Scheduler
-from .stores.base import TASK, USER
+from .stores.base import TASK, USER, Store
+from .stores.file import FileStore
+from .stores.folder import automatic as folder_of
+from .stores.folder import server_id
 from .stores.memory import MemoryStore
 from .task import FirstRun, Policy, Task, is_async
 from .triggers import Trigger
@@ -58,6 +65,10 @@ class Runtime:
         # Called on the loop when the clocks start.
         self.on_start: Callable[[asyncio.AbstractEventLoop], object] | None = None
         self._warned_of_setup = False
+        # Of the server that this process is one of several of: the pid of their parent.
+        self._supervisor: int | None = None
+        # What a fork has left behind: never closed here, as that would disturb the parent's.
+        self._former: list[Scheduler] = []
         self._fresh()
 
     def _fresh(self) -> None:
@@ -81,18 +92,42 @@ class Runtime:
 
     def _build(self) -> Scheduler:
         self.config.freeze()
-        store = self._inherited or MemoryStore(self.config.history_limit)
+        store = self._make_store()
         store.subscribe(self._stored)
         return Scheduler(
             self.clock,
             store,
-            # Handlers have threads of their own: one that hangs takes none from the tasks.
-            {"loop": self.loops, "thread": ThreadExecutor(self.config.max_threads), "handler": ThreadExecutor(2)},
+            {
+                "loop": self.loops,
+                "thread": ThreadExecutor(self.config.max_threads),
+                # Handlers have threads of their own: one that hangs takes none from the tasks.
+                "handler": ThreadExecutor(2),
+                "store": ThreadExecutor(1),
+                "publisher": ThreadExecutor(2),
+            },
             self.handlers,
             changed=lambda task: self.views.changed(TASK, task.name),
             exhausted=self.tasks.discard,
             fatal=self._first_run_failed,
         )
+
+    def _make_store(self) -> Store:
+        if self._supervisor is None and task_id() is not None:
+            self._supervisor = os.getppid()
+        url, limit = self.config.store, self.config.history_limit
+        if url == "memory://" or (url == "auto" and self._supervisor is None):
+            return self._inherited or MemoryStore(limit)
+        if os.name != "posix":
+            raise ConfigError(f"ps.config.store is {url!r}, which needs the file locks of a POSIX system.")
+        supervisor = self._supervisor or os.getpid()
+        automatic = url == "auto"
+        folder = folder_of(supervisor) if automatic else Path(unquote(urlsplit(url).path))
+        store = FileStore(
+            folder, self.clock, server=server_id(supervisor), persistent=not automatic, history_limit=limit
+        )
+        if self._inherited is not None:  # what a setup script has stored before the fork
+            store.seed(self._inherited.entries())
+        return store
 
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:
         if space == USER:
@@ -140,9 +175,12 @@ class Runtime:
 
     def forget(self) -> None:
         """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
-        store, inherited = self._scheduler.store if self._scheduler is not None else None, self._inherited
+        former, inherited = self._scheduler, self._inherited
         self._fresh()
-        self._inherited = store.forked() if isinstance(store, MemoryStore) else inherited
+        if former is not None:
+            self._former.append(former)
+            inherited = former.store.forked() if isinstance(former.store, MemoryStore) else inherited
+        self._inherited = inherited
 
     def waiting_for(self) -> list[Task[Any]]:
         """What the first visitors wait for: the tasks without a first value."""
@@ -263,7 +301,8 @@ class Runtime:
         elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
             return known
         require_no_cycle(known, policy)
-        known.function, known.policy, known._plain = function, policy, False
+        known.function, known.policy = function, policy
+        known.become_plain(False)
         if known.entry is None:
             known._value = policy.default
         if self._scheduler is not None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from .agenda import Agenda
@@ -15,15 +16,24 @@ from .entry import Entry
 from .errors import NotReady, RegistrationError
 from .executors.base import Executor
 from .lanes import Lane, Waves
+from .ledger import Ledger
 from .locked import Bell, Locked
+from .peers import Peers
 from .run import Run, RunRecord, RunState
 from .runner import EVENTS, Handler, Runner
-from .stores.base import TASK, Row, Store
+from .stores.base import TASK, Plan, Store
 from .task import FirstRun, Task, TaskStatus, WhenIdle, is_async
 from .timers import Timers
 from .triggers import Trigger
 
 log = logging.getLogger("panel_schedule")
+
+
+# The executors that serve the store; they end last.
+STORING = ("store", "publisher")
+
+# Seconds that the store gets at the end to take what is still to be written.
+LAST_WRITES = 2.0
 
 
 class Scheduler:
@@ -35,7 +45,8 @@ class Scheduler:
     clock : Clock
     store : Store
     executors : dict
-        By name: ``"loop"``, ``"thread"``, and ``"handler"`` for the functions of ``ps.on``.
+        By name: ``"loop"``, ``"thread"``, ``"handler"`` for the functions of ``ps.on``, and, for a store that
+        may block, ``"store"`` with one thread and ``"publisher"``.
     handlers : dict
         By event, those of ``ps.on``.
     changed : callable
@@ -69,13 +80,15 @@ class Scheduler:
         self.begun = self.stopping = False
         self.waves = Waves(self.lanes, self.lock)
         self.runner = Runner(self)
+        self.peers = Peers(self)
+        self.ledger = Ledger(self, self.peers.follow)
         self.agenda = Agenda(self)
         self.locked = Locked(self.lock, self.waves, self._released, lambda task: self.changed(task))
         self._bell = Bell()
         self._asleep_until = float("inf")
         # The thread that serves now; another one that finds itself replaced goes.
         self._serving: threading.Thread | None = None
-        store.subscribe(self._stored)
+        store.subscribe(self._stored, self.ledger.noticed)
 
     # ------------------------------------------------------------ lifecycle
 
@@ -86,6 +99,7 @@ class Scheduler:
                 self.stopping = False
                 self._serving = threading.Thread(target=self._serve, name="panel-schedule", daemon=True)
                 Context().run(self._serving.start)
+        self.store.listen()
 
     def begin(self) -> None:
         """Start the clocks: first runs, then slots. Idempotent."""
@@ -108,8 +122,15 @@ class Scheduler:
                     self.runner.cancel(lane, lane.run, "cancelled: the server stops")
         self._bell.ring()
         deadline = self.clock.monotonic() + grace
-        for executor in self.executors.values():
-            executor.stop(max(0.0, deadline - self.clock.monotonic()))
+        for name, executor in self.executors.items():
+            if name not in STORING:
+                executor.stop(max(0.0, deadline - self.clock.monotonic()))
+        with self.locked:
+            for lane in self.lanes.values():
+                if lane.run is not None:
+                    self.runner.abandon(lane, lane.run)
+        self.ledger.drain(LAST_WRITES)
+        self.store.close()
 
     def defer(self, call: Callable[[], object]) -> None:
         """Call it once the lock is free: what may run a stranger's code."""
@@ -147,13 +168,17 @@ class Scheduler:
     def add(self, task: Task[Any], gated: bool = True) -> None:
         """Take a task in; it runs as soon as the clocks do."""
         lane = Lane(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
+        if task.policy.isolate:
+            self.store.isolate(task.name)
+        if (entry := self.store.entry(TASK, task.name)) is not None:
+            task.take(entry)
         with self.locked:
             if (former := self.lanes.get(task.name)) is not None:
                 self.discard(former.task)
             self.lanes[task.name] = lane
             self.waves.follow(lane, lane.upstream)
             if self.begun:
-                self.agenda.enter([lane])
+                self.agenda.enter([lane], late=True)
 
     def redefine(self, task: Task[Any]) -> None:
         """The task got another function or policy: keep its value and history, run it anew."""
@@ -162,7 +187,8 @@ class Scheduler:
             lane.executor, lane.on_loop = self._executor(task)
             lane.is_async, lane.reads, lane.depends = is_async(task.function), frozenset(), None
             lane.removed = lane.gated = False
-            lane.trigger = task.policy.trigger
+            lane.trigger = lane.base = task.policy.trigger
+            lane.override = None
             self.waves.follow(lane, lane.upstream)
             if self.begun:
                 self.agenda.enter([lane], again=True)
@@ -171,15 +197,20 @@ class Scheduler:
         """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
         with self.locked:
             lane = self.lanes.get(task.name)
-            if lane is None or lane.task is not task:
-                return
-            self.remove(task)
-            if lane.claim is not None:
-                # What it publishes now comes too late, and the next task of its name need not wait for it.
-                self.store.release(lane.claim)
-            self.waves.follow(lane, ())
-            del self.lanes[task.name]
-            self.store.forget(task.name)
+            if lane is not None and lane.task is task:
+                self._let_go(lane)
+                # What a run of it publishes now comes too late, and the next task of its name need not wait for it.
+                self.ledger.ask([lane], partial(self.store.forget, task.name))
+
+    def lose(self, lane: Lane) -> None:
+        """Another process has forgotten the task."""
+        self._let_go(lane)
+        self.defer(partial(self.exhausted, lane.task))
+
+    def _let_go(self, lane: Lane) -> None:
+        self.remove(lane.task, told=True)
+        self.waves.follow(lane, ())
+        del self.lanes[lane.task.name]
 
     def _lane(self, task: Task[Any]) -> Lane:
         lane = self.lanes.get(task.name)
@@ -187,15 +218,17 @@ class Scheduler:
             raise RegistrationError(f"Task {task.name!r} was cancelled; schedule its function again.")
         return lane
 
-    def remove(self, task: Task[Any]) -> None:
+    def remove(self, task: Task[Any], told: bool = False) -> None:
         with self.locked:
             lane = self._lane(task)
+            if not told:
+                self.ledger.ask([lane], partial(self.store.amend, task.name, removed=True))
             first, lane.first = lane.first, None
             if first is not None:
                 error = NotReady(f"Task {task.name!r}: its schedule was removed before it had a value.")
                 self.defer(lambda: first.set_exception(error))
             lane.removed, lane.next, lane.stale = True, None, False
-            task._plain = True
+            task.become_plain(True)
             for timer in (lane.slot_timer, lane.stale_timer):
                 self.timers.cancel(timer)
             for run in (lane.queued, lane.run):
@@ -220,8 +253,8 @@ class Scheduler:
     def pause(self, task: Task[Any], paused: bool) -> None:
         with self.locked:
             lane = self._lane(task)
-            self._row(lane, paused=paused)
             lane.paused = paused
+            self.ledger.ask([lane], partial(self._amend, lane, paused=paused))
             self.touch(lane)
 
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
@@ -231,8 +264,9 @@ class Scheduler:
                 raise RegistrationError(f"Task {task.name!r}: its schedule was removed; define it again instead.")
             now = self.clock.now()
             slot = trigger.next_after(now)  # may be a function of the user's, and fail
-            self._row(lane, override=trigger, first_seen=now)
-            lane.trigger, lane.depends = trigger, None
+            lane.override = lane.trigger = trigger
+            lane.depends = None
+            self.ledger.ask([lane], partial(self._amend, lane, reschedule=trigger, now=now))
             self.waves.follow(lane, lane.upstream)
             if self.begun:
                 self.agenda.arm(lane, slot)
@@ -248,8 +282,8 @@ class Scheduler:
                 )
             if lane.run is not None and not lane.run.state.final:
                 return lane.run
-            if lane.queued is not None:
-                return lane.queued
+            if lane.queued is not None or lane.remote is not None:
+                return lane.queued or lane.remote  # type: ignore[return-value]
             run = self.runner.new(lane, "", None)
             run.key = f"request {run.id}"
             self.runner.launch(lane, run)
@@ -285,7 +319,10 @@ class Scheduler:
             if lane is None or lane.task is not task:
                 return
             lane.viewers += viewers
-            welcome = viewers > 0 and lane.viewers == viewers and task.policy.when_idle is WhenIdle.SKIP
+            if task.policy.when_idle is not WhenIdle.SKIP:
+                return
+            self.ledger.ask([lane], partial(self.store.watch, task.name, lane.viewers))
+            welcome = viewers > 0 and lane.viewers == viewers and not lane.elsewhere
             outdated = lane.stale or (lane.missed > 0 and lane.run is None)
             if welcome and outdated and self.begun and not lane.paused and not lane.removed:
                 self.refresh(task)
@@ -311,16 +348,27 @@ class Scheduler:
         if lane is None or entry is None:
             return
         task = lane.task
-        with self.lock:
-            if task.entry is not None and entry.version <= task.entry.version:
+        with self.locked:
+            known = task.entry
+            if known is not None and (known.version, known.final) >= (entry.version, entry.final):
                 return
-            task.entry = entry
-            task._value = entry.value
+            task.take(entry)
             first, lane.first = lane.first, None
-        if first is not None:
-            first.set_result(entry.value)
-        if lane.viewers:
-            self.changed(task)
+            if first is not None:
+                self.defer(partial(first.set_result, entry.value))
+            if lane.viewers:
+                self.locked.touched.add(task)
+            if lane.claim is None or lane.claim.run_id != entry.run_id:
+                self._came_from_elsewhere(lane, entry)
+
+    def _came_from_elsewhere(self, lane: Lane, entry: Entry) -> None:
+        """Another process has published it."""
+        lane.missed = 0
+        self.runner.judge(lane)
+        if entry.final and self.begun:
+            # Each process tries to follow it: the one that published it may have died since.
+            for dependent in lane.dependents:
+                self.runner.trigger(dependent, entry.wave or entry.updated_at)
 
     def _executor(self, task: Task[Any]) -> tuple[Executor, bool]:
         name = task.policy.executor or ("loop" if is_async(task.function) else "thread")
@@ -334,8 +382,13 @@ class Scheduler:
             return any(up.entry or (up.name in self.lanes and self._comes(self.lanes[up.name])) for up in lane.upstream)
         return True
 
-    def _row(self, lane: Lane, **changes: Any) -> Row:
-        if self.store.row(lane.task.name) is None:
-            fingerprint = lane.task.policy.trigger.fingerprint
-            changes = {"fingerprint": fingerprint, "first_seen": self.clock.now(), **changes}
-        return self.store.amend(lane.task.name, **changes)
+    def _amend(self, lane: Lane, **changes: Any) -> None:
+        name = lane.task.name
+        if self.store.row(name) is None:  # in a script, where no clock has enrolled it
+            self.store.enroll([Plan(name, lane.task.policy.trigger, self.clock.now())])
+        self.store.amend(name, **changes)
+
+    def arm_anew(self, lane: Lane) -> None:
+        """It has got another schedule: its slots count from now."""
+        if self.begun and not lane.removed:
+            self.agenda.advance(lane, self.clock.now())

@@ -112,9 +112,10 @@ class Gate:
             self._runtime.start(loop)
 
     def _clocks_start(self, loop: asyncio.AbstractEventLoop) -> None:
-        if task_id() is not None:
+        if task_id() is not None and self._runtime.config.store == "memory://":
             log.warning(
-                "The server has several processes, and the values live in memory: each process runs every task itself."
+                "The server has several processes, and ps.config.store is 'memory://': each process runs every task "
+                "itself, and has values of its own. Leave the option out to run each slot once."
             )
         loop.call_later(REMINDER, self._remind, loop)
 

@@ -100,6 +100,8 @@ class Policy:
     needs: tuple[Task[Any], ...] = ()
     default: Any = None
     stale_after: timedelta | None = None
+    # Whether each read is a private copy-on-write view.
+    isolate: bool = False
     # Panel's own tasks: no slot before `start`, and forgotten when their dates are used up.
     start: datetime | None = None
     forget: bool = False
@@ -212,7 +214,7 @@ class Task(Generic[T]):
     42
     """
 
-    __slots__ = ("__weakref__", "_host", "_plain", "_value", "entry", "function", "name", "policy")
+    __slots__ = ("__weakref__", "_aside", "_host", "_plain", "_value", "entry", "function", "name", "policy")
 
     def __init__(self, name: str, function: Callable[[], Any], policy: Policy, host: Host):
         self.name = name
@@ -221,6 +223,8 @@ class Task(Generic[T]):
         self.entry: Entry | None = None
         self._value: Any = policy.default
         self._plain = False
+        # Whether a read is more than to take the value.
+        self._aside = policy.isolate
         self._host = host
 
     def __repr__(self) -> str:
@@ -235,7 +239,7 @@ class Task(Generic[T]):
     def __call__(self) -> T:
         """The last good value, at once; ``default`` before the first one."""
         run = _current.get()
-        if run is not None or self._plain:
+        if run is not None or self._aside:
             return self._read(run)  # type: ignore[no-any-return]
         return self._value  # type: ignore[no-any-return]
 
@@ -244,7 +248,16 @@ class Task(Generic[T]):
             return self.function()
         if run is not None and run.wave is not None and run.task != self.name:
             self._host.scheduler.await_turn(self, run)
-        return self._value
+        source = self.entry.source if self.policy.isolate and self.entry is not None else None
+        return self._value if source is None else source.load()
+
+    def take(self, entry: Entry) -> None:
+        """For the scheduler alone: the value from now on."""
+        self.entry, self._value = entry, entry.value
+
+    def become_plain(self, plain: bool) -> None:
+        """For the scheduler alone: whether a call is one of the function."""
+        self._plain, self._aside = plain, plain or self.policy.isolate
 
     async def ready(self, timeout: float | None = None) -> T:
         """

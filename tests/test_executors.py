@@ -8,6 +8,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from concurrent.futures import CancelledError, wait
 from contextlib import suppress
@@ -228,6 +229,24 @@ def test_stop_cancels_what_has_not_started(executor):
 
     assert future.cancelled()
     assert [] == started
+
+
+def test_stop_waits_for_what_a_future_calls_at_its_end(executor):
+    """It is there that a run ends: a process that went before would lose its value (19)."""
+    begun, told = threading.Event(), []
+
+    def callback(future):
+        begun.set()
+        time.sleep(0.05)
+        told.append(future.result())
+
+    future = executor.submit(lambda: "value")
+    future.add_done_callback(callback)
+    executor.flush()
+    assert begun.wait(PATIENCE)
+    executor.stop(PATIENCE)
+
+    assert ["value"] == told
 
 
 def test_after_a_stop_it_can_be_used_again(executor):

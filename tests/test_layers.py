@@ -16,7 +16,7 @@ LAYERS = [
     {"triggers", "cron", "task", "run", "entry"},
     {"executors", "stores", "_worker"},
     {"registry", "planner"},
-    {"scheduler", "agenda", "lanes", "locked", "runner", "timers"},
+    {"scheduler", "agenda", "lanes", "ledger", "locked", "peers", "runner", "timers"},
     {"jobs", "memo"},
     {"views", "components", "monitor", "values"},
     {"runtime", "front", "server", "cli", "testing"},

@@ -10,7 +10,6 @@ import pytest
 
 from panel_schedule.planner import (
     ON_TIME,
-    STEP_BACK,
     Action,
     Busy,
     Decision,
@@ -20,7 +19,6 @@ from panel_schedule.planner import (
     due,
     last_slot,
     latest_slot,
-    stepped_back,
 )
 from panel_schedule.task import Overlap
 from panel_schedule.triggers import After, Computed, Cron, Dates, Every
@@ -263,25 +261,3 @@ def test_the_last_slot_is_the_one_that_enumeration_finds(seed):
     found = last_slot(trigger, NOW, not_before=start + timedelta(microseconds=1))
 
     assert (slots[-1] if slots else None) == found
-
-
-# ------------------------------------------------------------ steps of the clock
-
-MINUTE = timedelta(minutes=1)
-
-
-@pytest.mark.parametrize(
-    ("watermark", "before", "now", "expected"),
-    [
-        (NOW, NOW, NOW, None),  # nothing happened
-        (NOW, NOW, NOW + timedelta(days=1), None),  # forward
-        (NOW, NOW, NOW - STEP_BACK, None),  # back, by as much as goes unnoticed
-        (NOW, NOW, NOW - STEP_BACK - SECOND, NOW - STEP_BACK - SECOND),  # back by more
-        (NOW, NOW, NOW - 60 * MINUTE, NOW - 60 * MINUTE),
-        (NOW - 2 * MINUTE, NOW, NOW - MINUTE, None),  # nothing was handled in the repeated time
-        (NOW - MINUTE, NOW, NOW - MINUTE, None),  # nothing after it, either
-    ],
-)
-def test_a_step_back_resets_the_watermark_or_not(watermark, before, now, expected):
-    """Over 30 s back, to before the watermark, the watermark becomes now; otherwise it stays (invariant 7)."""
-    assert expected == stepped_back(watermark, before, now)

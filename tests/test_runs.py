@@ -778,7 +778,7 @@ def test_a_slot_that_was_claimed_elsewhere_is_skipped(core):
     """Another process was quicker: no run here, and the run says so."""
     task = core.schedule(period="1m", first_run="skip", name="fetch")(lambda: 1)
     core.begin()
-    theirs = core.scheduler.store.claim("fetch", "another", second(60))
+    theirs = core.scheduler.store.claim("fetch", "another", now=second(60), mark=second(60))
     core.run_for(60)
     core.scheduler.store.release(theirs)
     core.run_for(60)

@@ -258,16 +258,17 @@ def test_stop_ends_what_has_not_begun(core):
 
 
 def test_nothing_new_begins_after_a_stop(core):
-    """What was in flight may end, but its followers stay where they are: no new claims (invariant 19)."""
+    """What is in flight when the grace period is over has ended; no new claims (invariants 17, 19)."""
     slow, count = core.held("slow"), []
     raw = core.schedule(period="1h", first_run="background")(slow)
     child = core.schedule(after=raw, name="child")(lambda: count.append(1))
     core.begin()
+    run = core.run_of(raw)
     core.scheduler.stop(0)
     slow.finish("value")
     core.go()
 
-    assert ("value", []) == (raw(), count)
+    assert (RunState.CANCELLED, None, []) == (run.state, raw(), count)
     assert not child.status.running
 
 

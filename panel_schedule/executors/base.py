@@ -30,5 +30,5 @@ class Executor(Protocol):
         ...
 
     def stop(self, grace: float) -> None:
-        """Cancel what can be, wait up to `grace` seconds for the rest."""
+        """Cancel what can be, wait up to `grace` seconds for the rest, and for what their futures call at their end."""
         ...

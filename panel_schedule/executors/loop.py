@@ -8,7 +8,7 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
@@ -38,6 +38,7 @@ class LoopExecutor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own: asyncio.AbstractEventLoop | None = None
         self._batch: deque[tuple[LoopFuture, Callable[[], Any]]] = deque()
@@ -82,7 +83,10 @@ class LoopExecutor:
             own.call_soon_threadsafe(own.stop)
         # A loop that does not turn, or this thread's own, would end nothing while it is waited for.
         here = asyncio._get_running_loop()
-        wait([f for f in running if f.loop is not None and f.loop is not here and f.loop.is_running()], timeout=grace)
+        left = {f for f in running if f.loop is not None and f.loop is not here and f.loop.is_running()}
+        # A future wakes who waits for it before it calls its callbacks, and it is these that end a run.
+        with self._ended:
+            self._ended.wait_for(lambda: left.isdisjoint(self._running), timeout=grace)
         if adopted is not None and here is None and not adopted.is_running() and not adopted.is_closed():
             # Bokeh stops its loop first and tells us then: let it turn once more, for the cleanup code.
             tasks = [f.task for f in running if f.loop is adopted and f.task is not None]
@@ -116,14 +120,18 @@ class LoopExecutor:
             asyncio.get_running_loop().call_soon(_interrupt)
         else:
             outcome = None
-        self._running.discard(future)
         future.task = None
-        if future.done():  # given up, when the loop went away
-            return
-        if outcome is None:
-            future.set_result(result)
-        else:
-            future.set_exception(outcome)
+        try:
+            if future.done():  # given up, when the loop went away
+                return
+            if outcome is None:
+                future.set_result(result)
+            else:
+                future.set_exception(outcome)
+        finally:
+            with self._ended:
+                self._running.discard(future)
+                self._ended.notify_all()
 
     def _target(self) -> asyncio.AbstractEventLoop:
         with self._lock:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,7 @@ class ThreadExecutor:
     def __init__(self, max_threads: int):
         self._places = max_threads
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
         self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._batch: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._pending: set[Future[Any]] = set()
@@ -90,7 +91,10 @@ class ThreadExecutor:
     def stop(self, grace: float) -> None:
         with self._lock:
             pending = list(self._pending)
-        wait([future for future in pending if not future.cancel()], timeout=grace)
+        left = {future for future in pending if not future.cancel()}
+        # A future wakes who waits for it before it calls its callbacks, and it is these that end a run.
+        with self._ended:
+            self._ended.wait_for(lambda: left.isdisjoint(self._pending), timeout=grace)
 
     def _serve(self) -> None:
         """Promise what waits to a thread, if there is a place."""
@@ -137,5 +141,6 @@ class ThreadExecutor:
                 else:
                     future.set_exception(error)
         finally:
-            with self._lock:
+            with self._ended:
                 self._pending.discard(future)
+                self._ended.notify_all()

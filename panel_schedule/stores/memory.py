@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from ..entry import Entry
-from ..errors import RunFenced
 from ..run import RunRecord
-from .base import TASK, Claim, Listener, Row, require_data
+from .base import TASK, Claim, Listener, Mark, Plan, Refusal, Row, extended, fenced, require_data, whose
+from .codec import Mapped, encode
 
 
 class MemoryStore:
@@ -25,6 +25,8 @@ class MemoryStore:
         How many records each task's history keeps.
     """
 
+    blocking = False
+
     def __init__(self, history_limit: int = 50):
         self._history_limit = history_limit
         self._lock = threading.Lock()
@@ -32,20 +34,27 @@ class MemoryStore:
         self._versions: dict[tuple[str, str], int] = {}
         self._rows: dict[str, Row] = {}
         # The one column that changes with every run, apart from the rows.
-        self._slots: dict[str, datetime] = {}
+        self._marks: dict[str, Mark] = {}
         self._claims: dict[str, Claim] = {}
         self._fences: dict[str, int] = {}
+        self._stale: set[str] = set()
         self._histories: dict[str, deque[RunRecord]] = {}
+        self._isolated: set[str] = set()
         self._listeners: list[Listener] = []
 
     def forked(self) -> MemoryStore:
         """The same values for the child of a fork, where locks, claims and listeners of the parent mean nothing."""
         child = MemoryStore(self._history_limit)
-        for name in ("_entries", "_versions", "_rows", "_slots", "_fences"):
+        for name in ("_entries", "_versions", "_rows", "_marks", "_fences", "_isolated"):
             getattr(child, name).update(getattr(self, name))
         return child
 
     # ------------------------------------------------------------ values
+
+    def entries(self) -> dict[tuple[str, str], Entry]:
+        """A copy of all of them."""
+        with self._lock:
+            return dict(self._entries)
 
     def entry(self, space: str, name: str) -> Entry | None:
         return self._entries.get((space, name))
@@ -63,20 +72,22 @@ class MemoryStore:
         now: datetime,
         duration: float | None = None,
         claim: Claim | None = None,
+        final: bool = True,
     ) -> Entry:
-        require_data(value, f"Task {name!r}" if space == TASK else f"ps.store[{name!r}]")
+        require_data(value, whose(space, name))
+        source = Mapped.anonymous(encode(value, whose(space, name))) if name in self._isolated else None
         key = (space, name)
         with self._lock:
             if claim is not None and self._claims.get(claim.task) != claim:
-                raise RunFenced(
-                    f"Task {claim.task!r}: the run lost its claim before it published; its value is dropped. "
-                    "It was cancelled, replaced or timed out: give the task a longer timeout or period."
-                )
+                raise fenced(claim.task)
             version = self._versions[key] = self._versions.get(key, 0) + 1
-            entry = Entry(value, version, now, duration, claim.run_id if claim else None)
+            entry = Entry(value, version, now, duration, claim.run_id if claim else None, final, source=source)
             self._entries[key] = entry
         self._tell(space, name, entry)
         return entry
+
+    def seal(self, claim: Claim) -> Entry | None:
+        return self.entry(TASK, claim.task)
 
     def delete(self, space: str, name: str) -> None:
         with self._lock:
@@ -84,42 +95,130 @@ class MemoryStore:
                 raise KeyError(name)
         self._tell(space, name, None)
 
-    def subscribe(self, listener: Listener) -> None:
-        self._listeners.append(listener)
+    def isolate(self, task: str) -> None:
+        self._isolated.add(task)
+
+    def subscribe(self, stored: Listener, noticed: Callable[[str], object] = lambda task: None) -> None:
+        self._listeners.append(stored)
+
+    def listen(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     def _tell(self, space: str, name: str, entry: Entry | None) -> None:
         for listener in self._listeners:
             listener(space, name, entry)
 
-    # ------------------------------------------------------------ tasks
+    # ------------------------------------------------------------ schedules
+
+    def enroll(self, plans: Iterable[Plan], *, again: bool = False, late: bool = False) -> dict[str, Row]:
+        found = {}
+        with self._lock:
+            for task, trigger, first_seen in plans:
+                row, gave_way, fingerprint = self._rows.get(task), None, trigger.fingerprint
+                if row is None or row.fingerprint != fingerprint:
+                    gave_way = row.override if row is not None else None
+                    fresh = Row(fingerprint, first_seen)
+                    row = fresh if row is None else replace(fresh, paused=row.paused)
+                    self._rows[task] = row
+                    self._marks.pop(task, None)
+                found[task] = replace(self._complete(task, row), gave_way=gave_way)
+        return found
 
     def row(self, task: str) -> Row | None:
-        row, last = self._rows.get(task), self._slots.get(task)
-        return replace(row, last_slot=last) if row is not None and last is not None else row
+        row = self._rows.get(task)
+        return self._complete(task, row) if row is not None else None
 
-    def amend(self, task: str, **changes: Any) -> Row:
+    def _complete(self, task: str, row: Row) -> Row:
+        mark = self._marks.get(task)
+        return row if mark is None else replace(row, **_marked(mark))
+
+    def amend(
+        self,
+        task: str,
+        *,
+        paused: bool | None = None,
+        removed: bool | None = None,
+        reschedule: Any = None,
+        now: datetime | None = None,
+    ) -> None:
         with self._lock:
-            if "last_slot" in changes:
-                self._slots.pop(task, None)
-                if (slot := changes.pop("last_slot")) is not None:
-                    self._slots[task] = slot
-            old = self._rows.get(task)
-            row = self._rows[task] = replace(old, **changes) if old else Row(**changes)
-            last = self._slots.get(task)
-            return row if last is None else replace(row, last_slot=last)
+            row = self._rows.get(task)
+            if row is None:
+                return
+            if reschedule is not None and now is not None:
+                row = replace(row, override=reschedule, first_seen=now)
+            self._rows[task] = replace(
+                row,
+                paused=row.paused if paused is None else paused,
+                removed=row.removed if removed is None else removed,
+            )
 
-    def claim(self, task: str, run_id: str, slot: datetime | None) -> Claim | None:
+    def rewind(self, task: str, now: datetime) -> bool:
+        with self._lock:
+            row, mark = self._rows.get(task), self._marks.get(task)
+            if row is None:
+                return False
+            late = isinstance(mark, datetime) and mark > now
+            if late:
+                del self._marks[task]
+            if late or row.first_seen > now:
+                self._rows[task] = replace(row, first_seen=now)
+            return late or row.first_seen > now
+
+    def watch(self, task: str, viewers: int) -> None:
+        pass
+
+    def flip(self, task: str, stale: bool) -> bool:
+        with self._lock:
+            before = task in self._stale
+            (self._stale.add if stale else self._stale.discard)(task)
+        return before != stale
+
+    def forget(self, task: str) -> None:
+        with self._lock:
+            for table in (self._rows, self._marks, self._histories, self._claims):
+                table.pop(task, None)
+            self._stale.discard(task)
+            self._entries.pop((TASK, task), None)
+
+    # ------------------------------------------------------------ runs
+
+    def claim(
+        self,
+        task: str,
+        run_id: str,
+        *,
+        now: datetime,
+        key: datetime | str | None = None,
+        mark: Mark | None = None,
+        wave: datetime | None = None,
+        first: bool = False,
+    ) -> Claim | Refusal:
         with self._lock:
             if task in self._claims:
-                return None
-            if slot is not None:
-                last = self._slots.get(task)
-                if last is not None and last >= slot:
-                    return None
-                self._slots[task] = slot
+                return Refusal.HELD
+            if first and (TASK, task) in self._entries:
+                return Refusal.HANDLED
+            if mark is not None:
+                if self._handled(task, mark):
+                    return Refusal.HANDLED
+                self._marks[task] = mark
             fence = self._fences[task] = self._fences.get(task, 0) + 1
             claim = self._claims[task] = Claim(task, run_id, fence)
         return claim
+
+    def _handled(self, task: str, mark: Mark) -> bool:
+        last = self._marks.get(task)
+        # Of another kind after a reschedule from dates to a clock, say.
+        return last is not None and type(last) is type(mark) and last >= mark  # type: ignore[operator]
+
+    def advance(self, claim: Claim, version: int) -> None:
+        with self._lock:
+            if self._claims.get(claim.task) == claim:
+                self._marks[claim.task] = version
 
     def void(self, claim: Claim) -> Claim:
         with self._lock:
@@ -134,22 +233,34 @@ class MemoryStore:
             if self._claims.get(claim.task) == claim:
                 del self._claims[claim.task]
 
-    def record(self, task: str, record: RunRecord, replaces: RunRecord | None = None) -> None:
+    def hand_over(self, claim: Claim) -> None:
+        self.release(claim)
+
+    def take_over(self, task: str, now: datetime) -> Claim | RunRecord | None:
+        return None
+
+    def cancel(self, task: str, run_id: str) -> None:
+        pass
+
+    def record(self, task: str, record: RunRecord, mark: Mark | None = None) -> bool:
         with self._lock:
+            if mark is not None:
+                if self._handled(task, mark):
+                    return False
+                self._marks[task] = mark
             history = self._histories.get(task)
             if history is None:
                 history = self._histories[task] = deque(maxlen=self._history_limit)
-            if replaces is not None and history and history[0] is replaces:
-                history[0] = record
-            else:
-                history.appendleft(record)
+            if (longer := extended(history[0] if history else None, record)) is not None:
+                history[0] = longer
+                return False
+            history.appendleft(record)
+            return True
 
     def history(self, task: str) -> list[RunRecord]:
         with self._lock:
             return list(self._histories.get(task, ()))
 
-    def forget(self, task: str) -> None:
-        with self._lock:
-            for table in (self._rows, self._slots, self._histories):
-                table.pop(task, None)
-            self._entries.pop((TASK, task), None)
+
+def _marked(mark: Mark) -> dict[str, Any]:
+    return {"last_slot": mark} if isinstance(mark, datetime) else {"last_version": mark}

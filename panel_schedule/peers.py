@@ -1,0 +1,179 @@
+"""What the other processes do with the same tasks, and what this one makes of it."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any, Protocol
+
+from .clock import Clock
+from .errors import RunCancelled, RunCrashed, RunError, RunFailed, RunTimedOut
+from .lanes import Lane, Waves
+from .ledger import Ledger
+from .run import Run, RunRecord, RunState
+from .runner import Runner
+from .stores.base import Claim, Holder, Refusal, Row, Store
+from .task import Overlap, Task
+from .triggers import Trigger
+
+log = logging.getLogger("panel_schedule")
+
+_ERRORS = {RunState.CANCELLED: RunCancelled, RunState.TIMED_OUT: RunTimedOut, RunState.CRASHED: RunCrashed}
+
+
+class Desk(Protocol):
+    """What the peers find at the scheduler's."""
+
+    clock: Clock
+    store: Store
+    lanes: dict[str, Lane]
+    waves: Waves
+    runner: Runner
+    ledger: Ledger
+    begun: bool
+    stopping: bool
+
+    def touch(self, lane: Lane) -> None: ...
+    def lose(self, lane: Lane) -> None: ...
+    def remove(self, task: Task[Any], told: bool = False) -> None: ...
+    def arm_anew(self, lane: Lane) -> None: ...
+
+
+class Peers:
+    """The part of the scheduler that follows the rows of the store; under its lock."""
+
+    def __init__(self, desk: Desk):
+        self._s = desk
+
+    def follow(self, lane: Lane, row: Row | None) -> None:
+        """Bring a lane in line with what the store says of its task."""
+        if row is None:
+            return
+        if row.forgotten:
+            self._s.lose(lane)
+            return
+        if row.removed and not lane.removed:
+            self._s.remove(lane.task, told=True)
+        self.reschedule(lane, row.override)
+        lane.elsewhere = row.viewers
+        lane.paused = row.paused
+        self._follow_run(lane, row)
+        if lane.error != row.error:
+            lane.error = row.error
+            self._s.runner.judge(lane)
+        if row.cancelled and lane.run is not None and lane.run.id == row.cancelled:
+            self._s.runner.cancel(lane, lane.run, "cancelled")
+        self._s.touch(lane)
+
+    def reschedule(self, lane: Lane, override: Trigger | None, base: Trigger | None = None) -> None:
+        """Put a schedule into force that another process, or an earlier one, has given the task."""
+        lane.base = base or lane.base
+        trigger = override or lane.base
+        lane.override = override
+        if trigger.fingerprint == lane.trigger.fingerprint:
+            return
+        lane.trigger, lane.depends = trigger, None
+        self._s.waves.follow(lane, lane.upstream)
+        self._s.arm_anew(lane)
+
+    def _follow_run(self, lane: Lane, row: Row) -> None:
+        holder, ended = row.holder, None
+        active = holder is not None and not holder.over
+        lane.held = holder is not None
+        if lane.remote is not None and not (active and holder is not None and holder.run_id == lane.remote.id):
+            ended, lane.remote = lane.remote, None
+        if holder is not None and holder.orphan:
+            self._take_over(lane)
+        elif holder is not None and active and lane.remote is None:
+            lane.remote = self._mirror(lane, holder)
+        if ended is not None:
+            self._end(lane, ended, row)
+        if not active:
+            joiners, lane.joiners = lane.joiners, []
+            for run in joiners:
+                self._end(lane, run, row)
+        if not lane.held and lane.run is None:
+            self._s.runner.next(lane)
+
+    def _mirror(self, lane: Lane, holder: Holder) -> Run:
+        """The run of another process, for those who look at it, wait for it or cancel it here."""
+        run = Run(lane.task.name, holder.key, holder.started_at or self._s.clock.now(), holder.wave)
+        run.id, run.attempt = holder.run_id, holder.attempt
+        run.begin(run.queued_at)
+        run._stop = partial(self._cancel_there, lane)
+        return run
+
+    def _cancel_there(self, lane: Lane, run: Run, reason: str) -> None:
+        if not run.state.final:
+            self._s.ledger.ask([lane], partial(self._s.store.cancel, run.task, run.id))
+
+    def _end(self, lane: Lane, run: Run, row: Row) -> None:
+        """It has ended there, so it ends here; its record is written already."""
+        state = row.outcome or RunState.CANCELLED
+        error: RunError | None = None
+        if state is not RunState.SUCCEEDED:
+            kind = _ERRORS.get(state, RunFailed)
+            error = kind(f"Task {run.task!r}: the run {state.replace('_', ' ')} in another process. {row.error}")
+        run.end(state, self._s.clock.now(), error)
+        self._s.runner.resolve(lane, run)
+
+    # ------------------------------------------------------------ claims that others have
+
+    def refused(self, lane: Lane, run: Run, refusal: Refusal, row: Row | None) -> None:
+        """Another process was quicker, or is at it still."""
+        lane.run = None
+        if not run.state.final:
+            if refusal is Refusal.HANDLED or run.mark is None:
+                # A request joins what runs there; a slot that is handled there is handled.
+                lane.joiners.append(run)
+            elif lane.task.policy.overlap is Overlap.SKIP and not lane.clockless:
+                over = row is not None and row.holder is not None and row.holder.over
+                self._s.runner.drop(lane, run, "abandoned" if over else "overlap")
+            elif lane.queued is None:
+                lane.queued = run
+            else:
+                self._s.runner.drop(lane, run, "overlap")
+        if row is None:
+            # A store of this process alone: only a claim of the same name that somebody else took by hand.
+            for joiner in lane.joiners:
+                self._s.runner.drop(lane, joiner, "claimed elsewhere")
+            lane.joiners = []
+            return
+        self.follow(lane, row)
+
+    def _take_over(self, lane: Lane) -> None:
+        """The process of a run is gone: finish it here."""
+        if lane.run is not None or lane.removed or not self._s.begun or self._s.stopping:
+            return
+        run = lane.run = self._s.runner.new(lane, "takeover", None)
+        lane.asking = True
+        take = partial(self._s.store.take_over, run.task, self._s.clock.now())
+        self._s.ledger.ask([lane], take, partial(self._taken, lane, run))
+
+    def _taken(self, lane: Lane, run: Run, claim: Claim | RunRecord | None) -> None:
+        lane.asking = False
+        if isinstance(claim, Claim):
+            run.id, run.key, run.wave, run.attempt = claim.run_id, claim.key, claim.wave, claim.attempt
+            log.warning(
+                "Task %r: the process that ran it is gone; attempt %d of %s runs here.", run.task, run.attempt, run.key
+            )
+            joiners, lane.joiners = [*lane.joiners, *filter(None, [lane.remote])], []
+            lane.remote, lane.held = None, False
+            for joiner in joiners:
+                run.add_done_callback(partial(_echo, joiner))
+            self._s.runner.claimed(lane, run, claim)
+            return
+        lane.run = None
+        run.end(RunState.CANCELLED, self._s.clock.now(), RunCancelled(f"Task {run.task!r}: it was over already."))
+        self._s.runner.resolve(lane, run)
+        if isinstance(claim, RunRecord):
+            self._s.runner.crashed(lane, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
+        # Whatever became of it, the row knows.
+        lane.unread = True
+
+
+def _echo(joiner: Run, run: Run) -> None:
+    """It was joined while another process ran it; it has ended here."""
+    assert run.finished_at is not None
+    joiner.end(run.state, run.finished_at, run.error)
+    joiner.resolve(run._value)

@@ -1,0 +1,413 @@
+"""How a value becomes bytes that several processes can map, and comes back."""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import mmap
+import os
+import pickle
+import struct
+import sys
+import tempfile
+import traceback
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, islice
+from types import FunctionType, ModuleType
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from ..errors import ValueRefused, ValueUnreadable
+
+# Magic, format, total length, number of parts, CRC-32 of everything up to the buffers but itself. Then the table,
+# which has (offset, length) of each part, then the parts: the pickle stream, and its buffers, each one aligned.
+_MAGIC = b"\x93PSVALUE"
+FORMAT = 1
+_HEAD = struct.Struct("<8sIQII")
+_CHECKED = _HEAD.size - 4
+_SPAN = struct.Struct("<QQ")
+ALIGNMENT = 64  # what Arrow asks for, and a cache line
+
+# What one writev takes: as many buffers, and far fewer bytes than the 2 GiB at which systems differ.
+_AT_ONCE = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
+_BYTES_AT_ONCE = 1 << 30
+
+# Modules that another process cannot import, although this one has them: Bokeh names those of its apps so.
+_APP = "bokeh_app_"
+_SCRIPTS = (b"__main__", _APP.encode())
+
+_ATOMS = (int, float, complex, bool, str, bytes, type(None))
+_OBJECTS = np.dtype(object)
+_LOOKED_AT = 1_000_000
+
+_Reducers = dict[type, Callable[[Any], Any]]
+
+
+class Encoded:
+    """
+    A value as bytes: a few of its own, and the buffers of the value itself, which are not copied.
+
+    So the value must not change before it is written.
+
+    Attributes
+    ----------
+    size : int
+        In bytes.
+    """
+
+    def __init__(self, stream: bytes, buffers: list[pickle.PickleBuffer]):
+        parts = [memoryview(stream), *(buffer.raw() for buffer in buffers)]
+        at = _HEAD.size + _SPAN.size * len(parts)
+        table, body = bytearray(), []
+        for part in parts:
+            # The stream needs no alignment.
+            gap = -at % ALIGNMENT if table else 0
+            table += _SPAN.pack(at + gap, len(part))
+            body += [memoryview(bytes(gap)), part]
+            at += gap + len(part)
+        head = _HEAD.pack(_MAGIC, FORMAT, at, len(parts), 0)[:_CHECKED]
+        crc = zlib.crc32(stream, zlib.crc32(table, zlib.crc32(head)))
+        self.size = at
+        self._chunks = [memoryview(head + crc.to_bytes(4, "little") + table), *filter(None, body)]
+
+    def tobytes(self) -> bytes:
+        return b"".join(self._chunks)
+
+    def write(self, fd: int) -> None:
+        """Write everything to a blocking file descriptor. Raises OSError, with a part of it written."""
+        chunks = deque(self._chunks)
+        while chunks:
+            batch, room = [], _BYTES_AT_ONCE
+            for chunk in islice(chunks, _AT_ONCE):
+                batch.append(chunk[:room])
+                room -= len(batch[-1])
+                if not room:
+                    break
+            written = os.writev(fd, batch) if hasattr(os, "writev") else os.write(fd, batch[0])
+            while chunks and written >= len(chunks[0]):
+                written -= len(chunks.popleft())
+            if written:
+                chunks[0] = chunks[0][written:]
+
+
+def encode(value: Any, what: str) -> Encoded:
+    """
+    Pickle a value, its arrays out of band.
+
+    Classes and functions that no other process can import travel by value: those of Panel's setup script, of an
+    app's script and of ``__main__``, lambdas and closures. polars travels as Arrow; a LazyFrame as its plan.
+
+    Parameters
+    ----------
+    what : str
+        Whose value it is, for the message: ``"Task 'sales'"``.
+
+    Raises
+    ------
+    ValueRefused
+        When it cannot be pickled: names `what`, the type of the culprit and its path inside the value.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, 5, buffer_callback=buffers.append)
+    pickler.dispatch_table = _reducers(copyreg.dispatch_table)
+    try:
+        pickler.dump(value)
+    except MemoryError:
+        raise
+    except RecursionError as error:
+        raise ValueRefused(
+            f"{what}: the value is nested too deeply to be pickled, and so cannot be shared by processes. Return "
+            "plain data, and links between its items as keys or indices."
+        ) from error
+    except Exception:
+        pass
+    else:
+        # Text that happens to contain such a name costs time only.
+        if not any(name in stream.getvalue() for name in _SCRIPTS):
+            return Encoded(stream.getvalue(), buffers)
+    buffers.clear()
+    stream = io.BytesIO()
+    by_value = _ByValue(stream, buffers.append)
+    try:
+        by_value.dump(value)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueRefused(_refusal(value, what, by_value.last, error)) from error
+    return Encoded(stream.getvalue(), buffers)
+
+
+class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+    """For what plain pickle cannot, some ten times slower; remembers what it came to last, to blame it."""
+
+    last: Any = None
+
+    def __init__(self, stream: io.BytesIO, buffer_callback: Callable[[pickle.PickleBuffer], Any]):
+        # The C pickler looks for it once, in its own __init__.
+        self.dispatch_table = _reducers(cloudpickle.Pickler.dispatch_table)
+        super().__init__(stream, 5, buffer_callback)
+
+    def persistent_id(self, obj: Any) -> None:
+        """Called with every object, before it is pickled."""
+        self.last = obj
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (type, FunctionType)) and str(obj.__module__).startswith(_APP):
+            # Never taken back: the name is unique, and nobody else can ever import it.
+            with suppress(ValueError):
+                cloudpickle.register_pickle_by_value(sys.modules.get(obj.__module__, ModuleType("gone")))
+        return super().reducer_override(obj)
+
+
+# ------------------------------------------------------------ arrays out of band
+
+
+def _reducers(base: Mapping[type, Any]) -> _Reducers:
+    # A plain dict: the C pickler asks it once for every object.
+    reducers = {**base, np.ndarray: _reduce_array}
+    polars: Any = sys.modules.get("polars")
+    if hasattr(polars, "DataFrame"):  # else another thread imports it just now
+        reducers |= {polars.DataFrame: _reduce_polars, polars.Series: _reduce_series}
+    return reducers
+
+
+def _reduce_array(array: np.ndarray) -> Any:
+    """NumPy's own way copies times and what is not contiguous, on both ends."""
+    if array.dtype.kind not in "biufcSUVmM" or array.dtype.hasobject or not array.nbytes:
+        return array.__reduce_ex__(5)
+    fortran = array.flags.fnc
+    if not array.flags.forc:
+        array = array.copy()
+    data = pickle.PickleBuffer(array.reshape(-1, order="F" if fortran else "C").view(np.uint8).data)
+    return np.ndarray, (array.shape, array.dtype, data, 0, None, "F" if fortran else "C")
+
+
+def _reduce_polars(frame: Any) -> Any:
+    return (type(frame), (frame.get_columns(),)) if frame.width else frame.__reduce_ex__(5)
+
+
+def _reduce_series(series: Any) -> Any:
+    with suppress(Exception):  # without pyarrow, or with a type that it does not know
+        newest = series.to_arrow(compat_level=sys.modules["polars"].CompatLevel.newest())
+        # Text as views is not copied, here and there; but the few rows of a filter drag all the text behind them.
+        lean = newest.nbytes <= 4 * series.estimated_size()
+        # As Arrow, Python objects would be their addresses.
+        if "Object" not in str(series.dtype):
+            return type(series), (series.name, newest if lean else series.to_arrow(), series.dtype)
+    return series.__reduce_ex__(5)
+
+
+# ------------------------------------------------------------ who is to blame
+
+
+def _refusal(value: Any, what: str, culprit: Any, error: Exception) -> str:
+    path = None
+    with suppress(Exception):  # whatever a user's __repr__ or __dict__ does
+        path = _path_to(culprit, value)
+    where = f"{path} is" if path else f"value (a {_kind(value)}) holds"
+    return (
+        f"{what}: {where} a {_kind(culprit)}, which cannot be shared by processes ({_told(error)}). Return plain data: "
+        "numbers, text, containers, arrays, DataFrames; and open files, locks and connections where they are used."
+    )
+
+
+def _kind(thing: Any) -> str:
+    kind = type(thing)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _told(error: Exception) -> str:
+    return traceback.format_exception_only(error)[0].strip()
+
+
+def _path_to(culprit: Any, value: Any) -> str | None:
+    # Keeps what it has seen: the id of something that is gone is given to the next.
+    seen = {id(value): value}
+    found = deque([("value", value)])
+    while found:
+        path, holder = found.popleft()
+        if holder is culprit:
+            return path
+        for key, item in _inside(holder):
+            if type(item) not in _ATOMS and id(item) not in seen and len(seen) < _LOOKED_AT:
+                seen[id(item)] = item
+                found.append((path + key, item))
+    return None
+
+
+def _inside(holder: Any) -> Iterator[tuple[str, Any]]:
+    """What pickling may come to next, and how one gets there."""
+    if isinstance(holder, (type, ModuleType, FunctionType)):
+        return
+    pandas: Any = sys.modules.get("pandas")
+    pairs: Any = ()
+    if isinstance(holder, (list, tuple, set, frozenset, deque)):
+        pairs = enumerate(holder)
+    elif getattr(holder, "dtype", _OBJECTS) != _OBJECTS:
+        pass
+    elif isinstance(holder, np.ndarray):
+        pairs = np.ndenumerate(holder)
+    elif isinstance(holder, (dict, pandas.DataFrame, pandas.Series) if pandas else dict):
+        pairs = holder.items()
+    yield from ((f"[{key!r}]", item) for key, item in pairs)
+    slots = (getattr(kind, "__slots__", ()) for kind in type(holder).__mro__)
+    names = chain.from_iterable([names] if isinstance(names, str) else names for names in slots)
+    for name in chain(getattr(holder, "__dict__", ()), names):
+        with suppress(AttributeError):
+            yield f".{name}", getattr(holder, name)
+
+
+# ------------------------------------------------------------ and back
+
+
+def decode(data: Any) -> Any:
+    """
+    The value that `encode` was given; its arrays are views of `data`, writable where that is.
+
+    What protects against torn files is checked, the contents of the arrays are not.
+
+    Parameters
+    ----------
+    data : buffer
+        As long as the value; not to change as long as the value lives.
+
+    Raises
+    ------
+    ValueUnreadable
+        With the reason; never returns a part of a value.
+    """
+    whole = memoryview(data).cast("B")
+    torn = ValueUnreadable("it is torn or truncated")
+    if whole[: len(_MAGIC)] != _MAGIC[: len(whole)]:
+        raise ValueUnreadable("it was not written by panel-schedule")
+    if len(whole) < _HEAD.size:
+        raise torn
+    _, version, total, count, crc = _HEAD.unpack_from(whole)
+    if version > FORMAT:
+        raise ValueUnreadable("it was written by a newer version of panel-schedule")
+    table = whole[_HEAD.size : _HEAD.size + _SPAN.size * count]
+    if total != len(whole) or not count or len(table) < _SPAN.size * count:
+        raise torn
+    stream, *buffers = (whole[at : at + length] for at, length in _SPAN.iter_unpack(table))
+    if crc != zlib.crc32(stream, zlib.crc32(table, zlib.crc32(whole[:_CHECKED]))):
+        raise torn
+    try:
+        return pickle.loads(stream, buffers=buffers)
+    except Exception as error:
+        raise ValueUnreadable(f"it no longer unpickles: {_told(error)}") from error
+
+
+# ------------------------------------------------------------ where it rests
+
+
+def write_file(path: str | os.PathLike[str], encoded: Encoded, *, sync: bool) -> None:
+    """
+    Write a new file, once and for all, that only this user can read.
+
+    With `sync` it is on the disk when this returns; the directory is the caller's.
+
+    Raises
+    ------
+    OSError
+        And leaves no file behind; FileExistsError when there is one.
+    """
+    # Python's own descriptors are close-on-exec.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        try:
+            encoded.write(fd)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)  # some file systems know only now that they are full
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """A small value as bytes. `load` makes a private copy."""
+
+    data: bytes
+
+    def load(self) -> Any:
+        return decode(bytearray(self.data))
+
+    def close(self) -> None:
+        """Nothing: as `Mapped` has it."""
+
+
+class _Descriptor:
+    """Closed with the last reference to it, so never under a `load` in another thread."""
+
+    def __init__(self, fd: int):
+        self.fd = fd
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.fd)
+
+
+class Mapped:
+    """
+    A value in a file, from which private copies are made at a cost that does not grow with its arrays.
+
+    The arrays of all copies, in all processes, are the same memory until somebody writes into one. They stay when
+    the file is unlinked or this is closed, and their memory goes with the last of them. The file must never shrink.
+    """
+
+    def __init__(self, fd: int):
+        """Takes over the descriptor."""
+        self._descriptor: _Descriptor | None = _Descriptor(fd)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Mapped:
+        """Raises OSError."""
+        return cls(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
+
+    @classmethod
+    def anonymous(cls, encoded: Encoded) -> Mapped:
+        """In memory where the system can, else in a temporary file without a name. Raises OSError."""
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create("panel-schedule")
+            mapped = cls(fd)  # which closes it, should the next line fail
+            encoded.write(fd)
+            return mapped
+        with tempfile.TemporaryFile(buffering=0) as file:
+            encoded.write(file.fileno())
+            return cls(os.dup(file.fileno()))
+
+    def load(self) -> Any:
+        """
+        A private copy: its arrays are writable, nobody else sees what is written, nor does the file.
+
+        Raises
+        ------
+        ValueUnreadable
+            When the file is no complete value, or it no longer unpickles.
+        OSError
+            When it cannot be mapped; before Python 3.13 each copy that lives holds a file descriptor.
+        """
+        descriptor = self._descriptor
+        if descriptor is None:
+            raise ValueError("The value was closed before it was loaded. Load it first, or open its file again.")
+        try:
+            if sys.version_info >= (3, 13) and sys.platform != "win32":
+                mapping = mmap.mmap(descriptor.fd, 0, access=mmap.ACCESS_COPY, trackfd=False)
+            else:
+                mapping = mmap.mmap(descriptor.fd, 0, access=mmap.ACCESS_COPY)
+        except ValueError as error:  # an empty file
+            raise ValueUnreadable("it is torn or truncated") from error
+        return decode(mapping)
+
+    def close(self) -> None:
+        """Make no more copies. Harmless when it was closed before."""
+        self._descriptor = None

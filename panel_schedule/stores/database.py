@@ -1,0 +1,268 @@
+"""The database of a file store: SQLite, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError
+
+log = logging.getLogger("panel_schedule")
+
+# Of the tables below: a newer one is refused.
+SCHEMA_VERSION = 1
+
+# Seconds for which a writer waits for the others. Long enough for a burst, and no deadlock.
+PATIENCE = 5.0
+
+_SCHEMA = """
+CREATE TABLE counter (value INTEGER NOT NULL);
+INSERT INTO counter VALUES (0);
+CREATE TABLE entries (
+    space TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, updated_at INTEGER, duration REAL,
+    run_id TEXT, final INTEGER, wave INTEGER, inline BLOB, file TEXT, change INTEGER NOT NULL,
+    PRIMARY KEY (space, name)
+);
+CREATE INDEX changed_entries ON entries (change);
+CREATE TABLE tasks (
+    name TEXT PRIMARY KEY, server TEXT NOT NULL, fingerprint TEXT NOT NULL, trigger BLOB, override BLOB,
+    first_seen INTEGER NOT NULL, last_slot INTEGER, last_version INTEGER NOT NULL DEFAULT 0,
+    paused INTEGER NOT NULL DEFAULT 0, removed INTEGER NOT NULL DEFAULT 0, forgotten INTEGER NOT NULL DEFAULT 0,
+    stale INTEGER NOT NULL DEFAULT 0, outcome TEXT, error TEXT NOT NULL DEFAULT '', cancelled TEXT NOT NULL DEFAULT '',
+    owner TEXT, run_id TEXT, fence INTEGER NOT NULL DEFAULT 0, attempt INTEGER NOT NULL DEFAULT 0,
+    takeovers INTEGER NOT NULL DEFAULT 0, key TEXT, wave INTEGER, started_at INTEGER,
+    published INTEGER NOT NULL DEFAULT 0, over INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL
+);
+CREATE INDEX changed_tasks ON tasks (change);
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY, task TEXT NOT NULL, id TEXT NOT NULL, key TEXT, state TEXT NOT NULL,
+    attempt INTEGER NOT NULL, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
+    error TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER
+);
+CREATE INDEX runs_of_task ON runs (task, number);
+CREATE TABLE viewers (
+    owner TEXT NOT NULL, task TEXT NOT NULL, viewers INTEGER NOT NULL, PRIMARY KEY (owner, task)
+) WITHOUT ROWID;
+"""
+
+
+# What is worth saving of a corrupt database. Claims are not: who has one publishes under the new one in vain.
+_COLUMNS = {
+    "entries": "space, name, version, updated_at, duration, run_id, final, wave, inline, file, change",
+    "tasks": "name, server, fingerprint, trigger, override, first_seen, last_slot, last_version, paused, fence, change",
+    "runs": "task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
+}
+
+
+class Corrupt(Exception):
+    """The file is no database, or no longer a whole one."""
+
+
+class Transaction:
+    """What is done in one transaction; `changed` once anything was."""
+
+    def __init__(self, connection: sqlite3.Connection):
+        self._connection = connection
+        self.changed = False
+
+    def one(self, question: str, *values: Any) -> sqlite3.Row | None:
+        """The first row of the answer."""
+        row: sqlite3.Row | None = self._connection.execute(question, values).fetchone()
+        return row
+
+    def do(self, command: str, *values: Any) -> int:
+        """How many rows were affected."""
+        return self._connection.execute(command, values).rowcount
+
+    def change(self) -> int:
+        """The next number of the counter that orders all changes."""
+        self.changed = True
+        self._connection.execute("UPDATE counter SET value = value + 1")
+        return int(self._connection.execute("SELECT value FROM counter").fetchone()[0])
+
+
+class Database:
+    """
+    Two connections to one file: a reader never waits for a writer.
+
+    Parameters
+    ----------
+    path : Path
+    synchronous : {"OFF", "NORMAL"}
+        OFF for what need not survive a loss of power.
+
+    Raises
+    ------
+    StoreError
+        From each method, when it cannot be done now.
+    Corrupt
+        From each method, when the file must be set aside.
+    """
+
+    def __init__(self, path: Path, synchronous: str):
+        self.path = path
+        self._synchronous = synchronous
+        self._writing = threading.Lock()
+        self._reading = threading.Lock()
+        with self._translated():
+            self._writer = self._connect()
+            try:
+                self._migrate()
+                self._reader = self._connect()
+                self._inode = os.stat(path).st_ino
+            except BaseException:
+                self._writer.close()
+                raise
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        connection.execute("PRAGMA journal_size_limit = 4000000")
+        return connection
+
+    def _migrate(self) -> None:
+        if self._writer.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise Corrupt("its pages do not fit together")
+        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"The store {self.path.parent} was written by a newer panel-schedule (schema {version}, this one knows "
+                f"{SCHEMA_VERSION}). Upgrade panel-schedule, or name another directory in ps.config.store."
+            )
+        if version == 0:
+            if self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise Corrupt("it is a database of something else")
+            self._writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+    @property
+    def there(self) -> bool:
+        """Whether the path still leads to the file that is open."""
+        try:
+            return os.stat(self.path).st_ino == self._inode
+        except OSError:
+            return False
+
+    @contextmanager
+    def write(self, durable: bool = False) -> Iterator[Transaction]:
+        """
+        A transaction, alone among all processes.
+
+        Parameters
+        ----------
+        durable : bool
+            On the disk before it returns.
+        """
+        with self._writing, self._translated():
+            if not self.there:
+                raise StoreError(f"The store's database {self.path} has been deleted or replaced. It is made again.")
+            if durable:
+                self._writer.execute("PRAGMA synchronous = FULL")
+            try:
+                self._begin()
+                try:
+                    yield Transaction(self._writer)
+                    self._writer.execute("COMMIT")
+                except BaseException:
+                    if self._writer.in_transaction:
+                        self._writer.execute("ROLLBACK")
+                    raise
+            finally:
+                if durable:
+                    self._writer.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    def _begin(self) -> None:
+        """SQLite's own waiting doubles its pauses up to 100 ms; the transactions here take a tenth of one."""
+        pause, waited = 0.0001, 0.0
+        while True:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or waited > PATIENCE:
+                    raise
+            time.sleep(pause * random.random())
+            waited += pause
+            pause = min(pause * 1.1, 0.01)
+
+    def read(self, question: str, *values: Any) -> list[sqlite3.Row]:
+        """Rows of the last state that was committed."""
+        with self._reading, self._translated():
+            return self._reader.execute(question, values).fetchall()
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._writing, self._reading, suppress(sqlite3.Error):
+            self._writer.close()
+            self._reader.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"The store {self.path.parent} cannot be used now: {error}. {_remedy(error)}") from error
+        except sqlite3.DatabaseError as error:
+            raise Corrupt(str(error)) from error
+        except OSError as error:
+            raise StoreError(f"The store {self.path.parent} cannot be used now: {error}.") from error
+
+
+def set_aside(path: Path, why: object) -> Path:
+    """Rename a corrupt database and what belongs to it; the new name is returned."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    log.error(
+        "The store's database %s is corrupt (%s). It is kept as %s, and a new one takes over what can still be read.",
+        path, why, aside.name,
+    )  # fmt: skip
+    return aside
+
+
+def salvage(aside: Path, into: Transaction) -> int:
+    """Copy what can be read of a corrupt database, values first; how many rows that were."""
+    copied = 0
+    with suppress(sqlite3.Error):
+        old = sqlite3.connect(f"file:{aside}?mode=ro", uri=True)
+        for table, columns in _COLUMNS.items():
+            with suppress(sqlite3.Error):
+                for row in old.execute(f"SELECT {columns} FROM {table}"):
+                    marks = ", ".join("?" * len(row))
+                    into.do(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", *row)
+                    copied += 1
+        old.close()
+        into.do(
+            "UPDATE counter SET value = 1 + max(value, (SELECT coalesce(max(change), 0) FROM entries), "
+            "(SELECT coalesce(max(change), 0) FROM tasks))"
+        )
+    return copied
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return "locked" in str(error) or "busy" in str(error)
+
+
+def _remedy(error: sqlite3.OperationalError) -> str:
+    text = str(error)
+    if "full" in text:
+        return "Free some space on that disk."
+    if "readonly" in text or "unable to open" in text:
+        return "Give the user that runs the server the right to write there."
+    if _is_busy(error):
+        return "Another process holds it for seconds: is one stopped, or is the disk overloaded?"
+    return "Look at that disk."

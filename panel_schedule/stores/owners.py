@@ -1,0 +1,93 @@
+"""Who is alive: a process is, as long as it holds the lock on its own file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, which has no forking server either
+    fcntl: Any = None  # type: ignore[no-redef]
+
+_LIVING = ".owner"
+
+# The owners of this process, which its own locks do not tell apart; by pid, as a fork inherits the list but no lock.
+_mine: dict[str, int] = {}
+
+
+class Owners:
+    """
+    The processes that share a directory.
+
+    A record lock goes with its process, whatever ends it, within a millisecond: no heartbeat,
+    no guess by elapsed time, and no pid that is another one's by now. The process must never
+    close the file, nor open it again: closing any descriptor of it would give the lock back.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "peers"
+        self._descriptor: int | None = None
+        self.me = ""
+
+    def join(self) -> str:
+        """Be alive from now on, under the id that is returned."""
+        self.me = self.me or f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        # Locked before it gets its name: nobody must find it unlocked.
+        unborn = self._folder / f"{self.me}.new"
+        self._descriptor = os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _mine[self.me] = os.getpid()
+        unborn.rename(self._path(self.me))
+        return self.me
+
+    def leave(self) -> None:
+        """Be dead: the file goes first, so that nobody mistakes this for a crash."""
+        if self._descriptor is not None:
+            self._path(self.me).unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+            _mine.pop(self.me, None)
+
+    def alive(self, owner: str) -> bool:
+        """Whether the process of an owner lives."""
+        if _mine.get(owner) == os.getpid():
+            return True
+        try:
+            descriptor = os.open(self._path(owner), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def others(self) -> Iterator[str]:
+        """All that have come and not said goodbye, but for this one; perhaps dead."""
+        try:
+            with os.scandir(self._folder) as found:
+                names = [each.name for each in found]
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name.endswith(_LIVING) and (owner := name.removesuffix(_LIVING)) != self.me:
+                yield owner
+
+    def anyone(self) -> bool:
+        """Whether any other process is alive."""
+        return any(map(self.alive, self.others()))
+
+    def bury(self, owner: str) -> None:
+        """Nothing is left to be done for a dead one."""
+        for suffix in (_LIVING, ".sock"):
+            (self._folder / f"{owner}{suffix}").unlink(missing_ok=True)
+
+    def _path(self, owner: str) -> Path:
+        return self._folder / f"{owner}{_LIVING}"

@@ -1,0 +1,76 @@
+"""The bells of the processes that share a directory: one datagram socket each."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+_BELL = ".sock"
+
+# The kernel takes no longer path for a socket.
+_LONGEST = 100
+
+
+class Bells:
+    """
+    Wakes the other processes; a ring says no more than "look".
+
+    What there is to see stands in the database, so a ring that is lost, because a stopped
+    process lets its queue fill up, loses nothing.
+    """
+
+    def __init__(self, folder: Path, me: str):
+        self._directory = os.open(folder / "peers", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._folder = folder / "peers"
+        self._me = me + _BELL
+        self._mine = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._mine.setblocking(False)
+        self._theirs = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._theirs.setblocking(False)
+        # Without a bell of its own a process has to look often.
+        self.works = True
+        try:
+            self._mine.bind(self._address(self._me))
+        except OSError:
+            self.works = False
+
+    def ring(self) -> None:
+        """Wake everybody else. Never waits."""
+        try:
+            with os.scandir(self._folder) as found:
+                names = [each.name for each in found if each.name.endswith(_BELL) and each.name != self._me]
+        except FileNotFoundError:
+            return
+        for name in names:
+            with suppress(OSError):  # its queue is full, so it is awake; or it is gone
+                self._theirs.sendto(b"!", self._address(name))
+
+    def ring_here(self) -> None:
+        """Wake the own listener."""
+        with suppress(OSError):
+            self._theirs.sendto(b"!", self._address(self._me))
+
+    def wait(self, seconds: float) -> None:
+        """Until it rings; all rings since the last time are one."""
+        # Not select(), which knows no descriptor beyond 1023.
+        self._mine.settimeout(max(seconds, 0.001))
+        with suppress(TimeoutError, BlockingIOError):
+            self._mine.recv(16)
+            self._mine.setblocking(False)
+            while True:
+                self._mine.recv(16)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._folder / self._me)
+        self._mine.close()
+        self._theirs.close()
+        os.close(self._directory)
+
+    def _address(self, name: str) -> str:
+        path = str(self._folder / name)
+        if len(os.fsencode(path)) <= _LONGEST:
+            return path
+        return f"/proc/self/fd/{self._directory}/{name}"
