@@ -138,6 +138,7 @@ class Peers:
             for joiner in lane.joiners:
                 self._s.runner.drop(lane, joiner, "claimed elsewhere")
             lane.joiners = []
+            self._s.runner.next(lane)
             return
         self.follow(lane, row)
 

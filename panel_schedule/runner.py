@@ -102,20 +102,21 @@ class Runner:
         if lane.removed or self._s.stopping:
             return
         version = sum(upstream.entry.version for upstream in lane.upstream if upstream.entry is not None)
-        run = self.new(lane, f"version {version}", wave, version)
+        key = f"version {version}"
         if lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers + lane.elsewhere == 0):
             lane.missed += 1
-            self.drop(lane, run, "paused" if lane.paused else "idle")
+            self.drop(lane, self.new(lane, key, wave, version), "paused" if lane.paused else "idle")
             self.judge(lane)
             return
         for waiting in (lane.run, lane.queued):
             if waiting is not None and waiting.state is RunState.QUEUED:
                 # It has not begun, so it will read this value: one run for a whole wave.
-                waiting.key, waiting.mark = run.key, run.mark
+                waiting.key, waiting.mark = key, version
                 waiting.wave = max(waiting.wave, wave) if waiting.wave is not None else None
-                if lane.asking or lane.claim is not None:
+                if waiting is lane.run and (lane.asking or lane.claim is not None):
                     self._s.ledger.ask([lane], partial(self._advance, lane, version))
                 return
+        run = self.new(lane, key, wave, version)
         replaced = lane.run if lane.task.policy.overlap is Overlap.REPLACE else None
         self.launch(lane, run)
         if replaced is not None:
@@ -126,18 +127,8 @@ class Runner:
             self._s.store.advance(claim, version)
 
     def start(self, lane: Lane, run: Run) -> None:
-        """Claim the slot of ``lane.run`` once its upstream is there, and hand it to its executor."""
+        """Claim the slot of ``lane.run``, and hand it to its executor once its upstream is there."""
         self._s.touch(lane)
-        proceed = partial(self._claim, lane, run)
-        if self._s.waves.hold(lane, run, proceed):
-            self._limit(lane, run)
-        else:
-            proceed()
-
-    def _claim(self, lane: Lane, run: Run) -> None:
-        if lane.run is not run or run.state.final:
-            return
-        self._s.timers.cancel(lane.timeout_timer)
         lane.asking = True
         self._s.ledger.ask([lane], partial(self._ask, run), partial(self._answered, lane, run))
 
@@ -163,10 +154,12 @@ class Runner:
         if run.state.final:  # cancelled meanwhile
             self._record(lane, run)
             self._free(lane)
-        elif run.expired:
-            self._finish(lane, run, RunState.TIMED_OUT, self._timeout_error(lane))
+            return
+        proceed = partial(self._submit, lane, run)
+        if self._s.waves.hold(lane, run, proceed):
+            self._limit(lane, run)
         else:
-            self._submit(lane, run)
+            proceed()
 
     def _limit(self, lane: Lane, run: Run) -> None:
         """From now on the timeout runs: of the function, and before that of the wait for its upstream."""
@@ -353,11 +346,6 @@ class Runner:
             # A coroutine can be ended and tried again; a thread cannot, so its timeout is final.
             run.expired = True
             lane.timeout_timer = self._s.timers.after(LAST_WORDS, partial(self._timed_out, lane), run)
-        elif lane.claim is None:
-            # It has waited for its upstream all the time; whoever claims the slot may say so.
-            run.expired = True
-            if not lane.asking:
-                self._claim(lane, run)
         else:
             self._finish(lane, run, RunState.TIMED_OUT, self._timeout_error(lane))
         if body is not None:

@@ -198,13 +198,11 @@ class MemoryStore:
         first: bool = False,
     ) -> Claim | Refusal:
         with self._lock:
+            if (mark is not None and self._handled(task, mark)) or (first and (TASK, task) in self._entries):
+                return Refusal.HANDLED
             if task in self._claims:
                 return Refusal.HELD
-            if first and (TASK, task) in self._entries:
-                return Refusal.HANDLED
             if mark is not None:
-                if self._handled(task, mark):
-                    return Refusal.HANDLED
                 self._marks[task] = mark
             fence = self._fences[task] = self._fences.get(task, 0) + 1
             claim = self._claims[task] = Claim(task, run_id, fence)
