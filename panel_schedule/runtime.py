@@ -302,7 +302,7 @@ class Runtime:
             return known
         require_no_cycle(known, policy)
         known.function, known.policy = function, policy
-        known.become_plain(False)
+        known.become(plain=False)
         if known.entry is None:
             known._value = policy.default
         if self._scheduler is not None:

@@ -172,6 +172,7 @@ class Scheduler:
             self.store.isolate(task.name)
         if (entry := self.store.entry(TASK, task.name)) is not None:
             task.take(entry)
+        task.become(plain=False)
         with self.locked:
             if (former := self.lanes.get(task.name)) is not None:
                 self.discard(former.task)
@@ -228,7 +229,7 @@ class Scheduler:
                 error = NotReady(f"Task {task.name!r}: its schedule was removed before it had a value.")
                 self.defer(lambda: first.set_exception(error))
             lane.removed, lane.next, lane.stale = True, None, False
-            task.become_plain(True)
+            task.become(plain=True)
             for timer in (lane.slot_timer, lane.stale_timer):
                 self.timers.cancel(timer)
             for run in (lane.queued, lane.run):

@@ -223,8 +223,8 @@ class Task(Generic[T]):
         self.entry: Entry | None = None
         self._value: Any = policy.default
         self._plain = False
-        # Whether a read is more than to take the value.
-        self._aside = policy.isolate
+        # Whether a read is more than to take the value; at first to learn what is stored from earlier days.
+        self._aside = True
         self._host = host
 
     def __repr__(self) -> str:
@@ -246,8 +246,9 @@ class Task(Generic[T]):
     def _read(self, run: Run | None) -> Any:
         if self._plain:
             return self.function()
+        scheduler = self._host.scheduler
         if run is not None and run.wave is not None and run.task != self.name:
-            self._host.scheduler.await_turn(self, run)
+            scheduler.await_turn(self, run)
         source = self.entry.source if self.policy.isolate and self.entry is not None else None
         return self._value if source is None else source.load()
 
@@ -255,8 +256,8 @@ class Task(Generic[T]):
         """For the scheduler alone: the value from now on."""
         self.entry, self._value = entry, entry.value
 
-    def become_plain(self, plain: bool) -> None:
-        """For the scheduler alone: whether a call is one of the function."""
+    def become(self, *, plain: bool) -> None:
+        """For the scheduler alone, once it knows the task: whether a call is one of the function."""
         self._plain, self._aside = plain, plain or self.policy.isolate
 
     async def ready(self, timeout: float | None = None) -> T:

@@ -62,6 +62,9 @@ _COLUMNS = {
 }
 
 
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 class Corrupt(Exception):
     """The file is no database, or no longer a whole one."""
 
@@ -211,10 +214,10 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT:
+                raise Corrupt(str(error)) from error
             raise StoreError(f"The store {self.path.parent} cannot be used now: {error}. {_remedy(error)}") from error
-        except sqlite3.DatabaseError as error:
-            raise Corrupt(str(error)) from error
         except OSError as error:
             raise StoreError(f"The store {self.path.parent} cannot be used now: {error}.") from error
 
@@ -253,11 +256,11 @@ def salvage(aside: Path, into: Transaction) -> int:
     return copied
 
 
-def _is_busy(error: sqlite3.OperationalError) -> bool:
+def _is_busy(error: sqlite3.Error) -> bool:
     return "locked" in str(error) or "busy" in str(error)
 
 
-def _remedy(error: sqlite3.OperationalError) -> str:
+def _remedy(error: sqlite3.Error) -> str:
     text = str(error)
     if "full" in text:
         return "Free some space on that disk."
