@@ -36,7 +36,12 @@ class Front:
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
         self.tasks: Registry = runtime.tasks
-        self.store = NamedValues(lambda: runtime.scheduler.store, lambda: runtime.views, runtime.clock)
+        self.store = NamedValues(
+            lambda: runtime.scheduler.store,
+            lambda: runtime.views,
+            runtime.clock,
+            lambda call: runtime.scheduler.ledger.aside(call),
+        )
 
     def schedule(
         self,

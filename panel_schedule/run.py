@@ -372,11 +372,13 @@ def refuse_to_block(what: str, instead: str) -> None:
     WouldBlock
         Naming `what` would block and what to write `instead`.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise WouldBlock(f"{what} would block the event loop of this thread. Write `{instead}` there.")
+    if on_a_loop():
+        raise WouldBlock(f"{what} would block the event loop of this thread. Write `{instead}` there.")
+
+
+def on_a_loop() -> bool:
+    """Whether an event loop runs on the calling thread."""
+    return asyncio._get_running_loop() is not None
 
 
 def first_line(error: BaseException | None) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from typing import Any
 
 from .clock import Clock
 from .entry import Entry
-from .stores.base import USER, Store
+from .errors import ScheduleError
+from .run import on_a_loop
+from .stores.base import USER, Store, require_data, whose
 from .views import Views
+
+log = logging.getLogger("panel_schedule")
+
+_DELETED = object()
 
 
 class NamedValues(MutableMapping[str, Any]):
@@ -29,14 +37,29 @@ class NamedValues(MutableMapping[str, Any]):
     >>> del ps.store["rates"]
     """
 
-    def __init__(self, store: Callable[[], Store], views: Callable[[], Views], clock: Clock):
+    def __init__(
+        self,
+        store: Callable[[], Store],
+        views: Callable[[], Views],
+        clock: Clock,
+        aside: Callable[[Callable[[], object]], object],
+    ):
         self._store = store
         self._views = views
         self._clock = clock
+        self._aside = aside
+        self._lock = threading.Lock()
+        # Values on their way to the store, which this process sees at once.
+        self._pending: dict[str, Any] = {}
 
     def entry(self, name: str) -> Entry | None:
         """The value with its version and time; None where there is none."""
-        return self._store().entry(USER, name)
+        entry = self._store().entry(USER, name)
+        if name not in self._pending:
+            return entry
+        value = self._pending.get(name, _DELETED)
+        version = entry.version if entry is not None else 0
+        return None if value is _DELETED else Entry(value, version + 1, self._clock.now())
 
     def rx(self, name: str) -> Any:
         """The live value as a reactive expression; it is None until there is a value."""
@@ -49,16 +72,55 @@ class NamedValues(MutableMapping[str, Any]):
         return entry.value
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._store().publish(USER, _name(name), value, now=self._clock.now())
+        require_data(value, whose(USER, _name(name)))
+        self._put(name, value)
 
     def __delitem__(self, name: str) -> None:
-        self._store().delete(USER, name)
+        if name not in self:
+            raise KeyError(name)
+        self._put(name, _DELETED)
+
+    def _put(self, name: str, value: Any) -> None:
+        if not (self._store().blocking and on_a_loop()):
+            self._write(name, value)
+            return
+        # To serialise and to store it may take long: the loop has pages to serve.
+        with self._lock:
+            waiting = name in self._pending
+            self._pending[name] = value
+        if not waiting:
+            self._aside(partial(self._write_pending, name))
+
+    def _write(self, name: str, value: Any) -> None:
+        if value is _DELETED:
+            self._store().delete(USER, name)
+        else:
+            self._store().publish(USER, name, value, now=self._clock.now())
+
+    def _write_pending(self, name: str) -> None:
+        while True:
+            with self._lock:
+                value = self._pending[name]
+            try:
+                self._write(name, value)
+            except KeyError:
+                pass  # deleted by somebody else meanwhile
+            except Exception as error:
+                log.error("%s", error, exc_info=None if isinstance(error, ScheduleError) else error)
+            with self._lock:
+                if self._pending[name] is value:
+                    del self._pending[name]
+                    return
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.entry(name) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return self._store().names(USER)
+        names = dict.fromkeys(self._store().names(USER))
+        with self._lock:
+            for name, value in self._pending.items():
+                names.pop(name, None) if value is _DELETED else names.setdefault(name)
+        return iter(list(names))
 
     def __len__(self) -> int:
         return len(list(iter(self)))

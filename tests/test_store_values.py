@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import MutableMapping
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 from bokeh.models import Div
 
 import panel_schedule as package
-from core import Core, second
+from core import PATIENCE, Core, second
 from panel_schedule.config import Config
 from panel_schedule.errors import ValueRefused
 from panel_schedule.front import Front
@@ -562,3 +563,53 @@ def test_a_run_in_flight_ends_before_the_interpreter_does():
         slow.refresh()
         started.wait(10)
     """)
+
+
+# ------------------------------------------------------------ a store on a disk
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """``ps.store`` of a runtime whose values are files, and what waits until they are written."""
+    config = Config({})
+    config.store = f"file://{tmp_path / 'store'}"
+    runtime = Runtime(config)
+    yield Front(runtime).store, runtime.scheduler.ledger.drain
+    runtime.close()
+
+
+async def test_on_the_loop_a_value_is_there_at_once_and_stored_aside(on_disk):
+    """The event loop neither serialises nor writes (invariant 13), and whoever wrote reads what was written."""
+    (on_disk, drain), threads = on_disk, []
+
+    class Spy:
+        def __reduce__(self):
+            threads.append(threading.current_thread())
+            return (dict, ())
+
+    on_disk["a"] = 1
+    on_disk["a"] = 2
+    on_disk["spy"] = Spy()
+    del on_disk["a"]
+    on_disk["b"] = 3
+
+    assert (False, 3, {"spy", "b"}) == ("a" in on_disk, on_disk["b"], set(on_disk))
+    with pytest.raises(KeyError):
+        on_disk["a"]
+    await asyncio.to_thread(drain, PATIENCE)
+    assert (False, 3, {}) == ("a" in on_disk, on_disk["b"], on_disk["spy"])
+    assert threads
+    assert threading.current_thread() not in threads
+
+
+async def test_on_the_loop_a_figure_is_refused_at_once(on_disk):
+    """Before anything is handed over."""
+    with pytest.raises(ValueRefused, match="plot"):
+        on_disk[0]["plot"] = Div()
+
+
+def test_elsewhere_what_cannot_be_stored_is_refused_at_once(on_disk):
+    """By name, type and path."""
+    with pytest.raises(ValueRefused, match=r"ps\.store\['lock'\].*lock"):
+        on_disk[0]["lock"] = {"a": threading.Lock()}
+    assert "lock" not in on_disk[0]
