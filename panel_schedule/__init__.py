@@ -35,6 +35,7 @@ store = _front.store
 tasks = _front.tasks
 
 __version__ = "0.1.0"
+ROUTES: list[tuple[str, type]] = []  # for ``--plugins panel_schedule``, which has several processes stop as one
 
 __all__ = [
     "Entry",

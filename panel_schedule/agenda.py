@@ -88,7 +88,7 @@ class Agenda:
                 "Task %r: its reschedule (%s) gives way, because the schedule in the code has changed to %s.",
                 lane.task.name, row.gave_way, policy.trigger,
             )  # fmt: skip
-        if row.forgotten:
+        if row.forgotten or row.removed:
             return False
         self._s.peers.reschedule(lane, row.override, row.trigger or policy.trigger)
         lane.paused, lane.error = row.paused, row.error or lane.error
@@ -129,7 +129,7 @@ class Agenda:
                 self.arm(lane, lane.next)
                 continue
             policy = lane.task.policy
-            lane.missed += 1 if pending.first == pending.latest else 2
+            lane.missed += self._without_value(lane, pending)
             decision = decide(
                 pending,
                 now,
@@ -142,20 +142,30 @@ class Agenda:
             )
             if not failed:
                 self.arm(lane, pending.upcoming)
+            # What becomes of earlier slots is told in their order: the store forgets none that it has heard of later.
+            if decision.action is Action.SKIP and lane.queued is not None and lane.queued.mark is not None:
+                waiting, lane.queued = lane.queued, None
+                self._s.runner.drop(lane, waiting, decision.skipped.reason if decision.skipped else "")
+            if decision.action in (Action.QUEUE, Action.REPLACE):
+                self._s.runner.queue(lane, self._s.runner.new(lane, decision.slot, decision.slot, decision.slot))
             if decision.skipped is not None:
                 self._skip(lane, decision.skipped)
             if decision.action is Action.RUN:
                 lane.run = self._s.runner.new(lane, decision.slot, decision.slot, decision.slot)
                 starting.append(lane)
-            elif decision.action is not Action.SKIP:
-                self._s.runner.queue(lane, self._s.runner.new(lane, decision.slot, decision.slot, decision.slot))
-                if decision.action is Action.REPLACE and lane.run is not None:
-                    self._s.runner.cancel(lane, lane.run, "replaced")
+            elif decision.action is Action.REPLACE and lane.run is not None:
+                self._s.runner.cancel(lane, lane.run, "replaced")
             if lane.missed > 1 or lane.stale:
                 self._s.runner.judge(lane)
         for lane in starting:
             if lane.run is not None:
                 self._s.runner.start(lane, lane.run)
+
+    def _without_value(self, lane: Lane, pending: Due) -> int:
+        """How many slots, up to 2, no value has come for; another process may have been quicker."""
+        wave = lane.task.entry.wave if lane.task.entry is not None else None
+        slots = [pending.latest] if pending.first == pending.latest else [pending.first, pending.latest]
+        return sum(1 for slot in slots if wave is None or slot > wave)
 
     def advance(self, lane: Lane, since: datetime) -> None:
         try:

@@ -15,6 +15,7 @@ from .registry import Registry, build_policy, choose_trigger, panels_trigger, sa
 from .run import Run, refuse_to_block, traceback_text
 from .runner import EVENTS
 from .runtime import Runtime
+from .stopping import Stopping
 from .task import FirstRun, Policy, Retry, Task, is_async
 from .triggers import Computed, Cron, Dates, Every, Trigger
 from .values import NamedValues
@@ -282,7 +283,7 @@ class Front:
 
     def run_forever(self) -> None:
         """
-        Run all scheduled tasks in this process, without a web server, until Ctrl-C.
+        Run all scheduled tasks in this process, without a web server, until Ctrl-C or SIGTERM.
 
         Raises
         ------
@@ -291,10 +292,15 @@ class Front:
         """
         refuse_to_block("run_forever()", "panel serve")
         loop = asyncio.new_event_loop()
+        stopping = Stopping(self._runtime)
+        watched = stopping.watch(loop)
 
         def fatal(task: Task[Any], run: Run) -> None:
             message = f"Task {task.name!r}: its first run failed.\n\n{traceback_text(run.error)}"
-            loop.call_soon_threadsafe(sys.exit, message)
+            if watched:
+                stopping.fail(message)
+            else:
+                loop.call_soon_threadsafe(sys.exit, message)
 
         self._runtime.fatal = fatal
         self._runtime.start(loop)

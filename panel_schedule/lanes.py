@@ -59,6 +59,7 @@ class Lane:
         "stale",
         "stale_timer",
         "task",
+        "telling",
         "timeout_timer",
         "trigger",
         "unread",
@@ -102,6 +103,8 @@ class Lane:
         # Writes to the store that it has not answered yet, and what is to be read of it afterwards.
         self.writing = 0
         self.unread = self.reading = False
+        # Whether its progress is going to be told to the other processes.
+        self.telling = False
         # What is to be called when the next run has ended.
         self.farewell: Callable[[], object] | None = None
         self.first: Future[Any] | None = None
@@ -119,7 +122,8 @@ class Lane:
     def busy(self) -> Busy | None:
         """Why no run can start now."""
         if self.run is None:
-            return None
+            # One that waits for another process gives way to a newer one, as behind a run of this process.
+            return Busy.OVERLAP if self.queued is not None else None
         return Busy.ABANDONED if self.run.state.final else Busy.OVERLAP
 
     @property

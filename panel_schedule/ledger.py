@@ -94,6 +94,10 @@ class Ledger:
         while (pending := set(self._pending)) and (left := until - self._s.clock.monotonic()) > 0:
             wait(pending, timeout=left)
 
+    def reopen(self) -> None:
+        """There is a future after all: what fails is tried again."""
+        self._hurry.clear()
+
     def _submit(self, name: str, call: Callable[[], object]) -> None:
         executor = self._s.executors[name]
         self._s.locked.submitted.add(executor)

@@ -86,6 +86,8 @@ class Peers:
             self._take_over(lane)
         elif holder is not None and active and lane.remote is None:
             lane.remote = self._mirror(lane, holder)
+        if holder is not None and lane.remote is not None:
+            lane.remote.report(holder.percent, holder.message)
         if ended is not None:
             self._end(lane, ended, row)
         if not active:
@@ -116,6 +118,8 @@ class Peers:
             error = kind(f"Task {run.task!r}: the run {state.replace('_', ' ')} in another process. {row.error}")
         run.end(state, self._s.clock.now(), error)
         self._s.runner.resolve(lane, run)
+        if run.first and error is not None and not isinstance(error, RunCancelled):
+            self._s.runner.disappoint(lane, run)
 
     # ------------------------------------------------------------ claims that others have
 
@@ -123,11 +127,12 @@ class Peers:
         """Another process was quicker, or is at it still."""
         lane.run = None
         if not run.state.final:
-            if refusal is Refusal.HANDLED or run.mark is None:
+            over = row is not None and row.holder is not None and row.holder.over
+            wanted = run.mark is None or run.first
+            if refusal is Refusal.HANDLED or (wanted and not over):
                 # A request joins what runs there; a slot that is handled there is handled.
                 lane.joiners.append(run)
-            elif lane.task.policy.overlap is Overlap.SKIP and not lane.clockless:
-                over = row is not None and row.holder is not None and row.holder.over
+            elif lane.task.policy.overlap is Overlap.SKIP and not lane.clockless and not wanted:
                 self._s.runner.drop(lane, run, "abandoned" if over else "overlap")
             elif lane.queued is None:
                 lane.queued = run
@@ -167,10 +172,11 @@ class Peers:
             self._s.runner.claimed(lane, run, claim)
             return
         lane.run = None
-        run.end(RunState.CANCELLED, self._s.clock.now(), RunCancelled(f"Task {run.task!r}: it was over already."))
-        self._s.runner.resolve(lane, run)
         if isinstance(claim, RunRecord):
+            run.id, run.key, run.attempt = claim.id, claim.key, claim.attempt
             self._s.runner.crashed(lane, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
+        elif not run.state.final:
+            lane.joiners.append(run)
         # Whatever became of it, the row knows.
         lane.unread = True
 

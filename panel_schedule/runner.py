@@ -35,6 +35,12 @@ HELD_TOO_LONG = 0.1
 # Seconds that a coroutine gets to end after its timeout, before a retry is given up.
 LAST_WORDS = 1.0
 
+# Why a run is cancelled that the end of its server ends.
+STOPS = "cancelled: the server stops"
+
+# How often, in seconds, the other processes hear of a run's progress.
+TELL = 0.1
+
 # What a body returns that has published its final value itself.
 PUBLISHED = object()
 
@@ -79,7 +85,29 @@ class Runner:
     def new(self, lane: Lane, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None) -> Run:
         run = Run(lane.task.name, key, self._s.clock.now(), wave, mark)
         run._stop = partial(self.cancel, lane)
-        run._changed = partial(self._s.changed, lane.task)
+        run._changed = partial(self._progressed, lane)
+        return run
+
+    def _progressed(self, lane: Lane) -> None:
+        """On the thread of the run: the pages hear of it here, and now and then in the other processes."""
+        self._s.changed(lane.task)
+        if self._s.store.blocking and not lane.telling:
+            lane.telling = True
+            with self._s.locked:
+                self._s.timers.after(TELL, self._tell_progress, lane)
+
+    def _tell_progress(self, lane: Lane) -> None:
+        lane.telling = False
+        if lane.claim is not None and lane.run is not None and not lane.run.state.final:
+            run, store = lane.run, self._s.store
+            self._s.ledger.ask([lane], partial(store.progress, lane.claim, run.percent, run.message))
+
+    def refuse(self, lane: Lane) -> Run:
+        """A run that is over before it begins: the server stops."""
+        run = self.new(lane, "late", None)
+        error = RunCancelled(f"Task {run.task!r}: the server stops, so that nothing new begins.")
+        run.end(RunState.CANCELLED, run.queued_at, error)
+        self._s.defer(run.resolve)
         return run
 
     def launch(self, lane: Lane, run: Run) -> None:
@@ -398,7 +426,7 @@ class Runner:
     def abandon(self, lane: Lane, run: Run) -> None:
         """The grace period is over, and the body is not: it ends with the process, and another one may begin anew."""
         if not run.state.final:
-            run.reason = "cancelled: the server stops"
+            run.reason = STOPS
             self._finish(lane, run, RunState.CANCELLED, RunCancelled(f"Task {run.task!r}: the server stops."))
         if lane.run is run and not lane.asking:
             self._free(lane)
@@ -406,8 +434,14 @@ class Runner:
     def crashed(self, lane: Lane, run: Run, error: RunCrashed) -> None:
         """It has ended two processes; it will not end this one, unless the server waits for its value."""
         self._complain(lane, error)
-        run.error = error
+        if not run.state.final:
+            run.end(RunState.CRASHED, self._s.clock.now(), error)
+            self.resolve(lane, run)
         self.emit("failed", lane.task, run)
+        self.disappoint(lane, run)
+
+    def disappoint(self, lane: Lane, run: Run) -> None:
+        """It has failed in another process; whoever waits here for its value waits in vain."""
         if lane.gated and lane.task.entry is None:
             self._s.defer(lambda: self._s.fatal(lane.task, run))
 
@@ -421,7 +455,7 @@ class Runner:
         self._s.defer(lambda: run.resolve(value))
 
     def _record(self, lane: Lane, run: Run, then: Callable[[bool], object] | None = None) -> None:
-        if self._s.lanes.get(run.task) is lane:
+        if self._s.lanes.get(run.task) is lane and not self._unfinished(run):
             claimed = lane.claim is not None and lane.claim.run_id == run.id
             # Without a claim the first process that says what became of the slot is the one that is heard.
             call = partial(self._s.store.record, run.task, run.record(), None if claimed else run.mark)
@@ -451,11 +485,16 @@ class Runner:
         claim, run = lane.claim, lane.run
         lane.run = lane.claim = None
         if claim is not None:
-            # What this process does not finish any more another one does, or the next server.
-            unfinished = run is not None and run.state is RunState.CANCELLED and run.mark is not None
-            give_back = self._s.store.hand_over if self._s.stopping and unfinished else self._s.store.release
+            unfinished = run is not None and self._unfinished(run)
+            give_back = self._s.store.hand_over if unfinished else self._s.store.release
             self._s.ledger.ask([lane], partial(give_back, claim))
         self.next(lane)
+
+    def _unfinished(self, run: Run) -> bool:
+        """Whether this process stops before the end of the run: another one finishes it, or the next server."""
+        ended_here = run.state is RunState.CANCELLED and run.reason in ("", STOPS)
+        occasion = run.mark is not None or run.wave is not None  # nobody waits any more for a request
+        return self._s.stopping and self._s.store.blocking and ended_here and occasion
 
     def next(self, lane: Lane) -> None:
         """Let the run start that has waited for the end of another one."""

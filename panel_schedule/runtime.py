@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import panel as pn
-from tornado.process import task_id
 
+from . import supervisor
 from .clock import Clock, SystemClock
 from .components import show
 from .config import Config
@@ -66,7 +66,7 @@ class Runtime:
         self.on_start: Callable[[asyncio.AbstractEventLoop], object] | None = None
         self._warned_of_setup = False
         # Of the server that this process is one of several of: the pid of their parent.
-        self._supervisor: int | None = None
+        self._supervisor = supervisor.find()
         # What a fork has left behind: never closed here, as that would disturb the parent's.
         self._former: list[Scheduler] = []
         self._fresh()
@@ -112,19 +112,17 @@ class Runtime:
         )
 
     def _make_store(self) -> Store:
-        if self._supervisor is None and task_id() is not None:
-            self._supervisor = os.getppid()
+        if self._supervisor is None:  # with --num-procs 0 the import came before the fork
+            self._supervisor = supervisor.find()
         url, limit = self.config.store, self.config.history_limit
         if url == "memory://" or (url == "auto" and self._supervisor is None):
             return self._inherited or MemoryStore(limit)
         if os.name != "posix":
             raise ConfigError(f"ps.config.store is {url!r}, which needs the file locks of a POSIX system.")
-        supervisor = self._supervisor or os.getpid()
+        parent = self._supervisor or os.getpid()
         automatic = url == "auto"
-        folder = folder_of(supervisor) if automatic else Path(unquote(urlsplit(url).path))
-        store = FileStore(
-            folder, self.clock, server=server_id(supervisor), persistent=not automatic, history_limit=limit
-        )
+        folder = folder_of(parent) if automatic else Path(unquote(urlsplit(url).path))
+        store = FileStore(folder, self.clock, server=server_id(parent), persistent=not automatic, history_limit=limit)
         if self._inherited is not None:  # what a setup script has stored before the fork
             store.seed(self._inherited.entries())
         return store

@@ -20,7 +20,7 @@ from .ledger import Ledger
 from .locked import Bell, Locked
 from .peers import Peers
 from .run import Run, RunRecord, RunState
-from .runner import EVENTS, Handler, Runner
+from .runner import EVENTS, STOPS, Handler, Runner
 from .stores.base import TASK, Plan, Store
 from .task import FirstRun, Task, TaskStatus, WhenIdle, is_async
 from .timers import Timers
@@ -78,6 +78,8 @@ class Scheduler:
         self.timers = Timers(clock)
         self.lock = threading.RLock()
         self.begun = self.stopping = False
+        # From the beginning of a stop to its end: whoever asks for a run then is late.
+        self._closing = False
         self.waves = Waves(self.lanes, self.lock)
         self.runner = Runner(self)
         self.peers = Peers(self)
@@ -94,32 +96,35 @@ class Scheduler:
 
     def start(self) -> None:
         """Start the service thread: timeouts and retries work, no clock decides yet. Idempotent."""
+        self.store.listen()
         with self.lock:
-            if self._serving is None:
+            if self._serving is None and not self._closing:
                 self.stopping = False
+                self.ledger.reopen()
                 self._serving = threading.Thread(target=self._serve, name="panel-schedule", daemon=True)
                 Context().run(self._serving.start)
-        self.store.listen()
 
     def begin(self) -> None:
         """Start the clocks: first runs, then slots. Idempotent."""
+        self.start()
         with self.locked:
+            if self._closing:
+                return
             if not self.begun:
                 self.begun, self.stopping = True, False
                 self.agenda.enter(self.lanes.values())
-        self.start()
 
     def stop(self, grace: float) -> None:
         """No new runs; those in flight get `grace` seconds, async ones are cancelled. Idempotent."""
         with self.locked:
-            self._serving, self.begun, self.stopping = None, False, True
+            self._serving, self.begun, self.stopping, self._closing = None, False, True, True
             for lane in self.lanes.values():
                 self.timers.cancel(lane.slot_timer)
                 lane.next = None
                 if lane.queued is not None:
-                    self.runner.cancel(lane, lane.queued, "cancelled: the server stops")
+                    self.runner.cancel(lane, lane.queued, STOPS)
                 if lane.run is not None and lane.run.state is RunState.QUEUED:
-                    self.runner.cancel(lane, lane.run, "cancelled: the server stops")
+                    self.runner.cancel(lane, lane.run, STOPS)
         self._bell.ring()
         deadline = self.clock.monotonic() + grace
         for name, executor in self.executors.items():
@@ -131,6 +136,7 @@ class Scheduler:
                     self.runner.abandon(lane, lane.run)
         self.ledger.drain(LAST_WRITES)
         self.store.close()
+        self._closing = False
 
     def defer(self, call: Callable[[], object]) -> None:
         """Call it once the lock is free: what may run a stranger's code."""
@@ -277,6 +283,8 @@ class Scheduler:
         self.start()
         with self.locked:
             lane = self._lane(task)
+            if self._closing:
+                return self.runner.refuse(lane)
             if lane.removed:
                 raise RegistrationError(
                     f"Task {task.name!r}: its schedule was removed, so there is nothing to refresh; call it instead."

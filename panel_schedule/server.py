@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import threading
+import sys
 import weakref
+from contextlib import suppress
 from functools import wraps
 from html import escape
 from typing import Any
@@ -16,10 +15,13 @@ from bokeh.application import Application
 from bokeh.document import Document
 from bokeh.models.callbacks import CustomJS
 from bokeh.models.widgets.markups import Div
+from bokeh.server.server import BaseServer
 from tornado.process import task_id
 
+from . import supervisor
 from .run import Run, traceback_text
 from .runtime import Runtime
+from .stopping import Stopping
 from .task import Task
 
 log = logging.getLogger("panel_schedule")
@@ -49,6 +51,7 @@ def install(runtime: Runtime) -> None:
     """
     gate = Gate(runtime)
     gate.install()
+    supervisor.install()
     if task_id() is not None:
         # One of several processes, whose setup script imports us after the load hooks have run.
         gate.serve_here()
@@ -60,12 +63,13 @@ class Gate:
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
         self._unready: weakref.WeakSet[Document] = weakref.WeakSet()
-        # The parent of this process when its server started: with several processes their supervisor.
-        self._supervisor: int | None = None
+        self._stopping = Stopping(runtime)
+        self._watched = False
 
     def install(self) -> None:
         on_loaded, on_unloaded = Application.on_server_loaded, Application.on_server_unloaded
         on_created, initialize = Application.on_session_created, Application.initialize_document
+        stop = BaseServer.stop
 
         @wraps(on_loaded)
         def on_server_loaded(application: Application, server_context: Any) -> None:
@@ -76,6 +80,11 @@ class Gate:
         def on_server_unloaded(application: Application, server_context: Any) -> None:
             self._runtime.stop()
             on_unloaded(application, server_context)
+
+        @wraps(stop)
+        def stop_server(server: BaseServer, wait: bool = True) -> None:
+            stop(server, wait)
+            self._stopping.returned()
 
         @wraps(on_created)
         async def on_session_created(application: Application, session_context: Any) -> None:
@@ -94,15 +103,18 @@ class Gate:
         Application.on_server_loaded = on_server_loaded  # type: ignore[method-assign, assignment]
         Application.on_server_unloaded = on_server_unloaded  # type: ignore[method-assign, assignment]
         Application.on_session_created = on_session_created  # type: ignore[method-assign, assignment]
+        BaseServer.stop = stop_server  # type: ignore[method-assign, assignment]
         Application.initialize_document = initialize_document  # type: ignore[method-assign, assignment]
 
     def serve_here(self) -> None:
         """This is the process of a server: from now on a failing first run ends it. Idempotent."""
-        if self._supervisor is None:
-            self._supervisor = os.getppid()
-            self._runtime.fatal, self._runtime.on_start = self._end, self._clocks_start
+        self._runtime.fatal, self._runtime.on_start = self._end, self._clocks_start
+        with suppress(RuntimeError):  # no loop runs on this thread
+            self._watched = self._stopping.watch(asyncio.get_running_loop())
 
     def _start(self) -> None:
+        if self._stopping.begun:
+            return  # a visitor on a connection that was there before
         loop = asyncio.get_running_loop()
         if self._runtime.loops.adopted is None:
             # Also without a task: one may be scheduled later, by a setup script or a thread.
@@ -145,20 +157,14 @@ class Gate:
             "first_run='background'."
             f"\n\n{traceback_text(run.error)}"
         )
-        self._runtime.grace = 0.0
-        if task_id() is not None and os.getppid() == self._supervisor:
-            # It would start this process again and again, each time to the same end.
-            os.kill(self._supervisor, signal.SIGTERM)
         loop = self._runtime.loops.adopted
-        if loop is not None:
-            loop.call_soon_threadsafe(_exit, message)
-
-
-def _exit(message: str) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        # A server in a thread ends with its thread, and only the log can tell why.
-        log.critical(message)
-    raise SystemExit(message)
+        if self._watched:
+            self._stopping.fail(message)
+        elif loop is not None:
+            # A server in a thread ends with its thread, and only the log can tell why.
+            self._runtime.grace = 0.0
+            log.critical(message)
+            loop.call_soon_threadsafe(sys.exit, message)
 
 
 def _say_starting(document: Document, waiting: list[Task[Any]]) -> None:

@@ -22,6 +22,7 @@ from panel_schedule.config import Config
 from panel_schedule.front import Front
 from panel_schedule.run import Run, RunRecord, RunState
 from panel_schedule.runtime import Runtime
+from panel_schedule.stores.file import FileStore
 from panel_schedule.task import Task
 from panel_schedule.testing import VirtualClock
 
@@ -139,6 +140,44 @@ class HandExecutor:
             self.release()
 
 
+class StepExecutor:
+    """An executor whose bodies run in the thread of the test, one at each `step`: a store that lets its callers wait."""
+
+    def __init__(self) -> None:
+        self._submitted: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._handed_over: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+
+    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._submitted.append((future, body))
+        return future
+
+    def flush(self) -> None:
+        submitted, self._submitted = self._submitted, []
+        self._handed_over.extend(submitted)
+
+    def step(self) -> bool:
+        """Run the oldest of what was handed over; False when there is nothing."""
+        if not self._handed_over:
+            return False
+        future, body = self._handed_over.popleft()
+        try:
+            future.set_result(contextvars.Context().run(body))
+        except Exception as exc:
+            future.set_exception(exc)
+        return True
+
+    def go(self) -> bool:
+        """Run all of it."""
+        begun = False
+        while self.step():
+            begun = True
+        return begun
+
+    def stop(self, grace: float) -> None:
+        pass
+
+
 class Held:
     """A plain function that stays in flight until `finish`."""
 
@@ -170,21 +209,30 @@ class Core:
     Parameters
     ----------
     clock : VirtualClock, optional
+    store : FileStore, optional
+        One that other cores share. Its calls are made by `go`, and news of the others come with `hear`.
     options
         Of ``ps.config``.
     """
 
-    def __init__(self, clock: VirtualClock | None = None, **options: Any):
+    def __init__(self, clock: VirtualClock | None = None, store: FileStore | None = None, **options: Any):
         self.clock = clock or VirtualClock(START)
         self.config = Config({})
         for option, value in options.items():
             setattr(self.config, option, value)
         self.runtime = Runtime(self.config, self.clock)
+        self.store = store
+        self.heard = 0
+        if store is not None:
+            self.runtime._make_store = lambda: store  # type: ignore[method-assign]
+            store.listen = lambda: None  # type: ignore[method-assign]
         self.ps = Front(self.runtime)
         self.scheduler = self.runtime.scheduler
         self.scheduler.start = lambda: None  # type: ignore[method-assign]
         self.thread = HandExecutor()
         self.scheduler.executors["thread"] = self.scheduler.executors["handler"] = self.thread
+        self.writer, self.publisher = StepExecutor(), StepExecutor()
+        self.scheduler.executors["store"], self.scheduler.executors["publisher"] = self.writer, self.publisher
         self.loop = asyncio.new_event_loop()
         self.runtime.loops.adopt(self.loop)
 
@@ -199,6 +247,8 @@ class Core:
             task.cancel()
         self._turn()
         self.loop.close()
+        if self.store is not None:
+            self.store.close()
 
     def schedule(self, *when: Any, name: str | None = None, **policy: Any) -> Callable[[Callable[[], Any]], Task[Any]]:
         """``ps.schedule``, but that a lambda needs no name."""
@@ -216,10 +266,19 @@ class Core:
         self.scheduler.begin()
         self.go()
 
-    def go(self) -> None:
-        """Let everything run that can, until what is left waits for the test or the clock."""
-        while self.thread.go() or self._turn():
-            pass
+    def go(self) -> bool:
+        """Let everything run that can, until what is left waits for the test or the clock. False: there was nothing."""
+        begun = False
+        while self.thread.go() or self._turn() or self.writer.go() or self.publisher.go():
+            begun = True
+        return begun
+
+    def hear(self) -> bool:
+        """Take in what other cores have stored; False when there was nothing."""
+        assert self.store is not None
+        heard, self.heard = self.heard, self.store._read("SELECT value FROM counter")[0][0]
+        self.store._catch_up()
+        return heard != self.heard
 
     def tick(self) -> float:
         delay = self.scheduler.tick()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
 
 import httpx
-import pytest
 
 from servers import Serve, eventually
 
@@ -225,22 +223,6 @@ def test_what_a_coroutine_cleans_up_is_done_before_the_server_goes(serve: Serve)
     server.wait_for("it runs")
     server.stop(5)
     assert "cleaned up" in server.output()
-
-
-@pytest.mark.parametrize("processes", [0, 2])
-def test_several_processes_say_that_each_runs_the_tasks(serve: Serve, processes: int) -> None:
-    """Until there is a store that processes share. A failing first run ends them all, and no restart loop begins."""
-    tasks = FAILING.replace('"1h"', '"1h", first_run="background", default="unknown"')
-    server = serve(f"app.py --setup tasks.py --num-procs {processes}", {"app.py": APP, "tasks.py": tasks}, wait=False)
-    server.wait_for("each process runs every task itself")
-    server.process.send_signal(signal.SIGTERM)
-    for child in server.descendants():
-        child.terminate()
-
-    failing = serve(f"app.py --setup bad.py --num-procs {processes}", {"bad.py": FAILING}, wait=False)
-    failing.wait_exit(20)
-    eventually(lambda: not failing.descendants())
-    assert failing.output().count("so the server stops") <= 2
 
 
 def test_an_error_that_cannot_say_what_it_is_fails_its_run_and_nothing_else(serve: Serve) -> None:

@@ -32,3 +32,12 @@ class Executor(Protocol):
     def stop(self, grace: float) -> None:
         """Cancel what can be, wait up to `grace` seconds for the rest, and for what their futures call at their end."""
         ...
+
+    def hurry(self) -> None:
+        """Wait no longer: what a `stop` waits for, now or later, is left behind."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a body runs, be it one that was left behind."""
+        ...

@@ -39,6 +39,7 @@ class LoopExecutor:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
+        self._hurried = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own: asyncio.AbstractEventLoop | None = None
         self._batch: deque[tuple[LoopFuture, Callable[[], Any]]] = deque()
@@ -86,12 +87,21 @@ class LoopExecutor:
         left = {f for f in running if f.loop is not None and f.loop is not here and f.loop.is_running()}
         # A future wakes who waits for it before it calls its callbacks, and it is these that end a run.
         with self._ended:
-            self._ended.wait_for(lambda: left.isdisjoint(self._running), timeout=grace)
+            self._ended.wait_for(lambda: self._hurried or left.isdisjoint(self._running), timeout=grace)
         if adopted is not None and here is None and not adopted.is_running() and not adopted.is_closed():
             # Bokeh stops its loop first and tells us then: let it turn once more, for the cleanup code.
             tasks = [f.task for f in running if f.loop is adopted and f.task is not None]
             if tasks:
                 adopted.run_until_complete(asyncio.wait(tasks, timeout=grace))
+
+    def hurry(self) -> None:
+        self._hurried = True
+        with self._ended:
+            self._ended.notify_all()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
 
     def _start_batch(self) -> None:
         loop = asyncio.get_running_loop()

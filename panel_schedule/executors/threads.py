@@ -54,6 +54,7 @@ class ThreadExecutor:
         self._places = max_threads
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
+        self._hurried = False
         self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._batch: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._pending: set[Future[Any]] = set()
@@ -94,7 +95,16 @@ class ThreadExecutor:
         left = {future for future in pending if not future.cancel()}
         # A future wakes who waits for it before it calls its callbacks, and it is these that end a run.
         with self._ended:
-            self._ended.wait_for(lambda: left.isdisjoint(self._pending), timeout=grace)
+            self._ended.wait_for(lambda: self._hurried or left.isdisjoint(self._pending), timeout=grace)
+
+    def hurry(self) -> None:
+        self._hurried = True
+        with self._ended:
+            self._ended.notify_all()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._pending)
 
     def _serve(self) -> None:
         """Promise what waits to a thread, if there is a place."""

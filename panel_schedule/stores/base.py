@@ -77,6 +77,8 @@ class Holder:
         The run has ended; its body has not.
     orphan : bool
         Its process is gone, or has handed it over: whoever takes it may have it.
+    percent : int
+    message : str
     """
 
     run_id: str
@@ -86,6 +88,8 @@ class Holder:
     started_at: datetime | None
     over: bool
     orphan: bool
+    percent: int = -1
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +297,10 @@ class Store(Protocol):
 
     def advance(self, claim: Claim, version: int) -> None:
         """The run that has the claim is going to see these versions of its upstream, too."""
+        ...
+
+    def progress(self, claim: Claim, percent: int, message: str) -> None:
+        """Tell the other processes how far the run has come."""
         ...
 
     def void(self, claim: Claim) -> Claim:

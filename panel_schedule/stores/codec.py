@@ -10,13 +10,12 @@ import pickle
 import struct
 import sys
 import tempfile
-import traceback
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -24,6 +23,12 @@ import cloudpickle
 import numpy as np
 
 from ..errors import ValueRefused, ValueUnreadable
+from .blame import refusal, told
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource: Any = None  # type: ignore[no-redef]
 
 # Magic, format, total length, number of parts, CRC-32 of everything up to the buffers but itself. Then the table,
 # which has (offset, length) of each part, then the parts: the pickle stream, and its buffers, each one aligned.
@@ -41,10 +46,6 @@ _BYTES_AT_ONCE = 1 << 30
 # Modules that another process cannot import, although this one has them: Bokeh names those of its apps so.
 _APP = "bokeh_app_"
 _SCRIPTS = (b"__main__", _APP.encode())
-
-_ATOMS = (int, float, complex, bool, str, bytes, type(None))
-_OBJECTS = np.dtype(object)
-_LOOKED_AT = 1_000_000
 
 _Reducers = dict[type, Callable[[Any], Any]]
 
@@ -140,7 +141,7 @@ def encode(value: Any, what: str) -> Encoded:
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueRefused(_refusal(value, what, by_value.last, error)) from error
+        raise ValueRefused(refusal(value, what, by_value.last, error)) from error
     return Encoded(stream.getvalue(), buffers)
 
 
@@ -204,66 +205,6 @@ def _reduce_series(series: Any) -> Any:
     return series.__reduce_ex__(5)
 
 
-# ------------------------------------------------------------ who is to blame
-
-
-def _refusal(value: Any, what: str, culprit: Any, error: Exception) -> str:
-    path = None
-    with suppress(Exception):  # whatever a user's __repr__ or __dict__ does
-        path = _path_to(culprit, value)
-    where = f"{path} is" if path else f"value (a {_kind(value)}) holds"
-    return (
-        f"{what}: {where} a {_kind(culprit)}, which cannot be shared by processes ({_told(error)}). Return plain data: "
-        "numbers, text, containers, arrays, DataFrames; and open files, locks and connections where they are used."
-    )
-
-
-def _kind(thing: Any) -> str:
-    kind = type(thing)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _told(error: Exception) -> str:
-    return traceback.format_exception_only(error)[0].strip()
-
-
-def _path_to(culprit: Any, value: Any) -> str | None:
-    # Keeps what it has seen: the id of something that is gone is given to the next.
-    seen = {id(value): value}
-    found = deque([("value", value)])
-    while found:
-        path, holder = found.popleft()
-        if holder is culprit:
-            return path
-        for key, item in _inside(holder):
-            if type(item) not in _ATOMS and id(item) not in seen and len(seen) < _LOOKED_AT:
-                seen[id(item)] = item
-                found.append((path + key, item))
-    return None
-
-
-def _inside(holder: Any) -> Iterator[tuple[str, Any]]:
-    """What pickling may come to next, and how one gets there."""
-    if isinstance(holder, (type, ModuleType, FunctionType)):
-        return
-    pandas: Any = sys.modules.get("pandas")
-    pairs: Any = ()
-    if isinstance(holder, (list, tuple, set, frozenset, deque)):
-        pairs = enumerate(holder)
-    elif getattr(holder, "dtype", _OBJECTS) != _OBJECTS:
-        pass
-    elif isinstance(holder, np.ndarray):
-        pairs = np.ndenumerate(holder)
-    elif isinstance(holder, (dict, pandas.DataFrame, pandas.Series) if pandas else dict):
-        pairs = holder.items()
-    yield from ((f"[{key!r}]", item) for key, item in pairs)
-    slots = (getattr(kind, "__slots__", ()) for kind in type(holder).__mro__)
-    names = chain.from_iterable([names] if isinstance(names, str) else names for names in slots)
-    for name in chain(getattr(holder, "__dict__", ()), names):
-        with suppress(AttributeError):
-            yield f".{name}", getattr(holder, name)
-
-
 # ------------------------------------------------------------ and back
 
 
@@ -301,7 +242,7 @@ def decode(data: Any) -> Any:
     try:
         return pickle.loads(stream, buffers=buffers)
     except Exception as error:
-        raise ValueUnreadable(f"it no longer unpickles: {_told(error)}") from error
+        raise ValueUnreadable(f"it no longer unpickles: {told(error)}") from error
 
 
 # ------------------------------------------------------------ where it rests
@@ -394,7 +335,8 @@ class Mapped:
         ValueUnreadable
             When the file is no complete value, or it no longer unpickles.
         OSError
-            When it cannot be mapped; before Python 3.13 each copy that lives holds a file descriptor.
+            When it cannot be mapped; before Python 3.13 each copy that lives holds a file descriptor. Where these
+            have taken half of what the process may have, it is read instead, and not shared with other processes.
         """
         descriptor = self._descriptor
         if descriptor is None:
@@ -402,6 +344,8 @@ class Mapped:
         try:
             if sys.version_info >= (3, 13) and sys.platform != "win32":
                 mapping = mmap.mmap(descriptor.fd, 0, access=mmap.ACCESS_COPY, trackfd=False)
+            elif _scarce(descriptor.fd):
+                mapping = _read(descriptor.fd)
             else:
                 mapping = mmap.mmap(descriptor.fd, 0, access=mmap.ACCESS_COPY)
         except ValueError as error:  # an empty file
@@ -411,3 +355,18 @@ class Mapped:
     def close(self) -> None:
         """Make no more copies. Harmless when it was closed before."""
         self._descriptor = None
+
+
+def _scarce(fd: int) -> bool:
+    """Whether half of the descriptors are taken: the system gives the lowest first."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
+    return 0 <= limit <= 2 * fd
+
+
+def _read(fd: int) -> mmap.mmap:
+    """A file in memory. Raises ValueError where there is nothing."""
+    memory = mmap.mmap(-1, size) if (size := os.fstat(fd).st_size) else mmap.mmap(fd, 0)
+    at, view = 0, memoryview(memory)
+    while at < size and (count := os.preadv(fd, [view[at:]], at)):
+        at += count
+    return memory

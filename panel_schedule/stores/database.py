@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ CREATE TABLE tasks (
     stale INTEGER NOT NULL DEFAULT 0, outcome TEXT, error TEXT NOT NULL DEFAULT '', cancelled TEXT NOT NULL DEFAULT '',
     owner TEXT, run_id TEXT, fence INTEGER NOT NULL DEFAULT 0, attempt INTEGER NOT NULL DEFAULT 0,
     takeovers INTEGER NOT NULL DEFAULT 0, key TEXT, wave INTEGER, started_at INTEGER,
+    percent INTEGER NOT NULL DEFAULT -1, message TEXT NOT NULL DEFAULT '',
     published INTEGER NOT NULL DEFAULT 0, over INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL
 );
 CREATE INDEX changed_tasks ON tasks (change);
@@ -58,10 +60,14 @@ CREATE TABLE viewers (
 _COLUMNS = {
     "entries": "space, name, version, updated_at, duration, run_id, final, wave, inline, file, change",
     "tasks": "name, server, fingerprint, trigger, override, first_seen, last_slot, last_version, paused, fence, change",
-    "runs": "task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
+    "runs": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
 }
 
 
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+# That alone is a reason to set a database aside: an error of any other kind says nothing about the file.
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -115,20 +121,22 @@ class Database:
         self._synchronous = synchronous
         self._writing = threading.Lock()
         self._reading = threading.Lock()
+        # What has been taken in of it: the last changes of values, and of tasks.
+        self.read_up_to = (0, 0)
         with self._translated():
-            self._writer = self._connect()
+            self._writer = self._connect(timeout=0)
             try:
                 self._migrate()
-                self._reader = self._connect()
+                self._reader = self._connect(timeout=PATIENCE)
                 self._inode = os.stat(path).st_ino
             except BaseException:
                 self._writer.close()
                 raise
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, timeout: float) -> sqlite3.Connection:
         if not self.path.exists():
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
@@ -195,8 +203,9 @@ class Database:
             except sqlite3.OperationalError as error:
                 if not _is_busy(error) or waited > PATIENCE:
                     raise
-            time.sleep(pause * random.random())
-            waited += pause
+            slept = pause * random.random()
+            time.sleep(slept)
+            waited += slept
             pause = min(pause * 1.1, 0.01)
 
     def read(self, question: str, *values: Any) -> list[sqlite3.Row]:
@@ -207,6 +216,8 @@ class Database:
     def close(self) -> None:
         """Idempotent."""
         with self._writing, self._reading, suppress(sqlite3.Error):
+            # The number may be given to the next file.
+            self._inode = -1
             self._writer.close()
             self._reader.close()
 
@@ -241,13 +252,13 @@ def salvage(aside: Path, into: Transaction) -> int:
     """Copy what can be read of a corrupt database, values first; how many rows that were."""
     copied = 0
     with suppress(sqlite3.Error):
-        old = sqlite3.connect(f"file:{aside}?mode=ro", uri=True)
-        for table, columns in _COLUMNS.items():
+        old = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True)
+        # From the end, too: a page in the middle stops the first pass.
+        for (table, columns), order in product(_COLUMNS.items(), ("ASC", "DESC")):
             with suppress(sqlite3.Error):
-                for row in old.execute(f"SELECT {columns} FROM {table}"):
+                for row in old.execute(f"SELECT {columns} FROM {table} ORDER BY rowid {order}"):
                     marks = ", ".join("?" * len(row))
-                    into.do(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", *row)
-                    copied += 1
+                    copied += into.do(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", *row)
         old.close()
         into.do(
             "UPDATE counter SET value = 1 + max(value, (SELECT coalesce(max(change), 0) FROM entries), "

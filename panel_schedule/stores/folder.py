@@ -23,7 +23,18 @@ except ImportError:  # Windows, which has no forking server either
     fcntl: Any = None  # type: ignore[no-redef]
 
 _NAME = re.compile(r"(\d+)-(\w+)")
+# Record locks do not tell the threads of a process apart.
 _doors = threading.Lock()
+
+
+def _forget_doors() -> None:
+    """In the child of a fork, where no thread is left that could open one."""
+    global _doors
+    _doors = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_doors)
 
 
 def private(folder: Path, *, follow: bool = True) -> None:

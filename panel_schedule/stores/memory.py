@@ -81,13 +81,23 @@ class MemoryStore:
             if claim is not None and self._claims.get(claim.task) != claim:
                 raise fenced(claim.task)
             version = self._versions[key] = self._versions.get(key, 0) + 1
-            entry = Entry(value, version, now, duration, claim.run_id if claim else None, final, source=source)
+            run_id, wave = (claim.run_id, claim.wave) if claim else (None, None)
+            entry = Entry(value, version, now, duration, run_id, final, wave, source)
             self._entries[key] = entry
         self._tell(space, name, entry)
         return entry
 
     def seal(self, claim: Claim) -> Entry | None:
-        return self.entry(TASK, claim.task)
+        key = (TASK, claim.task)
+        with self._lock:
+            if self._claims.get(claim.task) != claim:
+                raise fenced(claim.task)
+            entry = self._entries.get(key)
+            if entry is None or entry.final or entry.run_id != claim.run_id:
+                return entry
+            entry = self._entries[key] = replace(entry, final=True)
+        self._tell(*key, entry)
+        return entry
 
     def delete(self, space: str, name: str) -> None:
         with self._lock:
@@ -205,7 +215,7 @@ class MemoryStore:
             if mark is not None:
                 self._marks[task] = mark
             fence = self._fences[task] = self._fences.get(task, 0) + 1
-            claim = self._claims[task] = Claim(task, run_id, fence)
+            claim = self._claims[task] = Claim(task, run_id, fence, 1, key, wave)
         return claim
 
     def _handled(self, task: str, mark: Mark) -> bool:
@@ -218,12 +228,15 @@ class MemoryStore:
             if self._claims.get(claim.task) == claim:
                 self._marks[claim.task] = version
 
+    def progress(self, claim: Claim, percent: int, message: str) -> None:
+        pass
+
     def void(self, claim: Claim) -> Claim:
         with self._lock:
             if self._claims.get(claim.task) != claim:
                 return claim
             fence = self._fences[claim.task] = claim.fence + 1
-            held = self._claims[claim.task] = Claim(claim.task, claim.run_id, fence)
+            held = self._claims[claim.task] = replace(claim, fence=fence)
         return held
 
     def release(self, claim: Claim) -> None:

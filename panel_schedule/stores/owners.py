@@ -39,11 +39,19 @@ class Owners:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         # Locked before it gets its name: nobody must find it unlocked.
         unborn = self._folder / f"{self.me}.new"
-        self._descriptor = os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        unborn.unlink(missing_ok=True)
+        former, self._descriptor = self._descriptor, os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _mine[self.me] = os.getpid()
         unborn.rename(self._path(self.me))
+        if former is not None:  # of a file that somebody has deleted
+            os.close(former)
         return self.me
+
+    @property
+    def known(self) -> bool:
+        """Whether the others can see that this process lives: somebody may have deleted its file."""
+        return self._path(self.me).exists()
 
     def leave(self) -> None:
         """Be dead: the file goes first, so that nobody mistakes this for a crash."""
@@ -62,7 +70,8 @@ class Owners:
         except FileNotFoundError:
             return False
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A shared one: two that ask at once must not take each other for the owner.
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return True
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sqlite3
 from abc import ABC, abstractmethod
@@ -10,10 +11,13 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ..errors import ValueRefused
 from ..run import RunRecord, RunState
 from ..triggers import Dates, Every
 from .base import TAKEOVERS, TASK, Claim, Holder, Mark, Plan, Refusal, Row, extended
 from .database import Transaction
+
+log = logging.getLogger("panel_schedule")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TICK = timedelta(microseconds=1)
@@ -24,6 +28,9 @@ _OUTCOMES = (RunState.SUCCEEDED, RunState.FAILED, RunState.TIMED_OUT, RunState.C
 _CRASHED = "RunCrashed: the process that ran it died, as did the one that took it over or the one before."
 
 _FREE = "owner = NULL, run_id = NULL, published = 0, over = 0, cancelled = ''"
+
+_ROW = """SELECT *, (SELECT sum(viewers) FROM viewers WHERE task = tasks.name AND owner != ?) AS watching
+FROM tasks WHERE name = ?"""
 
 
 class Rows(ABC):
@@ -44,7 +51,9 @@ class Rows(ABC):
     @abstractmethod
     def _catch_up(self) -> None: ...
     @abstractmethod
-    def _seen(self, name: str) -> int: ...
+    def _unreadable(self, task: str) -> int: ...
+    @abstractmethod
+    def _clear(self, tx: Transaction, space: str, name: str) -> None: ...
 
     # ------------------------------------------------------------ schedules
 
@@ -53,9 +62,9 @@ class Rows(ABC):
         with self._transaction() as tx:
             for plan in plans:
                 gave_way = self._enroll(tx, plan, again, late)
-                row = tx.one("SELECT * FROM tasks WHERE name = ?", plan.task)
+                row = tx.one(_ROW, self._me, plan.task)
                 assert row is not None
-                found[plan.task] = self._row(row, None if again else gave_way, plan.trigger.fingerprint)
+                found[plan.task] = self._row(row, gave_way, plan.trigger.fingerprint)
         return found
 
     def _enroll(self, tx: Transaction, plan: Plan, again: bool, late: bool) -> Any:
@@ -84,43 +93,44 @@ class Rows(ABC):
             f"{'' if kept else 'override = NULL, first_seen = ?, last_slot = NULL, last_version = 0,'} "
             "change = ? WHERE name = ?",
             *(self._server, fingerprint, _portable(trigger)),
-            *(() if kept else (_micros(first_seen),)),
+            *(() if kept else (micros(first_seen),)),
             *(tx.change(), name),
         )
-        return None if kept or row["forgotten"] else _unpickled(row["override"])
+        return None if kept or row["forgotten"] else _unpickled(name, row["override"])
 
     def _insert(self, tx: Transaction, name: str, fingerprint: str, trigger: Any, first_seen: datetime) -> None:
         tx.do(
             "INSERT INTO tasks (name, server, fingerprint, trigger, first_seen, change) VALUES (?, ?, ?, ?, ?, ?)",
-            *(name, self._server, fingerprint, _portable(trigger), _micros(first_seen), tx.change()),
+            *(name, self._server, fingerprint, _portable(trigger), micros(first_seen), tx.change()),
         )
 
     def row(self, task: str) -> Row | None:
-        found = self._read("SELECT * FROM tasks WHERE name = ?", task)
+        found = self._read(_ROW, self._me, task)
+        # Who sees that a run has ended sees its value, too.
+        self._catch_up()
         return self._row(found[0]) if found else None
 
     def _row(self, row: sqlite3.Row, gave_way: Any = None, fingerprint: str | None = None) -> Row:
         name, holder = row["name"], None
         if row["run_id"] is not None and row["owner"] != self._me:
             holder = Holder(
-                row["run_id"], _key(row["key"]), row["attempt"], _instant(row["wave"]), _instant(row["started_at"]),
-                bool(row["over"]), not self._alive(row["owner"]),
+                row["run_id"], _key(row["key"]), row["attempt"], instant_of(row["wave"]), instant_of(row["started_at"]),
+                bool(row["over"]), not self._alive(row["owner"]), row["percent"], row["message"],
             )  # fmt: skip
-        viewers = self._read("SELECT sum(viewers) FROM viewers WHERE task = ? AND owner != ?", name, self._me)
         return Row(
             fingerprint=row["fingerprint"],
-            first_seen=_instant(row["first_seen"]) or _EPOCH,
-            last_slot=_instant(row["last_slot"]),
+            first_seen=instant_of(row["first_seen"]) or _EPOCH,
+            last_slot=instant_of(row["last_slot"]),
             last_version=row["last_version"],
-            trigger=_unpickled(row["trigger"]) if fingerprint not in (None, row["fingerprint"]) else None,
-            override=_unpickled(row["override"]),
+            trigger=_unpickled(name, row["trigger"]) if fingerprint not in (None, row["fingerprint"]) else None,
+            override=_unpickled(name, row["override"]),
             gave_way=gave_way,
             paused=bool(row["paused"]),
             removed=bool(row["removed"]),
             forgotten=bool(row["forgotten"]),
             outcome=RunState(row["outcome"]) if row["outcome"] else None,
             error=row["error"],
-            viewers=viewers[0][0] or 0,
+            viewers=row["watching"] or 0,
             holder=holder,
             cancelled=row["cancelled"],
             change=row["change"],
@@ -135,6 +145,7 @@ class Rows(ABC):
         reschedule: Any = None,
         now: datetime | None = None,
     ) -> None:
+        override = None if reschedule is None else _pickled(task, reschedule)
         with self._transaction() as tx:
             number = tx.change()
             if paused is not None:
@@ -144,11 +155,11 @@ class Rows(ABC):
             if reschedule is not None and now is not None:
                 tx.do(
                     "UPDATE tasks SET override = ?, first_seen = ?, change = ? WHERE name = ?",
-                    *(pickle.dumps(reschedule), _micros(now), number, task),
+                    *(override, micros(now), number, task),
                 )
 
     def rewind(self, task: str, now: datetime) -> bool:
-        instant = _micros(now)
+        instant = micros(now)
         with self._transaction() as tx:
             late = "name = ? AND (last_slot > ? OR first_seen > ?)"
             if tx.one(f"SELECT 1 FROM tasks WHERE {late}", task, instant, instant) is None:
@@ -173,22 +184,18 @@ class Rows(ABC):
 
     def forget(self, task: str) -> None:
         with self._transaction() as tx:
-            number = tx.change()
             file = tx.one("SELECT file FROM entries WHERE space = ? AND name = ?", TASK, task)
-            tx.do(
-                "UPDATE entries SET updated_at = NULL, inline = NULL, file = NULL, change = ? "
-                "WHERE space = ? AND name = ?",
-                *(number, TASK, task),
-            )
+            self._clear(tx, TASK, task)
             tx.do("DELETE FROM runs WHERE task = ?", task)
             # The row stays as a tombstone: another process of this server, which has yet to hear of it, would
             # take a row that is not there for that of a task which never ran.
             tx.do(
                 f"UPDATE tasks SET forgotten = 1, override = NULL, error = '', outcome = NULL, stale = 0, paused = 0, "
                 f"{_FREE}, change = ? WHERE name = ?",
-                *(number, task),
+                *(tx.change(), task),
             )
         self._unlink(file["file"] if file else None)
+        self._catch_up()
 
     # ------------------------------------------------------------ runs
 
@@ -211,13 +218,20 @@ class Rows(ABC):
                 row = tx.one("SELECT * FROM tasks WHERE name = ?", task)
                 if row is None:
                     self._insert(tx, task, "", None, now)
-                    row = tx.one("SELECT * FROM tasks WHERE name = ?", task)
+                elif row["forgotten"] and row["server"] != self._server:
+                    # Of a former server: nobody here has forgotten it.
+                    tx.do(
+                        "UPDATE tasks SET server = ?, fingerprint = '', trigger = NULL, forgotten = 0, removed = 0, "
+                        "first_seen = ?, last_slot = NULL, last_version = 0 WHERE name = ?",
+                        *(self._server, micros(now), task),
+                    )
+                row = tx.one("SELECT * FROM tasks WHERE name = ?", task)
                 assert row is not None
                 refusal = self._refused(row, mark)
                 if refusal is None and first:
                     there = tx.one(
                         "SELECT 1 FROM entries WHERE space = ? AND name = ? AND version > ? AND updated_at NOT NULL",
-                        *(TASK, task, self._seen(task)),
+                        *(TASK, task, self._unreadable(task)),
                     )
                     refusal = Refusal.HANDLED if there else None
                 if refusal is None:
@@ -225,9 +239,9 @@ class Rows(ABC):
                     tx.do(
                         f"UPDATE tasks SET owner = ?, run_id = ?, fence = fence + 1, attempt = 1, "
                         f"takeovers = CASE outcome WHEN '{RunState.CRASHED}' THEN {TAKEOVERS} ELSE 0 END, "
-                        f"key = ?, wave = ?, started_at = ?, published = 0, over = 0, cancelled = '', change = ?, "
-                        f"{column} = coalesce(?, {column}) WHERE name = ?",
-                        *(self._me, run_id, _stored_key(key), _micros(wave), _micros(now), tx.change()),
+                        f"key = ?, wave = ?, started_at = ?, published = 0, over = 0, cancelled = '', percent = -1, "
+                        f"message = '', change = ?, {column} = coalesce(?, {column}) WHERE name = ?",
+                        *(self._me, run_id, _stored_key(key), micros(wave), micros(now), tx.change()),
                         *(_stored_mark(mark), task),
                     )
                     return Claim(task, run_id, row["fence"] + 1, 1, key, wave)
@@ -236,7 +250,9 @@ class Rows(ABC):
         return refusal
 
     def _refused(self, row: sqlite3.Row, mark: Mark | None) -> Refusal | None:
-        if row["forgotten"] or self._handled(row, mark):
+        if row["forgotten"]:
+            return Refusal.HANDLED if row["server"] == self._server else None
+        if self._handled(row, mark):
             return Refusal.HANDLED
         return Refusal.HELD if row["run_id"] is not None else None
 
@@ -251,6 +267,13 @@ class Rows(ABC):
             tx.do(
                 "UPDATE tasks SET last_version = max(last_version, ?) WHERE name = ? AND run_id = ? AND fence = ?",
                 *(version, claim.task, claim.run_id, claim.fence),
+            )
+
+    def progress(self, claim: Claim, percent: int, message: str) -> None:
+        with self._transaction() as tx:
+            tx.do(
+                "UPDATE tasks SET percent = ?, message = ?, change = ? WHERE name = ? AND run_id = ? AND fence = ?",
+                *(percent, message, tx.change(), claim.task, claim.run_id, claim.fence),
             )
 
     def release(self, claim: Claim) -> None:
@@ -285,14 +308,16 @@ class Rows(ABC):
             tx.do(
                 "UPDATE tasks SET owner = ?, fence = fence + 1, attempt = attempt + 1, "
                 "takeovers = takeovers + 1, cancelled = '', started_at = ?, change = ? WHERE name = ?",
-                *(self._me, _micros(now), tx.change(), task),
+                *(self._me, micros(now), tx.change(), task),
             )
-        return Claim(task, row["run_id"], row["fence"] + 1, row["attempt"] + 1, _key(row["key"]), _instant(row["wave"]))
+        return Claim(
+            task, row["run_id"], row["fence"] + 1, row["attempt"] + 1, _key(row["key"]), instant_of(row["wave"])
+        )
 
     def _close(self, tx: Transaction, row: sqlite3.Row, state: RunState, error: str, now: datetime) -> RunRecord:
         """End the run of a process that cannot do so any more."""
         record = RunRecord(
-            row["run_id"], _key(row["key"]), state, row["attempt"], None, _instant(row["started_at"]), now, error
+            row["run_id"], _key(row["key"]), state, row["attempt"], None, instant_of(row["started_at"]), now, error
         )
         self._add(tx, row["name"], record)
         tx.do(f"UPDATE tasks SET {_FREE}, change = ? WHERE name = ?", tx.change(), row["name"])
@@ -320,15 +345,15 @@ class Rows(ABC):
         if newest is not None and (longer := extended(_record(newest), record)) is not None:
             tx.do(
                 "UPDATE runs SET until = ?, finished_at = ? WHERE number = ?",
-                *(_micros(longer.until), _micros(longer.finished_at), newest["number"]),
+                *(micros(longer.until), micros(longer.finished_at), newest["number"]),
             )
             return False
         tx.do(
             "INSERT INTO runs (task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, "
             "until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(task, record.id, _stored_key(record.key), str(record.state), record.attempt),
-            *map(_micros, (record.queued_at, record.started_at, record.finished_at)),
-            *(record.error, record.reason, _micros(record.until)),
+            *map(micros, (record.queued_at, record.started_at, record.finished_at)),
+            *(record.error, record.reason, micros(record.until)),
         )
         tx.do(
             "DELETE FROM runs WHERE task = ? AND number <= (SELECT number FROM runs WHERE task = ? "
@@ -337,7 +362,7 @@ class Rows(ABC):
         )
         if record.state is not RunState.SKIPPED:
             tx.do(
-                "UPDATE tasks SET over = (run_id IS ?), outcome = ?, error = coalesce(?, error), change = ? "
+                "UPDATE tasks SET over = (over OR run_id IS ?), outcome = ?, error = coalesce(?, error), change = ? "
                 "WHERE name = ?",
                 *(record.id, str(record.state)),
                 *(record.error if record.state in _OUTCOMES else None, tx.change(), task),
@@ -348,31 +373,33 @@ class Rows(ABC):
         return [_record(row) for row in self._read("SELECT * FROM runs WHERE task = ? ORDER BY number DESC", task)]
 
 
-def _micros(instant: datetime | None) -> int | None:
+def micros(instant: datetime | None) -> int | None:
     """Microseconds since 1970: exact, and in order."""
     return None if instant is None else (instant - _EPOCH) // _TICK
 
 
-def _instant(micros: int | None) -> datetime | None:
+def instant_of(micros: int | None) -> datetime | None:
+    """The other way round."""
     return None if micros is None else _EPOCH + micros * _TICK
 
 
 def _stored_key(key: datetime | str | None) -> str | None:
-    return f"@{_micros(key)}" if isinstance(key, datetime) else key
+    return f"@{micros(key)}" if isinstance(key, datetime) else key
 
 
 def _key(stored: str | None) -> datetime | str | None:
-    return _instant(int(stored[1:])) if stored and stored.startswith("@") else stored
+    return instant_of(int(stored[1:])) if stored and stored.startswith("@") else stored
 
 
 def _stored_mark(mark: Mark | None) -> Any:
-    return _micros(mark) if isinstance(mark, datetime) else mark
+    return micros(mark) if isinstance(mark, datetime) else mark
 
 
 def _record(row: sqlite3.Row) -> RunRecord:
+    queued_at, started_at, finished_at = (instant_of(row[f"{what}_at"]) for what in ("queued", "started", "finished"))
     return RunRecord(
-        row["id"], _key(row["key"]), RunState(row["state"]), row["attempt"], _instant(row["queued_at"]),
-        _instant(row["started_at"]), _instant(row["finished_at"]), row["error"], row["reason"], _instant(row["until"]),
+        row["id"], _key(row["key"]), RunState(row["state"]), row["attempt"], queued_at, started_at, finished_at,
+        row["error"], row["reason"], instant_of(row["until"]),
     )  # fmt: skip
 
 
@@ -381,5 +408,19 @@ def _portable(trigger: Any) -> bytes | None:
     return pickle.dumps(trigger) if isinstance(trigger, (Dates, Every)) else None
 
 
-def _unpickled(data: bytes | None) -> Any:
-    return None if data is None else pickle.loads(data)
+def _pickled(task: str, trigger: Any) -> bytes:
+    try:
+        return pickle.dumps(trigger)
+    except Exception as error:
+        raise ValueRefused(
+            f"Task {task!r}: the schedule {trigger} cannot be shared by processes ({error}). Reschedule it to a "
+            "period, a cron expression or dates."
+        ) from error
+
+
+def _unpickled(task: str, data: bytes | None) -> Any:
+    try:
+        return None if data is None else pickle.loads(data)
+    except Exception as error:
+        log.error("Task %r: a schedule that was stored cannot be read, so the one in the code holds: %s", task, error)
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,9 @@ _BELL = ".sock"
 
 # The kernel takes no longer path for a socket.
 _LONGEST = 100
+
+# Seconds until a bell that was closed is looked for again.
+_PAUSE = 0.05
 
 
 class Bells:
@@ -41,8 +45,8 @@ class Bells:
         try:
             with os.scandir(self._folder) as found:
                 names = [each.name for each in found if each.name.endswith(_BELL) and each.name != self._me]
-        except FileNotFoundError:
-            return
+        except OSError:
+            return  # they look by themselves before long
         for name in names:
             with suppress(OSError):  # its queue is full, so it is awake; or it is gone
                 self._theirs.sendto(b"!", self._address(name))
@@ -54,20 +58,27 @@ class Bells:
 
     def wait(self, seconds: float) -> None:
         """Until it rings; all rings since the last time are one."""
-        # Not select(), which knows no descriptor beyond 1023.
-        self._mine.settimeout(max(seconds, 0.001))
-        with suppress(TimeoutError, BlockingIOError):
+        try:
+            # Not select(), which knows no descriptor beyond 1023.
+            self._mine.settimeout(max(seconds, 0.001))
             self._mine.recv(16)
             self._mine.setblocking(False)
             while True:
                 self._mine.recv(16)
+        except (TimeoutError, BlockingIOError):
+            pass
+        except OSError:  # closed: the directory is being made anew
+            time.sleep(min(seconds, _PAUSE))
 
     def close(self) -> None:
+        """Idempotent."""
         with suppress(OSError):
             os.unlink(self._folder / self._me)
         self._mine.close()
         self._theirs.close()
-        os.close(self._directory)
+        directory, self._directory = self._directory, -1
+        if directory >= 0:
+            os.close(directory)
 
     def _address(self, name: str) -> str:
         path = str(self._folder / name)
