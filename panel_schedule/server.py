@@ -129,6 +129,11 @@ class Gate:
                 "The server has several processes, and ps.config.store is 'memory://': each process runs every task "
                 "itself, and has values of its own. Leave the option out to run each slot once."
             )
+        if self._runtime.config.store in ("auto", "memory://") and (program := supervisor.others()):
+            log.warning(
+                "This process seems to be one of several workers of %s. Each one runs every task itself, and has "
+                "values of its own, unless they share a store: ps.config.store = 'file:///var/lib/myapp'.", program,
+            )  # fmt: skip
         loop.call_later(REMINDER, self._remind, loop)
 
     async def _open(self) -> bool:

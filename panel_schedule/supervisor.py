@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import signal
 import socket
@@ -33,6 +34,16 @@ def find() -> int | None:
         return parent if os.getpgid(parent) == os.getpgrp() else 0
     except OSError:
         return 0
+
+
+def others() -> str | None:
+    """The program of which this process is one worker of several that it cannot know; None for Bokeh's own servers."""
+    if process.task_id() is not None:
+        return None
+    if os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn"):
+        return "gunicorn"
+    several = "--workers" in sys.argv or os.environ.get("WEB_CONCURRENCY", "1") != "1"
+    return "uvicorn" if several and "uvicorn" in sys.modules and multiprocessing.parent_process() else None
 
 
 def end_with_it() -> None:

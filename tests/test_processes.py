@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import httpx
@@ -51,8 +55,13 @@ APP = """
     text = lambda *values: f"<p id='state'>{' | '.join(map(str, values))}</p>"
     pn.Column(
         pn.pane.HTML(f"<p id='process'>{os.getpid()}</p>"),
-        pn.pane.HTML(pn.bind(text, view.param.value, view.param.version, view.param.state, follower, ps.store.rx("rates"))),
-        pn.pane.HTML(pn.bind(lambda *v: f"<p id='job'>{v}</p>", work.param.state, work.param.percent, work.param.message, job)),
+        pn.pane.HTML(pn.bind(
+            text, view.param.value, view.param.version, view.param.state, follower, ps.store.rx("rates")
+        )),
+        pn.pane.HTML(pn.bind(
+            lambda *shown: f"<p id='job'>{shown}</p>",
+            work.param.state, work.param.percent, work.param.message, job
+        )),
         pn.widgets.Button(name="Refresh", on_click=runs.refresh),
         pn.widgets.Button(name="Pause", on_click=lambda event: runs.pause()),
         pn.widgets.Button(name="Resume", on_click=lambda event: runs.resume()),
@@ -146,10 +155,8 @@ def test_each_slot_runs_once_and_nothing_is_left(serve: Serve, processes: int, t
 
 def test_memory_in_several_processes_says_what_that_means(serve: Serve) -> None:
     """It was asked for: each process has values of its own."""
-    files = {"app.py": APP, "tasks.py": TASKS}
-    server = serve(
-        "app.py --setup tasks.py --num-procs 2", files, env={"PANEL_SCHEDULE_STORE": "memory://"}, wait=False
-    )
+    files, env = {"app.py": APP, "tasks.py": TASKS}, {"PANEL_SCHEDULE_STORE": "memory://"}
+    server = serve("app.py --setup tasks.py --num-procs 2", files, env=env, wait=False)
     server.wait_for("each process runs every task itself")
 
 
@@ -184,3 +191,29 @@ def test_a_restart_serves_the_last_good_value_at_once(serve: Serve, new_page: Ne
     page.get_by_text("slow, but there").wait_for()
     assert time.monotonic() - started < 30
     assert 1 == first.output().count("daily runs") + second.output().count("daily runs")
+
+
+def test_workers_of_another_server_are_told_to_share_a_store(tmp_path: Path) -> None:
+    """Each of them looks like a server of one process; what can be recognised is named (invariant 15)."""
+    script = """
+        import asyncio, logging
+        logging.basicConfig()
+        from panel_schedule import _runtime, schedule, server
+
+        @schedule(period="1h", first_run="skip")
+        def task():
+            pass
+
+        async def main():
+            server.Gate(_runtime)._start()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+    """
+    for store, expected in (("auto", True), (f"file://{tmp_path}/store", False)):
+        env = {**os.environ, "SERVER_SOFTWARE": "gunicorn/23.0", "PANEL_SCHEDULE_STORE": store}
+        run = subprocess.run(
+            [sys.executable, "-c", dedent(script)], env=env, capture_output=True, text=True, timeout=60
+        )
+        assert (0, expected) == (run.returncode, "one of several workers of gunicorn" in run.stderr), run.stderr
