@@ -44,7 +44,7 @@ def prices() -> Loaded:
 
 
 def query(sql: str) -> pd.DataFrame:
-    with duckdb.connect(prices().database) as db:
+    with duckdb.connect(prices().database, read_only=True) as db:  # two processes may read at once
         return db.sql(f"""
             WITH year AS (
                 SELECT *, adj_close / lag(adj_close) OVER stock - 1 AS change,
