@@ -16,7 +16,7 @@ from .peers import Peers
 from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot
 from .run import Run, RunRecord, RunState
 from .runner import Runner
-from .stores.base import Plan, Row, Store
+from .stores.base import DATES, Claim, Plan, Refusal, Row, Store
 from .task import FirstRun, Task, WhenIdle
 from .timers import Timers
 
@@ -168,12 +168,45 @@ class Agenda:
         return sum(1 for slot in slots if wave is None or slot > wave)
 
     def advance(self, lane: Lane, since: datetime) -> None:
+        if lane.computed and self._s.store.blocking and lane.dates is None:
+            self.elect(lane)
+            return
         try:
             slot = lane.trigger.next_after(since)
         except Exception:
             self._ask_later(lane)
         else:
             self.arm(lane, slot)
+
+    def elect(self, lane: Lane) -> None:
+        """One process asks the function for its dates; when that process is gone another one does."""
+        if lane.dates is None and not lane.removed:
+            self._s.ledger.ask([lane], partial(self._stand, lane.task.name), partial(self._elected, lane))
+
+    def _stand(self, task: str) -> tuple[Claim | RunRecord | Refusal, Row | None]:
+        store, now, name = self._s.store, self._s.clock.now(), DATES + task
+        row = store.row(name)
+        answer: Claim | RunRecord | Refusal = store.claim(name, f"dates {now.isoformat()}", now=now)
+        if row is not None and row.holder is not None and row.holder.orphan:
+            answer = store.take_over(name, now) or answer
+        if isinstance(answer, RunRecord):  # it has been taken over before, and is free now
+            answer = store.claim(name, f"dates {now.isoformat()}", now=now)
+        return answer, store.row(task)
+
+    def _elected(self, lane: Lane, answer: tuple[Claim | RunRecord | Refusal, Row | None]) -> None:
+        claim, row = answer
+        if isinstance(claim, Claim) and lane.dates is None:
+            lane.dates = claim
+            if row is None or lane.removed or self._s.lanes.get(lane.task.name) is not lane:
+                self.resign(lane)
+            else:
+                self.advance(lane, self._since(lane, row))
+
+    def resign(self, lane: Lane) -> None:
+        """Let another process ask for the dates."""
+        if lane.dates is not None:
+            self._s.ledger.ask([lane], partial(self._s.store.release, lane.dates))
+            lane.dates = None
 
     def _ask_later(self, lane: Lane) -> None:
         log.exception(
@@ -200,8 +233,7 @@ class Agenda:
         run.reason, run.until = stretch.reason, stretch.last
         run.end(RunState.SKIPPED, run.queued_at, RunSkipped(f"Task {run.task!r}: {stretch.reason}."))
         self._s.defer(run.resolve)
-        record = partial(self._s.store.record, run.task, run.record(), stretch.last)
-        self._s.ledger.ask([lane], record, partial(self._s.runner.skipped, lane, run))
+        self._s.runner.note(lane, run, stretch.last, partial(self._s.runner.skipped, lane, run))
 
     def look(self, now: datetime, monotonic: float) -> None:
         """Follow the steps of the wall clock (invariant 7)."""

@@ -14,7 +14,7 @@ from .run import Run, RunState
 from .stores.base import Claim
 from .task import Task, TaskStatus, is_async, named_tasks
 from .timers import Timer
-from .triggers import After, Trigger
+from .triggers import After, Computed, Trigger
 
 
 class Lane:
@@ -31,6 +31,7 @@ class Lane:
         "base",
         "body",
         "claim",
+        "dates",
         "dependents",
         "depends",
         "elsewhere",
@@ -63,6 +64,7 @@ class Lane:
         "timeout_timer",
         "trigger",
         "unread",
+        "untold",
         "viewers",
         "writing",
     )
@@ -83,8 +85,12 @@ class Lane:
         self.queued: Run | None = None
         self.body: Future[Any] | None = None
         self.claim: Claim | None = None
+        # The right to ask a function for its dates, which each process would get other ones from.
+        self.dates: Claim | None = None
         # Whether the store has been asked for the claim of `run` and has not answered yet.
         self.asking = False
+        # What became of later slots, to be recorded after the one that is asked for.
+        self.untold: list[Callable[[], object]] = []
         self.paused = False
         self.removed = False
         # First line of the last failure, wherever it ran; "" when the last finished run succeeded.
@@ -130,6 +136,11 @@ class Lane:
     def clockless(self) -> bool:
         """Whether values of other tasks, and no clock, decide when it runs."""
         return isinstance(self.trigger, After)
+
+    @property
+    def computed(self) -> bool:
+        """Whether a function works out when it runs."""
+        return isinstance(self.trigger, Computed)
 
     @property
     def upstream(self) -> tuple[Task[Any], ...]:

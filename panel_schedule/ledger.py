@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from .clock import Clock
-from .errors import ScheduleError
+from .errors import StoreError
 from .executors.base import Executor
 from .lanes import Lane
 from .locked import Locked
-from .stores.base import Row, Store
+from .stores.base import DATES, Row, Store
 
 log = logging.getLogger("panel_schedule")
 
@@ -39,7 +39,7 @@ class Ledger:
 
     A store in memory answers at once. One on a disk may let its caller wait, so it is asked by a
     thread of the ledger's own, one call after another, outside of the scheduler's lock: a disk
-    that hangs stops no page and no clock. A call that fails is tried until it succeeds.
+    that hangs stops no page and no clock. A call that the store cannot serve now is tried until it can.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class Ledger:
     def noticed(self, task: str) -> None:
         """Another process has perhaps changed the row of a task; on any thread."""
         with self._s.locked:
-            lane = self._s.lanes.get(task)
+            lane = self._s.lanes.get(task.removeprefix(DATES))
             if lane is None:
                 return
             if lane.writing:
@@ -108,11 +108,15 @@ class Ledger:
         future.add_done_callback(self._pending.discard)
 
     def _make(self, lanes: Sequence[Lane], call: Callable[[], Any], then: Callable[[Any], object] | None) -> None:
-        answer = self._insist(call)
+        answer, done = None, False
+        try:
+            answer, done = self._insist(call), True
+        except Exception:
+            log.exception("The store refused something that is a bug of panel-schedule; it goes on.")
         with self._s.locked:
             for lane in lanes:
                 lane.writing -= 1
-            if then is not None:
+            if done and then is not None:
                 then(answer)
             for lane in lanes:
                 if lane.unread and not lane.writing:
@@ -133,13 +137,10 @@ class Ledger:
         while True:
             try:
                 answer = call()
-            except Exception as error:
+            except (StoreError, OSError) as error:
                 if str(error) != self._trouble:
                     self._trouble = str(error)
-                    log.error(
-                        "%s It is tried again; what was stored before goes on being served.", error,
-                        exc_info=None if isinstance(error, ScheduleError) else error,
-                    )  # fmt: skip
+                    log.error("%s It is tried again; what was stored before goes on being served.", error)
                 if self._hurry.wait(pause):
                     raise
                 pause = min(pause * 2, LONGEST_PAUSE)

@@ -10,6 +10,7 @@ from .clock import Clock
 from .errors import RunCancelled, RunCrashed, RunError, RunFailed, RunTimedOut
 from .lanes import Lane, Waves
 from .ledger import Ledger
+from .locked import Locked
 from .run import Run, RunRecord, RunState
 from .runner import Runner
 from .stores.base import Claim, Holder, Refusal, Row, Store
@@ -21,6 +22,12 @@ log = logging.getLogger("panel_schedule")
 _ERRORS = {RunState.CANCELLED: RunCancelled, RunState.TIMED_OUT: RunTimedOut, RunState.CRASHED: RunCrashed}
 
 
+class Agenda(Protocol):
+    """When each task runs."""
+
+    def elect(self, lane: Lane) -> None: ...
+
+
 class Desk(Protocol):
     """What the peers find at the scheduler's."""
 
@@ -29,7 +36,9 @@ class Desk(Protocol):
     lanes: dict[str, Lane]
     waves: Waves
     runner: Runner
+    agenda: Agenda
     ledger: Ledger
+    locked: Locked
     begun: bool
     stopping: bool
 
@@ -55,6 +64,8 @@ class Peers:
         if row.removed and not lane.removed:
             self._s.remove(lane.task, told=True)
         self.reschedule(lane, row.override)
+        if lane.computed and self._s.begun:
+            self._s.agenda.elect(lane)
         lane.elsewhere = row.viewers
         lane.paused = row.paused
         self._follow_run(lane, row)
@@ -106,8 +117,9 @@ class Peers:
         return run
 
     def _cancel_there(self, lane: Lane, run: Run, reason: str) -> None:
-        if not run.state.final:
-            self._s.ledger.ask([lane], partial(self._s.store.cancel, run.task, run.id))
+        with self._s.locked:
+            if not run.state.final:
+                self._s.ledger.ask([lane], partial(self._s.store.cancel, run.task, run.id))
 
     def _end(self, lane: Lane, run: Run, row: Row) -> None:
         """It has ended there, so it ends here; its record is written already."""
@@ -126,15 +138,17 @@ class Peers:
     def refused(self, lane: Lane, run: Run, refusal: Refusal, row: Row | None) -> None:
         """Another process was quicker, or is at it still."""
         lane.run = None
-        if not run.state.final:
+        if run.state.final:  # cancelled meanwhile
+            self._s.runner.record(lane, run)
+        else:
             over = row is not None and row.holder is not None and row.holder.over
             wanted = run.mark is None or run.first
             if refusal is Refusal.HANDLED or (wanted and not over):
                 # A request joins what runs there; a slot that is handled there is handled.
-                lane.joiners.append(run)
+                self._join(lane, run)
             elif lane.task.policy.overlap is Overlap.SKIP and not lane.clockless and not wanted:
                 self._s.runner.drop(lane, run, "abandoned" if over else "overlap")
-            elif lane.queued is None:
+            elif lane.queued is None and (run.mark is None or not lane.untold):
                 lane.queued = run
             else:
                 self._s.runner.drop(lane, run, "overlap")
@@ -146,6 +160,16 @@ class Peers:
             self._s.runner.next(lane)
             return
         self.follow(lane, row)
+
+    def _join(self, lane: Lane, run: Run) -> None:
+        lane.joiners.append(run)
+        run._stop = partial(self._cancel_joined, lane)
+
+    def _cancel_joined(self, lane: Lane, run: Run, reason: str) -> None:
+        with self._s.locked:
+            joined = lane.remote or lane.run
+            if joined is not None and not run.state.final:
+                joined.cancel(reason)
 
     def _take_over(self, lane: Lane) -> None:
         """The process of a run is gone: finish it here."""
@@ -170,15 +194,17 @@ class Peers:
             for joiner in joiners:
                 run.add_done_callback(partial(_echo, joiner))
             self._s.runner.claimed(lane, run, claim)
+            self._s.runner.tell(lane)
             return
         lane.run = None
         if isinstance(claim, RunRecord):
             run.id, run.key, run.attempt = claim.id, claim.key, claim.attempt
             self._s.runner.crashed(lane, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
         elif not run.state.final:
-            lane.joiners.append(run)
+            self._join(lane, run)
         # Whatever became of it, the row knows.
         lane.unread = True
+        self._s.runner.tell(lane)
 
 
 def _echo(joiner: Run, run: Run) -> None:

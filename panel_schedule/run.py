@@ -30,6 +30,12 @@ _completing = threading.Lock()
 LONGEST_LINE = 300
 
 
+def renew_ids() -> None:
+    """In the child of a fork: its runs are others than its parent's and its siblings'."""
+    global _process
+    _process = secrets.token_hex(6)
+
+
 class RunState(StrEnum):
     """The states of a run. It is queued, then running, and ends in exactly one of the others."""
 

@@ -156,6 +156,7 @@ class Runner:
 
     def start(self, lane: Lane, run: Run) -> None:
         """Claim the slot of ``lane.run``, and hand it to its executor once its upstream is there."""
+        self.tell(lane)
         self._s.touch(lane)
         lane.asking = True
         self._s.ledger.ask([lane], partial(self._ask, run), partial(self._answered, lane, run))
@@ -172,6 +173,7 @@ class Runner:
             self.claimed(lane, run, claim)
         else:
             self._s.peers.refused(lane, run, claim, row)
+        self.tell(lane)
 
     def claimed(self, lane: Lane, run: Run, claim: Claim) -> None:
         """The run may begin."""
@@ -180,7 +182,7 @@ class Runner:
             farewell, lane.farewell = lane.farewell, None
             run.add_done_callback(lambda _: farewell())
         if run.state.final:  # cancelled meanwhile
-            self._record(lane, run)
+            self.record(lane, run)
             self._free(lane)
             return
         proceed = partial(self._submit, lane, run)
@@ -450,23 +452,38 @@ class Runner:
     ) -> None:
         run.end(state, self._s.clock.now(), error)
         if not (lane.asking and lane.run is run):  # else when it is known whether this process has the claim
-            self._record(lane, run)
+            self.record(lane, run)
         self._s.touch(lane)
         self._s.defer(lambda: run.resolve(value))
 
-    def _record(self, lane: Lane, run: Run, then: Callable[[bool], object] | None = None) -> None:
+    def record(self, lane: Lane, run: Run, then: Callable[[bool], object] | None = None) -> None:
         if self._s.lanes.get(run.task) is lane and not self._unfinished(run):
             claimed = lane.claim is not None and lane.claim.run_id == run.id
             # Without a claim the first process that says what became of the slot is the one that is heard.
-            call = partial(self._s.store.record, run.task, run.record(), None if claimed else run.mark)
-            self._s.ledger.ask([lane], call, then)
+            self.note(lane, run, None if claimed else run.mark, then)
+
+    def note(
+        self, lane: Lane, run: Run, mark: datetime | int | None, then: Callable[[bool], object] | None = None
+    ) -> None:
+        """Record what became of a slot: in the order of the slots, as the store takes the earlier ones for handled."""
+        if lane.asking:
+            lane.untold.append(partial(self.note, lane, run, mark, then))
+        else:
+            self._s.ledger.ask([lane], partial(self._s.store.record, run.task, run.record(), mark), then)
+
+    def tell(self, lane: Lane) -> None:
+        """Record what had to wait until it was known who has the claim."""
+        untold, lane.untold = lane.untold, []
+        if not self._s.stopping:  # else the slot before them is left to others, and so are they
+            for note in untold:
+                note()
 
     def drop(self, lane: Lane, run: Run, reason: str) -> None:
         """End a run that never started."""
         run.reason = reason
         error = RunSkipped(f"Task {run.task!r}: the run was skipped ({reason}).")
         run.end(RunState.SKIPPED, self._s.clock.now(), error)
-        self._record(lane, run, partial(self.skipped, lane, run))
+        self.record(lane, run, partial(self.skipped, lane, run))
         self._s.touch(lane)
         self._s.defer(run.resolve)
 

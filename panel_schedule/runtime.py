@@ -23,7 +23,7 @@ from .errors import ConfigError, NotReady, RegistrationError
 from .executors.loop import LoopExecutor
 from .executors.threads import ThreadExecutor
 from .registry import Registry, choose_trigger, require_no_cycle, require_schedulable, same_function, taken, was_edited
-from .run import Run, refuse_to_block, traceback_text
+from .run import Run, refuse_to_block, renew_ids, traceback_text
 from .runner import EVENTS, Handler
 from .scheduler import Scheduler
 from .stores.base import TASK, USER, Store
@@ -146,6 +146,9 @@ class Runtime:
             self.loops.adopt(loop)
         if not self._started:
             self._started = True
+            if self._scheduler is not None and self._scheduler.stopping and self._scheduler.store.blocking:
+                # A server that starts again in the same process: what it shared it has left.
+                self._scheduler = None
             if self.on_start is not None:
                 loop.call_soon_threadsafe(self.on_start, loop)
             # At the loop's next turn: the rest of a setup script that is running now registers its tasks first.
@@ -174,6 +177,7 @@ class Runtime:
     def forget(self) -> None:
         """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
         former, inherited = self._scheduler, self._inherited
+        renew_ids()
         self._fresh()
         if former is not None:
             self._former.append(former)

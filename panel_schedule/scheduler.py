@@ -24,7 +24,7 @@ from .runner import EVENTS, STOPS, Handler, Runner
 from .stores.base import TASK, Plan, Store
 from .task import FirstRun, Task, TaskStatus, WhenIdle, is_async
 from .timers import Timers
-from .triggers import Trigger
+from .triggers import Computed, Trigger
 
 log = logging.getLogger("panel_schedule")
 
@@ -80,6 +80,8 @@ class Scheduler:
         self.begun = self.stopping = False
         # From the beginning of a stop to its end: whoever asks for a run then is late.
         self._closing = False
+        # Names that are used again are other tasks, and no late comers of this server.
+        self._discarded: set[str] = set()
         self.waves = Waves(self.lanes, self.lock)
         self.runner = Runner(self)
         self.peers = Peers(self)
@@ -121,6 +123,7 @@ class Scheduler:
             for lane in self.lanes.values():
                 self.timers.cancel(lane.slot_timer)
                 lane.next = None
+                self.agenda.resign(lane)
                 if lane.queued is not None:
                     self.runner.cancel(lane, lane.queued, STOPS)
                 if lane.run is not None and lane.run.state is RunState.QUEUED:
@@ -186,6 +189,9 @@ class Scheduler:
             self.waves.follow(lane, lane.upstream)
             if self.begun:
                 self.agenda.enter([lane], late=True)
+            elif task.name in self._discarded:
+                plan = Plan(task.name, task.policy.trigger, self.clock.now())
+                self.ledger.ask([lane], partial(self.store.enroll, [plan], late=True))
 
     def redefine(self, task: Task[Any]) -> None:
         """The task got another function or policy: keep its value and history, run it anew."""
@@ -207,6 +213,7 @@ class Scheduler:
             if lane is not None and lane.task is task:
                 self._let_go(lane)
                 # What a run of it publishes now comes too late, and the next task of its name need not wait for it.
+                self._discarded.add(task.name)
                 self.ledger.ask([lane], partial(self.store.forget, task.name))
 
     def lose(self, lane: Lane) -> None:
@@ -235,6 +242,7 @@ class Scheduler:
                 error = NotReady(f"Task {task.name!r}: its schedule was removed before it had a value.")
                 self.defer(lambda: first.set_exception(error))
             lane.removed, lane.next, lane.stale = True, None, False
+            self.agenda.resign(lane)
             task.become(plain=True)
             for timer in (lane.slot_timer, lane.stale_timer):
                 self.timers.cancel(timer)
@@ -246,12 +254,17 @@ class Scheduler:
     def exhaust(self, task: Task[Any]) -> None:
         """Its dates are used up: its name is free at once, and it goes when its last run has ended."""
         self.exhausted(task)
+        self._outlive(task)
+
+    def _outlive(self, task: Task[Any]) -> None:
         lane = self.lanes.get(task.name)
-        run = lane.run if lane is not None and lane.task is task else None
-        if run is None or run.state.final:
-            self.discard(task)
-        else:
-            run.add_done_callback(lambda _: self.discard(task))
+        if lane is None or lane.task is not task:
+            return
+        for run in (lane.run, lane.queued, lane.remote):
+            if run is not None and not run.state.final:
+                run.add_done_callback(lambda _: self._outlive(task))
+                return
+        self.discard(task)
 
     def last_run(self, task: Task[Any], then: Callable[[], object]) -> None:
         """Call `then` when the run that begins next has ended."""
@@ -269,6 +282,11 @@ class Scheduler:
             lane = self._lane(task)
             if lane.removed:
                 raise RegistrationError(f"Task {task.name!r}: its schedule was removed; define it again instead.")
+            if self.store.blocking and isinstance(trigger, Computed):
+                raise RegistrationError(
+                    f"Task {task.name!r}: a function that works out the dates is known to this process alone, and the "
+                    "new schedule is for all that share the store. Give dates, a period or a cron expression."
+                )
             now = self.clock.now()
             slot = trigger.next_after(now)  # may be a function of the user's, and fail
             lane.override = lane.trigger = trigger

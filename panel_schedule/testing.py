@@ -1,10 +1,13 @@
-"""For tests of scheduled tasks: a clock that only moves when it is told to."""
+"""For tests of scheduled tasks: a clock that only moves when it is told to; and of stores: what each one promises."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from .contract import StoreContract
 from .triggers import Period, parse_period
+
+__all__ = ["StoreContract", "VirtualClock"]
 
 
 class VirtualClock:

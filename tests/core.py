@@ -141,7 +141,7 @@ class HandExecutor:
 
 
 class StepExecutor:
-    """An executor whose bodies run in the thread of the test, one at each `step`: a store that lets its callers wait."""
+    """An executor whose bodies run in the thread of the test, one at each `step`: when a store is asked."""
 
     def __init__(self) -> None:
         self._submitted: list[tuple[Future[Any], Callable[[], Any]]] = []

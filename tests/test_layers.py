@@ -19,7 +19,7 @@ LAYERS = [
     {"scheduler", "agenda", "lanes", "ledger", "locked", "peers", "runner", "timers"},
     {"jobs", "memo"},
     {"views", "components", "monitor", "values"},
-    {"runtime", "front", "server", "stopping", "supervisor", "cli", "testing"},
+    {"runtime", "front", "server", "stopping", "supervisor", "cli", "contract", "testing"},
     {"panel_schedule", "__main__"},
 ]
 OPTIONAL = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 from datetime import timedelta
 
@@ -9,7 +11,10 @@ import pytest
 
 from core import PATIENCE, Core, keys, messages, second
 from panel_schedule.clock import SystemClock
-from panel_schedule.run import RunState
+from panel_schedule.config import Config
+from panel_schedule.front import Front
+from panel_schedule.run import Run, RunState
+from panel_schedule.runtime import Runtime
 from panel_schedule.scheduler import Scheduler
 from panel_schedule.stores.memory import MemoryStore
 
@@ -284,3 +289,52 @@ def test_a_run_that_fails_after_a_stop_is_not_tried_again(core):
 
     assert run.state.final
     assert not task.status.running
+
+
+def test_a_server_that_starts_again_shares_the_store_again(tmp_path):
+    """``pn.serve`` twice in one process: the first stop has closed the store."""
+    config = Config({})
+    config.store = f"file://{tmp_path / 'store'}"
+    runtime = Runtime(config)
+    task = Front(runtime).schedule(period="1h", first_run="skip", name="task")(lambda: "value")
+    for expected in (1, 2):
+        loop = asyncio.new_event_loop()
+        runtime.loops.adopt(loop)
+        runtime.start(loop)
+        loop.run_until_complete(asyncio.sleep(0))
+        assert "value" == task.refresh().result(PATIENCE)
+        assert expected == task.entry.version
+        runtime.close()
+        loop.close()
+
+
+def test_a_name_that_was_cancelled_can_be_used_again_in_a_script(tmp_path):
+    """Where no clock runs that would enrol it."""
+    config = Config({})
+    config.store = f"file://{tmp_path / 'store'}"
+    runtime = Runtime(config)
+    front = Front(runtime)
+    schedule = front.schedule(period="1h", first_run="skip", name="task")
+    assert 1 == schedule(lambda: 1).refresh().result(PATIENCE)
+    front.cancel_task("task")
+
+    assert 2 == schedule(lambda: 2).refresh().result(PATIENCE)
+    runtime.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_runs_of_a_forks_children_are_told_apart():
+    """They count from the same number on, and share a store (15)."""
+    reader, writer = os.pipe()
+    pids = []
+    for _ in range(2):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            os.write(writer, f"{Run('task', None, second(0)).id}\n".encode())
+            os._exit(0)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    ids = os.read(reader, 1000).decode().split()
+    os.close(reader), os.close(writer)
+
+    assert 2 == len(set(ids)) == len(ids)

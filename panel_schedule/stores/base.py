@@ -22,6 +22,9 @@ from ..triggers import Trigger
 USER = "user"
 TASK = "task"
 
+# Before the name of a task: the claim by which one process asks a function of the user's for its dates.
+DATES = "\x1fdates of "
+
 # How often a run is taken over from a process that died before it counts as crashed: a task
 # that kills its process must not kill every one in turn.
 TAKEOVERS = 1

@@ -360,7 +360,8 @@ class Mapped:
 def _scarce(fd: int) -> bool:
     """Whether half of the descriptors are taken: the system gives the lowest first."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
-    return 0 <= limit <= 2 * fd
+    os.close(lowest := os.dup(fd))
+    return 0 <= limit <= 2 * lowest
 
 
 def _read(fd: int) -> mmap.mmap:

@@ -121,7 +121,7 @@ class FileStore(House, Rows):
                 self._apply(space, name, None, row["version"])
                 continue
             known = self._entries.get((space, name))
-            if known is not None and known.version == row["version"]:
+            if known is not None and (known.version, micros(known.updated_at)) == (row["version"], row["updated_at"]):
                 if row["final"] and not known.final:
                     self._apply(space, name, replace(known, final=True))
                 continue
@@ -156,7 +156,14 @@ class FileStore(House, Rows):
                 if known is None or known.version > version:
                     return
                 del self._entries[key]
-            elif known is None or (known.version, known.final) < (version, entry.final):
+            elif (
+                known is None
+                or (known.version, known.final) < (version, entry.final)
+                or (
+                    # Of two databases, after one was lost: the one that is there is right.
+                    known.version == version and known.updated_at != entry.updated_at
+                )
+            ):
                 self._entries[key] = entry
             else:
                 return

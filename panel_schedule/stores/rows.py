@@ -83,8 +83,16 @@ class Rows(ABC):
         if ours and not again and not row["forgotten"] and row["fingerprint"]:
             return None
         if unchanged and not again:
-            change = tx.change()
-            tx.do("UPDATE tasks SET server = ?, removed = 0, change = ? WHERE name = ?", self._server, change, name)
+            there = tx.one(
+                "SELECT 1 FROM entries WHERE space = ? AND name = ? AND version > ? AND updated_at NOT NULL",
+                *(TASK, name, self._unreadable(name)),
+            )
+            # Without a value to serve the slot that was handled last is the new server's first run.
+            anew = "first_seen = max(first_seen, coalesce(last_slot, 0)), last_slot = NULL, last_version = 0,"
+            tx.do(
+                f"UPDATE tasks SET server = ?, removed = 0, {'' if there else anew} change = ? WHERE name = ?",
+                *(self._server, tx.change(), name),
+            )
             return None
         # Claim, fence and history stay: a run of the former schedule may be in flight.
         kept = unchanged and again

@@ -1,0 +1,111 @@
+"""A process that shares the directory of a file store with a test, and does what it is told over a pipe."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from panel_schedule.clock import SystemClock
+from panel_schedule.contract import second
+from panel_schedule.stores import database, house
+from panel_schedule.stores.base import TASK, USER, Claim, Plan
+from panel_schedule.stores.file import FileStore
+
+# What a test waits at most for another process that has nothing more to wait for.
+PATIENCE = 20.0
+
+# Children of a clean process that has imported everything: they start in no time, and inherit nothing of the test.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["panel_schedule.contract", "panel_schedule.stores.file", "polars", "pyarrow"])
+
+
+class Peer:
+    """
+    ``peer("store.entry(USER, 'a').value")`` is evaluated there, with `store`, and comes back.
+
+    Parameters
+    ----------
+    folder : Path
+    before : str
+        Statements that are executed before the store is opened.
+    options
+        Of the store.
+    """
+
+    def __init__(self, folder: Path, before: str = "", **options: Any):
+        self._pipe, theirs = _processes.Pipe()
+        self.process = _processes.Process(target=work, args=(theirs, folder, before, options), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._answer()
+
+    def __call__(self, source: str, **names: Any) -> Any:
+        self.send(source, **names)
+        return self._answer()
+
+    def send(self, source: str, **names: Any) -> None:
+        self._pipe.send((source, names))
+
+    def _answer(self) -> Any:
+        assert self._pipe.poll(PATIENCE), "the other process does not answer"
+        answer, error = self._pipe.recv()
+        if error is not None:
+            raise error
+        return answer
+
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """As the system does it when memory is short: no word of goodbye."""
+        self.signal(signal.SIGKILL)
+        self.process.join(PATIENCE)
+
+    def end(self) -> None:
+        if self.process.is_alive():
+            self.signal(signal.SIGCONT)
+            self.kill()
+
+
+def work(pipe: Connection, folder: Path, before: str, options: dict[str, Any]) -> None:
+    # Whatever it hears is put where the test can wait for it.
+    heard: queue.Queue[Any] = queue.Queue()
+    names: dict[str, Any] = {**globals(), "folder": folder, "heard": heard}
+    error: BaseException | None = None
+    try:
+        exec(before, names)
+        store = names["store"] = FileStore(folder, SystemClock(), **({"server": "server"} | options))
+        store.subscribe(
+            lambda space, name, entry: heard.put((name, entry and entry.version)), lambda task: heard.put(task)
+        )
+    except Exception as exc:
+        error = exc
+    pipe.send((None, error))
+    evaluate(pipe, names)
+
+
+def evaluate(pipe: Connection, names: dict[str, Any]) -> None:
+    while True:
+        try:
+            source, more = pipe.recv()
+        except EOFError:
+            os._exit(0)
+        names.update(more)
+        try:
+            try:
+                code = compile(source, "told", "eval")
+            except SyntaxError:
+                code = compile(source, "told", "exec")
+            answer, error = eval(code, names), None
+        except Exception as exc:
+            answer, error = None, exc
+        pipe.send((answer, error))
+
+
+__all__ = ["TASK", "USER", "Claim", "Peer", "Plan", "database", "house", "second"]

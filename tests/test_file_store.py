@@ -1,0 +1,990 @@
+"""What the store of files promises beyond the contract of all stores: other processes, and whatever befalls a disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import polars as pl
+import pytest
+
+from core import messages
+from panel_schedule.clock import SystemClock
+from panel_schedule.contract import claim, ended, enroll, hammer, put, refusal
+from panel_schedule.errors import RunFenced, StoreError, ValueRefused
+from panel_schedule.run import RunState
+from panel_schedule.stores import codec, database, folder, house
+from panel_schedule.stores.base import TASK, USER, Claim, Refusal
+from panel_schedule.stores.file import FileStore
+from panel_schedule.triggers import Computed, Dates, Every
+from servers import eventually
+from store_peer import PATIENCE, Peer, second
+
+LARGE = 20_000  # numbers of 8 bytes: more than stands in the database
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+
+
+def large(number):
+    return np.full(LARGE, number)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def opened(home):
+    """Open stores in this process: ``opened()``."""
+    stores = []
+
+    def open_one(path=home, **options):
+        stores.append(FileStore(path, SystemClock(), **({"server": "server"} | options)))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def peer(home):
+    """Start processes that have the store open: ``peer()``."""
+    peers = []
+
+    def start(before="", path=home, **options):
+        peers.append(Peer(path, before, **options))
+        return peers[-1]
+
+    yield start
+    for each in peers:
+        each.end()
+
+
+def files(home):
+    return sorted((home / "values").iterdir())
+
+
+def value(store, name, space=USER):
+    entry = store.entry(space, name)
+    return None if entry is None else np.asarray(entry.value).flat[0].item()
+
+
+def seen(peer, name):
+    return peer(f"(lambda e: e and (e.version, int(e.value.flat[0])))(store.entry(USER, {name!r}))")
+
+
+# ------------------------------------------------------------ several processes
+
+
+def test_processes_see_each_others_values(opened, peer):
+    """A bell wakes them: nobody looks by himself in this test (invariant 16)."""
+    other = peer("house.LOOK = 600")
+    other("store.listen()")
+    store = opened()
+    for number in (1, 2, 3):
+        put(store, "rates", large(number))
+        assert ("rates", number) == other(f"heard.get(timeout={PATIENCE})")
+        assert (number, number) == seen(other, "rates")
+    store.delete(USER, "rates")
+    assert ("rates", None) == other(f"heard.get(timeout={PATIENCE})")
+    other("store.publish(USER, 'theirs', 7, now=second(0))")
+
+    assert (7, ["theirs"]) == (value(store, "theirs"), list(store.names(USER)))
+
+
+def test_processes_see_each_others_rows(opened, peer):
+    """And who holds a task (invariant 6)."""
+    store, other = opened(), peer()
+    enroll(store, "sales")
+    held = claim(store, "sales", "run1", key=second(1), mark=second(1), wave=second(1))
+    store.amend("sales", paused=True)
+    store.watch("sales", 3)
+
+    row = other("store.row('sales')")
+
+    assert (True, second(1), 3) == (row.paused, row.last_slot, row.viewers)
+    assert ("run1", second(1), False, False) == (row.holder.run_id, row.holder.key, row.holder.over, row.holder.orphan)
+    assert Refusal.HELD == other("store.claim('sales', 'run2', now=second(2), mark=second(2))")
+    assert Refusal.HANDLED == other("store.claim('sales', 'run2', now=second(2), mark=second(1))")
+    other("store.cancel('sales', 'run1')")
+    assert ("run1", None) == (store.row("sales").cancelled, store.row("sales").holder)
+    store.record("sales", ended(1))
+    assert other("store.row('sales').holder.over")
+    store.release(held)
+    assert other("store.row('sales').holder") is None
+
+
+def test_a_first_value_of_another_process_makes_a_first_run_unnecessary(opened, peer):
+    """Whoever asks for the claim after that is told (invariant 8)."""
+    store = opened()
+    assert store.entry(TASK, "sales") is None
+    peer()("store.publish(TASK, 'sales', 5, now=second(0))")
+
+    assert Refusal.HANDLED == refusal(store, "sales", first=True)
+    assert 5 == value(store, "sales", TASK)
+
+
+def test_a_value_that_cannot_be_read_makes_a_first_run_necessary(opened, home):
+    """It is there, and of no use."""
+    put(opened(), "sales", large(1), TASK)
+    files(home)[0].write_bytes(b"")
+    store = opened()
+    assert store.entry(TASK, "sales") is None
+
+    assert refusal(store, "sales", first=True) is None
+
+
+def test_the_first_process_of_a_server_decides_about_dates(opened, peer):
+    """They are relative to now, and so differ in each process (invariant 3)."""
+    store, other = opened(), peer()
+    first, second_ = Dates(second(30)), Dates(second(31))
+    enroll(store, "sales", first)
+
+    row = other("store.enroll([Plan('sales', trigger, second(1))])['sales']", trigger=second_)
+
+    assert (first, first.fingerprint, second(0)) == (row.trigger, row.fingerprint, row.first_seen)
+    assert enroll(store, "sales", first).trigger is None
+    assert ("", second_.fingerprint) == (
+        row.error,
+        enroll(opened(server="next"), "sales", second_, 9).fingerprint,
+    )
+
+
+def test_the_next_server_goes_on_where_the_last_one_ended(opened):
+    """Schedule, override, pause, last slot, history and value; a removal was of the former code."""
+    store = opened(server="first")
+    enroll(store, "sales")
+    store.release(claim(store, "sales", mark=second(5)))
+    store.amend("sales", paused=True, removed=True, reschedule=Every("5m"), now=second(1))
+    store.record("sales", ended(1))
+    put(store, "sales", large(1), TASK)
+    store.close()
+
+    store = opened(server="second")
+    row = enroll(store, "sales", at=9)
+
+    assert (second(1), second(5), Every("5m")) == (row.first_seen, row.last_slot, row.override)
+    assert (True, False, None) == (row.paused, row.removed, row.gave_way)
+    assert ([ended(1)], 1) == (store.history("sales"), value(store, "sales", TASK))
+
+
+def test_a_changed_schedule_of_the_next_server_takes_over(opened):
+    """The override gives way, and no slot of the new one was missed (invariant 5)."""
+    store = opened(server="first")
+    enroll(store, "sales")
+    store.release(claim(store, "sales", mark=second(5)))
+    store.amend("sales", reschedule=Every("5m"), now=second(1))
+
+    row = enroll(opened(server="second"), "sales", Every("1d"), 9)
+
+    assert (Every("5m"), None) == (row.gave_way, row.override)
+    assert (second(9), None) == (row.first_seen, row.last_slot)
+
+
+def test_a_task_that_was_forgotten_stays_so_for_who_has_yet_to_hear_of_it(opened, peer):
+    """Another process of this server neither revives nor runs it, unless it is scheduled anew."""
+    store, other = (
+        opened(),
+        peer("from panel_schedule.triggers import Every"),
+    )
+    enroll(store, "sales")
+    store.forget("sales")
+
+    assert other("store.enroll([Plan('sales', Every(5), second(1))])['sales'].forgotten")
+    assert Refusal.HANDLED == other("store.claim('sales', 'run', now=second(2), mark=second(2))")
+    assert not other("store.record('sales', record, second(2))", record=ended(2))
+    assert not other("store.enroll([Plan('sales', Every(5), second(1))], late=True)['sales'].forgotten")
+    assert isinstance(other("store.claim('sales', 'run', now=second(2), mark=second(2))"), Claim)
+
+
+def test_what_a_former_server_has_forgotten_a_script_can_run(opened):
+    """It enrolls nothing, and must not be refused for ever."""
+    store = opened(server="first")
+    enroll(store, "sales")
+    store.release(claim(store, "sales", mark=second(5)))
+    store.forget("sales")
+    store.close()
+    store = opened(server="script")
+
+    claim(store, "sales", mark=second(5))
+
+    assert not store.row("sales").forgotten
+
+
+def test_a_schedule_that_cannot_travel_is_refused(opened):
+    """A function works it out; the message says what to give instead (invariant 11)."""
+    store = opened()
+    enroll(store, "sales")
+
+    with pytest.raises(ValueRefused, match=r"Task 'sales'.*period, a cron expression or dates"):
+        store.amend("sales", reschedule=Computed(lambda now: now, "mine"), now=second(1))
+    assert store.row("sales").override is None
+
+
+def test_a_stopped_process_blocks_nobody(opened, peer):
+    """Its bell is full, that is all; when it goes on it sees the newest."""
+    other = peer()
+    other("store.listen()")
+    store = opened()
+    other.signal(signal.SIGSTOP)
+    for number in range(1, 400):
+        put(store, "rates", np.array(number))
+    other.signal(signal.SIGCONT)
+
+    eventually(lambda: seen(other, "rates") == (399, 399))
+
+
+def test_without_a_bell_a_process_looks_often(opened, peer):
+    """Where the system can give it none."""
+    other = peer("house.LOOK = 600\nfrom panel_schedule.stores import wakeup\nwakeup.Bells._address = lambda *a: '/no'")
+    other("store.listen()")
+    put(opened(), "rates", large(1))
+
+    assert ("rates", 1) == other(f"heard.get(timeout={PATIENCE})")
+
+
+def test_paths_that_are_too_long_for_a_socket_have_a_bell(opened, peer, home):
+    """The kernel takes about 104 bytes."""
+    deep = home / ("deep" * 40) / "store"
+    other = peer("house.LOOK = house.LOOK_WITHOUT_BELL = 600", path=deep)
+    other("store.listen()")
+    put(opened(deep), "rates", large(1))
+
+    assert ("rates", 1) == other(f"heard.get(timeout={PATIENCE})")
+
+
+def test_a_value_between_two_questions_is_not_overlooked(opened):
+    """What another process stores while this one catches up is seen, at the latest with the next look."""
+    store, other = opened(), opened()
+    enroll(other, "sales")
+    read = store._read
+
+    def interrupted(question, *values, **options):
+        rows = read(question, *values, **options)
+        if "FROM entries WHERE change" in question:
+            store._read = read
+            put(other, "rates", 1)
+            other.amend("sales", paused=True)
+        return rows
+
+    store._read = interrupted
+    store.entry(USER, "rates")
+
+    assert 1 == value(store, "rates")
+
+
+def test_listeners_are_called_without_a_lock(opened):
+    """A scheduler that has its own lock may wait for another thread that wants an entry."""
+    store, other = opened(), opened()
+    done, errors = threading.Event(), []
+
+    def listener(*change):
+        thread = threading.Thread(target=lambda: (store.entry(USER, "rates"), done.set()), daemon=True)
+        thread.start()
+        errors.extend([] if done.wait(PATIENCE) else ["deadlock"])
+
+    store.subscribe(listener)
+    put(other, "rates", 1)
+
+    assert (1, []) == (value(store, "rates"), errors)
+
+
+# ------------------------------------------------------------ life and death
+
+
+def test_the_run_of_a_dead_process_is_taken_over_once(opened, peer, home):
+    """It is noticed within 2 s; the process that dies of it, too, is the last one (invariant 14)."""
+    claimed = "store.claim('sales', 'run1', now=second(1), key='key', mark=second(1), wave=second(1))"
+    first, second_, store = peer(), peer(), opened()
+    enroll(store, "sales")
+    lost = first(claimed)
+    second_("store.listen()")
+    assert second_("store.take_over('sales', second(2))") is None
+    second_("while not heard.empty(): heard.get()")
+    first.kill()
+
+    assert "sales" == second_("heard.get(timeout=2.5)")
+    assert second_("store.row('sales').holder.orphan")
+    assert refusal(store, "sales") == Refusal.HELD
+    taken = second_("store.take_over('sales', second(2))")
+    assert ("run1", 2, "key", second(1)) == (taken.run_id, taken.attempt, taken.key, taken.wave)
+    assert taken.fence > lost.fence
+    assert store.take_over("sales", second(3)) is None
+    second_.kill()
+    crash = store.take_over("sales", second(4))
+
+    assert (RunState.CRASHED, 2, "run1", "key") == (crash.state, crash.attempt, crash.id, crash.key)
+    assert [crash] == store.history("sales")
+    assert (None, RunState.CRASHED) == (store.row("sales").holder, store.row("sales").outcome)
+    assert refusal(store, "sales", mark=second(1)) == Refusal.HANDLED
+    assert refusal(store, "sales", mark=second(2)) is None
+
+
+def test_a_task_that_has_crashed_has_no_second_process(opened, peer):
+    """Until it has succeeded, each of its runs may cost one process."""
+    store = opened()
+    enroll(store, "sales")
+    store.record("sales", ended(0, RunState.CRASHED))
+    other = peer()
+    other("store.claim('sales', 'run1', now=second(1))")
+    other.kill()
+
+    assert RunState.CRASHED is store.take_over("sales", second(2)).state
+
+
+def test_a_run_that_was_handed_over_costs_nobody_a_process(opened, peer):
+    """A server that stops in an orderly way is no crash."""
+    store = opened()
+    enroll(store, "sales")
+    for _ in range(3):
+        other = peer()
+        other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
+        other("held = held if isinstance(held, Claim) else store.take_over('sales', second(1))")
+        assert 1 == other("held.attempt")
+        other("(store.hand_over(held), store.close())")
+
+    taken = store.take_over("sales", second(2))
+
+    assert ("run1", 1) == (taken.run_id, taken.attempt)
+
+
+def test_what_was_published_before_its_process_died_has_succeeded(opened, peer):
+    """It is not run again; only the record was missing (invariant 14)."""
+    store, other = opened(), peer()
+    enroll(store, "sales")
+    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
+    other("store.publish(TASK, 'sales', 5, now=second(2), claim=held)")
+    other.kill()
+
+    assert store.take_over("sales", second(3)) is None
+    assert [("run1", RunState.SUCCEEDED)] == [(record.id, record.state) for record in store.history("sales")]
+    assert (None, RunState.SUCCEEDED, 5) == (
+        store.row("sales").holder,
+        store.row("sales").outcome,
+        value(store, "sales", TASK),
+    )
+
+
+def test_a_run_that_had_yielded_only_is_run_again(opened, peer):
+    """Its last value was not final."""
+    store, other = opened(), peer()
+    enroll(store, "sales")
+    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
+    other("store.publish(TASK, 'sales', 5, now=second(2), claim=held, final=False)")
+    other.kill()
+
+    assert isinstance(store.take_over("sales", second(3)), Claim)
+
+
+def test_a_run_that_was_over_is_not_run_again(opened, peer):
+    """Only its body was still there; what became of other runs meanwhile changes nothing."""
+    store, other = opened(), peer()
+    enroll(store, "sales")
+    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
+    other("store.record('sales', record)", record=ended(1, RunState.TIMED_OUT))
+    other("store.record('sales', record)", record=ended(2, RunState.CANCELLED))
+    assert store.row("sales").holder.over
+    other.kill()
+
+    assert store.take_over("sales", second(3)) is None
+    assert ["run2", "run1"] == [record.id for record in store.history("sales")]
+    assert store.row("sales").holder is None
+
+
+def test_the_child_of_a_fork_gives_no_lock_back(opened, peer):
+    """Nor does its end, nor that it looks who is alive (invariant 14)."""
+    store, other = opened(), peer()
+    enroll(store, "sales")
+    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
+    other(
+        "def fork():\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        alive = store._alive(store._me)\n"
+        "        more = FileStore(folder, SystemClock(), server='server')\n"
+        "        alive = alive and more._alive(store._me) and more.row('sales').holder is not None\n"
+        "        more.close()\n"
+        "        os._exit(0 if alive else 1)\n"
+        "    return os.waitpid(child, 0)[1]\n"
+    )
+
+    assert 0 == other("fork()")
+    assert not store.row("sales").holder.orphan
+    assert store.take_over("sales", second(9)) is None
+    other("store.publish(TASK, 'sales', 5, now=second(2), claim=held)")
+
+
+def test_viewers_of_a_dead_process_do_not_count(opened, peer):
+    """Their sessions are gone with it."""
+    store, other = opened(), peer()
+    enroll(store, "sales")
+    other("store.watch('sales', 3)")
+    assert 3 == store.row("sales").viewers
+    store.listen()
+    other.kill()
+
+    eventually(lambda: store.row("sales").viewers == 0)
+
+
+def test_the_last_process_removes_what_nobody_named(opened, peer, home):
+    """The directory of one server goes with it, a named one stays."""
+    store, other = opened(persistent=False), peer(persistent=False)
+    put(store, "rates", large(1))
+    store.close()
+    assert ("rates", 1) == (other("next(store.names(USER))"), other("store.entry(USER, 'rates').version"))
+    other("store.close()")
+    assert not home.exists()
+
+    opened().close()
+    assert home.exists()
+
+
+def test_leftovers_of_killed_servers_are_swept(monkeypatch, tmp_path, peer):
+    """By the next server; one that is alive keeps its directory."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = folder.automatic(os.getpid())
+    gone, alive = mine.with_name("999999999-123"), mine.with_name("999999998-123")
+    killed, living = peer(path=gone, persistent=False), peer(path=alive, persistent=False)
+    killed.kill()
+    (mine.parent / "something else").mkdir()
+
+    assert mine == folder.automatic(os.getpid())
+    assert (False, True, True) == (gone.exists(), alive.exists(), (mine.parent / "something else").exists())
+    living("store.publish(USER, 'a', 1, now=second(0))")
+
+
+def test_orphaned_files_are_swept(opened, peer, home):
+    """Those that no row names, of processes that died before they could; nobody else's."""
+    other, dead, store = peer(), peer(), opened()
+    put(store, "rates", large(1))
+    dead("store.publish(USER, 'theirs', value, now=second(0))", value=large(2))
+    for process in (dead, other):
+        process("(store._files / f'{store._me}.77').write_bytes(b'half')")
+    before = set(files(home))
+    dead.kill()
+    orphan = next(path for path in before if path.name == f"{dead_name(before, other)}.77")
+
+    opened()
+
+    assert {orphan} == before - set(files(home))
+    assert (1, 2) == (value(store, "rates"), value(store, "theirs"))
+
+
+def dead_name(paths, living):
+    owners = {path.name.rpartition(".")[0] for path in paths if path.name.endswith(".77")}
+    (dead,) = owners - {living("store._me")}
+    return dead
+
+
+def test_nothing_of_a_closed_store_is_taken_for_damage(opened, home, caplog):
+    """What comes late gets an error, and the directory is left alone."""
+    store = opened()
+    put(store, "rates", 1)
+    store.close()
+    store.close()
+
+    for late in (lambda: put(store, "rates", 2), lambda: store.row("x"), lambda: store.history("x")):
+        with pytest.raises(StoreError, match="closed"):
+            late()
+    assert 1 == value(store, "rates")
+    assert [] == list(home.glob("*corrupt*"))
+    assert 1 == value(opened(), "rates")
+
+
+# ------------------------------------------------------------ values
+
+
+def test_large_values_are_files_that_go_with_their_successor(opened, home):
+    """One for each value, none for small ones; deleted ones and refused ones leave nothing."""
+    store = opened()
+    for number in range(4):
+        put(store, "rates", large(number))
+        put(store, "small", number)
+    assert 1 == len(files(home))
+    put(store, "sales", large(1), TASK)
+    store.delete(USER, "rates")
+    store.forget("sales")
+    lost = claim(store, "other")
+    store.release(lost)
+    with pytest.raises(RunFenced):
+        put(store, "other", large(1), TASK, claim=lost)
+
+    assert [] == files(home)
+
+
+def test_a_reader_keeps_a_value_whose_file_is_gone(opened):
+    """A map lives longer than its name."""
+    store, other = opened(), opened()
+    put(store, "rates", large(1))
+    mapped = other.entry(USER, "rates").value
+    put(store, "rates", large(2))
+
+    assert (1, 2) == (mapped[-1], value(other, "rates"))
+
+
+def test_frames_and_classes_travel(opened, peer):
+    """A polars frame; and what no other process can import, by value."""
+    module = ModuleType("panel_setup_module")
+    exec("class Result:\n    data = list(range(9))\n    def total(self): return sum(self.data)",
+         module.__dict__)  # fmt: skip
+    store, other = opened(), peer()
+    frame = pl.DataFrame({"a": range(50_000), "b": ["text"] * 50_000})
+    put(store, "frame", frame)
+    put(store, "result", module.Result())
+
+    assert frame.equals(other("store.entry(USER, 'frame').value"))
+    assert 36 == other("store.entry(USER, 'result').value.total()")
+
+
+def test_a_value_that_cannot_be_read_back_is_refused(opened, home):
+    """Here, and not by an error in each of the others (invariant 11)."""
+    store = opened()
+    put(store, "rates", 1)
+
+    with pytest.raises(ValueRefused, match=r"ps\.store\['rates'\]: .*ZeroDivisionError"):
+        put(store, "rates", Unreadable())
+    assert (1, []) == (value(store, "rates"), files(home))
+
+
+class Unreadable:
+    def __reduce__(self):
+        return divmod, (1, 0)
+
+
+def test_a_value_whose_class_is_gone_is_reported(opened, monkeypatch, caplog):
+    """After a restart with other code there is no value, and a reason."""
+    module = ModuleType("code_of_last_year")
+    module.Result = type("Result", (), {"__module__": "code_of_last_year"})
+    monkeypatch.setitem(sys.modules, "code_of_last_year", module)
+    store = opened()
+    put(store, "sales", module.Result(), TASK)
+    put(store, "rates", module.Result())
+    store.close()
+    monkeypatch.delitem(sys.modules, "code_of_last_year")
+    store = opened()
+
+    assert (None, None) == (store.entry(TASK, "sales"), store.entry(USER, "rates"))
+    told = "\n".join(messages(caplog))
+    assert "ps.store['rates']: version 1 of its value cannot be read, it has to be computed again" in told
+    assert "Task 'sales'" in told
+    assert "code_of_last_year" in told
+    assert 2 == put(store, "rates", 1).version
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "flipped", "gone"])
+def test_a_damaged_file_is_never_served(opened, home, caplog, damage):
+    """The last good value stays, at a start there is none; both are said once, and the next value is good."""
+    store, other = opened(), opened()
+    put(store, "rates", large(1))
+    assert 1 == value(other, "rates")
+    put(store, "rates", large(2))
+    (path,) = files(home)
+    data = path.read_bytes()
+    path.unlink()  # who has mapped it keeps it
+    if damage != "gone":
+        path.write_bytes({
+            "truncated": data[:-1000], "empty": b"", "foreign": b"PK" + data, "flipped": data[:30] + b"?" + data[31:],
+        }[damage])  # fmt: skip
+
+    for _ in range(3):
+        assert 1 == value(other, "rates")
+    assert 1 == len(messages(caplog))
+    assert "the last good one stays" in messages(caplog)[0]
+    late = opened()
+    assert value(late, "rates") is None
+    assert "it has to be computed again" in messages(caplog)[1]
+    put(store, "rates", large(3))
+    assert (3, 3) == (value(other, "rates"), value(late, "rates"))
+
+
+def test_two_that_store_large_values_at_once_disturb_nobody(opened):
+    """The file of one may be superseded before its process has looked back at it."""
+    stores = [opened(), opened()]
+
+    def body(number):
+        for count in range(60):
+            put(stores[number], "rates", large(count))
+
+    assert [] == hammer(2, body)
+
+
+def test_more_values_than_file_descriptors(peer, home):
+    """Half of them are for values; what is beyond that is read instead of mapped, and nothing fails."""
+    other = peer(
+        "import resource, numpy as np\nresource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+        "def put(number): store.publish(USER, str(number), np.full(9000, number), now=second(0))"
+    )
+    for number in range(0, 1500, 100):
+        other(f"for number in range({number}, {number + 100}): put(number)")
+
+    assert 1500 == len(files(home))
+    assert list(range(1500)) == other("[int(store.entry(USER, str(n)).value[-1]) for n in range(1500)]")
+    assert other("len(os.listdir('/proc/self/fd'))") < 200
+    late = peer("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))")
+    assert list(range(1500)) == late("[int(store.entry(USER, str(n)).value[-1]) for n in range(1500)]")
+
+
+# ------------------------------------------------------------ who may
+
+
+def test_nobody_else_may_look(opened, home):
+    """Whatever the umask says."""
+    umask = os.umask(0)
+    try:
+        store = opened()
+        put(store, "rates", large(1))
+    finally:
+        os.umask(umask)
+
+    for path in [home, *home.rglob("*")]:
+        mode = path.stat().st_mode
+        if not stat.S_ISSOCK(mode):
+            assert (0o700 if stat.S_ISDIR(mode) else 0o600) == stat.S_IMODE(mode), path
+
+
+@as_root
+def test_the_directory_of_another_user_is_refused(opened, home):
+    """The message says whose, and what to do."""
+    home.mkdir(mode=0o700)
+    os.chown(home, 65534, 65534)
+
+    with pytest.raises(StoreError, match=r"belongs to user 65534.*ps\.config\.store, or chown"):
+        opened()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_a_directory_that_others_may_write_is_refused(opened, home, mode):
+    """The message says what to do."""
+    home.mkdir()
+    home.chmod(mode)
+
+    with pytest.raises(StoreError, match=f"can be written by other users.*chmod 700 {home}"):
+        opened()
+
+
+def test_a_file_in_place_of_the_directory_is_refused(opened, home):
+    """By name."""
+    home.write_text("")
+
+    with pytest.raises(StoreError, match=f"{home}.*ps.config.store"):
+        opened()
+
+
+def test_the_automatic_directory_is_no_link(monkeypatch, tmp_path):
+    """Somebody else may have put it into /tmp before."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / f"panel-schedule-{os.geteuid()}").symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(StoreError, match="no directory"):
+        folder.automatic(os.getpid())
+
+
+# ------------------------------------------------------------ the database
+
+
+def damage_middle(path):
+    data = bytearray(path.read_bytes())
+    assert len(data) > 40 * 4096
+    data[20 * 4096 : 22 * 4096] = os.urandom(2 * 4096)
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "garbage at the start": lambda path: path.write_bytes(b"garbage" * 20 + path.read_bytes()[140:]),
+    "garbage in the middle": damage_middle,
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_corrupt_database_is_set_aside_at_a_start(opened, home, caplog, damage):
+    """And rebuilt with what can still be read (SQLite in section 4)."""
+    store = opened()
+    for number in range(60):
+        put(store, f"value{number}", np.full(1000, number))
+    enroll(store, "sales")
+    store.close()
+    DAMAGES[damage](home / "store.db")
+    store = opened()
+
+    assert 8 == put(store, "new", 8).value
+    left = [name for name in store.names(USER) if name != "new"]
+    assert all(value(store, name) == int(name.removeprefix("value")) for name in left)
+    if damage == "garbage in the middle":
+        assert len(left) > 30
+    if damage != "empty":
+        assert ["store.db.corrupt-1"] == [path.name for path in home.glob("*corrupt-?")]
+        assert "It is kept as store.db.corrupt-1" in messages(caplog)[0]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_database_that_is_damaged_in_use_is_rebuilt(peer, home, damage):
+    """With what all processes have in memory; they go on."""
+    first, other = peer(persistent=True), peer()
+    for number in range(60):
+        first("store.publish(USER, f'value{number}', np.full(1000, number), now=second(0))"
+              if number else "import numpy as np", number=number)  # fmt: skip
+    first("store.publish(USER, 'value0', np.full(20_000, 0), now=second(0))")
+    other("import numpy as np")
+    assert 60 == other("len(store._entries) if store.entry(USER, 'value1') else 0")
+    first("store._database._writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').close()")
+    DAMAGES[damage](home / "store.db")
+
+    def works(process, number):
+        with suppress(StoreError):
+            process("store.publish(USER, 'new', number, now=second(number))", number=number)
+            return True
+
+    eventually(lambda: works(first, 1))
+    eventually(lambda: works(other, 2))
+    late = peer()
+    for process in (first, other, late):
+        eventually(lambda process=process: process("store.entry(USER, 'new').value") == 2)
+        found = process("[int(store.entry(USER, f'value{n}').value[-1]) for n in range(60)]")
+        assert list(range(60)) == found
+
+
+def test_a_database_is_set_aside_by_one_process_only(opened, home):
+    """Two that find it corrupt at once do not throw away the new one of the other."""
+    stores = [opened(), opened()]
+    put(stores[0], "rates", 1)
+    for store in stores:
+        former, found = store._database, database.Corrupt("a page")
+        store._renew(former, found)
+
+    assert ["store.db.corrupt-1"] == [path.name for path in home.glob("*corrupt-?")]
+    put(stores[0], "rates", 2)
+    assert [2, 2] == [value(store, "rates") for store in stores]
+
+
+def test_damage_that_is_found_within_a_transaction_is_no_deadlock(opened):
+    """Rows are read in it."""
+    store = opened()
+    enroll(store, "sales")
+
+    with pytest.raises(StoreError, match="made anew"), store._transaction():
+        raise database.Corrupt("a page")
+    assert 1 == put(store, "rates", 1).version
+
+
+@contextmanager
+def connection(home):
+    found = sqlite3.connect(home / "store.db", isolation_level=None)
+    yield found
+    found.close()
+
+
+def test_a_newer_store_is_refused(opened, home, caplog):
+    """With the remedy; and left as it is."""
+    opened().close()
+    with connection(home) as found:
+        found.execute("PRAGMA user_version = 99")
+
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"newer panel-schedule \(schema 99.*Upgrade panel-schedule"):
+            opened()
+    assert [] == list(home.glob("*corrupt*"))
+    assert [] == list((home / "peers").iterdir())
+
+
+def test_a_database_of_something_else_is_set_aside(opened, home, caplog):
+    """It is not ours to write into."""
+    home.mkdir(mode=0o700)
+    with connection(home) as found:
+        found.execute("CREATE TABLE theirs (a)")
+    put(opened(), "rates", 1)
+
+    assert "something else" in messages(caplog)[0]
+    assert (home / "store.db.corrupt-1").exists()
+
+
+def test_odd_names_of_directories_are_no_trap(opened, home):
+    """What is salvaged is named by an URI."""
+    odd = home.with_name("100% odd?#name")
+    store = opened(odd)
+    for number in range(60):
+        put(store, f"value{number}", np.full(1000, number))
+    store.close()
+    damage_middle(odd / "store.db")
+
+    assert len(list(opened(odd).names(USER))) > 30
+
+
+def test_a_database_that_somebody_holds_is_an_error_for_a_while(opened, peer, home, monkeypatch):
+    """Readers go on, writers wait for some seconds and say why; then it works (invariant 8)."""
+    assert 5 == database.PATIENCE
+    monkeypatch.setattr(database, "PATIENCE", 0.3)
+    store, other = opened(), peer()
+    put(store, "rates", 1)
+    other("store._database._writer.execute('BEGIN IMMEDIATE').fetchall()")
+
+    with pytest.raises(StoreError, match=r"locked.*Another process holds it"):
+        put(store, "rates", 2)
+    assert (1, ["rates"], None) == (value(store, "rates"), list(store.names(USER)), store.row("sales"))
+    other("store._database._writer.execute('ROLLBACK').fetchall()")
+    assert 2 == put(store, "rates", 2).version
+
+
+# ------------------------------------------------------------ what befalls the directory
+
+
+LOSSES = {
+    "the directory": lambda home: shutil.rmtree(home),
+    "the database": lambda home: [path.unlink() for path in home.glob("store.db*")],
+    "a value file": lambda home: files(home)[0].unlink(),
+    "all value files": lambda home: shutil.rmtree(home / "values"),
+    "the peers": lambda home: shutil.rmtree(home / "peers"),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("listening", [True, False], ids=["in a server", "in a script"])
+def test_what_is_deleted_in_use_comes_back(peer, home, loss, listening):
+    """Readers go on, all processes follow, the values are there again, and everybody is known to be alive."""
+    first, other = peer("import numpy as np"), peer("import numpy as np")
+    first("store.publish(USER, 'rates', np.full(20_000, 1), now=second(0))")
+    first("store.publish(USER, 'small', np.full(2, 2), now=second(0))")
+    assert ((1, 1), (1, 2)) == (seen(other, "rates"), seen(other, "small"))
+    if listening:
+        first("store.listen()")
+        other("store.listen()")
+    LOSSES[loss](home)
+
+    assert ((1, 1), (1, 1)) == (seen(first, "rates"), seen(other, "rates"))
+    first("store.publish(USER, 'rates', np.full(20_000, 3), now=second(0))")
+    eventually(lambda: seen(other, "rates") == (2, 3))
+    other("store.publish(USER, 'rates', np.full(20_000, 4), now=second(0))")
+    eventually(lambda: seen(first, "rates") == (3, 4))
+    late = peer()
+    assert ((3, 4), (1, 2)) == (seen(late, "rates"), seen(late, "small"))
+    for one in (first, other):
+        eventually(lambda one=one: late("store._alive(owner)", owner=one("store._me")))
+
+
+def test_a_value_file_that_was_deleted_is_written_anew(opened, peer, home):
+    """By a process that has the value, before anybody publishes again."""
+    other = peer("import numpy as np")
+    other("store.publish(USER, 'rates', np.full(20_000, 1), now=second(0))")
+    other("store.listen()")
+    files(home)[0].unlink()
+    store = opened()
+
+    eventually(lambda: value(store, "rates") == 1)
+    assert 1 == store.entry(USER, "rates").version
+
+
+def test_seeding_leaves_no_file_behind(opened, home):
+    """What is there already is not written again."""
+    store = opened()
+    put(store, "rates", large(1))
+    before = files(home)
+
+    store.seed(store._entries)
+
+    assert before == files(home)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this system lets nobody mount a disk")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("size", [LARGE, 5000], ids=["file", "database"])
+def test_a_full_disk_costs_no_value(opened, tiny, size):
+    """The error says so, the last good value is served, and when there is room again it goes on (invariant 8)."""
+    store = opened(tiny / "store")
+    put(store, "rates", np.full(size, 1))
+    ballast = tiny / "ballast"
+    with suppress(OSError), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+
+    with pytest.raises(StoreError, match=r"(?i)(no space left|full).*Free some space"):
+        [put(store, "rates", np.full(size, number)) for number in range(2, 9)]
+    entry = store.entry(USER, "rates")
+    ballast.unlink()
+
+    assert entry.version == entry.value[-1]
+    assert entry.version + 1 == put(store, "rates", np.full(size, 99)).version
+    assert 99 == value(opened(tiny / "store"), "rates")
+
+
+@as_root
+def test_a_directory_that_cannot_be_written_costs_no_value(peer, home):
+    """The same for a right that is missing; also at a start."""
+    drop = "import numpy as np\nos.setgid(65534)\nos.setuid(65534)"
+    for path in (*home.parents, home):
+        if path.is_relative_to(Path("/tmp")) and path != Path("/tmp"):
+            path.mkdir(exist_ok=True)
+            path.chmod(path.stat().st_mode | 0o711)
+    home.chmod(0o700)
+    os.chown(home, 65534, 65534)
+    other = peer(drop)
+    other("store.publish(USER, 'rates', np.full(20_000, 1), now=second(0))")
+    (home / "values").chmod(0o500)
+
+    with pytest.raises(StoreError, match=r"Permission denied.*right to write"):
+        other("store.publish(USER, 'rates', np.full(20_000, 2), now=second(0))")
+    assert (1, 1) == seen(other, "rates")
+    with pytest.raises(StoreError, match="Make it yourself"):
+        peer(drop, path=Path("/proc/store"))
+    (home / "values").chmod(0o700)
+    other("store.publish(USER, 'rates', np.full(20_000, 3), now=second(0))")
+    assert (2, 3) == seen(other, "rates")
+
+
+def test_a_bell_that_cannot_ring_costs_no_value(opened, monkeypatch):
+    """The value is stored; the others look by themselves before long."""
+    store, other = opened(), opened()
+
+    def fail(*args):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("panel_schedule.stores.wakeup.os.scandir", fail)
+        put(store, "rates", large(1))
+
+    assert (1, 1) == (value(store, "rates"), value(other, "rates"))
+
+
+def test_reading_raises_nothing(opened, monkeypatch, caplog):
+    """Whatever the disk does: there is what was known, and one line in the log."""
+    store = opened()
+    put(store, "rates", 1)
+
+    def fail(*args, **options):
+        raise StoreError("the disk is gone")
+
+    monkeypatch.setattr(store._database, "read", fail)
+
+    for _ in range(3):
+        assert (1, ["rates"], None) == (value(store, "rates"), list(store.names(USER)), store.entry(TASK, "sales"))
+    assert 1 == len(messages(caplog))
+
+
+def test_what_was_promised_in_seconds():
+    """A death is noticed within 2 s (invariant 14)."""
+    assert timedelta(seconds=house.LOOK) < timedelta(seconds=2)
+    assert codec.FORMAT == 1
