@@ -12,6 +12,7 @@ from .clock import Clock
 from .errors import RunSkipped
 from .lanes import Lane, Waves
 from .ledger import Ledger
+from .news import News
 from .peers import Peers
 from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot
 from .run import Run, RunRecord, RunState
@@ -35,6 +36,7 @@ class Desk(Protocol):
     timers: Timers
     waves: Waves
     runner: Runner
+    news: News
     ledger: Ledger
     peers: Peers
 
@@ -101,7 +103,7 @@ class Agenda:
             if (wanted and version) or missed:
                 self._s.runner.trigger(lane, now)
             return False
-        self._s.runner.judge(lane)
+        self._s.news.judge(lane)
         if not wanted:
             return False
         if lane.run is not None:
@@ -156,7 +158,7 @@ class Agenda:
             elif decision.action is Action.REPLACE and lane.run is not None:
                 self._s.runner.cancel(lane, lane.run, "replaced")
             if lane.missed > 1 or lane.stale:
-                self._s.runner.judge(lane)
+                self._s.news.judge(lane)
         for lane in starting:
             if lane.run is not None:
                 self._s.runner.start(lane, lane.run)
@@ -233,7 +235,7 @@ class Agenda:
         run.reason, run.until = stretch.reason, stretch.last
         run.end(RunState.SKIPPED, run.queued_at, RunSkipped(f"Task {run.task!r}: {stretch.reason}."))
         self._s.defer(run.resolve)
-        self._s.runner.note(lane, run, stretch.last, partial(self._s.runner.skipped, lane, run))
+        self._s.runner.note(lane, run, stretch.last, partial(self._s.news.skipped, lane, run))
 
     def look(self, now: datetime, monotonic: float) -> None:
         """Follow the steps of the wall clock (invariant 7)."""

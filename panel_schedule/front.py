@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from .errors import RegistrationError, ScheduleError
+from .news import EVENTS
 from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function, same_handler
 from .run import Run, refuse_to_block, traceback_text
-from .runner import EVENTS
 from .runtime import Runtime
 from .stopping import Stopping
 from .task import FirstRun, Policy, Retry, Task, is_async

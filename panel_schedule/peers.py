@@ -11,6 +11,7 @@ from .errors import RunCancelled, RunCrashed, RunError, RunFailed, RunTimedOut
 from .lanes import Lane, Waves
 from .ledger import Ledger
 from .locked import Locked
+from .news import News
 from .run import Run, RunRecord, RunState
 from .runner import Runner
 from .stores.base import Claim, Holder, Refusal, Row, Store
@@ -36,6 +37,7 @@ class Desk(Protocol):
     lanes: dict[str, Lane]
     waves: Waves
     runner: Runner
+    news: News
     agenda: Agenda
     ledger: Ledger
     locked: Locked
@@ -71,7 +73,7 @@ class Peers:
         self._follow_run(lane, row)
         if lane.error != row.error:
             lane.error = row.error
-            self._s.runner.judge(lane)
+            self._s.news.judge(lane)
         if row.cancelled and lane.run is not None and lane.run.id == row.cancelled:
             self._s.runner.cancel(lane, lane.run, "cancelled")
         self._s.touch(lane)

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
 from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import aclosing, closing
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
+from .bodies import Bodies
 from .clock import Clock
 from .errors import RunCancelled, RunCrashed, RunFenced, RunSkipped, RunTimedOut
 from .executors.base import Executor
 from .lanes import Lane, Waves
 from .ledger import Ledger
 from .locked import Locked
-from .run import Run, RunState, _current, first_line, own_traceback
-from .stores.base import TASK, Claim, Refusal, Row, Store
-from .task import Overlap, Task, WhenIdle, is_async
+from .news import News
+from .run import Run, RunState, first_line
+from .stores.base import Claim, Refusal, Row, Store
+from .task import Overlap, Task, WhenIdle
 from .timers import Timers
 
 log = logging.getLogger("panel_schedule")
-
-Handler = Callable[[Task[Any], Run], Any]
-EVENTS = ("failed", "recovered", "skipped", "stale", "succeeded")
-
-# A plain function that holds the event loop for longer than this, in seconds, is named in a warning.
-HELD_TOO_LONG = 0.1
 
 # Seconds that a coroutine gets to end after its timeout, before a retry is given up.
 LAST_WORDS = 1.0
 
 # Why a run is cancelled that the end of its server ends.
 STOPS = "cancelled: the server stops"
-
-# How often, in seconds, the other processes hear of a run's progress.
-TELL = 0.1
-
-# What a body returns that has published its final value itself.
-PUBLISHED = object()
 
 
 class Peers(Protocol):
@@ -57,12 +44,12 @@ class Desk(Protocol):
     clock: Clock
     store: Store
     executors: dict[str, Executor]
-    handlers: dict[str, list[Handler]]
     lanes: dict[str, Lane]
     timers: Timers
     waves: Waves
     locked: Locked
     ledger: Ledger
+    news: News
     peers: Peers
     begun: bool
     stopping: bool
@@ -78,29 +65,15 @@ class Runner:
 
     def __init__(self, desk: Desk):
         self._s = desk
-        self._warned: set[str] = set()
+        self._bodies = Bodies(desk, self._limit)
 
     # ------------------------------------------------------------ starting
 
     def new(self, lane: Lane, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None) -> Run:
         run = Run(lane.task.name, key, self._s.clock.now(), wave, mark)
         run._stop = partial(self.cancel, lane)
-        run._changed = partial(self._progressed, lane)
+        run._changed = partial(self._s.news.progressed, lane)
         return run
-
-    def _progressed(self, lane: Lane) -> None:
-        """On the thread of the run: the pages hear of it here, and now and then in the other processes."""
-        self._s.changed(lane.task)
-        if self._s.store.blocking and not lane.telling:
-            lane.telling = True
-            with self._s.locked:
-                self._s.timers.after(TELL, self._tell_progress, lane)
-
-    def _tell_progress(self, lane: Lane) -> None:
-        lane.telling = False
-        if lane.claim is not None and lane.run is not None and not lane.run.state.final:
-            run, store = lane.run, self._s.store
-            self._s.ledger.ask([lane], partial(store.progress, lane.claim, run.percent, run.message))
 
     def refuse(self, lane: Lane) -> Run:
         """A run that is over before it begins: the server stops."""
@@ -134,7 +107,7 @@ class Runner:
         if lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers + lane.elsewhere == 0):
             lane.missed += 1
             self.drop(lane, self.new(lane, key, wave, version), "paused" if lane.paused else "idle")
-            self.judge(lane)
+            self._s.news.judge(lane)
             return
         for waiting in (lane.run, lane.queued):
             if waiting is not None and waiting.state is RunState.QUEUED:
@@ -201,107 +174,10 @@ class Runner:
         if lane.run is not run or run.state.final:
             return
         self._s.timers.cancel(lane.timeout_timer)
-        body = self._async_body(lane, run) if lane.is_async else self._body(lane, run)
+        body = self._bodies.make(lane, run)
         self._s.locked.submitted.add(lane.executor)
         lane.body = lane.executor.submit(body)
         lane.body.add_done_callback(partial(self._ended, lane, run))
-
-    # ------------------------------------------------------------ inside the run, outside the lock
-
-    def _body(self, lane: Lane, run: Run) -> Callable[[], Any]:
-        function, on_loop = lane.task.function, lane.on_loop
-
-        def body() -> Any:
-            self._begin(lane, run)
-            _current.set(run)
-            started = self._s.clock.monotonic()
-            result = function()
-            if inspect.isgenerator(result):
-                aside = on_loop and self._s.store.blocking
-                result = self._drain_aside(lane, run, result) if aside else self._drain(lane, run, result)
-            if on_loop:
-                self._warn_if_held(lane.task.name, self._s.clock.monotonic() - started)
-            return result
-
-        return body
-
-    def _async_body(self, lane: Lane, run: Run) -> Callable[[], Any]:
-        function = lane.task.function
-
-        async def body() -> Any:
-            self._begin(lane, run)
-            _current.set(run)
-            result = function()
-            if not inspect.isasyncgen(result):
-                return await result
-            count = 0
-            async with aclosing(result):
-                async for value in result:
-                    await self._yielded_aside(lane, run, value)
-                    count += 1
-            return PUBLISHED if count else None
-
-        return body
-
-    def _begin(self, lane: Lane, run: Run) -> None:
-        with self._s.locked:
-            run.check()
-            run.begin(self._s.clock.now())
-            self._limit(lane, run)
-            self._s.touch(lane)
-
-    def _drain(self, lane: Lane, run: Run, values: Any) -> Any:
-        count = 0
-        # Closed even when the run has ended in between: its cleanup code is part of the body.
-        with closing(values):
-            while True:
-                try:
-                    value = next(values)
-                except StopIteration as stop:
-                    return PUBLISHED if stop.value is None and count else stop.value
-                self._yielded(lane, run, value)
-                count += 1
-
-    async def _drain_aside(self, lane: Lane, run: Run, values: Any) -> Any:
-        """The same for a plain generator on the loop."""
-        count = 0
-        with closing(values):
-            while True:
-                try:
-                    value = next(values)
-                except StopIteration as stop:
-                    return PUBLISHED if stop.value is None and count else stop.value
-                await self._yielded_aside(lane, run, value)
-                count += 1
-
-    def _yielded(self, lane: Lane, run: Run, value: Any) -> None:
-        run.check()
-        self._publish(lane, run, value, final=False)
-
-    async def _yielded_aside(self, lane: Lane, run: Run, value: Any) -> None:
-        if not self._s.store.blocking:
-            self._yielded(lane, run, value)
-        else:
-            await asyncio.wrap_future(self._s.ledger.aside(partial(self._yielded, lane, run, value)))
-
-    def _publish(self, lane: Lane, run: Run, value: Any, final: bool = True) -> Any:
-        claim = lane.claim
-        if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
-            raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
-        if value is PUBLISHED:
-            entry = self._s.store.seal(claim)
-            return entry.value if entry is not None else None
-        now = self._s.clock.now()
-        duration = (now - run.started_at).total_seconds()
-        return self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final).value
-
-    def _warn_if_held(self, name: str, seconds: float) -> None:
-        if seconds > HELD_TOO_LONG and name not in self._warned:
-            self._warned.add(name)
-            log.warning(
-                "Task %r held the event loop, and with it every open page, for %.0f ms. Run it in a thread: "
-                "threaded=True of ps.schedule_task, executor='thread' of ps.schedule.", name, seconds * 1000,
-            )  # fmt: skip
 
     # ------------------------------------------------------------ ending
 
@@ -317,7 +193,7 @@ class Runner:
         value = None
         if error is None and not run.state.final:
             try:
-                value = self._publish(lane, run, future.result())
+                value = self._bodies.publish(lane, run, future.result())
             except Exception as exc:
                 error = exc
         with self._s.locked:
@@ -342,8 +218,8 @@ class Runner:
         self._finish(lane, run, RunState.SUCCEEDED, value=value)
         if troubled and not lane.stale:
             log.info("Task %r has recovered.", run.task)
-            self.emit("recovered", lane.task, run)
-        self.emit("succeeded", lane.task, run)
+            self._s.news.emit("recovered", lane.task, run)
+        self._s.news.emit("succeeded", lane.task, run)
         for dependent in lane.dependents:
             self.trigger(dependent, run.wave or run.queued_at)
 
@@ -415,11 +291,11 @@ class Runner:
         if error is not None and state in (RunState.FAILED, RunState.TIMED_OUT):
             lane.error = first_line(error)
             if not waited_for:  # whoever waits for it says so
-                self._complain(lane, error)
+                self._s.news.complain(lane, error)
         self._close(lane, run, state, error, value)
-        self.judge(lane)
+        self._s.news.judge(lane)
         if state in (RunState.FAILED, RunState.TIMED_OUT):
-            self.emit("failed", lane.task, run)
+            self._s.news.emit("failed", lane.task, run)
         if waited_for:
             self._s.defer(lambda: self._s.fatal(lane.task, run))
         if lane.body is None and not lane.asking:
@@ -435,11 +311,11 @@ class Runner:
 
     def crashed(self, lane: Lane, run: Run, error: RunCrashed) -> None:
         """It has ended two processes; it will not end this one, unless the server waits for its value."""
-        self._complain(lane, error)
+        self._s.news.complain(lane, error)
         if not run.state.final:
             run.end(RunState.CRASHED, self._s.clock.now(), error)
             self.resolve(lane, run)
-        self.emit("failed", lane.task, run)
+        self._s.news.emit("failed", lane.task, run)
         self.disappoint(lane, run)
 
     def disappoint(self, lane: Lane, run: Run) -> None:
@@ -483,14 +359,9 @@ class Runner:
         run.reason = reason
         error = RunSkipped(f"Task {run.task!r}: the run was skipped ({reason}).")
         run.end(RunState.SKIPPED, self._s.clock.now(), error)
-        self.record(lane, run, partial(self.skipped, lane, run))
+        self.record(lane, run, partial(self._s.news.skipped, lane, run))
         self._s.touch(lane)
         self._s.defer(run.resolve)
-
-    def skipped(self, lane: Lane, run: Run, new: bool) -> None:
-        """Say so, if it is news."""
-        if new:
-            self.emit("skipped", lane.task, run)
 
     def resolve(self, lane: Lane, run: Run) -> None:
         """Wake who waits for a run that ended elsewhere."""
@@ -518,67 +389,3 @@ class Runner:
         if lane.queued is not None and not lane.removed:
             lane.run, lane.queued = lane.queued, None
             self.start(lane, lane.run)
-
-    # ------------------------------------------------------------ telling
-
-    def judge(self, lane: Lane) -> None:
-        """Work out whether the value is stale, and say so when that has changed."""
-        limit, entry = lane.task.policy.stale_after, lane.task.entry
-        if limit is not None:
-            now = self._s.clock.now()
-            stale = entry is not None and now - entry.updated_at >= limit
-            if entry is not None and not stale:
-                self._s.timers.cancel(lane.stale_timer)
-                lane.stale_timer = self._s.timers.at(entry.updated_at + limit, self.judge, lane)
-        else:
-            stale = lane.error != "" or (lane.missed >= 2 and entry is not None)
-        if not stale and lane.clockless:
-            stale = any(self._stale(upstream) for upstream in lane.upstream)
-        if stale == lane.stale:
-            return
-        lane.stale = stale
-        self._s.touch(lane)
-        run = lane.run
-        if run is None:
-            run = Run(lane.task.name, None, self._s.clock.now())
-            run.reason = "stale"
-            error = RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
-            run.end(RunState.SKIPPED, run.queued_at, error)
-            self._s.defer(run.resolve)
-        self._s.ledger.ask(
-            [lane], partial(self._s.store.flip, lane.task.name, stale), partial(self._flipped, lane, run)
-        )
-        for dependent in lane.dependents:
-            self.judge(dependent)
-
-    def _flipped(self, lane: Lane, run: Run, first: bool) -> None:
-        """All processes find it stale; one of them says so."""
-        if first and lane.stale:
-            self.emit("stale", lane.task, run)
-
-    def _stale(self, task: Task[Any]) -> bool:
-        lane = self._s.lanes.get(task.name)
-        return lane is not None and lane.stale
-
-    def _complain(self, lane: Lane, error: BaseException) -> None:
-        """Log a failure once; again only when it becomes another one."""
-        text = first_line(error)
-        if text == lane.reported:
-            return
-        lane.reported = text
-        last_good = "the last good value stays" if lane.task.entry else "there is no value yet"
-        log.error("Task %r failed, %s: %s", lane.task.name, last_good, text, exc_info=own_traceback(error))
-
-    def emit(self, event: str, task: Task[Any], run: Run) -> None:
-        """Call the handlers of an event, in an executor: they can never hurt a run."""
-        for handler in list(self._s.handlers[event]):
-            executor = self._s.executors["loop" if is_async(handler) else "handler"]
-            body = partial(handler, task, run)
-            self._s.locked.submitted.add(executor)
-            future = executor.submit(body)
-            future.add_done_callback(partial(_report_handler, event, task.name))
-
-
-def _report_handler(event: str, task: str, future: Future[Any]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("Task %r: a handler of the event %r failed: %s", task, event, first_line(error), exc_info=error)

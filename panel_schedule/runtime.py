@@ -22,9 +22,9 @@ from .entry import Entry
 from .errors import ConfigError, NotReady, RegistrationError
 from .executors.loop import LoopExecutor
 from .executors.threads import ThreadExecutor
+from .news import EVENTS, Handler
 from .registry import Registry, choose_trigger, require_no_cycle, require_schedulable, same_function, taken, was_edited
 from .run import Run, refuse_to_block, renew_ids, traceback_text
-from .runner import EVENTS, Handler
 from .scheduler import Scheduler
 from .stores.base import TASK, USER, Store
 from .stores.file import FileStore

@@ -18,9 +18,10 @@ from .executors.base import Executor
 from .lanes import Lane, Waves
 from .ledger import Ledger
 from .locked import Bell, Locked
+from .news import EVENTS, Handler, News
 from .peers import Peers
 from .run import Run, RunRecord, RunState
-from .runner import EVENTS, STOPS, Handler, Runner
+from .runner import STOPS, Runner
 from .stores.base import TASK, Plan, Store
 from .task import FirstRun, Task, TaskStatus, WhenIdle, is_async
 from .timers import Timers
@@ -83,6 +84,7 @@ class Scheduler:
         # Names that are used again are other tasks, and no late comers of this server.
         self._discarded: set[str] = set()
         self.waves = Waves(self.lanes, self.lock)
+        self.news = News(self)
         self.runner = Runner(self)
         self.peers = Peers(self)
         self.ledger = Ledger(self, self.peers.follow)
@@ -391,7 +393,7 @@ class Scheduler:
     def _came_from_elsewhere(self, lane: Lane, entry: Entry) -> None:
         """Another process has published it."""
         lane.missed = 0
-        self.runner.judge(lane)
+        self.news.judge(lane)
         if entry.final and self.begun:
             # Each process tries to follow it: the one that published it may have died since.
             for dependent in lane.dependents:

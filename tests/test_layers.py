@@ -16,7 +16,7 @@ LAYERS = [
     {"triggers", "cron", "task", "run", "entry"},
     {"executors", "stores", "_worker"},
     {"registry", "planner"},
-    {"scheduler", "agenda", "lanes", "ledger", "locked", "peers", "runner", "timers"},
+    {"scheduler", "agenda", "bodies", "lanes", "ledger", "locked", "news", "peers", "runner", "timers"},
     {"jobs", "memo"},
     {"views", "components", "monitor", "values"},
     {"runtime", "front", "server", "stopping", "supervisor", "cli", "contract", "testing"},
