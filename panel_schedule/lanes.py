@@ -211,7 +211,10 @@ class Waves:
         if lane.removed:
             return False
         for run in (lane.run, lane.queued, lane.remote):
-            if run is not None and not run.state.final and run.wave is not None and run.wave <= wave:
+            if run is None or run.state.final or run.wave is None:
+                continue
+            # Of first runs each process has the wave at which it came itself: any of them is the one to wait for.
+            if run.wave <= wave or lane.task.entry is None:
                 return True
         if lane.clockless:
             return any(self.pending(upstream, wave) for upstream in self._known(lane.upstream))

@@ -22,6 +22,7 @@ from panel_schedule.config import Config
 from panel_schedule.front import Front
 from panel_schedule.run import Run, RunRecord, RunState
 from panel_schedule.runtime import Runtime
+from panel_schedule.stores.database import NEXT
 from panel_schedule.stores.file import FileStore
 from panel_schedule.task import Task
 from panel_schedule.testing import VirtualClock
@@ -276,7 +277,7 @@ class Core:
     def hear(self) -> bool:
         """Take in what other cores have stored; False when there was nothing."""
         assert self.store is not None
-        heard, self.heard = self.heard, self.store._read("SELECT value FROM counter")[0][0]
+        heard, self.heard = self.heard, self.store._read(f"SELECT {NEXT}")[0][0]
         self.store._catch_up()
         return heard != self.heard
 

@@ -25,8 +25,6 @@ SCHEMA_VERSION = 1
 PATIENCE = 5.0
 
 _SCHEMA = """
-CREATE TABLE counter (value INTEGER NOT NULL);
-INSERT INTO counter VALUES (0);
 CREATE TABLE entries (
     space TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, updated_at INTEGER, duration REAL,
     run_id TEXT, final INTEGER, wave INTEGER, inline BLOB, file TEXT, change INTEGER NOT NULL,
@@ -64,8 +62,8 @@ _COLUMNS = {
 }
 
 
-_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
+# The number that orders a change among all: one more than the last. The rows that carry them are never deleted.
+NEXT = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM entries), (SELECT ifnull(max(change), 0) FROM tasks)))"
 
 # That alone is a reason to set a database aside: an error of any other kind says nothing about the file.
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -92,10 +90,9 @@ class Transaction:
         return self._connection.execute(command, values).rowcount
 
     def change(self) -> int:
-        """The next number of the counter that orders all changes."""
+        """The number of the change that is being made."""
         self.changed = True
-        self._connection.execute("UPDATE counter SET value = value + 1")
-        return int(self._connection.execute("SELECT value FROM counter").fetchone()[0])
+        return int(self._connection.execute(f"SELECT {NEXT}").fetchone()[0])
 
 
 class Database:
@@ -124,9 +121,10 @@ class Database:
         # What has been taken in of it: the last changes of values, and of tasks.
         self.read_up_to = (0, 0)
         with self._translated():
-            self._writer = self._connect(timeout=0)
+            self._writer = self._connect(timeout=PATIENCE)
             try:
                 self._migrate()
+                self._writer.execute("PRAGMA busy_timeout = 0")  # from here on `_patiently` waits
                 self._reader = self._connect(timeout=PATIENCE)
                 self._inode = os.stat(path).st_ino
             except BaseException:
@@ -181,7 +179,7 @@ class Database:
             if durable:
                 self._writer.execute("PRAGMA synchronous = FULL")
             try:
-                self._begin()
+                self._patiently("BEGIN IMMEDIATE")
                 try:
                     yield Transaction(self._writer)
                     self._writer.execute("COMMIT")
@@ -193,13 +191,21 @@ class Database:
                 if durable:
                     self._writer.execute(f"PRAGMA synchronous = {self._synchronous}")
 
-    def _begin(self) -> None:
+    def do(self, command: str, *values: Any) -> int:
+        """
+        A transaction of one statement: how many rows were affected.
+
+        Nothing of Python happens while it has the lock, least of all a wait for the interpreter's own.
+        """
+        with self._writing, self._translated():
+            return self._patiently(command, values).rowcount
+
+    def _patiently(self, command: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """SQLite's own waiting doubles its pauses up to 100 ms; the transactions here take a tenth of one."""
         pause, waited = 0.0001, 0.0
         while True:
             try:
-                self._writer.execute("BEGIN IMMEDIATE")
-                return
+                return self._writer.execute(command, values)
             except sqlite3.OperationalError as error:
                 if not _is_busy(error) or waited > PATIENCE:
                     raise
@@ -260,10 +266,6 @@ def salvage(aside: Path, into: Transaction) -> int:
                     marks = ", ".join("?" * len(row))
                     copied += into.do(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", *row)
         old.close()
-        into.do(
-            "UPDATE counter SET value = 1 + max(value, (SELECT coalesce(max(change), 0) FROM entries), "
-            "(SELECT coalesce(max(change), 0) FROM tasks))"
-        )
     return copied
 
 

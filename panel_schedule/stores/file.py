@@ -64,6 +64,8 @@ class FileStore(House, Rows):
         self._isolated: set[str] = set()
         self._number = count(1)
         self._voided: set[Claim] = set()
+        # The newest file that this process has written of each value.
+        self._wrote: dict[tuple[str, str], tuple[int, str]] = {}
         self._applying = threading.Lock()
         # When the directory of the value files had changed, the last time that it was looked at.
         self._shelved = 0
@@ -117,6 +119,11 @@ class FileStore(House, Rows):
     def _load(self, rows: list[sqlite3.Row]) -> None:
         for row in rows:
             space, name = row["space"], row["name"]
+            wrote = self._wrote.get((space, name))
+            if wrote is not None and wrote[0] < row["version"]:
+                # Whoever has replaced it should have, but may have died since.
+                del self._wrote[space, name]
+                self._unlink(wrote[1])
             if row["updated_at"] is None:
                 self._apply(space, name, None, row["version"])
                 continue
@@ -196,7 +203,7 @@ class FileStore(House, Rows):
             # And before the others hear of it: what cannot be read is refused, what they replace is unlinked.
             source = self._source(inline, file)
             value = self._reread(source, whose(space, name))
-            with self._transaction(durable=self._persistent and file is not None) as tx:
+            with self._transaction(durable=self._persistent and file is not None, news=True) as tx:
                 if claim is not None:
                     self._require_claim(tx, claim, final)
                 old = tx.one("SELECT version, file FROM entries WHERE space = ? AND name = ?", space, name)
@@ -209,6 +216,8 @@ class FileStore(House, Rows):
             raise
         # From here on nothing points to the old file; who has it mapped keeps it.
         self._unlink(old["file"] if old else None)
+        if file is not None:
+            self._wrote[space, name] = version, file
         self._apply(space, name, entry)
         return entry
 
@@ -240,7 +249,7 @@ class FileStore(House, Rows):
         )
 
     def seal(self, claim: Claim) -> Entry | None:
-        with self._transaction() as tx:
+        with self._transaction(news=True) as tx:
             self._require_claim(tx, claim, True)
             tx.do(
                 "UPDATE entries SET final = 1, change = ? WHERE space = ? AND name = ? AND run_id = ?",
@@ -250,7 +259,7 @@ class FileStore(House, Rows):
         return self._entries.get((TASK, claim.task))
 
     def delete(self, space: str, name: str) -> None:
-        with self._transaction() as tx:
+        with self._transaction(news=True) as tx:
             row = tx.one(f"SELECT file FROM entries WHERE space = ? AND name = ? AND {_THERE}", space, name)
             if row is None:
                 raise KeyError(name)

@@ -127,7 +127,8 @@ class House(ABC):
         self._catch_up()
 
     @contextmanager
-    def _transaction(self, durable: bool = False) -> Iterator[Transaction]:
+    def _transaction(self, durable: bool = False, news: bool = False) -> Iterator[Transaction]:
+        """The others hear of it in a moment, of `news` at once."""
         self._require_open()
         self._renew()
         database = self._database
@@ -138,7 +139,27 @@ class House(ABC):
             self._renew(database, why)
             raise self._renewed(why) from why
         if tx.changed:
+            self._ring(at_once=news)
+
+    def _do(self, command: str, *values: Any) -> int:
+        """A transaction of one statement: how many rows were affected."""
+        self._require_open()
+        self._renew()
+        database = self._database
+        try:
+            done = database.do(command, *values)
+        except Corrupt as why:
+            self._renew(database, why)
+            raise self._renewed(why) from why
+        if done:
+            self._ring()
+        return done
+
+    def _ring(self, at_once: bool = False) -> None:
+        if at_once or self._listener is None or not self._bells.works:
             self._bells.ring()
+        else:
+            self._bells.ring_soon()
 
     def _read(self, question: str, *values: Any, of: Database | None = None) -> list[sqlite3.Row]:
         self._require_open()
@@ -205,7 +226,9 @@ class House(ABC):
     def _listen(self) -> None:
         looked = self._clock.monotonic()
         while not self._closed:
-            self._bells.wait(LOOK if self._bells.works else LOOK_WITHOUT_BELL)
+            # Also when it rings all the time.
+            pause = looked + LOOK - self._clock.monotonic()
+            self._bells.wait(pause if self._bells.works else min(pause, LOOK_WITHOUT_BELL))
             if self._closed:
                 return
             try:

@@ -15,7 +15,7 @@ from ..errors import ValueRefused
 from ..run import RunRecord, RunState
 from ..triggers import Dates, Every
 from .base import TAKEOVERS, TASK, Claim, Holder, Mark, Plan, Refusal, Row, extended
-from .database import Transaction
+from .database import NEXT, Transaction
 
 log = logging.getLogger("panel_schedule")
 
@@ -28,6 +28,8 @@ _OUTCOMES = (RunState.SUCCEEDED, RunState.FAILED, RunState.TIMED_OUT, RunState.C
 _CRASHED = "RunCrashed: the process that ran it died, as did the one that took it over or the one before."
 
 _FREE = "owner = NULL, run_id = NULL, published = 0, over = 0, cancelled = ''"
+
+_NEWER = "SELECT 1 FROM entries WHERE space = ? AND name = ? AND version > ? AND updated_at NOT NULL"
 
 _ROW = """SELECT *, (SELECT sum(viewers) FROM viewers WHERE task = tasks.name AND owner != ?) AS watching
 FROM tasks WHERE name = ?"""
@@ -42,6 +44,8 @@ class Rows(ABC):
 
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[Transaction]: ...
+    @abstractmethod
+    def _do(self, command: str, *values: Any) -> int: ...
     @abstractmethod
     def _read(self, question: str, *values: Any) -> list[sqlite3.Row]: ...
     @abstractmethod
@@ -83,10 +87,7 @@ class Rows(ABC):
         if ours and not again and not row["forgotten"] and row["fingerprint"]:
             return None
         if unchanged and not again:
-            there = tx.one(
-                "SELECT 1 FROM entries WHERE space = ? AND name = ? AND version > ? AND updated_at NOT NULL",
-                *(TASK, name, self._unreadable(name)),
-            )
+            there = tx.one(_NEWER, TASK, name, self._unreadable(name))
             # Without a value to serve the slot that was handled last is the new server's first run.
             anew = "first_seen = max(first_seen, coalesce(last_slot, 0)), last_slot = NULL, last_version = 0,"
             tx.do(
@@ -218,57 +219,52 @@ class Rows(ABC):
         wave: datetime | None = None,
         first: bool = False,
     ) -> Claim | Refusal:
-        known = self._read("SELECT * FROM tasks WHERE name = ?", task)
-        # Most claims lose to another process: they cost no lock.
-        refusal = self._refused(known[0], mark) if known else None
-        if refusal is None:
-            with self._transaction() as tx:
-                row = tx.one("SELECT * FROM tasks WHERE name = ?", task)
-                if row is None:
-                    self._insert(tx, task, "", None, now)
-                elif row["forgotten"] and row["server"] != self._server:
-                    # Of a former server: nobody here has forgotten it.
-                    tx.do(
-                        "UPDATE tasks SET server = ?, fingerprint = '', trigger = NULL, forgotten = 0, removed = 0, "
-                        "first_seen = ?, last_slot = NULL, last_version = 0 WHERE name = ?",
-                        *(self._server, micros(now), task),
-                    )
-                row = tx.one("SELECT * FROM tasks WHERE name = ?", task)
-                assert row is not None
-                refusal = self._refused(row, mark)
-                if refusal is None and first:
-                    there = tx.one(
-                        "SELECT 1 FROM entries WHERE space = ? AND name = ? AND version > ? AND updated_at NOT NULL",
-                        *(TASK, task, self._unreadable(task)),
-                    )
-                    refusal = Refusal.HANDLED if there else None
-                if refusal is None:
-                    column = "last_slot" if isinstance(mark, datetime) else "last_version"
-                    tx.do(
-                        f"UPDATE tasks SET owner = ?, run_id = ?, fence = fence + 1, attempt = 1, "
-                        f"takeovers = CASE outcome WHEN '{RunState.CRASHED}' THEN {TAKEOVERS} ELSE 0 END, "
-                        f"key = ?, wave = ?, started_at = ?, published = 0, over = 0, cancelled = '', percent = -1, "
-                        f"message = '', change = ?, {column} = coalesce(?, {column}) WHERE name = ?",
-                        *(self._me, run_id, _stored_key(key), micros(wave), micros(now), tx.change()),
-                        *(_stored_mark(mark), task),
-                    )
-                    return Claim(task, run_id, row["fence"] + 1, 1, key, wave)
-        # Whoever handled it may have published just now: the caller sees that value, too.
-        self._catch_up()
-        return refusal
+        column = "last_slot" if isinstance(mark, datetime) else "last_version"
+        question = f"SELECT run_id, server, forgotten, fence, {column} AS last FROM tasks WHERE name = ?"
+        while True:
+            row = next(iter(self._read(question, task)), None)
+            if row is None or (row["forgotten"] and row["server"] != self._server):
+                self._begin_anew(task, now)
+                continue
+            # Most claims lose to another process: they cost no lock.
+            refusal = self._refused(row, mark)
+            newer = (TASK, task, self._unreadable(task)) if first else ()
+            if refusal is None and first and self._read(_NEWER, *newer):
+                refusal = Refusal.HANDLED
+            if refusal is not None:
+                # Whoever handled it may have published just now: the caller sees that value, too.
+                self._catch_up()
+                return refusal
+            # Compare and set, in one statement: what has the lock for longer makes all the others wait.
+            if self._do(
+                f"UPDATE tasks SET owner = ?, run_id = ?, fence = fence + 1, attempt = 1, "
+                f"takeovers = CASE outcome WHEN '{RunState.CRASHED}' THEN {TAKEOVERS} ELSE 0 END, "
+                f"key = ?, wave = ?, started_at = ?, published = 0, over = 0, cancelled = '', percent = -1, "
+                f"message = '', change = {NEXT}, {column} = ifnull(?, {column}) "
+                f"WHERE name = ? AND run_id IS NULL AND NOT forgotten AND fence = ? AND {column} IS ? "
+                f"{f'AND NOT EXISTS ({_NEWER})' if first else ''}",
+                *(self._me, run_id, _stored_key(key), micros(wave), micros(now), _stored_mark(mark)),
+                *(task, row["fence"], row["last"], *newer),
+            ):
+                return Claim(task, run_id, row["fence"] + 1, 1, key, wave)
+
+    def _begin_anew(self, task: str, now: datetime) -> None:
+        """A row for a task that nobody has enrolled, or that a former server has forgotten."""
+        with self._transaction() as tx:
+            if tx.one("SELECT 1 FROM tasks WHERE name = ?", task) is None:
+                self._insert(tx, task, "", None, now)
+            tx.do(
+                "UPDATE tasks SET server = ?, fingerprint = '', trigger = NULL, forgotten = 0, removed = 0, "
+                "first_seen = ?, last_slot = NULL, last_version = 0 WHERE name = ? AND forgotten AND server != ?",
+                *(self._server, micros(now), task, self._server),
+            )
 
     def _refused(self, row: sqlite3.Row, mark: Mark | None) -> Refusal | None:
         if row["forgotten"]:
             return Refusal.HANDLED if row["server"] == self._server else None
-        if self._handled(row, mark):
+        if _handled(row["last"], mark):
             return Refusal.HANDLED
         return Refusal.HELD if row["run_id"] is not None else None
-
-    def _handled(self, row: sqlite3.Row, mark: Mark | None) -> bool:
-        if mark is None:
-            return False
-        last = row["last_slot"] if isinstance(mark, datetime) else row["last_version"]
-        return last is not None and last >= _stored_mark(mark)
 
     def advance(self, claim: Claim, version: int) -> None:
         with self._transaction() as tx:
@@ -278,18 +274,16 @@ class Rows(ABC):
             )
 
     def progress(self, claim: Claim, percent: int, message: str) -> None:
-        with self._transaction() as tx:
-            tx.do(
-                "UPDATE tasks SET percent = ?, message = ?, change = ? WHERE name = ? AND run_id = ? AND fence = ?",
-                *(percent, message, tx.change(), claim.task, claim.run_id, claim.fence),
-            )
+        self._do(
+            f"UPDATE tasks SET percent = ?, message = ?, change = {NEXT} WHERE name = ? AND run_id = ? AND fence = ?",
+            *(percent, message, claim.task, claim.run_id, claim.fence),
+        )
 
     def release(self, claim: Claim) -> None:
-        with self._transaction() as tx:
-            tx.do(
-                f"UPDATE tasks SET {_FREE}, change = ? WHERE name = ? AND run_id = ? AND fence = ?",
-                *(tx.change(), claim.task, claim.run_id, claim.fence),
-            )
+        self._do(
+            f"UPDATE tasks SET {_FREE}, change = {NEXT} WHERE name = ? AND run_id = ? AND fence = ?",
+            *(claim.task, claim.run_id, claim.fence),
+        )
 
     def hand_over(self, claim: Claim) -> None:
         with self._transaction() as tx:
@@ -341,10 +335,10 @@ class Rows(ABC):
     def record(self, task: str, record: RunRecord, mark: Mark | None = None) -> bool:
         with self._transaction() as tx:
             if mark is not None:
-                row = tx.one("SELECT * FROM tasks WHERE name = ?", task)
-                if row is None or row["forgotten"] or self._handled(row, mark):
-                    return False
                 column = "last_slot" if isinstance(mark, datetime) else "last_version"
+                row = tx.one(f"SELECT forgotten, {column} AS last FROM tasks WHERE name = ?", task)
+                if row is None or row["forgotten"] or _handled(row["last"], mark):
+                    return False
                 tx.do(f"UPDATE tasks SET {column} = ? WHERE name = ?", _stored_mark(mark), task)
             return self._add(tx, task, record)
 
@@ -397,6 +391,10 @@ def _stored_key(key: datetime | str | None) -> str | None:
 
 def _key(stored: str | None) -> datetime | str | None:
     return instant_of(int(stored[1:])) if stored and stored.startswith("@") else stored
+
+
+def _handled(last: int | None, mark: Mark | None) -> bool:
+    return mark is not None and last is not None and last >= _stored_mark(mark)
 
 
 def _stored_mark(mark: Mark | None) -> Any:

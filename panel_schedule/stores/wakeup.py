@@ -13,6 +13,9 @@ _BELL = ".sock"
 # The kernel takes no longer path for a socket.
 _LONGEST = 100
 
+# Seconds that the others can wait to hear that a run begins or ends: to wake them takes longer than what it is about.
+MOMENT = 0.001
+
 # Seconds until a bell that was closed is looked for again.
 _PAUSE = 0.05
 
@@ -33,6 +36,7 @@ class Bells:
         self._mine.setblocking(False)
         self._theirs = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._theirs.setblocking(False)
+        self._owed = False
         # Without a bell of its own a process has to look often.
         self.works = True
         try:
@@ -51,6 +55,12 @@ class Bells:
             with suppress(OSError):  # its queue is full, so it is awake; or it is gone
                 self._theirs.sendto(b"!", self._address(name))
 
+    def ring_soon(self) -> None:
+        """Wake everybody else in a moment, once for all that comes until then; for those who `wait`."""
+        if not self._owed:
+            self._owed = True
+            self.ring_here()
+
     def ring_here(self) -> None:
         """Wake the own listener."""
         with suppress(OSError):
@@ -58,6 +68,14 @@ class Bells:
 
     def wait(self, seconds: float) -> None:
         """Until it rings; all rings since the last time are one."""
+        self._receive(seconds)
+        if self._owed:
+            self._receive(MOMENT)
+            # First this: what changes from here on is owed again.
+            self._owed = False
+            self.ring()
+
+    def _receive(self, seconds: float) -> None:
         try:
             # Not select(), which knows no descriptor beyond 1023.
             self._mine.settimeout(max(seconds, 0.001))

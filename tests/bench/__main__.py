@@ -17,8 +17,8 @@ from .fresh import ROOT
 # As pytest has it: the modules of tests find each other by their plain names.
 sys.path.insert(0, str(ROOT / "tests"))
 
-FIGURES = ("reads", "ticks", "registrations", "updates")
-LIBRARIES = ("panel", "bokeh", "param", "tornado", "apscheduler", "diskcache", "flask-caching")
+FIGURES = ("reads", "ticks", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling")
+LIBRARIES = ("panel", "bokeh", "param", "tornado", "apscheduler", "diskcache", "flask-caching", "redis")
 
 
 def header() -> str:
