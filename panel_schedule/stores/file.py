@@ -77,6 +77,8 @@ class FileStore(House, Rows):
 
     def entry(self, space: str, name: str) -> Entry | None:
         key = (space, name)
+        if self._listener is not None and (entry := self._entries.get(key)) is not None:
+            return entry
         try:
             if self._listener is None:
                 self._renew()
