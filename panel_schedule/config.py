@@ -129,7 +129,7 @@ def _check_store(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "file":
         raise ConfigError(f"ps.config.store is {url!r}; accepted are 'auto', 'memory://' and 'file:///a/directory'.")
-    if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
+    if parts.netloc or not parts.path.startswith("/") or parts.path == "/" or "%00" in parts.path:
         raise ConfigError(
             f"ps.config.store is {url!r}, and a file store is named by the absolute path of a directory after three "
             "slashes: 'file:///var/lib/myapp'."

@@ -54,6 +54,8 @@ class Ledger:
         self._pending: set[Future[Any]] = set()
         self._trouble = ""
         self._hurry = threading.Event()
+        # Whether the store is closed: what comes now comes too late, and nobody needs to know.
+        self._over = False
 
     def ask(self, lanes: Sequence[Lane], call: Callable[[], Any], then: Callable[[Any], object] | None = None) -> None:
         """Make a call about these lanes, and give its answer to `then`. Under the lock, both."""
@@ -93,10 +95,12 @@ class Ledger:
         until = self._s.clock.monotonic() + timeout
         while (pending := set(self._pending)) and (left := until - self._s.clock.monotonic()) > 0:
             wait(pending, timeout=left)
+        self._over = True
 
     def reopen(self) -> None:
         """There is a future after all: what fails is tried again."""
         self._hurry.clear()
+        self._over = False
 
     def _submit(self, name: str, call: Callable[[], object]) -> None:
         executor = self._s.executors[name]
@@ -108,11 +112,7 @@ class Ledger:
         future.add_done_callback(self._pending.discard)
 
     def _make(self, lanes: Sequence[Lane], call: Callable[[], Any], then: Callable[[Any], object] | None) -> None:
-        answer, done = None, False
-        try:
-            answer, done = self._insist(call), True
-        except Exception:
-            log.exception("The store refused something that is a bug of panel-schedule; it goes on.")
+        done, answer = self._try(call)
         with self._s.locked:
             for lane in lanes:
                 lane.writing -= 1
@@ -125,12 +125,23 @@ class Ledger:
 
     def _read(self, lane: Lane) -> None:
         lane.reading = False
-        row = self._insist(partial(self._s.store.row, lane.task.name))
+        done, row = self._try(partial(self._s.store.row, lane.task.name))
         with self._s.locked:
             if lane.writing:
                 lane.unread = True
-            elif self._s.lanes.get(lane.task.name) is lane:
+            elif done and self._s.lanes.get(lane.task.name) is lane:
                 self._follow(lane, row)
+
+    def _try(self, call: Callable[[], Any]) -> tuple[bool, Any]:
+        """Whether there is an answer, and the answer."""
+        try:
+            return True, self._insist(call)
+        except (StoreError, OSError) as error:
+            if not self._over:
+                log.error("%s The server stops, so that it is not tried again.", error)
+        except Exception:
+            log.exception("The store refused something that is a bug of panel-schedule; it goes on.")
+        return False, None
 
     def _insist(self, call: Callable[[], Any]) -> Any:
         pause = FIRST_PAUSE
@@ -138,6 +149,8 @@ class Ledger:
             try:
                 answer = call()
             except (StoreError, OSError) as error:
+                if self._hurry.is_set():
+                    raise
                 if str(error) != self._trouble:
                     self._trouble = str(error)
                     log.error("%s It is tried again; what was stored before goes on being served.", error)

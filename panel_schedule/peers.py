@@ -188,9 +188,11 @@ class Peers:
         lane.asking = False
         if isinstance(claim, Claim):
             run.id, run.key, run.wave, run.attempt = claim.run_id, claim.key, claim.wave, claim.attempt
-            log.warning(
-                "Task %r: the process that ran it is gone; attempt %d of %s runs here.", run.task, run.attempt, run.key
-            )
+            log.log(
+                # One that stops in peace hands its run over, and it does not count as an attempt.
+                logging.WARNING if run.attempt > 1 else logging.INFO,
+                "Task %r: the process that ran it is gone; attempt %d of %s runs here.", run.task, run.attempt, run.key,
+            )  # fmt: skip
             joiners, lane.joiners = [*lane.joiners, *filter(None, [lane.remote])], []
             lane.remote, lane.held = None, False
             for joiner in joiners:

@@ -101,6 +101,10 @@ def require_schedulable(function: Any, name: str | None) -> str:
     name = name or getattr(function, "__name__", None)
     if not isinstance(name, str) or name in ("", "<lambda>"):
         raise RegistrationError(f"{function!r} has no name of its own: give the task one, with name='...'.")
+    if not _is_text(name):
+        raise RegistrationError(
+            f"{name!r} is no valid text: give the task a name that can be written, with name='...'."
+        )
     if required := _required_parameters(function):
         raise RegistrationError(
             f"Task {name!r}: its function needs {', '.join(required)}, and a schedule has nothing to give it. "
@@ -113,6 +117,14 @@ def require_schedulable(function: Any, name: str | None) -> str:
             "serve with `panel serve app.py --setup tasks.py`."
         )
     return name
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a pair of code units, as file names of unknown encoding have
+        return False
+    return True
 
 
 def require_no_cycle(task: Task[Any], policy: Policy) -> None:

@@ -132,4 +132,8 @@ class NamedValues(MutableMapping[str, Any]):
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not name:
         raise TypeError(f"Names in ps.store are non-empty strings, and not {name!r}.")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise TypeError(f"{name!r} is no valid text, and names in ps.store are.") from None
     return name

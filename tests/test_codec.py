@@ -10,6 +10,7 @@ import pickle
 import random
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections import deque
@@ -372,6 +373,7 @@ def make(rows):
 """
 READ = """
 import sys
+import textwrap
 from panel_schedule.stores.codec import Mapped
 for value in Mapped.open(sys.argv[1]).load():
     result = value["make"]([1, 2, 3])
@@ -887,3 +889,45 @@ def test_sync_is_asked_for(monkeypatch, tmp_path):
     assert [] == synced
     write_file(tmp_path / "b", encoded, sync=True)
     assert 1 == len(synced)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_leaves_no_views_to_the_garbage_collector():
+    """CPython crashes when it collects views of views that an exception keeps in a cycle."""
+    code = """
+        import gc, os
+        import numpy as np
+        from panel_schedule.stores.codec import encode
+
+        def fail():
+            encoded = encode({"a": np.zeros(100_000), "b": np.ones(50_000)}, "it")
+            try:
+                encoded.write(os.open("/dev/full", os.O_WRONLY))
+            except OSError as error:
+                kept = error
+            finally:
+                encoded.close()
+            return 1
+
+        for _ in range(20):
+            fail()
+            gc.collect()
+        print("alive")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+
+    assert (0, "alive", "") == (done.returncode, done.stdout.strip(), done.stderr)
+
+
+class Leaves:
+    def __setstate__(self, state):
+        raise SystemExit(3)
+
+    def __getstate__(self):
+        return {"a": 1}
+
+
+def test_a_value_that_wants_to_leave_is_unreadable():
+    """``SystemExit`` would end the thread that reads, and nobody would hear of it."""
+    with pytest.raises(ValueUnreadable, match="SystemExit"):
+        decode(bytearray(encode(Leaves(), "it").tobytes()))

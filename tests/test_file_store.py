@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -988,3 +989,53 @@ def test_what_was_promised_in_seconds():
     """A death is noticed within 2 s (invariant 14)."""
     assert timedelta(seconds=house.LOOK) < timedelta(seconds=2)
     assert codec.FORMAT == 1
+
+
+# ------------------------------------------------------------ what comes at a bad moment
+
+
+def test_ctrl_c_behind_the_commit_loses_nothing(opened, monkeypatch):
+    """The file is the value's by then."""
+    store, other = opened(), opened()
+    put(store, "big", large(1))
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store._bells, "ring", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        put(store, "big", large(2))
+
+    assert 2 == value(other, "big")
+
+
+def test_what_cannot_be_read_for_a_moment_is_read_later(opened, monkeypatch, caplog):
+    """Too many open files, say: a daily value must not stay the old one for a day."""
+    store, other = opened(), opened()
+    put(store, "big", large(1))
+    assert 1 == value(other, "big")
+    opening, failed = codec.Mapped.open, []
+
+    def fail_once(path):
+        if not failed:
+            failed.append(path)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opening(path)
+
+    put(store, "big", large(2))
+    monkeypatch.setattr(codec.Mapped, "open", fail_once)
+    assert 1 == value(other, "big")
+
+    assert 2 == value(other, "big")
+    assert 1 == sum("Too many open files" in message for message in messages(caplog))
+
+
+def test_an_error_that_is_no_valid_text_is_recorded(opened):
+    """A file name of unknown encoding in its message."""
+    store = opened()
+    enroll(store, "sales")
+    held = claim(store, "sales")
+    store.progress(held, 5, "reading \udcff")
+
+    assert store.record("sales", ended(1, RunState.FAILED, error="no file \udcff"))
+    assert "no file \\udcff" == store.history("sales")[0].error == store.row("sales").error

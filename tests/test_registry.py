@@ -624,3 +624,9 @@ def test_a_handler_of_a_file_that_runs_twice_is_one_handler(core):
     core.go()
 
     assert ["fetch"] == told
+
+
+def test_a_name_that_is_no_text_is_refused(core):
+    """Half of a pair of code units cannot be written anywhere."""
+    with pytest.raises(RegistrationError, match="no valid text"):
+        core.ps.schedule(period="1h", name="sales \udcff")(lambda: 1)

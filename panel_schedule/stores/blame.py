@@ -35,7 +35,7 @@ def _kind(thing: Any) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """The one line that says what went wrong."""
     return traceback.format_exception_only(error)[0].strip()
 

@@ -82,19 +82,30 @@ class Encoded:
 
     def write(self, fd: int) -> None:
         """Write everything to a blocking file descriptor. Raises OSError, with a part of it written."""
-        chunks = deque(self._chunks)
-        while chunks:
-            batch, room = [], _BYTES_AT_ONCE
-            for chunk in islice(chunks, _AT_ONCE):
-                batch.append(chunk[:room])
-                room -= len(batch[-1])
-                if not room:
-                    break
-            written = os.writev(fd, batch) if hasattr(os, "writev") else os.write(fd, batch[0])
-            while chunks and written >= len(chunks[0]):
-                written -= len(chunks.popleft())
-            if written:
-                chunks[0] = chunks[0][written:]
+        chunks, batch, chunk = deque(self._chunks), [], None
+        try:
+            while chunks:
+                room = _BYTES_AT_ONCE
+                for chunk in islice(chunks, _AT_ONCE):
+                    batch.append(chunk[:room])
+                    room -= len(batch[-1])
+                    if not room:
+                        break
+                written = os.writev(fd, batch) if hasattr(os, "writev") else os.write(fd, batch[0])
+                batch.clear()
+                while chunks and written >= len(chunks[0]):
+                    written -= len(chunks.popleft())
+                if written:
+                    chunks[0] = chunks[0][written:]
+        finally:
+            # An exception keeps this frame, and CPython crashes when its collector meets views of views in a cycle.
+            chunk = None
+            chunks.clear()
+            batch.clear()
+
+    def close(self) -> None:
+        """Let go of the value's buffers, for the same reason."""
+        self._chunks.clear()
 
 
 def encode(value: Any, what: str) -> Encoded:
@@ -224,25 +235,36 @@ def decode(data: Any) -> Any:
     ValueUnreadable
         With the reason; never returns a part of a value.
     """
-    whole = memoryview(data).cast("B")
-    torn = ValueUnreadable("it is torn or truncated")
+    whole, parts = memoryview(data).cast("B"), list[memoryview]()
+    try:
+        if reason := _damage(whole, parts):
+            raise ValueUnreadable(reason)
+        try:
+            return pickle.loads(parts[0], buffers=parts[1:])
+        except (Exception, SystemExit) as error:
+            raise ValueUnreadable(f"it no longer unpickles: {told(error)}") from error
+    finally:
+        # As above: no view may stay in the frame of an exception.
+        parts.clear()
+        del whole
+
+
+def _damage(whole: memoryview, parts: list[memoryview]) -> str:
+    """What is wrong with it; when it is "", `parts` are the stream and the buffers."""
     if whole[: len(_MAGIC)] != _MAGIC[: len(whole)]:
-        raise ValueUnreadable("it was not written by panel-schedule")
+        return "it was not written by panel-schedule"
     if len(whole) < _HEAD.size:
-        raise torn
+        return "it is torn or truncated"
     _, version, total, count, crc = _HEAD.unpack_from(whole)
     if version > FORMAT:
-        raise ValueUnreadable("it was written by a newer version of panel-schedule")
+        return "it was written by a newer version of panel-schedule"
     table = whole[_HEAD.size : _HEAD.size + _SPAN.size * count]
     if total != len(whole) or not count or len(table) < _SPAN.size * count:
-        raise torn
-    stream, *buffers = (whole[at : at + length] for at, length in _SPAN.iter_unpack(table))
-    if crc != zlib.crc32(stream, zlib.crc32(table, zlib.crc32(whole[:_CHECKED]))):
-        raise torn
-    try:
-        return pickle.loads(stream, buffers=buffers)
-    except Exception as error:
-        raise ValueUnreadable(f"it no longer unpickles: {told(error)}") from error
+        return "it is torn or truncated"
+    parts += (whole[at : at + length] for at, length in _SPAN.iter_unpack(table))
+    if crc != zlib.crc32(parts[0], zlib.crc32(table, zlib.crc32(whole[:_CHECKED]))):
+        return "it is torn or truncated"
+    return ""
 
 
 # ------------------------------------------------------------ where it rests

@@ -61,6 +61,9 @@ class FileStore(House, Rows):
         self._entries: dict[tuple[str, str], Entry] = {}
         # Versions that have been looked at, also of values that cannot be read.
         self._versions: dict[tuple[str, str], int] = {}
+        self._complained: dict[tuple[str, str], int] = {}
+        # What could not be read for lack of something, and is tried again.
+        self._retry: set[tuple[str, str]] = set()
         self._isolated: set[str] = set()
         self._number = count(1)
         self._voided: set[Claim] = set()
@@ -104,6 +107,8 @@ class FileStore(House, Rows):
     def _catch_up(self) -> None:
         """Take in what has changed since the last time. All that changed before the call is known after it."""
         # No lock is held while listeners are called. Two threads at once do the same twice, which changes nothing.
+        for space, name in [self._retry.pop() for _ in range(len(self._retry))]:
+            self._load(self._read(f"SELECT * FROM entries WHERE space = ? AND name = ? AND {_THERE}", space, name))
         database = self._database
         values, tasks = database.read_up_to
         entries = self._read("SELECT * FROM entries WHERE change > ? ORDER BY change", values, of=database)
@@ -144,15 +149,20 @@ class FileStore(House, Rows):
                 # A newer one has taken its place already, and comes with the next look.
                 if self._read("SELECT 1 FROM entries WHERE file = ?", row["file"]):
                     self._complain(space, name, row, "its file is gone")
-            except (ValueUnreadable, OSError, TypeError, ValueError, OverflowError) as error:
+                    self._versions[space, name] = row["version"]
+            except OSError as error:  # too many open files, say: it may be read later
+                self._retry.add((space, name))
                 self._complain(space, name, row, error)
+            except (ValueUnreadable, TypeError, ValueError, OverflowError) as error:
+                self._complain(space, name, row, error)
+                self._versions[space, name] = row["version"]
             else:
                 self._apply(space, name, entry)
 
     def _complain(self, space: str, name: str, row: sqlite3.Row, why: object) -> None:
-        if self._versions.get((space, name)) == row["version"]:
+        if self._complained.get((space, name)) == row["version"]:
             return
-        self._versions[space, name] = row["version"]
+        self._complained[space, name] = row["version"]
         stays = "the last good one stays" if (space, name) in self._entries else "it has to be computed again"
         log.error("%s: version %d of its value cannot be read, %s: %s", whose(space, name), row["version"], stays, why)
 
@@ -198,8 +208,7 @@ class FileStore(House, Rows):
         final: bool = True,
     ) -> Entry:
         require_data(value, whose(space, name))
-        encoded = encode(value, whose(space, name))
-        inline, file = self._put(encoded)
+        inline, file = self._put(value, whose(space, name))
         try:
             # What the others get, this process gets as well: one copy in memory, and no surprise on one of them only.
             # And before the others hear of it: what cannot be read is refused, what they replace is unlinked.
@@ -214,7 +223,7 @@ class FileStore(House, Rows):
                 entry = Entry(value, version, now, duration, run_id, final, wave, self._kept(space, name, source))
                 self._set_entry(tx, space, name, entry, inline, file)
         except BaseException:
-            self._unlink(file)
+            self._unlink_unless_known(file)
             raise
         # From here on nothing points to the old file; who has it mapped keeps it.
         self._unlink(old["file"] if old else None)
@@ -290,12 +299,13 @@ class FileStore(House, Rows):
 
     # ------------------------------------------------------------ files
 
-    def _put(self, encoded: Encoded) -> tuple[bytes | None, str | None]:
+    def _put(self, value: Any, what: str) -> tuple[bytes | None, str | None]:
         """The value as bytes, or in a file that is complete before anybody hears of it."""
-        if encoded.size <= INLINE:
-            return encoded.tobytes(), None
+        encoded = encode(value, what)
         file = f"{self._me}.{next(self._number)}"
         try:
+            if encoded.size <= INLINE:
+                return encoded.tobytes(), None
             self._write(file, encoded)
         except OSError as error:
             raise StoreError(
@@ -303,6 +313,8 @@ class FileStore(House, Rows):
                 f"{error.strerror or error}. Free some space there, give the user that runs the server the right to "
                 "write, or name another directory in ps.config.store."
             ) from error
+        finally:
+            encoded.close()
         return None, file
 
     def _write(self, file: str, encoded: Encoded) -> None:
@@ -330,6 +342,12 @@ class FileStore(House, Rows):
             with suppress(OSError):  # what stays is removed when this process is gone
                 (self._files / file).unlink()
 
+    def _unlink_unless_known(self, file: str | None) -> None:
+        """After a failure that may have come behind the commit: Ctrl-C comes anywhere."""
+        with suppress(ScheduleError):  # it is swept some day
+            if file is not None and not self._read("SELECT 1 FROM entries WHERE file = ?", file):
+                self._unlink(file)
+
     def _sweep(self) -> None:
         """Remove the value files that nothing refers to, of processes that died before they could."""
         # Asked in this order: what the dead have committed is to be seen.
@@ -350,7 +368,7 @@ class FileStore(House, Rows):
     def _seed(self, space: str, name: str, entry: Entry) -> None:
         question = "SELECT version, file FROM entries WHERE space = ? AND name = ?"
         if self._outdated(next(iter(self._database.read(question, space, name)), None), entry):
-            inline, file = self._put(encode(entry.value, whose(space, name)))
+            inline, file = self._put(entry.value, whose(space, name))
             try:
                 with self._database.write() as tx:
                     if self._outdated(tx.one(question, space, name), entry):

@@ -75,7 +75,7 @@ class MemoryStore:
         final: bool = True,
     ) -> Entry:
         require_data(value, whose(space, name))
-        source = Mapped.anonymous(encode(value, whose(space, name))) if name in self._isolated else None
+        source = self._private(value, whose(space, name)) if name in self._isolated else None
         key = (space, name)
         with self._lock:
             if claim is not None and self._claims.get(claim.task) != claim:
@@ -86,6 +86,13 @@ class MemoryStore:
             self._entries[key] = entry
         self._tell(space, name, entry)
         return entry
+
+    def _private(self, value: Any, what: str) -> Mapped:
+        encoded = encode(value, what)
+        try:
+            return Mapped.anonymous(encoded)
+        finally:
+            encoded.close()
 
     def seal(self, claim: Claim) -> Entry | None:
         key = (TASK, claim.task)

@@ -276,7 +276,7 @@ class Rows(ABC):
     def progress(self, claim: Claim, percent: int, message: str) -> None:
         self._do(
             f"UPDATE tasks SET percent = ?, message = ?, change = {NEXT} WHERE name = ? AND run_id = ? AND fence = ?",
-            *(percent, message, claim.task, claim.run_id, claim.fence),
+            *(percent, _text(message), claim.task, claim.run_id, claim.fence),
         )
 
     def release(self, claim: Claim) -> None:
@@ -355,7 +355,7 @@ class Rows(ABC):
             "until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(task, record.id, _stored_key(record.key), str(record.state), record.attempt),
             *map(micros, (record.queued_at, record.started_at, record.finished_at)),
-            *(record.error, record.reason, micros(record.until)),
+            *(_text(record.error), _text(record.reason), micros(record.until)),
         )
         tx.do(
             "DELETE FROM runs WHERE task = ? AND number <= (SELECT number FROM runs WHERE task = ? "
@@ -367,7 +367,7 @@ class Rows(ABC):
                 "UPDATE tasks SET over = (over OR run_id IS ?), outcome = ?, error = coalesce(?, error), change = ? "
                 "WHERE name = ?",
                 *(record.id, str(record.state)),
-                *(record.error if record.state in _OUTCOMES else None, tx.change(), task),
+                *(_text(record.error) if record.state in _OUTCOMES else None, tx.change(), task),
             )
         return True
 
@@ -391,6 +391,11 @@ def _stored_key(key: datetime | str | None) -> str | None:
 
 def _key(stored: str | None) -> datetime | str | None:
     return instant_of(int(stored[1:])) if stored and stored.startswith("@") else stored
+
+
+def _text(text: str) -> str:
+    """What can be stored: a file name in an error may be no valid text."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _handled(last: int | None, mark: Mark | None) -> bool:
