@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from tornado.httpserver import HTTPServer
 
@@ -142,9 +142,9 @@ class Stopping:
         return True
 
     def _stop(self, notice: str) -> None:
-        if notice:
-            print(f"{notice}\n", end="", flush=True)  # in one write, for there may be other processes
         try:
+            if notice:
+                _say(notice, sys.stdout)
             turned = threading.Event()
             self._on_loop(turned.set)
             self._on_loop(_refuse_connections)
@@ -197,7 +197,7 @@ class Stopping:
             if self._exiting.wait(seconds):
                 return
         elif self._failure is not None:
-            print(self._failure, file=sys.stderr)
+            _say(self._failure, sys.stderr)
         self._exit()
 
     def _executors(self) -> Iterable[Executor]:
@@ -216,6 +216,12 @@ class Stopping:
                 stream.flush()
         failed = self._failure is not None or hasattr(sys, "last_type")
         os._exit(1 if failed else 0)
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """In one write, for there may be other processes; and whether or not anybody listens any more."""
+    with suppress(OSError, ValueError):
+        print(f"{text}\n", end="", flush=True, file=stream)
 
 
 def _refuse_connections() -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 
@@ -16,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from servers import PanelServer, Serve, eventually
+from servers import PanelServer, Serve, eventually, write_files
 from visitors import Visitor
 
 APP = """
@@ -327,3 +328,38 @@ def test_a_process_whose_supervisor_ended_before_it_knew_of_it_ends(serve: Serve
     (server.folder / "go").touch()
     eventually(lambda: not server.descendants())
     assert not NOISE.search(server.output())
+
+
+@pytest.mark.parametrize("options", ["", "--num-procs 2"])
+def test_a_server_whose_output_nobody_reads_stops(tmp_path: Path, options: str) -> None:
+    """What it says at the end goes into a closed pipe: a terminal that was closed, a log shipper that died."""
+    tasks = """
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def answer():
+            print("it has run", flush=True)
+            return 42
+    """
+    app = "import panel as pn\nfrom tasks import answer\npn.pane.Str(answer).servable()"
+    write_files(tmp_path, {"app.py": app, "tasks.py": tasks})
+    command = [sys.executable, "-m", "panel", "serve", "app.py", "--setup", "tasks.py", *options.split()]
+    server = subprocess.Popen(
+        [*command, "--address", "127.0.0.1", "--port", "0"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        ready = 0
+        while ready < (3 if options else 2):  # each process, and the one first run
+            line = server.stdout.readline()
+            assert line, "it ended by itself"
+            ready += b"it has run" in line or b"server with process id" in line
+        children = psutil.Process(server.pid).children(recursive=True)
+        server.stdout.close()
+        server.terminate()
+        server.wait(20)
+        _, alive = psutil.wait_procs(children, 20)
+        assert [] == alive
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
