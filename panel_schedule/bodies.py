@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from .clock import Clock
 from .errors import RunFenced
+from .executors.base import PUBLISHED
 from .lanes import Lane
 from .ledger import Ledger
 from .locked import Locked
@@ -22,9 +23,6 @@ log = logging.getLogger("panel_schedule")
 
 # A plain function that holds the event loop for longer than this, in seconds, is named in a warning.
 HELD_TOO_LONG = 0.1
-
-# What a body returns that has published its final value itself.
-PUBLISHED = object()
 
 
 class Desk(Protocol):

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -119,13 +119,17 @@ class Run:
         Aware UTC.
     reason : str
         Why it was skipped or cancelled.
+    partials : list
+        What it has published on the way, in order.
     """
 
     __slots__ = (
         "__weakref__",
+        "_ask",
         "_changed",
         "_ended",
         "_future",
+        "_publish",
         "_stop",
         "_value",
         "attempt",
@@ -137,6 +141,7 @@ class Run:
         "key",
         "mark",
         "message",
+        "partials",
         "percent",
         "queued_at",
         "reason",
@@ -175,11 +180,15 @@ class Run:
         self.reason = ""
         self.expired = False
         self.until: datetime | None = None
+        self.partials: Sequence[Any] = ()
         self._future: Future[Any] | None = None
         self._ended = False
         self._value: Any = None
         self._changed: Callable[[], object] | None = None
         self._stop: Callable[[Run, str], object] | None = None
+        self._publish: Callable[[Any], object] | None = None
+        # In a worker process: what its function asks of the server, a task's value say.
+        self._ask: Callable[..., Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Run {self.task!r} {self.state} attempt {self.attempt}>"
@@ -188,6 +197,29 @@ class Run:
     def cancelled(self) -> bool:
         """Whether the run has ended from outside: the function should return soon."""
         return self.expired or self.state in (RunState.CANCELLED, RunState.TIMED_OUT)
+
+    @property
+    def value(self) -> Any:
+        """What the function has returned; None before it has succeeded."""
+        return self._value
+
+    @property
+    def traceback(self) -> str:
+        """The traceback of `error` from the user's function on, in whichever process it was; ``""`` without one."""
+        return traceback_text(self.error)
+
+    def publish(self, partial: Any) -> None:
+        """
+        Show a partial result, from inside of the function: the next of `partials`, or a task's next version.
+
+        Raises
+        ------
+        RunCancelled, RunTimedOut
+            When the run was ended meanwhile.
+        """
+        self.check()
+        if self._publish is not None:
+            self._publish(partial)
 
     def cancel(self, reason: str = "cancelled") -> None:
         """End the run now. A thread's function that does not listen is abandoned: its writes are dropped."""
@@ -406,8 +438,17 @@ def own_traceback(error: BaseException) -> tuple[type[BaseException], BaseExcept
     return type(error), error, frames
 
 
+class RemoteTraceback(Exception):
+    """The cause of an error that was raised in another process: the traceback there, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
 def traceback_text(error: BaseException | None) -> str:
     """The traceback from the user's function on, as Python prints it."""
+    if error is not None and isinstance(error.__cause__, RemoteTraceback):
+        return str(error.__cause__.args[0])
     return "" if error is None else "".join(traceback.format_exception(*own_traceback(error))).rstrip()
 
 

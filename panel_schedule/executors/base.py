@@ -8,6 +8,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 
+# What a body returns that has published its final value itself, on the way.
+PUBLISHED = object()
+
+
 class Executor(Protocol):
     """Runs bodies somewhere, each in an empty context: a run sees no session."""
 
