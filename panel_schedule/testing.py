@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from .contract import StoreContract
+from .contracts.store import StoreContract
 from .triggers import Period, parse_period
 
 __all__ = ["StoreContract", "VirtualClock"]

@@ -12,7 +12,8 @@ from .clock import Clock
 from .entry import Entry
 from .errors import ScheduleError
 from .run import on_a_loop
-from .stores.base import USER, Store, require_data, whose
+from .stores.base import USER, Store, whose
+from .stores.data import require_data
 from .views import Views
 
 log = logging.getLogger("panel_schedule")

@@ -1,14 +1,17 @@
-"""Fixtures for tests that talk to a real server, with a real browser."""
+"""Fixtures that several files share: a scheduler driven by hand, a real server, a real browser."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from core import Core
+from panel_schedule.run import Run
 from servers import PanelServer, Serve, write_files
 from windows import NewPage, launch, windows
 
@@ -19,6 +22,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     event loop running in this thread, under which ``asyncio.run`` and async tests are refused.
     """
     items.sort(key=lambda item: "browser" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture
+def core() -> Iterator[Core]:
+    with Core() as core:
+        yield core
+
+
+@pytest.fixture
+def ledger(monkeypatch: pytest.MonkeyPatch) -> dict[Run, int]:
+    """All runs that are made, and how often each of them ended."""
+    ended: dict[Run, int] = {}
+    end, init = Run.end, Run.__init__
+
+    def counted_init(self: Run, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        ended[self] = 0
+
+    def counted_end(self: Run, *args: Any, **kwargs: Any) -> None:
+        ended[self] += 1
+        end(self, *args, **kwargs)
+
+    monkeypatch.setattr(Run, "__init__", counted_init)
+    monkeypatch.setattr(Run, "end", counted_end)
+    return ended
 
 
 @pytest.fixture

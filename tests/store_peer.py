@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from panel_schedule.clock import SystemClock
-from panel_schedule.contract import second
+from panel_schedule.contracts.tools import second
 from panel_schedule.stores import database, house
 from panel_schedule.stores.base import TASK, USER, Claim, Plan
 from panel_schedule.stores.file import FileStore
@@ -21,7 +21,7 @@ PATIENCE = 20.0
 
 # Children of a clean process that has imported everything: they start in no time, and inherit nothing of the test.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["panel_schedule.contract", "panel_schedule.stores.file", "polars", "pyarrow"])
+_processes.set_forkserver_preload(["panel_schedule.contracts.tools", "panel_schedule.stores.file", "polars", "pyarrow"])
 
 
 class Peer:

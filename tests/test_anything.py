@@ -12,27 +12,8 @@ import pytest
 from core import PATIENCE, Core, messages
 from panel_schedule.config import Config
 from panel_schedule.front import Front
-from panel_schedule.run import Run, RunState
+from panel_schedule.run import RunState
 from panel_schedule.runtime import Runtime
-
-
-@pytest.fixture
-def ledger(monkeypatch):
-    """All runs that are made, and how often each of them ended."""
-    ended: dict[Run, int] = {}
-    end, init = Run.end, Run.__init__
-
-    def counted_init(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        ended[self] = 0
-
-    def counted_end(self, *args, **kwargs):
-        ended[self] += 1
-        end(self, *args, **kwargs)
-
-    monkeypatch.setattr(Run, "__init__", counted_init)
-    monkeypatch.setattr(Run, "end", counted_end)
-    return ended
 
 
 def real(ledger):

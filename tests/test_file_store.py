@@ -22,7 +22,7 @@ import pytest
 
 from core import messages
 from panel_schedule.clock import SystemClock
-from panel_schedule.contract import claim, ended, enroll, hammer, put, refusal
+from panel_schedule.contracts.tools import claim, ended, enroll, hammer, put, refusal
 from panel_schedule.errors import RunFenced, StoreError, ValueRefused
 from panel_schedule.run import RunState
 from panel_schedule.stores import codec, database, folder, house

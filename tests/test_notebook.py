@@ -60,7 +60,12 @@ def test_a_failing_first_run_is_a_traceback_in_the_cell(run: Run) -> None:
     plain, _, later = run(
         DEFINE.format(value="1 / 0"),
         DEFINE.format(value="2 / 0").replace("def answer", "async def other"),
-        "import asyncio; await asyncio.sleep(0.05); print(other.status.error)",
+        """
+        import asyncio
+        while not other.status.error:
+            await asyncio.sleep(0.01)
+        print(other.status.error)
+        """,
         allow_errors=True,
     )
     assert "ZeroDivisionError" in plain

@@ -9,7 +9,7 @@ import types
 import panel as pn
 import pytest
 
-from core import PATIENCE, Core, second, short
+from core import PATIENCE, second, short
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
 from panel_schedule.errors import CycleError, RunTimedOut
@@ -18,12 +18,6 @@ from panel_schedule.registry import require_no_cycle
 from panel_schedule.run import RunState
 from panel_schedule.runtime import Runtime
 from panel_schedule.task import named_tasks
-
-
-@pytest.fixture
-def core():
-    with Core() as core:
-        yield core
 
 
 def counter(core, name, *reads):

@@ -13,7 +13,7 @@ import pytest
 import panel_schedule.ledger
 from core import PATIENCE, START, Core, keys, messages, second, short
 from panel_schedule.errors import RegistrationError, RunCancelled, RunCrashed, RunFailed, StoreError
-from panel_schedule.run import Run, RunState
+from panel_schedule.run import RunState
 from panel_schedule.stores import owners
 from panel_schedule.stores.file import FileStore
 from panel_schedule.testing import VirtualClock
@@ -124,25 +124,6 @@ def pair(server):
     """Two processes."""
     server.join(), server.join()
     return server
-
-
-@pytest.fixture
-def ledger(monkeypatch):
-    """All runs that are made, and how often each of them ended."""
-    ended = {}
-    end, init = Run.end, Run.__init__
-
-    def counted_init(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        ended[self] = 0
-
-    def counted_end(self, *args, **kwargs):
-        ended[self] += 1
-        end(self, *args, **kwargs)
-
-    monkeypatch.setattr(Run, "__init__", counted_init)
-    monkeypatch.setattr(Run, "end", counted_end)
-    return ended
 
 
 # ------------------------------------------------------------ one run for all

@@ -19,12 +19,6 @@ from panel_schedule.task import Origin, Task, is_async
 from panel_schedule.triggers import Cron, Dates, Every
 
 
-@pytest.fixture
-def core():
-    with Core() as core:
-        yield core
-
-
 def executed(source, module="tasks", file="/srv/tasks.py", **names):
     """The functions of a file, executed as a module of some name."""
     space = {"__name__": module, **names}

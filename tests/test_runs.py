@@ -23,13 +23,6 @@ from panel_schedule.run import RunState, track
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores.base import TASK
 
-
-@pytest.fixture
-def core():
-    with Core() as core:
-        yield core
-
-
 # ------------------------------------------------------------ failing
 
 

@@ -11,17 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from core import PATIENCE, START, Core, messages, second
+from core import PATIENCE, START, messages, second
 from panel_schedule.config import Config
 from panel_schedule.errors import RegistrationError, ScheduleError
 from panel_schedule.front import Front
 from panel_schedule.runtime import Runtime
-
-
-@pytest.fixture
-def core():
-    with Core() as core:
-        yield core
 
 
 @pytest.fixture

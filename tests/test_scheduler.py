@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from core import PATIENCE, Core, keys, messages, second, short
+from core import PATIENCE, keys, messages, second, short
 from panel_schedule.errors import (
     RegistrationError,
     RunCancelled,
@@ -17,13 +17,6 @@ from panel_schedule.errors import (
 from panel_schedule.run import RunState, current_run, progress
 from panel_schedule.task import Retry
 from panel_schedule.triggers import Every
-
-
-@pytest.fixture
-def core():
-    with Core() as core:
-        yield core
-
 
 # ------------------------------------------------------------ the rate
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from core import PATIENCE, Core, keys, messages, second
+from core import PATIENCE, keys, messages, second
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
 from panel_schedule.front import Front
@@ -17,13 +17,6 @@ from panel_schedule.run import Run, RunState
 from panel_schedule.runtime import Runtime
 from panel_schedule.scheduler import Scheduler
 from panel_schedule.stores.memory import MemoryStore
-
-
-@pytest.fixture
-def core():
-    with Core() as core:
-        yield core
-
 
 # ------------------------------------------------------------ dates
 

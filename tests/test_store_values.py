@@ -21,13 +21,6 @@ from panel_schedule.errors import ValueRefused
 from panel_schedule.front import Front
 from panel_schedule.runtime import Runtime
 
-
-@pytest.fixture
-def core():
-    with Core() as core:
-        yield core
-
-
 # ------------------------------------------------------------ a mapping
 
 

@@ -17,11 +17,13 @@ from typing import Any
 from ..clock import Clock
 from ..entry import Entry
 from ..errors import ScheduleError, StoreError, ValueRefused, ValueUnreadable
-from .base import TASK, USER, Claim, fenced, require_data, whose
+from .base import TASK, USER, Claim, fenced, whose
 from .codec import Encoded, Inline, Mapped, encode, write_file
+from .columns import instant_of, micros
+from .data import require_data
 from .database import Corrupt, Transaction
 from .house import House
-from .rows import Rows, instant_of, micros
+from .rows import Rows
 
 log = logging.getLogger("panel_schedule")
 

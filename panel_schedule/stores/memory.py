@@ -11,8 +11,9 @@ from typing import Any
 
 from ..entry import Entry
 from ..run import RunRecord
-from .base import TASK, Claim, Listener, Mark, Plan, Refusal, Row, extended, fenced, require_data, whose
+from .base import TASK, Claim, Listener, Mark, Plan, Refusal, Row, extended, fenced, whose
 from .codec import Mapped, encode
+from .data import require_data
 
 
 class MemoryStore:
@@ -134,14 +135,14 @@ class MemoryStore:
         found = {}
         with self._lock:
             for task, trigger, first_seen in plans:
-                row, gave_way, fingerprint = self._rows.get(task), None, trigger.fingerprint
-                if row is None or row.fingerprint != fingerprint:
-                    gave_way = row.override if row is not None else None
-                    fresh = Row(fingerprint, first_seen)
-                    row = fresh if row is None else replace(fresh, paused=row.paused)
-                    self._rows[task] = row
-                    self._marks.pop(task, None)
-                found[task] = replace(self._complete(task, row), gave_way=gave_way)
+                row, fingerprint = self._rows.get(task), trigger.fingerprint
+                if row is not None and row.fingerprint == fingerprint:
+                    found[task] = self._complete(task, row)
+                    continue
+                found[task] = self._rows[task] = Row(fingerprint, first_seen, paused=row is not None and row.paused)
+                self._marks.pop(task, None)
+                if row is not None:
+                    found[task] = replace(found[task], gave_way=row.override)
         return found
 
     def row(self, task: str) -> Row | None:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import pickle
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from ..errors import ValueRefused
 from ..run import RunRecord, RunState
-from ..triggers import Dates, Every
 from .base import TAKEOVERS, TASK, Claim, Holder, Mark, Plan, Refusal, Row, extended
+from .columns import EPOCH, instant_of, key_of, micros, pickled, portable, storable, stored_key, stored_mark, unpickled
 from .database import NEXT, Transaction
-
-log = logging.getLogger("panel_schedule")
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TICK = timedelta(microseconds=1)
 
 # What says something about the task; that a run was cancelled does not.
 _OUTCOMES = (RunState.SUCCEEDED, RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
@@ -101,16 +93,16 @@ class Rows(ABC):
             "UPDATE tasks SET server = ?, fingerprint = ?, trigger = ?, removed = 0, forgotten = 0, "
             f"{'' if kept else 'override = NULL, first_seen = ?, last_slot = NULL, last_version = 0,'} "
             "change = ? WHERE name = ?",
-            *(self._server, fingerprint, _portable(trigger)),
+            *(self._server, fingerprint, portable(trigger)),
             *(() if kept else (micros(first_seen),)),
             *(tx.change(), name),
         )
-        return None if kept or row["forgotten"] else _unpickled(name, row["override"])
+        return None if kept or row["forgotten"] else unpickled(name, row["override"])
 
     def _insert(self, tx: Transaction, name: str, fingerprint: str, trigger: Any, first_seen: datetime) -> None:
         tx.do(
             "INSERT INTO tasks (name, server, fingerprint, trigger, first_seen, change) VALUES (?, ?, ?, ?, ?, ?)",
-            *(name, self._server, fingerprint, _portable(trigger), micros(first_seen), tx.change()),
+            *(name, self._server, fingerprint, portable(trigger), micros(first_seen), tx.change()),
         )
 
     def row(self, task: str) -> Row | None:
@@ -123,16 +115,17 @@ class Rows(ABC):
         name, holder = row["name"], None
         if row["run_id"] is not None and row["owner"] != self._me:
             holder = Holder(
-                row["run_id"], _key(row["key"]), row["attempt"], instant_of(row["wave"]), instant_of(row["started_at"]),
-                bool(row["over"]), not self._alive(row["owner"]), row["percent"], row["message"],
+                row["run_id"], key_of(row["key"]), row["attempt"], instant_of(row["wave"]),
+                instant_of(row["started_at"]), bool(row["over"]), not self._alive(row["owner"]),
+                row["percent"], row["message"],
             )  # fmt: skip
         return Row(
             fingerprint=row["fingerprint"],
-            first_seen=instant_of(row["first_seen"]) or _EPOCH,
+            first_seen=instant_of(row["first_seen"]) or EPOCH,
             last_slot=instant_of(row["last_slot"]),
             last_version=row["last_version"],
-            trigger=_unpickled(name, row["trigger"]) if fingerprint not in (None, row["fingerprint"]) else None,
-            override=_unpickled(name, row["override"]),
+            trigger=unpickled(name, row["trigger"]) if fingerprint not in (None, row["fingerprint"]) else None,
+            override=unpickled(name, row["override"]),
             gave_way=gave_way,
             paused=bool(row["paused"]),
             removed=bool(row["removed"]),
@@ -154,7 +147,7 @@ class Rows(ABC):
         reschedule: Any = None,
         now: datetime | None = None,
     ) -> None:
-        override = None if reschedule is None else _pickled(task, reschedule)
+        override = None if reschedule is None else pickled(task, reschedule)
         with self._transaction() as tx:
             number = tx.change()
             if paused is not None:
@@ -243,7 +236,7 @@ class Rows(ABC):
                 f"message = '', change = {NEXT}, {column} = ifnull(?, {column}) "
                 f"WHERE name = ? AND run_id IS NULL AND NOT forgotten AND fence = ? AND {column} IS ? "
                 f"{f'AND NOT EXISTS ({_NEWER})' if first else ''}",
-                *(self._me, run_id, _stored_key(key), micros(wave), micros(now), _stored_mark(mark)),
+                *(self._me, run_id, stored_key(key), micros(wave), micros(now), stored_mark(mark)),
                 *(task, row["fence"], row["last"], *newer),
             ):
                 return Claim(task, run_id, row["fence"] + 1, 1, key, wave)
@@ -276,7 +269,7 @@ class Rows(ABC):
     def progress(self, claim: Claim, percent: int, message: str) -> None:
         self._do(
             f"UPDATE tasks SET percent = ?, message = ?, change = {NEXT} WHERE name = ? AND run_id = ? AND fence = ?",
-            *(percent, _text(message), claim.task, claim.run_id, claim.fence),
+            *(percent, storable(message), claim.task, claim.run_id, claim.fence),
         )
 
     def release(self, claim: Claim) -> None:
@@ -313,13 +306,13 @@ class Rows(ABC):
                 *(self._me, micros(now), tx.change(), task),
             )
         return Claim(
-            task, row["run_id"], row["fence"] + 1, row["attempt"] + 1, _key(row["key"]), instant_of(row["wave"])
+            task, row["run_id"], row["fence"] + 1, row["attempt"] + 1, key_of(row["key"]), instant_of(row["wave"])
         )
 
     def _close(self, tx: Transaction, row: sqlite3.Row, state: RunState, error: str, now: datetime) -> RunRecord:
         """End the run of a process that cannot do so any more."""
         record = RunRecord(
-            row["run_id"], _key(row["key"]), state, row["attempt"], None, instant_of(row["started_at"]), now, error
+            row["run_id"], key_of(row["key"]), state, row["attempt"], None, instant_of(row["started_at"]), now, error
         )
         self._add(tx, row["name"], record)
         tx.do(f"UPDATE tasks SET {_FREE}, change = ? WHERE name = ?", tx.change(), row["name"])
@@ -339,7 +332,7 @@ class Rows(ABC):
                 row = tx.one(f"SELECT forgotten, {column} AS last FROM tasks WHERE name = ?", task)
                 if row is None or row["forgotten"] or _handled(row["last"], mark):
                     return False
-                tx.do(f"UPDATE tasks SET {column} = ? WHERE name = ?", _stored_mark(mark), task)
+                tx.do(f"UPDATE tasks SET {column} = ? WHERE name = ?", stored_mark(mark), task)
             return self._add(tx, task, record)
 
     def _add(self, tx: Transaction, task: str, record: RunRecord) -> bool:
@@ -353,9 +346,9 @@ class Rows(ABC):
         tx.do(
             "INSERT INTO runs (task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, "
             "until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            *(task, record.id, _stored_key(record.key), str(record.state), record.attempt),
+            *(task, record.id, stored_key(record.key), str(record.state), record.attempt),
             *map(micros, (record.queued_at, record.started_at, record.finished_at)),
-            *(_text(record.error), _text(record.reason), micros(record.until)),
+            *(storable(record.error), storable(record.reason), micros(record.until)),
         )
         tx.do(
             "DELETE FROM runs WHERE task = ? AND number <= (SELECT number FROM runs WHERE task = ? "
@@ -367,7 +360,7 @@ class Rows(ABC):
                 "UPDATE tasks SET over = (over OR run_id IS ?), outcome = ?, error = coalesce(?, error), change = ? "
                 "WHERE name = ?",
                 *(record.id, str(record.state)),
-                *(_text(record.error) if record.state in _OUTCOMES else None, tx.change(), task),
+                *(storable(record.error) if record.state in _OUTCOMES else None, tx.change(), task),
             )
         return True
 
@@ -375,63 +368,13 @@ class Rows(ABC):
         return [_record(row) for row in self._read("SELECT * FROM runs WHERE task = ? ORDER BY number DESC", task)]
 
 
-def micros(instant: datetime | None) -> int | None:
-    """Microseconds since 1970: exact, and in order."""
-    return None if instant is None else (instant - _EPOCH) // _TICK
-
-
-def instant_of(micros: int | None) -> datetime | None:
-    """The other way round."""
-    return None if micros is None else _EPOCH + micros * _TICK
-
-
-def _stored_key(key: datetime | str | None) -> str | None:
-    return f"@{micros(key)}" if isinstance(key, datetime) else key
-
-
-def _key(stored: str | None) -> datetime | str | None:
-    return instant_of(int(stored[1:])) if stored and stored.startswith("@") else stored
-
-
-def _text(text: str) -> str:
-    """What can be stored: a file name in an error may be no valid text."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _handled(last: int | None, mark: Mark | None) -> bool:
-    return mark is not None and last is not None and last >= _stored_mark(mark)
-
-
-def _stored_mark(mark: Mark | None) -> Any:
-    return micros(mark) if isinstance(mark, datetime) else mark
+    return mark is not None and last is not None and last >= stored_mark(mark)
 
 
 def _record(row: sqlite3.Row) -> RunRecord:
     queued_at, started_at, finished_at = (instant_of(row[f"{what}_at"]) for what in ("queued", "started", "finished"))
     return RunRecord(
-        row["id"], _key(row["key"]), RunState(row["state"]), row["attempt"], queued_at, started_at, finished_at,
+        row["id"], key_of(row["key"]), RunState(row["state"]), row["attempt"], queued_at, started_at, finished_at,
         row["error"], row["reason"], instant_of(row["until"]),
     )  # fmt: skip
-
-
-def _portable(trigger: Any) -> bytes | None:
-    """What the other processes of this server get instead of their own, if it means the same there."""
-    return pickle.dumps(trigger) if isinstance(trigger, (Dates, Every)) else None
-
-
-def _pickled(task: str, trigger: Any) -> bytes:
-    try:
-        return pickle.dumps(trigger)
-    except Exception as error:
-        raise ValueRefused(
-            f"Task {task!r}: the schedule {trigger} cannot be shared by processes ({error}). Reschedule it to a "
-            "period, a cron expression or dates."
-        ) from error
-
-
-def _unpickled(task: str, data: bytes | None) -> Any:
-    try:
-        return None if data is None else pickle.loads(data)
-    except Exception as error:
-        log.error("Task %r: a schedule that was stored cannot be read, so the one in the code holds: %s", task, error)
-        return None

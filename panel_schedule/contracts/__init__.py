@@ -1,0 +1,1 @@
+"""What the parts that can be replaced promise, as tests."""
