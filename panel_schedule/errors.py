@@ -10,6 +10,7 @@ The errors of the package. Each message names the task, the cause and the remedy
     │   └── CycleError           tasks that wait for each other
     ├── ValueRefused             a value that is not data (a Bokeh model, a Panel object)
     ├── ValueUnreadable          a stored value that cannot be read: torn, foreign, or of other code
+    ├── ArgumentUnkeyable        an argument, or a ``key=``, of which no key can be made
     ├── StoreError               a shared store that cannot be used, now or at all
     ├── WouldBlock               a blocking call on a running loop's own thread: use ``await``
     ├── NotReady                 no value within the given timeout
@@ -53,6 +54,10 @@ class ValueRefused(ScheduleError, TypeError):
 
 class ValueUnreadable(ScheduleError, ValueError):
     """A stored value that cannot be read: torn, foreign, newer, or of code that has changed."""
+
+
+class ArgumentUnkeyable(ScheduleError, TypeError):
+    """An argument of which no key can be made, or a ``key=`` that fails; so equal calls cannot be found."""
 
 
 class StoreError(ScheduleError, RuntimeError):
