@@ -14,6 +14,9 @@ from .config import config
 from .entry import Entry
 from .errors import ScheduleError
 from .front import Front
+from .jobpanel import JobPanel
+from .jobs import Background
+from .jobview import Job
 from .run import Run, RunState, current_run, progress, track
 from .runtime import Runtime
 from .server import install
@@ -26,6 +29,7 @@ install(_runtime)
 os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
+background = _front.background
 cancel_task = _front.cancel_task
 on = _front.on
 run_forever = _front.run_forever
@@ -38,8 +42,11 @@ __version__ = "0.1.0"
 ROUTES: list[tuple[str, type]] = []  # for ``--plugins panel_schedule``, which has several processes stop as one
 
 __all__ = [
+    "Background",
     "Entry",
     "Freshness",
+    "Job",
+    "JobPanel",
     "Retry",
     "Run",
     "RunState",
@@ -47,6 +54,7 @@ __all__ = [
     "Task",
     "TaskStatus",
     "TaskView",
+    "background",
     "cancel_task",
     "config",
     "current_run",

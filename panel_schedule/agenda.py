@@ -56,32 +56,30 @@ class Agenda:
     def enter(self, lanes: Iterable[Lane], again: bool = False, late: bool = False) -> None:
         """Take tasks in: what the store knows of them, their first runs, their next slots."""
         now = self._seen = self._s.clock.now()
-        entering = [lane for lane in lanes if not lane.removed]
-        # An appointment made before the clocks started, in a setup script, can be missed already.
-        plans = [
-            Plan(lane.task.name, policy.trigger, now if again else policy.given or now)
-            for lane in entering
-            for policy in [lane.task.policy]
-        ]
+        entering, plans = [], []
+        for lane in lanes:
+            if not lane.removed:
+                entering.append(lane)
+                name, policy = lane.task.name, lane.task.policy
+                # An appointment made before the clocks started, in a setup script, can be missed already.
+                plans.append(Plan(name, policy.trigger, now if again else policy.given or now))
         enroll = partial(self._s.store.enroll, plans, again=again, late=late)
         self._s.ledger.ask(entering, enroll, partial(self._entered, entering, again))
 
     def _entered(self, lanes: list[Lane], again: bool, rows: dict[str, Row]) -> None:
         """First runs, of all lanes before any starts: each must see whom it waits for."""
-        now = self._s.clock.now()
-        first = [
-            lane
-            for lane in lanes
-            if self._s.lanes.get(lane.task.name) is lane
-            and not lane.removed
-            and self._first_run(lane, rows[lane.task.name], now, again)
-        ]
+        now, first = self._s.clock.now(), []
+        for lane in lanes:
+            name = lane.task.name
+            if self._s.lanes.get(name) is lane and not lane.removed and self._first_run(lane, rows[name], now, again):
+                first.append(lane)
         for lane in first:
             if lane.run is not None:
                 self._s.runner.start(lane, lane.run)
-        for lane in lanes:
-            if self._s.store.blocking and self._s.lanes.get(lane.task.name) is lane:
-                self._s.peers.follow(lane, rows[lane.task.name])
+        if self._s.store.blocking:
+            for lane in lanes:
+                if self._s.lanes.get(lane.task.name) is lane:
+                    self._s.peers.follow(lane, rows[lane.task.name])
 
     def _first_run(self, lane: Lane, row: Row, now: datetime, again: bool) -> bool:
         policy = lane.task.policy
@@ -170,7 +168,7 @@ class Agenda:
         return sum(1 for slot in slots if wave is None or slot > wave)
 
     def advance(self, lane: Lane, since: datetime) -> None:
-        if lane.computed and self._s.store.blocking and lane.dates is None:
+        if self._s.store.blocking and lane.computed and lane.dates is None:
             self.elect(lane)
             return
         try:

@@ -6,17 +6,17 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable
-from contextlib import aclosing, closing
 from functools import partial
 from typing import Any, Protocol
 
+from .calls import PUBLISHED, async_outcome, outcome
 from .clock import Clock
-from .errors import RunFenced
-from .executors.base import PUBLISHED
+from .errors import RunFenced, ValueRefused
+from .executors.processes import Parcel
 from .lanes import Lane
 from .ledger import Ledger
 from .locked import Locked
-from .run import Run, _current
+from .run import Run, _current, on_a_loop
 from .stores.base import TASK, Store
 
 log = logging.getLogger("panel_schedule")
@@ -34,6 +34,7 @@ class Desk(Protocol):
     ledger: Ledger
 
     def touch(self, lane: Lane) -> None: ...
+    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
 class Bodies:
@@ -54,6 +55,13 @@ class Bodies:
 
     def make(self, lane: Lane, run: Run) -> Callable[[], Any]:
         """What an executor is to call."""
+        run._publish = partial(self._published, lane, run)
+        if lane.abroad:
+            return Parcel(
+                f"Task {run.task!r}", lane.task.function, run=run,
+                begin=partial(self._begin, lane, run), receive=partial(self._yielded, lane, run),
+                answer=partial(self._s.answer, run),
+            )  # fmt: skip
         return self._async_body(lane, run) if lane.is_async else self._body(lane, run)
 
     def _body(self, lane: Lane, run: Run) -> Callable[[], Any]:
@@ -64,9 +72,10 @@ class Bodies:
             _current.set(run)
             started = self._s.clock.monotonic()
             result = function()
-            if inspect.isgenerator(result):
-                aside = on_loop and self._s.store.blocking
-                result = self._drain_aside(lane, run, result) if aside else self._drain(lane, run, result)
+            if on_loop and self._s.store.blocking and inspect.isgenerator(result):
+                result = async_outcome(result, partial(self._yielded_aside, lane, run))
+            else:
+                result = outcome(result, partial(self._yielded, lane, run))
             if on_loop:
                 self._warn_if_held(lane.task.name, self._s.clock.monotonic() - started)
             return result
@@ -79,15 +88,7 @@ class Bodies:
         async def body() -> Any:
             self._begin(lane, run)
             _current.set(run)
-            result = function()
-            if not inspect.isasyncgen(result):
-                return await result
-            count = 0
-            async with aclosing(result):
-                async for value in result:
-                    await self._yielded_aside(lane, run, value)
-                    count += 1
-            return PUBLISHED if count else None
+            return await async_outcome(function(), partial(self._yielded_aside, lane, run))
 
         return body
 
@@ -98,30 +99,6 @@ class Bodies:
             self._limit(lane, run)
             self._s.touch(lane)
 
-    def _drain(self, lane: Lane, run: Run, values: Any) -> Any:
-        count = 0
-        # Closed even when the run has ended in between: its cleanup code is part of the body.
-        with closing(values):
-            while True:
-                try:
-                    value = next(values)
-                except StopIteration as stop:
-                    return PUBLISHED if stop.value is None and count else stop.value
-                self._yielded(lane, run, value)
-                count += 1
-
-    async def _drain_aside(self, lane: Lane, run: Run, values: Any) -> Any:
-        """The same for a plain generator on the loop."""
-        count = 0
-        with closing(values):
-            while True:
-                try:
-                    value = next(values)
-                except StopIteration as stop:
-                    return PUBLISHED if stop.value is None and count else stop.value
-                await self._yielded_aside(lane, run, value)
-                count += 1
-
     def _yielded(self, lane: Lane, run: Run, value: Any) -> None:
         run.check()
         self.publish(lane, run, value, final=False)
@@ -131,6 +108,20 @@ class Bodies:
             self._yielded(lane, run, value)
         else:
             await asyncio.wrap_future(self._s.ledger.aside(partial(self._yielded, lane, run, value)))
+
+    def _published(self, lane: Lane, run: Run, value: Any) -> None:
+        """What the function itself publishes; an async one cannot be made to wait for it."""
+        if not (self._s.store.blocking and on_a_loop()):
+            self._yielded(lane, run, value)
+            return
+        with self._s.locked:
+            self._s.ledger.ask([lane], partial(self._publish_late, lane, run, value))
+
+    def _publish_late(self, lane: Lane, run: Run, value: Any) -> None:
+        try:
+            self.publish(lane, run, value, final=False)
+        except (RunFenced, ValueRefused) as error:
+            log.error("%s", error)
 
     def publish(self, lane: Lane, run: Run, value: Any, final: bool = True) -> Any:
         claim = lane.claim

@@ -57,6 +57,14 @@ class Config(param.Parameterized):
         How many plain functions may run at once, each in a worker thread.""",
     )
 
+    max_processes = param.Integer(
+        default=2,
+        bounds=(1, None),
+        doc="""
+        How many functions may run at once in worker processes of each server process: so many background
+        jobs, and as many tasks. The workers start when they are needed.""",
+    )
+
     grace_period = param.Number(
         default=5.0,
         bounds=(0, None),

@@ -27,6 +27,7 @@ class Lane:
     """
 
     __slots__ = (
+        "abroad",
         "asking",
         "base",
         "body",
@@ -69,7 +70,7 @@ class Lane:
         "writing",
     )
 
-    def __init__(self, task: Task[Any], executor: Executor, on_loop: bool, gated: bool):
+    def __init__(self, task: Task[Any], executor: Executor, on_loop: bool, abroad: bool, gated: bool):
         self.task = task
         # The schedule in force: the override of a reschedule, or the one in the code.
         self.base: Trigger = task.policy.trigger
@@ -77,6 +78,8 @@ class Lane:
         self.trigger: Trigger = self.base
         self.executor = executor
         self.on_loop = on_loop
+        # Whether its function runs in a process of its own.
+        self.abroad = abroad
         self.is_async = is_async(task.function)
         # Whether the server serves nothing before this task's first value.
         self.gated = gated
@@ -90,7 +93,7 @@ class Lane:
         # Whether the store has been asked for the claim of `run` and has not answered yet.
         self.asking = False
         # What became of later slots, to be recorded after the one that is asked for.
-        self.untold: list[Callable[[], object]] = []
+        self.untold: tuple[Callable[[], object], ...] = ()
         self.paused = False
         self.removed = False
         # First line of the last failure, wherever it ran; "" when the last finished run succeeded.
@@ -103,7 +106,7 @@ class Lane:
         # What other processes do with the task: the run of one of them, those that wait for its end, whether
         # one holds the claim (also when only the body of its run is left), and how many sessions show it there.
         self.remote: Run | None = None
-        self.joiners: list[Run] = []
+        self.joiners: tuple[Run, ...] = ()
         self.held = False
         self.elsewhere = 0
         # Writes to the store that it has not answered yet, and what is to be read of it afterwards.
@@ -117,12 +120,17 @@ class Lane:
         # Whose values cause its runs, by name, and the lanes whose runs its own values cause.
         self.follows: tuple[str, ...] = ()
         self.dependents: tuple[Lane, ...] = ()
-        self.reads: frozenset[Task[Any]] = frozenset()
+        self.reads: tuple[Task[Any], ...] = ()
         # The tasks it is ordered behind, worked out when first needed.
         self.depends: tuple[Task[Any], ...] | None = None
         self.slot_timer: Timer | None = None
         self.timeout_timer: Timer | None = None
         self.stale_timer: Timer | None = None
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether its function can be ended, so that it may be tried again after a timeout."""
+        return self.abroad or self.is_async
 
     @property
     def busy(self) -> Busy | None:
@@ -232,7 +240,7 @@ class Waves:
         """Block the run's own thread until `upstream` is there; its place goes to another meanwhile."""
         with self._lock:
             if lane.on_loop and upstream.task not in lane.reads:
-                lane.reads |= {upstream.task}
+                lane.reads += (upstream.task,)
                 lane.depends = None
             missing = () if lane.on_loop else self._missing(lane, run, [upstream])
             if not missing:

@@ -14,6 +14,7 @@ from .executors.base import Executor
 from .lanes import Lane
 from .ledger import Ledger
 from .locked import Locked
+from .registry import Named
 from .run import Run, RunState, first_line, own_traceback
 from .stores.base import Store
 from .task import Task, is_async
@@ -21,7 +22,7 @@ from .timers import Timers
 
 log = logging.getLogger("panel_schedule")
 
-Handler = Callable[[Task[Any], Run], Any]
+Handler = Callable[[Any, Run], Any]
 EVENTS = ("failed", "recovered", "skipped", "stale", "succeeded")
 
 # How often, in seconds, the other processes hear of a run's progress.
@@ -99,7 +100,7 @@ class News:
         last_good = "the last good value stays" if lane.task.entry else "there is no value yet"
         log.error("Task %r failed, %s: %s", lane.task.name, last_good, text, exc_info=own_traceback(error))
 
-    def emit(self, event: str, task: Task[Any], run: Run) -> None:
+    def emit(self, event: str, task: Named, run: Run) -> None:
         """Call the handlers of an event, in an executor: they can never hurt a run."""
         for handler in list(self._s.handlers[event]):
             executor = self._s.executors["loop" if is_async(handler) else "handler"]

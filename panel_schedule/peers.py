@@ -83,7 +83,7 @@ class Peers:
         lane.base = base or lane.base
         trigger = override or lane.base
         lane.override = override
-        if trigger.fingerprint == lane.trigger.fingerprint:
+        if trigger is lane.trigger or trigger.fingerprint == lane.trigger.fingerprint:
             return
         lane.trigger, lane.depends = trigger, None
         self._s.waves.follow(lane, lane.upstream)
@@ -104,7 +104,7 @@ class Peers:
         if ended is not None:
             self._end(lane, ended, row)
         if not active:
-            joiners, lane.joiners = lane.joiners, []
+            joiners, lane.joiners = lane.joiners, ()
             for run in joiners:
                 self._end(lane, run, row)
         if not lane.held and lane.run is None:
@@ -158,13 +158,13 @@ class Peers:
             # A store of this process alone: only a claim of the same name that somebody else took by hand.
             for joiner in lane.joiners:
                 self._s.runner.drop(lane, joiner, "claimed elsewhere")
-            lane.joiners = []
+            lane.joiners = ()
             self._s.runner.next(lane)
             return
         self.follow(lane, row)
 
     def _join(self, lane: Lane, run: Run) -> None:
-        lane.joiners.append(run)
+        lane.joiners += (run,)
         run._stop = partial(self._cancel_joined, lane)
 
     def _cancel_joined(self, lane: Lane, run: Run, reason: str) -> None:
@@ -193,7 +193,7 @@ class Peers:
                 logging.WARNING if run.attempt > 1 else logging.INFO,
                 "Task %r: the process that ran it is gone; attempt %d of %s runs here.", run.task, run.attempt, run.key,
             )  # fmt: skip
-            joiners, lane.joiners = [*lane.joiners, *filter(None, [lane.remote])], []
+            joiners, lane.joiners = [*lane.joiners, *filter(None, [lane.remote])], ()
             lane.remote, lane.held = None, False
             for joiner in joiners:
                 run.add_done_callback(partial(_echo, joiner))

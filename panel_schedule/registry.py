@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import CycleError, RegistrationError, TriggerError
 from .task import ONCE, FirstRun, Origin, Overlap, Policy, Retry, Task, WhenIdle
@@ -59,7 +59,14 @@ class Registry(Mapping[str, Task[Any]]):
             del self._tasks[task.name]
 
 
-def same_function(task: Task[Any], function: Callable[..., Any]) -> bool:
+class Named(Protocol):
+    """A function that is known by a name: a task or a background function."""
+
+    name: str
+    function: Any
+
+
+def same_function(task: Named, function: Callable[..., Any]) -> bool:
     """Whether it is the task's own function, perhaps from another execution of its file (invariant 1)."""
     return task.function is function or Origin.of(task.function).same(Origin.of(function))
 
@@ -79,11 +86,11 @@ def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) ->
     return not dates and replace(policy, default=None) != replace(task.policy, default=None)
 
 
-def taken(task: Task[Any], function: Callable[..., Any]) -> RegistrationError:
+def taken(task: Named, function: Callable[..., Any], kind: str = "task") -> RegistrationError:
     """The error for another function under a taken name."""
     return RegistrationError(
-        f"Task {task.name!r} is defined twice: first as {Origin.of(task.function)}, now as {Origin.of(function)}. "
-        "Give one of them another name, with name=..."
+        f"{kind.capitalize()} {task.name!r} is defined twice: first as {Origin.of(task.function)}, now as "
+        f"{Origin.of(function)}. Give one of them another name, with name=..."
     )
 
 
@@ -96,24 +103,37 @@ def require_schedulable(function: Any, name: str | None) -> str:
     RegistrationError
         When it is no function, has required parameters, has no name, or is defined in the served script.
     """
-    if not callable(function):
-        raise RegistrationError(f"Only a function can be scheduled, and not {function!r}.")
-    name = name or getattr(function, "__name__", None)
-    if not isinstance(name, str) or name in ("", "<lambda>"):
-        raise RegistrationError(f"{function!r} has no name of its own: give the task one, with name='...'.")
-    if not _is_text(name):
-        raise RegistrationError(
-            f"{name!r} is no valid text: give the task a name that can be written, with name='...'."
-        )
+    name = require_nameable(function, name)
     if required := _required_parameters(function):
         raise RegistrationError(
             f"Task {name!r}: its function needs {', '.join(required)}, and a schedule has nothing to give it. "
             "Give the parameters defaults, or schedule functools.partial(function, ...) with name='...'."
         )
+    return name
+
+
+def require_nameable(function: Any, name: str | None, kind: str = "task") -> str:
+    """
+    Check what is to be known by name in all processes, and return the name.
+
+    Raises
+    ------
+    RegistrationError
+        When it is no function, has no name, or is defined in the served script.
+    """
+    if not callable(function):
+        raise RegistrationError(f"Only a function can be made a {kind}, and not {function!r}.")
+    name = name or getattr(function, "__name__", None)
+    if not isinstance(name, str) or name in ("", "<lambda>"):
+        raise RegistrationError(f"{function!r} has no name of its own: give the {kind} one, with name='...'.")
+    if not _is_text(name):
+        raise RegistrationError(
+            f"{name!r} is no valid text: give the {kind} a name that can be written, with name='...'."
+        )
     if (getattr(function, "__module__", "") or "").startswith("bokeh_app_"):
         raise RegistrationError(
-            f"Task {name!r} is defined in the served script itself, which runs anew for each visitor and is cleaned up "
-            "with the session. Move the function to a module of its own, say tasks.py, import it from there, and "
+            f"{kind.capitalize()} {name!r} is defined in the served script itself, which runs anew for each visitor and "
+            "is cleaned up with the session. Move the function to a module of its own, say tasks.py, import it from there, and "
             "serve with `panel serve app.py --setup tasks.py`."
         )
     return name
@@ -262,12 +282,10 @@ def build_policy(
     RegistrationError
         When one of them means nothing.
     """
-    if executor not in (None, "loop", "thread"):
+    if executor not in (None, "loop", "thread", "process"):
         raise RegistrationError(
-            f"executor={executor!r} is unknown; accepted are 'loop', 'thread' and None (by function)."
+            f"executor={executor!r} is unknown; accepted are 'loop', 'thread', 'process' and None (by function)."
         )
-    if isinstance(retry, bool) or not isinstance(retry, (int, Retry)) or (isinstance(retry, int) and retry < 0):
-        raise RegistrationError(f"retry={retry!r} must be a count of 0 or more, or a Retry(...).")
     if first_run is None:
         # Dates are appointments: running at some other time as well is nobody's expectation.
         first_run = FirstRun.SKIP if isinstance(trigger, (Dates, Computed)) else FirstRun.WAIT
@@ -278,18 +296,26 @@ def build_policy(
     return Policy(
         trigger,
         executor=executor,
-        timeout=None if timeout is None else _duration("timeout", timeout).total_seconds(),
-        retry=retry if isinstance(retry, Retry) else Retry(max_attempts=retry + 1) if retry else ONCE,
-        overlap=_choice(Overlap, "overlap", overlap),
-        first_run=_choice(FirstRun, "first_run", first_run),
-        when_idle=_choice(WhenIdle, "when_idle", when_idle),
+        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
+        retry=as_retry(retry),
+        overlap=choice(Overlap, "overlap", overlap),
+        first_run=choice(FirstRun, "first_run", first_run),
+        when_idle=choice(WhenIdle, "when_idle", when_idle),
         needs=needed,
-        stale_after=None if stale_after is None else _duration("stale_after", stale_after),
+        stale_after=None if stale_after is None else duration("stale_after", stale_after),
         **others,
     )
 
 
-def _choice(kind: type[StrEnum], option: str, value: Any) -> Any:
+def as_retry(retry: Any) -> Retry:
+    """The policy that ``retry=`` means."""
+    if isinstance(retry, bool) or not isinstance(retry, (int, Retry)) or (isinstance(retry, int) and retry < 0):
+        raise RegistrationError(f"retry={retry!r} must be a count of 0 or more, or a Retry(...).")
+    return retry if isinstance(retry, Retry) else Retry(max_attempts=retry + 1) if retry else ONCE
+
+
+def choice(kind: type[StrEnum], option: str, value: Any) -> Any:
+    """The member that a value of an option means."""
     try:
         return kind(value)
     except ValueError:
@@ -297,7 +323,8 @@ def _choice(kind: type[StrEnum], option: str, value: Any) -> Any:
         raise RegistrationError(f"{option}={value!r} is unknown; accepted are {accepted}.") from None
 
 
-def _duration(option: str, value: Any) -> timedelta:
+def duration(option: str, value: Any) -> timedelta:
+    """The time that a value of an option means."""
     try:
         return parse_period(value)
     except TriggerError as exc:

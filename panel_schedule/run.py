@@ -129,9 +129,12 @@ class Run:
         "_changed",
         "_ended",
         "_future",
+        "_load",
         "_publish",
+        "_rank",
         "_stop",
         "_value",
+        "_watchers",
         "attempt",
         "error",
         "expired",
@@ -187,6 +190,10 @@ class Run:
         self._changed: Callable[[], object] | None = None
         self._stop: Callable[[Run, str], object] | None = None
         self._publish: Callable[[Any], object] | None = None
+        self._rank: Callable[[], int] | None = None
+        self._watchers: frozenset[Callable[[], object]] = frozenset()
+        # Fetches the value from a shared store, of a run that has ended in another process.
+        self._load: Callable[[], Any] | None = None
         # In a worker process: what its function asks of the server, a task's value say.
         self._ask: Callable[..., Any] | None = None
 
@@ -201,7 +208,37 @@ class Run:
     @property
     def value(self) -> Any:
         """What the function has returned; None before it has succeeded."""
+        if (load := self._load) is not None:
+            self._value, self._load = load(), None
         return self._value
+
+    @property
+    def position(self) -> int:
+        """Place in the queue, from 1; 0 when it has begun. Of a run in this process."""
+        return self._rank() if self._rank is not None and self.state is RunState.QUEUED else 0
+
+    def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
+        """
+        Call `changed` when something about the run is new, on whatever thread; it must return at once.
+
+        Returns
+        -------
+        callable
+            Ends it.
+        """
+        with _completing:
+            self._watchers |= {changed}
+
+        def unwatch() -> None:
+            with _completing:
+                self._watchers -= {changed}
+
+        return unwatch
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody follows it."""
+        return bool(self._watchers)
 
     @property
     def traceback(self) -> str:
@@ -289,7 +326,9 @@ class Run:
         self.attempt += 1
         self.expired = False
 
-    def end(self, state: RunState, now: datetime, error: BaseException | None = None) -> None:
+    def end(self, state: RunState, now: datetime, error: BaseException | None = None, value: Any = None) -> None:
+        # First: whoever sees that it has succeeded sees what it gave.
+        self._value = value
         self.state = state
         self.error = error
         self.finished_at = now
@@ -319,7 +358,12 @@ class Run:
         if self.error is not None:
             future.set_exception(self.error)
         else:
-            future.set_result(self._value)
+            future.set_result(self.value)
+
+    def touch(self) -> None:
+        """Tell those who watch it."""
+        for changed in self._watchers:
+            changed()
 
     def report(self, percent: int, message: str) -> None:
         if (percent, message) != (self.percent, self.message):

@@ -28,6 +28,9 @@ log = logging.getLogger("panel_schedule")
 # Seconds that a coroutine gets to end after its timeout, before a retry is given up.
 LAST_WORDS = 1.0
 
+# How a run ends that has gone wrong by itself.
+TROUBLE = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
+
 # Why a run is cancelled that the end of its server ends.
 STOPS = "cancelled: the server stops"
 
@@ -58,6 +61,7 @@ class Desk(Protocol):
 
     def defer(self, call: Callable[[], object]) -> None: ...
     def touch(self, lane: Lane) -> None: ...
+    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
 class Runner:
@@ -210,7 +214,7 @@ class Runner:
                 told = fenced or RunCancelled(f"Task {run.task!r}: the run was cancelled.")
                 self._finish(lane, run, RunState.CANCELLED, told)
             else:
-                self._failed(lane, run, error, RunState.FAILED)
+                self._failed(lane, run, error, RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED)
 
     def _succeeded(self, lane: Lane, run: Run, value: Any) -> None:
         troubled = lane.error != "" or lane.stale
@@ -248,10 +252,11 @@ class Runner:
         if lane.run is not run or run.state.final:
             return
         body, again = lane.body, run.attempt < lane.task.policy.retry.max_attempts
-        if body is not None and lane.is_async and again and not run.expired:
-            # A coroutine can be ended and tried again; a thread cannot, so its timeout is final.
+        if body is not None and lane.stoppable and again and not run.expired:
+            # A coroutine and a process can be ended and tried again; a thread cannot, so its timeout is final.
             run.expired = True
-            lane.timeout_timer = self._s.timers.after(LAST_WORDS, partial(self._timed_out, lane), run)
+            if lane.is_async and not lane.abroad:  # a process will have ended soon, whatever it does
+                lane.timeout_timer = self._s.timers.after(LAST_WORDS, partial(self._timed_out, lane), run)
         else:
             self._finish(lane, run, RunState.TIMED_OUT, self._timeout_error(lane))
         if body is not None:
@@ -288,13 +293,13 @@ class Runner:
         if lane.body is not None and lane.claim is not None:
             lane.claim = store.void(lane.claim)
         waited_for = lane.gated and lane.task.entry is None and state is not RunState.SUCCEEDED and self._s.begun
-        if error is not None and state in (RunState.FAILED, RunState.TIMED_OUT):
+        if error is not None and state in TROUBLE:
             lane.error = first_line(error)
             if not waited_for:  # whoever waits for it says so
                 self._s.news.complain(lane, error)
         self._close(lane, run, state, error, value)
         self._s.news.judge(lane)
-        if state in (RunState.FAILED, RunState.TIMED_OUT):
+        if state in TROUBLE:
             self._s.news.emit("failed", lane.task, run)
         if waited_for:
             self._s.defer(lambda: self._s.fatal(lane.task, run))
@@ -343,13 +348,13 @@ class Runner:
     ) -> None:
         """Record what became of a slot: in the order of the slots, as the store takes the earlier ones for handled."""
         if lane.asking:
-            lane.untold.append(partial(self.note, lane, run, mark, then))
+            lane.untold += (partial(self.note, lane, run, mark, then),)
         else:
             self._s.ledger.ask([lane], partial(self._s.store.record, run.task, run.record(), mark), then)
 
     def tell(self, lane: Lane) -> None:
         """Record what had to wait until it was known who has the claim."""
-        untold, lane.untold = lane.untold, []
+        untold, lane.untold = lane.untold, ()
         if not self._s.stopping:  # else the slot before them is left to others, and so are they
             for note in untold:
                 note()
@@ -380,9 +385,11 @@ class Runner:
 
     def _unfinished(self, run: Run) -> bool:
         """Whether this process stops before the end of the run: another one finishes it, or the next server."""
+        if not (self._s.stopping and self._s.store.blocking):
+            return False
         ended_here = run.state is RunState.CANCELLED and run.reason in ("", STOPS)
         occasion = run.mark is not None or run.wave is not None  # nobody waits any more for a request
-        return self._s.stopping and self._s.store.blocking and ended_here and occasion
+        return ended_here and occasion
 
     def next(self, lane: Lane) -> None:
         """Let the run start that has waited for the end of another one."""

@@ -18,12 +18,26 @@ from . import supervisor
 from .clock import Clock, SystemClock
 from .components import show
 from .config import Config
+from .dispatcher import Dispatcher
 from .entry import Entry
 from .errors import ConfigError, NotReady, RegistrationError
 from .executors.loop import LoopExecutor
+from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
+from .jobpanel import JobPanel, Progress
+from .jobs import Background, JobPolicy
+from .jobview import Job
 from .news import EVENTS, Handler
-from .registry import Registry, choose_trigger, require_no_cycle, require_schedulable, same_function, taken, was_edited
+from .registry import (
+    Registry,
+    choose_trigger,
+    require_nameable,
+    require_no_cycle,
+    require_schedulable,
+    same_function,
+    taken,
+    was_edited,
+)
 from .run import Run, refuse_to_block, renew_ids, traceback_text
 from .scheduler import Scheduler
 from .stores.base import TASK, USER, Store
@@ -58,6 +72,7 @@ class Runtime:
         self.clock = clock or SystemClock()
         self.grace: float | None = None
         self.tasks = Registry()
+        self.functions: dict[str, Background[Any, Any]] = {}
         self.handlers: dict[str, list[Handler]] = {event: [] for event in EVENTS}
         self._ungated: set[str] = set()
         # Called as ``fatal(task, run)`` when a first run has failed that a server waits for.
@@ -74,6 +89,7 @@ class Runtime:
     def _fresh(self) -> None:
         self._lock = threading.RLock()
         self._scheduler: Scheduler | None = None
+        self._dispatcher: Dispatcher
         self._started = False
         self._inherited: MemoryStore | None = None
         self.loops = LoopExecutor()
@@ -85,10 +101,20 @@ class Runtime:
         if self._scheduler is None:
             with self._lock:
                 if self._scheduler is None:
-                    self._scheduler = self._build()
+                    scheduler = self._build()
+                    self._dispatcher = Dispatcher(scheduler)
+                    for function in self.functions.values():
+                        self._dispatcher.add(function)
+                    self._scheduler = scheduler
                     for task in self.tasks.values():
                         self._scheduler.add(task, gated=task.name not in self._ungated)
         return self._scheduler
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What hands background runs out; made with the scheduler."""
+        self.scheduler  # noqa: B018
+        return self._dispatcher
 
     def _build(self) -> Scheduler:
         self.config.freeze()
@@ -100,6 +126,10 @@ class Runtime:
             {
                 "loop": self.loops,
                 "thread": ThreadExecutor(self.config.max_threads),
+                "process": ProcessExecutor(self.config.max_processes),
+                # Jobs have places of their own: what visitors start must not hold up what everybody waits for.
+                "job-thread": ThreadExecutor(self.config.max_threads),
+                "job-process": ProcessExecutor(self.config.max_processes),
                 # Handlers have threads of their own: one that hangs takes none from the tasks.
                 "handler": ThreadExecutor(2),
                 "store": ThreadExecutor(1),
@@ -152,7 +182,11 @@ class Runtime:
             if self.on_start is not None:
                 loop.call_soon_threadsafe(self.on_start, loop)
             # At the loop's next turn: the rest of a setup script that is running now registers its tasks first.
-            loop.call_soon_threadsafe(self.scheduler.begin)
+            loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        self.scheduler.begin()
+        self.dispatcher.recover()
 
     @property
     def started(self) -> bool:
@@ -172,7 +206,9 @@ class Runtime:
         """
         if self._scheduler is not None and not self._scheduler.stopping:
             self._started = False
-            self._scheduler.stop(self.config.grace_period if self.grace is None else self.grace)
+            self._dispatcher.stop()
+            grace = self.config.grace_period if self.grace is None else self.grace
+            self._scheduler.stop(grace, self._dispatcher.release)
 
     def forget(self) -> None:
         """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
@@ -312,6 +348,45 @@ class Runtime:
         self._start_where_a_loop_runs(known)
         return known
 
+    def register_function(
+        self, policy: JobPolicy, name: str | None, key: Callable[..., Any] | None, function: Callable[..., Any]
+    ) -> Background[Any, Any]:
+        """
+        Make a background function, or find the one that it is already (invariant 1).
+
+        Raises
+        ------
+        RegistrationError
+            When the name is taken, or the options do not fit the function.
+        """
+        if isinstance(function, (Task, Background)):
+            raise RegistrationError(f"{function!r} is no plain function; {function.name}.function is: make it the job.")
+        name = require_nameable(function, name, "job")
+        with self._lock:
+            known = self.functions.get(name)
+            if known is None:
+                background = self.functions[name] = Background(name, function, policy, self, key)
+                if self._scheduler is not None:
+                    self._dispatcher.add(background)
+                return background
+            if not same_function(known, function) and not in_notebook():
+                raise taken(known, function, "job")
+            if in_notebook() or pn.config.autoreload:
+                known.become(function, policy, key)
+            return known
+
+    def job(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
+        return self.views.admit(lambda home, changed: Job(home, changed, function, args, kwargs, self))
+
+    def find(self, id: str) -> Run | None:
+        return self.dispatcher.find(id)
+
+    def show_job(self, job: Job) -> Any:
+        return JobPanel(job)
+
+    def show_progress(self, job: Job) -> Any:
+        return Progress(job)
+
     def cancel(self, task: Task[Any]) -> None:
         """Forget a task; its name is free again."""
         with self._lock:
@@ -338,7 +413,7 @@ class Runtime:
             return
         self.loops.adopt(loop)
         self._started = True
-        self.scheduler.begin()
+        self._begin()
         self._show_first_run(task)
 
     def _show_first_run(self, task: Task[Any]) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from .agenda import Agenda
+from .answers import answer
 from .clock import Clock
 from .entry import Entry
 from .errors import NotReady, RegistrationError
@@ -118,8 +119,12 @@ class Scheduler:
                 self.begun, self.stopping = True, False
                 self.agenda.enter(self.lanes.values())
 
-    def stop(self, grace: float) -> None:
-        """No new runs; those in flight get `grace` seconds, async ones are cancelled. Idempotent."""
+    def stop(self, grace: float, still: Callable[[], object] = lambda: None) -> None:
+        """
+        No new runs; those in flight get `grace` seconds, async ones are cancelled. Idempotent.
+
+        `still` is called when nothing runs any more, and the store is still open.
+        """
         with self.locked:
             self._serving, self.begun, self.stopping, self._closing = None, False, True, True
             for lane in self.lanes.values():
@@ -139,6 +144,7 @@ class Scheduler:
             for lane in self.lanes.values():
                 if lane.run is not None:
                     self.runner.abandon(lane, lane.run)
+        still()
         self.ledger.drain(LAST_WRITES)
         self.store.close()
         self._closing = False
@@ -199,8 +205,8 @@ class Scheduler:
         """The task got another function or policy: keep its value and history, run it anew."""
         with self.locked:
             lane = self.lanes[task.name]
-            lane.executor, lane.on_loop = self._executor(task)
-            lane.is_async, lane.reads, lane.depends = is_async(task.function), frozenset(), None
+            lane.executor, lane.on_loop, lane.abroad = self._executor(task)
+            lane.is_async, lane.reads, lane.depends = is_async(task.function), (), None
             lane.removed = lane.gated = False
             lane.trigger = lane.base = task.policy.trigger
             lane.override = None
@@ -318,6 +324,10 @@ class Scheduler:
             self.runner.launch(lane, run)
             return run
 
+    def answer(self, run: Run, question: str, *args: Any) -> Any:
+        """Answer what a function asks in its worker process."""
+        return answer(self, run, question, *args)
+
     def await_turn(self, task: Task[Any], run: Run) -> None:
         reader, upstream = self.lanes.get(run.task), self.lanes.get(task.name)
         if reader is not None and upstream is not None:
@@ -399,9 +409,9 @@ class Scheduler:
             for dependent in lane.dependents:
                 self.runner.trigger(dependent, entry.wave or entry.updated_at)
 
-    def _executor(self, task: Task[Any]) -> tuple[Executor, bool]:
+    def _executor(self, task: Task[Any]) -> tuple[Executor, bool, bool]:
         name = task.policy.executor or ("loop" if is_async(task.function) else "thread")
-        return self.executors[name], name == "loop"
+        return self.executors[name], name == "loop", name == "process"
 
     def _comes(self, lane: Lane) -> bool:
         """Whether a first run is on its way: not where it waits for a task that skips its own."""

@@ -12,6 +12,7 @@ from enum import StrEnum
 from types import FunctionType
 from typing import Any, Generic, Protocol, TypeVar
 
+from . import abroad
 from .entry import Entry
 from .errors import RegistrationError
 from .run import Run, RunRecord, _current
@@ -230,6 +231,9 @@ class Task(Generic[T]):
     def __repr__(self) -> str:
         return f"<Task {self.name!r}: {self.policy.trigger}>"
 
+    def __reduce__(self) -> Any:
+        return abroad.task_named, (self.name,)
+
     @property
     def __wrapped__(self) -> Callable[[], Any]:
         return self.function
@@ -244,6 +248,8 @@ class Task(Generic[T]):
         return self._value  # type: ignore[no-any-return]
 
     def _read(self, run: Run | None) -> Any:
+        if abroad.asker is not None:
+            return abroad.asker("task", self.name)
         if self._plain:
             return self.function()
         scheduler = self._host.scheduler

@@ -11,7 +11,8 @@ import weakref
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import count
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import panel as pn
 import param
@@ -34,7 +35,8 @@ BURST_SECONDS = 0.005
 PAUSE_SECONDS = 0.001
 
 
-_OUTDATED = object()
+# No value is the same as this one: param compares the old one with the new one, item by item.
+outdated = object()
 
 
 class _OwnValue(param.Parameter):  # type: ignore[type-arg]
@@ -93,7 +95,7 @@ class View(param.Parameterized):
         with discard_events(self):
             # param compares the old value with the new one, item by item, to see whether it changed.
             # A new version is news by itself, also when a task returns the list that it returned before.
-            self.value = _OUTDATED
+            self.value = outdated
         return {"value": own_copy(entry.value), "version": entry.version, "updated_at": entry.updated_at}
 
     def _warn_abroad(self) -> None:
@@ -151,12 +153,26 @@ class TaskView(View):
         )
 
 
-class _Shown(NamedTuple):
-    """A view, what brings it up to date, and the task that it shows, if it is one."""
+class Own(Protocol):
+    """A view that belongs to one session alone."""
 
-    view: View
+    def _follow(self) -> None: ...
+    def _leave(self) -> None: ...
+
+
+V = TypeVar("V", bound=Own)
+
+# The namespace of what belongs to one session, beside those of the store.
+JOB = "job"
+
+
+class _Shown(NamedTuple):
+    """A view, what brings it up to date, the task that it shows, if it is one, and what the session's end calls."""
+
+    view: Any
     follow: Callable[[], None]
-    task: Task[Any] | None
+    task: Task[Any] | None = None
+    left: Callable[[], object] = lambda: None
 
 
 class _Session:
@@ -195,6 +211,7 @@ class Views:
         self._loop = loop
         self._watch = watch
         self._lock = threading.Lock()
+        self._number = count(1)
         # By document, so that the lookup is one per session; emptied by the session's end.
         self._sessions: dict[Document | None, _Session] = {}
         self._showing: dict[tuple[str, str], set[_Session]] = {}
@@ -224,6 +241,23 @@ class Views:
         view, follow, new = self._find((USER, name), None, lambda home: self._new_named_view(entry, home, name))
         if new:
             follow()
+        return view
+
+    def admit(self, make: Callable[[weakref.ref[Document] | None, Callable[[], None]], V]) -> V:
+        """
+        A view of this session's own of something that no other session sees.
+
+        Parameters
+        ----------
+        make : callable
+            Called as ``make(home, changed)``; the view's ``_follow()`` comes after each ``changed()``, and its
+            ``_leave()`` at the end of the session.
+        """
+        document = pn.state.curdoc
+        key = (JOB, str(next(self._number)))
+        view = make(None if document is None else weakref.ref(document), partial(self.changed, *key))
+        if document is None or document.session_context is not None:
+            self._enter(document, key, _Shown(view, view._follow, left=view._leave))
         return view
 
     def _is_shown(self, key: tuple[str, str]) -> bool:
@@ -277,18 +311,22 @@ class Views:
             # Of a task of that name which was cancelled: its view keeps the last value, for those who have it.
             self._watch(known.task, -1)
         view, follow = make(home)
+        self._enter(document, key, _Shown(view, follow, task))
+        return view, follow, True
+
+    def _enter(self, document: Document | None, key: tuple[str, str], shown: _Shown) -> None:
+        home = None if document is None else weakref.ref(document)
         with self._lock:
             session = self._sessions.get(document)
             opened = session is None
             if session is None:
                 session = self._sessions[document] = _Session(home)
-            session.views[key] = _Shown(view, follow, task)
+            session.views[key] = shown
             self._showing.setdefault(key, set()).add(session)
         if opened and document is not None:
             document.on_session_destroyed(_forgetter(weakref.ref(self), weakref.ref(document)))
             if not session.loaded:
                 document.on_event("document_ready", _loader(weakref.ref(self), weakref.ref(session)))
-        return view, follow, True
 
     def _new_task_view(self, task: Task[Any], home: weakref.ref[Document] | None) -> tuple[View, Callable[[], None]]:
         view = TaskView(home, name=task.name, value=task.policy.default)
@@ -328,10 +366,12 @@ class Views:
                 showing.discard(session)
                 if not showing:
                     del self._showing[key]
-            tasks = [shown.task for shown in session.views.values() if shown.task is not None]
+            left = list(session.views.values())
             session.views.clear()
-        for task in tasks:
-            self._watch(task, -1)
+        for shown in left:
+            shown.left()
+            if shown.task is not None:
+                self._watch(shown.task, -1)
 
     # ------------------------------------------------------------ fan-out
 

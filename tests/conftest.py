@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from core import Core
+from panel_schedule.clock import Clock, SystemClock
 from panel_schedule.run import Run
+from panel_schedule.stores.file import FileStore
 from servers import PanelServer, Serve, write_files
+from store_peer import Peer
 from windows import NewPage, launch, windows
 
 
@@ -95,3 +100,47 @@ def new_page(browser: Browser, serve: Serve) -> Iterator[NewPage]:
     """
     with windows(browser) as open_page:
         yield open_page
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def opened(home: Path) -> Iterator[Callable[..., FileStore]]:
+    """Open stores in this process: ``opened()``."""
+    stores = list[FileStore]()
+
+    def open_one(path: Path = home, clock: Clock | None = None, **options: Any) -> FileStore:
+        stores.append(FileStore(path, clock or SystemClock(), **({"server": "server"} | options)))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def peer(home: Path) -> Iterator[Callable[..., Peer]]:
+    """Start processes that have the store open: ``peer()``."""
+    peers = list[Peer]()
+
+    def start(before: str = "", path: Path = home, **options: Any) -> Peer:
+        peers.append(Peer(path, before, **options))
+        return peers[-1]
+
+    yield start
+    for each in peers:
+        each.end()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this system lets nobody mount a disk")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 import panel_schedule as ps
-from panel_schedule.stores import file as file_module
+from panel_schedule.stores import shelf as shelf_module
 from panel_schedule.stores.base import Claim
 from panel_schedule.stores.codec import Encoded
 from panel_schedule.stores.database import Database
@@ -101,7 +101,7 @@ class Worker:
     def arm(self) -> None:
         """Wrap what passes the points."""
         claim, take_over, publish = FileStore.claim, FileStore.take_over, FileStore.publish
-        write_file, write_encoded, write = file_module.write_file, Encoded.write, Database.write
+        write_file, write_encoded, write = shelf_module.write_file, Encoded.write, Database.write
         here = threading.local()
 
         def explode(point: str, held: Claim) -> None:
@@ -147,7 +147,7 @@ class Worker:
                 explode("after the commit", here.claim)
 
         FileStore.claim, FileStore.take_over, FileStore.publish = claim_here, take_over_here, publish_here
-        file_module.write_file, Encoded.write, Database.write = write_file_here, write_encoded_here, write_here
+        shelf_module.write_file, Encoded.write, Database.write = write_file_here, write_encoded_here, write_here
 
 
 def stored(key: datetime | str) -> str:

@@ -17,6 +17,7 @@ import pytest
 
 from core import PATIENCE, HandExecutor
 from panel_schedule.executors.loop import LoopExecutor
+from panel_schedule.executors.processes import ProcessExecutor
 from panel_schedule.executors.threads import SWITCH_INTERVAL, ThreadExecutor
 
 person: contextvars.ContextVar[str] = contextvars.ContextVar("person", default="nobody")
@@ -51,11 +52,22 @@ MAKERS = {
     "own loop": LoopExecutor,
     "threads": lambda: ThreadExecutor(4),
     "by hand": Driven,
+    "processes": lambda: ProcessExecutor(4),
 }
 
 
 @pytest.fixture(params=MAKERS)
+def anywhere(request):
+    made = MAKERS[request.param]()
+    yield made
+    made.stop(0.5)
+    if isinstance(made, Adopted):
+        made.close()
+
+
+@pytest.fixture(params=[name for name in MAKERS if name != "processes"])
 def executor(request):
+    """One whose bodies share the test's memory."""
     made = MAKERS[request.param]()
     yield made
     made.stop(0.5)
@@ -88,9 +100,9 @@ def run(executor, body):
 # ------------------------------------------------------------ every executor
 
 
-def test_a_future_has_what_the_body_returns(executor):
+def test_a_future_has_what_the_body_returns(anywhere):
     """It is what concurrent.futures says it is."""
-    assert 42 == run(executor, lambda: 42).result(PATIENCE)
+    assert 42 == run(anywhere, lambda: 42).result(PATIENCE)
 
 
 def test_a_future_has_what_the_body_raises(executor):
@@ -106,25 +118,25 @@ def test_a_future_has_what_the_body_raises(executor):
     assert "body" == raised.__traceback__.tb_frame.f_code.co_name or raised.__traceback__.tb_next is not None
 
 
-def test_the_executor_survives_what_a_body_raises(executor):
+def test_the_executor_survives_what_a_body_raises(anywhere):
     """sys.exit() in a function ends that function."""
 
     def body():
         sys.exit("bye")
 
-    assert isinstance(run(executor, body).exception(PATIENCE), SystemExit)
-    assert 1 == run(executor, lambda: 1).result(PATIENCE)
+    assert isinstance(run(anywhere, body).exception(PATIENCE), SystemExit)
+    assert 1 == run(anywhere, lambda: 1).result(PATIENCE)
 
 
-def test_nothing_starts_before_the_flush(executor):
+def test_nothing_starts_before_the_flush(anywhere, tmp_path):
     """So that no body wakes up to a lock that is still held."""
-    started = threading.Event()
-    future = executor.submit(started.set)
-    before = started.is_set()
-    executor.flush()
+    trace = tmp_path / "started"
+    future = anywhere.submit(trace.touch)
+    before = trace.exists()
+    anywhere.flush()
     future.result(PATIENCE)
 
-    assert [False, True] == [before, started.is_set()]
+    assert [False, True] == [before, trace.exists()]
 
 
 def test_a_flush_hands_over_everything(executor):
@@ -137,25 +149,25 @@ def test_a_flush_hands_over_everything(executor):
     assert [0, 1, 2] == sorted(order)
 
 
-def test_a_flush_of_nothing_does_nothing(executor):
+def test_a_flush_of_nothing_does_nothing(anywhere):
     """And harms nothing."""
-    executor.flush()
-    executor.flush()
+    anywhere.flush()
+    anywhere.flush()
 
-    assert 1 == run(executor, lambda: 1).result(PATIENCE)
+    assert 1 == run(anywhere, lambda: 1).result(PATIENCE)
 
 
-def test_a_body_that_was_cancelled_before_the_flush_never_starts(executor):
+def test_a_body_that_was_cancelled_before_the_flush_never_starts(anywhere, tmp_path):
     """Its future is cancelled, and its callbacks are called once."""
-    started, called = [], []
-    future = executor.submit(lambda: started.append(1))
+    trace, called = tmp_path / "started", []
+    future = anywhere.submit(trace.touch)
     future.add_done_callback(called.append)
 
     cancelled = future.cancel()
-    executor.flush()
-    run(executor, lambda: None).result(PATIENCE)
+    anywhere.flush()
+    run(anywhere, lambda: None).result(PATIENCE)
 
-    assert (True, [], [future]) == (cancelled, started, called)
+    assert (True, False, [future]) == (cancelled, trace.exists(), called)
     with pytest.raises(CancelledError):
         future.result(0)
 
@@ -178,30 +190,24 @@ def test_what_a_body_sets_in_its_context_is_its_own(executor):
     assert "nobody" == run(executor, person.get).result(PATIENCE)
 
 
-def test_many_submitters_lose_nothing(executor):
+def test_many_submitters_lose_nothing(anywhere):
     """From eight threads at once, each body runs once."""
-    if isinstance(executor, HandExecutor):
+    if isinstance(anywhere, HandExecutor):
         pytest.skip("driven by one hand")
-    count, lock = [0], threading.Lock()
-
-    def body():
-        with lock:
-            count[0] += 1
-
     futures = [[] for _ in range(8)]
 
-    def submitter(own):
-        for _ in range(100):
-            own.append(run(executor, body))
+    def submitter(number):
+        for step in range(100):
+            futures[number].append(run(anywhere, lambda step=step: (number, step)))
 
-    submitters = [threading.Thread(target=submitter, args=[own]) for own in futures]
+    submitters = [threading.Thread(target=submitter, args=[number]) for number in range(8)]
     for thread in submitters:
         thread.start()
     for thread in submitters:
         thread.join(PATIENCE)
-    done = wait([future for own in futures for future in own], PATIENCE)
+    got = [future.result(PATIENCE) for own in futures for future in own]
 
-    assert (800, 0, 800) == (len(done.done), len(done.not_done), count[0])
+    assert [(number, step) for number in range(8) for step in range(100)] == got
 
 
 def test_a_lent_place_is_a_context_manager(executor):
@@ -214,24 +220,22 @@ def test_a_lent_place_is_a_context_manager(executor):
     assert "back" == run(executor, body).result(PATIENCE)
 
 
-def test_stop_is_fine_twice_and_without_work(executor):
+def test_stop_is_fine_twice_and_without_work(anywhere):
     """Start and stop are idempotent."""
-    executor.stop(0)
-    executor.stop(0)
+    anywhere.stop(0)
+    anywhere.stop(0)
 
 
-def test_stop_cancels_what_has_not_started(executor):
+def test_stop_cancels_what_has_not_started(anywhere):
     """It starts nothing more."""
-    started = []
-    future = executor.submit(lambda: started.append(1))
-    executor.stop(0)
-    executor.flush()
+    future = anywhere.submit(lambda: 1)
+    anywhere.stop(0)
+    anywhere.flush()
 
     assert future.cancelled()
-    assert [] == started
 
 
-def test_stop_waits_for_what_a_future_calls_at_its_end(executor):
+def test_stop_waits_for_what_a_future_calls_at_its_end(anywhere):
     """It is there that a run ends: a process that went before would lose its value (19)."""
     begun, told = threading.Event(), []
 
@@ -240,20 +244,20 @@ def test_stop_waits_for_what_a_future_calls_at_its_end(executor):
         time.sleep(0.05)
         told.append(future.result())
 
-    future = executor.submit(lambda: "value")
+    future = anywhere.submit(lambda: "value")
     future.add_done_callback(callback)
-    executor.flush()
+    anywhere.flush()
     assert begun.wait(PATIENCE)
-    executor.stop(PATIENCE)
+    anywhere.stop(PATIENCE)
 
     assert ["value"] == told
 
 
-def test_after_a_stop_it_can_be_used_again(executor):
+def test_after_a_stop_it_can_be_used_again(anywhere):
     """A server that starts again in the same process finds it working."""
-    executor.stop(0)
+    anywhere.stop(0)
 
-    assert 1 == run(executor, lambda: 1).result(PATIENCE)
+    assert 1 == run(anywhere, lambda: 1).result(PATIENCE)
 
 
 # ------------------------------------------------------------ loops

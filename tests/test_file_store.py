@@ -8,7 +8,6 @@ import shutil
 import signal
 import sqlite3
 import stat
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
@@ -21,16 +20,14 @@ import polars as pl
 import pytest
 
 from core import messages
-from panel_schedule.clock import SystemClock
 from panel_schedule.contracts.tools import claim, ended, enroll, hammer, put, refusal
 from panel_schedule.errors import RunFenced, StoreError, ValueRefused
 from panel_schedule.run import RunState
 from panel_schedule.stores import codec, database, folder, house
 from panel_schedule.stores.base import TASK, USER, Claim, Refusal
-from panel_schedule.stores.file import FileStore
 from panel_schedule.triggers import Computed, Dates, Every
 from servers import eventually
-from store_peer import PATIENCE, Peer, second
+from store_peer import PATIENCE, second
 
 LARGE = 20_000  # numbers of 8 bytes: more than stands in the database
 
@@ -39,39 +36,6 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a dir
 
 def large(number):
     return np.full(LARGE, number)
-
-
-@pytest.fixture
-def home(tmp_path):
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def opened(home):
-    """Open stores in this process: ``opened()``."""
-    stores = []
-
-    def open_one(path=home, **options):
-        stores.append(FileStore(path, SystemClock(), **({"server": "server"} | options)))
-        return stores[-1]
-
-    yield open_one
-    for store in stores:
-        store.close()
-
-
-@pytest.fixture
-def peer(home):
-    """Start processes that have the store open: ``peer()``."""
-    peers = []
-
-    def start(before="", path=home, **options):
-        peers.append(Peer(path, before, **options))
-        return peers[-1]
-
-    yield start
-    for each in peers:
-        each.end()
 
 
 def files(home):
@@ -898,17 +862,6 @@ def test_seeding_leaves_no_file_behind(opened, home):
     store.seed(store._entries)
 
     assert before == files(home)
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """A disk of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
-        pytest.skip("this system lets nobody mount a disk")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
 
 
 @pytest.mark.parametrize("size", [LARGE, 5000], ids=["file", "database"])

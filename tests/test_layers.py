@@ -13,13 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "panel_schedule"
 
 LAYERS = [
     {"errors", "clock", "config"},
-    {"triggers", "cron", "task", "run", "entry"},
-    {"executors", "stores", "_worker"},
+    {"triggers", "cron", "task", "run", "calls", "entry", "keys", "content", "abroad"},
+    {"executors", "stores", "wire", "_worker"},
     {"registry", "planner"},
-    {"scheduler", "agenda", "bodies", "lanes", "ledger", "locked", "news", "peers", "runner", "timers"},
-    {"jobs", "memo"},
-    {"views", "components", "monitor", "values"},
-    {"runtime", "front", "server", "stopping", "supervisor", "cli", "contract", "testing"},
+    {"scheduler", "agenda", "answers", "bodies", "lanes", "ledger", "locked", "news", "peers", "runner", "timers"},
+    {"jobs", "work", "dispatcher", "memo"},
+    {"views", "components", "jobview", "jobpanel", "monitor", "values"},
+    {"runtime", "front", "server", "stopping", "supervisor", "cli", "contracts", "testing"},
     {"panel_schedule", "__main__"},
 ]
 OPTIONAL = {

@@ -7,9 +7,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-
-# What a body returns that has published its final value itself, on the way.
-PUBLISHED = object()
+from ..calls import PUBLISHED as PUBLISHED
 
 
 class Executor(Protocol):

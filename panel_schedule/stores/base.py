@@ -12,6 +12,7 @@ from ..entry import Entry
 from ..errors import RunFenced
 from ..run import RunRecord, RunState
 from ..triggers import Trigger
+from .queue import Queue
 
 # The two namespaces: what a user puts into ``ps.store``, and what tasks publish.
 USER = "user"
@@ -166,6 +167,11 @@ class Store(Protocol):
 
     # Whether a call may have to wait for a disk or a network: then it stays off the event loop and out of locks.
     blocking: bool
+
+    @property
+    def queue(self) -> Queue | None:
+        """The background jobs, in a store that several processes share."""
+        ...
 
     def entry(self, space: str, name: str) -> Entry | None:
         """The stored value, None where there is none. From memory, at once."""

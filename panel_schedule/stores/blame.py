@@ -11,10 +11,8 @@ from itertools import chain
 from types import FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
-
 _ATOMS = (int, float, complex, bool, str, bytes, type(None))
-_OBJECTS = np.dtype(object)
+_OBJECTS = "object"
 _LOOKED_AT = 1_000_000
 
 
@@ -59,14 +57,15 @@ def _inside(holder: Any) -> Iterator[tuple[str, Any]]:
     """What pickling may come to next, and how one gets there."""
     if isinstance(holder, (type, ModuleType, FunctionType)):
         return
+    numpy: Any = sys.modules.get("numpy")
     pandas: Any = sys.modules.get("pandas")
     pairs: Any = ()
     if isinstance(holder, (list, tuple, set, frozenset, deque)):
         pairs = enumerate(holder)
     elif getattr(holder, "dtype", _OBJECTS) != _OBJECTS:
         pass
-    elif isinstance(holder, np.ndarray):
-        pairs = np.ndenumerate(holder)
+    elif numpy and isinstance(holder, numpy.ndarray):
+        pairs = numpy.ndenumerate(holder)
     elif isinstance(holder, (dict, pandas.DataFrame, pandas.Series) if pandas else dict):
         pairs = holder.items()
     yield from ((f"[{key!r}]", item) for key, item in pairs)

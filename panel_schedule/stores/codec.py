@@ -20,7 +20,6 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
-import numpy as np
 
 from ..errors import ValueRefused, ValueUnreadable
 from .blame import refusal, told
@@ -183,15 +182,20 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
 def _reducers(base: Mapping[type, Any]) -> _Reducers:
     # A plain dict: the C pickler asks it once for every object.
-    reducers = {**base, np.ndarray: _reduce_array}
+    reducers = dict(base)
+    # Where nobody has imported it, no value is an array: a worker process is to start without.
+    numpy: Any = sys.modules.get("numpy")
+    if hasattr(numpy, "ndarray"):
+        reducers[numpy.ndarray] = _reduce_array
     polars: Any = sys.modules.get("polars")
     if hasattr(polars, "DataFrame"):  # else another thread imports it just now
         reducers |= {polars.DataFrame: _reduce_polars, polars.Series: _reduce_series}
     return reducers
 
 
-def _reduce_array(array: np.ndarray) -> Any:
+def _reduce_array(array: Any) -> Any:
     """NumPy's own way copies times and what is not contiguous, on both ends."""
+    np: Any = sys.modules["numpy"]
     if array.dtype.kind not in "biufcSUVmM" or array.dtype.hasobject or not array.nbytes:
         return array.__reduce_ex__(5)
     fortran = array.flags.fnc
@@ -347,6 +351,12 @@ class Mapped:
         with tempfile.TemporaryFile(buffering=0) as file:
             encoded.write(file.fileno())
             return cls(os.dup(file.fileno()))
+
+    def fileno(self) -> int:
+        """To hand it to another process. Raises ValueError once it is closed."""
+        if self._descriptor is None:
+            raise ValueError("The value was closed before it was handed over.")
+        return self._descriptor.fd
 
     def load(self) -> Any:
         """

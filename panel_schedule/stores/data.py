@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,3 +63,36 @@ def _find_bound(value: Any, depth: int, budget: Iterator[int]) -> tuple[list[Any
             found[0].append(key)
             return found
     return None
+
+
+# Up to so many bytes to pickle something is no business of another thread.
+_LIGHT = 256 * 1024
+
+
+def is_light(value: Any) -> bool:
+    """Whether it is quick to serialise, as far as a short look tells."""
+    left, waiting = _LIGHT, [value]
+    while waiting and left > 0:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.keys()
+            waiting += value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            left -= 8 * len(value)
+            if left > 0:
+                waiting += value
+        elif not isinstance(value, type):
+            left -= _size(value)
+            waiting += getattr(value, "__dict__", {}).values()
+    return left > 0
+
+
+def _size(value: Any) -> int:
+    """Bytes, of a frame or an array with its contents."""
+    if hasattr(value, "columns") and callable(memory := getattr(value, "memory_usage", None)):
+        return int(memory().sum())
+    for name in ("nbytes", "memory_usage", "estimated_size"):
+        size = getattr(value, name, None)
+        if size is not None:
+            return int(size() if callable(size) else size)
+    return sys.getsizeof(value, 0)

@@ -19,12 +19,12 @@ from ..errors import StoreError
 log = logging.getLogger("panel_schedule")
 
 # Of the tables below: a newer one is refused.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Seconds for which a writer waits for the others. Long enough for a burst, and no deadlock.
 PATIENCE = 5.0
 
-_SCHEMA = """
+_TASKS = """
 CREATE TABLE entries (
     space TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, updated_at INTEGER, duration REAL,
     run_id TEXT, final INTEGER, wave INTEGER, inline BLOB, file TEXT, change INTEGER NOT NULL,
@@ -53,17 +53,45 @@ CREATE TABLE viewers (
 ) WITHOUT ROWID;
 """
 
+# Since version 2. Apart from its job stands what is not to be written again with each of its changes.
+_JOBS = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, function TEXT NOT NULL, key TEXT NOT NULL,
+    durable INTEGER NOT NULL, owner TEXT, state TEXT NOT NULL, attempt INTEGER NOT NULL DEFAULT 1,
+    fence INTEGER NOT NULL DEFAULT 1, percent INTEGER NOT NULL DEFAULT -1, message TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '', error TEXT NOT NULL DEFAULT '', cancelled INTEGER NOT NULL DEFAULT 0,
+    partials INTEGER NOT NULL DEFAULT 0, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
+    expires_at INTEGER, change INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS changed_jobs ON jobs (change);
+CREATE INDEX IF NOT EXISTS jobs_of_function ON jobs (function, key);
+CREATE INDEX IF NOT EXISTS unfinished_jobs ON jobs (owner) WHERE owner IS NOT NULL;
+CREATE INDEX IF NOT EXISTS expiring_jobs ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS parts (
+    job TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, attempt INTEGER NOT NULL, inline BLOB, file TEXT
+);
+CREATE UNIQUE INDEX IF NOT EXISTS parts_of_job ON parts (job, kind, number);
+CREATE INDEX IF NOT EXISTS files_of_jobs ON parts (file) WHERE file IS NOT NULL;
+CREATE TABLE IF NOT EXISTS swept (change INTEGER NOT NULL);
+"""
 
-# What is worth saving of a corrupt database. Claims are not: who has one publishes under the new one in vain.
+
+# What is worth saving of a corrupt database. Claims of tasks are not: who has one publishes under the new one in vain.
 _COLUMNS = {
     "entries": "space, name, version, updated_at, duration, run_id, final, wave, inline, file, change",
     "tasks": "name, server, fingerprint, trigger, override, first_seen, last_slot, last_version, paused, fence, change",
     "runs": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
+    "jobs": "number, id, function, key, durable, owner, state, attempt, fence, percent, message, reason, error, "
+    "cancelled, partials, queued_at, started_at, finished_at, expires_at, change",
+    "parts": "job, kind, number, attempt, inline, file",
 }
 
 
 # The number that orders a change among all: one more than the last. The rows that carry them are never deleted.
 NEXT = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM entries), (SELECT ifnull(max(change), 0) FROM tasks)))"
+
+# The same for jobs, of which the last one may have been swept.
+NEXT_OF_JOBS = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM jobs), (SELECT ifnull(max(change), 0) FROM swept)))"
 
 # That alone is a reason to set a database aside: an error of any other kind says nothing about the file.
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -85,14 +113,17 @@ class Transaction:
         row: sqlite3.Row | None = self._connection.execute(question, values).fetchone()
         return row
 
+    def all(self, question: str, *values: Any) -> list[sqlite3.Row]:
+        return self._connection.execute(question, values).fetchall()
+
     def do(self, command: str, *values: Any) -> int:
         """How many rows were affected."""
         return self._connection.execute(command, values).rowcount
 
-    def change(self) -> int:
+    def change(self, number: str = NEXT) -> int:
         """The number of the change that is being made."""
         self.changed = True
-        return int(self._connection.execute(f"SELECT {NEXT}").fetchone()[0])
+        return int(self._connection.execute(f"SELECT {number}").fetchone()[0])
 
 
 class Database:
@@ -150,10 +181,11 @@ class Database:
                 f"The store {self.path.parent} was written by a newer panel-schedule (schema {version}, this one knows "
                 f"{SCHEMA_VERSION}). Upgrade panel-schedule, or name another directory in ps.config.store."
             )
-        if version == 0:
-            if self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise Corrupt("it is a database of something else")
-            self._writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        if version == 0 and self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise Corrupt("it is a database of something else")
+        missing = {0: _TASKS + _JOBS, 1: _JOBS}.get(version)
+        if missing is not None:
+            self._writer.executescript(f"BEGIN IMMEDIATE; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
     @property
     def there(self) -> bool:

@@ -10,25 +10,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ..clock import Clock
 from ..entry import Entry
-from ..errors import ScheduleError, StoreError, ValueRefused, ValueUnreadable
+from ..errors import ScheduleError, ValueUnreadable
+from .backlog import Backlog
 from .base import TASK, USER, Claim, fenced, whose
-from .codec import Encoded, Inline, Mapped, encode, write_file
+from .codec import Inline, Mapped
 from .columns import instant_of, micros
 from .data import require_data
-from .database import Corrupt, Transaction
+from .database import Corrupt, Database, Transaction
 from .house import House
 from .rows import Rows
 
 log = logging.getLogger("panel_schedule")
-
-# Values up to this size, in bytes, stand in the database; larger ones get a file that all processes map.
-INLINE = 64 * 1024
 
 _THERE = "updated_at IS NOT NULL"
 
@@ -67,13 +64,13 @@ class FileStore(House, Rows):
         # What could not be read for lack of something, and is tried again.
         self._retry: set[tuple[str, str]] = set()
         self._isolated: set[str] = set()
-        self._number = count(1)
         self._voided: set[Claim] = set()
         # The newest file that this process has written of each value.
         self._wrote: dict[tuple[str, str], tuple[int, str]] = {}
         self._applying = threading.Lock()
         # When the directory of the value files had changed, the last time that it was looked at.
         self._shelved = 0
+        self.queue = Backlog(self)
         super().__init__(folder, clock, persistent)
         self._server = server or self._me
         self._catch_up()
@@ -124,6 +121,7 @@ class FileStore(House, Rows):
         self._trouble = ""
         for row in rows:
             self._notice(row["name"])
+        self.queue.catch_up()
 
     def _load(self, rows: list[sqlite3.Row]) -> None:
         for row in rows:
@@ -132,7 +130,7 @@ class FileStore(House, Rows):
             if wrote is not None and wrote[0] < row["version"]:
                 # Whoever has replaced it should have, but may have died since.
                 del self._wrote[space, name]
-                self._unlink(wrote[1])
+                self._shelf.unlink(wrote[1])
             if row["updated_at"] is None:
                 self._apply(space, name, None, row["version"])
                 continue
@@ -142,7 +140,7 @@ class FileStore(House, Rows):
                     self._apply(space, name, replace(known, final=True))
                 continue
             try:
-                source = self._source(row["inline"], row["file"])
+                source = self._shelf.source(row["inline"], row["file"])
                 entry = Entry(
                     source.load(), row["version"], instant_of(row["updated_at"]) or self._clock.now(), row["duration"],
                     row["run_id"], bool(row["final"]), instant_of(row["wave"]), self._kept(space, name, source),
@@ -210,12 +208,12 @@ class FileStore(House, Rows):
         final: bool = True,
     ) -> Entry:
         require_data(value, whose(space, name))
-        inline, file = self._put(value, whose(space, name))
+        inline, file = self._shelf.put(value, whose(space, name))
         try:
             # What the others get, this process gets as well: one copy in memory, and no surprise on one of them only.
             # And before the others hear of it: what cannot be read is refused, what they replace is unlinked.
-            source = self._source(inline, file)
-            value = self._reread(source, whose(space, name))
+            source = self._shelf.source(inline, file)
+            value = self._shelf.reread(source, whose(space, name))
             with self._transaction(durable=self._persistent and file is not None, news=True) as tx:
                 if claim is not None:
                     self._require_claim(tx, claim, final)
@@ -228,21 +226,11 @@ class FileStore(House, Rows):
             self._unlink_unless_known(file)
             raise
         # From here on nothing points to the old file; who has it mapped keeps it.
-        self._unlink(old["file"] if old else None)
+        self._shelf.unlink(old["file"] if old else None)
         if file is not None:
             self._wrote[space, name] = version, file
         self._apply(space, name, entry)
         return entry
-
-    def _reread(self, source: Inline | Mapped, what: str) -> Any:
-        try:
-            return source.load()
-        except ValueUnreadable as error:
-            raise ValueRefused(
-                f"{what}: the value can be pickled, but {error}. Return plain data, or mend how its class pickles."
-            ) from error
-        except OSError as error:
-            raise StoreError(f"{what}: what was just written to {self._folder} cannot be read: {error}.") from error
 
     def _require_claim(self, tx: Transaction, claim: Claim, final: bool) -> None:
         held = tx.do(
@@ -277,7 +265,7 @@ class FileStore(House, Rows):
             if row is None:
                 raise KeyError(name)
             self._clear(tx, space, name)
-        self._unlink(row["file"])
+        self._shelf.unlink(row["file"])
         self._catch_up()
 
     def _clear(self, tx: Transaction, space: str, name: str) -> None:
@@ -301,37 +289,6 @@ class FileStore(House, Rows):
 
     # ------------------------------------------------------------ files
 
-    def _put(self, value: Any, what: str) -> tuple[bytes | None, str | None]:
-        """The value as bytes, or in a file that is complete before anybody hears of it."""
-        encoded = encode(value, what)
-        file = f"{self._me}.{next(self._number)}"
-        try:
-            if encoded.size <= INLINE:
-                return encoded.tobytes(), None
-            self._write(file, encoded)
-        except OSError as error:
-            raise StoreError(
-                f"The store {self._folder} cannot take a value of {encoded.size / 1e6:.1f} MB: "
-                f"{error.strerror or error}. Free some space there, give the user that runs the server the right to "
-                "write, or name another directory in ps.config.store."
-            ) from error
-        finally:
-            encoded.close()
-        return None, file
-
-    def _write(self, file: str, encoded: Encoded) -> None:
-        try:
-            write_file(self._files / file, encoded, sync=self._persistent)
-        except FileNotFoundError:  # somebody has deleted the directory
-            self._renew()
-            self._files.mkdir(mode=0o700, exist_ok=True)
-            write_file(self._files / file, encoded, sync=self._persistent)
-        if self._persistent:
-            _sync(self._files)
-
-    def _source(self, inline: bytes | None, file: str | None) -> Inline | Mapped:
-        return Inline(inline) if inline is not None else Mapped.open(self._files / str(file))
-
     def _kept(self, space: str, name: str, source: Inline | Mapped) -> Inline | Mapped | None:
         """What private copies are made from; a descriptor is not held open for nothing."""
         if space == TASK and name in self._isolated:
@@ -340,24 +297,7 @@ class FileStore(House, Rows):
         return None
 
     def _unlink(self, file: str | None) -> None:
-        if file is not None:
-            with suppress(OSError):  # what stays is removed when this process is gone
-                (self._files / file).unlink()
-
-    def _unlink_unless_known(self, file: str | None) -> None:
-        """After a failure that may have come behind the commit: Ctrl-C comes anywhere."""
-        with suppress(ScheduleError):  # it is swept some day
-            if file is not None and not self._read("SELECT 1 FROM entries WHERE file = ?", file):
-                self._unlink(file)
-
-    def _sweep(self) -> None:
-        """Remove the value files that nothing refers to, of processes that died before they could."""
-        # Asked in this order: what the dead have committed is to be seen.
-        left = [path.name for path in self._files.iterdir() if not self._owners.alive(path.name.rpartition(".")[0])]
-        known = {row["file"] for row in self._read("SELECT file FROM entries WHERE file IS NOT NULL")}
-        for file in left:
-            if file not in known:
-                self._unlink(file)
+        self._shelf.unlink(file)
 
     def seed(self, entries: dict[tuple[str, str], Entry]) -> None:
         """Store these, but for what is there already."""
@@ -370,14 +310,14 @@ class FileStore(House, Rows):
     def _seed(self, space: str, name: str, entry: Entry) -> None:
         question = "SELECT version, file FROM entries WHERE space = ? AND name = ?"
         if self._outdated(next(iter(self._database.read(question, space, name)), None), entry):
-            inline, file = self._put(entry.value, whose(space, name))
+            inline, file = self._shelf.put(entry.value, whose(space, name))
             try:
                 with self._database.write() as tx:
                     if self._outdated(tx.one(question, space, name), entry):
                         self._set_entry(tx, space, name, entry, inline, file)
                         file = None
             finally:
-                self._unlink(file)
+                self._shelf.unlink(file)
 
     def _outdated(self, row: sqlite3.Row | None, entry: Entry) -> bool:
         if row is None or row["version"] < entry.version:
@@ -395,10 +335,21 @@ class FileStore(House, Rows):
             gone = [(row["space"], row["name"]) for row in rows if row["file"] not in there]
             self.seed({key: self._entries[key] for key in gone if key in self._entries})
 
+    # ------------------------------------------------------------ jobs
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _sweep(self) -> None:
+        with suppress(ScheduleError):  # on a full disk say: it is done some day
+            self.queue.sweep()
+        super()._sweep()
+
+    def _rescue(self, former: Database) -> None:
+        self.queue.rescue(former)
+
+    def _look_for_the_dead(self) -> None:
+        self.queue.look()
+        super()._look_for_the_dead()
+
+    def close(self) -> None:
+        with suppress(ScheduleError):
+            self.queue.release()
+        super().close()

@@ -20,6 +20,7 @@ from .base import Listener
 from .database import Corrupt, Database, Transaction, salvage, set_aside
 from .folder import door, private
 from .owners import Owners
+from .shelf import Shelf
 from .wakeup import Bells
 
 log = logging.getLogger("panel_schedule")
@@ -29,6 +30,8 @@ LOOK = 1.0
 
 # The same where a process can have no bell.
 LOOK_WITHOUT_BELL = 0.05
+
+_FILES = "SELECT file FROM entries WHERE file NOT NULL UNION ALL SELECT file FROM parts WHERE file NOT NULL"
 
 
 class House(ABC):
@@ -48,6 +51,7 @@ class House(ABC):
         self._noticed: list[Callable[[str], object]] = []
         self._trouble = ""
         self._owners = Owners(folder)
+        self._shelf = Shelf(folder / "values", self._owners, persistent, self._renew)
         self._open()
 
     @abstractmethod
@@ -55,13 +59,13 @@ class House(ABC):
     @abstractmethod
     def _catch_up(self) -> None: ...
     @abstractmethod
-    def _sweep(self) -> None: ...
+    def _rescue(self, former: Database) -> None: ...
     @abstractmethod
     def _replace_files(self) -> None: ...
 
     @property
     def _files(self) -> Path:
-        return self._folder / "values"
+        return self._shelf.folder
 
     # ------------------------------------------------------------ the directory
 
@@ -115,6 +119,9 @@ class House(ABC):
                 return
             self._bells.close()
             self._open(corrupt, why)
+            if corrupt is None and not former.there:
+                # It can be read as long as it is open, be it deleted.
+                self._rescue(former)
             # Only now: as long as it is open no other file gets its number, by which it is told from others.
             former.close()
             if corrupt is None:
@@ -169,6 +176,21 @@ class House(ABC):
         except Corrupt as why:
             self._renew(database, why)
             raise self._renewed(why) from why
+
+    def _unlink_unless_known(self, file: str | None) -> None:
+        """After a failure that may have come behind the commit: Ctrl-C comes anywhere."""
+        with suppress(ScheduleError):  # it is swept some day
+            if file is not None and not self._read(f"SELECT 1 FROM ({_FILES}) WHERE file = ?", file):
+                self._shelf.unlink(file)
+
+    def _sweep(self) -> None:
+        """Remove the value files that nothing refers to, of processes that died before they could."""
+        # Asked in this order: what the dead have committed is to be seen.
+        left = self._shelf.of_the_dead()
+        known = {row["file"] for row in self._read(_FILES)}
+        for file in left:
+            if file not in known:
+                self._shelf.unlink(file)
 
     def _require_open(self) -> None:
         if self._closed:

@@ -1,0 +1,141 @@
+"""In a worker process: what stands for a task and for ``ps.store`` there, each read of which asks the server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+from .errors import ScheduleError
+
+# In a worker process, what asks the server: ``asker("task", "sales")``. None everywhere else. It is one for the
+# process, which runs one body at a time, so that threads of the user's own, without context variables, may read too.
+asker: Callable[..., Any] | None = None
+
+
+def ask(*question: Any) -> Any:
+    """
+    The server's answer; what it raises is raised.
+
+    Raises
+    ------
+    ScheduleError
+        Outside of a worker process, and in a child of one.
+    """
+    if asker is None:
+        raise ScheduleError(
+            "What stands for tasks and for ps.store in a worker process was called outside of one. Read them in the "
+            "function itself, and pass on what they gave."
+        )
+    return asker(*question)
+
+
+def refuse_here(what: str) -> None:
+    """Raise in a worker process, where `what` cannot be had."""
+    if asker is not None:
+        raise _beyond(ScheduleError, what)
+
+
+def _beyond(kind: type[Exception], what: str) -> Exception:
+    return kind(
+        f"{what} is the server's, and this is one of its worker processes: the function that runs here can read tasks, "
+        "read and write ps.store, report progress and publish. Do the rest in the server, with what it returns."
+    )
+
+
+def task_named(name: str) -> Any:
+    """What a pickled task comes back as: itself where it is known, in a worker process what stands for it."""
+    if asker is not None:
+        return TaskAbroad(name)
+    try:
+        return sys.modules["panel_schedule"].tasks[name]
+    except KeyError:
+        raise ScheduleError(
+            f"Task {name!r} was pickled by its name, and this process has none of that name. Import its module first."
+        ) from None
+
+
+def function_named(name: str, function: Callable[..., Any]) -> Any:
+    """What a pickled background function comes back as: itself where it is known, else the plain function."""
+    package = sys.modules.get("panel_schedule") if asker is None else None
+    return package._runtime.functions[name] if package is not None else FunctionAbroad(name, function)
+
+
+def store_here() -> Any:
+    """What a pickled ``ps.store`` comes back as."""
+    return store if asker is not None else sys.modules["panel_schedule"].store
+
+
+class TaskAbroad:
+    """A task of the server, to read: ``sales()``."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self) -> Any:
+        return ask("task", self.name)
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise _beyond(AttributeError, f"{attribute!r} of task {self.name!r}")
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name!r} of the server>"
+
+    def __reduce__(self) -> Any:
+        return task_named, (self.name,)
+
+
+class StoreAbroad(MutableMapping[str, Any]):
+    """``ps.store`` of the server."""
+
+    def __getitem__(self, name: str) -> Any:
+        return ask("get", name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        ask("set", name, value)
+
+    def __delitem__(self, name: str) -> None:
+        ask("delete", name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ask("names"))
+
+    def __len__(self) -> int:
+        return len(ask("names"))
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise _beyond(AttributeError, f"{attribute!r} of ps.store")
+
+    def __repr__(self) -> str:
+        return "<store of the server>"
+
+    def __reduce__(self) -> Any:
+        return store_here, ()
+
+
+store = StoreAbroad()
+
+
+class FunctionAbroad:
+    """A background function of the server: here it can be called, as the plain function."""
+
+    def __init__(self, name: str, function: Callable[..., Any]):
+        self.name = name
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise _beyond(AttributeError, f"{attribute!r} of job {self.name!r}")
+
+    def __repr__(self) -> str:
+        return f"<Background {self.name!r} of the server>"

@@ -1,0 +1,48 @@
+"""What functions in worker processes ask: tasks' values, and ``ps.store``."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from .clock import Clock
+from .errors import RegistrationError, ScheduleError
+from .lanes import Lane
+from .run import Run, _current
+from .stores.base import USER, Store
+
+
+class Desk(Protocol):
+    """What is to be found at the scheduler's."""
+
+    clock: Clock
+    store: Store
+    lanes: dict[str, Lane]
+
+
+def answer(desk: Desk, run: Run, question: str, name: str = "", value: Any = None) -> Any:
+    """
+    Answer a question that `run` asks; on a thread that may wait.
+
+    Raises
+    ------
+    KeyError
+        When nothing is stored under that name.
+    """
+    match question:
+        case "task":
+            if (lane := desk.lanes.get(name)) is None:
+                raise RegistrationError(f"Task {name!r} is not scheduled any more; schedule its function again.")
+            # Its own slot says which value it is to see, and for which it waits.
+            _current.set(run)
+            return lane.task()
+        case "get":
+            if (entry := desk.store.entry(USER, name)) is None:
+                raise KeyError(name)
+            return entry.value
+        case "set":
+            return desk.store.publish(USER, name, value, now=desk.clock.now()) and None
+        case "delete":
+            return desk.store.delete(USER, name)
+        case "names":
+            return list(desk.store.names(USER))
+    raise ScheduleError(f"A worker process asks {question!r}, to which there is no answer.")

@@ -1,0 +1,57 @@
+"""What a function gives: its value, or, of a generator, one after another."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, closing
+from typing import Any
+
+# What a generator function gives that has yielded, and returned None: its last item was the final one.
+PUBLISHED = object()
+
+
+def outcome(result: Any, yielded: Callable[[Any], object]) -> Any:
+    """
+    The value that a call has given.
+
+    Parameters
+    ----------
+    result : object
+        What the function returned. A generator is run to its end; it is closed, and its cleanup code called, also
+        when `yielded` raises.
+    yielded : callable
+        Called with each item.
+    """
+    if not inspect.isgenerator(result):
+        return result
+    count = 0
+    with closing(result):
+        while True:
+            try:
+                item = next(result)
+            except StopIteration as stop:
+                return PUBLISHED if stop.value is None and count else stop.value
+            yielded(item)
+            count += 1
+
+
+async def async_outcome(result: Any, yielded: Callable[[Any], Awaitable[object]]) -> Any:
+    """The same of an async function, and of a plain generator that runs on an event loop."""
+    count = 0
+    if inspect.isasyncgen(result):
+        async with aclosing(result):
+            async for item in result:
+                await yielded(item)
+                count += 1
+        return PUBLISHED if count else None
+    if not inspect.isgenerator(result):
+        return await result
+    with closing(result):
+        while True:
+            try:
+                item = next(result)
+            except StopIteration as stop:
+                return PUBLISHED if stop.value is None and count else stop.value
+            await yielded(item)
+            count += 1

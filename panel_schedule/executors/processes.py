@@ -1,0 +1,408 @@
+"""
+Functions in a bounded number of worker processes, which can be stopped whatever they do.
+
+Why not multiprocessing, loky or pebble: their workers are forks of the server, with its sockets, locks and memory, or
+import its ``__main__`` again, at 0.7 s and all of Panel each; none passes large arrays without a copy; and none stops a
+worker with time for its cleanup code first and with its children then.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .. import wire
+from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
+from ..run import Run, _current
+from ..stores.codec import Encoded, Inline, Mapped, encode
+from ..wire import Gone, Wire
+from .base import PUBLISHED
+from .threads import ThreadExecutor
+from .worker import conduct
+
+# Seconds between SIGTERM and SIGKILL: of a cancelled body, and when the server itself is about to end.
+GRACE = 2.0
+SHORTLY = 0.5
+# What a killed process group is waited for to be gone: longer only where nobody reaps orphans.
+VANISHING = 0.2
+
+SCRIPT = str(Path(__file__).parent.parent / "_worker.py")
+
+
+def _nobody(*question: Any) -> Any:
+    raise ScheduleError(f"Nobody answers {question!r} here.")
+
+
+def _nothing(*args: Any) -> None:
+    pass
+
+
+class Parcel:
+    """
+    A body that travels: a function with its arguments, and who is told at home.
+
+    Parameters
+    ----------
+    name : str
+        Whose it is, for messages: ``"Task 'sales'"``.
+    function : callable
+        A function, a coroutine function, or a (sync or async) generator function: each item of it is a partial.
+    run : Run, optional
+        What ``ps.current_run()`` is in the worker; progress is reported to it.
+    begin : callable
+        Called when the worker is about to begin. When it raises, the body does not run.
+    receive : callable
+        ``receive(partial)``, in order. While it runs the function waits; what it raises is raised there.
+    answer : callable
+        ``answer(kind, *args)`` to what the function asks: ``("task", name)``, ``("get", name)``,
+        ``("set", name, value)``, ``("delete", name)``, ``("names",)`` of ``ps.store``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        *,
+        run: Run | None = None,
+        begin: Callable[[], object] = _nothing,
+        receive: Callable[[Any], object] = _nothing,
+        answer: Callable[..., Any] = _nobody,
+    ):
+        self.name = name
+        self.function, self.args, self.kwargs = function, tuple(args), dict(kwargs)
+        self.run = run
+        self.begin, self.receive, self.answer = begin, receive, answer
+        self._packed: Encoded | None = None
+
+    def __call__(self) -> Any:
+        """Run it here."""
+        self.begin()
+        _current.set(self.run)
+        return conduct(partial(self.function, *self.args, **self.kwargs), self.receive)
+
+    def pack(self) -> None:
+        """
+        Encode the function and its arguments, unless it is done.
+
+        Raises
+        ------
+        ValueRefused
+            When one of them cannot travel: names it, the type of the culprit and its path inside.
+        """
+        if self._packed is None:
+            try:
+                self._packed = encode((self.function, self.args, self.kwargs), self.name)
+            except ValueRefused as error:
+                raise self._blame() or error from error.__cause__
+
+    def take(self) -> Encoded:
+        """What `pack` has made; it is not kept."""
+        self.pack()
+        packed, self._packed = self._packed, None
+        assert packed is not None
+        return packed
+
+    def _blame(self) -> ValueRefused | None:
+        for name, value in self._parts():
+            try:
+                encode(value, f"{self.name}: {name}")
+            except ValueRefused as error:
+                return ValueRefused(str(error).replace("Return plain data", "Pass plain data"))
+        return None
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        """What may not travel, the smallest first."""
+        try:
+            bound = inspect.signature(self.function).bind(*self.args, **self.kwargs).arguments
+        except (TypeError, ValueError):
+            bound = {**{str(number): value for number, value in enumerate(self.args)}, **self.kwargs}
+        yield from ((f"argument {name!r}", value) for name, value in bound.items())
+        with suppress(TypeError, ValueError):
+            used = inspect.getclosurevars(self.function)
+            yield from ((f"{name!r}, which its function closes over", value) for name, value in used.nonlocals.items())
+            yield from ((f"global {name!r}, which its function uses", value) for name, value in used.globals.items())
+        yield "its function", self.function
+
+
+class Worker:
+    """A process of its own, that runs one body at a time. Raises OSError when it cannot be started."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self.ready = False
+        self._midway = False
+        self._stopped = False
+        here, there = socket.socketpair()
+        self._wire = Wire(here)
+        # Closed when this process ends, however it does: that ends the worker and its children.
+        read, self._lifeline = os.pipe()
+        path = os.pathsep.join(sys.path)
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        try:
+            # By vfork: its cost does not grow with this process. A process group of its own, to be killed as one; not
+            # a session, among which Linux shares the processor before it looks at how nice a process is.
+            self._process = subprocess.Popen(
+                [sys.executable, *flags, SCRIPT, str(there.fileno()), str(read), path],
+                stdin=subprocess.DEVNULL, pass_fds=[there.fileno(), read], process_group=0,
+            )  # fmt: skip
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            there.close()
+            os.close(read)
+        _workers.add(self)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def idle(self) -> bool:
+        """Whether it lives and waits for a body."""
+        return not self._stopped and not self._midway and self._wire.quiet()
+
+    def run(self, parcel: Parcel) -> Any:
+        """
+        What the function returns; what it raises is raised.
+
+        Raises
+        ------
+        Gone
+            When the process has died.
+        """
+        if not self.ready:
+            self._wire.receive()
+            self.ready = True
+        run = parcel.run
+        who = (parcel.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
+        packed = parcel.take()
+        parcel.begin()
+        self._midway = True
+        self._wire.send(wire.RUN, encode((parcel.name, *who, sys.path), parcel.name))
+        self._wire.send(wire.BODY, packed)
+        packed.close()
+        while True:
+            kind, value = self._wire.receive()
+            if kind == wire.PROGRESS:
+                if run is not None:
+                    run.report(*value.load())
+            elif kind == wire.PARTIAL:
+                self._answer(parcel, value, parcel.receive)
+            elif kind == wire.QUESTION:
+                self._answer(parcel, value, lambda question: parcel.answer(*question))
+            else:
+                break
+        self._midway = False
+        if kind == wire.PUBLISHED:
+            return PUBLISHED
+        if kind == wire.RAISED:
+            raise wire.decode_error(value, parcel.name)
+        try:
+            return value.load()
+        except ValueUnreadable as error:
+            raise ValueUnreadable(f"{parcel.name}: its result cannot be read in the server: {error}.") from error
+
+    def _answer(self, parcel: Parcel, value: Inline | Mapped, call: Callable[[Any], Any]) -> None:
+        try:
+            answer = contextvars.Context().run(call, value.load())
+            kind, encoded = wire.ANSWER, encode(answer if call is not parcel.receive else None, parcel.name)
+        except Exception as error:
+            kind, encoded = wire.REFUSAL, wire.encode_error(error, parcel.name)
+        self._wire.send(kind, encoded)
+
+    def stop(self, grace: float) -> None:
+        """End what it runs: its cleanup code has `grace` seconds. It is of no more use then."""
+        self._stopped = True
+        self._signal(signal.SIGTERM)
+        insisting = threading.Thread(target=self._insist, args=[grace], name="panel-schedule-stop", daemon=True)
+        contextvars.Context().run(insisting.start)
+
+    def _insist(self, grace: float) -> None:
+        if not self._over.wait(grace / 2):
+            # Once more: what came just before a blocking call has not interrupted it.
+            self._signal(signal.SIGTERM)
+            if not self._over.wait(grace / 2):
+                self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self._lock, suppress(ProcessLookupError, PermissionError):
+            # Not of another process: the number is free only once this one was waited for.
+            if self._process.returncode is None:
+                (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
+
+    def kill(self) -> int:
+        """End it and its children; when this returns they are gone. How it ended, as `subprocess` has it."""
+        self._over.set()
+        self._signal(signal.SIGKILL)
+        with self._lock:
+            status = self._process.wait()
+        self._close()
+        for _ in range(int(VANISHING / 0.001)):
+            try:
+                os.killpg(self.pid, 0)
+            except OSError:
+                break
+            time.sleep(0.001)
+        return status
+
+    def _close(self) -> None:
+        self._wire.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def forget(self) -> None:
+        """In the child of a fork, which would keep it alive."""
+        self._close()
+
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [worker.forget() for worker in list(_workers)])
+
+
+class ProcessFuture(Future[Any]):
+    """A future whose ``cancel()`` also stops a body that already runs in a worker process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._guard = threading.Lock()
+        self._worker: Worker | None = None
+        self.grace: float | None = None
+
+    def cancel(self) -> bool:
+        if super().cancel():
+            return True
+        self.stop(GRACE)
+        return False
+
+    def stop(self, grace: float) -> None:
+        """End the body if it runs: its cleanup code has `grace` seconds."""
+        with self._guard:
+            if self.grace is None or grace < self.grace:
+                self.grace = grace
+                if self._worker is not None:
+                    self._worker.stop(grace)
+
+    @contextmanager
+    def carried_by(self, worker: Worker, name: str) -> Iterator[None]:
+        """What is inside is the body: the worker does nothing else for anybody else."""
+        with self._guard:
+            if self.grace is not None:
+                raise RunCancelled(f"{name}: the run was cancelled before its function began.")
+            self._worker = worker
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._worker = None
+
+
+class ProcessExecutor(ThreadExecutor):
+    """
+    At most `max_processes` bodies at once, first come, first served, each in a worker process of its own.
+
+    The threads talk to the workers, which are fresh interpreters, started when they are needed and then kept. One in
+    which a body was stopped, or that died, is replaced.
+    """
+
+    def __init__(self, max_processes: int):
+        super().__init__(max_processes)
+        self._kept: list[Worker] = []
+
+    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+        parcel = body if isinstance(body, Parcel) else Parcel("A process", body)
+        future = ProcessFuture()
+        with self._lock:
+            self._pending.add(future)
+            self._batch.append((future, partial(self._carry, future, parcel)))
+        return future
+
+    def stop(self, grace: float) -> None:
+        with self._lock:
+            pending = list(self._pending)
+        # Not their own `cancel`: what runs may end by itself within the grace.
+        left = {future for future in pending if not Future.cancel(future)}
+        for patience in (grace, 2 * SHORTLY):
+            with self._ended:
+                self._ended.wait_for(lambda: self._hurried or left.isdisjoint(self._pending), timeout=patience)
+            for future in left & self._pending:
+                future.stop(0 if self._hurried else SHORTLY)
+        with self._lock:
+            idle, self._kept = self._kept, []
+        for worker in idle:
+            worker.kill()
+
+    def _carry(self, future: ProcessFuture, parcel: Parcel) -> Any:
+        parcel.pack()
+        worker = self._worker(parcel.name)
+        try:
+            with future.carried_by(worker, parcel.name):
+                return worker.run(parcel)
+        except Gone:
+            status = worker.kill()
+            if future.grace is not None:
+                raise RunCancelled(
+                    f"{parcel.name}: the run was cancelled, and its worker process ended before its function did."
+                ) from None
+            raise RunCrashed(f"{parcel.name}: {_death(status, worker.ready)}") from None
+        finally:
+            self._keep(worker)
+
+    def _worker(self, name: str) -> Worker:
+        while True:
+            with self._lock:
+                if not self._kept:
+                    break
+                worker = self._kept.pop()
+            if worker.idle:
+                return worker
+            worker.kill()
+        try:
+            return Worker()
+        except OSError as error:
+            raise RunCrashed(
+                f"{name}: no worker process could be started with {sys.executable!r} ({error}). Mend that, or run the "
+                "function in a thread: executor='thread'."
+            ) from error
+
+    def _keep(self, worker: Worker) -> None:
+        if worker.idle:
+            with self._lock:
+                if len(self._kept) < self._places:
+                    self._kept.append(worker)
+                    return
+        worker.kill()
+
+
+def _death(status: int, ready: bool) -> str:
+    try:
+        how = f"was killed by signal {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
+    except ValueError:
+        how = f"was killed by signal {-status}"
+    if not ready:
+        return (
+            f"its worker process {how} before it could begin. See its output for the reason; the same interpreter must "
+            f"start with: {sys.executable} -c pass"
+        )
+    remedy = "The function, or a library it calls, has ended the process; its output may say why."
+    if -status == signal.SIGKILL:
+        remedy = "Often that is the system when memory is short: see its log, and have fewer ps.config.max_processes."
+    return f"its worker process {how}. {remedy}"

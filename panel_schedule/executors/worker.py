@@ -1,0 +1,312 @@
+"""In a worker process: runs one body after another, and tells the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import fcntl
+import inspect
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, closing, contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from .. import abroad, wire
+from ..errors import RunFenced, ScheduleError, ValueUnreadable
+from ..run import Run, RunState, _current
+from ..stores.codec import Inline, Mapped, encode
+from ..wire import Gone, Wire
+from .base import PUBLISHED
+
+# So that a server on the same machine stays responsive however many bodies compute: any thread of it comes first.
+NICENESS = 19
+
+# Progress is sent at most this often, in seconds.
+PACE = 0.05
+
+
+def conduct(
+    call: Callable[[], Any],
+    publish: Callable[[Any], object],
+    started: Callable[[asyncio.Task[Any] | None], object] = lambda task: None,
+) -> Any:
+    """
+    The result of a function, be it async or a generator: each item of one is published.
+
+    Returns
+    -------
+    object
+        What it returned; PUBLISHED when that is None and there were items.
+    """
+    result = call()
+    if inspect.isgenerator(result):
+        return _drain(result, publish)
+    if inspect.isasyncgen(result) or inspect.isawaitable(result):
+        return asyncio.run(_finish(result, publish, started))
+    return result
+
+
+def _drain(items: Any, publish: Callable[[Any], object]) -> Any:
+    count = 0
+    # Closed also when an item is refused: its cleanup code is part of the body.
+    with closing(items):
+        while True:
+            try:
+                item = next(items)
+            except StopIteration as stop:
+                return PUBLISHED if stop.value is None and count else stop.value
+            publish(item)
+            count += 1
+
+
+async def _finish(result: Any, publish: Callable[[Any], object], started: Callable[[Any], object]) -> Any:
+    started(asyncio.current_task())
+    try:
+        if not inspect.isasyncgen(result):
+            return await result
+        count = 0
+        async with aclosing(result):
+            async for item in result:
+                publish(item)
+                count += 1
+        return PUBLISHED if count else None
+    finally:
+        started(None)
+
+
+class Workplace:
+    """
+    Where the bodies run that the server sends, one at a time, on the main thread.
+
+    SIGTERM stops the one that runs: an error is raised in it wherever it is, but not while a message is half sent.
+    """
+
+    def __init__(self, line: Wire):
+        self._wire = line
+        self._run: Run | None = None
+        # One message at a time; and one question, with its answer, at a time.
+        self._sending = threading.Lock()
+        self._asking = threading.Lock()
+        self._name = ""
+        self._told = (-1, "")
+        self._news = threading.Event()
+        self._reporter: threading.Thread | None = None
+        # On the main thread: whether an error may be raised now, and whether it is to be.
+        self._open = False
+        self._due = False
+        self._waiting = False
+        self._task: asyncio.Task[Any] | None = None
+
+    def serve(self) -> None:
+        """Until the server is gone."""
+        signal.signal(signal.SIGTERM, self._stop)
+        # Not ignored, which its children would inherit: Ctrl-C is the server's business.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        abroad.asker = self.ask
+        os.register_at_fork(after_in_child=self._leave)
+        self._wire.send(wire.READY)
+        while True:
+            (_, told), (_, body) = self._wire.receive(), self._wire.receive()
+            self._work(told.load(), body)
+            del told, body
+
+    def _work(self, told: Any, body: Inline | Mapped) -> None:
+        self._name, task, identity, key, attempt, sys.path[:] = told
+        run = Run(task, key, datetime.min.replace(tzinfo=UTC))
+        run.id, run.attempt, run.state = identity, attempt, RunState.RUNNING
+        run._publish, run._changed, run._ask = self._publish, self._report, self.ask
+        self._run, self._told, self._due = run, (-1, ""), False
+        contextvars.Context().run(self._conclude, run, body)
+
+    def _conclude(self, run: Run, body: Inline | Mapped) -> None:
+        kind, result = self._outcome(run, body)
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        value = None
+        if kind == wire.RETURNED:
+            try:
+                value = encode(result, self._name)
+            except BaseException as error:
+                kind, result = wire.RAISED, error
+        if kind == wire.RAISED:
+            value = wire.encode_error(result, self._name)
+        with self._asking:  # a thread that was left behind may be waiting for an answer
+            self._tell()
+            with self._sending:
+                self._run = None
+            try:
+                self._wire.send(kind, value)
+            except Gone:
+                raise
+            except OSError as error:  # no memory for a large value
+                self._wire.send(wire.RAISED, wire.encode_error(error, self._name))
+
+    def _outcome(self, run: Run, body: Inline | Mapped) -> tuple[bytes, Any]:
+        signal.signal(signal.SIGTERM, self._stop)  # whatever the body before has made of it
+        try:
+            try:
+                self._open = True
+                self._stop_if_due()
+                _current.set(run)
+                function, args, kwargs = self._unpack(body)
+                result = conduct(partial(function, *args, **kwargs), run.publish, self._awaits)
+            except asyncio.CancelledError:
+                run.check()
+                raise
+            finally:
+                self._open = False
+        except BaseException as error:
+            return wire.RAISED, error
+        return (wire.PUBLISHED, None) if result is PUBLISHED else (wire.RETURNED, result)
+
+    def _unpack(self, body: Inline | Mapped) -> Any:
+        try:
+            return body.load()
+        except ValueUnreadable as error:
+            assert self._run is not None
+            self._run.check()  # what the stop has raised in there
+            raise ValueUnreadable(
+                f"{self._name}: its function or arguments cannot be read in a worker process: {error}. What they need "
+                "must be importable there, from the server's sys.path."
+            ) from error.__cause__
+
+    # ------------------------------------------------------------ what it asks and tells
+
+    def ask(self, *question: Any) -> Any:
+        """What the server answers; waits for it. Raises what answering has raised."""
+        return self._converse(wire.QUESTION, question)
+
+    def _publish(self, partial: Any) -> None:
+        if abroad.asker is None:
+            raise ScheduleError(f"{self._name}: a child of its worker process cannot publish. Hand it to its parent.")
+        self._converse(wire.PARTIAL, partial)
+
+    def _converse(self, kind: bytes, value: Any) -> Any:
+        with self._asking:
+            if self._run is None:
+                raise RunFenced(f"{self._name}: a thread of it goes on after its end, and is not heard any more.")
+            # After a stop there may be an answer on its way, to a question that nobody asks any more.
+            self._run.check()
+            with self._undisturbed():
+                encoded = encode(value, self._name)
+                with self._sending:
+                    self._wire.send(kind, encoded)
+            self._wait()
+            with self._undisturbed():
+                kind, answer = self._wire.receive()
+                if kind == wire.REFUSAL:
+                    raise wire.decode_error(answer, self._name)
+                return answer.load()
+
+    def _wait(self) -> None:
+        waiter = select.poll()
+        waiter.register(self._wire.fileno(), select.POLLIN)
+        self._waiting = True
+        try:
+            self._stop_if_due()
+            waiter.poll()
+        finally:
+            self._waiting = False
+
+    def _report(self) -> None:
+        if not self._news.is_set():
+            self._news.set()
+            if self._reporter is None:
+                self._reporter = threading.Thread(target=self._keep_telling, name="panel-schedule-progress", daemon=True)
+                contextvars.Context().run(self._reporter.start)
+
+    def _keep_telling(self) -> None:
+        while True:
+            self._news.wait()
+            self._news.clear()
+            with suppress(Gone):
+                self._tell()
+            time.sleep(PACE)
+
+    def _tell(self) -> None:
+        with self._sending:
+            run = self._run
+            if run is not None and self._told != (news := (run.percent, run.message)):
+                self._told = news
+                self._wire.send(wire.PROGRESS, encode(news, self._name))
+
+    # ------------------------------------------------------------ when it is stopped
+
+    def _stop(self, *_: object) -> None:
+        run = self._run
+        if run is None:
+            os._exit(0)
+        if not run.cancelled:
+            run.state, self._due = RunState.CANCELLED, True
+        self._stop_if_due()
+
+    def _stop_if_due(self) -> None:
+        if not (self._due and self._open) or threading.current_thread() is not threading.main_thread():
+            return
+        self._due = False
+        if self._task is not None and not self._waiting:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        elif self._run is not None:
+            self._run.check()
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """On the main thread, a stop comes after what is inside."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before, self._open = self._open, False
+        try:
+            yield
+        finally:
+            self._open = before
+        self._stop_if_due()
+
+    def _awaits(self, task: asyncio.Task[Any] | None) -> None:
+        self._task = task
+
+    def _leave(self) -> None:
+        """In the child of a fork: it is nobody's worker."""
+        abroad.asker = None
+        self._wire.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _die_with_the_server(lifeline: int) -> None:
+    """End this process and its children when the other end of a pipe, which the server has, is closed."""
+    if hasattr(fcntl, "F_SETSIG"):
+        # By Linux itself, whatever the interpreter is busy with. PR_SET_PDEATHSIG would leave the children.
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    threading.Thread(target=_watch, args=[lifeline], name="panel-schedule-lifeline", daemon=True).start()
+
+
+def _watch(lifeline: int) -> None:
+    with suppress(OSError):
+        os.read(lifeline, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main(sock: int, lifeline: int) -> None:
+    """What a worker process does, from its inherited descriptors on."""
+    os.nice(NICENESS)
+    for fd in (sock, lifeline):
+        os.set_inheritable(fd, False)
+    os.register_at_fork(after_in_child=partial(os.close, lifeline))
+    _die_with_the_server(lifeline)
+    try:
+        Workplace(Wire(socket.socket(fileno=sock))).serve()
+    except Gone:
+        os.killpg(0, signal.SIGKILL)

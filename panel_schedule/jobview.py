@@ -1,0 +1,287 @@
+"""A background function as one session sees it: what its buttons start, and how far that has come."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import panel as pn
+import param
+from bokeh.document import Document
+from bokeh.events import Event as BokehEvent
+from param.parameterized import Event, discard_events, resolve_value
+
+from .entry import Entry
+from .jobs import Background, OnSessionEnd, Retrigger
+from .run import Run, RunState, first_line
+from .views import View, outdated, own_copy
+
+IDLE = "idle"
+
+# After these there is an error to be read; that somebody cancelled it is none.
+_TROUBLE = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED, RunState.SKIPPED)
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Host(Protocol):
+    """What a job asks of the layers above."""
+
+    def find(self, id: str) -> Run | None: ...
+    def show_job(self, job: Job) -> Any: ...
+    def show_progress(self, job: Job) -> Any: ...
+
+
+class Job(View):
+    """
+    A background function as seen by one session; made by ``function.job(...)``. Its params serve as references.
+
+    Progress and partial results are reset when a run starts, and stay when it has ended; `value` stays until the
+    next result. What a session sees is its own: two that start the same have a run each.
+
+    Attributes
+    ----------
+    run : Run or None
+        The run that it shows.
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> @ps.background(executor="thread")
+    ... def power(base, exponent=2):
+    ...     return base**exponent
+    >>> job = power.job(base=3)
+    >>> job.start(exponent=3).result()
+    27
+    """
+
+    running = param.Boolean(default=False, doc="True from queued on, until the run has ended.")
+
+    percent = param.Integer(default=-1, bounds=(-1, 100), doc="How far the run has come; -1 while unknown.")
+
+    message = param.String(default="", doc="What the run says about its progress.")
+
+    partial = param.Parameter(doc="The newest partial result; `run.partials` has all.")
+
+    error = param.String(default="", doc='First line of what went wrong; "" when nothing did.')
+
+    state: Any = param.Selector(
+        default=IDLE, objects=[IDLE, *map(str, RunState)], doc="Of the run; 'idle' before the first one."
+    )
+
+    position = param.Integer(default=0, doc="Place in the queue, from 1; 0 when the run has begun.")
+
+    started_at = param.Parameter(doc="When the run began: an aware datetime in UTC, None before.")
+
+    finished_at = param.Parameter(doc="When the run ended: an aware datetime in UTC, None before.")
+
+    def __init__(
+        self,
+        home: weakref.ref[Document] | None,
+        changed: Callable[[], None],
+        function: Background[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        host: Host,
+    ):
+        super().__init__(home, name=function.name)
+        self.run: Run | None = None
+        self._function = function
+        try:
+            self._given = function.signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"Job {function.name!r}: {error}. It takes {function.signature}.") from None
+        self._host = host
+        # Knows nothing of the session: it is what a run, that everybody may hold, calls.
+        self._changed = changed
+        self._waiting: deque[Call] = deque()
+        self._unwatch: Callable[[], None] = lambda: None
+        self._seen: tuple[Any, int] = (None, 0)
+        self._over = False
+        self._parts: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name!r} {self.state}>"
+
+    # ------------------------------------------------------------ acting
+
+    def start(self, *args: Any, **kwargs: Any) -> Run | None:
+        """
+        Run the function with the session's arguments. Fits ``on_click=``: a lone event is ignored.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Instead of those given to ``function.job(...)``.
+
+        Returns
+        -------
+        Run or None
+            None when it is ignored, or waits for the end of another one: see `retrigger`.
+
+        Raises
+        ------
+        TypeError
+            When an argument is missing.
+        ValueRefused, ArgumentUnkeyable
+            As ``function.submit(...)`` does; `state` and `error` say so, too.
+        """
+        if not kwargs and len(args) == 1 and isinstance(args[0], (Event, BokehEvent)):
+            args = ()
+        call = self._call(args, kwargs)
+        if self.run is not None and not self.run.state.final:
+            match self._function.policy.retrigger:
+                case Retrigger.IGNORE:
+                    return None
+                case Retrigger.QUEUE:
+                    self._waiting.append(call)
+                    return None
+            self._let_go(self.run, "replaced")
+        return self._launch(call)
+
+    def cancel(self, _event: object = None) -> None:
+        """Stop the run, and what waits behind it. Fits ``on_click=``."""
+        self._waiting.clear()
+        if self.run is not None:
+            self.run.cancel()
+            self._follow()
+
+    def attach(self, run: Run | str) -> None:
+        """
+        Follow a run that there is already: after a reload of the page, say.
+
+        Parameters
+        ----------
+        run : Run or str
+            The run, or its id, which the page's address may carry.
+
+        Raises
+        ------
+        KeyError
+            When there is no run of this id, or no longer.
+        """
+        found = self._host.find(run) if isinstance(run, str) else run
+        if found is None:
+            raise KeyError(
+                f"Job {self.name!r}: there is no run {run!r}, or its result has expired. {self.name}.runs() has those "
+                "that there are."
+            )
+        self._waiting.clear()
+        self._show(found)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        signature = self._function.signature
+        try:
+            arguments = self._given | signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"Job {self.name!r}: {error}. It takes {signature}.") from None
+        bound = signature.bind_partial()
+        bound.arguments |= {name: arguments[name] for name in signature.parameters if name in arguments}
+        call = tuple(map(resolve_value, bound.args)), {name: resolve_value(each) for name, each in bound.kwargs.items()}
+        self._function.check(*call)
+        return call
+
+    def _launch(self, call: Call) -> Run:
+        args, kwargs = call
+        try:
+            run = self._function.submit(*args, **kwargs)
+        except Exception as error:
+            self.param.update(
+                state=str(RunState.FAILED), running=False, error=first_line(error), percent=-1, message=""
+            )
+            raise
+        self._show(run)
+        return run
+
+    def _show(self, run: Run) -> None:
+        self._unwatch()
+        self.run, self._seen, self._over = run, (run, 0), False
+        self.param.update(percent=-1, message="", partial=None, error="")
+        self._unwatch = run.watch(self._changed)
+        self._follow()
+
+    def _let_go(self, run: Run, reason: str) -> None:
+        """The run is of no use for this session any more; for those who have attached to it, it is."""
+        self._unwatch()
+        if not run.watched:
+            run.cancel(reason)
+
+    def _leave(self) -> None:
+        """The session has ended."""
+        self._waiting.clear()
+        self._unwatch()
+        run = self.run
+        if run is not None and self._function.policy.on_session_end is OnSessionEnd.CANCEL and not run.watched:
+            run.cancel("cancelled: its session has ended")
+
+    # ------------------------------------------------------------ following
+
+    def _follow(self) -> None:
+        """Bring the params in line with the run; under the lock of the session's document."""
+        run = self.run
+        if run is None or self._over:
+            return
+        state, partials, news = run.state, run.partials, dict[str, Any]()
+        self._over = state.final
+        if partials and self._seen != (run, len(partials)):
+            self._seen = (run, len(partials))
+            with discard_events(self):
+                self.partial = outdated
+            news["partial"] = own_copy(partials[-1])
+        if state is RunState.SUCCEEDED:
+            news |= self._take(Entry(run.value, self.version + 1, run.finished_at or run.queued_at), None)
+        self.param.update(
+            state=str(state),
+            running=not state.final,
+            percent=run.percent,
+            message=run.message,
+            error=first_line(run.error) if state in _TROUBLE else "",
+            position=run.position,
+            started_at=run.started_at,
+            finished_at=run.finished_at,
+            **news,
+        )
+        if self._over:
+            self._unwatch()
+            if self._waiting:
+                self._launch(self._waiting.popleft())
+
+    # ------------------------------------------------------------ showing
+
+    @property
+    def run_button(self) -> Any:
+        """A button that starts it."""
+        # To click again means something unless it is ignored.
+        ignored = self._function.policy.retrigger is Retrigger.IGNORE
+        return self._part(
+            "run_button",
+            lambda: pn.widgets.Button(
+                name="Run",
+                button_type="primary",
+                on_click=self.start,
+                disabled=self.param.running if ignored else False,
+            ),
+        )
+
+    @property
+    def cancel_button(self) -> Any:
+        """A button that cancels it; disabled while there is nothing to cancel."""
+        return self._part(
+            "cancel_button",
+            lambda: pn.widgets.Button(name="Cancel", on_click=self.cancel, disabled=self.param.running.rx.not_()),
+        )
+
+    @property
+    def progress(self) -> Any:
+        """The progress bar, with the message and the time that it takes."""
+        return self._part("progress", lambda: self._host.show_progress(self))
+
+    def _part(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._parts:
+            self._parts[name] = make()
+        return self._parts[name]
+
+    def __panel__(self) -> Any:
+        return self._part("panel", lambda: self._host.show_job(self))

@@ -1,0 +1,375 @@
+"""One execution of a background function: begun, told of, ended."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any, Protocol
+
+from .calls import PUBLISHED, async_outcome, outcome
+from .clock import Clock
+from .errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError
+from .executors.base import Executor
+from .executors.processes import Parcel
+from .jobs import Background
+from .ledger import Ledger
+from .locked import Locked
+from .news import News
+from .run import Run, RunState, _current, first_line, on_a_loop, own_traceback, traceback_text
+from .runner import LAST_WORDS, STOPS, TROUBLE
+from .stores.base import Store
+from .stores.data import require_data
+from .stores.queue import Queue
+from .timers import Timer, Timers
+
+log = logging.getLogger("panel_schedule")
+
+# Who follows a run hears of its progress this often, in seconds.
+PROGRESS = 0.05
+
+# Where each kind runs: apart from the tasks, which must not wait for what visitors start.
+EXECUTORS = {"process": "job-process", "thread": "job-thread", "loop": "loop"}
+
+
+class Work:
+    """
+    One execution of a background function.
+
+    With ``ttl=`` several who ask for the same share it: each has a run of his own, a guest.
+    """
+
+    __slots__ = (
+        "args", "body", "fence", "function", "future", "guests", "key", "kwargs", "remote", "run", "stored", "telling",
+        "timer", "untold",
+    )  # fmt: skip
+
+    def __init__(self, function: Background[Any, Any], run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.function = function
+        self.run = run
+        self.args = args
+        self.kwargs = kwargs
+        self.key = ""
+        self.guests: list[Run] = []
+        self.body: Callable[[], Any] | None = None
+        self.future: Future[Any] | None = None
+        self.timer: Timer | None = None
+        # Whether its progress was told a moment ago, and whether there is more to tell since.
+        self.telling = self.untold = False
+        # Its right to change the row in a shared store; 0 where it has none.
+        self.fence = 0
+        # Set when it is known whether a shared store has it.
+        self.stored = threading.Event()
+        # Whether another process runs it.
+        self.remote = False
+
+    @property
+    def name(self) -> str:
+        """As errors and the log have it."""
+        return f"Job {self.function.name!r}"
+
+    @property
+    def runs(self) -> list[Run]:
+        """Its run, and those of its guests."""
+        return [self.run, *self.guests]
+
+    def inform(self, guest: Run) -> None:
+        """Bring a guest up to date."""
+        run = self.run
+        guest.percent, guest.message = run.percent, run.message
+        guest.attempt, guest.partials = run.attempt, run.partials
+        if not run.state.final:
+            guest.state, guest.started_at = run.state, run.started_at
+
+
+class Desk(Protocol):
+    """What a workshop finds at the scheduler's."""
+
+    clock: Clock
+    store: Store
+    executors: dict[str, Executor]
+    timers: Timers
+    locked: Locked
+    ledger: Ledger
+    news: News
+    stopping: bool
+
+    def defer(self, call: Callable[[], object]) -> None: ...
+    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
+
+
+class Workshop:
+    """
+    Where works are done, each to its one final state.
+
+    Parameters
+    ----------
+    desk : Desk
+    moved : callable
+        Called, under the lock, when a queued work begins or goes: the others move up.
+    ended : callable
+        ``ended(work)``, under the lock.
+    """
+
+    def __init__(self, desk: Desk, moved: Callable[[], object], ended: Callable[[Work], object]):
+        self._s = desk
+        self._moved = moved
+        self._ended = ended
+
+    # ------------------------------------------------------------ beginning
+
+    def prepare(self, work: Work) -> None:
+        """Make what an executor can call. Raises ValueRefused when an argument cannot travel."""
+        function, kind = work.function.function, work.function.policy.executor
+        begin, receive = partial(self._begin, work), partial(self.publish, work)
+        if kind == "process":
+            work.body = parcel = Parcel(
+                work.name, function, work.args, work.kwargs, run=work.run,
+                begin=begin, receive=receive, answer=partial(self._s.answer, work.run),
+            )  # fmt: skip
+            parcel.pack()
+            return
+
+        def body() -> Any:
+            begin()
+            _current.set(work.run)
+            return outcome(function(*work.args, **work.kwargs), receive)
+
+        async def async_body() -> Any:
+            begin()
+            _current.set(work.run)
+            return await async_outcome(function(*work.args, **work.kwargs), publish)
+
+        async def publish(item: Any) -> None:
+            receive(item)
+
+        work.body = async_body if kind == "loop" else body
+
+    def start(self, work: Work) -> None:
+        """Hand it to its executor."""
+        with self._s.locked:
+            if work.run.state.final or work.remote or work.body is None:
+                return
+            executor = self._s.executors[EXECUTORS[work.function.policy.executor]]
+            self._s.locked.submitted.add(executor)
+            work.future = executor.submit(work.body)
+            work.future.add_done_callback(partial(self._over, work))
+
+    def _begin(self, work: Work) -> None:
+        run = work.run
+        with self._s.locked:
+            run.check()
+            run.begin(self._s.clock.now())
+            run.partials = []  # of an earlier attempt
+            self.tell_begin(work)
+            if (timeout := work.function.policy.timeout) is not None:
+                work.timer = self._s.timers.after(timeout, self._timed_out, work)
+            self.touch(work)
+            self._moved()
+
+    # ------------------------------------------------------------ under way
+
+    def publish(self, work: Work, item: Any) -> None:
+        """Take in a partial result; on the thread of the body, or the loop."""
+        run = work.run
+        run.check()
+        require_data(item, work.name)
+        assert isinstance(run.partials, list)
+        run.partials.append(item)
+        number = len(run.partials) - 1
+        if self._s.store.queue is not None:
+            if not on_a_loop():
+                work.stored.wait()
+            with self._s.locked:
+                self.tell(work, lambda queue: queue.add_partial(run.id, work.fence, number, item))
+        self.progressed(work)
+
+    def progressed(self, work: Work) -> None:
+        """On the thread of the run, at each step: those who follow it hear of it at once, and then now and then."""
+        work.untold = True
+        if not work.telling:
+            work.telling = True
+            with self._s.locked:
+                self._tell_progress(work)
+
+    def _tell_progress(self, work: Work) -> None:
+        work.telling, work.untold, again = False, False, work.untold
+        if again and not work.run.state.final:
+            work.telling = True
+            self._s.timers.after(PROGRESS, self._tell_progress, work)
+            self.touch(work)
+            percent, message = work.run.percent, work.run.message
+            self.tell(work, lambda queue: queue.tell(work.run.id, work.fence, percent, message))
+
+    def touch(self, work: Work) -> None:
+        """Something about it is new: tell those who follow its runs. Under the lock."""
+        for guest in work.guests:
+            work.inform(guest)
+        for run in work.runs:
+            self._s.defer(run.touch)
+
+    # ------------------------------------------------------------ ending
+
+    def _over(self, work: Work, future: Future[Any]) -> None:
+        """The body is over, wherever it ran; called there, without the lock."""
+        if on_a_loop() and self._s.store.blocking:
+            self._s.ledger.aside(partial(self._conclude, work, future))
+        else:
+            self._conclude(work, future)
+
+    def _conclude(self, work: Work, future: Future[Any]) -> None:
+        run, value, told = work.run, None, False
+        error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
+        if error is None and not run.state.final:
+            try:
+                value, told = self._deposit(work, future.result())
+            except Exception as exc:
+                error = exc
+        with self._s.locked:
+            work.future = None
+            self._s.timers.cancel(work.timer)
+            if run.state.final:
+                return
+            if run.expired and error is not None:
+                self._failed(work, RunState.TIMED_OUT, self._timeout_error(work))
+            elif error is None:
+                self.end(work, RunState.SUCCEEDED, value=value, told=told)
+            elif isinstance(error, (CancelledError, RunCancelled, RunFenced)):
+                self.cancel(work, run, STOPS if self._s.stopping else "cancelled")
+            else:
+                self._failed(work, RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED, error)
+
+    def _deposit(self, work: Work, result: Any) -> tuple[Any, bool]:
+        """The value as everybody reads it from now on, and whether a shared store has it."""
+        run = work.run
+        value = run.partials[-1] if result is PUBLISHED else result
+        require_data(value, work.name)
+        if self._s.store.queue is not None:
+            work.stored.wait()
+            if work.fence:
+                try:
+                    return self._tell_end(self._s.store.queue, work, RunState.SUCCEEDED, value), True
+                except (StoreError, OSError) as error:
+                    log.error("%s: its result cannot be stored now; it is tried again. %s", work.name, error)
+        return value, False
+
+    def _failed(self, work: Work, state: RunState, error: BaseException) -> None:
+        run, retry = work.run, work.function.policy.retry
+        if run.attempt >= retry.max_attempts or self._s.stopping:
+            self.end(work, state, error)
+            return
+        delay = retry.delay(run.attempt)
+        log.warning(
+            "%s: attempt %d of %d failed, the next follows in %g s: %s",
+            work.name, run.attempt, retry.max_attempts, delay, first_line(error),
+        )  # fmt: skip
+        run.again(error)
+        attempt = run.attempt
+        self.tell(work, lambda queue: queue.again(run.id, work.fence, attempt))
+        self._s.timers.after(delay, self.start, work)
+        self.touch(work)
+
+    def _timed_out(self, work: Work) -> None:
+        run, future = work.run, work.future
+        if run.state.final or future is None:
+            return
+        # A thread cannot be ended, and two bodies of a run never go at once: its timeout is final.
+        last = run.attempt >= work.function.policy.retry.max_attempts or work.function.policy.executor == "thread"
+        if last or run.expired:
+            self.end(work, RunState.TIMED_OUT, self._timeout_error(work))
+        else:
+            run.expired = True
+            if work.function.policy.executor == "loop":  # a process will have ended soon, whatever it does
+                work.timer = self._s.timers.after(LAST_WORDS, self._timed_out, work)
+        future.cancel()
+
+    def _timeout_error(self, work: Work) -> RunTimedOut:
+        return RunTimedOut(
+            f"{work.name}: it did not finish within its timeout of {work.function.policy.timeout:g} s. Give it a "
+            "longer one, or less to do."
+        )
+
+    def cancel(self, work: Work, run: Run, reason: str) -> None:
+        """End it from outside, at once; its body is told to stop."""
+        with self._s.locked:
+            if run.state.final:
+                return
+            future = work.future
+            run.reason = reason
+            self.end(work, RunState.CANCELLED, RunCancelled(f"{work.name}: the run was {reason}."))
+            if future is not None:
+                future.cancel()
+
+    def end(
+        self,
+        work: Work,
+        state: RunState,
+        error: BaseException | None = None,
+        value: Any = None,
+        told: bool = False,
+    ) -> None:
+        """Bring its runs to their final state. Under the lock."""
+        now = self._s.clock.now()
+        self._s.timers.cancel(work.timer)
+        for run in work.runs:
+            if run is not work.run:
+                work.inform(run)
+            run.reason = work.run.reason
+            run.end(state, now, error, value)
+            self._s.defer(run.touch)
+            self._s.defer(partial(run.resolve, value))
+        unfinished = work.function.policy.durable and work.run.reason == STOPS
+        if not told and not unfinished:  # else another process finishes it, or the next server
+            self.tell(work, lambda queue: self._tell_end(queue, work, state, value))
+        if state in TROUBLE:
+            assert error is not None
+            log.error("%s %s: %s", work.name, state.replace("_", " "), first_line(error), exc_info=own_traceback(error))
+            self._s.news.emit("failed", work.function, work.run)
+        elif state is RunState.SUCCEEDED:
+            self._s.news.emit("succeeded", work.function, work.run)
+        work.guests, work.args, work.kwargs, work.body = [], (), {}, None
+        self._ended(work)
+        self._moved()
+
+    # ------------------------------------------------------------ what a shared store is told
+
+    def tell(self, work: Work, call: Callable[[Queue], object]) -> None:
+        """Let the store know, in order, once it has the row. Under the lock."""
+        queue = self._s.store.queue
+        if queue is not None and work.fence and not work.remote:
+            self._s.ledger.ask((), partial(self._try, work, call, queue))
+
+    def _try(self, work: Work, call: Callable[[Queue], object], queue: Queue) -> None:
+        try:
+            call(queue)
+        except RunFenced:
+            row = queue.job(work.run.id)
+            if row is not None and not row.state.final:  # else its end was told by the thread of the body, meanwhile
+                self.lose(work)
+
+    def lose(self, work: Work) -> None:
+        """Another process has taken it over, as this one was taken for dead."""
+        with self._s.locked:
+            work.fence = 0
+            self.cancel(work, work.run, "taken over by another process")
+
+    def tell_begin(self, work: Work) -> None:
+        run = work.run
+        if (now := run.started_at) is not None:
+            attempt = run.attempt
+            self.tell(work, lambda queue: queue.begin(run.id, work.fence, now, attempt))
+
+    def tell_end(self, work: Work) -> None:
+        """It has ended before the store had it."""
+        run = work.run
+        self.tell(work, lambda queue: self._tell_end(queue, work, run.state, run.value))
+
+    def _tell_end(self, queue: Queue, work: Work, state: RunState, value: Any) -> Any:
+        run, policy, now = work.run, work.function.policy, self._s.clock.now()
+        kept = policy.ttl if policy.ttl is not None and state is RunState.SUCCEEDED else policy.result_ttl
+        return queue.end(
+            run.id, work.fence, state, now=now, value=value, error=run.error, traceback=traceback_text(run.error),
+            reason=run.reason, expires_at=now + kept,
+        )  # fmt: skip

@@ -1,0 +1,1103 @@
+"""Worker processes: what runs in them, how it ends, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future, wait
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import psutil
+import pytest
+
+from core import PATIENCE
+from panel_schedule import Run
+from panel_schedule.errors import (
+    RunCancelled,
+    RunCrashed,
+    RunFailed,
+    RunFenced,
+    ScheduleError,
+    ValueRefused,
+    ValueUnreadable,
+)
+from panel_schedule.executors import processes
+from panel_schedule.executors.base import PUBLISHED
+from panel_schedule.executors.processes import Parcel, ProcessExecutor
+from panel_schedule.run import traceback_text
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def executor():
+    made = ProcessExecutor(2)
+    yield made
+    made.stop(0)
+    assert not children()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A short grace for what does not listen."""
+    monkeypatch.setattr(processes, "GRACE", 0.3)
+
+
+def send(executor, function, *args, name="Task 'sales'", **who) -> Future:
+    future = executor.submit(Parcel(name, function, args, **who))
+    executor.flush()
+    return future
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process is gone, or was at least killed: who reaps orphans may take a moment."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def eventually(condition, patience=PATIENCE) -> bool:
+    limit = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+class Told:
+    """What the function has published, for tests that wait for it."""
+
+    def __init__(self):
+        self.partials = []
+        self._here = threading.Semaphore(0)
+
+    def __call__(self, partial):
+        self.partials.append(partial)
+        self._here.release()
+
+    def wait(self):
+        assert self._here.acquire(timeout=PATIENCE)
+        return self.partials[-1]
+
+
+# ------------------------------------------------------------ what runs there
+
+
+def test_a_function_runs_in_another_process(executor):
+    """And its process is kept for the next one."""
+    pids = {send(executor, os.getpid).result(PATIENCE) for _ in range(5)}
+
+    assert os.getpid() not in pids
+    assert 1 == len(pids)
+
+
+def test_arguments_and_closures_travel(executor):
+    """Positional, by keyword, and what a lambda closes over."""
+    ten = 10
+    parcel = Parcel("Task 'sales'", lambda a, *, b: (a, b, ten), (1,), {"b": [2]})
+    future = executor.submit(parcel)
+    executor.flush()
+
+    assert (1, [2], 10) == future.result(PATIENCE)
+
+
+def test_functions_of_the_setup_script_travel(executor):
+    """Its module is not in sys.modules; its helpers and classes go along."""
+    module = ModuleType("panel_setup_module")
+    exec(
+        "class Rate:\n    def __init__(self, value): self.value = value\n"
+        "def helper(): return Rate(5)\ndef function(): return helper()",
+        vars(module),
+    )
+
+    assert 5 == send(executor, module.function).result(PATIENCE).value
+
+
+def test_a_decorated_function_travels(executor, tmp_path, monkeypatch):
+    """Under its name the module has something else by then."""
+    (tmp_path / "decorated.py").write_text("def function(): return 3\noriginal = function\nfunction = None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import decorated
+
+    assert 3 == send(executor, decorated.original).result(PATIENCE)
+
+
+def test_methods_and_partials_travel(executor):
+    """As they do everywhere."""
+
+    class Portfolio:
+        def __init__(self, value):
+            self.value = value
+
+        def double(self):
+            return 2 * self.value
+
+    assert 8 == send(executor, Portfolio(4).double).result(PATIENCE)
+    assert 1024 == send(executor, partial(pow, 2), 10).result(PATIENCE)
+
+
+def test_an_instance_comes_back_as_one_of_its_class(executor):
+    """Also of a class that travels by value."""
+
+    class Rate:
+        pass
+
+    assert type(send(executor, Rate).result(PATIENCE)) is Rate
+
+
+def test_what_is_on_the_servers_path_can_be_imported(executor, tmp_path, monkeypatch):
+    """Also what came onto it after the worker was started."""
+    send(executor, os.getpid).result(PATIENCE)
+    (tmp_path / "latecomer.py").write_text("def function(): return __name__")
+    monkeypatch.syspath_prepend(tmp_path)
+    import latecomer
+
+    assert "latecomer" == send(executor, latecomer.function).result(PATIENCE)
+
+
+def test_an_async_function_runs_on_a_loop_of_the_worker(executor):
+    """And is awaited."""
+
+    async def function():
+        await asyncio.sleep(0)
+        return os.getpid()
+
+    assert os.getpid() != send(executor, function).result(PATIENCE)
+
+
+def test_a_bare_worker_knows_neither_panel_nor_numpy(executor):
+    """It starts in tens of milliseconds and takes tens of megabytes."""
+
+    def function():
+        import panel_schedule as ps
+
+        ps.progress(1, 2)
+        list(ps.track([1]))
+        heavy = {"panel", "bokeh", "numpy", "pandas"} & set(sys.modules)
+        return heavy, ps.current_run().state, ps.RunState.RUNNING, ps.errors.RunFailed.__name__
+
+    started = time.monotonic()
+    future = send(executor, function)
+
+    assert (set(), "running", "running", "RunFailed") == future.result(PATIENCE)
+    assert time.monotonic() - started < 2
+    memory = psutil.Process(send(executor, os.getpid).result(PATIENCE)).memory_info().rss
+    assert memory < 60e6
+
+
+def test_the_whole_package_is_there_for_who_asks(executor):
+    """In the very module that the light names came from."""
+
+    def function():
+        import panel_schedule as ps
+
+        before = ps, ps.progress
+        ps.schedule  # noqa: B018
+        import panel_schedule as again
+
+        return before == (again, again.progress), "panel" in sys.modules, repr(ps.store)
+
+    assert (True, True, "<store of the server>") == send(executor, function).result(30)
+
+
+def test_a_worker_inherits_nothing(executor):
+    """No descriptor, no signal handler; a process group of its own in the server's session; nice."""
+    listening = __import__("socket").create_server(("127.0.0.1", 0))
+    os.set_inheritable(listening.fileno(), True)
+
+    def function():
+        sockets = 0
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # of the listing itself
+                sockets += os.readlink(f"/proc/self/fd/{fd}").startswith("socket")
+        return sockets, os.getpgrp() == os.getpid(), os.getsid(0), os.nice(0), os.readlink("/proc/self/fd/0")
+
+    try:
+        sockets, leads, session, nice, stdin = send(executor, function).result(PATIENCE)
+    finally:
+        listening.close()
+    assert (1, True, os.getsid(0), 19, "/dev/null") == (sockets, leads, session, nice, stdin)
+
+
+# ------------------------------------------------------------ the run there
+
+
+def test_the_run_is_known_there(executor):
+    """Its id, key, attempt and task."""
+    run = Run("sales", NOW, NOW)
+    run.attempt = 3
+
+    def function():
+        import panel_schedule as ps
+
+        run = ps.current_run()
+        return run.id, run.key, run.attempt, run.task
+
+    assert (run.id, NOW, 3, "sales") == send(executor, function, run=run).result(PATIENCE)
+
+
+def test_begin_comes_before_the_function(executor, tmp_path):
+    """In the server; what it raises is how the body ends, and the function does not run."""
+    trace = tmp_path / "trace"
+
+    def refuse():
+        raise RunCancelled("no")
+
+    future = send(executor, trace.touch, begin=refuse)
+
+    assert isinstance(future.exception(PATIENCE), RunCancelled)
+    assert not trace.exists()
+    assert 1 == send(executor, lambda: 1).result(PATIENCE)
+
+
+def test_partials_arrive_in_order(executor):
+    """Of a generator, of an async one, and published by hand."""
+
+    def items():
+        yield from range(100)
+
+    async def aitems():
+        for number in range(100):
+            yield number
+
+    def by_hand():
+        import panel_schedule as ps
+
+        for number in range(100):
+            ps.current_run().publish(number)
+
+    got = [], [], []
+    results = [send(executor, f, receive=g.append).result(PATIENCE) for f, g in zip([items, aitems, by_hand], got, strict=True)]
+
+    assert [PUBLISHED, PUBLISHED, None] == results
+    assert ([*range(100)],) * 3 == got
+
+
+def test_what_a_generator_returns_is_its_result(executor):
+    """None without any item is a result as well."""
+
+    def returns():
+        yield 1
+        return 2
+
+    def nothing():
+        yield from ()
+
+    assert [2, None] == [send(executor, f, receive=id).result(PATIENCE) for f in (returns, nothing)]
+
+
+def test_a_slow_receiver_slows_the_function_down(executor):
+    """Nothing piles up."""
+    ahead, release = [], threading.Event()
+
+    def items(path):
+        for number in range(20):
+            with open(path, "w") as file:
+                file.write(str(number))
+            yield number
+
+    path = f"/tmp/panel-schedule-{os.getpid()}"
+
+    def receive(number):
+        release.wait(0.01)
+        ahead.append(int(Path(path).read_text()) - number)
+
+    assert PUBLISHED is send(executor, items, path, receive=receive).result(PATIENCE)
+    os.unlink(path)
+    assert max(ahead) <= 1
+
+
+def test_a_refused_partial_closes_the_generator(executor, tmp_path):
+    """What the receiver raised is how the body ends, and the cleanup code runs."""
+    trace = tmp_path / "trace"
+
+    def items():
+        try:
+            yield 1
+        finally:
+            trace.touch()
+
+    def receive(_):
+        raise RunFenced("too late")
+
+    error = send(executor, items, receive=receive).exception(PATIENCE)
+
+    assert (RunFenced, "too late", True) == (type(error), str(error), trace.exists())
+
+
+def test_a_refused_partial_is_raised_where_it_was_published(executor):
+    """The function may catch it."""
+
+    def function():
+        import panel_schedule as ps
+
+        try:
+            ps.current_run().publish(1)
+        except ps.errors.RunFenced:
+            return "caught"
+
+    def receive(_):
+        raise RunFenced("too late")
+
+    assert "caught" == send(executor, function, receive=receive).result(PATIENCE)
+
+
+def test_progress_is_coalesced_and_the_last_one_arrives_before_the_result(executor):
+    """However often the function reports."""
+    run, told = Run("sales", NOW, NOW), []
+    run._changed = lambda: told.append((run.percent, run.message))
+
+    def function():
+        import panel_schedule as ps
+
+        started = time.perf_counter()
+        for number in range(50_000):
+            ps.progress(number + 1, 50_000, f"{number}")
+        return (time.perf_counter() - started) / 50_000
+
+    future = send(executor, function, run=run)
+    at_the_end = []
+    future.add_done_callback(lambda _: at_the_end.append(told[-1]))
+
+    assert future.result(PATIENCE) < 50e-6
+    assert (100, "49999") == told[-1]
+    assert len(told) < 60
+    assert eventually(lambda: at_the_end == [(100, "49999")])
+
+
+def test_progress_reaches_the_run_while_the_function_works(executor):
+    """Within a moment."""
+    run, half = Run("sales", NOW, NOW), threading.Event()
+    run._changed = lambda: half.set() if run.percent == 50 else None
+
+    def function():
+        import panel_schedule as ps
+
+        ps.progress(1, 2)
+        ps.current_run().publish("reported")
+
+    send(executor, function, run=run, receive=lambda _: half.wait(2) or time.sleep(1)).result(PATIENCE)
+
+    assert half.is_set()
+
+
+# ------------------------------------------------------------ what it reads
+
+
+class Server:
+    """Answers as a scheduler does."""
+
+    def __init__(self):
+        self.names = {"rates": 1}
+
+    def __call__(self, kind, *args):
+        match kind, args:
+            case "task", (name,):
+                return {"sales": 7}[name]
+            case "get", (name,):
+                return self.names[name]
+            case "set", (name, value):
+                self.names[name] = value
+            case "delete", (name,):
+                del self.names[name]
+            case "names", ():
+                return list(self.names)
+
+
+def make_task(name="sales"):
+    from panel_schedule.task import Policy, Task
+    from panel_schedule.triggers import Every
+
+    return Task(name, lambda: 0, Policy(Every("1h")), host=None)
+
+
+def test_a_function_reads_tasks_of_the_server(executor):
+    """By their names in its code; threads of its own may too."""
+    sales = make_task()
+
+    def function():
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(4) as pool:
+            return sales(), [future.result() for future in [pool.submit(sales) for _ in range(20)]], repr(sales)
+
+    got = send(executor, function, answer=Server()).result(PATIENCE)
+
+    assert (7, [7] * 20, "<Task 'sales' of the server>") == got
+
+
+def test_a_function_reads_and_writes_the_store(executor):
+    """``ps.store`` is a mapping there too."""
+
+    def function():
+        import panel_schedule as ps
+
+        ps.store["weights"] = ps.store["rates"] + 1
+        del ps.store["rates"]
+        return ps.store.get("rates"), "weights" in ps.store, dict(ps.store), len(ps.store)
+
+    server = Server()
+
+    assert (None, True, {"weights": 2}, 1) == send(executor, function, answer=server).result(PATIENCE)
+    assert {"weights": 2} == server.names
+
+
+def test_everything_else_of_a_task_is_refused_there(executor):
+    """With the remedy."""
+    sales = make_task()
+    error = send(executor, lambda: sales.refresh()).exception(PATIENCE)
+
+    assert isinstance(error, AttributeError)
+    assert "'refresh' of task 'sales' is the server's" in str(error)
+    assert "Do the rest in the server" in str(error)
+
+
+def test_a_task_that_comes_back_is_looked_up_by_its_name(executor):
+    """One that nobody knows here is a clear error."""
+    sales = make_task("nobody knows it")
+    error = send(executor, lambda: sales).exception(PATIENCE)
+
+    assert "this process has none of that name" in str(error)
+
+
+def test_a_module_that_was_really_imported_asks_the_server_all_the_same(executor, tmp_path, monkeypatch):
+    """Its tasks are real ones there, and run nothing."""
+    (tmp_path / "real_tasks.py").write_text(
+        "import panel_schedule as ps\n"
+        "@ps.schedule(period='1h', first_run='skip', name='sales')\n"
+        "def sales(): return 'computed here'\n"
+        "def report(): return sales(), type(sales).__name__\n"
+        "def refresh(): return sales.refresh()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import panel_schedule as ps
+    import real_tasks
+
+    try:
+        assert (7, "Task") == send(executor, real_tasks.report, answer=Server()).result(30)
+        error = send(executor, real_tasks.refresh, answer=Server()).exception(30)
+        assert isinstance(error, ScheduleError)
+        assert "Do the rest in the server" in str(error)
+    finally:
+        ps.cancel_task("sales")
+
+
+# ------------------------------------------------------------ values
+
+
+def test_a_large_result_arrives_without_a_copy(executor):
+    """As memory that both processes map."""
+
+    def function():
+        import numpy as np
+
+        return np.ones(40_000_000)
+
+    before = psutil.Process().memory_full_info().uss
+    future = send(executor, function)
+    wait([future], PATIENCE)
+    started = time.perf_counter()
+    value = future.result()
+    grown = psutil.Process().memory_full_info().uss - before
+
+    assert 40_000_000 == value.shape[0]
+    assert 1 == value[-1]
+    assert time.perf_counter() - started < 0.1
+    assert grown < 50e6
+    value[0] = 5
+    assert 5 == value[0]
+
+
+def test_large_arguments_and_partials_travel_too(executor):
+    """Both ways."""
+    array, got = np.arange(1_000_000), []
+
+    def items(array):
+        yield array + 1
+        return array.sum()
+
+    assert array.sum() == send(executor, items, array, receive=got.append).result(PATIENCE)
+    assert (got[0] == array + 1).all()
+
+
+def test_an_argument_that_cannot_travel_is_named(executor):
+    """Job, argument, type, path and remedy."""
+
+    def function(frame, scale):
+        pass
+
+    parcel = Parcel("Job 'optimise'", function, ({"deep": [threading.Lock()]}, 1))
+    with pytest.raises(ValueRefused) as refused:
+        parcel.pack()
+
+    for part in ("Job 'optimise': argument 'frame'", "value['deep'][0]", "_thread.lock", "Pass plain data"):
+        assert part in str(refused.value)
+    assert "argument 'frame'" in str(send(executor, function, threading.Lock(), 1).exception(PATIENCE))
+
+
+def test_what_in_a_function_cannot_travel_is_named(executor):
+    """Its closure, or a global that it uses."""
+    connection = threading.Lock()
+    script = {"__name__": "panel_setup_module", "lock": connection}
+    exec("def function():\n    return lock", script)
+
+    closes = send(executor, lambda: connection).exception(PATIENCE)
+    uses = send(executor, script["function"]).exception(PATIENCE)
+
+    assert "'connection', which its function closes over" in str(closes)
+    assert "global 'lock', which its function uses" in str(uses)
+
+
+def test_a_result_that_cannot_travel_is_refused(executor):
+    """The old value stays: task, type and path (11)."""
+
+    def function():
+        return {"locks": [threading.Lock()]}
+
+    error = send(executor, function).exception(PATIENCE)
+
+    assert isinstance(error, ValueRefused)
+    for part in ("Task 'sales'", "value['locks'][0]", "_thread.lock"):
+        assert part in str(error)
+
+
+def test_a_result_of_what_is_unknown_here_is_named(executor):
+    """It pickles there, and does not unpickle here."""
+
+    def function():
+        import types
+
+        module = types.ModuleType("only_there")
+        exec("class Thing: pass", vars(module))
+        sys.modules["only_there"] = module
+        return module.Thing()
+
+    error = send(executor, function).exception(PATIENCE)
+
+    assert isinstance(error, ValueUnreadable)
+    assert "Task 'sales'" in str(error)
+    assert "only_there" in str(error)
+
+
+# ------------------------------------------------------------ errors
+
+
+def test_an_error_keeps_its_type_traceback_and_notes(executor):
+    """The traceback from the function on, as text."""
+
+    def function():
+        error = ZeroDivisionError("mine")
+        error.add_note("a note")
+        raise error
+
+    error = send(executor, function).exception(PATIENCE)
+
+    assert (ZeroDivisionError, ("mine",), ["a note"]) == (type(error), error.args, error.__notes__)
+    text = traceback_text(error)
+    assert text.startswith("Traceback")
+    assert "raise error" in text
+    assert "executors" not in text
+
+
+def test_an_error_that_does_not_pickle_is_told(executor):
+    """Neither here nor there."""
+
+    class Odd(Exception):
+        def __init__(self, one, two):
+            super().__init__(f"{one} {two}")
+
+    class Locked(Exception):
+        lock = None
+
+    def unpickles_not():
+        raise Odd("a", "b")
+
+    def pickles_not():
+        error = Locked("c")
+        error.lock = threading.Lock()
+        raise error
+
+    for function, line in ((unpickles_not, "Odd: a b"), (pickles_not, "Locked: c")):
+        error = send(executor, function).exception(PATIENCE)
+        assert isinstance(error, RunFailed)
+        assert line in str(error)
+        assert function.__name__ in traceback_text(error)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
+def test_what_ends_an_interpreter_ends_the_function_only(executor, kind):
+    """The worker lives on."""
+
+    def function():
+        raise kind("x")
+
+    pid = send(executor, os.getpid).result(PATIENCE)
+    assert type(send(executor, function).exception(PATIENCE)) is kind
+    assert pid == send(executor, os.getpid).result(PATIENCE)
+
+
+def test_memory_that_cannot_be_had_is_an_ordinary_error(executor):
+    """And no crash."""
+
+    def function():
+        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+        return bytearray(2**31)
+
+    assert isinstance(send(executor, function).exception(PATIENCE), MemoryError)
+
+
+@pytest.mark.parametrize(
+    ("die", "how"),
+    [
+        (lambda: os._exit(7), "exit code 7"),
+        (lambda: os._exit(0), "exit code 0"),
+        (lambda: os.kill(os.getpid(), 9), "SIGKILL"),
+        (lambda: __import__("ctypes").string_at(0), "SIGSEGV"),
+        (lambda: os.abort(), "SIGABRT"),
+    ],
+)
+def test_a_process_that_dies_is_a_crash(executor, die, how):
+    """The error names task, cause and remedy; the next body has a new process."""
+    error = send(executor, die).exception(PATIENCE)
+
+    assert isinstance(error, RunCrashed)
+    assert "Task 'sales'" in str(error)
+    assert how in str(error)
+    assert 1 == send(executor, lambda: 1).result(PATIENCE)
+
+
+def test_a_crash_takes_the_children_along(executor):
+    """Also those that were forked, and hold what their parent held."""
+    told = Told()
+
+    def function():
+        import panel_schedule as ps
+
+        if (forked := os.fork()) == 0:
+            time.sleep(600)
+        started = subprocess.Popen(["sleep", "600"])
+        ps.current_run().publish([forked, started.pid])
+        os._exit(1)
+
+    error = send(executor, function, receive=told).exception(PATIENCE)
+
+    assert isinstance(error, RunCrashed)
+    assert all(eventually(partial(gone, pid)) for pid in told.partials[0])
+
+
+def test_an_idle_process_that_was_killed_is_replaced(executor):
+    """No body pays for it."""
+    pid = send(executor, os.getpid).result(PATIENCE)
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(partial(gone, pid))
+
+    assert pid != send(executor, os.getpid).result(PATIENCE)
+
+
+def test_an_interpreter_that_does_not_start_is_an_error(executor, monkeypatch):
+    """And no endless loop."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    error = send(executor, lambda: 1).exception(PATIENCE)
+    assert isinstance(error, RunCrashed)
+    assert "/nowhere/python" in str(error)
+
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    error = send(executor, lambda: 1).exception(PATIENCE)
+    assert isinstance(error, RunCrashed)
+    assert "exit code 1 before it could begin" in str(error)
+
+
+# ------------------------------------------------------------ cancel
+
+
+def asleep(path):
+    import panel_schedule as ps
+
+    ps.current_run().publish(os.getpid())
+    try:
+        time.sleep(600)
+    finally:
+        Path(path).touch()
+
+
+def test_cancel_interrupts_the_function_and_its_cleanup_code_runs(executor, tmp_path):
+    """At once (18); the process is replaced."""
+    told, trace = Told(), tmp_path / "trace"
+    future = send(executor, asleep, trace, receive=told)
+    pid = told.wait()
+    started = time.monotonic()
+
+    assert not future.cancel()
+    error = future.exception(PATIENCE)
+
+    assert isinstance(error, RunCancelled)
+    assert trace.exists()
+    assert time.monotonic() - started < processes.GRACE / 2
+    assert gone(pid)
+    assert pid != send(executor, os.getpid).result(PATIENCE)
+
+
+def test_what_ignores_its_cancel_is_killed_with_its_children(executor, quick):
+    """After the grace."""
+    told = Told()
+
+    def function():
+        import panel_schedule as ps
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen(["sleep", "600"])
+        ps.current_run().publish([os.getpid(), child.pid])
+        while True:
+            time.sleep(1)
+
+    future = send(executor, function, receive=told)
+    pids = told.wait()
+    future.cancel()
+
+    assert isinstance(future.exception(PATIENCE), RunCancelled)
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_function_may_catch_its_cancel(executor):
+    """Then its result counts."""
+    told = Told()
+
+    def function():
+        import panel_schedule as ps
+
+        ps.current_run().publish(1)
+        try:
+            time.sleep(600)
+        except ps.errors.RunCancelled:
+            return ps.current_run().cancelled
+
+    future = send(executor, function, receive=told)
+    told.wait()
+    future.cancel()
+
+    assert future.result(PATIENCE) is True
+
+
+def test_an_async_function_is_cancelled_as_one(executor, tmp_path):
+    """It may await in its cleanup code."""
+    told, trace = Told(), tmp_path / "trace"
+
+    async def function():
+        import panel_schedule as ps
+
+        ps.current_run().publish(1)
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0.01)
+            trace.touch()
+
+    future = send(executor, function, receive=told)
+    told.wait()
+    future.cancel()
+
+    assert isinstance(future.exception(PATIENCE), RunCancelled)
+    assert trace.exists()
+
+
+def test_cancel_reaches_what_waits_for_an_answer(executor, tmp_path):
+    """A function that reads a task which is not there yet."""
+    trace, asked, release, sales = tmp_path / "trace", threading.Event(), threading.Event(), make_task()
+
+    def function():
+        try:
+            sales()
+        finally:
+            trace.touch()
+
+    def answer(*_):
+        asked.set()
+        release.wait(PATIENCE)
+
+    future = send(executor, function, answer=answer)
+    assert asked.wait(PATIENCE)
+    future.cancel()
+
+    assert eventually(trace.exists)
+    release.set()
+    assert isinstance(future.exception(PATIENCE), RunCancelled)
+
+
+def test_cancel_while_the_process_starts(executor, tmp_path):
+    """The function does not run."""
+    trace = tmp_path / "trace"
+    future = send(executor, trace.touch)
+    eventually(future.running)
+    future.cancel()
+
+    assert isinstance(future.exception(PATIENCE), RunCancelled)
+    assert not trace.exists()
+
+
+def test_a_cancel_never_meets_another_body(executor):
+    """Three hundred times, at every moment of a body's life."""
+    chance = random.Random(1)
+    for number in range(300):
+        victim = send(executor, lambda number=number: number)
+        other = send(executor, lambda number=number: -number)
+        if chance.random() < 0.9:
+            limit = time.perf_counter() + chance.random() * 0.0005
+            while time.perf_counter() < limit:
+                pass
+        else:
+            wait([victim], PATIENCE)
+        victim.cancel()
+        assert -number == other.result(PATIENCE)
+        wait([victim], PATIENCE)
+        assert victim.cancelled() or isinstance(victim.exception(0), RunCancelled) or victim.result(0) == number
+
+
+# ------------------------------------------------------------ many, and the end
+
+
+def test_five_hundred_bodies_from_eight_threads(executor):
+    """Each is answered with its own."""
+    futures = [[] for _ in range(8)]
+
+    def submitter(number):
+        futures[number] += [send(executor, lambda n=n: n) for n in range(number, 500, 8)]
+
+    threads = [threading.Thread(target=submitter, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+
+    assert list(range(500)) == sorted(future.result(PATIENCE) for own in futures for future in own)
+    assert len(children()) <= 2
+
+
+def test_at_most_so_many_run_at_once_and_a_lent_place_lets_in_another(executor):
+    """A reader that waits in a worker lets in what it waits for."""
+    there, sales = threading.Event(), make_task()
+
+    def answer(*_):
+        with executor.lend():
+            return there.wait(PATIENCE)
+
+    readers = [send(executor, lambda: sales(), answer=answer) for _ in range(2)]
+    send(executor, lambda: 1).add_done_callback(lambda _: there.set())
+
+    assert [True, True] == [reader.result(PATIENCE) for reader in readers]
+    assert eventually(lambda: len(children()) <= 2)
+
+
+def test_nothing_leaks(executor):
+    """No descriptor, thread, process or zombie, also with errors, crashes, cancels and large values."""
+    me = psutil.Process()
+
+    def bodies(count):
+        for _ in range(count):
+            send(executor, lambda: np.ones(20_000)).result(PATIENCE)
+            send(executor, lambda: 1 / 0).exception(PATIENCE)
+        send(executor, lambda: os._exit(1)).exception(PATIENCE)
+        future = send(executor, time.sleep, 600)
+        eventually(future.running)
+        future.cancel()
+        future.exception(PATIENCE)
+
+    bodies(2)
+    gc.collect()
+    before = me.num_fds()
+    bodies(100)
+    gc.collect()
+    assert me.num_fds() <= before + 4
+    assert len(children()) <= 2
+    executor.stop(1)
+    gc.collect()
+    assert not children()
+    assert me.num_fds() <= before
+    assert eventually(lambda: not [t for t in threading.enumerate() if t.name == "panel-schedule-stop"])
+
+
+def test_stop_lets_what_runs_end_by_itself(executor, tmp_path):
+    """Within the grace."""
+    told, trace = Told(), tmp_path / "go"
+
+    def function():
+        import panel_schedule as ps
+
+        ps.current_run().publish(1)
+        while not trace.exists():
+            time.sleep(0.005)
+        return "ended"
+
+    future = send(executor, function, receive=told)
+    told.wait()
+    threading.Timer(0.05, trace.touch).start()
+    executor.stop(PATIENCE)
+
+    assert "ended" == future.result(0)
+    assert not children()
+
+
+def test_stop_ends_what_does_not_end(executor, tmp_path):
+    """First with its cleanup code, then by force."""
+    told, trace = Told(), tmp_path / "trace"
+    gentle = send(executor, asleep, trace, receive=told)
+
+    def stubborn():
+        import panel_schedule as ps
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ps.current_run().publish(1)
+        time.sleep(600)
+
+    hard = send(executor, stubborn, receive=told)
+    told.wait(), told.wait()
+    started = time.monotonic()
+    executor.stop(0)
+
+    assert time.monotonic() - started < 2
+    assert isinstance(gentle.exception(0), RunCancelled)
+    assert isinstance(hard.exception(0), RunCancelled)
+    assert trace.exists()
+    assert not children()
+
+
+def test_hurry_ends_a_stop_that_waits(executor):
+    """Nothing is left behind all the same."""
+    told = Told()
+
+    def function():
+        import panel_schedule as ps
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ps.current_run().publish(1)
+        time.sleep(600)
+
+    send(executor, function, receive=told)
+    told.wait()
+    threading.Timer(0.05, executor.hurry).start()
+    started = time.monotonic()
+    executor.stop(60)
+
+    assert time.monotonic() - started < 5
+    assert eventually(lambda: not children())
+
+
+PARENT = """
+import os, subprocess, sys, time
+from panel_schedule.executors.processes import Parcel, ProcessExecutor
+
+def function():
+    import panel_schedule as ps
+    child = subprocess.Popen(["sleep", "600"])
+    forked = os.fork()
+    if not forked:
+        time.sleep(600)
+    ps.current_run().publish([os.getpid(), child.pid, forked])
+    {busy}
+
+def receive(pids):
+    print(*pids, flush=True)
+
+executor = ProcessExecutor(1)
+executor.submit(Parcel("Task 'sales'", function, receive=receive))
+executor.flush()
+if {forks} and os.fork() == 0:
+    time.sleep(5)
+    os._exit(0)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("busy", ["time.sleep(600)", "sum(range(10**12))"], ids=["asleep", "holding the interpreter"])
+@pytest.mark.parametrize("kill", [True, False], ids=["kill -9", "exit"])
+def test_no_process_survives_the_server(busy, kill):
+    """Neither the worker nor its children, however the server ends."""
+    script = PARENT.format(busy=busy, forks=False)
+    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert 3 == len(pids)
+    if kill:
+        parent.kill()
+    parent.communicate(timeout=PATIENCE)
+
+    assert all(eventually(partial(gone, pid)) for pid in pids)
+
+
+def test_a_forked_child_of_the_server_keeps_no_worker_alive():
+    """A user's own pool, say."""
+    script = PARENT.format(busy="time.sleep(600)", forks=True)
+    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait(PATIENCE)
+
+    assert all(eventually(partial(gone, pid), 3) for pid in pids)
+    parent.stdin.close()
+    parent.stdout.close()
+
+
+def test_a_parcel_runs_here_too():
+    """As an ordinary body."""
+    got = []
+
+    def items():
+        yield 1
+        yield 2
+
+    assert PUBLISHED is Parcel("Task 'sales'", items, receive=got.append)()
+    assert [1, 2] == got
+
+
+def test_what_is_printed_is_not_lost():
+    """Output of a worker is the server's, also into a pipe."""
+    script = (
+        "from panel_schedule.executors.processes import ProcessExecutor\n"
+        "executor = ProcessExecutor(1)\nfuture = executor.submit(lambda: print('hello'))\n"
+        "executor.flush()\nfuture.result(10)\nexecutor.stop(0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+
+    assert ("hello\n", "") == (ended.stdout, ended.stderr)
+
+
+def test_a_submit_is_quick_and_forks_nothing_here(executor):
+    """The caller may be the event loop."""
+    started = time.perf_counter()
+    future = send(executor, os.getpid)
+    took = time.perf_counter() - started
+    future.result(PATIENCE)
+
+    assert took < 0.05
+
+
+def test_a_pool_of_the_functions_own_works(executor):
+    """Forks of a worker are ordinary processes."""
+
+    def function():
+        import multiprocessing
+
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            return pool.map(abs, [-1, -2])
+
+    assert [1, 2] == send(executor, function).result(PATIENCE)
+    with contextlib.suppress(OSError):
+        os.waitpid(-1, os.WNOHANG)
