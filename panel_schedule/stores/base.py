@@ -91,8 +91,7 @@ class Holder:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """
     What a store remembers of a task besides its value.
 

@@ -143,7 +143,7 @@ class MemoryStore:
                 found[task] = self._rows[task] = Row(fingerprint, first_seen, paused=row is not None and row.paused)
                 self._marks.pop(task, None)
                 if row is not None:
-                    found[task] = replace(found[task], gave_way=row.override)
+                    found[task] = found[task]._replace(gave_way=row.override)
         return found
 
     def row(self, task: str) -> Row | None:
@@ -152,7 +152,7 @@ class MemoryStore:
 
     def _complete(self, task: str, row: Row) -> Row:
         mark = self._marks.get(task)
-        return row if mark is None else replace(row, **_marked(mark))
+        return row if mark is None else row._replace(**_marked(mark))
 
     def amend(
         self,
@@ -168,9 +168,8 @@ class MemoryStore:
             if row is None:
                 return
             if reschedule is not None and now is not None:
-                row = replace(row, override=reschedule, first_seen=now)
-            self._rows[task] = replace(
-                row,
+                row = row._replace(override=reschedule, first_seen=now)
+            self._rows[task] = row._replace(
                 paused=row.paused if paused is None else paused,
                 removed=row.removed if removed is None else removed,
             )
@@ -184,7 +183,7 @@ class MemoryStore:
             if late:
                 del self._marks[task]
             if late or row.first_seen > now:
-                self._rows[task] = replace(row, first_seen=now)
+                self._rows[task] = row._replace(first_seen=now)
             return late or row.first_seen > now
 
     def watch(self, task: str, viewers: int) -> None:
