@@ -378,9 +378,13 @@ def test_closing_a_store_releases(opened):
     """Whoever forgot."""
     first, store = opened(), opened()
     enter(first, durable=True)
+    enter(first, "run2")
+    for id in ("run1", "run2"):
+        first.queue.begin(id, 1, second(1), 1)
     first.close()
 
-    assert "run1" == store.queue.orphans()[0].id
+    assert [RunState.QUEUED, RunState.CANCELLED] == states(store, "run1", "run2")
+    assert 1 == store.queue.take("run1", second(2))[0].attempt
 
 
 def test_another_process_cancels(worker):
