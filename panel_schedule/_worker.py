@@ -34,7 +34,8 @@ class StandIn(ModuleType):
     def __init__(self, init: str):
         super().__init__(NAME)
         spec = spec_from_file_location(NAME, init, submodule_search_locations=[os.path.dirname(init)])
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         self.__spec__, self.__loader__, self.__package__ = spec, spec.loader, NAME
         self.__file__, self.__path__ = init, list(spec.submodule_search_locations or ())
         self._load, self._loading, self._loaded = spec.loader.exec_module, threading.RLock(), False

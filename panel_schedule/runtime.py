@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import panel as pn
 
-from . import supervisor
+from . import abroad, supervisor
 from .clock import Clock, SystemClock
 from .components import show
 from .config import Config
@@ -117,6 +117,7 @@ class Runtime:
         return self._dispatcher
 
     def _build(self) -> Scheduler:
+        abroad.refuse_here("The scheduler")
         self.config.freeze()
         store = self._make_store()
         store.subscribe(self._stored)
@@ -172,6 +173,8 @@ class Runtime:
         loop : asyncio.AbstractEventLoop
             Where async functions run and views are updated.
         """
+        if abroad.asker is not None:  # a module that a worker process has imported
+            return
         if self.loops.adopted is None:
             self.loops.adopt(loop)
         if not self._started:

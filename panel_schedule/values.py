@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from typing import Any
 
+from .abroad import store_here
 from .clock import Clock
 from .entry import Entry
 from .errors import ScheduleError
@@ -125,6 +126,9 @@ class NamedValues(MutableMapping[str, Any]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    def __reduce__(self) -> Any:
+        return store_here, ()  # a function in a worker process may use it by its own name
 
     def __repr__(self) -> str:
         return f"<store: {', '.join(self) or 'empty'}>"

@@ -6,11 +6,13 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from typing import Any
 
 from .errors import RunFailed
 from .run import RemoteTraceback, first_line, traceback_text
 from .stores.codec import Encoded, Inline, Mapped, encode
+
+# Executors and stores do not know each other: what both need of a value as bytes, executors find here.
+__all__ = ["Encoded", "Gone", "Inline", "Mapped", "Wire", "decode_error", "encode", "encode_error"]
 
 # From this size on, in bytes, a value goes as a descriptor of memory that both sides map.
 LARGE = 64 * 1024
@@ -20,13 +22,14 @@ _HEAD = struct.Struct("<cBI")
 
 # From the server: what to run and as what, and an answer.
 RUN, BODY, ANSWER, REFUSAL = b"r", b"b", b"a", b"e"
-# From a worker: it is there; a partial and a question, which wait for their answer; progress; how it ended.
-READY, PARTIAL, QUESTION, PROGRESS, RETURNED, PUBLISHED, RAISED = b"R", b"P", b"Q", b"G", b"V", b"S", b"E"
+# From a worker: it is there; a partial, a question and a module it cannot find, which wait for their answer; progress;
+# how the body ended.
+READY, PARTIAL, QUESTION, MODULE, PROGRESS = b"R", b"P", b"Q", b"M", b"G"
+RETURNED, PUBLISHED, RAISED = b"V", b"S", b"E"
 
 
 class Gone(Exception):
     """There is no other end any more."""
-
 
 
 class Wire:
@@ -103,11 +106,9 @@ def encode_error(error: BaseException, name: str) -> Encoded:
 def decode_error(value: Inline | Mapped, name: str) -> BaseException:
     """The error with its type, notes and, as its cause, the traceback in the other process."""
     line, text, data = value.load()
-    error: Any = None
-    if data:
-        with suppress(Exception):  # whatever its class does
-            error = Inline(data).load()
-    if not isinstance(error, BaseException):
-        error = RunFailed(f"{name}: {line}. (Its own type does not pickle, and so did not leave its process.)")
+    error: BaseException = RunFailed(f"{name}: {line}. (Its own type does not pickle, and so cannot be had here.)")
+    with suppress(Exception):  # whatever its class does
+        found = Inline(data).load()
+        error = found if isinstance(found, BaseException) else error
     error.__cause__ = RemoteTraceback(text)
     return error

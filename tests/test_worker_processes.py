@@ -175,6 +175,26 @@ def test_what_is_on_the_servers_path_can_be_imported(executor, tmp_path, monkeyp
     assert "latecomer" == send(executor, latecomer.function).result(PATIENCE)
 
 
+def test_a_module_of_the_app_can_be_imported(executor, tmp_path):
+    """Bokeh has its folder on the path only while the app's script runs."""
+    (tmp_path / "app_helpers").mkdir()
+    (tmp_path / "app_helpers" / "__init__.py").write_text("from .rates import rate")
+    (tmp_path / "app_helpers" / "rates.py").write_text("def rate(): return __name__")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        import app_helpers
+
+    def function():
+        with contextlib.suppress(ModuleNotFoundError):
+            import nowhere  # noqa: F401
+        import app_helpers
+
+        return app_helpers.rate()
+
+    assert "app_helpers.rates" == send(executor, app_helpers.rate).result(PATIENCE)
+    assert "app_helpers.rates" == send(executor, function).result(PATIENCE)
+
+
 def test_an_async_function_runs_on_a_loop_of_the_worker(executor):
     """And is awaited."""
 
@@ -287,7 +307,8 @@ def test_partials_arrive_in_order(executor):
             ps.current_run().publish(number)
 
     got = [], [], []
-    results = [send(executor, f, receive=g.append).result(PATIENCE) for f, g in zip([items, aitems, by_hand], got, strict=True)]
+    pairs = zip([items, aitems, by_hand], got, strict=True)
+    results = [send(executor, function, receive=own.append).result(PATIENCE) for function, own in pairs]
 
     assert [PUBLISHED, PUBLISHED, None] == results
     assert ([*range(100)],) * 3 == got
@@ -462,6 +483,13 @@ def test_a_function_reads_and_writes_the_store(executor):
     assert {"weights": 2} == server.names
 
 
+def test_the_store_may_be_used_by_its_own_name(executor):
+    """``from panel_schedule import store``; what comes back is the real one again."""
+    from panel_schedule import store
+
+    assert store is send(executor, lambda: (store["rates"], store)[1], answer=Server()).result(PATIENCE)
+
+
 def test_everything_else_of_a_task_is_refused_there(executor):
     """With the remedy."""
     sales = make_task()
@@ -490,8 +518,9 @@ def test_a_module_that_was_really_imported_asks_the_server_all_the_same(executor
         "def refresh(): return sales.refresh()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    import panel_schedule as ps
     import real_tasks
+
+    import panel_schedule as ps
 
     try:
         assert (7, "Task") == send(executor, real_tasks.report, answer=Server()).result(30)
@@ -733,8 +762,8 @@ def test_an_interpreter_that_does_not_start_is_an_error(executor, monkeypatch):
 def asleep(path):
     import panel_schedule as ps
 
-    ps.current_run().publish(os.getpid())
     try:
+        ps.current_run().publish(os.getpid())
         time.sleep(600)
     finally:
         Path(path).touch()
@@ -785,8 +814,8 @@ def test_a_function_may_catch_its_cancel(executor):
     def function():
         import panel_schedule as ps
 
-        ps.current_run().publish(1)
         try:
+            ps.current_run().publish(1)
             time.sleep(600)
         except ps.errors.RunCancelled:
             return ps.current_run().cancelled
@@ -805,8 +834,8 @@ def test_an_async_function_is_cancelled_as_one(executor, tmp_path):
     async def function():
         import panel_schedule as ps
 
-        ps.current_run().publish(1)
         try:
+            ps.current_run().publish(1)
             await asyncio.sleep(600)
         finally:
             await asyncio.sleep(0.01)

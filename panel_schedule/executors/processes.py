@@ -1,9 +1,9 @@
 """
 Functions in a bounded number of worker processes, which can be stopped whatever they do.
 
-Why not multiprocessing, loky or pebble: their workers are forks of the server, with its sockets, locks and memory, or
-import its ``__main__`` again, at 0.7 s and all of Panel each; none passes large arrays without a copy; and none stops a
-worker with time for its cleanup code first and with its children then.
+Why not multiprocessing, loky or pebble: multiprocessing, and pebble on it, forks the server with its sockets and locks
+or imports its ``__main__`` again, which takes 0.7 s; loky starts clean interpreters, but stops no single call. None of
+them ends the children of a stopped function, nor maps a large result.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from typing import Any
 from .. import wire
 from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
 from ..run import Run, _current
-from ..stores.codec import Encoded, Inline, Mapped, encode
-from ..wire import Gone, Wire
+from ..wire import Encoded, Gone, Inline, Mapped, Wire, encode
 from .base import PUBLISHED
 from .threads import ThreadExecutor
 from .worker import conduct
@@ -153,7 +152,7 @@ class Worker:
         self._wire = Wire(here)
         # Closed when this process ends, however it does: that ends the worker and its children.
         read, self._lifeline = os.pipe()
-        path = os.pathsep.join(sys.path)
+        path = os.pathsep.join(map(os.fspath, sys.path))
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         try:
             # By vfork: its cost does not grow with this process. A process group of its own, to be killed as one; not
@@ -163,7 +162,7 @@ class Worker:
                 stdin=subprocess.DEVNULL, pass_fds=[there.fileno(), read], process_group=0,
             )  # fmt: skip
         except BaseException:
-            self._close()
+            self.close()
             raise
         finally:
             there.close()
@@ -208,6 +207,8 @@ class Worker:
                 self._answer(parcel, value, parcel.receive)
             elif kind == wire.QUESTION:
                 self._answer(parcel, value, lambda question: parcel.answer(*question))
+            elif kind == wire.MODULE:
+                self._answer(parcel, value, _whereabouts)
             else:
                 break
         self._midway = False
@@ -254,7 +255,7 @@ class Worker:
         self._signal(signal.SIGKILL)
         with self._lock:
             status = self._process.wait()
-        self._close()
+        self.close()
         for _ in range(int(VANISHING / 0.001)):
             try:
                 os.killpg(self.pid, 0)
@@ -263,19 +264,31 @@ class Worker:
             time.sleep(0.001)
         return status
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let go of it; where nobody else holds it, that ends it."""
         self._wire.close()
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
 
-    def forget(self) -> None:
-        """In the child of a fork, which would keep it alive."""
-        self._close()
-
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [worker.forget() for worker in list(_workers)])
+
+
+def _forget() -> None:
+    """In the child of a fork, which would keep them alive when its parent is gone."""
+    for worker in list(_workers):
+        worker.close()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _whereabouts(name: str) -> tuple[str | None, list[str] | None]:
+    """The file of a module that was imported here, and the folders of a package."""
+    module = sys.modules.get(name)
+    folders = getattr(module, "__path__", None)
+    return getattr(module, "__file__", None), None if folders is None else list(folders)
 
 
 class ProcessFuture(Future[Any]):
@@ -328,7 +341,7 @@ class ProcessExecutor(ThreadExecutor):
         self._kept: list[Worker] = []
 
     def submit(self, body: Callable[[], Any]) -> Future[Any]:
-        parcel = body if isinstance(body, Parcel) else Parcel("A process", body)
+        parcel = body if isinstance(body, Parcel) else Parcel("A function", body)
         future = ProcessFuture()
         with self._lock:
             self._pending.add(future)
@@ -337,7 +350,7 @@ class ProcessExecutor(ThreadExecutor):
 
     def stop(self, grace: float) -> None:
         with self._lock:
-            pending = list(self._pending)
+            pending = [future for future in self._pending if isinstance(future, ProcessFuture)]
         # Not their own `cancel`: what runs may end by itself within the grace.
         left = {future for future in pending if not Future.cancel(future)}
         for patience in (grace, 2 * SHORTLY):

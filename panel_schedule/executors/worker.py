@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import spec_from_file_location
 from typing import Any
 
 from .. import abroad, wire
 from ..errors import RunFenced, ScheduleError, ValueUnreadable
 from ..run import Run, RunState, _current
-from ..stores.codec import Inline, Mapped, encode
-from ..wire import Gone, Wire
+from ..wire import Gone, Inline, Mapped, Wire, encode
 from .base import PUBLISHED
 
 # So that a server on the same machine stays responsive however many bodies compute: any thread of it comes first.
@@ -112,6 +112,7 @@ class Workplace:
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         abroad.asker = self.ask
+        sys.meta_path.append(self)
         os.register_at_fork(after_in_child=self._leave)
         self._wire.send(wire.READY)
         while True:
@@ -192,21 +193,30 @@ class Workplace:
         self._converse(wire.PARTIAL, partial)
 
     def _converse(self, kind: bytes, value: Any) -> Any:
+        with self._undisturbed():
+            encoded = encode(value, self._name)
         with self._asking:
             if self._run is None:
                 raise RunFenced(f"{self._name}: a thread of it goes on after its end, and is not heard any more.")
             # After a stop there may be an answer on its way, to a question that nobody asks any more.
             self._run.check()
-            with self._undisturbed():
-                encoded = encode(value, self._name)
-                with self._sending:
-                    self._wire.send(kind, encoded)
+            with self._undisturbed(), self._sending:
+                self._wire.send(kind, encoded)
             self._wait()
             with self._undisturbed():
                 kind, answer = self._wire.receive()
-                if kind == wire.REFUSAL:
-                    raise wire.decode_error(answer, self._name)
-                return answer.load()
+        with self._undisturbed():
+            if kind == wire.REFUSAL:
+                raise wire.decode_error(answer, self._name)
+            return answer.load()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """For `sys.meta_path`: modules that the server has from where it does not look any more, as Bokeh's apps do."""
+        if path is None and abroad.asker is not None and self._run is not None:
+            file, folders = self._converse(wire.MODULE, name)
+            if file is not None:
+                return spec_from_file_location(name, file, submodule_search_locations=folders)
+        return None
 
     def _wait(self) -> None:
         waiter = select.poll()
@@ -222,7 +232,7 @@ class Workplace:
         if not self._news.is_set():
             self._news.set()
             if self._reporter is None:
-                self._reporter = threading.Thread(target=self._keep_telling, name="panel-schedule-progress", daemon=True)
+                self._reporter = threading.Thread(target=self._keep_telling, name="panel-schedule-news", daemon=True)
                 contextvars.Context().run(self._reporter.start)
 
     def _keep_telling(self) -> None:
