@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+from .codec import encode
 from .errors import RunCancelled, RunCrashed, RunError, ScheduleError, StoreError
 from .jobs import Background
 from .run import Run, RunState, on_a_loop
 from .runner import STOPS
 from .stores.base import TAKEOVERS
-from .stores.codec import encode
 from .stores.data import is_light
 from .stores.queue import JobRow
 from .work import Desk as Workplace

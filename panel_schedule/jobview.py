@@ -11,8 +11,11 @@ import panel as pn
 import param
 from bokeh.document import Document
 from bokeh.events import Event as BokehEvent
+from panel.viewable import Viewer
 from param.parameterized import Event, discard_events, resolve_value
 
+from .buttons import SteadyButton
+from .clock import Clock
 from .entry import Entry
 from .jobs import Background, OnSessionEnd, Retrigger
 from .run import Run, RunState, first_line
@@ -29,12 +32,15 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Host(Protocol):
     """What a job asks of the layers above."""
 
+    @property
+    def clock(self) -> Clock: ...
+
     def find(self, id: str) -> Run | None: ...
     def show_job(self, job: Job) -> Any: ...
     def show_progress(self, job: Job) -> Any: ...
 
 
-class Job(View):
+class Job(View, Viewer):
     """
     A background function as seen by one session; made by ``function.job(...)``. Its params serve as references.
 
@@ -177,11 +183,15 @@ class Job(View):
             arguments = self._given | signature.bind_partial(*args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"Job {self.name!r}: {error}. It takes {signature}.") from None
-        bound = signature.bind_partial()
-        bound.arguments |= {name: arguments[name] for name in signature.parameters if name in arguments}
-        call = tuple(map(resolve_value, bound.args)), {name: resolve_value(each) for name, each in bound.kwargs.items()}
+        args, kwargs = self._in_order(arguments)
+        call = tuple(map(resolve_value, args)), {name: resolve_value(each) for name, each in kwargs.items()}
         self._function.check(*call)
         return call
+
+    def _in_order(self, arguments: dict[str, Any]) -> Call:
+        bound = self._function.signature.bind_partial()
+        bound.arguments |= {name: arguments[name] for name in bound.signature.parameters if name in arguments}
+        return bound.args, bound.kwargs
 
     def _launch(self, call: Call) -> Run:
         args, kwargs = call
@@ -251,26 +261,40 @@ class Job(View):
     # ------------------------------------------------------------ showing
 
     @property
+    def inputs(self) -> list[Any]:
+        """The widgets among the arguments given to ``function.job(...)``, in the function's order."""
+        args, kwargs = self._in_order(self._given)
+        widgets = [each for each in (*args, *kwargs.values()) if isinstance(each, pn.widgets.base.WidgetBase)]
+        return list(dict.fromkeys(widgets))
+
+    @property
+    def elapsed(self) -> float | None:
+        """Seconds that the run has taken, so far or in all; None before it has begun."""
+        if self.started_at is None:
+            return None
+        return ((self.finished_at or self._host.clock.now()) - self.started_at).total_seconds()
+
+    @property
     def run_button(self) -> Any:
         """A button that starts it."""
         # To click again means something unless it is ignored.
         ignored = self._function.policy.retrigger is Retrigger.IGNORE
         return self._part(
             "run_button",
-            lambda: pn.widgets.Button(
+            lambda: SteadyButton(
                 name="Run",
                 button_type="primary",
                 on_click=self.start,
-                disabled=self.param.running if ignored else False,
+                useless=self.param.running if ignored else False,
             ),
         )
 
     @property
     def cancel_button(self) -> Any:
-        """A button that cancels it; disabled while there is nothing to cancel."""
+        """A button that cancels it; looks disabled while there is nothing to cancel."""
         return self._part(
             "cancel_button",
-            lambda: pn.widgets.Button(name="Cancel", on_click=self.cancel, disabled=self.param.running.rx.not_()),
+            lambda: SteadyButton(name="Cancel", on_click=self.cancel, useless=self.param.running.rx.not_()),
         )
 
     @property

@@ -89,6 +89,11 @@ class Ledger:
                 lane.reading = True
                 self._submit("store", partial(self._read, lane))
 
+    @property
+    def troubled(self) -> bool:
+        """Whether the store cannot serve what it was asked last."""
+        return self._trouble != ""
+
     def drain(self, timeout: float) -> None:
         """Wait until everything is written, up to `timeout` seconds; what fails is not tried again."""
         self._hurry.set()

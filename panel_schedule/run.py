@@ -125,7 +125,6 @@ class Run:
 
     __slots__ = (
         "__weakref__",
-        "_ask",
         "_changed",
         "_ended",
         "_future",
@@ -194,8 +193,6 @@ class Run:
         self._watchers: frozenset[Callable[[], object]] = frozenset()
         # Fetches the value from a shared store, of a run that has ended in another process.
         self._load: Callable[[], Any] | None = None
-        # In a worker process: what its function asks of the server, a task's value say.
-        self._ask: Callable[..., Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Run {self.task!r} {self.state} attempt {self.attempt}>"
@@ -215,7 +212,8 @@ class Run:
     @property
     def position(self) -> int:
         """Place in the queue, from 1; 0 when it has begun. Of a run in this process."""
-        return self._rank() if self._rank is not None and self.state is RunState.QUEUED else 0
+        rank = self._rank
+        return rank() if rank is not None and self.state is RunState.QUEUED else 0
 
     def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
         """
@@ -255,13 +253,13 @@ class Run:
             When the run was ended meanwhile.
         """
         self.check()
-        if self._publish is not None:
-            self._publish(partial)
+        if (publish := self._publish) is not None:
+            publish(partial)
 
     def cancel(self, reason: str = "cancelled") -> None:
         """End the run now. A thread's function that does not listen is abandoned: its writes are dropped."""
-        if self._stop is not None:
-            self._stop(self, reason)
+        if (stop := self._stop) is not None:
+            stop(self, reason)
 
     def result(self, timeout: float | None = None) -> Any:
         """
@@ -368,8 +366,8 @@ class Run:
     def report(self, percent: int, message: str) -> None:
         if (percent, message) != (self.percent, self.message):
             self.percent, self.message = percent, message
-            if self._changed is not None:
-                self._changed()
+            if (changed := self._changed) is not None:
+                changed()
 
     def check(self) -> None:
         """Raise in the function's own thread once the run has been ended from outside."""

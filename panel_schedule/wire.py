@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from contextlib import suppress
 
-from .errors import RunFailed
-from .run import RemoteTraceback, first_line, traceback_text
-from .stores.codec import Encoded, Inline, Mapped, encode
+from .codec import Encoded, Inline, Mapped, encode
+from .failures import packed, unpacked
 
 # Executors and stores do not know each other: what both need of a value as bytes, executors find here.
 __all__ = ["Encoded", "Gone", "Inline", "Mapped", "Wire", "decode_error", "encode", "encode_error"]
@@ -95,20 +93,9 @@ class Wire:
 
 def encode_error(error: BaseException, name: str) -> Encoded:
     """An error with its traceback; `decode_error` makes it again, or what can be had of it."""
-    text, line = traceback_text(error), first_line(error)
-    try:
-        data = encode(error, name).tobytes()
-    except Exception:
-        data = b""
-    return encode((line, text, data), name)
+    return encode(packed(error), name)
 
 
 def decode_error(value: Inline | Mapped, name: str) -> BaseException:
     """The error with its type, notes and, as its cause, the traceback in the other process."""
-    line, text, data = value.load()
-    error: BaseException = RunFailed(f"{name}: {line}. (Its own type does not pickle, and so cannot be had here.)")
-    with suppress(Exception):  # whatever its class does
-        found = Inline(data).load()
-        error = found if isinstance(found, BaseException) else error
-    error.__cause__ = RemoteTraceback(text)
-    return error
+    return unpacked(value.load(), name)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
 from .calls import PUBLISHED, async_outcome, outcome
 from .clock import Clock
-from .errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError
+from .errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, ValueRefused
 from .executors.base import Executor
 from .executors.processes import Parcel
 from .jobs import Background
@@ -21,7 +23,8 @@ from .news import News
 from .run import Run, RunState, _current, first_line, on_a_loop, own_traceback, traceback_text
 from .runner import LAST_WORDS, STOPS, TROUBLE
 from .stores.base import Store
-from .stores.data import require_data
+from .codec import encode
+from .stores.data import is_light, require_data
 from .stores.queue import Queue
 from .timers import Timer, Timers
 
@@ -29,6 +32,12 @@ log = logging.getLogger("panel_schedule")
 
 # Who follows a run hears of its progress this often, in seconds.
 PROGRESS = 0.05
+
+# How a body ends that was told to stop, on a loop, in a thread, or in a process.
+STOPPED = (asyncio.CancelledError, CancelledError, RunCancelled, RunFenced)
+
+# So often, in seconds, who waits for the store looks whether that is in trouble.
+LOOK = 0.1
 
 # Where each kind runs: apart from the tasks, which must not wait for what visitors start.
 EXECUTORS = {"process": "job-process", "thread": "job-thread", "loop": "loop"}
@@ -38,12 +47,12 @@ class Work:
     """
     One execution of a background function.
 
-    With ``ttl=`` several who ask for the same share it: each has a run of his own, a guest.
+    With ``ttl=`` several who ask for the same share it: each has a run of their own, a guest.
     """
 
     __slots__ = (
         "args", "body", "fence", "function", "future", "guests", "key", "kwargs", "remote", "run", "stored", "telling",
-        "timer", "untold",
+        "timer", "told", "unwatch",
     )  # fmt: skip
 
     def __init__(self, function: Background[Any, Any], run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -56,13 +65,16 @@ class Work:
         self.body: Callable[[], Any] | None = None
         self.future: Future[Any] | None = None
         self.timer: Timer | None = None
-        # Whether its progress was told a moment ago, and whether there is more to tell since.
-        self.telling = self.untold = False
+        # Whether its progress was told a moment ago, and what that was.
+        self.telling = False
+        self.told: tuple[Any, ...] = ()
+        # Ends the watching that says that it has guests.
+        self.unwatch: Callable[[], object] | None = None
         # Its right to change the row in a shared store; 0 where it has none.
         self.fence = 0
         # Set when it is known whether a shared store has it.
         self.stored = threading.Event()
-        # Whether another process runs it.
+        # Whether another process runs it; its body is there only if somebody here asked for the same.
         self.remote = False
 
     @property
@@ -79,9 +91,9 @@ class Work:
         """Bring a guest up to date."""
         run = self.run
         guest.percent, guest.message = run.percent, run.message
-        guest.attempt, guest.partials = run.attempt, run.partials
+        guest.attempt, guest.partials, guest.started_at = run.attempt, run.partials, run.started_at
         if not run.state.final:
-            guest.state, guest.started_at = run.state, run.started_at
+            guest.state = run.state
 
 
 class Desk(Protocol):
@@ -144,6 +156,8 @@ class Workshop:
 
         async def publish(item: Any) -> None:
             receive(item)
+            if work.fence:
+                await asyncio.wrap_future(self._s.ledger.aside(self._settle))
 
         work.body = async_body if kind == "loop" else body
 
@@ -162,7 +176,7 @@ class Workshop:
         with self._s.locked:
             run.check()
             run.begin(self._s.clock.now())
-            run.partials = []  # of an earlier attempt
+            run.partials, run.percent, run.message = [], -1, ""  # of an earlier attempt
             self.tell_begin(work)
             if (timeout := work.function.policy.timeout) is not None:
                 work.timer = self._s.timers.after(timeout, self._timed_out, work)
@@ -173,42 +187,49 @@ class Workshop:
 
     def publish(self, work: Work, item: Any) -> None:
         """Take in a partial result; on the thread of the body, or the loop."""
-        run = work.run
+        run, waits = work.run, not on_a_loop()
         run.check()
         require_data(item, work.name)
-        assert isinstance(run.partials, list)
-        run.partials.append(item)
-        number = len(run.partials) - 1
-        if self._s.store.queue is not None:
-            if not on_a_loop():
-                work.stored.wait()
-            with self._s.locked:
-                self.tell(work, lambda queue: queue.add_partial(run.id, work.fence, number, item))
+        shared, abroad = self._s.store.queue is not None, work.function.policy.executor == "process"
+        if shared and not abroad and (waits or is_light(item)):
+            # What cannot be stored is refused here, and not where nobody hears of it.
+            encode(item, work.name).close()
+        with self._s.locked:
+            run.check()
+            assert isinstance(run.partials, list)
+            run.partials.append(item)
+            self._tell_partial(work, len(run.partials) - 1, item)
+        if shared and waits and work.fence:
+            # The function may change what it has published as soon as this returns.
+            self._settle()
         self.progressed(work)
 
     def progressed(self, work: Work) -> None:
         """On the thread of the run, at each step: those who follow it hear of it at once, and then now and then."""
-        work.untold = True
         if not work.telling:
             work.telling = True
             with self._s.locked:
                 self._tell_progress(work)
 
     def _tell_progress(self, work: Work) -> None:
-        work.telling, work.untold, again = False, False, work.untold
-        if again and not work.run.state.final:
-            work.telling = True
+        run = work.run
+        # In this order: who makes news from here on finds that nobody is about to tell.
+        work.telling = False
+        news = (run.attempt, run.percent, run.message, len(run.partials))
+        if news != work.told and not run.state.final:
+            work.telling, work.told = True, news
             self._s.timers.after(PROGRESS, self._tell_progress, work)
             self.touch(work)
-            percent, message = work.run.percent, work.run.message
-            self.tell(work, lambda queue: queue.tell(work.run.id, work.fence, percent, message))
+            _, percent, message, _ = news
+            self.tell(work, lambda queue: queue.tell(run.id, work.fence, percent, message))
 
     def touch(self, work: Work) -> None:
         """Something about it is new: tell those who follow its runs. Under the lock."""
         for guest in work.guests:
             work.inform(guest)
         for run in work.runs:
-            self._s.defer(run.touch)
+            if run.watched:
+                self._s.defer(run.touch)
 
     # ------------------------------------------------------------ ending
 
@@ -236,7 +257,7 @@ class Workshop:
                 self._failed(work, RunState.TIMED_OUT, self._timeout_error(work))
             elif error is None:
                 self.end(work, RunState.SUCCEEDED, value=value, told=told)
-            elif isinstance(error, (CancelledError, RunCancelled, RunFenced)):
+            elif isinstance(error, STOPPED):
                 self.cancel(work, run, STOPS if self._s.stopping else "cancelled")
             else:
                 self._failed(work, RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED, error)
@@ -249,6 +270,8 @@ class Workshop:
         if self._s.store.queue is not None:
             work.stored.wait()
             if work.fence:
+                # Its partial results come first.
+                self._settle()
                 try:
                     return self._tell_end(self._s.store.queue, work, RunState.SUCCEEDED, value), True
                 except (StoreError, OSError) as error:
@@ -256,8 +279,8 @@ class Workshop:
         return value, False
 
     def _failed(self, work: Work, state: RunState, error: BaseException) -> None:
-        run, retry = work.run, work.function.policy.retry
-        if run.attempt >= retry.max_attempts or self._s.stopping:
+        run, retry, durable = work.run, work.function.policy.retry, work.function.policy.durable
+        if run.attempt >= retry.max_attempts or (self._s.stopping and not durable):
             self.end(work, state, error)
             return
         delay = retry.delay(run.attempt)
@@ -268,6 +291,9 @@ class Workshop:
         run.again(error)
         attempt = run.attempt
         self.tell(work, lambda queue: queue.again(run.id, work.fence, attempt))
+        if self._s.stopping:
+            self.cancel(work, run, STOPS)  # another process tries it again
+            return
         self._s.timers.after(delay, self.start, work)
         self.touch(work)
 
@@ -309,21 +335,26 @@ class Workshop:
         error: BaseException | None = None,
         value: Any = None,
         told: bool = False,
+        at: datetime | None = None,
     ) -> None:
         """Bring its runs to their final state. Under the lock."""
-        now = self._s.clock.now()
+        now = at or self._s.clock.now()
         self._s.timers.cancel(work.timer)
         for run in work.runs:
             if run is not work.run:
                 work.inform(run)
             run.reason = work.run.reason
             run.end(state, now, error, value)
+            # What it refers to need not live as long as its result.
+            run._stop = run._rank = run._publish = run._changed = None
             self._s.defer(run.touch)
             self._s.defer(partial(run.resolve, value))
         unfinished = work.function.policy.durable and work.run.reason == STOPS
         if not told and not unfinished:  # else another process finishes it, or the next server
             self.tell(work, lambda queue: self._tell_end(queue, work, state, value))
-        if state in TROUBLE:
+        if work.remote:
+            pass  # the process that ran it says what came of it
+        elif state in TROUBLE:
             assert error is not None
             log.error("%s %s: %s", work.name, state.replace("_", " "), first_line(error), exc_info=own_traceback(error))
             self._s.news.emit("failed", work.function, work.run)
@@ -344,6 +375,8 @@ class Workshop:
     def _try(self, work: Work, call: Callable[[Queue], object], queue: Queue) -> None:
         try:
             call(queue)
+        except ValueRefused as error:  # of a coroutine, which could not wait for this
+            log.error("%s", error)
         except RunFenced:
             row = queue.job(work.run.id)
             if row is not None and not row.state.final:  # else its end was told by the thread of the body, meanwhile
@@ -361,10 +394,26 @@ class Workshop:
             attempt = run.attempt
             self.tell(work, lambda queue: queue.begin(run.id, work.fence, now, attempt))
 
-    def tell_end(self, work: Work) -> None:
-        """It has ended before the store had it."""
+    def _tell_partial(self, work: Work, number: int, item: Any) -> None:
         run = work.run
-        self.tell(work, lambda queue: self._tell_end(queue, work, run.state, run.value))
+        self.tell(work, lambda queue: queue.add_partial(run.id, work.fence, number, item))
+
+    def tell_all(self, work: Work) -> None:
+        """What has happened before the store had it. Under the lock."""
+        run = work.run
+        self.tell_begin(work)
+        for number, item in enumerate(run.partials):
+            self._tell_partial(work, number, item)
+        if run.state.final:
+            self.tell(work, lambda queue: self._tell_end(queue, work, run.state, run.value))
+
+    def _settle(self) -> None:
+        """Wait until the store was told what went before, unless it cannot take it now."""
+        done = threading.Event()
+        with self._s.locked:
+            self._s.ledger.ask((), done.set)
+        while not done.wait(LOOK) and not self._s.ledger.troubled:
+            pass
 
     def _tell_end(self, queue: Queue, work: Work, state: RunState, value: Any) -> Any:
         run, policy, now = work.run, work.function.policy, self._s.clock.now()

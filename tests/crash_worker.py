@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 import panel_schedule as ps
+from panel_schedule.codec import Encoded
 from panel_schedule.stores import shelf as shelf_module
 from panel_schedule.stores.base import Claim
-from panel_schedule.stores.codec import Encoded
 from panel_schedule.stores.database import Database
 from panel_schedule.stores.file import FileStore
 

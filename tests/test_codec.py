@@ -31,9 +31,9 @@ import polars.testing
 import pyarrow as pa
 import pytest
 
+from panel_schedule import codec
+from panel_schedule.codec import ALIGNMENT, Encoded, Inline, Mapped, decode, encode, write_file
 from panel_schedule.errors import ScheduleError, ValueRefused, ValueUnreadable
-from panel_schedule.stores import codec
-from panel_schedule.stores.codec import ALIGNMENT, Encoded, Inline, Mapped, decode, encode, write_file
 
 ROOT = Path(__file__).parent.parent
 LINUX = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks /proc")
@@ -374,7 +374,7 @@ def make(rows):
 READ = """
 import sys
 import textwrap
-from panel_schedule.stores.codec import Mapped
+from panel_schedule.codec import Mapped
 for value in Mapped.open(sys.argv[1]).load():
     result = value["make"]([1, 2, 3])
     print(value["result"].total(), result.total(), result.colour.name, value["half"](8), value["array"].base is None)
@@ -897,7 +897,7 @@ def test_a_full_disk_leaves_no_views_to_the_garbage_collector():
     code = """
         import gc, os
         import numpy as np
-        from panel_schedule.stores.codec import encode
+        from panel_schedule.codec import encode
 
         def fail():
             encoded = encode({"a": np.zeros(100_000), "b": np.ones(50_000)}, "it")

@@ -20,10 +20,11 @@ import polars as pl
 import pytest
 
 from core import messages
+from panel_schedule import codec
 from panel_schedule.contracts.tools import claim, ended, enroll, hammer, put, refusal
 from panel_schedule.errors import RunFenced, StoreError, ValueRefused
 from panel_schedule.run import RunState
-from panel_schedule.stores import codec, database, folder, house
+from panel_schedule.stores import database, folder, house
 from panel_schedule.stores.base import TASK, USER, Claim, Refusal
 from panel_schedule.triggers import Computed, Dates, Every
 from servers import eventually

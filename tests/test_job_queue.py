@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from core import messages
+from panel_schedule.codec import encode
 from panel_schedule.contracts.tools import hammer
 from panel_schedule.errors import (
     RunCancelled,
@@ -27,7 +28,6 @@ from panel_schedule.errors import (
 )
 from panel_schedule.run import RemoteTraceback, RunState, traceback_text
 from panel_schedule.stores import database
-from panel_schedule.stores.codec import encode
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import VirtualClock
 from servers import eventually
@@ -40,7 +40,7 @@ THERE = """
 import queue as queues
 import numpy as np
 from panel_schedule.run import RunState
-from panel_schedule.stores.codec import encode
+from panel_schedule.codec import encode
 jobs = queues.Queue()
 def enter(id, payload=None, **options):
     options = {"now": second(0), "synced": False} | options

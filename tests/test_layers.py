@@ -13,12 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "panel_schedule"
 
 LAYERS = [
     {"errors", "clock", "config"},
-    {"triggers", "cron", "task", "run", "calls", "entry", "keys", "content", "abroad"},
-    {"executors", "stores", "wire", "_worker"},
+    {"triggers", "cron", "task", "run", "calls", "entry", "abroad"},
+    {"keys", "content", "codec", "blame", "failures", "wire"},
+    {"executors", "stores", "_worker"},
     {"registry", "planner"},
     {"scheduler", "agenda", "answers", "bodies", "lanes", "ledger", "locked", "news", "peers", "runner", "timers"},
     {"jobs", "work", "dispatcher", "memo"},
-    {"views", "components", "jobview", "jobpanel", "monitor", "values"},
+    {"views", "components", "jobview", "jobpanel", "buttons", "monitor", "values"},
     {"runtime", "front", "server", "stopping", "supervisor", "cli", "contracts", "testing"},
     {"panel_schedule", "__main__"},
 ]

@@ -25,6 +25,7 @@ import pytest
 
 from core import PATIENCE
 from panel_schedule import Run
+from panel_schedule.calls import PUBLISHED
 from panel_schedule.errors import (
     RunCancelled,
     RunCrashed,
@@ -35,7 +36,6 @@ from panel_schedule.errors import (
     ValueUnreadable,
 )
 from panel_schedule.executors import processes
-from panel_schedule.executors.base import PUBLISHED
 from panel_schedule.executors.processes import Parcel, ProcessExecutor
 from panel_schedule.run import traceback_text
 

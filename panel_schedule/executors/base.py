@@ -7,8 +7,6 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from ..calls import PUBLISHED as PUBLISHED
-
 
 class Executor(Protocol):
     """Runs bodies somewhere, each in an empty context: a run sees no session."""

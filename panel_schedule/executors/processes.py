@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import wire
+from ..calls import PUBLISHED
 from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
 from ..run import Run, _current
 from ..wire import Encoded, Gone, Inline, Mapped, Wire, encode
-from .base import PUBLISHED
 from .threads import ThreadExecutor
 from .worker import conduct
 
@@ -237,11 +237,12 @@ class Worker:
         contextvars.Context().run(insisting.start)
 
     def _insist(self, grace: float) -> None:
-        if not self._over.wait(grace / 2):
-            # Once more: what came just before a blocking call has not interrupted it.
+        # Again and again: what comes just before a blocking call does not interrupt it.
+        for share in (0.02, 0.1, 0.38, 0.5):
+            if self._over.wait(grace * share):
+                return
             self._signal(signal.SIGTERM)
-            if not self._over.wait(grace / 2):
-                self._signal(signal.SIGKILL)
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         with self._lock, suppress(ProcessLookupError, PermissionError):

@@ -14,17 +14,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import spec_from_file_location
 from typing import Any
 
 from .. import abroad, wire
+from ..calls import PUBLISHED, async_outcome, outcome
 from ..errors import RunFenced, ScheduleError, ValueUnreadable
 from ..run import Run, RunState, _current
 from ..wire import Gone, Inline, Mapped, Wire, encode
-from .base import PUBLISHED
 
 # So that a server on the same machine stays responsive however many bodies compute: any thread of it comes first.
 NICENESS = 19
@@ -47,37 +47,18 @@ def conduct(
         What it returned; PUBLISHED when that is None and there were items.
     """
     result = call()
-    if inspect.isgenerator(result):
-        return _drain(result, publish)
     if inspect.isasyncgen(result) or inspect.isawaitable(result):
-        return asyncio.run(_finish(result, publish, started))
-    return result
+        return asyncio.run(_conduct(result, publish, started))
+    return outcome(result, publish)
 
 
-def _drain(items: Any, publish: Callable[[Any], object]) -> Any:
-    count = 0
-    # Closed also when an item is refused: its cleanup code is part of the body.
-    with closing(items):
-        while True:
-            try:
-                item = next(items)
-            except StopIteration as stop:
-                return PUBLISHED if stop.value is None and count else stop.value
-            publish(item)
-            count += 1
+async def _conduct(result: Any, publish: Callable[[Any], object], started: Callable[[Any], object]) -> Any:
+    async def yielded(item: Any) -> None:
+        publish(item)
 
-
-async def _finish(result: Any, publish: Callable[[Any], object], started: Callable[[Any], object]) -> Any:
     started(asyncio.current_task())
     try:
-        if not inspect.isasyncgen(result):
-            return await result
-        count = 0
-        async with aclosing(result):
-            async for item in result:
-                publish(item)
-                count += 1
-        return PUBLISHED if count else None
+        return await async_outcome(result, yielded)
     finally:
         started(None)
 
@@ -124,7 +105,7 @@ class Workplace:
         self._name, task, identity, key, attempt, sys.path[:] = told
         run = Run(task, key, datetime.min.replace(tzinfo=UTC))
         run.id, run.attempt, run.state = identity, attempt, RunState.RUNNING
-        run._publish, run._changed, run._ask = self._publish, self._report, self.ask
+        run._publish, run._changed = self._publish, self._report
         self._run, self._told, self._due = run, (-1, ""), False
         contextvars.Context().run(self._conclude, run, body)
 

@@ -9,13 +9,13 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
+from ..codec import Encoded, encode
 from ..errors import RunCancelled, RunCrashed, RunError, RunFenced, ScheduleError, ValueUnreadable
+from ..failures import packed, unpacked
 from ..run import RunState, first_line
-from .codec import Encoded, encode
 from .columns import instant_of, micros, storable
 from .data import require_data
 from .database import NEXT_OF_JOBS, Corrupt, Database, Transaction
-from .failures import packed, unpacked
 from .house import House
 from .parts import ARGUMENTS, ERROR, PARTIAL, VALUE, Parts
 from .queue import JobRow

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..clock import Clock
+from ..codec import Inline, Mapped
 from ..entry import Entry
 from ..errors import ScheduleError, ValueUnreadable
 from .backlog import Backlog
 from .base import TASK, USER, Claim, fenced, whose
-from .codec import Inline, Mapped
 from .columns import instant_of, micros
 from .data import require_data
 from .database import Corrupt, Database, Transaction

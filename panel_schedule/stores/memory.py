@@ -9,10 +9,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from ..codec import Mapped, encode
 from ..entry import Entry
 from ..run import RunRecord
 from .base import TASK, Claim, Listener, Mark, Plan, Refusal, Row, extended, fenced, whose
-from .codec import Mapped, encode
 from .data import require_data
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from ..codec import Encoded
 from ..run import RunState
-from .codec import Encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..codec import Encoded, Inline, Mapped, encode, write_file
 from ..errors import StoreError, ValueRefused, ValueUnreadable
-from .codec import Encoded, Inline, Mapped, encode, write_file
 from .owners import Owners
 
 # Values up to this size, in bytes, stand in the database; larger ones get a file that all processes map.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ..errors import RunFailed, ValueRefused
-from ..run import RemoteTraceback, first_line, traceback_text
 from .codec import decode, encode
+from .errors import RunFailed, ValueRefused
+from .run import RemoteTraceback, first_line, traceback_text
 
 
 def packed(error: BaseException, text: str = "") -> tuple[str, str, bytes]:

@@ -21,8 +21,8 @@ from typing import Any
 
 import cloudpickle
 
-from ..errors import ValueRefused, ValueUnreadable
 from .blame import refusal, told
+from .errors import ValueRefused, ValueUnreadable
 
 try:
     import resource
