@@ -111,6 +111,7 @@ class ProgressBar(JSComponent):
 
       const times = new Times();
       let timer = null;
+      let announced = 0;
 
       function tick() {
         const text = times.text();
@@ -121,22 +122,27 @@ class ProgressBar(JSComponent):
         const told = model.told;
         const { state, percent } = told;
         const trouble = TROUBLE.includes(state);
-        const under_way = state === "running";
+        const underWay = state === "running";
         const known = state === "succeeded" ? 100 : percent;
         times.tell(told);
-        root.dataset.kind = trouble ? "trouble" : under_way && percent < 0 ? "moving" : state;
+        root.dataset.kind = trouble ? "trouble" : underWay && percent < 0 ? "moving" : state;
         fill.style.width = known >= 0 ? `${known}%` : "";
         const text = headline(told);
+        // A screen reader speaks what is said here: each end, but not each of thirty messages in a second.
+        const aloud = !underWay || Date.now() - announced > 5000;
+        if (aloud) announced = Date.now();
+        said.setAttribute("aria-live", aloud ? "polite" : "off");
         if (head.textContent !== text) head.textContent = text;
         head.title = text;
         if (reason.textContent !== told.error) reason.textContent = told.error;
         bar.setAttribute("aria-label", model.label);
-        bar.setAttribute("aria-valuetext", [known >= 0 ? `${known} %` : "", text || "not started"].filter(Boolean).join(", "));
+        const spoken = text || "Not started";
+        bar.setAttribute("aria-valuetext", known >= 0 ? `${known} %, ${spoken}` : spoken);
         if (known >= 0) bar.setAttribute("aria-valuenow", known);
         else bar.removeAttribute("aria-valuenow");
         tick();
-        if (under_way && timer === null) timer = setInterval(tick, 500);
-        if (!under_way) stop();
+        if (underWay && timer === null) timer = setInterval(tick, 500);
+        if (!underWay) stop();
       }
 
       function stop() {
@@ -275,6 +281,8 @@ class JobPanel(Viewer):
         return self._rendered(value)
 
     def _rendered(self, result: Any) -> Any:
+        if result is None:
+            return pn.Spacer(height=0)
         # An exception would reach the job's other watchers, and leave them with what was before.
         try:
             return pn.panel(self._render(result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Protocol
 
 import panel as pn
@@ -270,9 +271,9 @@ class Job(View, Viewer):
     @property
     def elapsed(self) -> float | None:
         """Seconds that the run has taken, so far or in all; None before it has begun."""
-        if self.started_at is None:
-            return None
-        return ((self.finished_at or self._host.clock.now()) - self.started_at).total_seconds()
+        since: datetime | None = self.started_at
+        until: datetime | None = self.finished_at
+        return ((until or self._host.clock.now()) - since).total_seconds() if since else None
 
     @property
     def run_button(self) -> Any:

@@ -132,9 +132,9 @@ def require_nameable(function: Any, name: str | None, kind: str = "task") -> str
         )
     if (getattr(function, "__module__", "") or "").startswith("bokeh_app_"):
         raise RegistrationError(
-            f"{kind.capitalize()} {name!r} is defined in the served script itself, which runs anew for each visitor and "
-            "is cleaned up with the session. Move the function to a module of its own, say tasks.py, import it from "
-            "there, and serve with `panel serve app.py --setup tasks.py`."
+            f"{kind.capitalize()} {name!r} is defined in the served script itself, which runs anew for each visitor "
+            "and is cleaned up with the session. Move the function to a module of its own, say tasks.py, import it "
+            "from there, and serve with `panel serve app.py --setup tasks.py`."
         )
     return name
 

@@ -1,0 +1,117 @@
+"""What a job's panel is made of, without a page."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pandas as pd
+import panel as pn
+import pytest
+
+from panel_schedule.config import Config
+from panel_schedule.front import Front
+from panel_schedule.jobpanel import JobPanel
+from panel_schedule.jobs import Background
+from panel_schedule.run import current_run, progress
+from panel_schedule.runtime import Runtime
+
+
+@pytest.fixture
+def front() -> Front:
+    return Front(Runtime(Config({})))
+
+
+def background(front: Front, function: Callable[..., Any], **options: Any) -> Background[..., Any]:
+    return front.background(executor="thread", name="job", **options)(function)
+
+
+def shown(panel: JobPanel) -> Any:
+    """What stands where the result does: nothing, or a pane's object."""
+    pane = panel.__panel__()[-1][0]._pane
+    return getattr(pane, "object", None)
+
+
+def test_the_inputs_are_the_widgets_among_the_arguments(front: Front) -> None:
+    """In the order of the function, each once; neither plain values nor other references."""
+    first, second, third = (pn.widgets.IntInput(name=name) for name in ("first", "second", "third"))
+
+    def function(a: Any, b: Any, c: Any, *more: Any, d: Any, e: Any, **rest: Any) -> None: ...
+
+    job = background(front, function).job(1, second, first.param.value, third, 5, second, e=first, d=pn.rx(3), f=third)
+    assert job.inputs == [second, third, first]
+    assert list(JobPanel(job).__panel__()[0]) == [second, third, first]
+    assert background(front, function).job(b=second).inputs == [second]
+
+
+def test_nothing_is_shown_before_the_first_result(front: Front) -> None:
+    """And a result that was there before the panel is."""
+    job = background(front, lambda: pd.DataFrame({"a": [1]})).job()
+    panel = JobPanel(job)
+    panel.__panel__().get_root()
+    assert shown(panel) is None
+    job.start().result(5)
+    assert isinstance(shown(panel), pd.DataFrame)
+    assert isinstance(shown(JobPanel(job)), pd.DataFrame)
+
+
+def test_a_result_stays_until_there_is_another_one(front: Front) -> None:
+    """A failed run leaves it; a partial result stays when nothing better has come."""
+
+    def function(fails: bool, part: str = "") -> str:
+        if part:
+            current_run().publish(part)  # type: ignore[union-attr]
+        if fails:
+            raise ValueError("no")
+        return f"with {part}" if part else "without"
+
+    job = background(front, function).job()
+    panel = JobPanel(job, render=pn.pane.Str)
+    panel.__panel__().get_root()
+    seen = []
+    for fails, part in [(False, ""), (True, ""), (True, "part"), (True, ""), (False, "part")]:
+        with suppress(ValueError):
+            job.start(fails, part).result(5)
+        seen.append(shown(panel))
+    assert seen == ["without", "without", "part", "without", "with part"]
+
+
+def test_a_result_that_cannot_be_shown_says_so(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    """The bar and the buttons are told of the end all the same."""
+
+    def render(value: Any) -> Any:
+        raise KeyError("no such column")
+
+    job = background(front, lambda: 1).job()
+    panel = JobPanel(job, render)
+    panel.__panel__().get_root()
+    job.start().result(5)
+    assert shown(panel) == "The result cannot be shown. KeyError: 'no such column'"
+    assert (job.running, job.progress._bar.told["state"], job.cancel_button.useless) == (False, "succeeded", True)
+    assert "its result cannot be shown" in caplog.text
+
+
+def test_each_push_reaches_the_bar_in_one_piece(front: Front) -> None:
+    """State, percent, message and time change together or not at all."""
+    seen = threading.Event()
+
+    def function() -> None:
+        progress(1, 4, "a quarter")
+        assert seen.wait(10)
+
+    job = background(front, function).job()
+    told = []
+    job.progress._bar.param.watch(
+        lambda event: (told.append(event.new), event.new["percent"] == 25 and seen.set()), "told"
+    )
+    job.start().result(15)
+    assert {"percent": 25, "message": "a quarter", "state": "running"}.items() <= told[-2].items()
+    assert {"percent": 100, "state": "succeeded", "error": ""}.items() <= told[-1].items()
+    assert 0 <= told[-2]["elapsed"] <= told[-1]["elapsed"] == job.elapsed
+
+
+def test_a_panel_shows_a_job_alone() -> None:
+    with pytest.raises(TypeError, match=r"made by function\.job"):
+        JobPanel("job")  # type: ignore[arg-type]
