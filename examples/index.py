@@ -1,11 +1,11 @@
-"""The way in: what the examples are about, each with a number that is alive."""
+"""The way in: what the examples are about, each with a number."""
 
 import panel as pn
 import panel_material_ui as pmui
 
-import panel_schedule as ps
-from common.page import PAGES, card, live, number, page, row
+from common.page import PAGES, card, live, number, page, stacked
 from tasks.machine import Sample, machine
+from tasks.portfolio import optimise
 from tasks.quakes import Feed, quakes
 from tasks.stocks import Loaded, prices
 
@@ -24,11 +24,20 @@ def count(feed: Feed) -> str:
     return number("Earthquakes", f"{len(feed.events)}", note=feed.title)
 
 
-def door(path: str, text: str, task: ps.Task, show) -> pmui.Paper:
+def best() -> str:
+    """Of the last search that came to its end, whoever asked for it."""
+    for run in optimise.runs():
+        if run.state == "succeeded":
+            found = run.value
+            return number("Highest Sharpe ratio", f"{found.best.sharpe:.3f}", note=f"of {', '.join(found.tickers)}")
+    return number("Highest Sharpe ratio", "...", note="nobody has searched yet")
+
+
+def door(path: str, text: str, content) -> pmui.Paper:
     return card(
         pmui.Typography(PAGES[path], variant="h6", margin=(14, 14, 4, 14)),
         pmui.Typography(text, variant="body2", margin=(0, 14), sizing_mode="stretch_width", sx={"opacity": 0.75}),
-        live(task.view().pipe(show)),
+        live(content),
         pmui.Button(name="Open", href=path, target="_self", variant="outlined", margin=(4, 14, 16, 14)),
     )
 
@@ -36,28 +45,32 @@ def door(path: str, text: str, task: ps.Task, show) -> pmui.Paper:
 page(
     "",
     "Once on the server, live for everyone",
-    "Each example has its tasks in a module of its own. They run on their schedules, however many visitors there are.",
-    row(
+    "Each example has its tasks in a module of its own. They run on schedules or on request, for all visitors at once.",
+    stacked(
         door(
             "machine",
             "CPU, memory and network of the server, sampled once a second. "
             "The charts are streamed, and stay where you zoom them.",
-            machine,
-            cpu,
+            machine.view().pipe(cpu),
         ),
         door(
             "stocks",
             "Daily prices are loaded into DuckDB, and summed up as soon as that is done. "
             "One of the sources keeps failing: its last value stays.",
-            prices,
-            day,
+            prices.view().pipe(day),
         ),
         door(
             "quakes",
             "An async task fetches the earthquakes of the last 24 hours, onto a map and into a table. "
             "What one visitor filters out stays there for the others.",
-            quakes,
-            count,
+            quakes.view().pipe(count),
         ),
+        door(
+            "portfolio",
+            "A minute's search runs in a process of its own, drawn as it goes on. "
+            "Who asks for the same joins it, or finds its result.",
+            best(),
+        ),
+        share=40,
     ),
 ).servable()

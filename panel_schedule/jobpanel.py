@@ -164,14 +164,14 @@ class ProgressBar(JSComponent):
         .bar { height: 0.5em; border-radius: 0.25em; overflow: hidden; background: var(--panel-border-color, #e0e0e0); }
         .fill { height: 100%; width: 0; border-radius: inherit; background: var(--color);
                 transition: width 0.3s ease-out, background-color 0.2s; }
-        .line { display: flex; gap: 1em; margin-top: 0.4em; min-height: 1.5em; }
-        .said { flex: 1 1 auto; min-width: 0; }
+        .line { display: flex; flex-wrap: wrap; gap: 0 1em; margin-top: 0.4em; min-height: 1.5em; }
+        .said { flex: 1 1 14em; min-width: 0; }
         .head { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
         .time { flex: none; white-space: nowrap; font-variant-numeric: tabular-nums; opacity: 0.75; }
         .time:empty, .reason:empty { display: none; }
-        .reason { margin-top: 0.4em; padding: 0.5em 0.8em; border: 1px solid var(--danger-border-subtle, #f1aeb5);
-                  border-radius: 4px; overflow-wrap: anywhere; color: var(--danger-text-color, #b02a37);
-                  background: var(--danger-bg-subtle, #f8d7da); }
+        .reason { margin-top: 0.4em; padding: 0.5em 0.8em; border-left: 4px solid var(--color); border-radius: 4px;
+                  overflow-wrap: anywhere;
+                  background: color-mix(in srgb, var(--color) 12%, var(--panel-background-color, #fff)); }
 
         .job[data-kind="succeeded"] { --color: var(--success-bg-color, #198754); }
         .job[data-kind="cancelled"] { --color: var(--secondary-bg-color, #6c757d); }

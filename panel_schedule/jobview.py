@@ -106,6 +106,9 @@ class Job(View, Viewer):
         self._waiting: deque[Call] = deque()
         self._unwatch: Callable[[], None] = lambda: None
         self._seen: tuple[Any, int] = (None, 0)
+        # Whether the params are those of another run still, and what was wrong with a start.
+        self._reset = False
+        self._refused = ""
         self._over = False
         self._parts: dict[str, Any] = {}
 
@@ -153,7 +156,7 @@ class Job(View, Viewer):
         self._waiting.clear()
         if self.run is not None:
             self.run.cancel()
-            self._follow()
+            self._catch_up()
 
     def attach(self, run: Run | str) -> None:
         """
@@ -199,19 +202,26 @@ class Job(View, Viewer):
         try:
             run = self._function.submit(*args, **kwargs)
         except Exception as error:
-            self.param.update(
-                state=str(RunState.FAILED), running=False, error=first_line(error), percent=-1, message=""
-            )
+            self._refused = first_line(error)
+            self._show(None)
             raise
         self._show(run)
         return run
 
-    def _show(self, run: Run) -> None:
+    def _show(self, run: Run | None) -> None:
         self._unwatch()
-        self.run, self._seen, self._over = run, (run, 0), False
-        self.param.update(percent=-1, message="", partial=None, error="")
-        self._unwatch = run.watch(self._changed)
-        self._follow()
+        self.run, self._seen, self._over, self._reset = run, (run, 0), False, True
+        if run is not None:
+            self._unwatch = run.watch(self._changed)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Follow at once while the page is being built, then under its lock: a click may come without."""
+        home = None if self._home is None else self._home()
+        if home is None or (home is pn.state.curdoc and not pn.state.loaded):
+            self._follow()
+        else:
+            self._changed()
 
     def _let_go(self, run: Run, reason: str) -> None:
         """The run is of no use for this session any more; for those who have attached to it, it is."""
@@ -231,10 +241,15 @@ class Job(View, Viewer):
 
     def _follow(self) -> None:
         """Bring the params in line with the run; under the lock of the session's document."""
-        run = self.run
+        run, news = self.run, dict[str, Any]()
+        if self._reset:
+            self._reset, news = False, {"percent": -1, "message": "", "partial": None}
+            if run is None:  # it was refused
+                news |= {"state": str(RunState.FAILED), "running": False, "error": self._refused}
+                self.param.update(**news)
         if run is None or self._over:
             return
-        state, partials, news = run.state, run.partials, dict[str, Any]()
+        state, partials = run.state, run.partials
         self._over = state.final
         if partials and self._seen != (run, len(partials)):
             self._seen = (run, len(partials))
@@ -243,17 +258,17 @@ class Job(View, Viewer):
             news["partial"] = own_copy(partials[-1])
         if state is RunState.SUCCEEDED:
             news |= self._take(Entry(run.value, self.version + 1, run.finished_at or run.queued_at), None)
-        self.param.update(
-            state=str(state),
-            running=not state.final,
-            percent=run.percent,
-            message=run.message,
-            error=first_line(run.error) if state in _TROUBLE else "",
-            position=run.position,
-            started_at=run.started_at,
-            finished_at=run.finished_at,
-            **news,
-        )
+        news |= {
+            "state": str(state),
+            "running": not state.final,
+            "percent": run.percent,
+            "message": run.message,
+            "error": first_line(run.error) if state in _TROUBLE else "",
+            "position": run.position,
+            "started_at": run.started_at,
+            "finished_at": run.finished_at,
+        }
+        self.param.update(**news)
         if self._over:
             self._unwatch()
             if self._waiting:
@@ -270,9 +285,11 @@ class Job(View, Viewer):
 
     @property
     def elapsed(self) -> float | None:
-        """Seconds that the run has taken, so far or in all; None before it has begun."""
+        """Seconds that the run has taken, so far or in all; None before it has begun, and when it was over before."""
         since: datetime | None = self.started_at
         until: datetime | None = self.finished_at
+        if until is not None and self.run is not None and until <= self.run.queued_at:
+            return None
         return ((until or self._host.clock.now()) - since).total_seconds() if since else None
 
     @property

@@ -474,7 +474,8 @@ def first_line(error: BaseException | None) -> str:
 
 def own_traceback(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
     """What a log wants as ``exc_info``: the traceback from the user's function on, without who called it."""
-    frames = error.__traceback__
+    # Of an error from another process the frames are all ours; its cause has the others.
+    frames = None if isinstance(error.__cause__, RemoteTraceback) else error.__traceback__
     while frames is not None and frames.tb_next is not None and _is_ours(frames):
         frames = frames.tb_next
     return type(error), error, frames

@@ -42,7 +42,7 @@ APP = """
 """
 
 TEXT_AND_GROUND = """element => {
-    const numbers = color => color.match(/[\\d.]+/g).map(Number);
+    const numbers = color => color.match(/[\\d.]+/g).map((each, i) => each * (color[0] === "c" && i < 3 ? 255 : 1));
     let ground = [255, 255, 255];
     for (let each = element; each; each = each.assignedSlot ?? each.parentElement ?? each.getRootNode().host) {
         const [red, green, blue, alpha = 1] = numbers(getComputedStyle(each).backgroundColor);

@@ -6,10 +6,12 @@ from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
+import param
+from panel.custom import JSComponent
 
 import panel_schedule as ps
 
-PAGES = {"machine": "Machine", "stocks": "Stocks", "quakes": "Quakes"}
+PAGES = {"machine": "Machine", "stocks": "Stocks", "quakes": "Quakes", "portfolio": "Portfolio"}
 BLUE, VIOLET, TEAL, AMBER, ROSE = "#3b82f6", "#a855f7", "#14b8a6", "#f59e0b", "#f43f5e"
 
 THEME = {
@@ -46,11 +48,29 @@ def page(path: str, title: str, lead: str, *main) -> pmui.Page:
         header=[pmui.Row(*links)],
         main=[pmui.Column(*intro, *main, sizing_mode="stretch_both", margin=(4, 14))],
         theme_config=THEME,
+        sx={"@media (max-width: 600px)": {"& h3.title": {"display": "none"}}},  # the links need its place
     )
 
 
 def row(*content, **params) -> pmui.Row:
     return pmui.Row(*content, **{"sizing_mode": "stretch_width"} | params)
+
+
+NARROW = "@media (max-width: 900px)"
+
+
+def stacked(*content, share: int = 100, **params) -> pmui.Row:
+    """A row that is broken up where the page is narrow: there each part takes at least `share` percent of the width."""
+    for part in content:
+        broken = f":host {{ flex: 1 1 {share}% !important; height: auto !important; }}"
+        part.stylesheets = [*part.stylesheets, f"{NARROW} {{ {broken} }}"]
+    return row(*content, sx={NARROW: {"flexWrap": "wrap", "alignContent": "flex-start"}}, **params)
+
+
+def side(part, width: int):
+    """A part of a `stacked` row that is this wide, in pixels, where it is not broken up."""
+    part.stylesheets = [*part.stylesheets, f":host {{ flex: 0 0 {width}px !important; }}"]
+    return part
 
 
 def card(*content, title: str = "", task: ps.Task | None = None, **params) -> pmui.Paper:
@@ -83,6 +103,36 @@ def tile(content, task: ps.Task | None = None) -> pmui.Paper:
     """A small card for a number."""
     fresh = [pn.Column(ps.Freshness(task), margin=(-12, 4, 4, 4))] if task else []
     return card(live(content), *fresh)
+
+
+class Ago(JSComponent):
+    """A sentence in which ``{}`` stands for how long ago something was: counted on in the browser."""
+
+    told = param.Dict(default={"text": "", "age": 0}, doc="The sentence, and the age in seconds when it was sent.")
+
+    _esm = """
+    const UNITS = [[3600, "h"], [60, "min"], [1, "s"]];
+
+    export function render({ model, el }) {
+      const line = el.appendChild(document.createElement("div"));
+      let born;
+      const write = () => {
+        const age = (Date.now() - born) / 1000;
+        const unit = UNITS.find(([size]) => age >= size);
+        const text = model.told.text.replace("{}", unit ? `${Math.floor(age / unit[0])} ${unit[1]} ago` : "just now");
+        if (line.textContent !== text) line.textContent = text;
+      };
+      const take = () => { born = Date.now() - 1000 * model.told.age; write(); };
+      model.on("told", take);
+      take();
+      const timer = setInterval(write, 1000);
+      model.on("remove", () => clearInterval(timer));
+    }
+    """
+
+    _stylesheets = [
+        ":host { font-size: 13px; line-height: 1.4; color: var(--panel-on-background-color); opacity: 0.75; }"
+    ]
 
 
 def chart(figure) -> pn.pane.Bokeh:
