@@ -16,6 +16,7 @@ from bokeh.document import Document
 from bokeh.models.callbacks import CustomJS
 from bokeh.models.widgets.markups import Div
 from bokeh.server.server import BaseServer
+from bokeh.server.views.ws import WSHandler
 from tornado.process import task_id
 
 from . import supervisor
@@ -47,7 +48,7 @@ def install(runtime: Runtime) -> None:
     Teach Bokeh's ``Application`` about the runtime; Panel's inherits it.
 
     The load hook starts the clocks, the session hook holds a visitor until the first values
-    are there: Bokeh awaits it before it builds the document.
+    are there: Bokeh awaits it before it builds the document. What is pushed is sent at once.
     """
     gate = Gate(runtime)
     gate.install()
@@ -69,7 +70,7 @@ class Gate:
     def install(self) -> None:
         on_loaded, on_unloaded = Application.on_server_loaded, Application.on_server_unloaded
         on_created, initialize = Application.on_session_created, Application.initialize_document
-        stop = BaseServer.stop
+        stop, opened = BaseServer.stop, WSHandler.open
 
         @wraps(on_loaded)
         def on_server_loaded(application: Application, server_context: Any) -> None:
@@ -100,6 +101,13 @@ class Gate:
             else:
                 initialize(application, document)
 
+        @wraps(opened)
+        def open_promptly(handler: WSHandler) -> None:
+            # Else the kernel holds a push back for 40 ms when the one before it is not acknowledged yet (Nagle).
+            handler.set_nodelay(True)
+            opened(handler)
+
+        WSHandler.open = open_promptly  # type: ignore[method-assign]
         Application.on_server_loaded = on_server_loaded  # type: ignore[method-assign, assignment]
         Application.on_server_unloaded = on_server_unloaded  # type: ignore[method-assign, assignment]
         Application.on_session_created = on_session_created  # type: ignore[method-assign, assignment]
@@ -120,7 +128,7 @@ class Gate:
             # Also without a task: one may be scheduled later, by a setup script or a thread.
             self._runtime.loops.adopt(loop)
         self.serve_here()
-        if self._runtime.tasks:
+        if self._runtime.tasks or self._runtime.functions:
             self._runtime.start(loop)
 
     def _clocks_start(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -158,3 +158,24 @@ def test_the_starting_page_becomes_the_dashboard_by_itself(serve: Serve, new_pag
     expect(page.get_by_text("It waits for its first data: answer")).to_be_visible()
     (server.folder / "go").touch()
     expect(page.get_by_text("value 1")).to_be_visible()
+
+
+def test_what_is_pushed_is_sent_at_once(serve: Serve, new_page: NewPage) -> None:
+    """Not held back by the kernel until the browser has acknowledged what came before: 40 ms (TCP_NODELAY)."""
+    app = """
+        import gc, socket
+        import panel as pn
+        import panel_schedule
+        from bokeh.server.views.ws import WSHandler
+
+        def look():
+            handlers = [each for each in gc.get_objects() if type(each) is WSHandler]
+            sockets = [each.ws_connection.stream.socket for each in handlers]
+            print("nodelay", [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in sockets], flush=True)
+
+        pn.state.onload(look)
+        pn.pane.Str("here I am").servable()
+    """
+    server = serve("app.py", {"app.py": app})
+    new_page(server.url)
+    server.wait_for("nodelay [1]")

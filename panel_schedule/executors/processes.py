@@ -39,6 +39,9 @@ SHORTLY = 0.5
 # What a killed process group is waited for to be gone: longer only where nobody reaps orphans.
 VANISHING = 0.2
 
+# The server's own threads come first, however many bodies compute.
+NICENESS = 19
+
 SCRIPT = str(Path(__file__).parent.parent / "_worker.py")
 
 
@@ -167,6 +170,9 @@ class Worker:
         finally:
             there.close()
             os.close(read)
+        with suppress(OSError):
+            # Before it has begun to start: that is work, too.
+            os.setpriority(os.PRIO_PROCESS, self.pid, NICENESS)
         _workers.add(self)
 
     @property

@@ -26,9 +26,6 @@ from ..errors import RunFenced, ScheduleError, ValueUnreadable
 from ..run import Run, RunState, _current
 from ..wire import Gone, Inline, Mapped, Wire, encode
 
-# So that a server on the same machine stays responsive however many bodies compute: any thread of it comes first.
-NICENESS = 19
-
 # Progress is sent at most this often, in seconds.
 PACE = 0.05
 
@@ -292,7 +289,6 @@ def _watch(lifeline: int) -> None:
 
 def main(sock: int, lifeline: int) -> None:
     """What a worker process does, from its inherited descriptors on."""
-    os.nice(NICENESS)
     for fd in (sock, lifeline):
         os.set_inheritable(fd, False)
     os.register_at_fork(after_in_child=partial(os.close, lifeline))

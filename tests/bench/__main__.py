@@ -17,8 +17,14 @@ from .fresh import ROOT
 # As pytest has it: the modules of tests find each other by their plain names.
 sys.path.insert(0, str(ROOT / "tests"))
 
-FIGURES = ("reads", "ticks", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling")
-LIBRARIES = ("panel", "bokeh", "param", "tornado", "apscheduler", "diskcache", "flask-caching", "redis")
+FIGURES = (
+    *("reads", "ticks", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
+    *("jobs", "clicks", "waiting", "stalls", "loads"),
+)
+LIBRARIES = (
+    *("panel", "bokeh", "param", "tornado", "apscheduler", "diskcache", "flask-caching", "redis"),
+    *("dash", "celery"),
+)
 
 
 def header() -> str:

@@ -34,7 +34,7 @@ STATEMENTS = {
 @contextmanager
 def places(folder: str) -> Iterator[dict[str, Any]]:
     """Where each peer keeps its values; those that are not installed are left out."""
-    with multiprocessing.Manager() as manager, _redis_server() as port:
+    with multiprocessing.Manager() as manager, redis_server() as port:
         shared = manager.dict()
         key = bytes(multiprocessing.current_process().authkey)
         found: dict[str, Any] = {
@@ -48,27 +48,39 @@ def places(folder: str) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _redis_server() -> Iterator[int | None]:
+def redis_server() -> Iterator[int | None]:
+    """Its port; None where it is not installed."""
     program = shutil.which("redis-server")
     if program is None:
         yield None
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
         stdout=subprocess.DEVNULL,
     )
     try:
-        for _ in range(100):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
+        listens(port, 5)
         yield port
     finally:
         server.terminate()
         server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def listens(port: int, seconds: float) -> None:
+    """Wait until somebody listens there."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        assert time.monotonic() < deadline, f"nobody listens at {port}"
+        time.sleep(0.05)
 
 
 class Cache:
