@@ -117,6 +117,8 @@ class Config(param.Parameterized):
         if name not in type(self).param and not name.startswith("_"):
             raise ConfigError(f"There is no option ps.config.{name}; there are {', '.join(self.options())}.")
         if name in type(self).param:
+            if self._frozen and value == getattr(self, name):
+                return  # by a setup script that the app imports, and so runs again
             if self._frozen:
                 raise ConfigError(
                     f"ps.config.{name} was set after a task or the store was first used, when it no longer has any "

@@ -202,6 +202,8 @@ class Runner:
                 error = exc
         with self._s.locked:
             lane.body = None
+            # Else it is what the function itself has got from a run that was cancelled, and raises.
+            stopped = self._s.stopping
             self._s.timers.cancel(lane.timeout_timer)
             if run.state.final:
                 self._free(lane)
@@ -209,7 +211,7 @@ class Runner:
                 self._failed(lane, run, self._timeout_error(lane), RunState.TIMED_OUT)
             elif error is None:
                 self._succeeded(lane, run, value)
-            elif isinstance(error, (CancelledError, RunFenced)):
+            elif isinstance(error, (CancelledError, RunFenced)) or (stopped and isinstance(error, RunCancelled)):
                 fenced = error if isinstance(error, RunFenced) else None
                 told = fenced or RunCancelled(f"Task {run.task!r}: the run was cancelled.")
                 self._finish(lane, run, RunState.CANCELLED, told)

@@ -371,6 +371,9 @@ class Runtime:
                 background = self.functions[name] = Background(name, function, policy, self, key)
                 if self._scheduler is not None:
                     self._dispatcher.add(background)
+                # What earlier processes have left behind is for servers.
+                if (loop := self._loop_here()) is not None and not in_notebook():
+                    self.start(loop)
                 return background
             if not same_function(known, function) and not in_notebook():
                 raise taken(known, function, "job")
@@ -405,11 +408,7 @@ class Runtime:
             )  # fmt: skip
 
     def _start_where_a_loop_runs(self, task: Task[Any]) -> None:
-        try:
-            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = self.loops.adopted  # a server in another thread
-        if loop is None:
+        if (loop := self._loop_here()) is None:
             return
         if not in_notebook():
             self.start(loop)
@@ -418,6 +417,12 @@ class Runtime:
         self._started = True
         self._begin()
         self._show_first_run(task)
+
+    def _loop_here(self) -> asyncio.AbstractEventLoop | None:
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            return self.loops.adopted  # a server in another thread
 
     def _show_first_run(self, task: Task[Any]) -> None:
         """In a notebook the cell waits for the first value, and a failure is its traceback."""

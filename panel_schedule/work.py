@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from .calls import PUBLISHED, async_outcome, outcome
 from .clock import Clock
+from .codec import encode
 from .errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, ValueRefused
 from .executors.base import Executor
 from .executors.processes import Parcel
@@ -23,7 +24,6 @@ from .news import News
 from .run import Run, RunState, _current, first_line, on_a_loop, own_traceback, traceback_text
 from .runner import LAST_WORDS, STOPS, TROUBLE
 from .stores.base import Store
-from .codec import encode
 from .stores.data import is_light, require_data
 from .stores.queue import Queue
 from .timers import Timer, Timers
@@ -33,8 +33,8 @@ log = logging.getLogger("panel_schedule")
 # Who follows a run hears of its progress this often, in seconds.
 PROGRESS = 0.05
 
-# How a body ends that was told to stop, on a loop, in a thread, or in a process.
-STOPPED = (asyncio.CancelledError, CancelledError, RunCancelled, RunFenced)
+# How a body ends that was told to stop, on a loop or before it began.
+STOPPED = (asyncio.CancelledError, CancelledError, RunFenced)
 
 # So often, in seconds, who waits for the store looks whether that is in trouble.
 LOOK = 0.1
@@ -151,13 +151,15 @@ class Workshop:
 
         async def async_body() -> Any:
             begin()
+            if self._counts(work):
+                await asyncio.wrap_future(self._s.ledger.aside(partial(self._settle, work)))
             _current.set(work.run)
             return await async_outcome(function(*work.args, **work.kwargs), publish)
 
         async def publish(item: Any) -> None:
             receive(item)
-            if work.fence:
-                await asyncio.wrap_future(self._s.ledger.aside(self._settle))
+            if self._s.store.queue is not None:
+                await asyncio.wrap_future(self._s.ledger.aside(partial(self._settle, work)))
 
         work.body = async_body if kind == "loop" else body
 
@@ -182,6 +184,12 @@ class Workshop:
                 work.timer = self._s.timers.after(timeout, self._timed_out, work)
             self.touch(work)
             self._moved()
+        if self._counts(work) and not on_a_loop():
+            self._settle(work)
+
+    def _counts(self, work: Work) -> bool:
+        """Whether its attempts are counted by others: what kills its process at once must not do so again and again."""
+        return work.function.policy.durable and self._s.store.queue is not None
 
     # ------------------------------------------------------------ under way
 
@@ -199,9 +207,9 @@ class Workshop:
             assert isinstance(run.partials, list)
             run.partials.append(item)
             self._tell_partial(work, len(run.partials) - 1, item)
-        if shared and waits and work.fence:
+        if shared and waits:
             # The function may change what it has published as soon as this returns.
-            self._settle()
+            self._settle(work)
         self.progressed(work)
 
     def progressed(self, work: Work) -> None:
@@ -257,7 +265,7 @@ class Workshop:
                 self._failed(work, RunState.TIMED_OUT, self._timeout_error(work))
             elif error is None:
                 self.end(work, RunState.SUCCEEDED, value=value, told=told)
-            elif isinstance(error, STOPPED):
+            elif isinstance(error, STOPPED) or (self._s.stopping and isinstance(error, RunCancelled)):
                 self.cancel(work, run, STOPS if self._s.stopping else "cancelled")
             else:
                 self._failed(work, RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED, error)
@@ -268,10 +276,8 @@ class Workshop:
         value = run.partials[-1] if result is PUBLISHED else result
         require_data(value, work.name)
         if self._s.store.queue is not None:
-            work.stored.wait()
+            self._settle(work)  # its partial results come first
             if work.fence:
-                # Its partial results come first.
-                self._settle()
                 try:
                     return self._tell_end(self._s.store.queue, work, RunState.SUCCEEDED, value), True
                 except (StoreError, OSError) as error:
@@ -341,6 +347,8 @@ class Workshop:
         now = at or self._s.clock.now()
         self._s.timers.cancel(work.timer)
         for run in work.runs:
+            if run.state.final:  # a guest who has cancelled while it came in
+                continue
             if run is not work.run:
                 work.inform(run)
             run.reason = work.run.reason
@@ -407,11 +415,14 @@ class Workshop:
         if run.state.final:
             self.tell(work, lambda queue: self._tell_end(queue, work, run.state, run.value))
 
-    def _settle(self) -> None:
+    def _settle(self, work: Work) -> None:
         """Wait until the store was told what went before, unless it cannot take it now."""
+        work.stored.wait()
         done = threading.Event()
         with self._s.locked:
-            self._s.ledger.ask((), done.set)
+            self.tell(work, lambda queue: done.set())
+            if not work.fence:
+                return
         while not done.wait(LOOK) and not self._s.ledger.troubled:
             pass
 

@@ -231,7 +231,8 @@ class Core:
         self.scheduler = self.runtime.scheduler
         self.scheduler.start = lambda: None  # type: ignore[method-assign]
         self.thread = HandExecutor()
-        self.scheduler.executors["thread"] = self.scheduler.executors["handler"] = self.thread
+        for name in ("thread", "handler", "job-thread", "job-process"):
+            self.scheduler.executors[name] = self.thread
         self.writer, self.publisher = StepExecutor(), StepExecutor()
         self.scheduler.executors["store"], self.scheduler.executors["publisher"] = self.writer, self.publisher
         self.loop = asyncio.new_event_loop()

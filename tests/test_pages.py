@@ -169,7 +169,7 @@ def test_what_is_pushed_is_sent_at_once(serve: Serve, new_page: NewPage) -> None
         from bokeh.server.views.ws import WSHandler
 
         def look():
-            handlers = [each for each in gc.get_objects() if type(each) is WSHandler]
+            handlers = [each for each in gc.get_objects() if issubclass(type(each), WSHandler)]
             sockets = [each.ws_connection.stream.socket for each in handlers]
             print("nodelay", [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in sockets], flush=True)
 

@@ -1,0 +1,515 @@
+"""Background functions in several processes, and over the end of any of them (invariants 14, 17, 19)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from job_peer import Host
+from panel_schedule.clock import SystemClock
+from panel_schedule.run import RunState
+from panel_schedule.stores.file import FileStore
+from servers import Serve, eventually
+
+AUDIT = """
+    CREATE TABLE ended (id TEXT, state TEXT);
+    CREATE TRIGGER ends AFTER UPDATE OF owner ON jobs WHEN OLD.owner NOT NULL AND NEW.owner IS NULL BEGIN
+        INSERT INTO ended VALUES (NEW.id, NEW.state);
+    END;
+"""
+
+
+class House:
+    """A store, the processes on it, and what there is to be seen from outside."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(exist_ok=True)
+        self.folder, self.path = folder, folder / "store"
+        FileStore(self.path, SystemClock()).close()
+        with closing(sqlite3.connect(self.path / "store.db")) as connection:
+            connection.executescript(AUDIT)
+        self.hosts: list[Host] = []
+
+    def host(self, *args, **options) -> Host:
+        self.hosts.append(Host(self.folder, *args, **options))
+        return self.hosts[-1]
+
+    def rows(self, question: str, *values) -> list[tuple]:
+        with closing(sqlite3.connect(self.path / "store.db", timeout=5)) as connection:
+            return connection.execute(question, values).fetchall()
+
+    def states(self) -> list[tuple[str, str, int]]:
+        return self.rows("SELECT id, state, attempt FROM jobs ORDER BY number")
+
+    def state(self, id: str) -> tuple[str, int]:
+        (row,) = self.rows("SELECT state, attempt FROM jobs WHERE id = ?", id)
+        return row
+
+    def journal(self) -> list[str]:
+        path = self.folder / "journal"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def await_line(self, line: str, timeout: float = 10.0) -> None:
+        eventually(lambda: line in self.journal(), timeout)
+
+    def await_state(self, id: str, state: str, timeout: float = 10.0) -> int:
+        """Its attempt."""
+        return eventually(lambda: next((a for i, s, a in self.states() if (i, s) == (id, state)), None), timeout)
+
+    def go(self, *names: str) -> None:
+        for name in names:
+            (self.folder / f"go {name}").touch()
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def end(self) -> None:
+        for host in self.hosts:
+            host.kill()
+
+    def assert_sound(self) -> None:
+        """Nothing has ended twice, and no file is left that no row names."""
+        assert [] == [each for each in Counter(self.rows("SELECT id FROM ended")).items() if each[1] > 1]
+        FileStore(self.path, SystemClock()).close()
+        known = {file for (file,) in self.rows("SELECT file FROM parts WHERE file NOT NULL")}
+        assert set() == {path.name for path in (self.path / "values").iterdir()} - known
+
+
+@pytest.fixture
+def house(tmp_path):
+    made = House(tmp_path / "house")
+    yield made
+    made.end()
+    print(made.log() if (made.folder / "log").exists() else "")
+
+
+# ------------------------------------------------------------ the end of a process
+
+
+def test_it_is_on_the_disk_before_submit_returns(house):
+    """Killed at once, a script leaves its job to the next server."""
+    script = house.host(serves=False)
+    script.send("durable.submit('a') and os.kill(os.getpid(), 9)")
+    eventually(lambda: not script.alive)
+    ((id, _, attempt),) = house.states()
+    house.go("a")
+    house.host()
+    assert house.await_state(id, "succeeded") - attempt in (0, 1)  # it may have begun
+    house.assert_sound()
+
+
+@pytest.mark.parametrize("kind", ["durable", "threaded"])
+def test_another_process_takes_over_within_two_seconds(house, kind):
+    one, other = house.host(), house.host()
+    id = one(f"{kind}.submit('a').id")
+    house.await_line("began a 1")
+    other.send(f"[run for run in {kind}.runs()][0].result(20)")
+    start = time.monotonic()
+    one.kill()
+    house.await_line("began a 2")
+    assert time.monotonic() - start < 2.0
+    house.go("a")
+    assert "a done" == other.ask()
+    assert ("succeeded", 2) == house.state(id)
+    assert ["a 2"] == other("ps._runtime.find(id).partials[:]", id=id)
+    house.assert_sound()
+
+
+def test_what_kills_its_server_ends_crashed_and_the_others_go_on(house):
+    one = house.host()
+    one.send("poison.submit()")
+    eventually(lambda: not one.alive)
+    other = house.host()
+    eventually(lambda: not other.alive)
+    last = house.host()
+    ((id, *_),) = house.states()
+    house.await_state(id, "crashed")
+    assert ["poison 1", "poison 2"] == house.journal()
+    house.go("b")
+    assert "b done" == last("durable.submit('b').result(20)")
+    assert "RunCrashed" in last("repr(poison.runs()[0].error)")
+    house.assert_sound()
+
+
+def test_what_kills_its_worker_ends_crashed_and_the_others_go_on(house):
+    host = house.host()
+    assert "crashed" == host("(run := poisoned_worker.submit()).add_done_callback(lambda _: 0) or (wait := "
+                             "threading.Event()) and run.add_done_callback(lambda _: wait.set()) or wait.wait(20) and "
+                             "str(run.state)")  # fmt: skip
+    assert ["poisoned 1", "poisoned 2"] == house.journal()
+    house.go("b")
+    assert "b done" == host("durable.submit('b').result(20)")
+
+
+POINTS = ("before the enqueue", "after the enqueue", "in the function", "in the end", "after the end")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_process_that_is_killed_anywhere_loses_no_job_and_ends_none_twice(house, point):
+    """Another one finishes it, with its value."""
+    house.host()
+    for number in range(3):
+        (house.folder / f"bomb {point}").touch()
+        victim = house.host(serves="enqueue" not in point)
+        victim.send("quick.submit(number)", number=number)
+        eventually(lambda: not (house.folder / f"bomb {point}").exists())
+        eventually(lambda: not all(host.alive for host in house.hosts))
+        house.hosts = [host for host in house.hosts if host.alive]
+        if not house.hosts:
+            house.host()
+        expected = 0 if point == "before the enqueue" else number + 1
+        eventually(lambda expected=expected: expected == sum(s == "succeeded" for _, s, _ in house.states()))
+    if point != "before the enqueue":
+        (host, *_) = house.hosts
+        values = host("[run.value for run in quick.runs()]")
+        assert [bytes([number]) * 100_000 for number in (2, 1, 0)] == values
+        assert {1, 2} >= {attempt for *_, attempt in house.states()}
+    house.end()
+    house.assert_sound()
+
+
+def test_a_result_waits_for_its_reader(house):
+    first = house.host()
+    house.go("a")
+    id = first("durable.submit('a').id")
+    house.await_state(id, "succeeded")
+    first.kill()
+    second = house.host(serves=False)
+    assert ("a done", ["a 1"]) == second("((run := ps._runtime.find(id)).value, list(run.partials))", id=id)
+    assert "a done" == second("ps._runtime.find(id).result()", id=id)
+    assert [id] == second("[run.id for run in durable.runs()]")
+
+
+def test_queued_ones_survive_too(house):
+    """With two places, and all of them killed."""
+    one = house.host()
+    names = [f"n{number}" for number in range(5)]
+    ids = one("[durable.submit(name).id for name in names]", names=names)
+    eventually(lambda: 2 == len(house.journal()))
+    one.kill()
+    house.go(*names)
+    house.host()
+    assert [2, 2, 1, 1, 1] == sorted((house.await_state(id, "succeeded") for id in ids), reverse=True)
+    house.assert_sound()
+
+
+# ------------------------------------------------------------ a stop
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_rolling_restart_loses_nothing(house, how):
+    """What runs is given back after the grace period, what waits at once; each is done once more."""
+    old = house.host(grace_period=0.3)
+    names = ["a", "b", "c", "d"]
+    ids = old("[durable.submit(name).id for name in names]", names=names)
+    eventually(lambda: 2 == len(house.journal()))
+    new = house.host()
+    old.signal(how)
+    eventually(lambda: not old.alive, 5)
+    assert 0 == old.process.exitcode
+    house.go(*names)
+    for id in ids:
+        house.await_state(id, "succeeded")
+    assert set(ids) == {run for (run,) in house.rows("SELECT id FROM ended WHERE state = 'succeeded'")}
+    assert 4 == len(new("[run.result(5) for run in durable.runs()]"))
+    assert not re.search("Traceback|never retrieved", house.log())
+    house.assert_sound()
+
+
+@pytest.mark.parametrize("kind", ["threaded", "looped", "stubborn"])
+def test_each_kind_is_given_back(house, kind):
+    """What ends with an error because it is told to stop has not failed for good."""
+    old = house.host(grace_period=0.2)
+    id = old(f"{kind}.submit('a').id")
+    house.await_line("began a 1")
+    old.signal(signal.SIGTERM)
+    eventually(lambda: not old.alive, 5)
+    assert "queued" == house.state(id)[0]
+    house.go("a")
+    new = house.host()
+    house.await_state(id, "succeeded")
+    assert "a done" == new("ps._runtime.find(id).result(5)", id=id)
+    house.assert_sound()
+
+
+def test_within_the_grace_period_a_job_ends(house):
+    host = house.host(grace_period=10)
+    id = host("durable.submit('a').id")
+    house.await_line("began a 1")
+    host.signal(signal.SIGTERM)
+    house.go("a")
+    eventually(lambda: not host.alive)
+    assert ("succeeded", 1) == house.state(id)
+
+
+@pytest.mark.parametrize(("how", "state"), [("stop", "cancelled"), ("kill", "crashed")])
+def test_one_that_is_not_durable_ends_visibly_for_those_who_follow(house, how, state):
+    one, other = house.host(grace_period=0.1), house.host()
+    one("run = fleeting.submit('a')")
+    house.await_line("began a 1")
+    eventually(lambda: other("len(fleeting.runs())"))
+    other("(run := fleeting.runs()[0], done := threading.Event(), run.add_done_callback(lambda _: done.set())) and 0")
+    getattr(one, how)()
+    assert other("done.wait(5)")
+    assert state == other("str(run.state)")
+    assert state == other("str(fleeting.runs()[0].state)")
+
+
+def test_a_function_that_is_gone_keeps_its_run(house):
+    """And the log says so, once."""
+    script = house.host(serves=False)
+    script.send("(durable.submit('a'), durable.submit('b'), os.kill(os.getpid(), 9))")
+    eventually(lambda: not script.alive)
+    empty = house.host(jobs="import panel_schedule as ps\n")
+    eventually(lambda: "Job 'durable' has runs" in house.log())
+    empty("ps._runtime.dispatcher._take_all()")
+    assert 1 == house.log().count("Job 'durable' has runs")
+    assert 2 == len(house.states())
+    empty.kill()
+    house.go("a", "b")
+    house.host()
+    for id, *_ in house.states():
+        house.await_state(id, "succeeded")
+
+
+# ------------------------------------------------------------ the view from another process
+
+
+def test_another_process_follows_attaches_and_cancels(house):
+    one, other = house.host(), house.host()
+    id = one("(mine := fleeting.submit('a')).id")
+    house.await_line("began a 1")
+    eventually(lambda: other("[run.state.value for run in fleeting.runs()]") == ["running"])
+    other("(job := fleeting.job(), job.attach(id), run := job.run) and 0", id=id)
+    eventually(lambda: (50, "half", ["a 1"]) == other("(run.percent, run.message, list(run.partials))"))
+    other("run.cancel()")
+    eventually(lambda: "cancelled" == one("mine.state.value") == other("run.state.value"))
+
+
+def test_what_it_publishes_arrives_there_in_order(house):
+    one, other = house.host(), house.host()
+    source = """
+@ps.background(executor="thread")
+def numbers():
+    for number in range(200):
+        yield number
+        ps.progress(number, 200)
+    await_go("numbers")
+"""
+    for host in (one, other):
+        host(source)
+    one("(mine := numbers.submit()).id")
+    eventually(lambda: other("len(numbers.runs())"))
+    other("run = numbers.runs()[0]")
+    house.go("numbers")
+    other("run.result(10)")
+    assert list(range(200)) == other("list(run.partials)")
+
+
+def test_four_processes_at_the_same_instant_share_one_execution(house):
+    hosts = [house.host() for _ in range(4)]
+    source = """
+def ask(at):
+    time.sleep(max(0, at - time.time()))
+    runs = [shared.submit("a") for _ in range(3)]
+    return [run.result(20) for run in runs]
+"""
+    for host in hosts:
+        host(source)
+    for host in hosts:
+        host.send("ask(at)", at=time.time() + 0.2)
+    eventually(lambda: house.journal())
+    house.go("a")
+    assert [["a done"] * 3] * 4 == [host.ask() for host in hosts]
+    assert ["began a 1"] == house.journal()
+    assert [1] * 4 == [host("len(shared.runs())") for host in hosts]
+
+
+def test_who_gives_up_in_one_process_ends_nothing_in_another(house):
+    """Neither who has joined, nor who has begun it: then another process does it anew."""
+    one, other = house.host(), house.host()
+    one("(mine := shared.submit('a')).id")
+    house.await_line("began a 1")
+    other("(theirs := shared.submit('a'), again := shared.submit('a')) and 0")
+    eventually(lambda: "running" == other("theirs.state.value"))
+    other("theirs.cancel()")
+    assert ("cancelled", "running") == other("(theirs.state.value, again.state.value)")
+    assert "running" == one("mine.state.value")
+    one("mine.cancel()")
+    eventually(lambda: 2 == house.journal().count("began a 1"))
+    house.go("a")
+    assert "a done" == other("again.result(10)")
+
+
+def test_a_result_of_another_process_is_shared_no_longer_than_its_ttl(house):
+    source = """
+@ps.background(executor="thread", ttl="1s")
+def now():
+    return time.time()
+"""
+    one, other = house.host(source), house.host(source)
+    first = one("now.submit().result(10)")
+    time.sleep(0.7)
+    assert first == other("now.submit().result(10)")
+    time.sleep(0.5)
+    assert first < other("now.submit().result(10)")
+
+
+def test_who_follows_a_shared_run_and_asks_for_the_same_gets_both(house):
+    one, other = house.host(), house.host()
+    one("(mine := shared.submit('a')).id")
+    house.await_line("began a 1")
+    eventually(lambda: other("len(shared.runs())"))
+    other("(followed := shared.runs()[0], asked := shared.submit('a')) and 0")
+    house.go("a")
+    assert ("a done", "a done") == other("(asked.result(10), followed.result(10))")
+
+
+STORM = """
+import random
+
+@ps.background(executor="thread", ttl="50ms")
+def brief(number):
+    yield number
+    time.sleep(0.005)
+    return number
+
+def storm(seed):
+    chance, runs, wrong = random.Random(seed), [], []
+    for _ in range(60):
+        number = chance.randrange(4)
+        run = brief.submit(number)
+        runs.append((run, number, chance.random() < 0.4))
+        if runs[-1][2]:
+            time.sleep(chance.random() * 0.006)
+            run.cancel()
+    for run, number, cancelled in runs:
+        try:
+            if run.result(10) != number:
+                wrong.append((number, run.result()))
+        except Exception as error:
+            if not (cancelled and isinstance(error, ps.errors.RunCancelled)):
+                wrong.append(repr(error))
+    return wrong
+"""
+
+
+def test_whoever_asks_for_the_same_and_gives_up_in_whichever_process(house):
+    """Who has not given up gets the result, whatever the others do."""
+    hosts = [house.host(STORM) for _ in range(3)]
+    for number, host in enumerate(hosts):
+        host.send("storm(seed)", seed=number)
+    assert [[], [], []] == [host.ask() for host in hosts]
+    eventually(lambda: all(state not in ("queued", "running") for _, state, _ in house.states()))
+    assert [0] * 3 == [host("len(ps._runtime.dispatcher._works)") for host in hosts]
+
+
+# ------------------------------------------------------------ trouble with the store
+
+
+def test_a_database_that_is_deleted_during_a_job_costs_no_result(house):
+    host = house.host()
+    host("run = durable.submit('a')")
+    house.await_line("began a 1")
+    for path in house.path.glob("store.db*"):
+        path.unlink()
+    house.go("a")
+    assert "a done" == host("run.result(10)")
+    assert "were deleted or replaced while it was in use" in house.log()
+
+
+def test_a_store_that_is_deleted_during_a_job_costs_no_result(house):
+    host = house.host()
+    host("run = fleeting.submit('a')")
+    house.await_line("began a 1")
+    shutil.rmtree(house.path)
+    house.go("a")
+    assert "a done" == host("run.result(10)")
+
+
+def test_a_full_disk_during_a_job_costs_no_result(tiny):
+    house = House(tiny / "house")
+    source = """
+@ps.background(executor="thread", durable=True)
+def large():
+    note("began")
+    await_go("large")
+    for _ in range(3):
+        yield bytes(100)
+    return bytes(10_000_000)
+"""
+    try:
+        host = house.host(source)
+        host("run = large.submit()")
+        house.await_line("began")
+        house.go("large")
+        assert 10_000_000 == host("len(run.result(10))")
+        assert ("succeeded", 3) == host("(run.state.value, len(run.partials))")
+        assert "Job 'large': its result cannot be stored now; it is tried again" in house.log()
+    finally:
+        house.end()
+
+
+# ------------------------------------------------------------ panel serve
+
+FILES = {
+    "app.py": """
+        import panel as pn
+        pn.pane.Str("hello").servable()
+    """,
+    "tasks.py": """
+        import os, pathlib, time
+        import panel_schedule as ps
+
+        @ps.background(durable=True, retry=1)
+        def work(name):
+            file = os.open("journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.write(file, f"{name} {ps.current_run().attempt}\\n".encode())
+            while not pathlib.Path("go").exists():
+                time.sleep(0.005)
+            return name
+
+        if os.environ.get("SUBMIT") and not pathlib.Path("submitted").exists():
+            pathlib.Path("submitted").touch()
+            for number in range(3):
+                work.submit(f"job{number}")
+    """,
+}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_server_that_is_killed_goes_on_after_its_restart(serve: Serve, tmp_path, processes):
+    command = f"app.py --setup tasks.py --num-procs {processes}"
+    env = {"PANEL_SCHEDULE_STORE": f"file://{tmp_path / 'store'}", "PANEL_SCHEDULE_MAX_PROCESSES": "3"}
+    journal = tmp_path / "journal"
+    server = serve(command, FILES, env={**env, "SUBMIT": "1"})
+    eventually(lambda: journal.exists() and 3 == len(journal.read_text().splitlines()), 20)
+    family = server.descendants()
+    for process in [psutil.Process(server.process.pid), *family]:
+        with suppress(psutil.NoSuchProcess):  # a worker goes with its server
+            if not any("_worker.py" in part for part in process.cmdline()):
+                process.kill()
+    eventually(lambda: not server.descendants(), 5)
+
+    serve(command, env=env)
+    eventually(lambda: 6 == len(journal.read_text().splitlines()), 20)
+    (tmp_path / "go").touch()
+    eventually(lambda: [("succeeded", 2)] * 3 == _states(tmp_path), 20)
+    assert Counter(f"job{n} {a}" for n in range(3) for a in (1, 2)) == Counter(journal.read_text().splitlines())
+
+
+def _states(folder: Path) -> list[tuple[str, int]]:
+    with closing(sqlite3.connect(folder / "store" / "store.db", timeout=5)) as connection:
+        return connection.execute("SELECT state, attempt FROM jobs ORDER BY number").fetchall()
+
+
+assert RunState.SUCCEEDED == "succeeded"
