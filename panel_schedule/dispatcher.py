@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from .codec import encode
+from .data import is_light
 from .errors import RunCancelled, RunCrashed, RunError, ScheduleError
 from .jobs import Background
 from .run import Run, RunState, on_a_loop
 from .runner import STOPS
 from .stores.base import TAKEOVERS
-from .stores.data import is_light
 from .stores.queue import JobRow
 from .work import PROGRESS, Work, Workshop
 from .work import Desk as Workplace

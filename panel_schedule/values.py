@@ -10,11 +10,11 @@ from typing import Any
 
 from .abroad import store_here
 from .clock import Clock
+from .data import require_data
 from .entry import Entry
 from .errors import ScheduleError
 from .run import on_a_loop
 from .stores.base import USER, Store, whose
-from .stores.data import require_data
 from .views import Views
 
 log = logging.getLogger("panel_schedule")

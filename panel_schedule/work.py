@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from .calls import PUBLISHED, async_outcome, outcome
 from .clock import Clock
 from .codec import encode
+from .data import is_light, require_data
 from .errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, ValueRefused
 from .executors.base import Executor
 from .executors.processes import Parcel
@@ -24,7 +25,6 @@ from .news import News
 from .run import Run, RunState, _current, first_line, on_a_loop, own_traceback, traceback_text
 from .runner import LAST_WORDS, STOPS, TROUBLE
 from .stores.base import Store
-from .stores.data import is_light, require_data
 from .stores.queue import Queue
 from .timers import Timer, Timers
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from .. import abroad, wire
 from ..calls import PUBLISHED, async_outcome, outcome
+from ..data import require_data
 from ..errors import RunFenced, ScheduleError, ValueUnreadable
 from ..run import Run, RunState, _current
 from ..wire import Gone, Inline, Mapped, Wire, encode
@@ -114,6 +115,7 @@ class Workplace:
         value = None
         if kind == wire.RETURNED:
             try:
+                require_data(result, self._name)
                 value = encode(result, self._name)
             except BaseException as error:
                 kind, result = wire.RAISED, error
@@ -168,6 +170,7 @@ class Workplace:
     def _publish(self, partial: Any) -> None:
         if abroad.asker is None:
             raise ScheduleError(f"{self._name}: a child of its worker process cannot publish. Hand it to its parent.")
+        require_data(partial, self._name)
         self._converse(wire.PARTIAL, partial)
 
     def _converse(self, kind: bytes, value: Any) -> Any:

@@ -10,11 +10,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..codec import Encoded, encode
+from ..data import require_data
 from ..errors import RunCancelled, RunCrashed, RunError, RunFenced, ScheduleError, ValueUnreadable
 from ..failures import packed, unpacked
 from ..run import RunState, first_line
 from .columns import instant_of, micros, storable
-from .data import require_data
 from .database import NEXT_OF_JOBS, Corrupt, Database, Transaction
 from .house import House
 from .parts import ARGUMENTS, ERROR, PARTIAL, VALUE, Parts

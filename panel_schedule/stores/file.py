@@ -15,12 +15,12 @@ from typing import Any
 
 from ..clock import Clock
 from ..codec import Inline, Mapped
+from ..data import require_data
 from ..entry import Entry
 from ..errors import ScheduleError, ValueUnreadable
 from .backlog import Backlog
 from .base import TASK, USER, Claim, fenced, whose
 from .columns import instant_of, micros
-from .data import require_data
 from .database import Corrupt, Database, Transaction
 from .house import House
 from .rows import Rows

@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from ..codec import Mapped, encode
+from ..data import require_data
 from ..entry import Entry
 from ..run import RunRecord
 from .base import TASK, Claim, Listener, Mark, Plan, Refusal, Row, extended, fenced, whose
-from .data import require_data
 
 
 class MemoryStore:

@@ -7,14 +7,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from bokeh.document import Document
-from bokeh.model import Model
-from panel.viewable import Viewable, Viewer
+from .errors import ValueRefused
 
-from ..errors import ValueRefused
-
-# A plot or a pane belongs to the one document that shows it.
-BOUND = (Model, Document, Viewable, Viewer)
+# A plot or a pane belongs to the one document that shows it. By module, as a worker process may have loaded none.
+_BOUND = {"bokeh.model": ["Model"], "bokeh.document": ["Document"], "panel.viewable": ["Viewable", "Viewer"]}
 
 # How many items are looked at, and how deep.
 _BUDGET = 10_000
@@ -38,20 +34,22 @@ def require_data(value: Any, what: str) -> None:
         raise ValueRefused(
             f"{what}: the value is a coroutine that nobody awaited. Write the function as an `async def`."
         )
-    found = _find_bound(value, _DEPTH, iter(range(_BUDGET)))
+    loaded = [(sys.modules.get(module), names) for module, names in _BOUND.items()]
+    bound = tuple(getattr(module, name) for module, names in loaded for name in names if hasattr(module, name))
+    found = _find_bound(value, bound, _DEPTH, iter(range(_BUDGET)))
     if found is not None:
         keys, culprit = found
         path = "value" + "".join(f"[{key!r}]" for key in reversed(keys))
         raise ValueRefused(
             f"{what}: {path} is a {type(culprit).__module__}.{type(culprit).__qualname__}, which belongs to one "
             "document and cannot be shared by sessions. Return the data, and build the plot or the pane from it in "
-            "the app: pn.panel(task.view().pipe(make_plot))."
+            "the app: pn.panel(task.view().pipe(make_plot)), and of a job pn.panel(job.pipe(make_plot))."
         )
 
 
-def _find_bound(value: Any, depth: int, budget: Iterator[int]) -> tuple[list[Any], Any] | None:
+def _find_bound(value: Any, bound: tuple[type, ...], depth: int, budget: Iterator[int]) -> tuple[list[Any], Any] | None:
     """The first bound object, and the keys that lead to it, the last one first."""
-    if isinstance(value, BOUND):
+    if isinstance(value, bound):
         return [], value
     if depth == 0 or not isinstance(value, (dict, list, tuple, set, frozenset)):
         return None
@@ -59,7 +57,7 @@ def _find_bound(value: Any, depth: int, budget: Iterator[int]) -> tuple[list[Any
     for (key, item), _ in zip(items, budget, strict=False):
         if type(item) in (int, float, str, bool):
             continue
-        if (found := _find_bound(item, depth - 1, budget)) is not None:
+        if (found := _find_bound(item, bound, depth - 1, budget)) is not None:
             found[0].append(key)
             return found
     return None
