@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from panel_schedule.database import NEXT
-
 from panel_schedule.config import Config
 from panel_schedule.front import Front
 from panel_schedule.run import Run, RunRecord, RunState
 from panel_schedule.runtime import Runtime
+from panel_schedule.stores.database import NEXT
 from panel_schedule.stores.file import FileStore
 from panel_schedule.task import Task
 from panel_schedule.testing import VirtualClock

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from panel_schedule.database import Database
 
 import panel_schedule as ps
 from panel_schedule.codec import Encoded
 from panel_schedule.stores import shelf as shelf_module
 from panel_schedule.stores.base import Claim
+from panel_schedule.stores.database import Database
 from panel_schedule.stores.file import FileStore
 
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
