@@ -245,6 +245,8 @@ class Front:
         (6, 100)
         """
         try:
+            if function is not None and not callable(function):
+                raise RegistrationError(f"options go by name, as in timeout='10m', and {function!r} is no function.")
             policy = build_job_policy(
                 executor=executor, timeout=timeout, retry=retry, durable=durable, ttl=ttl, retrigger=retrigger,
                 on_session_end=on_session_end, result_ttl=result_ttl,

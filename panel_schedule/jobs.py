@@ -10,12 +10,14 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
+from param.parameterized import resolve_ref
+
 from .abroad import function_named
 from .errors import RegistrationError, TriggerError
 from .keys import Keys
 from .registry import as_retry, choice, duration
 from .run import Run
-from .task import ONCE, Retry, is_async
+from .task import ONCE, Retry, Task, is_async
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -187,11 +189,17 @@ class Background(Generic[P, T]):
         return self._host.dispatcher.submit(self, args, kwargs)
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise TypeError unless the function takes these arguments."""
+        """Raise TypeError unless the function takes these arguments, and they are values."""
         try:
-            self.signature.bind(*args, **kwargs)
+            arguments = self.signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"Job {self.name!r}: {error}. It is called as {self.name}{self.signature}.") from None
+        for name, value in arguments.items():
+            if not isinstance(value, Task) and resolve_ref(value):
+                raise TypeError(
+                    f"Job {self.name!r}: argument {name!r} is a reference ({type(value).__name__}), and submit() takes "
+                    f"values. Pass its value, or let a job take it when it starts: {self.name}.job(...)."
+                )
 
     def job(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -221,6 +229,14 @@ def _require_fitting(name: str, function: Any, policy: JobPolicy, key: Any) -> N
             f"Job {name!r}: an async function runs on an event loop, not in a thread. Write executor='loop', or "
             "'process' for a loop of its own."
         )
+    qualname = getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
+    if "." in qualname and list(inspect.signature(function).parameters)[:1] == ["self"]:
+        raise RegistrationError(
+            f"Job {name!r} is a method, and the decorator sees no object that it belongs to. Make a function of it, or "
+            f"make the job of the object's own method: ps.background(name={name!r})(obj.{function.__name__})."
+        )
+    if key is not None and not callable(key):
+        raise RegistrationError(f"Job {name!r}: key={key!r} must be a function, which is called as the job's own is.")
     if key is not None and policy.ttl is None:
         raise RegistrationError(
             f"Job {name!r}: key= says which calls share a result, and without ttl= none do. Give a ttl."

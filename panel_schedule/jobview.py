@@ -171,6 +171,8 @@ class Job(View, Viewer):
         ------
         KeyError
             When there is no run of this id, or no longer.
+        TypeError
+            When it is a run of another function.
         """
         found = self._host.find(run) if isinstance(run, str) else run
         if found is None:
@@ -178,6 +180,8 @@ class Job(View, Viewer):
                 f"Job {self.name!r}: there is no run {run!r}, or its result has expired. {self.name}.runs() has those "
                 "that there are."
             )
+        if found.task != self.name:
+            raise TypeError(f"Job {self.name!r} cannot show a run of {found.task!r}. Attach a job of that function.")
         self._waiting.clear()
         self._show(found)
 

@@ -281,7 +281,7 @@ class Run:
         """
         if not self._ended:
             self._refuse_itself()
-            refuse_to_block(f"result() of an unfinished run of task {self.task!r}", "await run")
+            refuse_to_block(f"result() of an unfinished run of {self.task!r}", "await run")
         return self._completion().result(timeout)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -291,7 +291,7 @@ class Run:
 
     def _refuse_itself(self) -> None:
         if _current.get() is self:
-            raise WouldBlock(f"Task {self.task!r} waits for its own run, which would never end. Return instead.")
+            raise WouldBlock(f"{self.task!r} waits for its own run, which would never end. Return instead.")
 
     def add_done_callback(self, fn: Callable[[Run], object]) -> None:
         """Call ``fn(run)`` when the run has ended, at once if it has; on the thread that ended it."""
@@ -372,10 +372,10 @@ class Run:
     def check(self) -> None:
         """Raise in the function's own thread once the run has been ended from outside."""
         if self.expired or self.state is RunState.TIMED_OUT:
-            raise RunTimedOut(f"Task {self.task!r}: the run has timed out; its function was told to stop.")
+            raise RunTimedOut(f"The run of {self.task!r} has timed out; its function was told to stop.")
         if self.state.final:
             how = self.reason or self.state
-            raise RunCancelled(f"Task {self.task!r}: the run was {how}; its function was told to stop.")
+            raise RunCancelled(f"The run of {self.task!r} was {how}; its function was told to stop.")
 
 
 _current: ContextVar[Run | None] = ContextVar("panel_schedule_run", default=None)

@@ -32,7 +32,6 @@ from panel_schedule.errors import (
     RunCancelled,
     RunCrashed,
     RunTimedOut,
-    ScheduleError,
     TriggerError,
     ValueRefused,
     WouldBlock,
@@ -203,8 +202,7 @@ def test_a_model_is_no_result(real, kind):
         return {"plot": figure()}
 
     run = real.background(executor=kind, name="plot")(plot).submit()
-    # One that comes from a process may be unreadable before it is refused.
-    with pytest.raises(ScheduleError, match=r"Job 'plot': (value\['plot'\] is a bokeh|its result cannot be read)"):
+    with pytest.raises(ValueRefused, match=r"Job 'plot': value\['plot'\] is a bokeh.*job\.pipe"):
         run.result(PATIENCE)
     assert RunState.FAILED == run.state
 
@@ -215,7 +213,7 @@ def test_a_model_is_no_partial(real, kind):
         yield figure()
 
     run = real.background(executor=kind, name="plots")(plots).submit()
-    with pytest.raises(ValueRefused if kind == "thread" else ScheduleError):
+    with pytest.raises(ValueRefused):
         run.result(PATIENCE)
     assert [] == list(run.partials)
 
@@ -1110,9 +1108,46 @@ def test_options_that_do_not_fit_the_function(core):
         ({"executor": "loop"}, plain, "Job 'plain': a plain function would hold the event loop"),
         ({"executor": "thread"}, coroutine, "Job 'coroutine': an async function runs on an event loop"),
         ({"key": len}, plain, "Job 'plain': key= says which calls share a result, and without ttl= none do"),
+        ({"key": "n", "ttl": "1h"}, plain, "Job 'plain': key='n' must be a function"),
     ):
         with pytest.raises(RegistrationError, match=words):
             core.ps.background(**options)(function)
+
+
+def test_options_go_by_name(core):
+    with pytest.raises(RegistrationError, match=r"options go by name, as in timeout='10m', and '10m' is no function"):
+        core.ps.background("10m")
+
+
+def test_a_method_is_made_a_job_by_its_object(core):
+    class Report:
+        def write(self, month):
+            return f"{month} written"
+
+    with pytest.raises(RegistrationError, match=r"Job .write. is a method.*\(obj\.write\)"):
+        core.ps.background(Report.write)
+    run = core.ps.background(executor="thread")(Report().write).submit("May")
+    core.go()
+    assert "May written" == run.result()
+
+
+def test_a_reference_is_for_a_job_and_not_for_submit(core):
+    @core.ps.background(executor="thread")
+    def double(number):
+        return 2 * number
+
+    slider = pn.widgets.IntSlider(value=2)
+    with pytest.raises(TypeError, match=r"Job 'double': argument 'number' is a reference \(IntSlider\).*double\.job\("):
+        double.submit(slider)
+    run = double.job(slider).start()
+    core.go()
+    assert 4 == run.result()
+
+
+def test_a_job_shows_runs_of_its_own_function_only(core):
+    first, second = (core.ps.background(executor="thread", name=name)(lambda: 42) for name in ("first", "second"))
+    with pytest.raises(TypeError, match="Job 'second' cannot show a run of 'first'"):
+        second.job().attach(first.submit())
 
 
 # ------------------------------------------------------------ what a function may use

@@ -1009,6 +1009,34 @@ def test_stop_ends_what_does_not_end(executor, tmp_path):
     assert not children()
 
 
+class Packed:
+    """An argument that takes its time to be pickled."""
+
+    def __init__(self):
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __reduce__(self):
+        self.begun.set()
+        assert self.go.wait(PATIENCE)
+        return int, ()
+
+
+def test_what_is_still_packed_at_the_stop_leaves_no_worker_behind(executor):
+    slow = Packed()
+    future = send(executor, lambda given: given, slow)
+    assert slow.begun.wait(PATIENCE)
+
+    executor.stop(0)
+    slow.go.set()
+
+    with pytest.raises(RunCancelled):
+        future.result(PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while children():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_hurry_ends_a_stop_that_waits(executor):
     """Nothing is left behind all the same."""
     told = Told()

@@ -346,11 +346,14 @@ class ProcessExecutor(ThreadExecutor):
     def __init__(self, max_processes: int):
         super().__init__(max_processes)
         self._kept: list[Worker] = []
+        # Whether it was stopped, and nothing was submitted since.
+        self._over = False
 
     def submit(self, body: Callable[[], Any]) -> Future[Any]:
         parcel = body if isinstance(body, Parcel) else Parcel("A function", body)
         future = ProcessFuture()
         with self._lock:
+            self._over = False
             self._pending.add(future)
             self._batch.append((future, partial(self._carry, future, parcel)))
         return future
@@ -366,7 +369,7 @@ class ProcessExecutor(ThreadExecutor):
             for future in left & self._pending:
                 future.stop(0 if self._hurried else SHORTLY)
         with self._lock:
-            idle, self._kept = self._kept, []
+            idle, self._kept, self._over = self._kept, [], True
         for worker in idle:
             worker.kill()
 
@@ -406,7 +409,7 @@ class ProcessExecutor(ThreadExecutor):
     def _keep(self, worker: Worker) -> None:
         if worker.idle:
             with self._lock:
-                if len(self._kept) < self._places:
+                if len(self._kept) < self._places and not self._over:
                     self._kept.append(worker)
                     return
         worker.kill()
