@@ -37,6 +37,8 @@ class Host(Protocol):
     def clock(self) -> Clock: ...
 
     def find(self, id: str) -> Run | None: ...
+    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]: ...
+    def abandon(self, run: Run, reason: str) -> None: ...
     def show_job(self, job: Job) -> Any: ...
     def show_progress(self, job: Job) -> Any: ...
 
@@ -109,6 +111,8 @@ class Job(View, Viewer):
         # Whether the params are those of another run still, and what was wrong with a start.
         self._reset = False
         self._refused = ""
+        # Whether this session started the run.
+        self._started = False
         self._over = False
         self._parts: dict[str, Any] = {}
 
@@ -148,7 +152,8 @@ class Job(View, Viewer):
                 case Retrigger.QUEUE:
                     self._waiting.append(call)
                     return None
-            self._let_go(self.run, "replaced")
+            self._unwatch()
+            self._host.abandon(self.run, "replaced")
         return self._launch(call)
 
     def cancel(self, _event: object = None) -> None:
@@ -183,6 +188,7 @@ class Job(View, Viewer):
         if found.task != self.name:
             raise TypeError(f"Job {self.name!r} cannot show a run of {found.task!r}. Attach a job of that function.")
         self._waiting.clear()
+        self._started = False
         self._show(found)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -209,6 +215,7 @@ class Job(View, Viewer):
             self._refused = first_line(error)
             self._show(None)
             raise
+        self._started = True
         self._show(run)
         return run
 
@@ -216,7 +223,7 @@ class Job(View, Viewer):
         self._unwatch()
         self.run, self._seen, self._over, self._reset = run, (run, 0), False, True
         if run is not None:
-            self._unwatch = run.watch(self._changed)
+            self._unwatch = self._host.follow(run, self._changed)
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -227,19 +234,15 @@ class Job(View, Viewer):
         else:
             self._changed()
 
-    def _let_go(self, run: Run, reason: str) -> None:
-        """The run is of no use for this session any more; for those who have attached to it, it is."""
-        self._unwatch()
-        if not run.watched:
-            run.cancel(reason)
-
     def _leave(self) -> None:
         """The session has ended."""
         self._waiting.clear()
         self._unwatch()
-        run = self.run
-        if run is not None and self._function.policy.on_session_end is OnSessionEnd.CANCEL and not run.watched:
-            run.cancel("cancelled: its session has ended")
+        run, policy = self.run, self._function.policy
+        # Who only looks at a durable run, which has perhaps outlived its session and its server, does not end it.
+        ends = policy.on_session_end is OnSessionEnd.CANCEL and (self._started or not policy.durable)
+        if run is not None and ends:
+            self._host.abandon(run, "cancelled: its session has ended")
 
     # ------------------------------------------------------------ following
 

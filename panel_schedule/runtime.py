@@ -387,6 +387,12 @@ class Runtime:
     def find(self, id: str) -> Run | None:
         return self.dispatcher.find(id)
 
+    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]:
+        return self.dispatcher.follow(run, changed)
+
+    def abandon(self, run: Run, reason: str) -> None:
+        self.dispatcher.abandon(run, reason)
+
     def show_job(self, job: Job) -> Any:
         return JobPanel(job)
 

@@ -23,7 +23,7 @@ from bokeh.plotting import figure
 
 import panel_schedule
 from core import PATIENCE, messages
-from panel_schedule import dispatcher
+from panel_schedule import works
 from panel_schedule.config import Config
 from panel_schedule.contracts.tools import hammer
 from panel_schedule.errors import (
@@ -649,7 +649,7 @@ def test_who_waits_is_not_told_of_by_the_store(core):
     """Nothing about those has changed that others would have to know: a thousand cost it nothing."""
     function = core.ps.background(executor="thread", name="f")(lambda: None)
     told = []
-    core.runtime.dispatcher._workshop.tell = lambda *args: told.append(args)
+    core.runtime.dispatcher.workshop.tell = lambda *args: told.append(args)
     runs = [function.submit() for _ in range(200)]
     core.go()
     core.run_for(1)
@@ -665,7 +665,7 @@ def test_ten_thousand_wait_without_slowing_each_other(core):
     assert 10_000 == len(function.runs())
     for run in runs:
         run.cancel()
-    assert dispatcher.KEPT == len(function.runs())
+    assert works.KEPT == len(function.runs())
 
 
 async def test_small_arguments_that_cannot_travel_are_refused_at_once_on_a_loop(real):
@@ -891,7 +891,7 @@ def test_an_argument_without_a_key_is_named(core):
 
 
 def test_runs_are_listed_newest_first_bounded_and_expire(core, monkeypatch):
-    monkeypatch.setattr(dispatcher, "KEPT", 3)
+    monkeypatch.setattr(works, "KEPT", 3)
     function = core.ps.background(executor="thread", name="f", result_ttl="1h")(lambda number: number)
     runs = []
     for number in range(5):
@@ -1023,8 +1023,7 @@ def test_whatever_happens_each_run_ends_once(store, real, shared, ledger):
         assert run.state.final
     assert {1} == {ledger[run] for run in runs}
     assert 1 == max(ledger.values())
-    dispatched = ps._runtime.dispatcher
-    assert {} == dispatched._works
+    assert 0 == len(ps._runtime.dispatcher.works)
     if store == "file":
         queue = ps._runtime.scheduler.store.queue
         when(lambda: all(row.state.final for each in functions for row in queue.jobs(each.name)))

@@ -18,7 +18,7 @@ LAYERS = [
     {"executors", "stores", "_worker"},
     {"registry", "planner"},
     {"scheduler", "agenda", "answers", "bodies", "lanes", "ledger", "locked", "news", "peers", "runner", "timers"},
-    {"jobs", "work", "dispatcher", "memo"},
+    {"jobs", "works", "guests", "workshop", "colleagues", "dispatcher", "memo"},
     {"views", "components", "jobview", "jobpanel", "buttons", "monitor", "values"},
     {"runtime", "front", "server", "stopping", "supervisor", "cli", "contracts", "testing"},
     {"panel_schedule", "__main__"},

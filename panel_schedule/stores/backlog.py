@@ -22,6 +22,9 @@ from .queue import JobRow
 
 log = logging.getLogger("panel_schedule")
 
+# Before the id of a job, where it stands among the tasks that sessions show.
+_FOLLOWED = "\x1fjob "
+
 # How long one can be seen whose process could not say it.
 KEPT = timedelta(days=1)
 
@@ -251,6 +254,17 @@ class Backlog:
                 gone = self._cancelled(tx, row, "the run was cancelled")
         self._parts.unlink(gone)
 
+    def follow(self, id: str, followed: bool) -> None:
+        me = self._house._me
+        if followed:
+            self._house._do("INSERT OR REPLACE INTO viewers VALUES (?, ?, 1)", me, _FOLLOWED + id)
+        else:
+            self._house._do("DELETE FROM viewers WHERE owner = ? AND task = ?", me, _FOLLOWED + id)
+
+    def followed(self, id: str) -> bool:
+        question = "SELECT 1 FROM viewers WHERE task = ? AND owner != ? LIMIT 1"
+        return bool(self._house._read(question, _FOLLOWED + id, self._house._me))
+
     def release(self) -> None:
         me, gone = self._house._me, list[str]()
         # Most processes have none, and a directory that is gone is not to be made again for that.
@@ -312,6 +326,7 @@ class Backlog:
             *(str(state), micros(now), storable(error), storable(reason), micros(expires_at)),
             *(state is RunState.SUCCEEDED, tx.change(NEXT_OF_JOBS), id),
         )
+        tx.do("DELETE FROM viewers WHERE task = ?", _FOLLOWED + id)
         return self._parts.drop(tx, "job = ? AND kind = ?", id, ARGUMENTS)
 
     # ------------------------------------------------------------ what came of it

@@ -190,6 +190,14 @@ class Queue(Protocol):
         """Ask its process to cancel it; an orphan has ended at once."""
         ...
 
+    def follow(self, id: str, followed: bool) -> None:
+        """Whether sessions of this process follow it."""
+        ...
+
+    def followed(self, id: str) -> bool:
+        """Whether sessions of other processes do."""
+        ...
+
     def value(self, id: str) -> Any:
         """
         What it returned.

@@ -1,4 +1,4 @@
-"""One execution of a background function: begun, told of, ended."""
+"""One execution of a background function from its start to its end: begin, publish, time out, retry, end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from .data import is_light, require_data
 from .errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, ValueRefused
 from .executors.base import Executor
 from .executors.processes import Parcel
-from .jobs import Background
 from .ledger import Ledger
 from .locked import Locked
 from .news import News
@@ -26,12 +25,10 @@ from .run import Run, RunState, _current, first_line, on_a_loop, own_traceback, 
 from .runner import LAST_WORDS, STOPS, TROUBLE
 from .stores.base import Store
 from .stores.queue import Queue
-from .timers import Timer, Timers
+from .timers import Timers
+from .works import PROGRESS, Work, Works
 
 log = logging.getLogger("panel_schedule")
-
-# Who follows a run hears of its progress this often, in seconds.
-PROGRESS = 0.05
 
 # How a body ends that was told to stop, on a loop or before it began.
 STOPPED = (asyncio.CancelledError, CancelledError, RunFenced)
@@ -41,59 +38,6 @@ LOOK = 0.1
 
 # Where each kind runs: apart from the tasks, which must not wait for what visitors start.
 EXECUTORS = {"process": "job-process", "thread": "job-thread", "loop": "loop"}
-
-
-class Work:
-    """
-    One execution of a background function.
-
-    With ``ttl=`` several who ask for the same share it: each has a run of their own, a guest.
-    """
-
-    __slots__ = (
-        "args", "body", "fence", "function", "future", "guests", "key", "kwargs", "remote", "run", "stored", "telling",
-        "timer", "told", "unwatch",
-    )  # fmt: skip
-
-    def __init__(self, function: Background[Any, Any], run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]):
-        self.function = function
-        self.run = run
-        self.args = args
-        self.kwargs = kwargs
-        self.key = ""
-        self.guests: list[Run] = []
-        self.body: Callable[[], Any] | None = None
-        self.future: Future[Any] | None = None
-        self.timer: Timer | None = None
-        # Whether its progress was told a moment ago, and what that was.
-        self.telling = False
-        self.told: tuple[Any, ...] = ()
-        # Ends the watching that says that it has guests.
-        self.unwatch: Callable[[], object] | None = None
-        # Its right to change the row in a shared store; 0 where it has none.
-        self.fence = 0
-        # Set when it is known whether a shared store has it.
-        self.stored = threading.Event()
-        # Whether another process runs it; its body is there only if somebody here asked for the same.
-        self.remote = False
-
-    @property
-    def name(self) -> str:
-        """As errors and the log have it."""
-        return f"Job {self.function.name!r}"
-
-    @property
-    def runs(self) -> list[Run]:
-        """Its run, and those of its guests."""
-        return [self.run, *self.guests]
-
-    def inform(self, guest: Run) -> None:
-        """Bring a guest up to date."""
-        run = self.run
-        guest.percent, guest.message = run.percent, run.message
-        guest.attempt, guest.partials, guest.started_at = run.attempt, run.partials, run.started_at
-        if not run.state.final:
-            guest.state = run.state
 
 
 class Desk(Protocol):
@@ -119,18 +63,24 @@ class Workshop:
     Parameters
     ----------
     desk : Desk
-    moved : callable
-        Called, under the lock, when a queued work begins or goes: the others move up.
+    works : Works
     ended : callable
         ``ended(work)``, under the lock.
     """
 
-    def __init__(self, desk: Desk, moved: Callable[[], object], ended: Callable[[Work], object]):
+    def __init__(self, desk: Desk, works: Works, ended: Callable[[Work], object]):
         self._s = desk
-        self._moved = moved
+        self._works = works
         self._ended = ended
 
     # ------------------------------------------------------------ beginning
+
+    def admit(self, work: Work) -> None:
+        """It is under way from now on. Under the lock."""
+        run = work.run
+        self._works.add(work)
+        run._stop = partial(self.cancel, work)
+        run._publish, run._changed = partial(self.publish, work), partial(self.progressed, work)
 
     def prepare(self, work: Work) -> None:
         """Make what an executor can call. Raises ValueRefused when an argument cannot travel."""
@@ -182,8 +132,8 @@ class Workshop:
             self.tell_begin(work)
             if (timeout := work.function.policy.timeout) is not None:
                 work.timer = self._s.timers.after(timeout, self._timed_out, work)
-            self.touch(work)
-            self._moved()
+            self._works.touch(work)
+            self._works.moved()
         if self._counts(work) and not on_a_loop():
             self._settle(work)
 
@@ -227,17 +177,9 @@ class Workshop:
         if news != work.told and not run.state.final:
             work.telling, work.told = True, news
             self._s.timers.after(PROGRESS, self._tell_progress, work)
-            self.touch(work)
+            self._works.touch(work)
             _, percent, message, _ = news
             self.tell(work, lambda queue: queue.tell(run.id, work.fence, percent, message))
-
-    def touch(self, work: Work) -> None:
-        """Something about it is new: tell those who follow its runs. Under the lock."""
-        for guest in work.guests:
-            work.inform(guest)
-        for run in work.runs:
-            if run.watched:
-                self._s.defer(run.touch)
 
     # ------------------------------------------------------------ ending
 
@@ -301,7 +243,7 @@ class Workshop:
             self.cancel(work, run, STOPS)  # another process tries it again
             return
         self._s.timers.after(delay, self.start, work)
-        self.touch(work)
+        self._works.touch(work)
 
     def _timed_out(self, work: Work) -> None:
         run, future = work.run, work.future
@@ -333,6 +275,12 @@ class Workshop:
             self.end(work, RunState.CANCELLED, RunCancelled(f"{work.name}: the run was {reason}."))
             if future is not None:
                 future.cancel()
+
+    def refuse(self, work: Work, error: Exception) -> None:
+        """It cannot even begin."""
+        with self._s.locked:
+            if not work.run.state.final:
+                self.end(work, RunState.FAILED, error)
 
     def end(
         self,
@@ -369,8 +317,9 @@ class Workshop:
         elif state is RunState.SUCCEEDED:
             self._s.news.emit("succeeded", work.function, work.run)
         work.guests, work.args, work.kwargs, work.body = [], (), {}, None
+        self._works.over(work)
         self._ended(work)
-        self._moved()
+        self._works.moved()
 
     # ------------------------------------------------------------ what a shared store is told
 

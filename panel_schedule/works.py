@@ -1,0 +1,216 @@
+"""Executions of background functions: those under way, and what is still known of those that were."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Protocol
+
+from .clock import Clock
+from .jobs import Background
+from .run import Run, RunState
+from .timers import Timer, Timers
+
+# Who follows a run hears of its progress this often, in seconds.
+PROGRESS = 0.05
+
+# Of each function so many runs that have ended are kept, for as long as their results are.
+KEPT = 50
+
+
+class Work:
+    """
+    One execution of a background function.
+
+    With ``ttl=`` several who ask for the same share it: each has a run of their own, a guest.
+    """
+
+    __slots__ = (
+        "args", "body", "fence", "function", "future", "guests", "key", "kwargs", "remote", "run", "stored", "telling",
+        "timer", "told", "unwatch",
+    )  # fmt: skip
+
+    def __init__(self, function: Background[Any, Any], run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.function = function
+        self.run = run
+        self.args = args
+        self.kwargs = kwargs
+        self.key = ""
+        self.guests: list[Run] = []
+        self.body: Callable[[], Any] | None = None
+        self.future: Future[Any] | None = None
+        self.timer: Timer | None = None
+        # Whether its progress was told a moment ago, and what that was.
+        self.telling = False
+        self.told: tuple[Any, ...] = ()
+        # Ends the watching that says that it has guests.
+        self.unwatch: Callable[[], object] | None = None
+        # Its right to change the row in a shared store; 0 where it has none.
+        self.fence = 0
+        # Set when it is known whether a shared store has it.
+        self.stored = threading.Event()
+        # Whether another process runs it; its body is there only if somebody here asked for the same.
+        self.remote = False
+
+    @property
+    def name(self) -> str:
+        """As errors and the log have it."""
+        return f"Job {self.function.name!r}"
+
+    @property
+    def queued(self) -> bool:
+        """Whether it has still to begin in this process."""
+        return self.run.state is RunState.QUEUED and not self.remote
+
+    @property
+    def runs(self) -> list[Run]:
+        """Its run, and those of its guests."""
+        return [self.run, *self.guests]
+
+    def inform(self, guest: Run) -> None:
+        """Bring a guest up to date."""
+        run = self.run
+        guest.percent, guest.message = run.percent, run.message
+        guest.attempt, guest.partials, guest.started_at = run.attempt, run.partials, run.started_at
+        if not run.state.final:
+            guest.state = run.state
+
+
+class Recent:
+    """The runs of one function, in the order in which they came, until they have ended too long ago."""
+
+    __slots__ = ("over", "runs", "waiting")
+
+    def __init__(self) -> None:
+        self.runs: dict[Run, None] = {}
+        # Those of them that have ended, in the order of that.
+        self.over: deque[Run] = deque()
+        # Whether the next one is forgotten in time.
+        self.waiting = False
+
+
+class Desk(Protocol):
+    """What the works find at the scheduler's."""
+
+    clock: Clock
+    timers: Timers
+
+    def defer(self, call: Callable[[], object]) -> None: ...
+
+
+class Works:
+    """
+    Those under way by the id of their runs, in the order in which they came, and the runs of late.
+
+    Those of other processes are among them as far as anybody here follows them. Under the scheduler's lock, but for
+    `new` and `rank`.
+
+    Parameters
+    ----------
+    desk : Desk
+    """
+
+    def __init__(self, desk: Desk):
+        self._s = desk
+        self._under_way: dict[str, Work] = {}
+        self._recent: defaultdict[Background[Any, Any], Recent] = defaultdict(Recent)
+        # Whether who waits is about to be told that it moves up.
+        self._moving = False
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def __iter__(self) -> Iterator[Work]:
+        return iter(list(self._under_way.values()))
+
+    def new(self, name: str) -> Run:
+        """A run of the function of this name."""
+        run = Run(name, "", self._s.clock.now())
+        run.key, run.partials = f"request {run.id}", []
+        return run
+
+    def add(self, work: Work) -> None:
+        """It is under way."""
+        self._under_way[work.run.id] = work
+        if not work.remote:
+            self._recent[work.function].runs[work.run] = None
+            work.run._rank = partial(self.rank, work)
+
+    def drop(self, work: Work) -> None:
+        """Know nothing of it, as if it had never come."""
+        self._under_way.pop(work.run.id, None)
+        self._recent[work.function].runs.pop(work.run, None)
+
+    def get(self, id: str) -> Work | None:
+        """The one under way whose run has this id."""
+        return self._under_way.get(id)
+
+    # ------------------------------------------------------------ looking back
+
+    def over(self, work: Work) -> None:
+        """It has ended."""
+        self._under_way.pop(work.run.id, None)
+        recent = self._recent[work.function]
+        if work.run in recent.runs:
+            recent.over.append(work.run)
+            self._forget(work.function)
+
+    def runs(self, function: Background[Any, Any]) -> list[Run]:
+        """Those of this process, newest first."""
+        self._forget(function)
+        return list(reversed(self._recent[function].runs))
+
+    def find(self, id: str) -> Run | None:
+        """The run of late that has this id."""
+        return next((run for recent in self._recent.values() for run in recent.runs if run.id == id), None)
+
+    def _forget(self, function: Background[Any, Any]) -> None:
+        """The runs that ended too long ago."""
+        recent, until = self._recent[function], self._s.clock.now() - function.policy.result_ttl
+        over = recent.over
+        while over and (len(over) > KEPT or (over[0].finished_at or until) <= until):
+            recent.runs.pop(over.popleft(), None)
+        if over and not recent.waiting:
+            recent.waiting = True
+            left = (over[0].finished_at or until) - until
+            self._s.timers.after(left.total_seconds(), self._forget_in_time, function)
+
+    def _forget_in_time(self, function: Background[Any, Any]) -> None:
+        self._recent[function].waiting = False
+        self._forget(function)
+
+    # ------------------------------------------------------------ those who follow them
+
+    def touch(self, work: Work) -> None:
+        """Something about it is new: tell those who follow its runs."""
+        for guest in work.guests:
+            work.inform(guest)
+        for run in work.runs:
+            if run.watched:
+                self._s.defer(run.touch)
+
+    def rank(self, work: Work) -> int:
+        """How many queued runs have to begin until it does, itself included; 0 when it has begun."""
+        if not work.queued:
+            return 0
+        kind, rank = work.function.policy.executor, 0
+        for other in self:
+            rank += other.queued and other.function.policy.executor == kind
+            if other is work:
+                break
+        return rank
+
+    def moved(self) -> None:
+        """A queued one has begun or gone: the others move up."""
+        if self._under_way and not self._moving:
+            self._moving = True
+            self._s.timers.after(PROGRESS, self._move, None)
+
+    def _move(self, _: None) -> None:
+        self._moving = False
+        for work in self:
+            if work.queued:
+                self.touch(work)
