@@ -119,7 +119,7 @@ def test_times_are_counted_by_the_browser(serve: Serve, new_page: NewPage) -> No
             return ProgressBar(told=nothing | told, sizing_mode="stretch_width")
 
         pn.Column(
-            bar(percent=25, elapsed=30.0, message="<b>long</b> " * 100),
+            bar(percent=25, elapsed=40.0, message="<b>long</b> " * 100),
             bar(elapsed=3590.0),
             bar(percent=2, elapsed=30.0),
             bar(percent=50, elapsed=1.0),
@@ -136,7 +136,7 @@ def test_times_are_counted_by_the_browser(serve: Serve, new_page: NewPage) -> No
     page.clock.install()
     page.reload()
     times, heads, bars = page.locator(".time"), page.locator(".head"), page.locator(".job")
-    expect(times.nth(0)).to_have_text(re.compile(r"25 % · 3\d s · about 2 min left"))
+    expect(times.nth(0)).to_have_text(re.compile(r"25 % · 4\d s · about 2 min left"))
     expect(times.nth(1)).to_have_text(re.compile(r"59 min 5\d s"))
     expect(times.nth(2)).to_have_text(re.compile(r"2 % · 3\d s"))
     expect(times.nth(3)).to_have_text(re.compile(r"50 % · \d s"))

@@ -43,6 +43,14 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def others():
+    """Processes of other tests, a browser say, are nobody's business here."""
+    _others.update(each.pid for each in psutil.Process().children())
+    yield
+    _others.clear()
+
+
 @pytest.fixture
 def executor():
     made = ProcessExecutor(2)
@@ -63,8 +71,11 @@ def send(executor, function, *args, name="Task 'sales'", **who) -> Future:
     return future
 
 
+_others: set[int] = set()
+
+
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    return [each for each in psutil.Process().children() if each.pid not in _others]
 
 
 def gone(pid: int) -> bool:
