@@ -18,8 +18,8 @@ LARGE = 64 * 1024
 # What a message is, whether a descriptor comes along, how many bytes follow.
 _HEAD = struct.Struct("<cBI")
 
-# From the server: what to run and as what, and an answer.
-RUN, BODY, ANSWER, REFUSAL = b"r", b"b", b"a", b"e"
+# From the server: a greeting, what to run and as what, and an answer.
+HELLO, RUN, BODY, ANSWER, REFUSAL = b"h", b"r", b"b", b"a", b"e"
 # From a worker: it is there; a partial, a question and a module it cannot find, which wait for their answer; progress;
 # how the body ended.
 READY, PARTIAL, QUESTION, MODULE, PROGRESS = b"R", b"P", b"Q", b"M", b"G"

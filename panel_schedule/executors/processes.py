@@ -182,7 +182,17 @@ class Worker:
     @property
     def idle(self) -> bool:
         """Whether it lives and waits for a body."""
-        return not self._stopped and not self._midway and self._wire.quiet()
+        return self.ready and not self._stopped and not self._midway and self._wire.quiet()
+
+    @property
+    def there(self) -> bool:
+        """Whether it answers: one that was killed a moment ago would take a body to its grave."""
+        try:
+            self._wire.send(wire.HELLO)
+            self._wire.receive()
+        except Gone:
+            return False
+        return True
 
     def run(self, parcel: Parcel) -> Any:
         """
@@ -395,7 +405,7 @@ class ProcessExecutor(ThreadExecutor):
                 if not self._kept:
                     break
                 worker = self._kept.pop()
-            if worker.idle:
+            if worker.idle and worker.there:
                 return worker
             worker.kill()
         try:

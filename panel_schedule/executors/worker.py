@@ -95,7 +95,11 @@ class Workplace:
         os.register_at_fork(after_in_child=self._leave)
         self._wire.send(wire.READY)
         while True:
-            (_, told), (_, body) = self._wire.receive(), self._wire.receive()
+            kind, told = self._wire.receive()
+            if kind == wire.HELLO:
+                self._wire.send(wire.READY)
+                continue
+            _, body = self._wire.receive()
             self._work(told.load(), body)
             del told, body
 
