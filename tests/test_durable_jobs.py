@@ -351,17 +351,19 @@ def test_who_gives_up_in_one_process_ends_nothing_in_another(house):
 
 
 def test_who_gives_up_before_the_store_has_answered_spoils_nothing(house):
-    """On a loop nobody waits for the store: here it says late that another process does the same."""
+    """On a loop nobody waits for the store: here it says after the cancel that another process does the same."""
     source = """
-def slowly(call):
-    return lambda *args, **kwargs: (time.sleep(0.1), call(*args, **kwargs))[1]
+import threading
 
 async def hasty():
-    queue = ps._runtime.dispatcher.colleagues._queue
-    queue.enqueue = slowly(queue.enqueue)
+    queue, ledger, go = ps._runtime.dispatcher.colleagues._queue, ps._runtime.scheduler.ledger, threading.Event()
+    enqueue = queue.enqueue
+    queue.enqueue = lambda *args, **kwargs: (go.wait(10), enqueue(*args, **kwargs))[1]
     run = shared.submit("a")
     run.cancel()
-    await asyncio.sleep(0.3)
+    go.set()
+    while ledger._pending:
+        await asyncio.sleep(0.001)
     return run.state.value
 """
     one, other = house.host(), house.host(source)
@@ -377,16 +379,17 @@ async def hasty():
 
 def test_a_result_of_another_process_is_shared_no_longer_than_its_ttl(house):
     source = """
-@ps.background(executor="thread", ttl="1s")
+@ps.background(executor="thread", ttl="3s")
 def now():
     return time.time()
 """
     one, other = house.host(source), house.host(source)
     first = one("now.submit().result(10)")
-    time.sleep(0.7)
+    eventually(lambda: time.time() > first + 1.5)  # by the clocks of the processes themselves
     assert first == other("now.submit().result(10)")
-    time.sleep(0.5)
-    assert first < other("now.submit().result(10)")
+    second = eventually(lambda: (found := other("now.submit().result(10)")) > first and found)
+    # Not for another three seconds from the hit on.
+    assert first + 2.9 < second < first + 4.4
 
 
 def test_who_follows_a_shared_run_and_asks_for_the_same_gets_both(house):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
@@ -43,11 +44,10 @@ def trivial(number: int) -> int:
 class Jobs:
     """A server's loop, from which jobs are submitted and on which they are awaited."""
 
+    submit: Callable[[int], Any]
+
     def __init__(self, kind: str):
         self.number = 0
-
-    def submit(self, number: int) -> Any:
-        raise NotImplementedError
 
     async def one(self) -> None:
         self.number += 1
