@@ -17,6 +17,8 @@ from .front import Front
 from .jobpanel import JobPanel
 from .jobs import Background
 from .jobview import Job
+from .memo import Memoized
+from .memoview import MemoView
 from .run import Run, RunState, current_run, progress, track
 from .runtime import Runtime
 from .server import install
@@ -31,6 +33,7 @@ atexit.register(_runtime.close)
 
 background = _front.background
 cancel_task = _front.cancel_task
+memoize = _front.memoize
 on = _front.on
 run_forever = _front.run_forever
 schedule = _front.schedule
@@ -47,6 +50,8 @@ __all__ = [
     "Freshness",
     "Job",
     "JobPanel",
+    "MemoView",
+    "Memoized",
     "Retry",
     "Run",
     "RunState",
@@ -59,6 +64,7 @@ __all__ = [
     "config",
     "current_run",
     "errors",
+    "memoize",
     "on",
     "progress",
     "run_forever",

@@ -39,7 +39,8 @@ def refuse_here(what: str) -> None:
 def _beyond(kind: type[Exception], what: str) -> Exception:
     return kind(
         f"{what} is the server's, and this is one of its worker processes: the function that runs here can read tasks, "
-        "read and write ps.store, report progress and publish. Do the rest in the server, with what it returns."
+        "call memoized functions, read and write ps.store, report progress and publish. Do the rest in the server, "
+        "with what it returns."
     )
 
 
@@ -58,7 +59,15 @@ def task_named(name: str) -> Any:
 def function_named(name: str, function: Callable[..., Any]) -> Any:
     """What a pickled background function comes back as: itself where it is known, else the plain function."""
     package = sys.modules.get("panel_schedule") if asker is None else None
-    return package._runtime.functions[name] if package is not None else FunctionAbroad(name, function)
+    return package._runtime.jobs[name] if package is not None else FunctionAbroad(name, function)
+
+
+def memo_named(name: str, function: Callable[..., Any], is_async: bool) -> Any:
+    """What a pickled memoized function comes back as: itself where it is known, in a worker what asks for answers."""
+    if asker is not None:
+        return MemoAbroad(name, is_async)
+    memos = sys.modules["panel_schedule"]._runtime.memos
+    return memos.get(name, function)
 
 
 def store_here() -> Any:
@@ -139,3 +148,27 @@ class FunctionAbroad:
 
     def __repr__(self) -> str:
         return f"<Background {self.name!r} of the server>"
+
+
+class MemoAbroad:
+    """A memoized function of the server, to call: ``filtered("north", 2026)``."""
+
+    __slots__ = ("is_async", "name")
+
+    def __init__(self, name: str, is_async: bool):
+        self.name = name
+        self.is_async = is_async
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._awaited(args, kwargs) if self.is_async else ask("memo", self.name, (args, kwargs))
+
+    async def _awaited(self, args: Any, kwargs: Any) -> Any:
+        return ask("memo", self.name, (args, kwargs))
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise _beyond(AttributeError, f"{attribute!r} of memoized function {self.name!r}")
+
+    def __repr__(self) -> str:
+        return f"<Memoized {self.name!r} of the server>"

@@ -1,7 +1,8 @@
-"""What functions in worker processes ask: tasks' values, and ``ps.store``."""
+"""What functions in worker processes ask: tasks' values, memoized functions' answers, and ``ps.store``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from .clock import Clock
@@ -17,6 +18,7 @@ class Desk(Protocol):
     clock: Clock
     store: Store
     lanes: dict[str, Lane]
+    compute: Callable[[str, Any, Any], Any]
 
 
 def answer(desk: Desk, run: Run, question: str, name: str = "", value: Any = None) -> Any:
@@ -35,6 +37,10 @@ def answer(desk: Desk, run: Run, question: str, name: str = "", value: Any = Non
             # Its own slot says which value it is to see, and for which it waits.
             _current.set(run)
             return lane.task()
+        case "memo":
+            # Its own run says what waits for what.
+            _current.set(run)
+            return desk.compute(name, *value)
         case "get":
             if (entry := desk.store.entry(USER, name)) is None:
                 raise KeyError(name)

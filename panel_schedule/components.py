@@ -10,6 +10,7 @@ import param
 from panel.custom import JSComponent
 from panel.viewable import Viewer
 
+from .memoview import MemoView
 from .task import Task
 from .views import TaskView
 
@@ -108,7 +109,7 @@ class Freshness(Viewer):
 
     Parameters
     ----------
-    task : Task
+    task : Task or MemoView
     label : str
         Put before it, ``"Prices"`` say.
 
@@ -121,25 +122,34 @@ class Freshness(Viewer):
     >>> line = ps.Freshness(prices, label="Prices")
     """
 
-    def __init__(self, task: Task[Any], label: str = "", **params: Any):
-        if not isinstance(task, Task):
-            raise TypeError(f"Freshness shows a task, made by ps.schedule, and not {task!r}.")
+    def __init__(self, task: Task[Any] | MemoView, label: str = "", **params: Any):
+        if not isinstance(task, (Task, MemoView)):
+            raise TypeError(
+                "Freshness shows a task, made by ps.schedule, or a view of a memoized function, as function.view(...) "
+                f"makes them, and not {task!r}."
+            )
         super().__init__(**params)
-        view: TaskView = task.view()
+        view: TaskView | MemoView = task.view() if isinstance(task, Task) else task
         self._line = FreshnessLine(label=label, sizing_mode="stretch_width", margin=(2, 10))
         # Told in one message; on the view of this very session, with which it goes.
-        view.param.watch(lambda *_: self._follow(view), ["version", "updated_at", "state", "stale", "error"])
+        news = ["version", "updated_at", "stale", "error", "running" if isinstance(view, MemoView) else "state"]
+        view.param.watch(lambda *_: self._follow(view), news)
         self._follow(view)
 
-    def _follow(self, view: TaskView) -> None:
+    def _follow(self, view: TaskView | MemoView) -> None:
         updated: datetime | None = view.updated_at
-        # Whether a run is under way matters only to those who wait for the first value: a line
-        # that flickers with each run tells nobody anything.
-        state = "idle" if view.running and view.version else view.state
+        stale = view.stale
+        if isinstance(view, MemoView):
+            # The next answer is on its way: that the last one is of other arguments is no news.
+            state, stale = ("running", False) if view.running else ("idle", stale)
+        else:
+            # Whether a run is under way matters only to those who wait for the first value: a line
+            # that flickers with each run tells nobody anything.
+            state = "idle" if view.running and view.version else view.state
         self._line.param.update(
             updated=updated.timestamp() if updated else None,
             state=state,
-            stale=view.stale,
+            stale=stale,
             error=view.error,
         )
 
@@ -147,7 +157,8 @@ class Freshness(Viewer):
         return self._line
 
 
-def show(task: Task[Any]) -> pn.viewable.Viewable:
+def show(task: Task[Any] | MemoView) -> pn.viewable.Viewable:
     """How a task renders: its value, and how fresh it is under it."""
-    value = pn.panel(task.view().pipe(lambda value: value), sizing_mode="stretch_width")
+    view = task.view() if isinstance(task, Task) else task
+    value = pn.panel(view.pipe(lambda value: value), sizing_mode="stretch_width")
     return pn.Column(value, Freshness(task), sizing_mode="stretch_width")

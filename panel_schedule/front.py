@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from .errors import RegistrationError, ScheduleError
-from .jobs import build_job_policy
 from .news import EVENTS
+from .onrequest import OnRequest
 from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function, same_handler
 from .run import Run, refuse_to_block, traceback_text
 from .runtime import Runtime
@@ -24,7 +24,7 @@ from .values import NamedValues
 log = logging.getLogger("panel_schedule")
 
 
-class Front:
+class Front(OnRequest):
     """
     The public functions of one runtime. The package has one; a test may make others.
 
@@ -36,6 +36,7 @@ class Front:
     """
 
     def __init__(self, runtime: Runtime):
+        super().__init__(runtime)
         self._runtime = runtime
         self.tasks: Registry = runtime.tasks
         self.store = NamedValues(
@@ -43,6 +44,7 @@ class Front:
             lambda: runtime.views,
             runtime.clock,
             lambda call: runtime.scheduler.ledger.aside(call),
+            lambda function: runtime.flights.archive.entries(function),
         )
 
     def schedule(
@@ -171,92 +173,6 @@ class Front:
 
     def _given(self, trigger: Trigger) -> datetime | None:
         return self._runtime.clock.now() if isinstance(trigger, (Dates, Computed)) else None
-
-    def background(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        executor: str = "process",
-        timeout: str | float | timedelta | None = None,
-        retry: int | Retry = 0,
-        durable: bool = False,
-        ttl: str | float | timedelta | None = None,
-        key: Callable[..., Any] | None = None,
-        retrigger: str = "replace",
-        on_session_end: str = "cancel",
-        result_ttl: str | float | timedelta = "1d",
-        name: str | None = None,
-    ) -> Any:
-        """
-        Make a function run in the background, on request: with progress, partial results and cancel.
-
-        Parameters
-        ----------
-        function : callable
-            The function, where the decorator is used bare.
-        executor : {"process", "thread", "loop"}
-            A worker process, which can be stopped whatever it does; a thread, which cannot, for functions that mostly
-            wait; the server's event loop, for an ``async def`` that only waits.
-        timeout : period
-            A run that takes longer, from its beginning, ends ``timed_out``.
-        retry : int or Retry
-            How many times a run is tried again that has failed, timed out, or whose process died. A thread's timeout
-            is final.
-        durable : bool
-            Function, arguments and options are on the disk before ``submit`` returns, and stay until the run has
-            ended: when the server dies another process, or the next server, runs it again, at least once more. Needs
-            ``ps.config.store = "file:///..."``, a result and arguments that can be pickled, and a function that may
-            run twice.
-        ttl : period
-            Share results: equal calls in flight join, and for this long after the end of a run that succeeded its
-            result is given again, to everybody. By default nothing is shared.
-        key : callable
-            With `ttl`, called as the function is: what it returns says which calls are equal, in place of all
-            arguments.
-        retrigger : {"replace", "queue", "ignore"}
-            What a second start of a session's job does while its run is under way: it cancels that one, waits for
-            its end, or is dropped.
-        on_session_end : {"cancel", "continue"}
-            What becomes of a job's run when its session ends and no other one has attached to it.
-        result_ttl : period
-            How long a run that has ended can be found by ``function.runs()`` and ``job.attach(id)``.
-        name : str
-            By default the function's.
-
-        Returns
-        -------
-        Background
-            Or a decorator that makes one.
-
-        Raises
-        ------
-        RegistrationError, TriggerError
-            When the function or an option means nothing.
-
-        Examples
-        --------
-        >>> import panel_schedule as ps
-        >>> @ps.background(executor="thread", timeout="10m")
-        ... def total(items):
-        ...     return sum(ps.track(items))
-        >>> run = total.submit([1, 2, 3])
-        >>> run.result(), run.percent
-        (6, 100)
-        """
-        try:
-            if function is not None and not callable(function):
-                raise RegistrationError(f"options go by name, as in timeout='10m', and {function!r} is no function.")
-            policy = build_job_policy(
-                executor=executor, timeout=timeout, retry=retry, durable=durable, ttl=ttl, retrigger=retrigger,
-                on_session_end=on_session_end, result_ttl=result_ttl,
-            )  # fmt: skip
-        except ScheduleError as error:
-            frame = sys._getframe(1)
-            place = f"Job {name!r}" if name else f"@ps.background in {frame.f_code.co_filename}:{frame.f_lineno}"
-            raise type(error)(f"{place}: {error}") from None
-        decorate = partial(self._runtime.register_function, policy, name, key)
-        return decorate if function is None else decorate(function)
 
     def schedule_task(
         self,

@@ -229,15 +229,27 @@ def _require_fitting(name: str, function: Any, policy: JobPolicy, key: Any) -> N
             f"Job {name!r}: an async function runs on an event loop, not in a thread. Write executor='loop', or "
             "'process' for a loop of its own."
         )
-    qualname = getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
-    if "." in qualname and list(inspect.signature(function).parameters)[:1] == ["self"]:
-        raise RegistrationError(
-            f"Job {name!r} is a method, and the decorator sees no object that it belongs to. Make a function of it, or "
-            f"make the job of the object's own method: ps.background(name={name!r})(obj.{function.__name__})."
-        )
+    require_no_method(f"Job {name!r}", "background", function)
     if key is not None and not callable(key):
         raise RegistrationError(f"Job {name!r}: key={key!r} must be a function, which is called as the job's own is.")
     if key is not None and policy.ttl is None:
         raise RegistrationError(
             f"Job {name!r}: key= says which calls share a result, and without ttl= none do. Give a ttl."
+        )
+
+
+def require_no_method(what: str, decorator: str, function: Any) -> None:
+    """
+    Raise when a decorator was given a method.
+
+    Raises
+    ------
+    RegistrationError
+    """
+    qualname = getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
+    if "." in qualname and list(inspect.signature(function).parameters)[:1] in (["self"], ["cls"]):
+        raise RegistrationError(
+            f"{what} is a method, and the decorator sees no object that it belongs to. Make a function of it that "
+            "takes what it needs of the object, or decorate the object's own method: "
+            f"ps.{decorator}(name='...')(obj.{function.__name__})."
         )

@@ -18,20 +18,16 @@ from . import abroad, supervisor
 from .clock import Clock, SystemClock
 from .components import show
 from .config import Config
-from .dispatcher import Dispatcher
 from .entry import Entry
 from .errors import ConfigError, NotReady, RegistrationError
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
-from .jobpanel import JobPanel, Progress
-from .jobs import Background, JobPolicy
-from .jobview import Job
+from .functions import Functions, in_notebook
 from .news import EVENTS, Handler
 from .registry import (
     Registry,
     choose_trigger,
-    require_nameable,
     require_no_cycle,
     require_schedulable,
     same_function,
@@ -54,7 +50,7 @@ log = logging.getLogger("panel_schedule")
 T = TypeVar("T")
 
 
-class Runtime:
+class Runtime(Functions):
     """
     Everything of one process: registry, store, scheduler, views.
 
@@ -68,11 +64,11 @@ class Runtime:
     """
 
     def __init__(self, config: Config, clock: Clock | None = None):
+        super().__init__()
         self.config = config
         self.clock = clock or SystemClock()
         self.grace: float | None = None
         self.tasks = Registry()
-        self.functions: dict[str, Background[Any, Any]] = {}
         self.handlers: dict[str, list[Handler]] = {event: [] for event in EVENTS}
         self._ungated: set[str] = set()
         # Called as ``fatal(task, run)`` when a first run has failed that a server waits for.
@@ -89,7 +85,6 @@ class Runtime:
     def _fresh(self) -> None:
         self._lock = threading.RLock()
         self._scheduler: Scheduler | None = None
-        self._dispatcher: Dispatcher
         self._started = False
         self._inherited: MemoryStore | None = None
         self.loops = LoopExecutor()
@@ -102,19 +97,11 @@ class Runtime:
             with self._lock:
                 if self._scheduler is None:
                     scheduler = self._build()
-                    self._dispatcher = Dispatcher(scheduler)
-                    for function in self.functions.values():
-                        self._dispatcher.add(function)
+                    self._attach(scheduler)
                     self._scheduler = scheduler
                     for task in self.tasks.values():
                         self._scheduler.add(task, gated=task.name not in self._ungated)
         return self._scheduler
-
-    @property
-    def dispatcher(self) -> Dispatcher:
-        """What hands background runs out; made with the scheduler."""
-        self.scheduler  # noqa: B018
-        return self._dispatcher
 
     def _build(self) -> Scheduler:
         abroad.refuse_here("The scheduler")
@@ -128,9 +115,12 @@ class Runtime:
                 "loop": self.loops,
                 "thread": ThreadExecutor(self.config.max_threads),
                 "process": ProcessExecutor(self.config.max_processes),
-                # Jobs have places of their own: what visitors start must not hold up what everybody waits for.
+                # Jobs have places of their own: what visitors start must not hold up what everybody waits for. And
+                # so have answers: a page that waits for one does not wait for jobs.
                 "job-thread": ThreadExecutor(self.config.max_threads),
                 "job-process": ProcessExecutor(self.config.max_processes),
+                "memo-thread": ThreadExecutor(self.config.max_threads),
+                "memo-process": ProcessExecutor(self.config.max_processes),
                 # Handlers have threads of their own: one that hangs takes none from the tasks.
                 "handler": ThreadExecutor(2),
                 "store": ThreadExecutor(1),
@@ -210,14 +200,21 @@ class Runtime:
         if self._scheduler is not None and not self._scheduler.stopping:
             self._started = False
             self._dispatcher.stop()
+            self._flights.stop()
             grace = self.config.grace_period if self.grace is None else self.grace
-            self._scheduler.stop(grace, self._dispatcher.release)
+            self._scheduler.stop(grace, self._release)
+
+    def _release(self) -> None:
+        self._dispatcher.release()
+        self._flights.release()
 
     def forget(self) -> None:
         """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
         former, inherited = self._scheduler, self._inherited
         renew_ids()
         self._fresh()
+        for memo in self.memos.values():
+            memo.recall.clear()  # that it is invalidated nobody would tell
         if former is not None:
             self._former.append(former)
             inherited = former.store.forked() if isinstance(former.store, MemoryStore) else inherited
@@ -351,54 +348,6 @@ class Runtime:
         self._start_where_a_loop_runs(known)
         return known
 
-    def register_function(
-        self, policy: JobPolicy, name: str | None, key: Callable[..., Any] | None, function: Callable[..., Any]
-    ) -> Background[Any, Any]:
-        """
-        Make a background function, or find the one that it is already (invariant 1).
-
-        Raises
-        ------
-        RegistrationError
-            When the name is taken, or the options do not fit the function.
-        """
-        if isinstance(function, (Task, Background)):
-            raise RegistrationError(f"{function!r} is no plain function; {function.name}.function is: make it the job.")
-        name = require_nameable(function, name, "job")
-        with self._lock:
-            known = self.functions.get(name)
-            if known is None:
-                background = self.functions[name] = Background(name, function, policy, self, key)
-                if self._scheduler is not None:
-                    self._dispatcher.add(background)
-                # What earlier processes have left behind is for servers.
-                if (loop := self._loop_here()) is not None and not in_notebook():
-                    self.start(loop)
-                return background
-            if not same_function(known, function) and not in_notebook():
-                raise taken(known, function, "job")
-            if in_notebook() or pn.config.autoreload:
-                known.become(function, policy, key)
-            return known
-
-    def job(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
-        return self.views.admit(lambda home, changed: Job(home, changed, function, args, kwargs, self))
-
-    def find(self, id: str) -> Run | None:
-        return self.dispatcher.find(id)
-
-    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]:
-        return self.dispatcher.follow(run, changed)
-
-    def abandon(self, run: Run, reason: str) -> None:
-        self.dispatcher.abandon(run, reason)
-
-    def show_job(self, job: Job) -> Any:
-        return JobPanel(job)
-
-    def show_progress(self, job: Job) -> Any:
-        return Progress(job)
-
     def cancel(self, task: Task[Any]) -> None:
         """Forget a task; its name is free again."""
         with self._lock:
@@ -440,12 +389,6 @@ class Runtime:
             run.add_done_callback(_show_traceback)
         else:
             run._completion().result()
-
-
-def in_notebook() -> bool:
-    """Whether this is the kernel of a notebook."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell is not None and hasattr(shell, "kernel")
 
 
 def _show_traceback(run: Run) -> None:

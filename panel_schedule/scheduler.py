@@ -76,6 +76,8 @@ class Scheduler:
         self.changed = changed
         self.exhausted = exhausted
         self.fatal = fatal
+        # What a memoized function is asked in a worker process; the layer above knows these functions.
+        self.compute: Callable[[str, Any, Any], Any] = lambda name, args, kwargs: None
         self.lanes: dict[str, Lane] = {}
         self.timers = Timers(clock)
         self.lock = threading.RLock()

@@ -128,7 +128,7 @@ class Gate:
             # Also without a task: one may be scheduled later, by a setup script or a thread.
             self._runtime.loops.adopt(loop)
         self.serve_here()
-        if self._runtime.tasks or self._runtime.functions:
+        if self._runtime.tasks or self._runtime.jobs or self._runtime.memos:
             self._runtime.start(loop)
 
     def _clocks_start(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -19,7 +19,8 @@ from tornado.httpserver import HTTPServer
 
 from . import supervisor
 from .executors.base import Executor
-from .runtime import Runtime, in_notebook
+from .functions import in_notebook
+from .runtime import Runtime
 
 log = logging.getLogger("panel_schedule")
 

@@ -13,6 +13,7 @@ from .clock import Clock
 from .data import require_data
 from .entry import Entry
 from .errors import ScheduleError
+from .memo import Memoized
 from .run import on_a_loop
 from .stores.base import USER, Store, whose
 from .views import Views
@@ -45,11 +46,13 @@ class NamedValues(MutableMapping[str, Any]):
         views: Callable[[], Views],
         clock: Clock,
         aside: Callable[[Callable[[], object]], object],
+        answers: Callable[[Memoized[Any, Any]], dict[str, Entry]],
     ):
         self._store = store
         self._views = views
         self._clock = clock
         self._aside = aside
+        self._answers = answers
         self._lock = threading.Lock()
         # Values on their way to the store, which this process sees at once.
         self._pending: dict[str, Any] = {}
@@ -62,6 +65,17 @@ class NamedValues(MutableMapping[str, Any]):
         value = self._pending.get(name, _DELETED)
         version = entry.version if entry is not None else 0
         return None if value is _DELETED else Entry(value, version + 1, self._clock.now())
+
+    def entries(self, function: Memoized[Any, Any]) -> dict[str, Entry]:
+        """
+        What is kept of a memoized function, the answer that was used last first.
+
+        Returns
+        -------
+        dict of str to Entry
+            By the call as text, ``"filtered('north', 2026)"``.
+        """
+        return self._answers(function)
 
     def rx(self, name: str) -> Any:
         """The live value as a reactive expression; it is None until there is a value."""

@@ -12,6 +12,7 @@ from ..entry import Entry
 from ..errors import RunFenced
 from ..run import RunRecord, RunState
 from ..triggers import Trigger
+from .cache import Cache
 from .queue import Queue
 
 # The two namespaces: what a user puts into ``ps.store``, and what tasks publish.
@@ -170,6 +171,11 @@ class Store(Protocol):
     @property
     def queue(self) -> Queue | None:
         """The background jobs, in a store that several processes share."""
+        ...
+
+    @property
+    def cache(self) -> Cache | None:
+        """The answers of memoized functions, in a store that several processes share."""
         ...
 
     def entry(self, space: str, name: str) -> Entry | None:

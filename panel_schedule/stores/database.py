@@ -19,7 +19,7 @@ from ..errors import StoreError
 log = logging.getLogger("panel_schedule")
 
 # Of the tables below: a newer one is refused.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Seconds for which a writer waits for the others. Long enough for a burst, and no deadlock.
 PATIENCE = 5.0
@@ -75,6 +75,25 @@ CREATE INDEX IF NOT EXISTS files_of_jobs ON parts (file) WHERE file IS NOT NULL;
 CREATE TABLE IF NOT EXISTS swept (change INTEGER NOT NULL);
 """
 
+# Since version 3: what memoized functions gave, and what they are asked.
+_ANSWERS = """
+CREATE TABLE IF NOT EXISTS answers (
+    function TEXT NOT NULL, key TEXT NOT NULL, call TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 0,
+    basis TEXT NOT NULL DEFAULT '', updated_at INTEGER, duration REAL, size INTEGER NOT NULL DEFAULT 0,
+    used_at INTEGER NOT NULL, expires_at INTEGER, owner TEXT, fence INTEGER NOT NULL DEFAULT 0,
+    wanted TEXT NOT NULL DEFAULT '', takeovers INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
+    failed_at INTEGER, partials INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL, error BLOB, inline BLOB,
+    file TEXT, partial_inline BLOB, partial_file TEXT, PRIMARY KEY (function, key)
+);
+CREATE INDEX IF NOT EXISTS changed_answers ON answers (change);
+CREATE INDEX IF NOT EXISTS used_answers ON answers (function, used_at, size) WHERE updated_at NOT NULL;
+CREATE INDEX IF NOT EXISTS empty_answers ON answers (used_at) WHERE updated_at IS NULL;
+CREATE INDEX IF NOT EXISTS expiring_answers ON answers (expires_at) WHERE expires_at NOT NULL;
+CREATE INDEX IF NOT EXISTS unfinished_answers ON answers (owner) WHERE owner NOT NULL;
+CREATE TABLE IF NOT EXISTS counted (changes INTEGER NOT NULL);
+INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
+"""
+
 
 # What is worth saving of a corrupt database. Claims of tasks are not: who has one publishes under the new one in vain.
 _COLUMNS = {
@@ -84,6 +103,8 @@ _COLUMNS = {
     "jobs": "number, id, function, key, durable, owner, state, attempt, fence, percent, message, reason, error, "
     "cancelled, partials, queued_at, started_at, finished_at, expires_at, change",
     "parts": "job, kind, number, attempt, inline, file",
+    "answers": "function, key, call, version, basis, updated_at, duration, size, used_at, expires_at, change, inline, "
+    "file",
 }
 
 
@@ -183,7 +204,7 @@ class Database:
             )
         if version == 0 and self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise Corrupt("it is a database of something else")
-        missing = {0: _TASKS + _JOBS, 1: _JOBS}.get(version)
+        missing = {0: _TASKS + _JOBS + _ANSWERS, 1: _JOBS + _ANSWERS, 2: _ANSWERS}.get(version)
         if missing is not None:
             self._writer.executescript(f"BEGIN IMMEDIATE; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 

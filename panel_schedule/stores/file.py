@@ -23,6 +23,7 @@ from .base import TASK, USER, Claim, fenced, whose
 from .columns import instant_of, micros
 from .database import Corrupt, Database, Transaction
 from .house import House
+from .pantry import Pantry
 from .rows import Rows
 
 log = logging.getLogger("panel_schedule")
@@ -71,6 +72,7 @@ class FileStore(House, Rows):
         # When the directory of the value files had changed, the last time that it was looked at.
         self._shelved = 0
         self.queue = Backlog(self)
+        self.cache = Pantry(self)
         super().__init__(folder, clock, persistent)
         self._server = server or self._me
         self._catch_up()
@@ -122,6 +124,7 @@ class FileStore(House, Rows):
         for row in rows:
             self._notice(row["name"])
         self.queue.catch_up()
+        self.cache.catch_up()
 
     def _load(self, rows: list[sqlite3.Row]) -> None:
         for row in rows:
@@ -335,11 +338,12 @@ class FileStore(House, Rows):
             gone = [(row["space"], row["name"]) for row in rows if row["file"] not in there]
             self.seed({key: self._entries[key] for key in gone if key in self._entries})
 
-    # ------------------------------------------------------------ jobs
+    # ------------------------------------------------------------ jobs and answers
 
     def _sweep(self) -> None:
         with suppress(ScheduleError):  # on a full disk say: it is done some day
             self.queue.sweep()
+            self.cache.sweep()
         super()._sweep()
 
     def _rescue(self, former: Database) -> None:
@@ -347,9 +351,11 @@ class FileStore(House, Rows):
 
     def _look_for_the_dead(self) -> None:
         self.queue.look()
+        self.cache.look_for_the_dead()
         super()._look_for_the_dead()
 
     def close(self) -> None:
         with suppress(ScheduleError):
             self.queue.release()
+            self.cache.release()
         super().close()

@@ -31,7 +31,9 @@ LOOK = 1.0
 # The same where a process can have no bell.
 LOOK_WITHOUT_BELL = 0.05
 
-_FILES = "SELECT file FROM entries WHERE file NOT NULL UNION ALL SELECT file FROM parts WHERE file NOT NULL"
+_FILES = """SELECT file FROM entries WHERE file NOT NULL UNION ALL SELECT file FROM parts WHERE file NOT NULL
+UNION ALL SELECT file FROM answers WHERE file NOT NULL
+UNION ALL SELECT partial_file AS file FROM answers WHERE partial_file NOT NULL"""
 
 
 class House(ABC):

@@ -28,6 +28,7 @@ class MemoryStore:
 
     blocking = False
     queue = None
+    cache = None
 
     def __init__(self, history_limit: int = 50):
         self._history_limit = history_limit

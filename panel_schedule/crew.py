@@ -1,0 +1,273 @@
+"""Who computes answers: an executor, or the very thread that waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from contextvars import Context
+from datetime import datetime
+from functools import partial
+from itertools import count
+from typing import Any, Protocol
+
+from .archive import Desk as Workplace
+from .calls import PUBLISHED, async_outcome, outcome
+from .codec import encode
+from .data import require_data
+from .errors import RunCancelled, RunFenced, WouldBlock
+from .executors.base import Executor
+from .executors.processes import Parcel
+from .flight import Flight
+from .recall import Answer
+from .run import Run, _current, on_a_loop
+from .runner import STOPS
+from .stores.cache import serves
+
+# Where each kind runs: apart from tasks and jobs, which somebody else waits for.
+EXECUTORS = {"process": "memo-process", "thread": "memo-thread", "loop": "loop"}
+
+# What a body gives that found its computation begun or ended by somebody else.
+_NOTHING = object()
+
+
+class Desk(Workplace, Protocol):
+    """What the crew finds at the scheduler's."""
+
+    executors: dict[str, Executor]
+    stopping: bool
+
+    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
+
+
+class Tower(Protocol):
+    """Who hears what comes of a computation."""
+
+    def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None: ...
+    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None) -> None: ...
+    def published(self, flight: Flight, item: Any) -> None: ...
+
+
+class Shared(Protocol):
+    """The store that the processes share."""
+
+    def publish(self, flight: Flight, item: Any) -> None: ...
+    def deposit(self, flight: Flight, value: Any, now: datetime, duration: float) -> Answer | None: ...
+    def failed(self, flight: Flight, error: BaseException) -> None: ...
+    def last(self, flight: Flight) -> Answer | None: ...
+
+
+class Crew:
+    """
+    Computes, once each, what it is given.
+
+    Parameters
+    ----------
+    desk : Desk
+    tower : Tower
+    """
+
+    def __init__(self, desk: Desk, tower: Tower):
+        self._s = desk
+        self._tower = tower
+        self._version = count(1)
+        self._by_run: dict[Run, Flight] = {}
+        self.shared: Shared | None = None
+
+    # ------------------------------------------------------------ beginning
+
+    def board(self, flight: Flight, here: bool = False) -> None:
+        """Compute it in an executor; or on the calling thread, if it is `here` for that and calls `help` next."""
+        kind = flight.memo.executor
+        executor = self._s.executors[EXECUTORS[kind]]
+        try:
+            body = self._body(flight, kind)
+        except Exception as error:  # an argument that cannot travel
+            self._conclude(flight, None, error)
+            return
+        with self._s.locked:
+            flight.ready = True
+            if flight.over or (here and kind == "thread"):
+                return
+            self._s.locked.submitted.add(executor)
+            flight.future = executor.submit(body)
+            flight.future.add_done_callback(partial(self._over, flight))
+
+    def help(self, flight: Flight) -> None:
+        """Compute it on this thread if it has still to begin: one of a full pool that waits would wait for itself."""
+        if flight.memo.executor != "thread" or not flight.ready or flight.begun:
+            return
+        try:
+            result = Context().run(self._compute, flight)
+        except Exception as error:
+            self._conclude(flight, None, error)
+        except BaseException:  # Ctrl-C of this thread's own is none of the others'
+            with self._s.locked:
+                flight.begun, flight.future = False, None
+            raise
+        else:
+            if result is not _NOTHING:
+                self._conclude(flight, result)
+
+    def leave(self, flight: Flight) -> None:
+        """The thread that was here for it goes: an executor computes it for the others."""
+        if flight.ready and not flight.begun and flight.future is None:
+            self.board(flight)
+
+    def _body(self, flight: Flight, kind: str) -> Callable[[], Any]:
+        function, args, kwargs = flight.memo.function, flight.args, flight.kwargs
+        if kind == "process":
+            parcel = Parcel(
+                flight.name, function, args, kwargs, run=flight.run,
+                begin=partial(self._begin_abroad, flight), receive=partial(self._publish, flight),
+                answer=partial(self._s.answer, flight.run),
+            )  # fmt: skip
+            parcel.pack()
+            return parcel
+
+        async def async_body() -> Any:
+            if not self._begin(flight):
+                return _NOTHING
+            _current.set(flight.run)
+            return await async_outcome(function(*args, **kwargs), publish)
+
+        async def publish(item: Any) -> None:
+            if self.shared is None:
+                self._publish(flight, item)
+            else:
+                await asyncio.wrap_future(self._s.ledger.aside(partial(self._publish, flight, item)))
+
+        return async_body if kind == "loop" else partial(self._compute, flight)
+
+    def _compute(self, flight: Flight) -> Any:
+        if not self._begin(flight):
+            return _NOTHING
+        _current.set(flight.run)
+        return outcome(flight.memo.function(*flight.args, **flight.kwargs), partial(self._publish, flight))
+
+    def _begin(self, flight: Flight) -> bool:
+        with self._s.locked:
+            if flight.begun or flight.over:
+                return False
+            flight.begun = True
+            self._by_run[flight.run] = flight
+            now = self._s.clock.now()
+            for run in (flight.run, *flight.guests):
+                run.begin(now)
+        return True
+
+    def _begin_abroad(self, flight: Flight) -> None:
+        if not self._begin(flight):
+            raise RunCancelled(f"{flight.name}: nobody waits for it any more.")
+
+    # ------------------------------------------------------------ waiting
+
+    @contextmanager
+    def waiting(self, other: Flight) -> Iterator[None]:
+        """
+        While a function of this crew waits for the answer of another one, its place is somebody else's.
+
+        Raises
+        ------
+        WouldBlock
+            When that one waits for it.
+        """
+        run = _current.get()
+        own = self._by_run.get(run) if run is not None else None
+        if own is None or other.over:
+            yield
+            return
+        with self._s.locked:
+            ahead: Flight | None = other
+            while ahead is not None:
+                if ahead is own:
+                    raise WouldBlock(
+                        f"{own.call} waits for {other.call}, which waits for it: neither would ever end. Let one of "
+                        "them do without the other."
+                    )
+                ahead = ahead.waits_for
+            own.waits_for = other
+        try:
+            with self._s.executors[EXECUTORS[own.memo.executor]].lend():
+                yield
+        finally:
+            own.waits_for = None
+
+    # ------------------------------------------------------------ ending
+
+    def _publish(self, flight: Flight, item: Any) -> None:
+        """A partial answer: for the pages that show it; who waits wants the last one."""
+        require_data(item, flight.name)
+        if self.shared is not None and flight.fence:
+            self.shared.publish(flight, item)
+        with self._s.locked:
+            flight.run.check()
+            flight.partials, flight.last = flight.partials + 1, item
+            self._tower.published(flight, item)
+
+    def _over(self, flight: Flight, future: Future[Any]) -> None:
+        """The body is over, wherever it ran; called there, without the lock."""
+        if flight.over:
+            return
+        error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
+        result = None if error is not None else future.result()
+        if result is _NOTHING:
+            return
+        if on_a_loop() and (self.shared is not None or flight.memo.policy.limits.size is not None):
+            self._s.ledger.aside(partial(self._conclude, flight, result, error))
+        else:
+            self._conclude(flight, result, error)
+
+    def _conclude(self, flight: Flight, result: Any, error: BaseException | None = None) -> None:
+        """Store what came of it, and tell who waits."""
+        value, answer, old = None, None, None
+        if isinstance(error, (asyncio.CancelledError, CancelledError)):
+            error = RunCancelled(f"{flight.name}: the run was {STOPS if self._s.stopping else 'cancelled'}.")
+        if error is None:
+            try:
+                value = flight.last if result is PUBLISHED else result
+                require_data(value, flight.name)
+                answer = self._deposit(flight, value)
+            except RunFenced:
+                flight.kept = False
+            except Exception as refusal:
+                error = refusal
+        if error is not None:
+            if self.shared is not None:
+                self.shared.failed(flight, error)
+            old = self.last_resort(flight)
+        with self._s.locked:
+            self._by_run.pop(flight.run, None)
+            if flight.over:
+                return
+            if error is None:
+                self._tower.land(flight, answer, value)
+            else:
+                self._tower.crash(flight, error, old)
+
+    def _deposit(self, flight: Flight, value: Any) -> Answer:
+        memo, now = flight.memo, self._s.clock.now()
+        duration = max(0.0, (now - (flight.run.started_at or now)).total_seconds())
+        if self.shared is not None and flight.fence:
+            stored = self.shared.deposit(flight, value, now, duration)
+            if stored is not None:
+                return stored
+        size = 0
+        if memo.policy.limits.size is not None:
+            encoded = encode(value, flight.name)
+            size = encoded.size
+            encoded.close()
+        until = memo.until(0.0)
+        return Answer(value, next(self._version), now, duration, flight.basis, until, size, call=flight.call)
+
+    def last_resort(self, flight: Flight) -> Answer | None:
+        """What is served in place of an answer that could not be computed."""
+        memo = flight.memo
+        if not memo.policy.stale_if_error or not flight.kept:
+            return None
+        old = memo.recall.answers.get(flight.key)
+        if old is None and self.shared is not None:
+            old = self.shared.last(flight)
+        good = old is not None and old.kept_until > self._s.clock.monotonic() and serves(old.basis, flight.basis)
+        return old if good else None

@@ -1,0 +1,91 @@
+"""One computation of an answer: what is asked, who waits for it, and how far it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from concurrent.futures import Future
+from typing import Any
+
+from .memo import Memoized
+from .run import Run
+from .stores.cache import Basis
+
+
+class Flight:
+    """
+    A computation, in this process or followed in another one.
+
+    Attributes
+    ----------
+    memo : Memoized
+    key : hashable
+    args, kwargs : tuple, dict
+    basis : tuple of int
+        The versions of the tasks of ``after=`` for which it is made.
+    run : Run
+        What ``ps.current_run()`` is inside.
+    guests : list of Run
+        Of each caller that waits for it.
+    refresh : bool
+        Whether an answer that is there is no reason not to compute.
+    wanted : bool
+        Whether it is computed though nobody waits for it.
+    heard : bool
+        Whether somebody who waits gets to hear of a failure as an error that is raised.
+    kept : bool
+        Whether its answer is kept, as it was not invalidated meanwhile.
+    ready : bool
+        Whether this process may begin it.
+    begun : bool
+    future : Future or None
+        Its place in an executor.
+    waits_for : Flight or None
+        What its function waits for.
+    partials : int
+        How many partial answers there were.
+    last : object
+        The newest of them.
+    digest : str
+        Its key in a shared store.
+    fence : int
+        Its right to store the answer, or that of the process that computes it; 0 where it has none.
+    remote : bool
+        Whether another process computes it.
+    known : int
+        The version in the store that was not good enough.
+    """
+
+    __slots__ = (
+        "args", "basis", "begun", "digest", "fence", "future", "guests", "heard", "kept", "key", "known", "kwargs",
+        "last", "memo", "partials", "ready", "refresh", "remote", "run", "waits_for", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, basis: Basis, run: Run):
+        self.memo = memo
+        self.key = key
+        self.args, self.kwargs = args, kwargs
+        self.basis = basis
+        self.run = run
+        self.guests: list[Run] = []
+        self.refresh = self.wanted = self.heard = self.ready = self.begun = self.remote = False
+        self.kept = True
+        self.future: Future[Any] | None = None
+        self.waits_for: Flight | None = None
+        self.last: Any = None
+        self.digest = ""
+        self.fence = self.known = self.partials = 0
+
+    @property
+    def name(self) -> str:
+        """As errors and the log have it."""
+        return f"Memoized function {self.memo.name!r}"
+
+    @property
+    def call(self) -> str:
+        """``filtered('north', 2026)``"""
+        return self.memo.call_text(self.args, self.kwargs)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.run.state.final

@@ -1,0 +1,335 @@
+"""One computation for all who ask for the same: who begins it, who waits for it, and who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Hashable
+from functools import partial
+from typing import Any, Protocol
+
+from .archive import Archive
+from .calls import outcome
+from .crew import Crew
+from .data import is_light
+from .errors import RunCancelled
+from .flight import Flight
+from .memo import Memoized
+from .neighbours import Desk as Workplace
+from .neighbours import Neighbours
+from .recall import Answer
+from .run import Run, RunState, first_line, on_a_loop, own_traceback
+from .runner import STOPS
+from .stores.cache import Basis, serves
+
+log = logging.getLogger("panel_schedule")
+
+Memo = Memoized[Any, Any]
+
+
+class Desk(Workplace, Protocol):
+    """What the flights find at the scheduler's."""
+
+    def start(self) -> None: ...
+
+
+class Flights:
+    """
+    All computations of memoized functions that are under way.
+
+    Parameters
+    ----------
+    desk : Desk
+    """
+
+    def __init__(self, desk: Desk):
+        self._s = desk
+        self._under_way: dict[tuple[Memo, Hashable], Flight] = {}
+        # Those, too, whose answers are not kept, as they were invalidated.
+        self._all: dict[Flight, None] = {}
+        # Failures that are given again for a while: until when, on the monotonic clock.
+        self._failed: dict[tuple[Memo, Hashable], tuple[float, BaseException]] = {}
+        self._warned: set[str] = set()
+        self._reported: dict[str, str] = {}
+        self.crew = Crew(desk, self)
+        self.archive = Archive(desk, self._detach)
+        # None where no other process can know of the answers of this one.
+        self.neighbours = Neighbours(desk, self, desk.store.cache) if desk.store.cache is not None else None
+        self.crew.shared = self.archive.shared = self.neighbours
+
+    def add(self, memo: Memo) -> None:
+        """Know a function by its name, for what other processes say of it."""
+        if self.neighbours is not None:
+            self.neighbours.memos[memo.name] = memo
+
+    # ------------------------------------------------------------ asking
+
+    def call(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
+        """The answer, which this thread waits for, and computes itself where that is quicker."""
+        if self._s.stopping:
+            return outcome(memo.function(*args, **kwargs), lambda item: None)
+        on_loop, guest = on_a_loop(), self._guest(memo)
+        flight = self._ask(memo, key, args, kwargs, guest, here=not on_loop)
+        if flight is None:
+            return guest.result()
+        try:
+            if on_loop:
+                self._warn_of_loop(memo)
+            else:
+                self.crew.help(flight)
+            with self.crew.waiting(flight):
+                return guest._completion().result()
+        except BaseException:
+            guest.cancel()  # Ctrl-C, say: the others go on waiting
+            self.crew.leave(flight)
+            raise
+
+    async def awaited(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
+        """The same for a coroutine."""
+        guest = self._guest(memo)
+        if (flight := self._ask(memo, key, args, kwargs, guest)) is None:
+            return await guest
+        try:
+            with self.crew.waiting(flight):
+                return await guest
+        except asyncio.CancelledError:
+            guest.cancel()
+            raise
+
+    def submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool = False, heard: bool = True) -> Run:
+        """
+        A run of the caller's own that gives the answer.
+
+        Parameters
+        ----------
+        refresh : bool
+            Whether an answer that is there is not good enough.
+        heard : bool
+            Whether the caller gets to hear of a failure as an error that is raised.
+        """
+        guest = self._guest(memo)
+        ask = partial(self._ask, memo, args=args, kwargs=kwargs, guest=guest, refresh=refresh, heard=heard)
+        if self._s.stopping:
+            with self._s.locked:
+                stops = RunCancelled(f"Memoized function {memo.name!r}: the server stops.")
+                self._end(guest, RunState.CANCELLED, stops)
+        elif on_a_loop() and not is_light((args, kwargs)):
+            # To make a key of it takes long, and the loop has pages to serve.
+            memo.keys.bind(args, kwargs)
+            self._s.start()
+            self._s.ledger.aside(partial(self._ask_aside, memo, args, kwargs, guest, ask))
+        else:
+            ask(memo.keys.local(args, kwargs))
+        return guest
+
+    def _ask_aside(self, memo: Memo, args: Any, kwargs: Any, guest: Run, ask: Any) -> None:
+        try:
+            ask(memo.keys.local(args, kwargs))
+        except Exception as error:
+            with self._s.locked:
+                if not guest.state.final:
+                    self._end(guest, RunState.FAILED, error)
+
+    def _guest(self, memo: Memo) -> Run:
+        run = Run(memo.name, "", self._s.clock.now())
+        run.key = f"request {run.id}"
+        return run
+
+    def _ask(
+        self,
+        memo: Memo,
+        key: Hashable,
+        args: Any,
+        kwargs: Any,
+        guest: Run | None,
+        *,
+        refresh: bool = False,
+        heard: bool = True,
+        here: bool = False,
+    ) -> Flight | None:
+        """
+        Take part in a computation, or begin one; None when the answer is there, and the guest has it.
+
+        Parameters
+        ----------
+        guest : Run or None
+            None of what is computed for nobody in particular.
+        here : bool
+            The calling thread is going to compute it.
+        """
+        self._s.start()
+        basis = memo.basis
+        with self._s.locked:
+            if guest is not None and not refresh and self._serve(memo, key, args, kwargs, basis, guest):
+                return None
+            flight = self._under_way.get((memo, key))
+            if flight is not None and serves(flight.basis, basis):
+                self._welcome(flight, guest, heard)
+                return flight
+            flight = self._under_way[memo, key] = Flight(memo, key, args, kwargs, basis, self._guest(memo))
+            flight.refresh = refresh
+            self._all[flight] = None
+            self._welcome(flight, guest, heard)
+        if self.neighbours is None:
+            self.crew.board(flight, here)
+        elif on_a_loop() or guest is None:
+            self._s.ledger.aside(partial(self.neighbours.depart, flight))
+        else:
+            self.neighbours.depart(flight, here)
+        return flight
+
+    def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, guest: Run) -> bool:
+        """Give what is there, if it is good enough. Under the lock."""
+        now, failure = self._s.clock.monotonic(), self._failure(memo, key)
+        answer = memo.recall.answers.get(key)
+        if answer is not None and not serves(answer.basis, basis):
+            answer = None
+        if answer is not None and answer.good_until > now:
+            self.archive.use(memo, key, answer)
+            if answer.fresh_until <= now and failure is None:
+                self._s.defer(partial(self._ask, memo, key, args, kwargs, None, refresh=True))
+        elif failure is None:
+            return False
+        elif answer is None or answer.kept_until <= now or not memo.policy.stale_if_error:
+            self._end(guest, RunState.FAILED, failure)
+            return True
+        self._end(guest, RunState.SUCCEEDED, value=answer.value)
+        return True
+
+    def _failure(self, memo: Memo, key: Hashable) -> BaseException | None:
+        """Why it has failed, so shortly ago that it is not tried again."""
+        until, error = self._failed.get((memo, key), (0.0, None))
+        return error if until > self._s.clock.monotonic() else None
+
+    def renew(self, flight: Flight) -> None:
+        """Compute it anew, in the background."""
+        if self._failure(flight.memo, flight.key) is None:
+            self._ask(flight.memo, flight.key, flight.args, flight.kwargs, None, refresh=True)
+
+    # ------------------------------------------------------------ waiting; under the lock
+
+    def _welcome(self, flight: Flight, guest: Run | None, heard: bool) -> None:
+        if guest is None:
+            flight.wanted = True
+            return
+        flight.heard |= heard
+        guest._stop = partial(self._leave, flight)
+        guest.state, guest.started_at = flight.run.state, flight.run.started_at
+        flight.guests.append(guest)
+
+    def _leave(self, flight: Flight, guest: Run, reason: str) -> None:
+        """Who gives up ends nothing for the others; what nobody waits for and has not begun never begins."""
+        with self._s.locked:
+            if guest.state.final or guest not in flight.guests:
+                return
+            flight.guests.remove(guest)
+            guest.reason = reason
+            self._end(guest, RunState.CANCELLED, RunCancelled(f"{flight.name}: the run was {reason}."))
+            if not flight.guests and not flight.wanted and not flight.begun:
+                self._drop(flight, reason)
+
+    def _drop(self, flight: Flight, reason: str) -> None:
+        """Never begin it."""
+        future, fence = flight.future, 0 if flight.remote else flight.fence
+        self._finish(flight, RunState.CANCELLED, RunCancelled(f"{flight.name}: the run was {reason}."))
+        if future is not None:
+            future.cancel()
+        if fence and self.neighbours is not None:
+            self._s.ledger.ask((), partial(self.neighbours.give_up, flight, fence))
+
+    def _detach(self, memo: Memo, key: Hashable | None) -> list[Hashable]:
+        """What is computed right now is for those who wait for it, and not kept."""
+        keys = [known for owner, known in self._under_way if owner is memo] if key is None else [key]
+        for each in keys:
+            self._failed.pop((memo, each), None)
+            flight = self._under_way.get((memo, each))
+            if flight is not None and not flight.remote:  # that one looks at the store itself
+                del self._under_way[memo, each]
+                flight.kept = False
+        return keys
+
+    # ------------------------------------------------------------ ending; under the lock
+
+    def published(self, flight: Flight, item: Any) -> None:
+        """It has given a partial answer."""
+        self.archive.tell_partial(flight.memo, flight.key, flight.partials, item)
+
+    def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None:
+        """There is an answer; None of one that is not kept, with its value."""
+        memo, key = flight.memo, flight.key
+        self._finish(flight, RunState.SUCCEEDED, value=value if answer is None else answer.value)
+        self._reported.pop(memo.name, None)
+        if answer is not None and flight.kept:
+            self._failed.pop((memo, key), None)
+            self.archive.keep(memo, key, answer)
+
+    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None) -> None:
+        """There is none; who waits gets the `old` one, if there is one."""
+        memo, key = flight.memo, flight.key
+        if isinstance(error, RunCancelled) and self._s.stopping:
+            self._finish(flight, RunState.CANCELLED, error)
+            return
+        if (ttl := memo.policy.error_ttl.total_seconds()) and flight.kept:
+            self._failed[memo, key] = self._s.clock.monotonic() + ttl, error
+            self._s.timers.after(ttl, partial(self._forget_failure, memo), key)
+        if old is None:
+            self._finish(flight, RunState.FAILED, error)
+        else:
+            memo.recall.put(key, old, self._s.clock.monotonic())
+            self._finish(flight, RunState.SUCCEEDED, value=old.value)
+        if (old is not None or not flight.heard) and not flight.remote:
+            self._complain(flight, error, old)
+        if flight.kept:
+            self.archive.tell_failure(memo, key, error)
+
+    def _forget_failure(self, memo: Memo, key: Hashable) -> None:
+        if (memo, key) in self._failed and self._failure(memo, key) is None:
+            del self._failed[memo, key]
+
+    def _complain(self, flight: Flight, error: BaseException, old: Answer | None) -> None:
+        """Log a failure that nobody hears of otherwise, once; again only when it becomes another one."""
+        text = first_line(error)
+        if self._reported.get(flight.memo.name) != text:
+            self._reported[flight.memo.name] = text
+            stays = "the last good answer is served" if old is not None else "there is no answer"
+            log.error("%s failed, %s: %s", flight.call, stays, text, exc_info=own_traceback(error))
+
+    def _finish(self, flight: Flight, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
+        if self._under_way.get((flight.memo, flight.key)) is flight:
+            del self._under_way[flight.memo, flight.key]
+        self._all.pop(flight, None)
+        if self.neighbours is not None:
+            self.neighbours.over(flight)
+        guests, flight.guests = flight.guests, []
+        for run in (flight.run, *guests):
+            self._end(run, state, error, value)
+
+    def _end(self, run: Run, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
+        run.end(state, self._s.clock.now(), error, value)
+        run._stop = None
+        self._s.defer(run.touch)
+        self._s.defer(partial(run.resolve, value))
+
+    # ------------------------------------------------------------ lifecycle
+
+    def stop(self) -> None:
+        """What has not begun never does; another process may compute it."""
+        with self._s.locked:
+            for flight in list(self._all):
+                if not flight.begun:
+                    self._drop(flight, STOPS)
+
+    def release(self) -> None:
+        """Nothing runs here any more: nobody waits for what has not ended."""
+        with self._s.locked:
+            for flight in list(self._all):
+                self._drop(flight, STOPS)
+
+    def _warn_of_loop(self, memo: Memo) -> None:
+        if memo.name not in self._warned:
+            self._warned.add(memo.name)
+            log.warning(
+                "Memoized function %r was called on the event loop, which waits while it is computed, and with it "
+                "every open page. In a page write %s.view(...), which computes in the background; in a coroutine "
+                "`await %s.submit(...)`.", memo.name, memo.name, memo.name,
+            )  # fmt: skip

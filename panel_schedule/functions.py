@@ -1,0 +1,201 @@
+"""The part of the runtime that knows the functions that run on request: background ones, and memoized ones."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import panel as pn
+
+from .clock import Clock
+from .components import show
+from .dispatcher import Dispatcher
+from .errors import RegistrationError
+from .flights import Flights
+from .jobpanel import JobPanel, Progress
+from .jobs import Background, JobPolicy
+from .jobview import Job
+from .memo import Memoized, MemoPolicy, fingerprint
+from .memoview import MemoView
+from .recall import Watched
+from .registry import require_nameable, same_function, taken
+from .run import Run
+from .scheduler import Scheduler
+from .task import Task
+from .views import Views
+
+
+class Functions(ABC):
+    """Registers them, and gives each session its own face of them; the other part of the runtime knows the tasks."""
+
+    clock: Clock
+    views: Views
+    _lock: Any
+    _scheduler: Scheduler | None
+    _dispatcher: Dispatcher
+    _flights: Flights
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Background[Any, Any]] = {}
+        self.memos: dict[str, Memoized[Any, Any]] = {}
+
+    @property
+    @abstractmethod
+    def scheduler(self) -> Scheduler: ...
+    @abstractmethod
+    def start(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    @abstractmethod
+    def _loop_here(self) -> asyncio.AbstractEventLoop | None: ...
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What hands background runs out; made with the scheduler."""
+        self.scheduler  # noqa: B018
+        return self._dispatcher
+
+    @property
+    def flights(self) -> Flights:
+        """What computes answers; made with the scheduler."""
+        self.scheduler  # noqa: B018
+        return self._flights
+
+    def _attach(self, scheduler: Scheduler) -> None:
+        """Serve the functions that there are with a new scheduler."""
+        self._dispatcher, self._flights = Dispatcher(scheduler), Flights(scheduler)
+        scheduler.compute = self._compute
+        for job in self.jobs.values():
+            self._dispatcher.add(job)
+        for memo in self.memos.values():
+            self._flights.add(memo)
+
+    def _compute(self, name: str, args: Any, kwargs: Any) -> Any:
+        """The answer of a memoized function, for a worker process."""
+        if (memo := self.memos.get(name)) is None:
+            raise RegistrationError(f"There is no memoized function {name!r} in the server: import its module there.")
+        return self.flights.call(memo, memo.keys.local(args, kwargs), args, kwargs)
+
+    # ------------------------------------------------------------ registering
+
+    def register_job(
+        self, policy: JobPolicy, name: str | None, key: Callable[..., Any] | None, function: Callable[..., Any]
+    ) -> Background[Any, Any]:
+        """
+        Make a background function, or find the one that it is already (invariant 1).
+
+        Raises
+        ------
+        RegistrationError
+            When the name is taken, or the options do not fit the function.
+        """
+        name = require_nameable(_plain(function), name, "job")
+        with self._lock:
+            if (known := self.jobs.get(name)) is not None:
+                _again(known, "job", policy, key, function)
+                return known
+            background = self.jobs[name] = Background(name, function, policy, self, key)
+            if self._scheduler is not None:
+                self._dispatcher.add(background)
+            # What earlier processes have left behind is for servers.
+            if (loop := self._loop_here()) is not None and not in_notebook():
+                self.start(loop)
+            return background
+
+    def register_memo(
+        self, policy: MemoPolicy, name: str | None, key: Callable[..., Any] | None, function: Callable[..., Any]
+    ) -> Memoized[Any, Any]:
+        """
+        Make a memoized function, or find the one that it is already.
+
+        Raises
+        ------
+        RegistrationError
+            When the name is taken, or the options do not fit the function.
+        """
+        name = require_nameable(_plain(function), name, "memoized function")
+        with self._lock:
+            if (known := self.memos.get(name)) is not None:
+                # One that closes over something else gives other answers, though it is the same line.
+                closes = getattr(function, "__closure__", None) and not (in_notebook() or pn.config.autoreload)
+                if closes and fingerprint(function) != fingerprint(known.function):
+                    raise taken(known, function, "memoized function")
+                _again(known, "memoized function", policy, key, function)
+                return known
+            memo = self.memos[name] = Memoized(name, function, policy, self, key)
+            if self._scheduler is not None:
+                self._flights.add(memo)
+            return memo
+
+    # ------------------------------------------------------------ what jobs ask of the layers above them
+
+    def job(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
+        return self.views.admit(lambda home, changed: Job(home, changed, function, args, kwargs, self))
+
+    def find(self, id: str) -> Run | None:
+        return self.dispatcher.find(id)
+
+    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]:
+        return self.dispatcher.follow(run, changed)
+
+    def abandon(self, run: Run, reason: str) -> None:
+        self.dispatcher.abandon(run, reason)
+
+    def show_job(self, job: Job) -> Any:
+        return JobPanel(job)
+
+    def show_progress(self, job: Job) -> Any:
+        return Progress(job)
+
+    # ------------------------------------------------------------ and memoized functions
+
+    def memo_view(self, memo: Memoized[Any, Any], args: Any, kwargs: Any) -> MemoView:
+        view = self.views.admit(lambda home, changed: MemoView(home, changed, memo, args, kwargs, self))
+        # Only now: what is new from here on reaches it.
+        view._follow()
+        return view
+
+    def ask(self, memo: Memoized[Any, Any], args: Any, kwargs: Any, refresh: bool) -> Run:
+        return self.flights.submit(memo, args, kwargs, refresh, heard=False)
+
+    def watch_call(self, memo: Memoized[Any, Any], key: Hashable, changed: Callable[[], None]) -> Watched:
+        return self.flights.archive.watch(memo, key, changed)
+
+    def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:
+        scheduler = self.scheduler
+        scheduler.start()
+        with scheduler.locked:
+            timer = scheduler.timers.after(seconds, lambda _: scheduler.defer(call), None)
+
+        def cancel() -> None:
+            with scheduler.locked:
+                scheduler.timers.cancel(timer)
+
+        return cancel
+
+    def aside(self, call: Callable[[], object]) -> object:
+        return self.scheduler.ledger.aside(call)
+
+    def show_memo(self, view: MemoView) -> Any:
+        return show(view)
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _plain(function: Any) -> Any:
+    if isinstance(function, (Task, Background, Memoized)):
+        raise RegistrationError(f"{function!r} is no plain function; {function.name}.function is: decorate that one.")
+    return function
+
+
+def _again(known: Any, kind: str, policy: Any, key: Any, function: Any) -> None:
+    """A function under a known name: the same one, or its new definition where that may change."""
+    if not same_function(known, function) and not in_notebook():
+        raise taken(known, function, kind)
+    if in_notebook() or pn.config.autoreload:
+        known.become(function, policy, key)

@@ -1,0 +1,411 @@
+"""A memoized function: computed once for everybody who asks for the same."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import reprlib
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from types import CodeType
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+from . import abroad
+from .clock import Clock
+from .content import Content, Refusal
+from .entry import Entry
+from .errors import RegistrationError, TriggerError
+from .jobs import require_no_method
+from .keys import Keys, digested
+from .recall import Answer, Recall
+from .registry import duration
+from .run import Run
+from .stores.cache import LAST_RESORT, UNLIMITED, Basis, Limits, serves
+from .task import Task, is_async
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EXECUTORS = ("thread", "process", "loop")
+NEVER = float("inf")
+
+# How a call stands in messages and in ``ps.store.entries``.
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+
+
+@dataclass(frozen=True, slots=True)
+class MemoPolicy:
+    """Everything about a memoized function but its name and code; see ``ps.memoize`` for the meanings."""
+
+    ttl: timedelta | None = None
+    max_stale: timedelta = timedelta()
+    after: tuple[Task[Any], ...] = ()
+    limits: Limits = UNLIMITED
+    executor: str | None = None
+    stale_if_error: bool = True
+    error_ttl: timedelta = timedelta()
+
+
+def build_memo_policy(
+    *,
+    ttl: Any,
+    max_stale: Any,
+    after: Any,
+    max_entries: int | None,
+    max_bytes: int | None,
+    executor: str | None,
+    stale_if_error: bool,
+    error_ttl: Any,
+) -> MemoPolicy:
+    """
+    Turn the arguments of ``ps.memoize`` into a policy.
+
+    Raises
+    ------
+    RegistrationError, TriggerError
+        When one of them means nothing.
+    """
+    if executor not in (None, *EXECUTORS):
+        raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
+    if not isinstance(stale_if_error, bool):
+        raise RegistrationError(f"stale_if_error={stale_if_error!r} must be True or False.")
+    for option, value in (("max_entries", max_entries), ("max_bytes", max_bytes)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise RegistrationError(f"{option}={value!r} must be a whole number of at least 1, or None for no limit.")
+    tasks = tuple(after) if isinstance(after, Iterable) and not isinstance(after, str) else (after,)
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise TriggerError(f"after= takes a task or a list of tasks, and not {task!r}.")
+    if max_stale and ttl is None:
+        raise TriggerError(f"max_stale={max_stale!r} begins when ttl= is over, and there is none. Give a ttl.")
+    return MemoPolicy(
+        ttl=None if ttl is None else duration("ttl", ttl),
+        max_stale=duration("max_stale", max_stale) if max_stale else timedelta(),
+        after=tasks,
+        limits=Limits(max_entries, max_bytes),
+        executor=executor,
+        stale_if_error=stale_if_error,
+        error_ttl=duration("error_ttl", error_ttl) if error_ttl else timedelta(),
+    )
+
+
+class Archive(Protocol):
+    """What is kept, as a memoized function sees it."""
+
+    def use(self, memo: Memoized[Any, Any], key: Hashable, answer: Answer) -> None: ...
+    def invalidate(self, memo: Memoized[Any, Any], key: Hashable | None = None) -> None: ...
+    def entry(self, memo: Memoized[Any, Any], key: Hashable) -> Entry | None: ...
+
+
+class Flights(Protocol):
+    """What a memoized function asks of the layers above."""
+
+    @property
+    def archive(self) -> Archive: ...
+    def call(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any) -> Any: ...
+    async def awaited(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any) -> Any: ...
+    def submit(self, memo: Memoized[Any, Any], args: Any, kwargs: Any, refresh: bool = False) -> Run: ...
+
+
+class Host(Protocol):
+    """Who computes, keeps and shows the answers."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def flights(self) -> Flights: ...
+
+    def memo_view(self, memo: Memoized[Any, Any], args: Any, kwargs: Any) -> Any: ...
+
+
+class Memoized(Generic[P, T]):
+    """
+    A function whose answers are kept, for all sessions and processes. Made by ``ps.memoize``.
+
+    To call it gives the answer that there is, and else computes it; equal calls at the same time share one
+    computation. The answer is the shared object itself: read-only by convention.
+
+    Attributes
+    ----------
+    name : str
+    function : callable
+        The undecorated function.
+    policy : MemoPolicy
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> @ps.memoize(ttl="5m")
+    ... def squared(number):
+    ...     print("computes")
+    ...     return number**2
+    >>> squared(3)
+    computes
+    9
+    >>> squared(number=3)
+    9
+    >>> squared.invalidate(3)
+    >>> squared(3)
+    computes
+    9
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[P, T],
+        policy: MemoPolicy,
+        host: Host,
+        key: Callable[..., Any] | None = None,
+    ):
+        self.name = name
+        self._host = host
+        self._now = host.clock.monotonic
+        self.become(function, policy, key)
+
+    def become(self, function: Callable[P, T], policy: MemoPolicy, key: Callable[..., Any] | None) -> None:
+        """Be this from now on: what it was, defined anew."""
+        is_coroutine = is_async(function)
+        _require_fitting(self.name, function, policy, key, is_coroutine)
+        functools.update_wrapper(self, function)
+        if is_coroutine:
+            _mark(self)
+        self.function = function
+        self.policy = policy
+        self.signature = inspect.signature(function)
+        self.keys = Keys(self.name, function, key)
+        self.executor = policy.executor or ("loop" if is_coroutine else "thread")
+        # What was computed by other code is no answer of this one.
+        self.fingerprint = fingerprint(function, key, *(task.name for task in policy.after))
+        self.recall = Recall(policy.limits)
+        self._key = self.keys.local
+        self._answers = self.recall.answers
+        self._is_async = is_coroutine
+        self._after = policy.after
+
+    def __repr__(self) -> str:
+        return f"<Memoized {self.name!r}>"
+
+    def __reduce__(self) -> Any:
+        return abroad.memo_named, (self.name, self.function, self._is_async)
+
+    # ------------------------------------------------------------ asking
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """
+        The answer; of an ``async def`` a coroutine that gives it.
+
+        On the thread of a running event loop a plain function is computed elsewhere, and the loop waits for it.
+
+        Raises
+        ------
+        TypeError
+            When the function does not take these arguments.
+        ArgumentUnkeyable
+            When an argument has no key.
+        """
+        if self._is_async:
+            return self._awaited(args, kwargs)  # type: ignore[return-value]
+        key = self._key(args, kwargs)
+        answer = self._answers.get(key)
+        if answer is None or answer.fresh_until <= self._now() or (self._after and not self.is_current(answer)):
+            if abroad.asker is not None:  # of a module that a worker process has imported
+                return abroad.ask("memo", self.name, (args, kwargs))  # type: ignore[no-any-return]
+            return self._host.flights.call(self, key, args, kwargs)  # type: ignore[no-any-return]
+        return self._take(key, answer)  # type: ignore[no-any-return]
+
+    def _take(self, key: Hashable, answer: Answer) -> Any:
+        if answer.told:
+            self.recall.used(key)
+        else:
+            self._host.flights.archive.use(self, key, answer)
+        return answer.value
+
+    async def _awaited(self, args: Any, kwargs: Any) -> Any:
+        if abroad.asker is not None:
+            return abroad.ask("memo", self.name, (args, kwargs))
+        key = self._key(args, kwargs)
+        answer = self._answers.get(key)
+        if answer is None or answer.fresh_until <= self._now() or (self._after and not self.is_current(answer)):
+            return await self._host.flights.awaited(self, key, args, kwargs)
+        return self._take(key, answer)
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+        """
+        The answer without blocking.
+
+        Returns
+        -------
+        Run
+            Of this caller's own: ``await run`` or ``run.result()`` gives the answer, ``run.cancel()`` gives up for
+            this caller alone. What nobody waits for any more before it has begun never begins.
+
+        Raises
+        ------
+        TypeError, ArgumentUnkeyable
+            As a call does; of large arguments on an event loop it is the run that fails so.
+        """
+        return self._host.flights.submit(self, args, kwargs)
+
+    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+        """
+        Compute the answer anew, whatever is there, or join the computation under way. Live views get it, too.
+
+        Returns
+        -------
+        Run
+        """
+        return self._host.flights.submit(self, args, kwargs, refresh=True)
+
+    def view(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        This session's :class:`MemoView`: the live answer to arguments that may change.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Arguments of the function: values, or references (widgets, params, ``rx`` expressions, tasks). A change
+            of one computes in the background, and the newest ones win.
+        """
+        return self._host.memo_view(self, args, kwargs)
+
+    def rx(self, *args: Any, **kwargs: Any) -> Any:
+        """The live answer as a reactive expression; it is None until there is one. Arguments as of `view`."""
+        return self.view(*args, **kwargs).param.value.rx()
+
+    # ------------------------------------------------------------ what is kept
+
+    def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry | None:
+        """The answer that is kept for these arguments, with its version and time; None where there is none."""
+        return self._host.flights.archive.entry(self, self._key(args, kwargs))
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """
+        Forget the answer to these arguments, in all processes: what it was made of has changed.
+
+        Who asks from now on waits for a new one, and live views get it. What is being computed right now goes to
+        those who wait for it, and is not kept.
+        """
+        self._host.flights.archive.invalidate(self, self._key(args, kwargs))
+
+    def clear(self) -> None:
+        """Forget all answers, in all processes, as `invalidate` does each of them."""
+        self._host.flights.archive.invalidate(self)
+
+    # ------------------------------------------------------------ for the layers above
+
+    @property
+    def basis(self) -> Basis:
+        """The versions that the tasks of ``after=`` have now."""
+        return tuple([0 if (entry := task.entry) is None else entry.version for task in self._after])
+
+    def is_current(self, answer: Answer) -> bool:
+        """Whether no task of ``after=`` has a newer value than the answer was computed for."""
+        return serves(answer.basis, self.basis)
+
+    def digest(self, key: Hashable) -> str:
+        """The key of a call for a store that several processes share."""
+        return sha256(f"{self.fingerprint} {digested(key)}".encode()).hexdigest()
+
+    def until(self, age: float) -> tuple[float, float, float]:
+        """Until when, on the monotonic clock, an answer of this age in seconds is fresh, good and kept."""
+        if (ttl := self.policy.ttl) is None:
+            return NEVER, NEVER, NEVER
+        fresh = self._now() - age + ttl.total_seconds()
+        good = fresh + self.policy.max_stale.total_seconds()
+        return fresh, good, good + (LAST_RESORT.total_seconds() if self.policy.stale_if_error else 0)
+
+    @property
+    def lasts(self) -> timedelta | None:
+        """How long after its computation an answer may be of use; None without end."""
+        if (ttl := self.policy.ttl) is None:
+            return None
+        return ttl + self.policy.max_stale + (LAST_RESORT if self.policy.stale_if_error else timedelta())
+
+    def call_text(self, args: Any, kwargs: Any) -> str:
+        """``filtered('north', year=2026)``, shortened."""
+        told = [_told(each) for each in args] + [f"{name}={_told(each)}" for name, each in kwargs.items()]
+        return f"{self.name}({', '.join(told)})"[:200]
+
+
+def _told(value: Any) -> str:
+    try:
+        return _short.repr(value) if isinstance(value, (str, bytes, int, float, type(None))) else _plainly(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _plainly(value: Any) -> str:
+    """Of what may be large, nothing that takes long."""
+    if isinstance(value, (list, tuple, dict, set, frozenset)):
+        return _short.repr(value) if len(value) < 10 else f"<{type(value).__name__} of {len(value)}>"
+    shape = getattr(value, "shape", None)
+    return f"<{type(value).__name__} {shape}>" if isinstance(shape, tuple) else _short.repr(value)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A digest of functions' code, and of what they close over as far as that has a content."""
+    content = Content()
+    for part in parts:
+        content.add(_code(part))
+    return content.digest().hex()
+
+
+def _code(part: Any) -> Any:
+    function = inspect.unwrap(getattr(part, "func", getattr(part, "__func__", part)))
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):
+        return part if isinstance(part, str) else None
+    return _written(code), _known(getattr(function, "__defaults__", None)), *map(_cell, function.__closure__ or ())
+
+
+def _written(code: CodeType) -> tuple[Any, ...]:
+    """What it says, and not where it stands."""
+    consts = [_written(const) if isinstance(const, CodeType) else _known(const) for const in code.co_consts]
+    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_flags, consts
+
+
+def _cell(cell: Any) -> Any:
+    with suppress(ValueError):  # not yet filled
+        return _known(cell.cell_contents)
+    return None
+
+
+def _known(value: Any) -> Any:
+    try:
+        Content().add(value)
+    except (Refusal, RecursionError):
+        return None
+    return value
+
+
+def _mark(memo: Any) -> None:
+    """Let `inspect` and `asyncio` know that a call gives a coroutine: ``pn.bind`` awaits it then."""
+    if hasattr(inspect, "markcoroutinefunction"):
+        inspect.markcoroutinefunction(memo)
+    else:
+        memo._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+
+
+def _require_fitting(name: str, function: Any, policy: MemoPolicy, key: Any, is_coroutine: bool) -> None:
+    if policy.executor == "loop" and not is_coroutine:
+        raise RegistrationError(
+            f"Memoized function {name!r}: a plain function would hold the event loop, and with it every open page. "
+            "Leave executor= out, and it runs in a thread."
+        )
+    if policy.executor == "thread" and is_coroutine:
+        raise RegistrationError(
+            f"Memoized function {name!r}: an async function runs on an event loop, not in a thread. Leave executor= "
+            "out, or write 'process' for a loop of its own."
+        )
+    require_no_method(f"Memoized function {name!r}", "memoize", function)
+    if key is not None and not callable(key):
+        raise RegistrationError(
+            f"Memoized function {name!r}: key={key!r} must be a function, which is called as it is itself, and returns "
+            "what counts of the arguments."
+        )

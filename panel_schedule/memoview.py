@@ -1,0 +1,347 @@
+"""A memoized function as one session sees it: the live answer to arguments that change."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from datetime import datetime
+from typing import Any, Protocol
+
+import param
+from bokeh.document import Document
+from param.parameterized import Event, resolve_ref, resolve_value
+
+from .clock import Clock
+from .data import is_light
+from .entry import Entry
+from .memo import Memoized
+from .recall import Answer, Watched
+from .run import Run, RunState, first_line, on_a_loop
+from .stores.cache import Basis
+from .views import View
+
+# Inputs that follow one another within this time, in seconds, are one movement, as a dragged slider makes: after its
+# first one, only its last is computed.
+SETTLING = 0.15
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Memo = Memoized[Any, Any]
+# A key, the versions of the tasks of ``after=``, and how often the answer was invalidated.
+Wish = tuple[Hashable, Basis, int]
+
+
+class Host(Protocol):
+    """What a view asks of the layers above."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def ask(self, memo: Memo, args: Any, kwargs: Any, refresh: bool) -> Run: ...
+    def watch_call(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched: ...
+    def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]: ...
+    def aside(self, call: Callable[[], object]) -> object: ...
+    def show_memo(self, view: MemoView) -> Any: ...
+
+
+class MemoView(View):
+    """
+    The answer of a memoized function to a session's own arguments; made by ``function.view(...)``.
+
+    It may be handed to any component where a live value is wanted, and its params serve as references. A change of
+    an argument computes in the background; what was there stays until the new answer comes, and the newest arguments
+    win.
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> @ps.memoize
+    ... def squared(number):
+    ...     return number**2
+    >>> squared(7)
+    49
+    >>> view = squared.view(7)
+    >>> view.value, view.running, view.stale
+    (49, False, False)
+    """
+
+    running = param.Boolean(default=False, doc="An answer to the arguments as they are now is on its way.")
+
+    error = param.String(default="", doc='First line of what went wrong with these arguments; "" when nothing did.')
+
+    stale = param.Boolean(
+        default=False,
+        doc="""
+        Whether `value` is something else than a fresh answer to the arguments as they are now: of earlier ones,
+        beyond its lifetime, or of before a task of ``after=`` had a new value.""",
+    )
+
+    def __init__(
+        self,
+        home: weakref.ref[Document] | None,
+        changed: Callable[[], None],
+        memo: Memo,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        host: Host,
+    ):
+        super().__init__(home, name=memo.name)
+        try:
+            bound = memo.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{memo.name}.view(): {error}. It takes {memo.signature}.") from None
+        self._memo = memo
+        self._host = host
+        # Knows nothing of the session: it is what an answer, that everybody shares, calls.
+        self._changed = changed
+        self._given: Call = bound.args, bound.kwargs
+        self._references = list(_references(self._given))
+        self._watchers = [*_watch(self._references, self._move), *_watch(self._upstream(), self._stir)]
+        # The arguments as they were read last; and their key, with what is known of that call, once there is one.
+        self._call: Call = (), {}
+        self._key: Hashable | None = None
+        self._watched: Watched | None = None
+        # A key that another thread has made.
+        self._made: tuple[Call, Any] | None = None
+        self._making = False
+        self._moved = True
+        self._moved_at = self._settled_at = float("-inf")
+        # What was asked for last: asked again, it would come to the same. And who asks.
+        self._asked: Wish | None = None
+        self._run: Run | None = None
+        self._unwatch: Callable[[], None] = lambda: None
+        # What is shown, for which wish, and how many of its partial answers were before it.
+        self._shown: tuple[Answer | None, Wish | None] = (None, None)
+        self._partials = 0
+        self._failure = ""
+        self._timers: dict[str, Callable[[], None]] = {}
+        self._over = False
+
+    def __repr__(self) -> str:
+        return f"<MemoView {self.name!r} version {self.version}>"
+
+    def __panel__(self) -> Any:
+        return self._host.show_memo(self)
+
+    def refresh(self, _event: object = None) -> Run | None:
+        """
+        Compute the answer anew. Fits ``on_click=``.
+
+        Returns
+        -------
+        Run or None
+            None while an argument has no value yet.
+        """
+        if self._moved:
+            self._read()
+        if self._watched is not None:
+            self._ask(refresh=True)
+            self._changed()
+        return self._run
+
+    # ------------------------------------------------------------ arguments
+
+    def _upstream(self) -> list[Any]:
+        return [task.view().param.version for task in self._memo.policy.after]
+
+    def _move(self, *events: Event) -> None:
+        """An argument has changed. What is set in one go is read at the loop's next turn, all together."""
+        now = self._host.clock.monotonic()
+        self._settled_at = now if now - self._moved_at >= SETTLING else now + SETTLING
+        self._moved, self._moved_at = True, now
+        self._changed()
+
+    def _stir(self, *events: Event) -> None:
+        """A task of ``after=`` has a new value."""
+        self._changed()
+
+    def _read(self) -> None:
+        """Take the arguments as they are now."""
+        self._moved = self._making = False
+        if any(isinstance(each.owner, View) and not each.owner.version for each in self._references):
+            self._stand(None)  # what it is made of is still to come
+            return
+        try:
+            self._call = call = resolve_value(self._given)
+        except Exception as error:
+            self._refuse(error)
+            return
+        if not on_a_loop() or is_light(call):
+            self._accept(self._key_of(call))
+            return
+        # To make a key of it takes long, and the loop has pages to serve.
+        self._making = True
+        self._host.aside(lambda: self._make(call))
+
+    def _key_of(self, call: Call) -> Any:
+        args, kwargs = call
+        try:
+            return self._memo.keys.local(args, kwargs)
+        except Exception as error:
+            return error
+
+    def _make(self, call: Call) -> None:
+        """In another thread."""
+        self._made = call, self._key_of(call)
+        self._changed()
+
+    def _accept(self, key: Any) -> None:
+        """This is the key of the arguments, or what is wrong with them."""
+        self._making = False
+        if isinstance(key, Exception):
+            self._refuse(key)
+        elif key != self._key:
+            self._stand(key)
+            self._watched = self._host.watch_call(self._memo, key, self._changed)
+
+    def _refuse(self, error: Exception) -> None:
+        self._stand(None)
+        self._failure = first_line(error)
+
+    def _stand(self, key: Hashable | None) -> None:
+        """Be about this call from now on; the last one is nobody's business any more."""
+        self._leave_run()
+        if self._watched is not None:
+            self._watched.viewers.discard(self._changed)
+        self._key, self._watched, self._asked, self._failure, self._partials = key, None, None, "", 0
+
+    # ------------------------------------------------------------ asking
+
+    def _follow(self) -> None:
+        """Bring the params in line with the arguments and their answer; under the lock of the session's document."""
+        if self._over:
+            return
+        if self._moved:
+            self._read()
+        if (made := self._made) is not None:
+            self._made = None
+            if self._making and made[0] is self._call:
+                self._accept(made[1])
+        wish = self._wish
+        if wish is not None and wish != self._asked:
+            wait = self._settled_at - self._host.clock.monotonic()
+            if wait <= 0 or self._at_hand:
+                self._ask()
+            else:
+                self._arm("settled", wait)
+        self._show()
+
+    @property
+    def _wish(self) -> Wish | None:
+        """What is to be asked for: it is another one when the arguments, a task or the answer's validity change."""
+        return None if self._watched is None else (self._key, self._memo.basis, self._watched.stirred)
+
+    @property
+    def _at_hand(self) -> bool:
+        """Whether there is an answer, so that to ask costs nothing."""
+        answer = self._memo.recall.answers.get(self._key)
+        now = self._host.clock.monotonic()
+        return answer is not None and answer.good_until > now and self._memo.is_current(answer)
+
+    def _ask(self, refresh: bool = False) -> None:
+        self._leave_run()
+        self._asked, self._failure = self._wish, ""
+        args, kwargs = self._call
+        try:
+            run = self._host.ask(self._memo, args, kwargs, refresh)
+        except Exception as error:
+            self._failure = first_line(error)
+        else:
+            self._run, self._unwatch = run, run.watch(self._changed)
+
+    def _leave_run(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            self._unwatch()
+            run.cancel("replaced by newer arguments")
+
+    def _leave(self) -> None:
+        """The session has ended."""
+        self._over = True
+        for owner, watcher in self._watchers:
+            owner.param.unwatch(watcher)
+        for cancel in self._timers.values():
+            cancel()
+        self._stand(None)
+
+    def _arm(self, what: str, seconds: float) -> None:
+        """Look again in so many seconds."""
+        if (cancel := self._timers.pop(what, None)) is not None:
+            cancel()
+        self._timers[what] = self._host.later(seconds, self._changed)
+
+    # ------------------------------------------------------------ showing
+
+    def _show(self) -> None:
+        news, watched, answer = dict[str, Any](), self._watched, None
+        if self._run is not None and self._run.state.final:
+            answer = self._outcome(self._run)
+            self._run = None
+        elif watched is not None and watched.answer is not None and self._memo.is_current(watched.answer):
+            answer = watched.answer
+        if answer is not None and answer is not self._shown[0]:
+            news = self._next(answer.value, answer.updated_at)
+            self._failure = ""
+            if answer.fresh_until < float("inf"):
+                # When it is no longer fresh, the page says so.
+                self._arm("fresh", max(0.0, answer.fresh_until - self._host.clock.monotonic()))
+        if answer is not None:
+            self._shown = answer, self._wish
+        elif watched is not None and self._run is not None and watched.partial[0] > self._partials:
+            self._partials, item = watched.partial
+            self._shown = None, None
+            news = self._next(item, self._host.clock.now())
+        error, wish = self._failure, self._wish
+        if not error and self._run is None and watched is not None:
+            error = first_line(watched.error)
+        waits = self._making or (wish is not None and wish != self._asked)
+        self.param.update(
+            **news,
+            running=waits or self._run is not None,
+            error=error,
+            stale=bool(news or self.version) and (bool(error) or not self._is_fresh),
+        )
+
+    def _next(self, value: Any, updated_at: datetime) -> dict[str, Any]:
+        return self._take(Entry(value, self.version + 1, updated_at), None)
+
+    def _outcome(self, run: Run) -> Answer | None:
+        """What a run has come to."""
+        self._unwatch()
+        if run.state is not RunState.SUCCEEDED:
+            self._failure = "" if run.state is RunState.CANCELLED else first_line(run.error)
+            return None
+        kept = self._watched.answer if self._watched is not None else None
+        if kept is not None and kept.value is run.value:
+            return kept
+        # One that is not kept: it is too large, or was invalidated meanwhile.
+        memo, now = self._memo, run.finished_at or self._host.clock.now()
+        return Answer(run.value, 0, now, None, memo.basis, memo.until(0.0))
+
+    @property
+    def _is_fresh(self) -> bool:
+        answer, wish = self._shown
+        now = self._host.clock.monotonic()
+        return answer is not None and wish == self._wish and answer.fresh_until > now
+
+
+def _watch(parameters: list[Any], call: Callable[..., None]) -> Iterator[tuple[Any, Any]]:
+    owners = defaultdict[Any, set[str]](set)
+    for parameter in parameters:
+        owners[parameter.owner].add(parameter.name)
+    for owner, names in owners.items():
+        yield owner, owner.param.watch(call, sorted(names))
+
+
+def _references(call: Call) -> Iterator[Any]:
+    args, kwargs = call
+    for value in (*args, *kwargs.values()):
+        yield from resolve_ref(value, recursive=True)
+
+
+def _as_reference(value: Any) -> Any:
+    """A view stands for its value wherever param accepts a reference."""
+    return value.param.value if isinstance(value, MemoView) else value
+
+
+param.parameterized.register_reference_transform(_as_reference)

@@ -1,0 +1,369 @@
+"""What the other processes do with the same memoized functions: what `colleagues` are to background functions."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Hashable
+from datetime import datetime
+from functools import partial
+from typing import Any, Protocol
+
+from .archive import Archive
+from .crew import Crew
+from .crew import Desk as Workplace
+from .entry import Entry
+from .errors import RunFenced, ScheduleError, StoreError, ValueUnreadable
+from .flight import Flight
+from .memo import Memoized
+from .recall import Answer
+from .stores.base import Store
+from .stores.cache import AnswerRow, Basis, Cache, serves
+from .timers import Timers
+
+log = logging.getLogger("panel_schedule")
+
+# How often, in seconds, the store hears which answers were read.
+TOLD = 1.0
+
+# So long, in seconds, another process may know newer values of the tasks of ``after=`` than this one does.
+LAG = 10.0
+
+
+class Desk(Workplace, Protocol):
+    """What the neighbours find at the scheduler's."""
+
+    store: Store
+    timers: Timers
+
+
+class Flights(Protocol):
+    """Who asks in this process."""
+
+    crew: Crew
+    archive: Archive
+
+    def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None: ...
+    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None) -> None: ...
+    def renew(self, flight: Flight) -> None: ...
+
+
+class Neighbours:
+    """
+    The part of the flights that follows the rows of a store that several processes share; never on an event loop.
+
+    Parameters
+    ----------
+    desk : Desk
+    flights : Flights
+    cache : Cache
+    """
+
+    def __init__(self, desk: Desk, flights: Flights, cache: Cache):
+        self._s = desk
+        self._f = flights
+        self._cache = cache
+        self.memos: dict[str, Memoized[Any, Any]] = {}
+        # The computations by function and digest, here and elsewhere.
+        self._flights: dict[tuple[str, str], Flight] = {}
+        self._used: defaultdict[str, dict[str, Answer]] = defaultdict(dict)
+        self._telling = False
+        cache.watch_answers(self._noticed)
+
+    # ------------------------------------------------------------ before a computation
+
+    def depart(self, flight: Flight, here: bool = False) -> None:
+        """Take what the store has, or follow the process that computes it, or compute it."""
+        memo = flight.memo
+        flight.digest = memo.digest(flight.key)
+        try:
+            self._depart(flight, here)
+        except RunFenced:  # of this process itself, which has just left
+            self._f.crew.board(flight, here)
+        except Exception as error:
+            if not isinstance(error, (ScheduleError, OSError)):
+                log.exception("%s: its store failed at something that is a bug of panel-schedule.", flight.name)
+            else:
+                log.error("%s: it is computed by each process for itself, as the store fails. %s", flight.name, error)
+            self._f.crew.board(flight, here)
+
+    def _depart(self, flight: Flight, here: bool) -> None:
+        memo = flight.memo
+        with self._s.locked:
+            self._flights[memo.name, flight.digest] = flight
+        row = self._cache.look(memo.name, flight.digest)
+        flight.known = row.version if row is not None else 0
+        if row is not None and not flight.refresh and self._settles(flight, row):
+            return
+        mine, row = self._cache.claim(
+            memo.name, flight.digest, flight.call,
+            known=flight.known, basis=flight.basis, now=self._s.clock.now(),
+        )  # fmt: skip
+        flight.fence = row.fence
+        if mine:
+            self._f.crew.board(flight, here)
+            return
+        flight.remote = True
+        # It may have ended before this process was listening.
+        self._follow(flight)
+
+    def _settles(self, flight: Flight, row: AnswerRow) -> bool:
+        """Whether what the store has is good enough: then it is the flight's."""
+        memo, now = flight.memo, self._s.clock.now()
+        if row.failed and row.failed_at is not None and row.failed_at + memo.policy.error_ttl > now:
+            self._fail(flight, row)
+            return True
+        if not row.version or not self._counts(row, flight.basis):
+            return False
+        lifetime = memo.until(self._age(row))
+        if lifetime[1] <= self._s.clock.monotonic():
+            return False
+        try:
+            answer = self._answer(memo, row)
+        except KeyError:
+            return False
+        except ValueUnreadable as error:
+            log.error("%s It is computed again.", error)
+            return False
+        stale = answer.fresh_until <= self._s.clock.monotonic()
+        with self._s.locked:
+            if not flight.over:
+                self._f.land(flight, answer)
+                if stale:
+                    self._s.defer(partial(self._f.renew, flight))
+        self._look_again(memo, flight.key, row)
+        return True
+
+    def _look_again(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
+        """What was invalidated between the look and the landing, and was not known here by then."""
+        now = self._cache.look(row.function, row.key)
+        if now is None or now.version != row.version:
+            self._take_in(memo, key, now)
+
+    def _counts(self, row: AnswerRow, basis: Basis) -> bool:
+        """Whether an answer is of values that are no older than those that this process knows of ``after=``."""
+        return serves(row.basis, basis) and (row.basis == basis or self._age(row) < LAG)
+
+    def _age(self, row: AnswerRow) -> float:
+        assert row.updated_at is not None
+        return max(0.0, (self._s.clock.now() - row.updated_at).total_seconds())
+
+    def _answer(self, memo: Memoized[Any, Any], row: AnswerRow) -> Answer:
+        assert row.updated_at is not None
+        return Answer(
+            self._cache.value(row), row.version, row.updated_at, row.duration, row.basis, memo.until(self._age(row)),
+            row.size, row.key, row.call,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ a computation of this process
+
+    def publish(self, flight: Flight, item: Any) -> None:
+        """Let the pages of other processes show a partial answer."""
+        try:
+            self._cache.publish(flight.memo.name, flight.digest, flight.fence, item)
+        except (StoreError, RunFenced) as error:
+            log.debug("%s: a partial answer is not shown by other processes: %s", flight.name, error)
+
+    def deposit(self, flight: Flight, value: Any, now: datetime, duration: float) -> Answer | None:
+        """
+        The answer as all processes read it; None when the store cannot take it now.
+
+        Raises
+        ------
+        RunFenced
+            When it was invalidated meanwhile.
+        ValueRefused
+        """
+        memo = flight.memo
+        lasts = memo.lasts
+        self._tell_used()
+        try:
+            row, value = self._cache.put(
+                memo.name, flight.digest, flight.fence, value, now=now, duration=duration,
+                expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits,
+            )  # fmt: skip
+        except (StoreError, OSError) as error:
+            log.error("%s: other processes do not get what it gave, as it cannot be stored. %s", flight.name, error)
+            self.give_up(flight, flight.fence)
+            return None
+        return Answer(
+            value, row.version, now, duration, row.basis, memo.until(0.0), row.size, flight.digest, row.call
+        )  # fmt: skip
+
+    def failed(self, flight: Flight, error: BaseException) -> None:
+        """Tell those who wait for it in other processes."""
+        if not flight.fence or flight.remote:
+            return
+        try:
+            self._cache.fail(flight.memo.name, flight.digest, flight.fence, error, now=self._s.clock.now())
+        except RunFenced:
+            pass
+        except (ScheduleError, OSError) as trouble:
+            log.error("%s: other processes do not hear that it failed. %s", flight.name, trouble)
+
+    def give_up(self, flight: Flight, fence: int) -> None:
+        """Let them compute it."""
+        try:
+            self._cache.give_up(flight.memo.name, flight.digest, fence)
+        except (ScheduleError, OSError) as error:
+            log.error("%s: other processes wait until this one has ended. %s", flight.name, error)
+
+    def last(self, flight: Flight) -> Answer | None:
+        """The last answer that the store has, however old."""
+        try:
+            row = self._cache.look(flight.memo.name, flight.digest)
+            return self._answer(flight.memo, row) if row is not None and row.version else None
+        except (ScheduleError, OSError, KeyError):
+            return None
+
+    def over(self, flight: Flight) -> None:
+        """It has ended; under the lock."""
+        if self._flights.get((flight.memo.name, flight.digest)) is flight:
+            del self._flights[flight.memo.name, flight.digest]
+
+    # ------------------------------------------------------------ a computation of another process
+
+    def _noticed(self, function: str, digest: str) -> None:
+        """A process may have changed a row; on the store's thread."""
+        if (memo := self.memos.get(function)) is None:
+            return
+        flight = self._flights.get((function, digest))
+        if flight is not None and flight.remote:
+            self._follow(flight)
+            return
+        with self._s.locked:
+            key = flight.key if flight is not None else memo.recall.find(digest)
+        if key is None:
+            return
+        if flight is not None and not flight.fence:
+            return  # it has not come so far as to know anything
+        row = self._cache.look(function, digest)
+        if row is not None and flight is not None and _is_own_doing(flight, row):
+            return
+        self._take_in(memo, key, row)
+
+    def _take_in(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow | None) -> None:
+        """Bring what this process knows of a call in line with its row."""
+        known, watched = memo.recall.answers.get(key), memo.recall.watched.get(key)
+        if row is None or (not row.version and not row.held and not row.failed):
+            self._f.archive.forget(memo, key)
+        elif row.version and (known is None or row.version > known.version):
+            try:
+                answer = self._answer(memo, row)
+            except (KeyError, ValueUnreadable):  # it is read, or computed, when somebody asks for it
+                return
+            with self._s.locked:
+                newer = memo.recall.answers.get(key)
+                if newer is None or newer.version < answer.version:
+                    self._f.archive.keep(memo, key, answer)
+        elif watched is not None and row.failed:
+            error = self._cache.failure(row)
+            with self._s.locked:
+                self._f.archive.tell_failure(memo, key, error)
+        elif watched is not None and row.held and not row.mine:
+            self._show_partial(memo, key, row)
+
+    def _follow(self, flight: Flight) -> None:
+        """See how far another process is, and do it here where none does it."""
+        try:
+            row = self._cache.look(flight.memo.name, flight.digest)
+            if flight.over:
+                return
+            if row is not None and self._arrives(flight, row):
+                return
+            with self._s.locked:
+                if not flight.remote or flight.over:
+                    return  # another thread has seen the same
+                flight.remote, flight.fence = False, 0
+            self.depart(flight)
+        except (ScheduleError, OSError) as error:
+            log.error("%s: it is computed here, as the store fails. %s", flight.name, error)
+            flight.remote, flight.fence = False, 0
+            self._f.crew.board(flight)
+
+    def _arrives(self, flight: Flight, row: AnswerRow) -> bool:
+        """Whether the process that computes it has ended, or goes on."""
+        if row.version > flight.known and serves(row.basis, flight.basis):
+            try:
+                answer = self._answer(flight.memo, row)
+            except (KeyError, ValueUnreadable):
+                return False
+            with self._s.locked:
+                if not flight.over:
+                    self._f.land(flight, answer)
+            self._look_again(flight.memo, flight.key, row)
+        elif row.failed >= flight.fence:
+            self._fail(flight, row)
+        elif row.held and not row.mine and serves(row.wanted, flight.basis):
+            flight.fence = row.fence
+            if row.partials > flight.partials:
+                flight.partials = row.partials
+                self._show_partial(flight.memo, flight.key, row)
+        else:
+            return False
+        return True
+
+    def _fail(self, flight: Flight, row: AnswerRow) -> None:
+        error, old = self._cache.failure(row), self._f.crew.last_resort(flight)
+        with self._s.locked:
+            if not flight.over:
+                self._f.crash(flight, error, old)
+
+    def _show_partial(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
+        if memo.recall.watched.get(key) is None or not row.partials:
+            return
+        try:
+            item = self._cache.partial(row)
+        except (KeyError, ValueUnreadable):  # there is a newer one
+            return
+        with self._s.locked:
+            self._f.archive.tell_partial(memo, key, row.partials, item)
+
+    # ------------------------------------------------------------ what is kept
+
+    def use(self, memo: Memoized[Any, Any], answer: Answer) -> None:
+        """It was read; the store hears of it in a moment."""
+        answer.told = True
+        with self._s.locked:
+            self._used[memo.name][answer.digest] = answer
+            if not self._telling:
+                self._telling = True
+                self._s.timers.after(TOLD, self._tell_in_time, None)
+
+    def _tell_in_time(self, _: None) -> None:
+        self._telling = False
+        self._s.ledger.ask((), self._tell_used)
+
+    def _tell_used(self) -> None:
+        with self._s.locked:
+            used, self._used = self._used, defaultdict(dict)
+        for function, answers in used.items():
+            for answer in answers.values():
+                answer.told = False
+            try:
+                self._cache.use(function, list(answers), self._s.clock.now())
+            except (StoreError, OSError) as error:
+                log.debug("Which answers were used is not known to the store: %s", error)
+
+    def entry(self, memo: Memoized[Any, Any], key: Hashable) -> Entry | None:
+        row = self._cache.look(memo.name, memo.digest(key))
+        return self._entry(row) if row is not None and row.version else None
+
+    def entries(self, function: str) -> dict[str, Entry]:
+        found = {row.call: self._entry(row) for row in self._cache.answers(function)}
+        return {call: entry for call, entry in found.items() if entry is not None}
+
+    def _entry(self, row: AnswerRow) -> Entry | None:
+        try:
+            assert row.updated_at is not None
+            return Entry(self._cache.value(row), row.version, row.updated_at, row.duration)
+        except KeyError:  # it was replaced
+            return None
+
+    def invalidate(self, memo: Memoized[Any, Any], key: Hashable | None) -> None:
+        self._cache.invalidate(memo.name, None if key is None else memo.digest(key))
+
+
+def _is_own_doing(flight: Flight, row: AnswerRow) -> bool:
+    """Whether a computation of this process has left the row so."""
+    return row.fence == flight.fence and (row.mine or row.version > flight.known or row.failed == row.fence)
