@@ -68,7 +68,7 @@ class Archive:
                 "more, or return less.", memo.name, answer.size / 1e6, memo.policy.limits.size,
             )  # fmt: skip
         if (watched := memo.recall.watched.get(key)) is not None:
-            watched.answer, watched.error, watched.partial = answer, None, (0, None)
+            watched.answer, watched.error, watched.partial = answer, None, None
             self._tell(watched)
 
     def use(self, memo: Memo, key: Hashable, answer: Answer) -> None:
@@ -81,16 +81,16 @@ class Archive:
         for changed in list(watched.viewers):
             self._s.defer(changed)
 
-    def tell_partial(self, memo: Memo, key: Hashable, number: int, item: Any) -> None:
+    def tell_partial(self, memo: Memo, key: Hashable, item: Any) -> None:
         """A computation has given so much."""
         if (watched := memo.recall.watched.get(key)) is not None:
-            watched.partial = number, item
+            watched.partial = (item,)
             self._tell(watched)
 
     def tell_failure(self, memo: Memo, key: Hashable, error: BaseException) -> None:
         """A computation has failed; what there was stays."""
         if (watched := memo.recall.watched.get(key)) is not None:
-            watched.error, watched.partial = error, (0, None)
+            watched.error = error
             self._tell(watched)
 
     # ------------------------------------------------------------ looking

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import Context
 from datetime import datetime
 from functools import partial
@@ -164,18 +164,17 @@ class Crew:
     # ------------------------------------------------------------ waiting
 
     @contextmanager
-    def waiting(self, other: Flight) -> Iterator[None]:
+    def awaiting(self, other: Flight) -> Iterator[None]:
         """
-        While a function of this crew waits for the answer of another one, its place is somebody else's.
+        What the calling function does until it has the answer of another one.
 
         Raises
         ------
         WouldBlock
             When that one waits for it.
         """
-        run = _current.get()
-        own = self._by_run.get(run) if run is not None else None
-        if own is None or other.over:
+        own = self._calling
+        if own is None:
             yield
             return
         with self._s.locked:
@@ -189,10 +188,19 @@ class Crew:
                 ahead = ahead.waits_for
             own.waits_for = other
         try:
-            with self._s.executors[EXECUTORS[own.memo.executor]].lend():
-                yield
+            yield
         finally:
             own.waits_for = None
+
+    def lend(self) -> AbstractContextManager[object]:
+        """While the calling function only waits, its place is somebody else's."""
+        own = self._calling
+        return nullcontext() if own is None else self._s.executors[EXECUTORS[own.memo.executor]].lend()
+
+    @property
+    def _calling(self) -> Flight | None:
+        run = _current.get()
+        return self._by_run.get(run) if run is not None else None
 
     # ------------------------------------------------------------ ending
 
@@ -203,7 +211,7 @@ class Crew:
             self.shared.publish(flight, item)
         with self._s.locked:
             flight.run.check()
-            flight.partials, flight.last = flight.partials + 1, item
+            flight.last = item
             self._tower.published(flight, item)
 
     def _over(self, flight: Flight, future: Future[Any]) -> None:

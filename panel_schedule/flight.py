@@ -41,10 +41,8 @@ class Flight:
         Its place in an executor.
     waits_for : Flight or None
         What its function waits for.
-    partials : int
-        How many partial answers there were.
     last : object
-        The newest of them.
+        Its newest partial answer.
     digest : str
         Its key in a shared store.
     fence : int
@@ -53,6 +51,8 @@ class Flight:
         Whether another process computes it.
     known : int
         The version in the store that was not good enough.
+    partials : int
+        How many partial answers that process had published.
     """
 
     __slots__ = (

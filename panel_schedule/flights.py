@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Protocol
 
@@ -40,10 +40,13 @@ class Flights:
     Parameters
     ----------
     desk : Desk
+    offer : callable
+        ``offer(loop)`` when an async function is asked for on an event loop, where it may run.
     """
 
-    def __init__(self, desk: Desk):
+    def __init__(self, desk: Desk, offer: Callable[[asyncio.AbstractEventLoop], object]):
         self._s = desk
+        self._offer = offer
         self._under_way: dict[tuple[Memo, Hashable], Flight] = {}
         # Those, too, whose answers are not kept, as they were invalidated.
         self._all: dict[Flight, None] = {}
@@ -73,12 +76,15 @@ class Flights:
         if flight is None:
             return guest.result()
         try:
-            if on_loop:
-                self._warn_of_loop(memo)
-            else:
-                self.crew.help(flight)
-            with self.crew.waiting(flight):
-                return guest._completion().result()
+            with self.crew.awaiting(flight):
+                if on_loop:
+                    self._warn_of_loop(memo)
+                else:
+                    self.crew.help(flight)
+                if guest.state.final:
+                    return guest._completion().result()
+                with self.crew.lend():
+                    return guest._completion().result()
         except BaseException:
             guest.cancel()  # Ctrl-C, say: the others go on waiting
             self.crew.leave(flight)
@@ -90,13 +96,13 @@ class Flights:
         if (flight := self._ask(memo, key, args, kwargs, guest)) is None:
             return await guest
         try:
-            with self.crew.waiting(flight):
+            with self.crew.awaiting(flight):
                 return await guest
         except asyncio.CancelledError:
             guest.cancel()
             raise
 
-    def submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool = False, heard: bool = True) -> Run:
+    def submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool = False) -> Run:
         """
         A run of the caller's own that gives the answer.
 
@@ -104,31 +110,41 @@ class Flights:
         ----------
         refresh : bool
             Whether an answer that is there is not good enough.
-        heard : bool
-            Whether the caller gets to hear of a failure as an error that is raised.
         """
+        if not on_a_loop() or is_light((args, kwargs)):
+            return self.join(memo, memo.keys.local(args, kwargs), args, kwargs, refresh, heard=True)
+        # To make a key of it takes long, and the loop has pages to serve.
+        memo.keys.bind(args, kwargs)
+        self._s.start()
         guest = self._guest(memo)
-        ask = partial(self._ask, memo, args=args, kwargs=kwargs, guest=guest, refresh=refresh, heard=heard)
-        if self._s.stopping:
-            with self._s.locked:
-                stops = RunCancelled(f"Memoized function {memo.name!r}: the server stops.")
-                self._end(guest, RunState.CANCELLED, stops)
-        elif on_a_loop() and not is_light((args, kwargs)):
-            # To make a key of it takes long, and the loop has pages to serve.
-            memo.keys.bind(args, kwargs)
-            self._s.start()
-            self._s.ledger.aside(partial(self._ask_aside, memo, args, kwargs, guest, ask))
-        else:
-            ask(memo.keys.local(args, kwargs))
+        self._s.ledger.aside(partial(self._submit, memo, args, kwargs, refresh, guest))
         return guest
 
-    def _ask_aside(self, memo: Memo, args: Any, kwargs: Any, guest: Run, ask: Any) -> None:
+    def _submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool, guest: Run) -> None:
         try:
-            ask(memo.keys.local(args, kwargs))
+            self._ask(memo, memo.keys.local(args, kwargs), args, kwargs, guest, refresh=refresh)
         except Exception as error:
             with self._s.locked:
                 if not guest.state.final:
                     self._end(guest, RunState.FAILED, error)
+
+    def join(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, refresh: bool, heard: bool = False) -> Run:
+        """
+        The same of who knows the key.
+
+        Parameters
+        ----------
+        heard : bool
+            Whether the caller gets to hear of a failure as an error that is raised.
+        """
+        guest = self._guest(memo)
+        if self._s.stopping:
+            with self._s.locked:
+                stops = RunCancelled(f"Memoized function {memo.name!r}: the server stops.")
+                self._end(guest, RunState.CANCELLED, stops)
+        else:
+            self._ask(memo, key, args, kwargs, guest, refresh=refresh, heard=heard)
+        return guest
 
     def _guest(self, memo: Memo) -> Run:
         run = Run(memo.name, "", self._s.clock.now())
@@ -158,7 +174,9 @@ class Flights:
             The calling thread is going to compute it.
         """
         self._s.start()
-        basis = memo.basis
+        basis, loop = memo.basis, asyncio._get_running_loop()
+        if loop is not None and memo.executor == "loop":
+            self._offer(loop)
         with self._s.locked:
             if guest is not None and not refresh and self._serve(memo, key, args, kwargs, basis, guest):
                 return None
@@ -170,12 +188,13 @@ class Flights:
             flight.refresh = refresh
             self._all[flight] = None
             self._welcome(flight, guest, heard)
-        if self.neighbours is None:
-            self.crew.board(flight, here)
-        elif on_a_loop() or guest is None:
-            self._s.ledger.aside(partial(self.neighbours.depart, flight))
+        depart = self.crew.board if self.neighbours is None else self.neighbours.depart
+        # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
+        works = self.neighbours is not None or memo.executor == "process"
+        if works and (loop is not None or guest is None):
+            self._s.ledger.aside(partial(depart, flight))
         else:
-            self.neighbours.depart(flight, here)
+            depart(flight, here)
         return flight
 
     def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, guest: Run) -> bool:
@@ -252,7 +271,7 @@ class Flights:
 
     def published(self, flight: Flight, item: Any) -> None:
         """It has given a partial answer."""
-        self.archive.tell_partial(flight.memo, flight.key, flight.partials, item)
+        self.archive.tell_partial(flight.memo, flight.key, item)
 
     def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None:
         """There is an answer; None of one that is not kept, with its value."""

@@ -14,6 +14,7 @@ from .clock import Clock
 from .components import show
 from .dispatcher import Dispatcher
 from .errors import RegistrationError
+from .executors.loop import LoopExecutor
 from .flights import Flights
 from .jobpanel import JobPanel, Progress
 from .jobs import Background, JobPolicy
@@ -33,6 +34,7 @@ class Functions(ABC):
 
     clock: Clock
     views: Views
+    loops: LoopExecutor
     _lock: Any
     _scheduler: Scheduler | None
     _dispatcher: Dispatcher
@@ -64,7 +66,7 @@ class Functions(ABC):
 
     def _attach(self, scheduler: Scheduler) -> None:
         """Serve the functions that there are with a new scheduler."""
-        self._dispatcher, self._flights = Dispatcher(scheduler), Flights(scheduler)
+        self._dispatcher, self._flights = Dispatcher(scheduler), Flights(scheduler, self.loops.offer)
         scheduler.compute = self._compute
         for job in self.jobs.values():
             self._dispatcher.add(job)
@@ -156,8 +158,8 @@ class Functions(ABC):
         view._follow()
         return view
 
-    def ask(self, memo: Memoized[Any, Any], args: Any, kwargs: Any, refresh: bool) -> Run:
-        return self.flights.submit(memo, args, kwargs, refresh, heard=False)
+    def ask(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run:
+        return self.flights.join(memo, key, args, kwargs, refresh)
 
     def watch_call(self, memo: Memoized[Any, Any], key: Hashable, changed: Callable[[], None]) -> Watched:
         return self.flights.archive.watch(memo, key, changed)

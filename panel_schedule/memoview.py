@@ -37,7 +37,7 @@ class Host(Protocol):
     @property
     def clock(self) -> Clock: ...
 
-    def ask(self, memo: Memo, args: Any, kwargs: Any, refresh: bool) -> Run: ...
+    def ask(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run: ...
     def watch_call(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched: ...
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]: ...
     def aside(self, call: Callable[[], object]) -> object: ...
@@ -110,9 +110,9 @@ class MemoView(View):
         self._asked: Wish | None = None
         self._run: Run | None = None
         self._unwatch: Callable[[], None] = lambda: None
-        # What is shown, for which wish, and how many of its partial answers were before it.
+        # What is shown, and for which wish; and the partial answer that was seen last.
         self._shown: tuple[Answer | None, Wish | None] = (None, None)
-        self._partials = 0
+        self._partial: tuple[Any] | None = None
         self._failure = ""
         self._timers: dict[str, Callable[[], None]] = {}
         self._over = False
@@ -147,7 +147,8 @@ class MemoView(View):
     def _move(self, *events: Event) -> None:
         """An argument has changed. What is set in one go is read at the loop's next turn, all together."""
         now = self._host.clock.monotonic()
-        self._settled_at = now if now - self._moved_at >= SETTLING else now + SETTLING
+        if not self._moved:
+            self._settled_at = now if now - self._moved_at >= SETTLING else now + SETTLING
         self._moved, self._moved_at = True, now
         self._changed()
 
@@ -203,7 +204,7 @@ class MemoView(View):
         self._leave_run()
         if self._watched is not None:
             self._watched.viewers.discard(self._changed)
-        self._key, self._watched, self._asked, self._failure, self._partials = key, None, None, "", 0
+        self._key, self._watched, self._asked, self._failure, self._partial = key, None, None, "", None
 
     # ------------------------------------------------------------ asking
 
@@ -243,7 +244,7 @@ class MemoView(View):
         self._asked, self._failure = self._wish, ""
         args, kwargs = self._call
         try:
-            run = self._host.ask(self._memo, args, kwargs, refresh)
+            run = self._host.ask(self._memo, self._key, args, kwargs, refresh)
         except Exception as error:
             self._failure = first_line(error)
         else:
@@ -287,10 +288,9 @@ class MemoView(View):
                 self._arm("fresh", max(0.0, answer.fresh_until - self._host.clock.monotonic()))
         if answer is not None:
             self._shown = answer, self._wish
-        elif watched is not None and self._run is not None and watched.partial[0] > self._partials:
-            self._partials, item = watched.partial
-            self._shown = None, None
-            news = self._next(item, self._host.clock.now())
+        elif watched is not None and watched.partial is not None and watched.partial is not self._partial:
+            self._partial, self._shown = watched.partial, (None, None)
+            news = self._next(watched.partial[0], self._host.clock.now())
         error, wish = self._failure, self._wish
         if not error and self._run is None and watched is not None:
             error = first_line(watched.error)

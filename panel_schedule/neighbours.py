@@ -317,7 +317,7 @@ class Neighbours:
         except (KeyError, ValueUnreadable):  # there is a newer one
             return
         with self._s.locked:
-            self._f.archive.tell_partial(memo, key, row.partials, item)
+            self._f.archive.tell_partial(memo, key, item)
 
     # ------------------------------------------------------------ what is kept
 

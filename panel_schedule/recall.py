@@ -84,8 +84,8 @@ class Watched:
         self.key = key
         self.digest = digest
         self.answer = answer
-        # Of the computation under way: how many partial answers there were, and the newest.
-        self.partial: tuple[int, Any] = (0, None)
+        # The newest partial answer of the computation under way, or of one that has failed then: (item,).
+        self.partial: tuple[Any] | None = None
         self.error: BaseException | None = None
         # How often it was invalidated.
         self.stirred = 0

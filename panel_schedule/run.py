@@ -286,8 +286,11 @@ class Run:
 
     def __await__(self) -> Generator[Any, None, Any]:
         self._refuse_itself()
-        # Shielded: a reader who gives up must not cancel the run for the others.
-        return asyncio.shield(asyncio.wrap_future(self._completion())).__await__()
+        future = asyncio.wrap_future(self._completion())
+        # Of a reader who gives up asyncio would say that nobody has looked at the error.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # Shielded: he must not cancel the run for the others.
+        return asyncio.shield(future).__await__()
 
     def _refuse_itself(self) -> None:
         if _current.get() is self:

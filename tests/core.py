@@ -231,7 +231,7 @@ class Core:
         self.scheduler = self.runtime.scheduler
         self.scheduler.start = lambda: None  # type: ignore[method-assign]
         self.thread = HandExecutor()
-        for name in ("thread", "handler", "job-thread", "job-process"):
+        for name in ("thread", "handler", "job-thread", "job-process", "memo-thread", "memo-process"):
             self.scheduler.executors[name] = self.thread
         self.writer, self.publisher = StepExecutor(), StepExecutor()
         self.scheduler.executors["store"], self.scheduler.executors["publisher"] = self.writer, self.publisher

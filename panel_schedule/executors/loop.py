@@ -42,6 +42,7 @@ class LoopExecutor:
         self._hurried = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own: asyncio.AbstractEventLoop | None = None
+        self._callers: asyncio.AbstractEventLoop | None = None
         self._batch: deque[tuple[LoopFuture, Callable[[], Any]]] = deque()
         self._running: set[LoopFuture] = set()
 
@@ -55,6 +56,10 @@ class LoopExecutor:
                 # Its loop went away in the middle of it: it will never say so itself.
                 self._running.discard(future)
                 future.set_exception(asyncio.CancelledError())
+
+    def offer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use this loop as long as it runs, where there is no server: what a script has opened belongs to its own."""
+        self._callers = loop
 
     @property
     def adopted(self) -> asyncio.AbstractEventLoop | None:
@@ -147,6 +152,8 @@ class LoopExecutor:
         with self._lock:
             if self._loop is not None and not self._loop.is_closed():
                 return self._loop
+            if self._callers is not None and self._callers.is_running():
+                return self._callers
             if self._own is None:
                 self._own = asyncio.new_event_loop()
                 thread = threading.Thread(target=_turn, args=[self._own], name="panel-schedule-loop", daemon=True)

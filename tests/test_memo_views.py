@@ -1,0 +1,585 @@
+"""What a session sees of a memoized function: the newest arguments win, and everybody is told once (2.4)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+import numpy as np
+import pandas as pd
+import panel as pn
+import param
+import pytest
+from bokeh.document import Document
+from panel.io.state import set_curdoc
+
+from panel_schedule import memoview
+from panel_schedule.components import Freshness
+
+
+def told(view, *names):
+    """What its params become, one list for each update."""
+    updates = []
+    view.param.watch(lambda *events: updates.append({event.name: event.new for event in events}), list(names))
+    return updates
+
+
+def state(view):
+    return view.value, view.running, view.error, view.stale
+
+
+# ------------------------------------------------------------ arguments
+
+
+def test_a_view_computes_in_the_background_and_then_shows(core):
+    function = core.held("f")
+    f = core.ps.memoize(name="f")(lambda n: function())
+    view = f.view(1)
+    updates = told(view, "value", "running", "version", "updated_at")
+    assert (None, True, "", False) == state(view)
+    core.go()
+    assert (None, True, 0) == (view.value, view.running, view.version)
+    function.finish("answer")
+    core.go()
+    assert ("answer", False, "", False) == state(view)
+    # Dependents update once for each answer.
+    assert [{"value": "answer", "running": False, "version": 1, "updated_at": core.clock.now()}] == updates
+
+
+def test_what_is_there_is_shown_at_once(core):
+    f = core.ps.memoize(name="f")(lambda n: n * 10)
+    f(1)
+    view = f.view(n=1)
+    assert (10, False, "", False) == state(view)
+    assert view.updated_at == core.clock.now()
+
+
+@pytest.mark.parametrize("kind", ["widget", "param", "rx", "bind", "nested"])
+def test_arguments_may_be_references(core, kind):
+    widget = pn.widgets.IntSlider(value=1, start=0, end=9)
+    reference = {
+        "widget": widget,
+        "param": widget.param.value,
+        "rx": widget.rx() + 0,
+        "bind": pn.bind(lambda n: n, widget),
+        "nested": {"n": [widget]},
+    }[kind]
+    f = core.ps.memoize(name="f")(lambda n, factor: (n["n"][0] if isinstance(n, dict) else n) * factor)
+    view = f.view(reference, factor=10)
+    core.go()
+    assert 10 == view.value
+    widget.value = 2
+    core.go()
+    assert (20, False, "", False) == state(view)
+
+
+def test_a_task_may_be_an_argument(core):
+    numbers = iter([3, 4])
+    task = core.ps.schedule(period="1h", first_run="skip", name="task")(lambda: next(numbers))
+    f = core.ps.memoize(name="f")(lambda n: n * 10)
+    view = f.view(task)
+    core.go()
+    # It has no value yet: there is nothing to compute.
+    assert (None, False, "", False) == state(view)
+    assert not core.ps.store.entries(f)
+    for expected in (30, 40):
+        task.refresh()
+        core.go()
+        assert expected == view.value
+        core.run_for(1)
+
+
+def test_one_view_may_be_the_argument_of_another(core):
+    """Which computes nothing before the first has an answer."""
+    seen = []
+    widget = pn.widgets.IntInput(value=1)
+    first = core.ps.memoize(name="first")(lambda n: n + 1)
+    second = core.ps.memoize(name="second")(lambda n: seen.append(n) or n * 10)
+    view = second.view(first.view(widget))
+    core.go()
+    core.run_for(1)
+    widget.value = 5
+    core.go()
+    assert [2, 6] == seen
+    assert 60 == view.value
+
+
+def test_what_is_set_in_one_go_is_computed_once(core):
+    a, b = pn.widgets.IntInput(value=1), pn.widgets.IntInput(value=1)
+    calls = []
+    f = core.ps.memoize(name="f")(lambda a, b: calls.append((a, b)) or a + b)
+    view = f.view(a, b)
+    core.go()
+    a.value, b.value = 2, 3
+    core.go()
+    assert [(1, 1), (2, 3)] == calls
+    assert 5 == view.value
+
+
+def test_equal_arguments_again_are_no_news(core):
+    widget = pn.widgets.TextInput(value="north")
+    f = core.ps.memoize(name="f")(lambda region: region)
+    view = f.view(pn.bind(str.strip, widget))
+    core.go()
+    updates = told(view, "value", "running")
+    widget.value = " north "
+    core.go()
+    assert [] == updates
+
+
+def test_large_arguments_are_keyed_off_the_loop(core):
+    class Input(param.Parameterized):
+        array = param.Parameter()
+
+    source = Input(array=np.ones(1_000_000))
+    f = core.ps.memoize(name="f")(lambda array: float(array.sum()))
+    view = f.view(source.param.array)
+    core.go()
+    names, local = [], f.keys.local
+    f.keys.local = lambda *call: names.append(asyncio._get_running_loop()) or local(*call)
+    core.loop.call_soon(lambda: source.param.update(array=np.zeros(1_000_000)))
+    core.go()
+    assert [None] == names
+    assert (0.0, False, "", False) == state(view)
+
+
+# ------------------------------------------------------------ the newest arguments win
+
+
+def test_a_slow_old_answer_never_overwrites_a_newer_one(core):
+    widget = pn.widgets.IntInput(value=1)
+    calls = []
+    first, second = core.held("first"), core.held("second")
+    f = core.ps.memoize(name="f")(lambda n: calls.append(n) or (first() if n == 1 else second()))
+    view = f.view(widget)
+    core.go()
+    widget.value = 2
+    core.go()
+    assert [1, 2] == calls
+    second.finish("new")
+    core.go()
+    updates = told(view, "value", "version")
+    first.finish("old")
+    core.go()
+    assert ("new", False, "", False) == state(view)
+    assert [] == updates
+    assert "old" == f(1)  # it was not for nothing
+
+
+def test_back_to_what_is_being_computed_is_no_second_computation(core):
+    widget = pn.widgets.IntInput(value=1)
+    function = core.held("f")
+    f = core.ps.memoize(name="f")(lambda n: function())
+    view = f.view(widget)
+    core.go()
+    for n in (2, 1):
+        core.run_for(1)
+        widget.value = n
+        core.go()
+    assert 2 == function.calls
+    function.finish("one")
+    core.go()
+    assert ("one", False, "", False) == state(view)
+
+
+def test_a_dragged_slider_runs_the_first_and_the_last(core):
+    """Fifty inputs in a second."""
+    slider = pn.widgets.IntSlider(value=0, start=0, end=100)
+    calls = []
+    f = core.ps.memoize(name="f")(lambda n: calls.append(n) or n)
+    view = f.view(slider)
+    core.go()
+    for n in range(1, 51):
+        slider.value = n
+        core.go()
+        core.run_for(0.02)
+        assert view.running or view.value == n
+    core.run_for(memoview.SETTLING)
+    assert [0, 1, 50] == calls
+    assert (50, False, "", False) == state(view)
+
+
+def test_what_is_known_is_shown_while_the_slider_is_dragged(core):
+    slider = pn.widgets.IntSlider(value=0, start=0, end=100)
+    f = core.ps.memoize(name="f")(lambda n: n)
+    for n in range(10):
+        f(n)
+    view = f.view(slider)
+    for n in range(1, 10):
+        slider.value = n
+        core.go()
+        assert (n, False) == (view.value, view.running)
+
+
+def test_a_queued_computation_of_older_arguments_never_begins(core):
+    widget = pn.widgets.IntInput(value=1)
+    calls = []
+    f = core.ps.memoize(name="f")(lambda n: calls.append(n) or n)
+    f.view(widget)
+    widget.value = 2
+    core._turn()
+    core.run_for(1)
+    assert [2] == calls
+
+
+def test_a_dependent_only_input_does_not_recompute(core):
+    calls, drawn = [], []
+    colour = pn.widgets.Select(value="red", options=["red", "blue"])
+    f = core.ps.memoize(name="f")(lambda n: calls.append(n) or n)
+    view = f.view(1)
+    shown = pn.panel(view.pipe(lambda value, colour: drawn.append((value, colour)) or f"{value} {colour}", colour))
+    shown.get_root()
+    core.go()
+    colour.value = "blue"
+    core.go()
+    assert [1] == calls
+    assert [(1, "red"), (1, "blue")] == drawn
+
+
+# ------------------------------------------------------------ many views
+
+
+def test_views_of_the_same_arguments_share_a_computation(core):
+    function = core.held("f")
+    f = core.ps.memoize(name="f")(lambda n: function())
+    views = [f.view(1) for _ in range(5)]
+    core.go()
+    function.finish("answer")
+    core.go()
+    assert ["answer"] * 5 == [view.value for view in views]
+    assert 1 == function.calls
+
+
+def test_a_refresh_reaches_all_views_once(core):
+    answers = iter(range(9))
+    f = core.ps.memoize(name="f")(lambda n: next(answers))
+    views = [f.view(1) for _ in range(3)]
+    core.go()
+    updates = [told(view, "value", "version", "running") for view in views]
+    f.refresh(1)
+    core.go()
+    assert [[{"value": 1, "version": 2}]] * 3 == updates
+
+
+def test_a_view_can_refresh(core):
+    """It fits a button."""
+    answers = iter(range(9))
+    f = core.ps.memoize(name="f")(lambda n: next(answers))
+    view = f.view(1)
+    core.go()
+    run = view.refresh(object())
+    core._turn()
+    assert (0, True) == (view.value, view.running)
+    core.go()
+    assert (1, 1, False) == (run.result(), view.value, view.running)
+
+
+def test_each_view_has_its_own_copy_of_a_frame(core):
+    """An editable table changes nobody else's data."""
+    f = core.ps.memoize(name="f")(lambda: pd.DataFrame({"a": [1]}))
+    views = [f.view(), f.view()]
+    core.go()
+    views[0].value.loc[0, "a"] = 99
+    assert [99, 1, 1] == [views[0].value["a"][0], views[1].value["a"][0], f()["a"][0]]
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_what_is_invalidated_is_computed_anew_by_those_who_look(core, one):
+    answers = iter(range(9))
+    f = core.ps.memoize(name="f")(lambda n: next(answers))
+    views = [f.view(1), f.view(1)]
+    core.go()
+    f.invalidate(1) if one else f.clear()
+    core._turn()
+    assert [(0, True, "", True)] * 2 == [state(view) for view in views]
+    core.go()
+    assert [(1, False, "", False)] * 2 == [state(view) for view in views]
+
+
+def test_to_invalidate_others_is_no_news(core):
+    calls = []
+    f = core.ps.memoize(name="f", max_bytes=10)(lambda n: calls.append(n) or bytes(100))
+    f.view(1)
+    core.go()
+    f.invalidate(2)
+    core.go()
+    assert [1] == calls
+
+
+def test_a_new_value_of_a_task_recomputes_once_for_all(core):
+    numbers = iter([1, 2, 3])
+    sales = core.ps.schedule(period="1h", first_run="skip", name="sales")(lambda: next(numbers))
+    calls = []
+    f = core.ps.memoize(after=sales, name="f")(lambda n: calls.append(sales()) or sales() * n)
+    sales.refresh()
+    core.go()
+    views = [f.view(10) for _ in range(4)]
+    core.go()
+    sales.refresh()
+    core.go()
+    assert [20] * 4 == [view.value for view in views]
+    assert [1, 2] == calls
+    assert [(20, False, "", False)] * 4 == [state(view) for view in views]
+
+
+def test_it_shows_the_old_answer_as_stale_until_then(core):
+    sales = core.ps.schedule(period="1h", first_run="skip", name="sales")(lambda: None)
+    function = core.held("f")
+    f = core.ps.memoize(after=sales, name="f")(function)
+    sales.refresh()
+    core.go()
+    view = f.view()
+    core.go()
+    function.finish("old")
+    core.go()
+    sales.refresh()
+    core.go()
+    assert ("old", True, "", True) == state(view)
+    function.finish("new")
+    core.go()
+    assert ("new", False, "", False) == state(view)
+
+
+# ------------------------------------------------------------ states
+
+
+def test_an_error_is_shown_and_the_last_answer_stays(core, caplog):
+    """Of earlier arguments, so it is stale; and the log says what went wrong."""
+    widget = pn.widgets.IntInput(value=1)
+    f = core.ps.memoize(name="f")(lambda n: 10 // n)
+    view = f.view(widget)
+    core.go()
+    widget.value = 0
+    core.go()
+    assert (10, False, "ZeroDivisionError: integer division or modulo by zero", True) == state(view)
+    assert "f(0) failed, there is no answer: ZeroDivisionError" in caplog.text
+    widget.value = 5
+    core.run_for(1)
+    assert (2, False, "", False) == state(view)
+
+
+def test_a_failure_is_tried_again_when_asked(core):
+    fails = [True]
+
+    def f(n):
+        if fails:
+            raise OSError("no database")
+        return n
+
+    view = core.ps.memoize(f).view(1)
+    core.go()
+    assert (None, False, "OSError: no database", False) == state(view)
+    fails.clear()
+    view.refresh()
+    core.go()
+    assert (1, False, "", False) == state(view)
+
+
+def test_a_failed_renewal_keeps_the_answer_and_says_so(core):
+    fails = []
+
+    @core.ps.memoize(ttl="1m", max_stale="1h")
+    def f():
+        if fails:
+            raise OSError("no database")
+        return "answer"
+
+    view = f.view()
+    core.go()
+    fails.append(True)
+    f.refresh()
+    core.go()
+    assert ("answer", False, "OSError: no database", True) == state(view)
+    fails.clear()
+    f.refresh()
+    core.go()
+    assert ("answer", False, "", False) == state(view)
+
+
+def test_an_argument_without_a_key_is_an_error(core):
+    widget = pn.widgets.Select(options={"one": 1, "many": iter(())}, value=1)
+    f = core.ps.memoize(name="f")(lambda n: n)
+    view = f.view(widget)
+    core.go()
+    widget.value = widget.options["many"]
+    core.go()
+    assert (1, False, True) == (view.value, view.running, view.stale)
+    assert "f(): argument n" in view.error
+
+
+def test_it_grows_stale_by_itself(core):
+    """When its lifetime is over, also on an idle page."""
+    f = core.ps.memoize(ttl="1m", name="f")(lambda: "answer")
+    view = f.view()
+    core.go()
+    core.run_for(59)
+    assert not view.stale
+    core.run_for(2)
+    assert ("answer", False, "", True) == state(view)
+    f.refresh()
+    core.go()
+    assert not view.stale
+
+
+def test_what_is_too_large_to_be_kept_is_shown(core):
+    f = core.ps.memoize(max_bytes=10, name="f")(lambda n: bytes(100))
+    view = f.view(1)
+    core.go()
+    assert (bytes(100), False, "", False) == state(view)
+
+
+def test_a_generator_shows_what_it_yields(core):
+    steps = core.held("steps")
+
+    @core.ps.memoize
+    def f():
+        yield "first"
+        steps()
+        yield "second"
+        steps()
+        return "last"
+
+    view, values = f.view(), []
+    view.param.watch(lambda event: values.append((event.new, view.running)), "value")
+    core.go()
+    for _ in range(2):
+        steps.finish()
+        core.go()
+    assert [("first", True), ("second", True), ("last", False)] == values
+    assert ("last", False, "", False) == state(view)
+
+
+def test_a_generator_that_fails_midway_leaves_its_last_item(core):
+    @core.ps.memoize
+    def f():
+        yield "first"
+        raise OSError("midway")
+
+    view = f.view()
+    core.go()
+    assert ("first", False, "OSError: midway", True) == state(view)
+    assert f.entry() is None
+
+
+# ------------------------------------------------------------ as a reference
+
+
+def test_a_view_stands_for_its_value(core):
+    """``Tabulator(view)``, ``pn.bind(f, view)``, ``pn.rx(view)``, and ``f.rx(...)``."""
+    f = core.ps.memoize(name="f")(lambda n: n * 10)
+    widget = pn.widgets.IntInput(value=1)
+    view = f.view(widget)
+    shown = pn.widgets.IntInput(value=view)
+    expression, direct = pn.rx(view) if callable(pn.rx) else None, f.rx(widget)
+    assert direct.rx.value is None
+    core.go()
+    assert (10, 10, 10) == (shown.value, direct.rx.value, expression.rx.value)
+    widget.value = 2
+    core.go()
+    assert (20, 20, 20) == (shown.value, (direct + 0).rx.value, expression.rx.value)
+
+
+def test_pipe_shows_nothing_until_the_first_answer(core):
+    seen = []
+    f = core.ps.memoize(name="f")(lambda n: n)
+    shown = pn.panel(f.view(1).pipe(lambda value: seen.append(value) or f"number {value}"))
+    shown.get_root()
+    assert [] == seen
+    core.go()
+    assert [1] == seen
+    assert "number 1" == shown._pane.object
+
+
+def test_a_view_renders_with_its_freshness(core):
+    f = core.ps.memoize(name="f")(lambda n: f"number {n}")
+    panel = pn.panel(f.view(1))
+    panel.get_root()
+    core.go()
+    value, line = panel[0], panel[1]
+    assert "number 1" == value._pane.object
+    assert core.clock.now().timestamp() == line.updated
+
+
+def test_freshness_shows_a_view(core):
+    """While the next answer is on its way, that the last one is of other arguments is no news."""
+    widget = pn.widgets.IntInput(value=1)
+    function = core.held("f")
+    f = core.ps.memoize(name="f")(lambda n: function())
+    line = Freshness(f.view(widget))._line
+    core.go()
+    assert ("running", None) == (line.state, line.updated)
+    function.finish(1)
+    core.go()
+    assert ("idle", False) == (line.state, line.stale)
+    widget.value = 2
+    core.go()
+    assert ("running", False) == (line.state, line.stale)
+    function.finish(ValueError("no"))
+    core.go()
+    assert ("idle", True, "ValueError: no") == (line.state, line.stale, line.error)
+    with pytest.raises(TypeError, match=r"function\.view\(\.\.\.\)"):
+        Freshness(f)
+
+
+@pytest.mark.parametrize("wrong", [((), {}), ((1, 2), {}), ((1,), {"m": 2})])
+def test_arguments_that_do_not_fit_are_an_error_at_once(core, wrong):
+    args, kwargs = wrong
+    f = core.ps.memoize(name="f")(lambda n: n)
+    with pytest.raises(TypeError, match=r"f\.view\(\): .* It takes \(n\)"):
+        f.view(*args, **kwargs)
+
+
+# ------------------------------------------------------------ sessions
+
+
+class Context:
+    """As much of a session's as a view looks at."""
+
+    id = "session"
+
+
+def test_a_view_dies_with_its_session(core):
+    """Also one whose widget, or answer, lives on."""
+    widget = pn.widgets.IntInput(value=1)
+    function = core.held("f")
+    f = core.ps.memoize(name="f", ttl="1h")(lambda n: function())
+    document = Document()
+    document._session_context = lambda: Context
+    with set_curdoc(document):
+        view = weakref.ref(f.view(widget))
+    core.go()
+    queued = core.runtime.flights._all
+    assert 1 == len(queued)
+    core.runtime.views.forget(document)
+    gc.collect()
+    assert view() is None
+    function.finish("late")
+    core.go()
+    assert "late" == f(1)
+    assert 0 == len(core.runtime.views)
+    assert not core.runtime.memos["f"].recall.watched
+
+
+def test_a_session_that_ends_waits_for_nothing(core):
+    """What nobody else waits for never begins."""
+    calls = []
+    f = core.ps.memoize(name="f")(lambda n: calls.append(n))
+    document = Document()
+    document._session_context = lambda: Context
+    with set_curdoc(document):
+        f.view(1)
+    core.runtime.views.forget(document)
+    core.go()
+    assert [] == calls
+
+
+def test_a_page_that_no_browser_sees_leaves_nothing_behind(core):
+    """As ``--warm`` and liveness probes make them."""
+    f = core.ps.memoize(name="f")(lambda n: n)
+    with set_curdoc(Document()):
+        view = weakref.ref(f.view(1))
+    core.go()
+    gc.collect()
+    assert view() is None
+    assert not core.runtime.memos["f"].recall.watched
