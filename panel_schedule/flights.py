@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .archive import Archive
-from .calls import outcome
+from .calls import PUBLISHED, async_outcome, outcome
 from .crew import Crew
 from .data import is_light
 from .errors import RunCancelled
@@ -70,7 +70,9 @@ class Flights:
     def call(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
         """The answer, which this thread waits for, and computes itself where that is quicker."""
         if self._s.stopping:
-            return outcome(memo.function(*args, **kwargs), lambda item: None)
+            items = list[Any]()
+            value = outcome(memo.function(*args, **kwargs), items.append)
+            return items[-1] if value is PUBLISHED else value
         on_loop, guest = on_a_loop(), self._guest(memo)
         flight = self._ask(memo, key, args, kwargs, guest, here=not on_loop)
         if flight is None:
@@ -92,6 +94,14 @@ class Flights:
 
     async def awaited(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
         """The same for a coroutine."""
+        if self._s.stopping:
+            items = list[Any]()
+
+            async def take(item: Any) -> None:
+                items.append(item)
+
+            value = await async_outcome(memo.function(*args, **kwargs), take)
+            return items[-1] if value is PUBLISHED else value
         guest = self._guest(memo)
         if (flight := self._ask(memo, key, args, kwargs, guest)) is None:
             return await guest

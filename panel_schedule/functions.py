@@ -124,6 +124,8 @@ class Functions(ABC):
                 if closes and fingerprint(function) != fingerprint(known.function):
                     raise taken(known, function, "memoized function")
                 _again(known, "memoized function", policy, key, function)
+                if known.function is function and self._scheduler is not None:
+                    self._flights.archive.forget(known)
                 return known
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             if self._scheduler is not None:

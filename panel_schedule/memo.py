@@ -166,6 +166,8 @@ class Memoized(Generic[P, T]):
         self.name = name
         self._host = host
         self._now = host.clock.monotonic
+        self.recall = Recall(policy.limits)
+        self._answers = self.recall.answers
         self.become(function, policy, key)
 
     def become(self, function: Callable[P, T], policy: MemoPolicy, key: Callable[..., Any] | None) -> None:
@@ -182,9 +184,8 @@ class Memoized(Generic[P, T]):
         self.executor = policy.executor or ("loop" if is_coroutine else "thread")
         # What was computed by other code is no answer of this one.
         self.fingerprint = fingerprint(function, key, *(task.name for task in policy.after))
-        self.recall = Recall(policy.limits)
+        self.recall.limits = policy.limits
         self._key = self.keys.local
-        self._answers = self.recall.answers
         self._is_async = is_coroutine
         self._after = policy.after
 

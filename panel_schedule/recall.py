@@ -126,12 +126,12 @@ class Recall:
         self._size += answer.size
         if answer.digest:
             self.keys[answer.digest] = key
-        while (
-            (entries is not None and len(self.answers) > entries)
-            or (size is not None and self._size > size)
-            or next(iter(self.answers.values())).kept_until <= now
-        ):
-            self.drop(next(iter(self.answers)))
+        while self.answers:
+            oldest, its = next(iter(self.answers.items()))
+            beyond = (entries is not None and len(self.answers) > entries) or (size is not None and self._size > size)
+            if not beyond and its.kept_until > now:
+                break
+            self.drop(oldest)
         return True
 
     def drop(self, key: Hashable) -> None:

@@ -981,3 +981,42 @@ def test_a_child_of_a_fork_computes_for_itself(ps):
             os._exit(0 if f(2) == 2 else 1)
         os._exit(2)
     assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+async def test_after_the_end_a_coroutine_computes(ps, runtime):
+    @ps.memoize
+    async def f(n):
+        return n + 1
+
+    @ps.memoize
+    async def g(n):
+        yield n + 1
+
+    assert 2 == await f(1)
+    runtime.close()
+    assert [3, 4] == [await f(2), await g(3)]
+
+
+def test_what_is_over_at_once_is_given_and_not_kept(core):
+    """A lifetime that is shorter than the computation's last step."""
+    f = core.ps.memoize(ttl="1ms", stale_if_error=False, name="f")(lambda n: n)
+    keep = core.runtime.flights.archive.keep
+    core.runtime.flights.archive.keep = lambda *answer: core.clock.advance(1) or keep(*answer)
+    assert [1, 2, 1] == [f(1), f(2), f(1)]
+
+
+def test_a_new_definition_replaces_the_old_one(core, monkeypatch):
+    """In a notebook, and after an edit under --dev: its answers go, and live views get new ones."""
+    monkeypatch.setattr(pn.config, "autoreload", True)
+    widget = pn.widgets.IntInput(value=3)
+    sources = ["def f(n):\n    return n\n", "def f(n, factor=10):\n    return n * factor\n"]
+    spaces = [{}, {}]
+    for source, space in zip(sources, spaces, strict=True):
+        exec(compile(source, "/tmp/tasks.py", "exec"), space)
+    f = core.ps.memoize(spaces[0]["f"])
+    view = f.view(widget)
+    core.go()
+    assert (3, 3) == (f(3), view.value)
+    assert f is core.ps.memoize(spaces[1]["f"])
+    core.go()
+    assert (30, 30) == (f(3), view.value)
