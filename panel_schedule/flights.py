@@ -264,7 +264,7 @@ class Flights:
         if future is not None:
             future.cancel()
         if fence and self.neighbours is not None:
-            self._s.ledger.ask((), partial(self.neighbours.give_up, flight, fence))
+            self.neighbours.give_up(flight, fence)
 
     def _detach(self, memo: Memo, key: Hashable | None) -> list[Hashable]:
         """What is computed right now is for those who wait for it, and not kept."""
@@ -292,13 +292,13 @@ class Flights:
             self._failed.pop((memo, key), None)
             self.archive.keep(memo, key, answer)
 
-    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None) -> None:
-        """There is none; who waits gets the `old` one, if there is one."""
+    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None, ago: float = 0.0) -> None:
+        """There is none, since some seconds `ago`; who waits gets the `old` one, if there is one."""
         memo, key = flight.memo, flight.key
         if isinstance(error, RunCancelled) and self._s.stopping:
             self._finish(flight, RunState.CANCELLED, error)
             return
-        if (ttl := memo.policy.error_ttl.total_seconds()) and flight.kept:
+        if (ttl := memo.policy.error_ttl.total_seconds() - ago) > 0 and flight.kept:
             self._failed[memo, key] = self._s.clock.monotonic() + ttl, error
             self._s.timers.after(ttl, partial(self._forget_failure, memo), key)
         if old is None:

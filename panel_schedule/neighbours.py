@@ -44,7 +44,7 @@ class Flights(Protocol):
     archive: Archive
 
     def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None: ...
-    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None) -> None: ...
+    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None, ago: float = 0.0) -> None: ...
     def renew(self, flight: Flight) -> None: ...
 
 
@@ -90,6 +90,8 @@ class Neighbours:
     def _depart(self, flight: Flight, here: bool) -> None:
         memo = flight.memo
         with self._s.locked:
+            if flight.over:
+                return
             self._flights[memo.name, flight.digest] = flight
         row = self._cache.look(memo.name, flight.digest)
         flight.known = row.version if row is not None else 0
@@ -99,19 +101,21 @@ class Neighbours:
             memo.name, flight.digest, flight.call,
             known=flight.known, basis=flight.basis, now=self._s.clock.now(),
         )  # fmt: skip
-        flight.fence = row.fence
+        with self._s.locked:
+            flight.fence, flight.remote = row.fence, not mine
+            if flight.over and mine:  # nobody wants it any more
+                self.give_up(flight, row.fence)
         if mine:
             self._f.crew.board(flight, here)
-            return
-        flight.remote = True
-        # It may have ended before this process was listening.
-        self._follow(flight)
+        else:
+            # It may have ended before this process was listening.
+            self._follow(flight)
 
     def _settles(self, flight: Flight, row: AnswerRow) -> bool:
         """Whether what the store has is good enough: then it is the flight's."""
         memo, now = flight.memo, self._s.clock.now()
         if row.failed and row.failed_at is not None and row.failed_at + memo.policy.error_ttl > now:
-            self._fail(flight, row)
+            self._fail(flight, row, (now - row.failed_at).total_seconds())
             return True
         if not row.version or not self._counts(row, flight.basis):
             return False
@@ -184,7 +188,8 @@ class Neighbours:
             )  # fmt: skip
         except (StoreError, OSError) as error:
             log.error("%s: other processes do not get what it gave, as it cannot be stored. %s", flight.name, error)
-            self.give_up(flight, flight.fence)
+            with self._s.locked:
+                self.give_up(flight, flight.fence)
             return None
         return Answer(
             value, row.version, now, duration, row.basis, memo.until(0.0), row.size, flight.digest, row.call
@@ -198,15 +203,14 @@ class Neighbours:
             self._cache.fail(flight.memo.name, flight.digest, flight.fence, error, now=self._s.clock.now())
         except RunFenced:
             pass
-        except (ScheduleError, OSError) as trouble:
+        except (StoreError, OSError) as trouble:
             log.error("%s: other processes do not hear that it failed. %s", flight.name, trouble)
+            with self._s.locked:
+                self.give_up(flight, flight.fence)
 
     def give_up(self, flight: Flight, fence: int) -> None:
-        """Let them compute it."""
-        try:
-            self._cache.give_up(flight.memo.name, flight.digest, fence)
-        except (ScheduleError, OSError) as error:
-            log.error("%s: other processes wait until this one has ended. %s", flight.name, error)
+        """Let them compute it, as soon as the store can hear of it. Under the lock."""
+        self._s.ledger.ask((), partial(self._cache.give_up, flight.memo.name, flight.digest, fence))
 
     def last(self, flight: Flight) -> Answer | None:
         """The last answer that the store has, however old."""
@@ -227,6 +231,9 @@ class Neighbours:
         """A process may have changed a row; on the store's thread."""
         if (memo := self.memos.get(function)) is None:
             return
+        if not digest:
+            self._f.archive.forget(memo)
+            return
         flight = self._flights.get((function, digest))
         if flight is not None and flight.remote:
             self._follow(flight)
@@ -245,9 +252,11 @@ class Neighbours:
     def _take_in(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow | None) -> None:
         """Bring what this process knows of a call in line with its row."""
         known, watched = memo.recall.answers.get(key), memo.recall.watched.get(key)
-        if row is None or (not row.version and not row.held and not row.failed):
+        if row is None:
+            return  # others needed the room; it is as good as it was
+        if not row.version and (known is not None or not (row.held or row.failed)):
             self._f.archive.forget(memo, key)
-        elif row.version and (known is None or row.version > known.version):
+        if row.version and (known is None or row.version > known.version):
             try:
                 answer = self._answer(memo, row)
             except (KeyError, ValueUnreadable):  # it is read, or computed, when somebody asks for it
@@ -303,11 +312,11 @@ class Neighbours:
             return False
         return True
 
-    def _fail(self, flight: Flight, row: AnswerRow) -> None:
+    def _fail(self, flight: Flight, row: AnswerRow, ago: float = 0.0) -> None:
         error, old = self._cache.failure(row), self._f.crew.last_resort(flight)
         with self._s.locked:
             if not flight.over:
-                self._f.crash(flight, error, old)
+                self._f.crash(flight, error, old, ago)
 
     def _show_partial(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
         if memo.recall.watched.get(key) is None or not row.partials:

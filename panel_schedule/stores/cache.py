@@ -207,5 +207,9 @@ class Cache(Protocol):
         ...
 
     def watch_answers(self, noticed: Callable[[str, str], object]) -> None:
-        """Call ``noticed(function, key)`` when a process may have changed an answer. On whatever thread."""
+        """
+        Call ``noticed(function, key)`` when a process may have changed an answer; on whatever thread.
+
+        With the key ``""`` when another process has forgotten all of a function.
+        """
         ...

@@ -20,6 +20,9 @@ from .house import House
 
 log = logging.getLogger("panel_schedule")
 
+# The key of the row that says that all answers of a function were forgotten, with the owner who did it for its call.
+ALL = ""
+
 # How long a row without a value stays: until the others have heard of it.
 EMPTY = timedelta(hours=1)
 
@@ -280,11 +283,16 @@ class Pantry:
         which, values = ("function = ?", [function]) if key is None else (_ONE, [function, key])
         with self._house._transaction(news=True) as tx:
             gone = tx.all(f"SELECT file, partial_file FROM answers WHERE {which}", *values)
+            # A row for those, too, that have gone from here and that other processes may still have at hand.
+            tx.do("INSERT OR IGNORE INTO answers (function, key, call, used_at, change) VALUES (?, ?, '', 0, 0)",
+                  function, key or ALL)  # fmt: skip
             now = micros(self._house._clock.now())
             tx.do(
                 f"UPDATE answers SET {_VALUELESS}, {_FREE}, used_at = ?, change = ? WHERE {which}",
                 *(now, self._changed(tx), *values),
             )
+            if key is None:
+                tx.do(f"UPDATE answers SET call = ? WHERE {_ONE}", self._house._me, function, ALL)
         self._unlink(file for row in gone for file in row)
 
     def use(self, function: str, keys: Collection[str], now: datetime) -> None:
@@ -309,13 +317,19 @@ class Pantry:
         if not self._noticed:
             return
         database, (former, last) = self._house._database, self._seen
-        question = "SELECT function, key, change FROM answers WHERE change > ? ORDER BY change"
+        question = "SELECT function, key, call, change FROM answers WHERE change > ? ORDER BY change, key"
         rows = self._house._read(question, last if database is former else 0, of=database)
-        if rows or database is not former:
-            self._seen = database, rows[-1]["change"] if rows else 0
+        if database is not former:
+            self._seen = database, 0
         for row in rows:
-            for noticed in self._noticed:
-                noticed(row["function"], row["key"])
+            # One that cannot be taken in comes again.
+            self._seen = database, row["change"] - 1
+            # What this process has forgotten itself, it may have anew.
+            if row["key"] != ALL or row["call"] != self._house._me:
+                for noticed in self._noticed:
+                    noticed(row["function"], row["key"])
+        if rows:
+            self._seen = database, rows[-1]["change"]
 
     def look_for_the_dead(self) -> None:
         """Let others take what processes have left undone that are gone; and forget what time asks for."""
