@@ -54,12 +54,14 @@ class PanelServer:
     A ``panel serve`` process in a session of its own, on a free port of the loopback address.
 
     Its command is what a user types after ``panel serve``. An environment variable marks the process and
-    all that come from it, so that they are found whatever session or parent they have by then.
+    all that come from it, so that they are found whatever session or parent they have by then. `patience` is
+    how many seconds `close` gives what is left behind.
     """
 
     def __init__(self, command: str, folder: Path, *, env: Mapping[str, str] | None = None):
         self.command = command
         self.folder = folder
+        self.patience = 3.0
         self.mark = uuid4().hex
         self.url: str | None = None
         self.port: int | None = None
@@ -97,7 +99,7 @@ class PanelServer:
     def wait_exit(self, timeout: float = 20.0) -> int:
         """The exit code, once the process has ended by itself; negative for a signal."""
         code = self.process.wait(timeout)
-        self._reader.join(2.0)  # its pipe stays open while a child that was left behind holds it
+        self._reader.join(self.patience)  # its pipe stays open while a child that was left behind holds it
         return code
 
     def stop(self, timeout: float = 15.0) -> int:
@@ -114,7 +116,7 @@ class PanelServer:
         """Stop the server whatever it takes; fail if it had to be killed or left a child behind."""
         with suppress(subprocess.TimeoutExpired, AssertionError):
             self.stop()
-            eventually(lambda: not self.descendants(), timeout=3.0)
+            eventually(lambda: not self.descendants(), self.patience)
         left = [each for each in psutil.process_iter() if self._is_ours(each)]
         for process in left:
             with suppress(psutil.NoSuchProcess):

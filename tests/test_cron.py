@@ -411,7 +411,7 @@ def disagreements(seed: int, walks: int) -> list[tuple[str, ZoneInfo, datetime]]
 @pytest.mark.parametrize("seed", range(4))
 def test_random_walks_agree_with_the_reference(seed: int) -> None:
     """From any instant around a shift, any expression runs when Vixie cron runs it."""
-    assert [] == disagreements(seed, 1_500)
+    assert [] == disagreements(seed, 1_000)
 
 
 def test_asking_again_is_walking_on() -> None:
@@ -456,7 +456,7 @@ def test_days_agree_with_the_reference() -> None:
     start = at("2026-12-31T23:59Z")
     calendar = [date(2027, 1, 1) + number * DAY for number in range(3 * 365)]
     end = datetime.combine(calendar[-1] + DAY, time.min, UTC)
-    for _ in range(200):
+    for _ in range(120):
         _, _, day, month, weekday = random_expression(rng, datetime.combine(rng.choice(calendar), NOON)).split()[-5:]
         text = f"30 6 {day} {month} {weekday}"
         schedule = Schedule(text)

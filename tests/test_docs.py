@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -23,11 +25,33 @@ ROOT = Path(__file__).parent.parent
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
-DOCTEST = """
-import doctest, importlib, sys
-module = importlib.import_module(sys.argv[1])
-sys.exit(doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed)
+# Imports what takes long once, and forks a process for each line: what runs it, the page or module, and where.
+NURSERY = """
+import doctest, importlib, json, os, signal, sys
+from pathlib import Path
+import numpy, pandas, panel, panel_schedule
+import documents
+
+def examples(name):
+    sys.exit(doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS).failed)
+
+def blocks(page):
+    documents.run(Path(page))
+
+for line in sys.stdin:
+    what, name, folder = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        output = os.open(os.path.join(folder, "output"), os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(output, 1), os.dup2(output, 2)
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        sys.exit(globals()[what](name))
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
+
+RunPython = Callable[[str, str], None]
 
 
 def commands(program: str) -> list[tuple[Path, str]]:
@@ -46,17 +70,33 @@ def modules_with_doctests() -> list[str]:
     return [name for name, path in paths.items() if ">>> " in Path(path).read_text(encoding="utf-8")]
 
 
-def run_python(*arguments: str, folder: Path) -> None:
-    """Each page and each module in a process of its own: the registry and the options are one per process."""
-    run = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
-        capture_output=True,
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    paths = os.pathsep.join([str(ROOT), str(Path(documents.__file__).parent)])
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", NURSERY],
+        cwd=tmp_path_factory.mktemp("nursery"),
+        env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+        bufsize=1,
+    ) as process:
+        yield process
+
+
+@pytest.fixture
+def run_python(nursery: subprocess.Popen[str], tmp_path: Path) -> RunPython:
+    """Each page and each module in a process of its own: the registry and the options are one per process."""
+
+    def run(what: str, name: str) -> None:
+        assert nursery.stdin is not None
+        assert nursery.stdout is not None
+        nursery.stdin.write(json.dumps([what, name, str(tmp_path)]) + "\n")
+        code = nursery.stdout.readline()
+        assert code == "0\n", (tmp_path / "output").read_text()
+
+    return run
 
 
 @cache
@@ -66,14 +106,14 @@ def serve_options() -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path, run_python: RunPython) -> None:
     write_files(tmp_path, documents.files(page))
-    run_python("-P", documents.__file__, str(page), folder=tmp_path)
+    run_python("blocks", str(page))
 
 
 @pytest.mark.parametrize("name", modules_with_doctests())
-def test_the_examples_in_docstrings_run(name: str, tmp_path: Path) -> None:
-    run_python("-c", DOCTEST, name, folder=tmp_path)
+def test_the_examples_in_docstrings_run(name: str, run_python: RunPython) -> None:
+    run_python("examples", name)
 
 
 @pytest.mark.parametrize(("page", "command"), commands("panel serve"))

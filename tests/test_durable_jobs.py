@@ -157,7 +157,7 @@ POINTS = ("before the enqueue", "after the enqueue", "in the function", "in the 
 def test_a_process_that_is_killed_anywhere_loses_no_job_and_ends_none_twice(house, point):
     """Another one finishes it, with its value."""
     house.host()
-    for number in range(3):
+    for number in range(2):
         (house.folder / f"bomb {point}").touch()
         victim = house.host(serves="enqueue" not in point)
         victim.send("quick.submit(number)", number=number)
@@ -171,7 +171,7 @@ def test_a_process_that_is_killed_anywhere_loses_no_job_and_ends_none_twice(hous
     if point != "before the enqueue":
         (host, *_) = house.hosts
         values = host("[run.value for run in quick.runs()]")
-        assert [bytes([number]) * 100_000 for number in (2, 1, 0)] == values
+        assert [bytes([number]) * 100_000 for number in (1, 0)] == values
         assert {1, 2} >= {attempt for *_, attempt in house.states()}
     house.end()
     house.assert_sound()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -29,6 +31,8 @@ EVERYTHING = """
     button = pn.widgets.Button(name="go", icon="player-play")
     pn.template.TEMPLATE(title="page", main=[pn.Column("hello", table, plot, button)]).servable()
 """
+
+TEMPLATES = ("FastListTemplate", "MaterialTemplate", "BootstrapTemplate")
 
 GOODBYE = """
     import panel as pn
@@ -65,22 +69,19 @@ def test_a_server_stops_when_asked_and_nothing_of_it_is_left(serve: Serve) -> No
     assert not server.descendants()
 
 
-def test_an_exit_at_the_start_is_reported(serve: Serve) -> None:
-    server = serve("missing.py", wait=False)
-    assert server.wait_exit() == 1
-    assert "missing.py" in server.output()
-
-
 def test_waiting_for_a_server_that_ends_fails_at_once_and_shows_what_it_printed(serve: Serve) -> None:
     server = serve("missing.py", wait=False)
     with pytest.raises(AssertionError, match=r"did not start before the output ended:\n(.|\n)*missing\.py"):
         server.wait_started()
+    assert server.wait_exit() == 1
+    assert "missing.py" in server.output()
 
 
 def test_a_child_left_behind_is_a_failure_and_is_ended(tmp_path: Path) -> None:
     write_files(tmp_path, {"app.py": HELLO, "tasks.py": PARENT})
     server = PanelServer("app.py --setup tasks.py", tmp_path)
     server.wait_for("the child is")
+    server.patience = 0.3
     try:
         (child,) = eventually(server.descendants)
     finally:
@@ -109,10 +110,20 @@ def test_a_closed_window_soon_ends_its_session(serve: Serve, new_page: NewPage) 
     server.wait_for("goodbye")
 
 
-@pytest.mark.parametrize("template", ["FastListTemplate", "MaterialTemplate", "BootstrapTemplate"])
-def test_templates_tables_and_plots_render_without_a_network(serve: Serve, new_page: NewPage, template: str) -> None:
-    server = serve("app.py", {"app.py": EVERYTHING.replace("TEMPLATE", template)})
-    page = new_page(server.url)
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
+    folder = tmp_path_factory.mktemp("templates")
+    write_files(folder, {f"{template}.py": EVERYTHING.replace("TEMPLATE", template) for template in TEMPLATES})
+    with closing(PanelServer(" ".join(f"{template}.py" for template in TEMPLATES), folder)) as server:
+        server.wait_started()
+        yield server
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_templates_tables_and_plots_render_without_a_network(
+    templates: PanelServer, new_page: NewPage, template: str
+) -> None:
+    page = new_page(f"{templates.url}/{template}")
     expect(page.get_by_text("hello")).to_be_visible()
     expect(page.get_by_text("Oslo")).to_be_visible()
     expect(page.locator(".bk-Canvas")).to_be_visible()

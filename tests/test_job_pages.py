@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import closing
 
-from playwright.sync_api import Locator, Page, expect
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
 
-from servers import EXPIRE_SOON, Serve, eventually
+from servers import EXPIRE_SOON, PanelServer, Serve, eventually, write_files
 from windows import NewPage
 
 # Waits for a file with the word's name, and says where it is: a test lets it go on with `touch`.
@@ -14,31 +17,43 @@ JOBS = """
     import pathlib, time
     import panel_schedule as ps
 
-    def until(name, percent=40):
+    def until(name, *percent):
         while not pathlib.Path(name).exists():
-            ps.progress(percent, 100, f"waits for {name}")
+            ps.progress(*percent, f"waits for {name}")
             time.sleep(0.01)
 
-    @ps.background(executor="thread")
-    def work(word, times=1):
+    def body(word, times=1, percent=(40, 100)):
         print("begins", word, flush=True)
         try:
-            until(word)
+            until(word, *percent)
         except ps.errors.RunCancelled:
             print("was told to stop", flush=True)
             raise
         finally:
             print("leaves", word, flush=True)
         return f"{word} came {times} times, in {ps.current_run().id}"
+
+    def failing(word, times=1):
+        body(word)
+        raise ValueError("no such word")
+
+    work = ps.background(name="work", executor="thread")(body)
+    dropped = ps.background(name="dropped", executor="thread", retrigger="ignore")(body)
+    unknown = ps.background(name="unknown", executor="thread")(lambda word, times: body(word, times, (0, 0)))
+    fails = ps.background(name="fails", executor="thread")(failing)
 """
 
+# ?job=dropped shows that one, ?dark=1 any of them in the dark.
 APP = """
     import panel as pn
     import panel_schedule as ps
-    from jobs import work
+    import jobs
 
+    asked = pn.state.session_args
+    pn.extension(theme="dark" if "dark" in asked else "default")
     word = pn.widgets.TextInput(name="Word", value="go")
-    ps.JobPanel(work.job(word, times=3)).servable()
+    word.param.watch(lambda event: print("the word is", event.new, flush=True), "value")
+    ps.JobPanel(getattr(jobs, asked.get("job", [b"work"])[0].decode()).job(word, times=3)).servable()
 """
 
 TEXT_AND_GROUND = """element => {
@@ -56,6 +71,42 @@ FOCUSED = """() => {
     while (focused.shadowRoot?.activeElement) focused = focused.shadowRoot.activeElement;
     return [focused.textContent.trim() || focused.tagName, getComputedStyle(focused).outlineStyle];
 }"""
+
+
+class Site:
+    """The server that most tests visit; what it says is counted from the beginning of the test."""
+
+    def __init__(self, server: PanelServer):
+        self.url, self.folder = f"{server.url}/app", server.folder
+        self._server, self._before = server, len(server.output())
+
+    def output(self) -> str:
+        return self._server.output()[self._before :]
+
+    def wait_for(self, text: str) -> None:
+        eventually(lambda: text in self.output())
+
+    def forget_words(self) -> None:
+        for word in self.folder.iterdir():
+            if word.is_file() and not word.suffix:
+                word.unlink()
+
+
+@pytest.fixture(scope="module")
+def site_server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
+    folder = tmp_path_factory.mktemp("site")
+    write_files(folder, {"app.py": APP, "jobs.py": JOBS})
+    with closing(PanelServer("app.py --setup jobs.py", folder)) as server:
+        server.wait_started()
+        yield server
+
+
+@pytest.fixture
+def site(site_server: PanelServer) -> Iterator[Site]:
+    site = Site(site_server)
+    yield site
+    site.forget_words()
+    print(site.output())
 
 
 def button(page: Page, name: str) -> Locator:
@@ -88,10 +139,9 @@ def contrast(element: Locator) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_run_progress_and_result(serve: Serve, new_page: NewPage) -> None:
+def test_run_progress_and_result(site: Site, new_page: NewPage) -> None:
     """From the press of the button to the result: each step is seen, and told to assistive technology."""
-    server = serve("app.py --setup jobs.py", {"app.py": APP, "jobs.py": JOBS})
-    page = new_page(server.url)
+    page = new_page(site.url)
     expect(button(page, "Cancel")).to_be_disabled()
     expect(said(page)).to_have_text("")
     button(page, "Run").click()
@@ -101,7 +151,7 @@ def test_run_progress_and_result(serve: Serve, new_page: NewPage) -> None:
     expect(bar(page)).to_have_accessible_name("work")
     expect(page.locator(".time")).to_have_text(re.compile(r"40 % · \d+ s"))
     expect(button(page, "Cancel")).to_be_enabled()
-    (server.folder / "go").touch()
+    (site.folder / "go").touch()
     expect(page.get_by_text("go came 3 times")).to_be_visible()
     expect(said(page)).to_have_text(re.compile(r"Done in [\d.]+ s"))
     expect(page.locator(".time")).to_be_hidden()
@@ -160,11 +210,9 @@ def test_times_are_counted_by_the_browser(serve: Serve, new_page: NewPage) -> No
     assert bars.nth(0).bounding_box()["height"] == bars.nth(1).bounding_box()["height"]  # type: ignore[index]
 
 
-def test_motion_is_reduced_for_those_who_want_it(serve: Serve, new_page: NewPage) -> None:
+def test_motion_is_reduced_for_those_who_want_it(site: Site, new_page: NewPage) -> None:
     """While nothing is known about the progress something moves, but not for everybody."""
-    jobs = JOBS.replace("ps.progress(percent, 100,", "ps.progress(0, 0,")
-    server = serve("app.py --setup jobs.py", {"app.py": APP, "jobs.py": jobs})
-    page = new_page(server.url)
+    page = new_page(f"{site.url}?job=unknown")
     button(page, "Run").click()
     expect(said(page)).to_have_text("waits for go")
     expect(bar(page)).not_to_have_attribute("aria-valuenow", re.compile(""))
@@ -172,20 +220,19 @@ def test_motion_is_reduced_for_those_who_want_it(serve: Serve, new_page: NewPage
     expect(fill).to_have_css("animation-name", "move")
     page.emulate_media(reduced_motion="reduce")
     expect(fill).to_have_css("animation-name", "none")
-    (server.folder / "go").touch()
+    (site.folder / "go").touch()
     expect(said(page)).to_contain_text("Done")
 
 
-def test_cancel(serve: Serve, new_page: NewPage) -> None:
+def test_cancel(site: Site, new_page: NewPage) -> None:
     """The function is told, the page says so, and it can be run again."""
-    server = serve("app.py --setup jobs.py", {"app.py": APP, "jobs.py": JOBS})
-    page = new_page(server.url)
+    page = new_page(site.url)
     button(page, "Run").click()
     expect(said(page)).to_have_text("waits for go")
     button(page, "Cancel").click()
     expect(said(page)).to_have_text(re.compile(r"^Cancelled after [\d.]+ s$"))
-    server.wait_for("was told to stop")
-    (server.folder / "go").touch()
+    site.wait_for("was told to stop")
+    (site.folder / "go").touch()
     button(page, "Run").click()
     expect(said(page)).to_contain_text("Done")
 
@@ -262,11 +309,9 @@ def test_an_error_is_readable_and_only_text(serve: Serve, new_page: NewPage) -> 
     expect(page.locator(".reason")).to_be_hidden()
 
 
-def test_by_keyboard(serve: Serve, new_page: NewPage) -> None:
+def test_by_keyboard(site: Site, new_page: NewPage) -> None:
     """Inputs, Run, Cancel; nobody loses the place when a button is of no use, and each ring is visible."""
-    jobs = JOBS.replace('executor="thread"', 'executor="thread", retrigger="ignore"')
-    server = serve("app.py --setup jobs.py", {"app.py": APP, "jobs.py": jobs})
-    page = new_page(server.url)
+    page = new_page(f"{site.url}?job=dropped")
     page.get_by_label("Word").focus()
     page.keyboard.press("Tab")
     assert page.evaluate(FOCUSED) == ["Run", "solid"]
@@ -283,26 +328,17 @@ def test_by_keyboard(serve: Serve, new_page: NewPage) -> None:
     assert page.evaluate(FOCUSED) == ["Cancel", "solid"]
     page.keyboard.press("Shift+Tab")
     assert page.evaluate(FOCUSED) == ["Run", "solid"]
-    (server.folder / "go").touch()
+    (site.folder / "go").touch()
     page.keyboard.press("Space")
     expect(said(page)).to_contain_text("Done")
     assert page.evaluate(FOCUSED) == ["Run", "solid"]
-    assert server.output().count("begins go") == 2
+    assert site.output().count("begins go") == 2
 
 
-def test_everything_can_be_read_in_both_themes(serve: Serve, new_page: NewPage) -> None:
+def test_everything_can_be_read_in_both_themes(site: Site, new_page: NewPage) -> None:
     """Message, time, error and buttons stand out from what is behind them."""
-    jobs = re.sub("return f.*", "raise ValueError('no such word')", JOBS)
-    app = """
-        import panel as pn
-        import panel_schedule as ps
-        from jobs import work
-        pn.extension(theme="dark" if "dark" in pn.state.session_args else "default")
-        ps.JobPanel(work.job("go")).servable()
-    """
-    server = serve("app.py --setup jobs.py", {"app.py": app, "jobs.py": jobs})
-    for theme in ("", "?dark=1"):
-        page = new_page(f"{server.url}/app{theme}")
+    for theme in ("", "&dark=1"):
+        page = new_page(f"{site.url}?job=fails{theme}")
         button(page, "Run").click()
         expect(said(page)).to_have_text("waits for go")
         elements = [page.locator(".head"), page.locator(".time"), button(page, "Run"), button(page, "Cancel")]
@@ -311,63 +347,59 @@ def test_everything_can_be_read_in_both_themes(serve: Serve, new_page: NewPage) 
             page.locator(each).evaluate("e => getComputedStyle(e).backgroundColor") for each in (".fill", ".bar")
         )
         assert filled != track
-        (server.folder / "go").touch()
+        (site.folder / "go").touch()
         expect(page.locator(".reason")).to_have_text("ValueError: no such word")
         assert contrast(page.locator(".reason")) > 4.5
-        (server.folder / "go").unlink()
+        site.forget_words()
 
 
-def test_two_visitors_with_the_same_inputs_have_a_run_each(serve: Serve, new_page: NewPage) -> None:
+def test_two_visitors_with_the_same_inputs_have_a_run_each(site: Site, new_page: NewPage) -> None:
     """What one of them cancels goes on for the other, and neither gets the other's result."""
-    server = serve("app.py --setup jobs.py", {"app.py": APP, "jobs.py": JOBS})
-    mine, yours, third = (new_page(server.url) for _ in range(3))
+    mine, yours, third = (new_page(site.url) for _ in range(3))
     for page in (mine, yours, third):
         button(page, "Run").click()
         expect(said(page)).to_have_text("waits for go")
     button(third, "Cancel").click()
     expect(said(third)).to_contain_text("Cancelled")
     expect(said(mine)).to_have_text("waits for go")
-    (server.folder / "go").touch()
+    (site.folder / "go").touch()
     results = [page.get_by_text("go came 3 times") for page in (mine, yours)]
     for result in results:
         expect(result).to_be_visible()
         expect(result).not_to_have_text("")
     results = [result.inner_text() for result in results]
     assert len(set(results)) == 2
-    assert server.output().count("was told to stop") == 1
+    assert site.output().count("was told to stop") == 1
     expect(third.get_by_text("go came")).to_have_count(0)
 
 
-def test_twenty_clicks_end_in_one_state(serve: Serve, new_page: NewPage) -> None:
+def test_twenty_clicks_end_in_one_state(site: Site, new_page: NewPage) -> None:
     """Each replaces the one before: the last one's result is shown, and nothing runs any more."""
-    app = APP + "    word.param.watch(lambda event: print('the word is', event.new, flush=True), 'value')\n"
-    server = serve("app.py --setup jobs.py", {"app.py": app, "jobs.py": JOBS})
-    page = new_page(server.url)
+    page = new_page(site.url)
     button(page, "Run").evaluate("each => { for (let i = 0; i < 20; i++) each.click(); }")
     fill_in(page, "clicked")
-    server.wait_for("the word is clicked")
-    eventually(lambda: server.output().count("begins") == server.output().count("leaves") + 1)
+    site.wait_for("the word is clicked")
+    eventually(lambda: site.output().count("begins") == site.output().count("leaves") + 1)
     expect(said(page)).to_have_text("waits for go")
-    (server.folder / "go").touch()
+    (site.folder / "go").touch()
     expect(said(page)).to_contain_text("Done")
     expect(page.get_by_text("go came 3 times")).to_have_count(1)
     expect(button(page, "Cancel")).to_be_disabled()
     expect(bar(page)).to_have_attribute("aria-valuenow", "100")
-    output = server.output()
+    output = site.output()
     assert output.count("begins") == output.count("leaves") == output.count("was told to stop") + 1
 
 
-def test_the_inputs_are_those_of_the_start(serve: Serve, new_page: NewPage) -> None:
+def test_the_inputs_are_those_of_the_start(site: Site, new_page: NewPage) -> None:
     """What is changed while it runs counts for the next run."""
-    server = serve("app.py --setup jobs.py", {"app.py": APP, "jobs.py": JOBS})
-    page = new_page(server.url)
+    page = new_page(site.url)
     fill_in(page, "first")
     button(page, "Run").click()
     expect(said(page)).to_have_text("waits for first")
     fill_in(page, "second")
-    (server.folder / "first").touch()
+    (site.folder / "first").touch()
     expect(page.get_by_text("first came 3 times")).to_be_visible()
-    (server.folder / "second").touch()
+    (site.folder / "second").touch()
     button(page, "Run").click()
     expect(page.get_by_text("second came 3 times")).to_be_visible()
 

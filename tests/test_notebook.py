@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -26,40 +27,48 @@ def outputs(notebook: nbformat.NotebookNode) -> list[str]:
     return shown
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
+    """One for all tests, as a person's is there for hours."""
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path_factory.mktemp("kernel")))
+    client.stop_channels()
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    """Execute cells in a fresh kernel; what each of them showed."""
+def run(kernel: KernelManager) -> Iterator[Run]:
+    """Execute cells; what each of them showed. The tasks that they define are gone after the test."""
 
     def execute(*cells: str, allow_errors: bool = False) -> list[str]:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-        NotebookClient(
-            notebook, timeout=60, allow_errors=allow_errors, resources={"metadata": {"path": tmp_path}}
-        ).execute()
+        NotebookClient(notebook, km=kernel, timeout=60, allow_errors=allow_errors).execute()
         return outputs(notebook)
 
-    return execute
+    yield execute
+    execute("for name in list(ps.tasks): ps.cancel_task(name)")
 
 
 DEFINE = """
 import panel_schedule as ps
 
 @ps.schedule(period="1h")
-def answer():
+def {name}():
     return {value}
 """
 
 
 def test_a_cell_waits_for_the_first_value(run: Run) -> None:
     """``first_run="wait"``: the next line finds it."""
-    *_, shown = run(DEFINE.format(value=42) + "\nprint(answer())")
+    *_, shown = run(DEFINE.format(name="answer", value=42) + "\nprint(answer())")
     assert shown == "42"
 
 
 def test_a_failing_first_run_is_a_traceback_in_the_cell(run: Run) -> None:
     """Of a plain function in the very cell, of an async one as soon as it has failed."""
     plain, _, later = run(
-        DEFINE.format(value="1 / 0"),
-        DEFINE.format(value="2 / 0").replace("def answer", "async def other"),
+        DEFINE.format(name="failing", value="1 / 0"),
+        DEFINE.format(name="other", value="2 / 0").replace("def", "async def"),
         """
         import asyncio
         while not other.status.error:
@@ -75,9 +84,9 @@ def test_a_failing_first_run_is_a_traceback_in_the_cell(run: Run) -> None:
 def test_another_function_replaces_the_first_and_keeps_value_and_history(run: Run) -> None:
     """Invariant 1: the version goes on, and the new function's value is there."""
     *_, shown = run(
-        DEFINE.format(value=1),
-        DEFINE.format(value=2),
-        "print(answer(), answer.entry.version, len(answer.history), len(ps.tasks))",
+        DEFINE.format(name="replaced", value=1),
+        DEFINE.format(name="replaced", value=2),
+        "print(replaced(), replaced.entry.version, len(replaced.history), len(ps.tasks))",
     )
     assert shown == "2 2 2 1"
 
@@ -85,7 +94,10 @@ def test_another_function_replaces_the_first_and_keeps_value_and_history(run: Ru
 def test_a_new_function_that_fails_leaves_the_value(run: Run) -> None:
     """The cell shows the traceback, the task its last good value."""
     *_, failed, shown = run(
-        DEFINE.format(value=1), DEFINE.format(value="1 / 0"), "print(answer(), answer.status.stale)", allow_errors=True
+        DEFINE.format(name="kept", value=1),
+        DEFINE.format(name="kept", value="1 / 0"),
+        "print(kept(), kept.status.stale)",
+        allow_errors=True,
     )
     assert "ZeroDivisionError" in failed
     assert shown == "1 True"
@@ -93,8 +105,8 @@ def test_a_new_function_that_fails_leaves_the_value(run: Run) -> None:
 
 def test_twenty_reruns_leave_one_timer(run: Run) -> None:
     """Edited each time."""
-    cells = [DEFINE.format(value=number) for number in range(20)]
-    *_, shown = run(*cells, "print(len(ps._runtime.scheduler.timers), answer())")
+    cells = [DEFINE.format(name="edited", value=number) for number in range(20)]
+    *_, shown = run(*cells, "print(len(ps._runtime.scheduler.timers), edited())")
     assert shown == "1 19"
 
 
@@ -123,7 +135,7 @@ def test_slots_run_on_the_kernels_loop_and_reach_what_is_shown(run: Run) -> None
 
 def test_a_task_is_displayed(run: Run) -> None:
     """``task`` as the last line of a cell shows the value and its freshness, as Panel shows anything."""
-    *_, shown = run("import panel as pn; pn.extension()", DEFINE.format(value=42), "answer")
+    *_, shown = run("import panel as pn; pn.extension()", DEFINE.format(name="displayed", value=42), "displayed")
     assert "FreshnessLine" in shown
     assert "&lt;pre&gt;42" in shown
 

@@ -133,7 +133,7 @@ def test_each_slot_runs_once_and_nothing_is_left(serve: Serve, processes: int, t
 
         ps.store.setdefault("seen", 1)
 
-        @ps.schedule(period="200ms")
+        @ps.schedule(period="100ms")
         def ticks():
             slot = ps.current_run().key
             print("slot", slot.isoformat(), flush=True)

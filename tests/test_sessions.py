@@ -28,7 +28,7 @@ async def site(app: Callable[[], Any]) -> AsyncIterator[str]:
         port=0,
         address="127.0.0.1",
         start=True,
-        unused_session_lifetime_milliseconds=20,
+        unused_session_lifetime_milliseconds=100,
         check_unused_sessions_milliseconds=20,
     )
     try:
@@ -58,7 +58,7 @@ def counter(name: str) -> ps.Task[str]:
 async def test_every_session_gets_each_new_value_pushed() -> None:
     """200 open pages, one refresh: each of them is told, without asking."""
     task = counter("pushed")
-    async with site(lambda: pn.pane.Markdown(task)) as url, visitors(url, 200) as pages:
+    async with site(lambda: pn.pane.Markdown(task)) as url, visitors(url, 200, at_once=2) as pages:
         value = await task.refresh()
         await asyncio.gather(*(page.read_until("PATCH-DOC", value) for page in pages))
     ps.cancel_task("pushed")
@@ -89,13 +89,13 @@ async def test_a_thousand_sessions_leave_nothing_behind() -> None:
 
     def app() -> pn.Column:
         view = task.view()
-        return pn.Column(pn.pane.Markdown(task), view.pipe(str), ps.Freshness(task))
+        return pn.Column(pn.pane.Markdown(task), pn.pane.Str(view.pipe(str)), ps.Freshness(task))
 
     views, documents = alive(View), alive(Document)
     process, resident = psutil.Process(), []
     async with site(app) as url:
         for _ in range(20):
-            async with visitors(url, 50):
+            async with visitors(url, 50, at_once=2):
                 await task.refresh()
             await until(lambda: len(runtime.views) == 0)
             gc.collect()

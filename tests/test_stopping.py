@@ -159,7 +159,7 @@ def test_a_failing_first_run_ends_all_of_the_server(serve: Serve, options: str) 
     """Within 5 s and not with 0; the last lines are the user's traceback; nothing starts again."""
     files = {"app.py": APP, "tasks.py": FAILING, "plugin.py": PLUGIN}
     # In the other processes: they are asked to stop, and do not know why.
-    env = {"PANEL_SCHEDULE_GRACE_PERIOD": "2"}
+    env = {"PANEL_SCHEDULE_GRACE_PERIOD": "1"}
     server = serve(f"app.py --setup tasks.py {options}", files, env=env, wait=False)
     server.wait_for("so the server stops")
     begun = time.monotonic()

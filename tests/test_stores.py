@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +13,15 @@ from panel_schedule.clock import SystemClock
 from panel_schedule.stores.file import FileStore
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import StoreContract
+
+
+@pytest.fixture(autouse=True)
+def threads_that_take_turns_often() -> Iterator[None]:
+    """More of what can come in between does; and who only reads, in memory, keeps no writer waiting for the GIL."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
 
 
 class TestMemoryStore(StoreContract):

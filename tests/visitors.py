@@ -80,12 +80,16 @@ class Visitor:
 
 
 @asynccontextmanager
-async def visitors(url: str, count: int) -> AsyncIterator[list[Visitor]]:
-    """`count` open pages, closed at the end."""
+async def visitors(url: str, count: int, *, at_once: int = 10) -> AsyncIterator[list[Visitor]]:
+    """
+    `count` open pages, closed at the end.
+
+    Some at once, for the server's first answer waits 40 ms for a delayed acknowledgement. But a session whose
+    websocket does not come in its lifetime, since many are built at once, ends, and another one is built for it.
+    """
     pages: list[Visitor] = []
     while len(pages) < count:
-        # Ten at a time: the server's first answer waits 40 ms for a delayed acknowledgement.
-        pages += await asyncio.gather(*(Visitor.open(url) for _ in range(min(10, count - len(pages)))))
+        pages += await asyncio.gather(*(Visitor.open(url) for _ in range(min(at_once, count - len(pages)))))
     try:
         yield pages
     finally:
