@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import panel_material_ui  # noqa: F401  (under --num-procs, each process has to know the files of the theme)
 
+import tasks.explorer
 import tasks.machine
 import tasks.portfolio
 import tasks.quakes

@@ -11,7 +11,13 @@ from panel.custom import JSComponent
 
 import panel_schedule as ps
 
-PAGES = {"machine": "Machine", "stocks": "Stocks", "quakes": "Quakes", "portfolio": "Portfolio"}
+PAGES = {
+    "machine": "Machine",
+    "stocks": "Stocks",
+    "quakes": "Quakes",
+    "portfolio": "Portfolio",
+    "explorer": "Explorer",
+}
 BLUE, VIOLET, TEAL, AMBER, ROSE = "#3b82f6", "#a855f7", "#14b8a6", "#f59e0b", "#f43f5e"
 
 THEME = {
@@ -142,7 +148,7 @@ def chart(figure) -> pn.pane.Bokeh:
 
 def key(colors: dict[str, str], note: str = "") -> str:
     """A chart's title that is its legend as well."""
-    names = [f"<span style='color: {color}'>●</span> {escape(name)}" for name, color in colors.items()]
+    names = [f"<span style='color: {color}'>●</span>&nbsp;{escape(name)}" for name, color in colors.items()]
     return " &nbsp; ".join([*names, f"<span style='font-weight: 400; opacity: 0.7'>{escape(note)}</span>"])
 
 
