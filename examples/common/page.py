@@ -8,6 +8,7 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 from panel.custom import JSComponent
+from panel.util import edit_readonly
 
 import panel_schedule as ps
 
@@ -39,23 +40,41 @@ TABLE = """
 """
 
 
+PHONE = "@media (max-width: 600px)"
+
+
 def page(path: str, title: str, lead: str, *main) -> pmui.Page:
     """The frame: a header with links to all examples, a title with a sentence under it, the content."""
     links = [
-        pmui.Button(name=name, href=to, target="_self", color="light", variant="outlined" if to == path else "text")
+        pmui.Button(
+            name=name,
+            href=to,
+            target="_self",
+            color="light",
+            variant="outlined" if to == path else "text",
+            margin=(5, 2),
+            sx={PHONE: {"px": 0.75, "minWidth": 0, "fontSize": 13}},
+        )
         for to, name in PAGES.items()
     ]
     intro = [
         pmui.Typography(title, variant="h5", margin=(8, 10, 0, 10)),
         pmui.Typography(lead, variant="body2", margin=(0, 10, 8, 10), sx={"opacity": 0.75}),
     ]
-    return pmui.Page(
+    frame = pmui.Page(
         title="panel-schedule",
         header=[pmui.Row(*links)],
         main=[pmui.Column(*intro, *main, sizing_mode="stretch_both", margin=(4, 14))],
         theme_config=THEME,
-        sx={"@media (max-width: 600px)": {"& h3.title": {"display": "none"}}},  # the links need its place
+        sx={
+            PHONE: {"& h3.title": {"display": "none"}},  # the links need its place
+            "& .main-content": {"overflowY": "auto"},  # a narrow page is higher than the window
+        },
     )
+    # For its busy indicator Panel walks through all models of the page, twice for each event: that can take 0.2 s.
+    with edit_readonly(frame):
+        frame.busy = False
+    return frame
 
 
 def row(*content, **params) -> pmui.Row:
