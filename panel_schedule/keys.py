@@ -132,21 +132,26 @@ def _plain(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Few and short plain values with their types; None for others. `repr` tells any two of these apart."""
     if len(values) > _LONG:
         return None
-    kinds, plain = tuple(map(type, values)), []
-    for value, kind in zip(values, kinds, strict=True):
+    kinds, plain = tuple(map(type, values)), None
+    for at, kind in enumerate(kinds):
+        value = values[at]
         if kind is str or kind is bytes:
             if len(value) > _LONG:
                 return None
-        elif kind is int:
+            continue
+        if kind is int:
             if not -_WIDE < value < _WIDE:
                 return None
-        elif kind is float:
-            if not value or value != value:
-                value = repr(value)  # 0.0 == -0.0, and no nan equals another
-        elif kind is tuple:
-            if (value := _plain(value)) is None:
-                return None
-        elif kind is not bool and kind is not NoneType:
+            continue
+        if kind is bool or kind is NoneType:
+            continue
+        if kind is float:
+            if value and value == value:
+                continue
+            value = repr(value)  # 0.0 == -0.0, and no nan equals another
+        elif kind is not tuple or (value := _plain(value)) is None:
             return None
-        plain.append(value)
-    return tuple(plain), kinds
+        if plain is None:
+            plain = list(values)
+        plain[at] = value
+    return values if plain is None else tuple(plain), kinds

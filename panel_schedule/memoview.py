@@ -23,6 +23,9 @@ from .views import View
 
 # Inputs that follow one another within this time, in seconds, are one movement, as a dragged slider makes: after its
 # first one, only its last is computed.
+MOVEMENT = 0.5
+
+# It is over when nothing comes for this long, or for twice the time between the last two: a busy page takes them late.
 SETTLING = 0.15
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -148,7 +151,8 @@ class MemoView(View):
         """An argument has changed. What is set in one go is read at the loop's next turn, all together."""
         now = self._host.clock.monotonic()
         if not self._moved:
-            self._settled_at = now if now - self._moved_at >= SETTLING else now + SETTLING
+            since = now - self._moved_at
+            self._settled_at = now if since >= MOVEMENT else now + min(MOVEMENT, max(SETTLING, 2 * since))
         self._moved, self._moved_at = True, now
         self._changed()
 

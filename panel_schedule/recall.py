@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
@@ -113,8 +112,10 @@ class Recall:
 
     def used(self, key: Hashable) -> None:
         """It was read."""
-        with suppress(KeyError):  # it has just gone
+        try:  # noqa: SIM105  (`suppress` takes longer than all the rest)
             self.answers.move_to_end(key)
+        except KeyError:  # it has just gone
+            pass
 
     def put(self, key: Hashable, answer: Answer, now: float) -> bool:
         """Keep an answer; False when it is larger than all that may be kept."""

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 FIGURES = (
     *("reads", "ticks", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
     *("jobs", "clicks", "waiting", "stalls", "loads"),
+    *("memos", "crowds", "inputs"),
 )
 LIBRARIES = (
     *("panel", "bokeh", "param", "tornado", "apscheduler", "diskcache", "flask-caching", "redis"),
