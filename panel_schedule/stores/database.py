@@ -105,6 +105,7 @@ _COLUMNS = {
     "parts": "job, kind, number, attempt, inline, file",
     "answers": "function, key, call, version, basis, updated_at, duration, size, used_at, expires_at, change, inline, "
     "file",
+    "counted": "changes",
 }
 
 

@@ -348,6 +348,7 @@ class FileStore(House, Rows):
 
     def _rescue(self, former: Database) -> None:
         self.queue.rescue(former)
+        self.cache.rescue(former)
 
     def _look_for_the_dead(self) -> None:
         self.queue.look()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import sys
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
 from ..codec import decode, encode
 from ..data import require_data
-from ..errors import RunCrashed, RunFailed, RunFenced, ValueUnreadable
+from ..errors import RunCrashed, RunFailed, RunFenced, ScheduleError, ValueUnreadable
 from ..failures import packed, unpacked
 from .base import TAKEOVERS
 from .cache import UNLIMITED, AnswerRow, Basis, Limits, serves
 from .columns import instant_of, micros
-from .database import Database, Transaction
+from .database import Corrupt, Database, Transaction
 from .house import House
 
 log = logging.getLogger("panel_schedule")
@@ -26,11 +27,17 @@ ALL = ""
 # How long a row without a value stays: until the others have heard of it.
 EMPTY = timedelta(hours=1)
 
+# The same of a value that is larger than all the room: until those have it who wait for it.
+PASSING = timedelta(seconds=10)
+
 # All but the values themselves.
 _SEEN = """function, key, call, version, basis, updated_at, duration, size, fence, owner, wanted, failed, failed_at,
 partials, takeovers"""
 
 _ONE = "function = ? AND key = ?"
+
+# Each row of it is a number that was given; of a database that was lost, too.
+_COUNTED = "SELECT max(changes) AS changes FROM counted"
 
 _FREE = "owner = NULL, wanted = '', takeovers = 0, partials = 0, partial_inline = NULL, partial_file = NULL"
 
@@ -102,6 +109,7 @@ class Pantry:
     def claim(
         self, function: str, key: str, call: str, *, known: int, basis: Basis, now: datetime
     ) -> tuple[bool, AnswerRow]:
+        former = None
         with self._house._transaction() as tx:
             row = tx.one(f"SELECT {_SEEN} FROM answers WHERE {_ONE}", function, key)
             if row is not None and row["owner"] is not None and not self._house._alive(row["owner"]):
@@ -123,18 +131,21 @@ class Pantry:
                     *(function, key, call, micros(now), self._house._me, fence, wanted, fence),
                 )
             else:
+                former = tx.one(f"SELECT partial_file AS file FROM answers WHERE {_ONE}", function, key)
                 tx.do(
-                    f"UPDATE answers SET owner = ?, fence = ?, wanted = ?, call = ? WHERE {_ONE}",
-                    *(self._house._me, fence, wanted, call, function, key),
+                    "UPDATE answers SET owner = ?, fence = ?, wanted = ?, call = ?, used_at = max(used_at, ?), "
+                    f"partials = 0, partial_inline = NULL, partial_file = NULL WHERE {_ONE}",
+                    *(self._house._me, fence, wanted, call, micros(now), function, key),
                 )
             row = tx.one(f"SELECT {_SEEN} FROM answers WHERE {_ONE}", function, key)
-            assert row is not None
-            return True, self._row(row)
+        self._unlink([former["file"] if former is not None else None])
+        assert row is not None
+        return True, self._row(row)
 
     def _next(self, tx: Transaction) -> int:
         """A number that no change and no computation had before. Rows are deleted, so that it stands apart."""
         tx.do("UPDATE counted SET changes = 1 + max(changes, (SELECT ifnull(max(change), 0) FROM answers))")
-        row = tx.one("SELECT changes FROM counted")
+        row = tx.one(_COUNTED)
         assert row is not None
         return int(row["changes"])
 
@@ -186,6 +197,8 @@ class Pantry:
             inline, file = shelf.place(encoded, False)
         finally:
             encoded.close()
+        if limits.size is not None and size > limits.size:
+            expires_at = now + PASSING
         try:
             source = shelf.source(inline, file)
             value = shelf.reread(source, what)
@@ -213,15 +226,17 @@ class Pantry:
         """Let go of what was used longest ago, but not of this one; the files that are nobody's then."""
         if limits == UNLIMITED:
             return []
-        there = "FROM answers WHERE function = ? AND updated_at NOT NULL"
+        # What has no room in any case pushes nothing out.
+        room = limits.size if limits.size is not None else sys.maxsize
+        there = f"FROM answers WHERE function = ? AND updated_at NOT NULL AND size <= {room:d}"
         held = tx.one(f"SELECT count(*) AS entries, ifnull(sum(size), 0) AS size {there}", function)
         assert held is not None
         entries, size, gone = held["entries"], held["size"], []
         beyond = max(0, entries - limits.entries) if limits.entries is not None else 0
-        if not beyond and (limits.size is None or size <= limits.size):
+        if not beyond and size <= room:
             return []
         for row in tx.all(f"SELECT key, size, file {there} AND key != ? ORDER BY used_at, change", function, key):
-            if beyond <= 0 and (limits.size is None or size <= limits.size):
+            if beyond <= 0 and size <= room:
                 break
             beyond, size = beyond - 1, size - row["size"]
             tx.do(f"UPDATE answers SET {_VALUELESS} WHERE {_ONE}", function, row["key"])
@@ -239,27 +254,27 @@ class Pantry:
 
     def _fail(self, tx: Transaction, function: str, key: str, fence: int, kept: bytes, now: datetime) -> None:
         tx.do(
-            f"UPDATE answers SET {_FREE}, failed = ?, failed_at = ?, error = ?, change = ? WHERE {_ONE}",
-            *(fence, micros(now), kept, self._changed(tx), function, key),
+            f"UPDATE answers SET {_FREE}, failed = ?, failed_at = ?, error = ?, used_at = max(used_at, ?), change = ? "
+            f"WHERE {_ONE}",
+            *(fence, micros(now), kept, micros(now), self._changed(tx), function, key),
         )
 
     def give_up(self, function: str, key: str, fence: int) -> None:
-        with self._house._transaction(news=True) as tx:
-            tx.do(
-                f"UPDATE answers SET {_FREE}, change = ? WHERE {_ONE} AND fence = ? AND owner = ?",
-                *(self._changed(tx), function, key, fence, self._house._me),
-            )
+        self._give_up(f"{_ONE} AND fence = ? AND owner = ?", function, key, fence, self._house._me)
 
     def release(self) -> None:
-        self._give_away(self._house._me)
-
-    def _give_away(self, owner: str) -> None:
         # Most processes have none, and a directory that is gone is not to be made again for that.
-        if not self._house._read("SELECT 1 FROM answers WHERE owner = ? LIMIT 1", owner):
-            return
+        if self._house._read("SELECT 1 FROM answers WHERE owner = ? LIMIT 1", self._house._me):
+            self._give_up("owner = ?", self._house._me)
+
+    def _give_up(self, which: str, *values: Any) -> None:
+        now = micros(self._house._clock.now())
         with self._house._transaction(news=True) as tx:
-            gone = tx.all("SELECT partial_file FROM answers WHERE owner = ?", owner)
-            tx.do(f"UPDATE answers SET {_FREE}, change = ? WHERE owner = ?", self._changed(tx), owner)
+            gone = tx.all(f"SELECT partial_file FROM answers WHERE {which}", *values)
+            tx.do(
+                f"UPDATE answers SET {_FREE}, used_at = max(used_at, ?), change = ? WHERE {which}",
+                *(now, self._changed(tx), *values),
+            )
         self._unlink(row["partial_file"] for row in gone)
 
     def _bury(self, tx: Transaction, row: sqlite3.Row) -> None:
@@ -273,8 +288,8 @@ class Pantry:
             self._fail(tx, function, key, row["fence"], encode(packed(died), "").tobytes(), self._house._clock.now())
         else:
             tx.do(
-                f"UPDATE answers SET {_FREE}, takeovers = ?, change = ? WHERE {_ONE}",
-                *(taken, self._changed(tx), function, key),
+                f"UPDATE answers SET {_FREE}, takeovers = ?, used_at = max(used_at, ?), change = ? WHERE {_ONE}",
+                *(taken, micros(self._house._clock.now()), self._changed(tx), function, key),
             )
 
     # ------------------------------------------------------------ forgetting
@@ -304,12 +319,20 @@ class Pantry:
         for file in files:
             self._house._shelf.unlink(file)
 
+    def rescue(self, former: Database) -> None:
+        """Go on counting where a database was that was deleted: its answers are still in use."""
+        try:
+            with self._house._database.write() as tx:
+                tx.do("INSERT INTO counted VALUES (?)", former.read(_COUNTED)[0]["changes"])
+        except (ScheduleError, Corrupt) as error:
+            log.error("The answers of memoized functions are computed anew: %s", error)
+
     # ------------------------------------------------------------ what the others do
 
     def watch_answers(self, noticed: Callable[[str, str], object]) -> None:
         if not self._noticed:
             database = self._house._database
-            self._seen = database, self._house._read("SELECT changes FROM counted", of=database)[0]["changes"]
+            self._seen = database, self._house._read(_COUNTED, of=database)[0]["changes"]
         self._noticed.append(noticed)
 
     def catch_up(self) -> None:
