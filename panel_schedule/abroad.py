@@ -62,12 +62,17 @@ def function_named(name: str, function: Callable[..., Any]) -> Any:
     return package._runtime.jobs[name] if package is not None else FunctionAbroad(name, function)
 
 
-def memo_named(name: str, function: Callable[..., Any], is_async: bool) -> Any:
-    """What a pickled memoized function comes back as: itself where it is known, in a worker what asks for answers."""
+def memo_named(name: str, is_async: bool) -> Any:
+    """What a pickled memoized function comes back as: itself, and in a worker process what asks for answers."""
     if asker is not None:
         return MemoAbroad(name, is_async)
-    memos = sys.modules["panel_schedule"]._runtime.memos
-    return memos.get(name, function)
+    try:
+        return sys.modules["panel_schedule"]._runtime.memos[name]
+    except KeyError:
+        raise ScheduleError(
+            f"Memoized function {name!r} was pickled by its name, and this process has none of that name. Import its "
+            "module first."
+        ) from None
 
 
 def store_here() -> Any:

@@ -103,6 +103,11 @@ class Archive:
             watched.viewers.add(changed)
         return watched
 
+    def unwatch(self, watched: Watched, changed: Callable[[], None]) -> None:
+        """Call it no more. Under the lock, as others go through the set."""
+        with self._s.locked:
+            watched.viewers.discard(changed)
+
     def entry(self, memo: Memo, key: Hashable) -> Entry | None:
         """What is kept for a call, fresh or not."""
         if self.shared is not None:

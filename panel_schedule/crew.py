@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,6 +29,9 @@ from .stores.cache import serves
 # Where each kind runs: apart from tasks and jobs, which somebody else waits for.
 EXECUTORS = {"process": "memo-process", "thread": "memo-thread", "loop": "loop"}
 
+# So many functions deep a thread computes what it waits for itself: each takes several frames of its stack, of 1000.
+DEEPEST = 40
+
 # What a body gives that found its computation begun or ended by somebody else.
 _NOTHING = object()
 
@@ -46,6 +50,7 @@ class Tower(Protocol):
 
     def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None: ...
     def crash(self, flight: Flight, error: BaseException, old: Answer | None = None) -> None: ...
+    def fail(self, flight: Flight, error: BaseException) -> None: ...
     def published(self, flight: Flight, item: Any) -> None: ...
 
 
@@ -74,6 +79,7 @@ class Crew:
         self._version = count(1)
         self._by_run: dict[Run, Flight] = {}
         self.shared: Shared | None = None
+        self._here = threading.local()
 
     # ------------------------------------------------------------ beginning
 
@@ -94,21 +100,30 @@ class Crew:
             flight.future = executor.submit(body)
             flight.future.add_done_callback(partial(self._over, flight))
 
+    @property
+    def can_help(self) -> bool:
+        """Whether this thread's stack has room for one more function: deep in a recursion another thread goes on."""
+        return getattr(self._here, "depth", 0) < DEEPEST
+
     def help(self, flight: Flight) -> None:
         """Compute it on this thread if it has still to begin: one of a full pool that waits would wait for itself."""
-        if flight.memo.executor != "thread" or not flight.ready or flight.begun:
+        if flight.memo.executor != "thread" or not flight.ready or flight.begun or not self.can_help:
             return
+        self._here.depth = getattr(self._here, "depth", 0) + 1
         try:
             result = Context().run(self._compute, flight)
         except Exception as error:
-            self._conclude(flight, None, error)
+            self._surely(flight, None, error)
         except BaseException:  # Ctrl-C of this thread's own is none of the others'
             with self._s.locked:
+                self._by_run.pop(flight.run, None)
                 flight.begun, flight.future = False, None
             raise
         else:
             if result is not _NOTHING:
-                self._conclude(flight, result)
+                self._surely(flight, result)
+        finally:
+            self._here.depth -= 1
 
     def leave(self, flight: Flight) -> None:
         """The thread that was here for it goes: an executor computes it for the others."""
@@ -178,19 +193,29 @@ class Crew:
             yield
             return
         with self._s.locked:
-            ahead: Flight | None = other
-            while ahead is not None:
-                if ahead is own:
+            ahead, seen = [other], set[Flight]()
+            while ahead:
+                flight = ahead.pop()
+                if flight is own:
                     raise WouldBlock(
                         f"{own.call} waits for {other.call}, which waits for it: neither would ever end. Let one of "
                         "them do without the other."
                     )
-                ahead = ahead.waits_for
-            own.waits_for = other
+                if flight not in seen:
+                    seen.add(flight)
+                    ahead += flight.waits_for
+            own.waits_for.append(other)
         try:
             yield
         finally:
-            own.waits_for = None
+            with self._s.locked:
+                own.waits_for.remove(other)
+
+    @contextmanager
+    def waiting(self, other: Flight) -> Iterator[None]:
+        """The same of a function that waits for a run of `submit`; its place is somebody else's meanwhile."""
+        with self.awaiting(other), self.lend():
+            yield
 
     def lend(self) -> AbstractContextManager[object]:
         """While the calling function only waits, its place is somebody else's."""
@@ -223,9 +248,20 @@ class Crew:
         if result is _NOTHING:
             return
         if on_a_loop() and (self.shared is not None or flight.memo.policy.limits.size is not None):
-            self._s.ledger.aside(partial(self._conclude, flight, result, error))
+            self._s.ledger.aside(partial(self._surely, flight, result, error))
         else:
+            self._surely(flight, result, error)
+
+    def _surely(self, flight: Flight, result: Any, error: BaseException | None = None) -> None:
+        """Conclude it, whatever happens: what does not end has everybody wait who asks for the same."""
+        try:
             self._conclude(flight, result, error)
+        except BaseException as trouble:
+            with self._s.locked:
+                self._by_run.pop(flight.run, None)
+                if not flight.over:
+                    self._tower.fail(flight, error or trouble)
+            raise
 
     def _conclude(self, flight: Flight, result: Any, error: BaseException | None = None) -> None:
         """Store what came of it, and tell who waits."""

@@ -39,8 +39,8 @@ class Flight:
     begun : bool
     future : Future or None
         Its place in an executor.
-    waits_for : Flight or None
-        What its function waits for.
+    waits_for : list of Flight
+        What its function waits for; a coroutine may wait for several.
     last : object
         Its newest partial answer.
     digest : str
@@ -70,7 +70,7 @@ class Flight:
         self.refresh = self.wanted = self.heard = self.ready = self.begun = self.remote = False
         self.kept = True
         self.future: Future[Any] | None = None
-        self.waits_for: Flight | None = None
+        self.waits_for: list[Flight] = []
         self.last: Any = None
         self.digest = ""
         self.fence = self.known = self.partials = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,12 +13,13 @@ from .calls import PUBLISHED, async_outcome, outcome
 from .crew import Crew
 from .data import is_light
 from .errors import RunCancelled
+from .executors.loop import LoopExecutor
 from .flight import Flight
 from .memo import Memoized
 from .neighbours import Desk as Workplace
 from .neighbours import Neighbours
 from .recall import Answer
-from .run import Run, RunState, first_line, on_a_loop, own_traceback
+from .run import Run, RunState, another, first_line, on_a_loop, own_traceback
 from .runner import STOPS
 from .stores.cache import Basis, serves
 
@@ -40,13 +41,12 @@ class Flights:
     Parameters
     ----------
     desk : Desk
-    offer : callable
-        ``offer(loop)`` when an async function is asked for on an event loop, where it may run.
+    loops : LoopExecutor
     """
 
-    def __init__(self, desk: Desk, offer: Callable[[asyncio.AbstractEventLoop], object]):
+    def __init__(self, desk: Desk, loops: LoopExecutor):
         self._s = desk
-        self._offer = offer
+        self._loops = loops
         self._under_way: dict[tuple[Memo, Hashable], Flight] = {}
         # Those, too, whose answers are not kept, as they were invalidated.
         self._all: dict[Flight, None] = {}
@@ -74,7 +74,7 @@ class Flights:
             value = outcome(memo.function(*args, **kwargs), items.append)
             return items[-1] if value is PUBLISHED else value
         on_loop, guest = on_a_loop(), self._guest(memo)
-        flight = self._ask(memo, key, args, kwargs, guest, here=not on_loop)
+        flight = self._ask(memo, key, args, kwargs, guest, here=not on_loop and self.crew.can_help)
         if flight is None:
             return guest.result()
         try:
@@ -85,7 +85,7 @@ class Flights:
                     self.crew.help(flight)
                 if guest.state.final:
                     return guest._completion().result()
-                with self.crew.lend():
+                with self._loops.hold() if on_loop else self.crew.lend():
                     return guest._completion().result()
         except BaseException:
             guest.cancel()  # Ctrl-C, say: the others go on waiting
@@ -186,7 +186,7 @@ class Flights:
         self._s.start()
         basis, loop = memo.basis, asyncio._get_running_loop()
         if loop is not None and memo.executor == "loop":
-            self._offer(loop)
+            self._loops.offer(loop)
         with self._s.locked:
             if guest is not None and not refresh and self._serve(memo, key, args, kwargs, basis, guest):
                 return None
@@ -204,7 +204,13 @@ class Flights:
         if works and (loop is not None or guest is None):
             self._s.ledger.aside(partial(depart, flight))
         else:
-            depart(flight, here)
+            try:
+                depart(flight, here)
+            except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
+                with self._s.locked:
+                    if not flight.over and not flight.begun:
+                        self.fail(flight, error)
+                raise
         return flight
 
     def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, guest: Run) -> bool:
@@ -220,7 +226,7 @@ class Flights:
         elif failure is None:
             return False
         elif answer is None or answer.kept_until <= now or not memo.policy.stale_if_error:
-            self._end(guest, RunState.FAILED, failure)
+            self._end(guest, RunState.FAILED, another(failure))
             return True
         self._end(guest, RunState.SUCCEEDED, value=answer.value)
         return True
@@ -243,6 +249,7 @@ class Flights:
             return
         flight.heard |= heard
         guest._stop = partial(self._leave, flight)
+        guest._waiting = partial(self.crew.waiting, flight)
         guest.state, guest.started_at = flight.run.state, flight.run.started_at
         flight.guests.append(guest)
 
@@ -299,7 +306,7 @@ class Flights:
             self._finish(flight, RunState.CANCELLED, error)
             return
         if (ttl := memo.policy.error_ttl.total_seconds() - ago) > 0 and flight.kept:
-            self._failed[memo, key] = self._s.clock.monotonic() + ttl, error
+            self._failed[memo, key] = self._s.clock.monotonic() + ttl, another(error)
             self._s.timers.after(ttl, partial(self._forget_failure, memo), key)
         if old is None:
             self._finish(flight, RunState.FAILED, error)
@@ -309,7 +316,13 @@ class Flights:
         if (old is not None or not flight.heard) and not flight.remote:
             self._complain(flight, error, old)
         if flight.kept:
-            self.archive.tell_failure(memo, key, error)
+            self.archive.tell_failure(memo, key, another(error))
+
+    def fail(self, flight: Flight, error: BaseException) -> None:
+        """It cannot even be concluded: nobody is to wait for it for ever, here or in another process."""
+        if flight.fence and not flight.remote and self.neighbours is not None:
+            self.neighbours.give_up(flight, flight.fence)
+        self._finish(flight, RunState.FAILED, error)
 
     def _forget_failure(self, memo: Memo, key: Hashable) -> None:
         if (memo, key) in self._failed and self._failure(memo, key) is None:
@@ -335,7 +348,7 @@ class Flights:
 
     def _end(self, run: Run, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
         run.end(state, self._s.clock.now(), error, value)
-        run._stop = None
+        run._stop = run._waiting = None
         self._s.defer(run.touch)
         self._s.defer(partial(run.resolve, value))
 

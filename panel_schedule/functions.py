@@ -6,19 +6,23 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 import panel as pn
+from param.parameterized import resolve_ref
 
 from .clock import Clock
 from .components import show
+from .data import is_light
 from .dispatcher import Dispatcher
-from .errors import RegistrationError
+from .errors import ArgumentUnkeyable, RegistrationError
 from .executors.loop import LoopExecutor
 from .flights import Flights
 from .jobpanel import JobPanel, Progress
 from .jobs import Background, JobPolicy
 from .jobview import Job
+from .keys import digested
 from .memo import Memoized, MemoPolicy, fingerprint
 from .memoview import MemoView
 from .recall import Watched
@@ -66,7 +70,7 @@ class Functions(ABC):
 
     def _attach(self, scheduler: Scheduler) -> None:
         """Serve the functions that there are with a new scheduler."""
-        self._dispatcher, self._flights = Dispatcher(scheduler), Flights(scheduler, self.loops.offer)
+        self._dispatcher, self._flights = Dispatcher(scheduler), Flights(scheduler, self.loops)
         scheduler.compute = self._compute
         for job in self.jobs.values():
             self._dispatcher.add(job)
@@ -155,7 +159,17 @@ class Functions(ABC):
     # ------------------------------------------------------------ and memoized functions
 
     def memo_view(self, memo: Memoized[Any, Any], args: Any, kwargs: Any) -> MemoView:
-        view = self.views.admit(lambda home, changed: MemoView(home, changed, memo, args, kwargs, self))
+        def make(home: Any, changed: Callable[[], None]) -> MemoView:
+            return MemoView(home, changed, memo, args, kwargs, self)
+
+        name = None
+        if not any(resolve_ref(each, recursive=True) for each in (*args, *kwargs.values())) and is_light(
+            (args, kwargs)
+        ):
+            # Of a call that does not change a session has one view, however often it asks for it.
+            with suppress(ArgumentUnkeyable, TypeError):  # which the view itself says
+                name = f"{memo.name} {digested(memo.keys.local(args, kwargs))}"
+        view = self.views.admit(make, name)
         # Only now: what is new from here on reaches it.
         view._follow()
         return view
@@ -165,6 +179,9 @@ class Functions(ABC):
 
     def watch_call(self, memo: Memoized[Any, Any], key: Hashable, changed: Callable[[], None]) -> Watched:
         return self.flights.archive.watch(memo, key, changed)
+
+    def unwatch_call(self, watched: Watched, changed: Callable[[], None]) -> None:
+        self.flights.archive.unwatch(watched, changed)
 
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:
         scheduler = self.scheduler

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +13,7 @@ from param.parameterized import resolve_ref
 
 from .abroad import function_named
 from .errors import RegistrationError, TriggerError
-from .keys import Keys
+from .keys import Keys, signature_of
 from .registry import as_retry, choice, duration
 from .run import Run
 from .task import ONCE, Retry, Task, is_async
@@ -153,7 +152,7 @@ class Background(Generic[P, T]):
         functools.update_wrapper(self, function)
         self.function = function
         self.policy = policy
-        self.signature = inspect.signature(function)
+        self.signature = signature_of(function)
         self.keys = Keys(self.name, function, key)
 
     def __repr__(self) -> str:
@@ -247,7 +246,7 @@ def require_no_method(what: str, decorator: str, function: Any) -> None:
     RegistrationError
     """
     qualname = getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
-    if "." in qualname and list(inspect.signature(function).parameters)[:1] in (["self"], ["cls"]):
+    if "." in qualname and list(signature_of(function).parameters)[:1] in (["self"], ["cls"]):
         raise RegistrationError(
             f"{what} is a method, and the decorator sees no object that it belongs to. Make a function of it that "
             "takes what it needs of the object, or decorate the object's own method: "

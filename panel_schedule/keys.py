@@ -40,10 +40,7 @@ class Keys:
     def __init__(self, name: str, function: Callable[..., Any], key: Callable[..., Any] | None = None):
         self.name = name
         self._key = key
-        try:
-            parameters = list(inspect.signature(function).parameters.values())
-        except (TypeError, ValueError):  # some built-in functions have none
-            parameters = list(inspect.signature(lambda *args, **kwargs: None).parameters.values())
+        parameters = list(signature_of(function).parameters.values())
         self._names = [parameter.name for parameter in parameters]
         self._sorts = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
         self._bind = _binder(name, parameters)
@@ -105,6 +102,14 @@ class Keys:
         except Refusal as refusal:
             raise ArgumentUnkeyable(f"{self.name}(): {refusal.path} {refusal}. {_REMEDY}") from refusal.__cause__
         return content.digest().hex()
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """What it takes; of some built-in functions nobody knows."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args, **kwargs: None)
 
 
 def digested(key: Hashable) -> str:

@@ -20,7 +20,7 @@ from .content import Content, Refusal
 from .entry import Entry
 from .errors import RegistrationError, TriggerError
 from .jobs import require_no_method
-from .keys import Keys, digested
+from .keys import Keys, digested, signature_of
 from .recall import Answer, Recall
 from .registry import duration
 from .run import Run
@@ -179,7 +179,7 @@ class Memoized(Generic[P, T]):
             _mark(self)
         self.function = function
         self.policy = policy
-        self.signature = inspect.signature(function)
+        self.signature = signature_of(function)
         self.keys = Keys(self.name, function, key)
         self.executor = policy.executor or ("loop" if is_coroutine else "thread")
         # What was computed by other code is no answer of this one.
@@ -193,11 +193,11 @@ class Memoized(Generic[P, T]):
         return f"<Memoized {self.name!r}>"
 
     def __reduce__(self) -> Any:
-        return abroad.memo_named, (self.name, self.function, self._is_async)
+        return abroad.memo_named, (self.name, self._is_async)
 
     # ------------------------------------------------------------ asking
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """
         The answer; of an ``async def`` a coroutine that gives it.
 
@@ -236,7 +236,7 @@ class Memoized(Generic[P, T]):
             return await self._host.flights.awaited(self, key, args, kwargs)
         return self._take(key, answer)
 
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
         """
         The answer without blocking.
 
@@ -253,7 +253,7 @@ class Memoized(Generic[P, T]):
         """
         return self._host.flights.submit(self, args, kwargs)
 
-    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
         """
         Compute the answer anew, whatever is there, or join the computation under way. Live views get it, too.
 
@@ -263,7 +263,7 @@ class Memoized(Generic[P, T]):
         """
         return self._host.flights.submit(self, args, kwargs, refresh=True)
 
-    def view(self, *args: Any, **kwargs: Any) -> Any:
+    def view(self, /, *args: Any, **kwargs: Any) -> Any:
         """
         This session's :class:`MemoView`: the live answer to arguments that may change.
 
@@ -275,17 +275,17 @@ class Memoized(Generic[P, T]):
         """
         return self._host.memo_view(self, args, kwargs)
 
-    def rx(self, *args: Any, **kwargs: Any) -> Any:
+    def rx(self, /, *args: Any, **kwargs: Any) -> Any:
         """The live answer as a reactive expression; it is None until there is one. Arguments as of `view`."""
         return self.view(*args, **kwargs).param.value.rx()
 
     # ------------------------------------------------------------ what is kept
 
-    def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry | None:
+    def entry(self, /, *args: P.args, **kwargs: P.kwargs) -> Entry | None:
         """The answer that is kept for these arguments, with its version and time; None where there is none."""
         return self._host.flights.archive.entry(self, self._key(args, kwargs))
 
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """
         Forget the answer to these arguments, in all processes: what it was made of has changed.
 

@@ -128,7 +128,10 @@ class Recall:
         if answer.digest:
             self.keys[answer.digest] = key
         while self.answers:
-            oldest, its = next(iter(self.answers.items()))
+            try:
+                oldest, its = next(iter(self.answers.items()))
+            except RuntimeError:  # a hit, which needs no lock, has just moved one to the end
+                continue
             beyond = (entries is not None and len(self.answers) > entries) or (size is not None and self._size > size)
             if not beyond and its.kept_until > now:
                 break

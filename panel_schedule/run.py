@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import secrets
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -133,6 +135,7 @@ class Run:
         "_rank",
         "_stop",
         "_value",
+        "_waiting",
         "_watchers",
         "attempt",
         "error",
@@ -189,6 +192,8 @@ class Run:
         self._changed: Callable[[], object] | None = None
         self._stop: Callable[[Run, str], object] | None = None
         self._publish: Callable[[Any], object] | None = None
+        # What the function that waits for it does meanwhile: it gives its place to others, and is seen to wait.
+        self._waiting: Callable[[], AbstractContextManager[object]] | None = None
         self._rank: Callable[[], int] | None = None
         self._watchers: frozenset[Callable[[], object]] = frozenset()
         # Fetches the value from a shared store, of a run that has ended in another process.
@@ -282,7 +287,9 @@ class Run:
         if not self._ended:
             self._refuse_itself()
             refuse_to_block(f"result() of an unfinished run of {self.task!r}", "await run")
-        return self._completion().result(timeout)
+        waiting = self._waiting  # None from its end on
+        with nullcontext() if waiting is None else waiting():
+            return self._completion().result(timeout)
 
     def __await__(self) -> Generator[Any, None, Any]:
         self._refuse_itself()
@@ -290,7 +297,9 @@ class Run:
         # Of a reader who gives up asyncio would say that nobody has looked at the error.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         # Shielded: he must not cancel the run for the others.
-        return asyncio.shield(future).__await__()
+        waiting = self._waiting  # None from its end on
+        with nullcontext() if waiting is None else waiting():
+            return (yield from asyncio.shield(future).__await__())
 
     def _refuse_itself(self) -> None:
         if _current.get() is self:
@@ -470,9 +479,22 @@ def first_line(error: BaseException | None) -> str:
         return ""
     try:
         lines = str(error).strip().splitlines()
-    except Exception:  # an error that cannot even say what it is
+    except (Exception, SystemExit):  # an error that cannot even say what it is
         lines = []
     return f"{type(error).__name__}: {lines[0]}"[:LONGEST_LINE] if lines else type(error).__name__
+
+
+def another(error: BaseException) -> BaseException:
+    """The same error for somebody else: each `raise` adds the frames of who raises it, and keeps what they hold."""
+    try:
+        fresh = copy.copy(error)
+        if type(fresh) is not type(error) or fresh.args != error.args:
+            return error
+    except Exception:  # its class cannot do that
+        return error
+    fresh.__cause__, fresh.__context__ = error.__cause__, error.__context__
+    fresh.__suppress_context__ = error.__suppress_context__
+    return fresh.with_traceback(own_traceback(error)[2])
 
 
 def own_traceback(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:

@@ -75,6 +75,8 @@ class NamedValues(MutableMapping[str, Any]):
         dict of str to Entry
             By the call as text, ``"filtered('north', 2026)"``.
         """
+        if not isinstance(function, Memoized):
+            raise TypeError(f"ps.store.entries() takes a memoized function, made by ps.memoize, and not {function!r}.")
         return self._answers(function)
 
     def rx(self, name: str) -> Any:

@@ -35,6 +35,9 @@ BURST_SECONDS = 0.005
 PAUSE_SECONDS = 0.001
 
 
+# So many of one session are more than a page needs.
+MANY = 100
+
 # No value is the same as this one: param compares the old one with the new one, item by item.
 outdated = object()
 
@@ -105,8 +108,8 @@ class View(param.Parameterized):
             return
         self._abroad = True
         warnings.warn(
-            f"{self!r} belongs to another session than the one that reads it now. Call task.view() (or task.rx) "
-            "inside the code of the page, once per session, instead of sharing one view through a global.",
+            f"{self!r} belongs to another session than the one that reads it now. Make one with .view() (or .rx) in "
+            "the code of the page, once per session, instead of sharing one through a global.",
             stacklevel=4,
         )
 
@@ -243,7 +246,9 @@ class Views:
             follow()
         return view
 
-    def admit(self, make: Callable[[weakref.ref[Document] | None, Callable[[], None]], V]) -> V:
+    def admit(
+        self, make: Callable[[weakref.ref[Document] | None, Callable[[], None]], V], name: str | None = None
+    ) -> V:
         """
         A view of this session's own of something that no other session sees.
 
@@ -252,9 +257,15 @@ class Views:
         make : callable
             Called as ``make(home, changed)``; the view's ``_follow()`` comes after each ``changed()``, and its
             ``_leave()`` at the end of the session.
+        name : str, optional
+            With the same one a session gets the same view again.
         """
         document = pn.state.curdoc
-        key = (JOB, str(next(self._number)))
+        key = (JOB, name or str(next(self._number)))
+        with self._lock:
+            session = self._sessions.get(document)
+            if session is not None and key in session.views:
+                return session.views[key].view  # type: ignore[no-any-return]
         view = make(None if document is None else weakref.ref(document), partial(self.changed, *key))
         if document is None or document.session_context is not None:
             self._enter(document, key, _Shown(view, view._follow, left=view._leave))
@@ -322,7 +333,14 @@ class Views:
             if session is None:
                 session = self._sessions[document] = _Session(home)
             session.views[key] = shown
+            many = len(session.views) == MANY and document is not None
             self._showing.setdefault(key, set()).add(session)
+        if many:
+            log.warning(
+                "One session has made %d views and jobs, the last one of %r. Those that are made in a callback, or in "
+                "a function of pn.bind, pile up until the session ends: make one outside, and give it the widgets "
+                "themselves as arguments.", MANY, shown.view.name,
+            )  # fmt: skip
         if opened and document is not None:
             document.on_session_destroyed(_forgetter(weakref.ref(self), weakref.ref(document)))
             if not session.loaded:

@@ -1020,3 +1020,152 @@ def test_a_new_definition_replaces_the_old_one(core, monkeypatch):
     assert f is core.ps.memoize(spaces[1]["f"])
     core.go()
     assert (30, 30) == (f(3), view.value)
+
+
+# ------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize("how", ["submit", "refresh"])
+def test_a_function_that_waits_for_its_own_run_is_an_error(ps, how):
+    @ps.memoize
+    def f():
+        return getattr(f, how)().result()
+
+    with pytest.raises(WouldBlock, match=r"f\(\) waits for f\(\), which waits for it"):
+        f.submit().result(PATIENCE)
+
+
+async def test_a_cycle_is_seen_among_several_that_are_awaited_at_once(ps):
+    there = asyncio.Event()
+
+    @ps.memoize
+    async def first():
+        return await asyncio.gather(second(), third())
+
+    @ps.memoize
+    async def second():
+        await there.wait()
+        return await first()
+
+    @ps.memoize
+    async def third():
+        there.set()
+
+    with pytest.raises(WouldBlock, match="waits for it"):
+        await asyncio.wait_for(first(), PATIENCE)
+
+
+def test_a_function_that_waits_for_a_run_lends_its_thread(ps):
+    """Else as many as there are threads would wait for what has none."""
+    inner = ps.memoize(name="inner")(lambda n: n * 10)
+    meet = threading.Barrier(2)
+
+    @ps.memoize
+    def outer(n):
+        meet.wait(PATIENCE)
+        return inner.submit(n).result(PATIENCE)
+
+    runs = [outer.submit(n) for n in (1, 2)]
+    assert [10, 20] == [run.result(PATIENCE) for run in runs]
+
+
+@pytest.mark.parametrize("store", ["memory", "file"])
+def test_a_deep_recursion_ends(tmp_path, store):
+    """Deeper than one thread's stack allows; and what fails leaves nobody waiting."""
+    config = Config({})
+    config.store = "memory://" if store == "memory" else f"file://{tmp_path / 'store'}"
+    runtime = Runtime(config)
+    ps = Front(runtime)
+
+    @ps.memoize(max_entries=None)
+    def fibonacci(n):
+        return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+    @ps.memoize
+    def endless(n):
+        return endless.function(n + 1)
+
+    assert 222232244629420445529739893505090668888 < fibonacci(300)
+    for _ in range(2):
+        with pytest.raises(RecursionError):
+            endless(1)
+    assert not runtime.flights._all
+    assert not runtime.flights.crew._by_run
+    runtime.grace = 0.0
+    runtime.close()
+
+
+def test_a_kept_failure_does_not_collect_its_callers(core):
+    """Each `raise` adds frames to an error, with all that stands in them."""
+
+    class Session:
+        pass
+
+    @core.ps.memoize(error_ttl="1h")
+    def f():
+        raise OSError("no database")
+
+    def ask():
+        session = Session()
+        alive.append(weakref.ref(session))
+        with suppress(OSError):
+            f()
+
+    alive = []
+    for _ in range(20):
+        ask()
+    gc.collect()
+    assert sum(each() is not None for each in alive) <= 1
+
+
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, BaseException, asyncio.CancelledError])
+@pytest.mark.parametrize("kind", ["thread", "loop"])
+def test_odd_errors_keep_nobody_waiting(ps, error, kind):
+    def plain():
+        raise error("odd")
+
+    async def on_the_loop():
+        raise error("odd")
+
+    f = ps.memoize(name="f")(plain if kind == "thread" else on_the_loop)
+    run = f.submit()
+    with pytest.raises((error, RunCancelled)):
+        run.result(PATIENCE)
+    assert not f._host.flights._all
+
+
+async def test_a_loop_that_waits_for_an_answer_holds_up_no_async_function(ps):
+    """A plain function that needs one, called on the loop: it runs on another loop meanwhile."""
+
+    @ps.memoize
+    async def inner(n):
+        return n * 10
+
+    outer = ps.memoize(name="outer")(lambda n: inner.submit(n).result(PATIENCE) + 1)
+    assert 21 == outer(2)
+
+
+def test_of_some_builtins_nobody_knows_what_they_take(ps):
+    assert 3 == ps.memoize(name="longest")(max)(1, 3, 2)
+
+
+def test_a_parameter_may_have_any_name(ps):
+    f = ps.memoize(name="f")(lambda **named: named)
+    assert {"self": 1} == f(self=1) == f.submit(self=1).result(PATIENCE)
+
+
+def test_entries_are_those_of_a_memoized_function(ps):
+    with pytest.raises(TypeError, match=r"takes a memoized function, made by ps\.memoize, and not 'f'"):
+        ps.store.entries("f")
+
+
+def test_a_memoized_function_is_pickled_by_its_name():
+    script = """
+        import pickle, panel_schedule as ps
+        @ps.memoize
+        def f():
+            return 42
+        assert pickle.loads(pickle.dumps(f)) is f
+    """
+    source = "\n".join(line[8:] for line in script.splitlines())
+    subprocess.run([sys.executable, "-c", source], check=True, timeout=60)

@@ -14,6 +14,7 @@ import pytest
 from bokeh.document import Document
 from panel.io.state import set_curdoc
 
+from core import messages
 from panel_schedule import memoview
 from panel_schedule.components import Freshness
 
@@ -27,6 +28,23 @@ def told(view, *names):
 
 def state(view):
     return view.value, view.running, view.error, view.stale
+
+
+class Context:
+    """As much of a session's as a view looks at."""
+
+    id = "session"
+
+
+documents = []
+
+
+def in_session():
+    """Be the code of a page."""
+    document = Document()
+    document._session_context = lambda: Context
+    documents.append(document)
+    return set_curdoc(document)
 
 
 # ------------------------------------------------------------ arguments
@@ -279,10 +297,36 @@ def test_a_view_can_refresh(core):
 def test_each_view_has_its_own_copy_of_a_frame(core):
     """An editable table changes nobody else's data."""
     f = core.ps.memoize(name="f")(lambda: pd.DataFrame({"a": [1]}))
-    views = [f.view(), f.view()]
-    core.go()
-    views[0].value.loc[0, "a"] = 99
-    assert [99, 1, 1] == [views[0].value["a"][0], views[1].value["a"][0], f()["a"][0]]
+    f()
+    view = f.view()
+    with in_session():
+        another = f.view()
+    view.value.loc[0, "a"] = 99
+    with set_curdoc(another._home()):
+        other = another.value
+    assert [99, 1, 1] == [view.value["a"][0], other["a"][0], f()["a"][0]]
+
+
+def test_a_session_has_one_view_of_a_call_that_does_not_change(core):
+    """However often it asks for it, as a callback may; and another session another one."""
+    f = core.ps.memoize(name="f")(lambda n, m=2: n)
+    widget = pn.widgets.IntInput(value=1)
+    assert f.view(1) is f.view(n=1, m=2)
+    assert f.view(1) is not f.view(widget)
+    with in_session():
+        other = f.view(1)
+    assert f.view(1) is not other
+
+
+def test_many_views_of_one_session_are_told(core, caplog):
+    """They pile up until it ends."""
+    f = core.ps.memoize(name="f")(lambda n: n)
+    with in_session():
+        for n in range(200):
+            f.view(n)
+    (message,) = messages(caplog)
+    assert "has made 100 views and jobs, the last one of 'f'" in message
+    assert "give it the widgets themselves" in message
 
 
 @pytest.mark.parametrize("one", [True, False])
@@ -532,12 +576,6 @@ def test_arguments_that_do_not_fit_are_an_error_at_once(core, wrong):
 
 
 # ------------------------------------------------------------ sessions
-
-
-class Context:
-    """As much of a session's as a view looks at."""
-
-    id = "session"
 
 
 def test_a_view_dies_with_its_session(core):

@@ -6,10 +6,10 @@ import asyncio
 import contextvars
 import inspect
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 
@@ -45,6 +45,8 @@ class LoopExecutor:
         self._callers: asyncio.AbstractEventLoop | None = None
         self._batch: deque[tuple[LoopFuture, Callable[[], Any]]] = deque()
         self._running: set[LoopFuture] = set()
+        # Loops whose threads wait for an answer, and how often.
+        self._held = Counter[asyncio.AbstractEventLoop]()
 
     def adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         """Use this loop from now on: the server's or the notebook's."""
@@ -78,6 +80,19 @@ class LoopExecutor:
 
     def lend(self) -> AbstractContextManager[object]:
         return nullcontext()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """While the thread of the running loop waits for what may need a loop: a loop of this one's own has to do."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            self._held[loop] += 1
+        self.flush()  # what the loop has not begun
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held -= Counter([loop])
 
     def stop(self, grace: float) -> None:
         with self._lock:
@@ -126,13 +141,16 @@ class LoopExecutor:
             result = body()
             if inspect.isawaitable(result):
                 result = await result
-        except (Exception, asyncio.CancelledError, SystemExit) as exc:
-            outcome: BaseException | None = exc
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             # Ctrl-C that happens to arrive in here is the server's business: its loop gets it, and
             # no task keeps it, which would print it again at the end.
-            outcome = asyncio.CancelledError()
-            asyncio.get_running_loop().call_soon(_interrupt)
+            outcome: BaseException | None = asyncio.CancelledError()
+            if asyncio.get_running_loop() is self._own:  # no signal comes here: the function itself has raised it
+                outcome = exc
+            else:
+                asyncio.get_running_loop().call_soon(_interrupt)
+        except BaseException as exc:
+            outcome = exc
         else:
             outcome = None
         future.task = None
@@ -150,9 +168,9 @@ class LoopExecutor:
 
     def _target(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._loop is not None and not self._loop.is_closed():
+            if self._loop is not None and not self._loop.is_closed() and self._loop not in self._held:
                 return self._loop
-            if self._callers is not None and self._callers.is_running():
+            if self._callers is not None and self._callers.is_running() and self._callers not in self._held:
                 return self._callers
             if self._own is None:
                 self._own = asyncio.new_event_loop()
