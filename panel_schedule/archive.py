@@ -36,7 +36,8 @@ class Shared(Protocol):
     def use(self, memo: Memo, answer: Answer) -> None: ...
     def entry(self, memo: Memo, key: Hashable) -> Entry | None: ...
     def entries(self, function: str) -> dict[str, Entry]: ...
-    def invalidate(self, memo: Memo, key: Hashable | None) -> None: ...
+    def invalidate_soon(self, memo: Memo, key: Hashable | None) -> None: ...
+    def invalidate(self) -> None: ...
 
 
 class Archive:
@@ -127,6 +128,8 @@ class Archive:
 
     def invalidate(self, memo: Memo, key: Hashable | None = None) -> None:
         """Forget the answer to one call, or all of a function; everywhere, and here before this returns."""
+        if self.shared is not None:
+            self.shared.invalidate_soon(memo, key)
         self.forget(memo, key)
         if self.shared is not None:
             invalidate = partial(self._invalidate_there, self.shared, memo, key)
@@ -136,12 +139,16 @@ class Archive:
                 invalidate()
 
     def _invalidate_there(self, shared: Shared, memo: Memo, key: Hashable | None) -> None:
-        shared.invalidate(memo, key)
+        shared.invalidate()
         # What has been taken from the store meanwhile was of before. What was begun meanwhile was not.
         with self._s.locked:
             for each in list(memo.recall.answers) if key is None else [key]:
-                if each in memo.recall.answers:
-                    self._forget(memo, each)
+                self.drop(memo, each)
+
+    def drop(self, memo: Memo, key: Hashable) -> None:
+        """The answer that is at hand is none any more; what is computed right now counts. Under the lock."""
+        if key in memo.recall.answers:
+            self._forget(memo, key)
 
     def forget(self, memo: Memo, key: Hashable | None = None) -> None:
         """In this process: who asks from now on waits for another computation than the one under way."""

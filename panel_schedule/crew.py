@@ -303,7 +303,9 @@ class Crew:
             size = encoded.size
             encoded.close()
         until = memo.until(0.0)
-        return Answer(value, next(self._version), now, duration, flight.basis, until, size, call=flight.call)
+        return Answer(
+            value, next(self._version), now, duration, flight.basis, until, size, flight.digest, flight.call
+        )  # fmt: skip
 
     def last_resort(self, flight: Flight) -> Answer | None:
         """What is served in place of an answer that could not be computed."""

@@ -28,6 +28,8 @@ class Flight:
         Of each caller that waits for it.
     refresh : bool
         Whether an answer that is there is no reason not to compute.
+    renews : bool
+        Whether only a fresh one is.
     wanted : bool
         Whether it is computed though nobody waits for it.
     heard : bool
@@ -57,7 +59,7 @@ class Flight:
 
     __slots__ = (
         "args", "basis", "begun", "digest", "fence", "future", "guests", "heard", "kept", "key", "known", "kwargs",
-        "last", "memo", "partials", "ready", "refresh", "remote", "run", "waits_for", "wanted",
+        "last", "memo", "partials", "ready", "refresh", "remote", "renews", "run", "waits_for", "wanted",
     )  # fmt: skip
 
     def __init__(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, basis: Basis, run: Run):
@@ -67,7 +69,7 @@ class Flight:
         self.basis = basis
         self.run = run
         self.guests: list[Run] = []
-        self.refresh = self.wanted = self.heard = self.ready = self.begun = self.remote = False
+        self.refresh = self.renews = self.wanted = self.heard = self.ready = self.begun = self.remote = False
         self.kept = True
         self.future: Future[Any] | None = None
         self.waits_for: list[Flight] = []

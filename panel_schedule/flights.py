@@ -195,7 +195,7 @@ class Flights:
                 self._welcome(flight, guest, heard)
                 return flight
             flight = self._under_way[memo, key] = Flight(memo, key, args, kwargs, basis, self._guest(memo))
-            flight.refresh = refresh
+            flight.refresh, flight.renews = refresh, guest is None
             self._all[flight] = None
             self._welcome(flight, guest, heard)
         depart = self.crew.board if self.neighbours is None else self.neighbours.depart
@@ -222,7 +222,7 @@ class Flights:
         if answer is not None and answer.good_until > now:
             self.archive.use(memo, key, answer)
             if answer.fresh_until <= now and failure is None:
-                self._s.defer(partial(self._ask, memo, key, args, kwargs, None, refresh=True))
+                self._s.defer(partial(self._ask, memo, key, args, kwargs, None))
         elif failure is None:
             return False
         elif answer is None or answer.kept_until <= now or not memo.policy.stale_if_error:
@@ -236,10 +236,14 @@ class Flights:
         until, error = self._failed.get((memo, key), (0.0, None))
         return error if until > self._s.clock.monotonic() else None
 
+    def failing(self, memo: Memo) -> list[Hashable]:
+        """The calls whose failure is given again for a while."""
+        return [key for owner, key in list(self._failed) if owner is memo]
+
     def renew(self, flight: Flight) -> None:
         """Compute it anew, in the background."""
         if self._failure(flight.memo, flight.key) is None:
-            self._ask(flight.memo, flight.key, flight.args, flight.kwargs, None, refresh=True)
+            self._ask(flight.memo, flight.key, flight.args, flight.kwargs, None)
 
     # ------------------------------------------------------------ waiting; under the lock
 
@@ -275,7 +279,9 @@ class Flights:
 
     def _detach(self, memo: Memo, key: Hashable | None) -> list[Hashable]:
         """What is computed right now is for those who wait for it, and not kept."""
-        keys = [known for owner, known in self._under_way if owner is memo] if key is None else [key]
+        keys = [key]
+        if key is None:
+            keys = [known for owner, known in (*self._under_way, *self._failed) if owner is memo]
         for each in keys:
             self._failed.pop((memo, each), None)
             flight = self._under_way.get((memo, each))

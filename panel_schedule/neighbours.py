@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+import threading
+from collections import defaultdict, deque
 from collections.abc import Hashable
 from datetime import datetime
 from functools import partial
@@ -22,6 +23,9 @@ from .stores.cache import AnswerRow, Basis, Cache, serves
 from .timers import Timers
 
 log = logging.getLogger("panel_schedule")
+
+# How often, in seconds, who waits for another process looks at the store though nothing was heard.
+LOOK = 1.0
 
 # How often, in seconds, the store hears which answers were read.
 TOLD = 1.0
@@ -46,6 +50,7 @@ class Flights(Protocol):
     def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None: ...
     def crash(self, flight: Flight, error: BaseException, old: Answer | None = None, ago: float = 0.0) -> None: ...
     def renew(self, flight: Flight) -> None: ...
+    def failing(self, memo: Memoized[Any, Any]) -> list[Hashable]: ...
 
 
 class Neighbours:
@@ -64,8 +69,12 @@ class Neighbours:
         self._f = flights
         self._cache = cache
         self.memos: dict[str, Memoized[Any, Any]] = {}
-        # The computations by function and digest, here and elsewhere.
-        self._flights: dict[tuple[str, str], Flight] = {}
+        # The computations by function and digest, here and elsewhere: of several values of a task there may be several.
+        self._flights: defaultdict[tuple[str, str], dict[Flight, None]] = defaultdict(dict)
+        self._looking = False
+        # What the store has still to forget, before it is asked for anything.
+        self._due: deque[tuple[str, str | None]] = deque()
+        self._forgetting = threading.Lock()
         self._used: defaultdict[str, dict[str, Answer]] = defaultdict(dict)
         self._telling = False
         cache.watch_answers(self._noticed)
@@ -92,7 +101,9 @@ class Neighbours:
         with self._s.locked:
             if flight.over:
                 return
-            self._flights[memo.name, flight.digest] = flight
+            self._flights[memo.name, flight.digest][flight] = None
+        self._forget_due()
+        flight.partials = 0
         row = self._cache.look(memo.name, flight.digest)
         flight.known = row.version if row is not None else 0
         if row is not None and not flight.refresh and self._settles(flight, row):
@@ -105,6 +116,7 @@ class Neighbours:
             flight.fence, flight.remote = row.fence, not mine
             if flight.over and mine:  # nobody wants it any more
                 self.give_up(flight, row.fence)
+            self._keep_looking()
         if mine:
             self._f.crew.board(flight, here)
         else:
@@ -120,7 +132,7 @@ class Neighbours:
         if not row.version or not self._counts(row, flight.basis):
             return False
         lifetime = memo.until(self._age(row))
-        if lifetime[1] <= self._s.clock.monotonic():
+        if lifetime[0 if flight.renews else 1] <= self._s.clock.monotonic():
             return False
         try:
             answer = self._answer(memo, row)
@@ -133,6 +145,7 @@ class Neighbours:
         with self._s.locked:
             if not flight.over:
                 self._f.land(flight, answer)
+                self.use(memo, answer)
                 if stale:
                     self._s.defer(partial(self._f.renew, flight))
         self._look_again(memo, flight.key, row)
@@ -222,8 +235,11 @@ class Neighbours:
 
     def over(self, flight: Flight) -> None:
         """It has ended; under the lock."""
-        if self._flights.get((flight.memo.name, flight.digest)) is flight:
-            del self._flights[flight.memo.name, flight.digest]
+        name = flight.memo.name, flight.digest
+        if name in self._flights:
+            self._flights[name].pop(flight, None)
+            if not self._flights[name]:
+                del self._flights[name]
 
     # ------------------------------------------------------------ a computation of another process
 
@@ -234,18 +250,31 @@ class Neighbours:
         if not digest:
             self._f.archive.forget(memo)
             return
-        flight = self._flights.get((function, digest))
-        if flight is not None and flight.remote:
-            self._follow(flight)
-            return
         with self._s.locked:
-            key = flight.key if flight is not None else memo.recall.find(digest)
+            flights = list(self._flights.get((function, digest), ()))
+        for flight in flights:
+            if flight.remote:
+                self._follow(flight)
+        if all(flight.fence and not flight.remote for flight in flights):
+            self._hear(memo, digest, flights)
+        elif (row := self._cache.look(function, digest)) is not None and not row.version:
+            # One looks at the row itself, but what it is to replace is served meanwhile.
+            with self._s.locked:
+                self._f.archive.drop(memo, flights[0].key)
+
+    def _hear(self, memo: Memoized[Any, Any], digest: str, flights: list[Flight]) -> None:
+        """Of a row that may say something new about what is computed, or known, in this process."""
+        with self._s.locked:
+            key = flights[0].key if flights else memo.recall.find(digest)
+        if key is None:
+            key = next((each for each in self._f.failing(memo) if memo.digest(each) == digest), None)
         if key is None:
             return
-        if flight is not None and not flight.fence:
-            return  # it has not come so far as to know anything
-        row = self._cache.look(function, digest)
-        if row is not None and flight is not None and _is_own_doing(flight, row):
+        row = self._cache.look(memo.name, digest)
+        if row is not None and any(_is_own_doing(flight, row) for flight in flights):
+            return
+        if row is not None and flights and not row.mine and all(row.fence != flight.fence for flight in flights):
+            self._f.archive.forget(memo, key)  # another process computes it, as what is computed here is of before
             return
         self._take_in(memo, key, row)
 
@@ -272,9 +301,31 @@ class Neighbours:
         elif watched is not None and row.held and not row.mine:
             self._show_partial(memo, key, row)
 
-    def _follow(self, flight: Flight) -> None:
-        """See how far another process is, and do it here where none does it."""
+    def _keep_looking(self) -> None:
+        """What is followed may be lost without a word, with the database or for want of room. Under the lock."""
+        if not self._looking and any(flight.remote for flights in self._flights.values() for flight in flights):
+            self._looking = True
+            self._s.timers.after(LOOK, self._look, None)
+
+    def _look(self, _: None) -> None:
+        self._looking = False
+        for flight in [flight for flights in self._flights.values() for flight in flights if flight.remote]:
+            self._s.ledger.aside(partial(self._follow, flight, writes=True))
+        self._keep_looking()
+
+    def _follow(self, flight: Flight, writes: bool = False) -> None:
+        """
+        See how far another process is, and do it here where none does it.
+
+        Parameters
+        ----------
+        writes : bool
+            Whether to see first that the store can be written to: on a full disk that process cannot even say that it
+            has ended.
+        """
         try:
+            if writes:
+                self._cache.use(flight.memo.name, [flight.digest], self._s.clock.now())
             row = self._cache.look(flight.memo.name, flight.digest)
             if flight.over:
                 return
@@ -304,7 +355,8 @@ class Neighbours:
         elif row.failed >= flight.fence:
             self._fail(flight, row)
         elif row.held and not row.mine and serves(row.wanted, flight.basis):
-            flight.fence = row.fence
+            if row.fence != flight.fence:
+                flight.fence, flight.partials = row.fence, 0
             if row.partials > flight.partials:
                 flight.partials = row.partials
                 self._show_partial(flight.memo, flight.key, row)
@@ -369,8 +421,19 @@ class Neighbours:
         except KeyError:  # it was replaced
             return None
 
-    def invalidate(self, memo: Memoized[Any, Any], key: Hashable | None) -> None:
-        self._cache.invalidate(memo.name, None if key is None else memo.digest(key))
+    def invalidate_soon(self, memo: Memoized[Any, Any], key: Hashable | None) -> None:
+        """From now on the store is asked for nothing before it has forgotten this."""
+        self._due.append((memo.name, None if key is None else memo.digest(key)))
+
+    def invalidate(self) -> None:
+        """Let the store forget it now."""
+        self._forget_due()
+
+    def _forget_due(self) -> None:
+        with self._forgetting:
+            while self._due:
+                self._cache.invalidate(*self._due[0])
+                self._due.popleft()
 
 
 def _is_own_doing(flight: Flight, row: AnswerRow) -> bool:
