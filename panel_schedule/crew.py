@@ -196,6 +196,11 @@ class Crew:
             ahead, seen = [other], set[Flight]()
             while ahead:
                 flight = ahead.pop()
+                if flight is own and other is own:
+                    raise WouldBlock(
+                        f"{own.call} waits for itself, which would never end. Call the plain function there, "
+                        f"{own.memo.name}.function(...), or let the recursion come to other arguments."
+                    )
                 if flight is own:
                     raise WouldBlock(
                         f"{own.call} waits for {other.call}, which waits for it: neither would ever end. Let one of "

@@ -43,7 +43,8 @@ def require_data(value: Any, what: str) -> None:
         raise ValueRefused(
             f"{what}: {path} is a {type(culprit).__module__}.{type(culprit).__qualname__}, which belongs to one "
             "document and cannot be shared by sessions. Return the data, and build the plot or the pane from it in "
-            "the app: pn.panel(task.view().pipe(make_plot)), and of a job pn.panel(job.pipe(make_plot))."
+            "the app: pn.panel(task.view().pipe(make_plot)); of a memoized function it is "
+            "function.view(...).pipe(make_plot), of a job job.pipe(make_plot)."
         )
 
 

@@ -190,6 +190,8 @@ class Flights:
         with self._s.locked:
             if guest is not None and not refresh and self._serve(memo, key, args, kwargs, basis, guest):
                 return None
+            if heard and guest is not None:
+                memo.require_values(args, kwargs)
             flight = self._under_way.get((memo, key))
             if flight is not None and serves(flight.basis, basis):
                 self._welcome(flight, guest, heard)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import RegistrationError, ScheduleError
 from .news import EVENTS
-from .onrequest import OnRequest
+from .onrequest import OnRequest, named
 from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function, same_handler
 from .run import Run, refuse_to_block, traceback_text
 from .runtime import Runtime
@@ -47,6 +47,7 @@ class Front(OnRequest):
             lambda function: runtime.flights.archive.entries(function),
         )
 
+    @named
     def schedule(
         self,
         when: Any = None,
@@ -174,6 +175,7 @@ class Front(OnRequest):
     def _given(self, trigger: Trigger) -> datetime | None:
         return self._runtime.clock.now() if isinstance(trigger, (Dates, Computed)) else None
 
+    @named
     def schedule_task(
         self,
         name: str,
@@ -229,6 +231,7 @@ class Front(OnRequest):
         )
         return self._runtime.register(policy, name, callback)
 
+    @named
     def cancel_task(self, name: str, wait: bool = False) -> None:
         """
         Forget a task: no more runs, and its name is free again. A run in flight ends by itself.
@@ -255,6 +258,7 @@ class Front(OnRequest):
 
         self._runtime.scheduler.last_run(task, forget)
 
+    @named
     def on(self, event: str, handler: Callable[[Task[Any], Run], Any]) -> Callable[[], None]:
         """
         Call a function when something happens to any task.
@@ -286,6 +290,7 @@ class Front(OnRequest):
         handlers.append(handler)
         return lambda: handlers.remove(handler) if handler in handlers else None
 
+    @named
     def run_forever(self) -> None:
         """
         Run all scheduled tasks in this process, without a web server, until Ctrl-C or SIGTERM.

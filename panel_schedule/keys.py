@@ -14,6 +14,8 @@ from hashlib import sha256  # which processors have in hardware; without, blake2
 from types import FunctionType, NoneType
 from typing import Any
 
+from param.parameterized import resolve_ref
+
 from .content import Content, Refusal
 from .errors import ArgumentUnkeyable
 
@@ -100,6 +102,12 @@ class Keys:
             for name, value in zip(names, values, strict=True):
                 content.part("{}", name, value)
         except Refusal as refusal:
+            if resolve_ref(value):
+                raise ArgumentUnkeyable(
+                    f"{self.name}(): {name} is a reference ({type(value).__name__}). Pass the value that it has now; "
+                    f"where the answer is to follow it, write {self.name}.view(...) of a memoized function, and "
+                    f"{self.name}.job(...) of a background function."
+                ) from None
             raise ArgumentUnkeyable(f"{self.name}(): {refusal.path} {refusal}. {_REMEDY}") from refusal.__cause__
         return content.digest().hex()
 

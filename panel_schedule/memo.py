@@ -14,11 +14,13 @@ from hashlib import sha256
 from types import CodeType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
+from param.parameterized import resolve_ref
+
 from . import abroad
 from .clock import Clock
 from .content import Content, Refusal
 from .entry import Entry
-from .errors import RegistrationError, TriggerError
+from .errors import NotReady, RegistrationError, TriggerError
 from .jobs import require_no_method
 from .keys import Keys, digested, signature_of
 from .recall import Answer, Recall
@@ -192,6 +194,11 @@ class Memoized(Generic[P, T]):
     def __repr__(self) -> str:
         return f"<Memoized {self.name!r}>"
 
+    def __panel__(self) -> Any:
+        raise TypeError(
+            f"{self!r} is a function of arguments, and a page can show what it gives: {self.name}.view(...)."
+        )
+
     def __reduce__(self) -> Any:
         return abroad.memo_named, (self.name, self._is_async)
 
@@ -277,7 +284,7 @@ class Memoized(Generic[P, T]):
 
     def rx(self, /, *args: Any, **kwargs: Any) -> Any:
         """The live answer as a reactive expression; it is None until there is one. Arguments as of `view`."""
-        return self.view(*args, **kwargs).param.value.rx()
+        return self.view(*args, **kwargs).rx()
 
     # ------------------------------------------------------------ what is kept
 
@@ -299,6 +306,36 @@ class Memoized(Generic[P, T]):
         self._host.flights.archive.invalidate(self)
 
     # ------------------------------------------------------------ for the layers above
+
+    @property
+    def missing(self) -> Task[Any] | None:
+        """A task of ``after=`` that has nothing yet that an answer could be made of."""
+        return next((task for task in self._after if task.entry is None and task.policy.default is None), None)
+
+    def require_values(self, args: Any, kwargs: Any) -> None:
+        """
+        Raise unless there is something that an answer can be made of.
+
+        Raises
+        ------
+        NotReady
+            When a task of ``after=`` has no value yet.
+        TypeError
+            When an argument is a widget or another reference.
+        """
+        if (task := self.missing) is not None:
+            raise NotReady(
+                f"{self.name}() is made from the task {task.name!r}, which has no value yet. Wait for it: "
+                f"{task.name}.wait_ready(), or `await {task.name}.ready()`; and let a page show {self.name}.view(...), "
+                "which waits by itself. A server has the value before its first page when the task's module is named "
+                "in --setup."
+            )
+        for value in (*args, *kwargs.values()):
+            if resolve_ref(value):
+                raise TypeError(
+                    f"{self.name}(): an argument is a reference ({type(value).__name__}), and a call takes values. "
+                    f"Pass the value that it has now, or let a live answer follow it: {self.name}.view(...)."
+                )
 
     @property
     def basis(self) -> Basis:
@@ -391,6 +428,8 @@ def _mark(memo: Any) -> None:
         inspect.markcoroutinefunction(memo)
     else:
         memo._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+        # What looks like a function is one for `inspect`, and it looks at the flags of its code.
+        memo.__code__, memo.__defaults__, memo.__kwdefaults__ = Memoized._awaited.__code__, None, None
 
 
 def _require_fitting(name: str, function: Any, policy: MemoPolicy, key: Any, is_coroutine: bool) -> None:

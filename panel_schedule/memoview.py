@@ -91,6 +91,7 @@ class MemoView(View):
     ):
         super().__init__(home, name=memo.name)
         try:
+            memo.signature.bind_partial(*args, **kwargs)  # which names what there is not, before what is missing
             bound = memo.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{memo.name}.view(): {error}. It takes {memo.signature}.") from None
@@ -127,6 +128,17 @@ class MemoView(View):
     def __panel__(self) -> Any:
         return self._host.show_memo(self)
 
+    def __getitem__(self, key: object) -> Any:
+        raise TypeError(
+            f"{self!r} is a live view and not the answer itself: use {self.name}.view(...).pipe(f), which calls "
+            "f(answer) for each one, or its .value, which is None before the first one."
+        )
+
+    @property
+    def rx(self) -> Any:
+        """The live answer as a reactive expression; None before the first one."""
+        return self.param.value.rx
+
     def refresh(self, _event: object = None) -> Run | None:
         """
         Compute the answer anew. Fits ``on_click=``.
@@ -159,12 +171,14 @@ class MemoView(View):
 
     def _stir(self, *events: Event) -> None:
         """A task of ``after=`` has a new value."""
+        self._moved |= self._key is None  # it was perhaps the first
         self._changed()
 
     def _read(self) -> None:
         """Take the arguments as they are now."""
         self._moved = self._making = False
-        if any(isinstance(each.owner, View) and not each.owner.version for each in self._references):
+        waits = any(isinstance(each.owner, View) and not each.owner.version for each in self._references)
+        if waits or self._memo.missing is not None:
             self._stand(None)  # what it is made of is still to come
             return
         try:

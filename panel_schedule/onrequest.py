@@ -6,13 +6,21 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import RegistrationError, ScheduleError
 from .functions import Functions
 from .jobs import build_job_policy
 from .memo import build_memo_policy
 from .task import Retry, Task
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def named(method: F) -> F:
+    """Be called in errors as its users call it: a misspelt option is one of ``ps.memoize()``."""
+    method.__qualname__ = f"ps.{method.__name__}"
+    return method
 
 
 class OnRequest:
@@ -21,6 +29,7 @@ class OnRequest:
     def __init__(self, functions: Functions):
         self._functions = functions
 
+    @named
     def background(
         self,
         function: Callable[..., Any] | None = None,
@@ -104,6 +113,7 @@ class OnRequest:
         decorate = partial(self._functions.register_job, policy, name, key)
         return decorate if function is None else decorate(function)
 
+    @named
     def memoize(
         self,
         function: Callable[..., Any] | None = None,

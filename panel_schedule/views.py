@@ -36,7 +36,7 @@ PAUSE_SECONDS = 0.001
 
 
 # So many of one session are more than a page needs.
-MANY = 100
+MANY = 50
 
 # No value is the same as this one: param compares the old one with the new one, item by item.
 outdated = object()

@@ -22,6 +22,7 @@ from panel_schedule.config import Config
 from panel_schedule.contracts.tools import hammer
 from panel_schedule.errors import (
     ArgumentUnkeyable,
+    NotReady,
     RegistrationError,
     RunCancelled,
     TriggerError,
@@ -1031,7 +1032,7 @@ def test_a_function_that_waits_for_its_own_run_is_an_error(ps, how):
     def f():
         return getattr(f, how)().result()
 
-    with pytest.raises(WouldBlock, match=r"f\(\) waits for f\(\), which waits for it"):
+    with pytest.raises(WouldBlock, match=r"f\(\) waits for itself, .*f\.function\(\.\.\.\)"):
         f.submit().result(PATIENCE)
 
 
@@ -1169,3 +1170,38 @@ def test_a_memoized_function_is_pickled_by_its_name():
     """
     source = "\n".join(line[8:] for line in script.splitlines())
     subprocess.run([sys.executable, "-c", source], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize(
+    "reference", [lambda w: w, lambda w: w.param.value, lambda w: w.rx(), lambda w: pn.bind(str, w)]
+)
+def test_a_reference_is_no_argument_of_a_call(ps, keyed, reference):
+    """With ``key=`` as well, which would take it for a value that never changes."""
+    f = ps.memoize(name="f", key=(lambda region: "one") if keyed else None)(lambda region: region)
+    widget = reference(pn.widgets.Select(options=["a", "b"]))
+    for call in (f, f.submit, f.refresh):
+        with pytest.raises(TypeError, match=r"is a reference.*f\.view\(\.\.\.\)"):
+            call(widget)
+
+
+def test_what_is_made_from_a_task_needs_its_value(ps):
+    """An answer that was made of nothing would be kept."""
+    sales = ps.schedule(period="1h", first_run="skip", name="sales")(lambda: 1)
+    rates = ps.schedule(period="1h", first_run="skip", name="rates", default=2)(lambda: 3)
+    f = ps.memoize(after=[sales, rates], name="f")(lambda: sales() + rates())
+    with pytest.raises(NotReady, match=r"f\(\) is made from the task 'sales', which has no value yet.*wait_ready"):
+        f()
+    sales.refresh().result(PATIENCE)
+    assert 3 == f()
+
+
+def test_a_misspelt_option_is_one_of_the_public_functions(ps):
+    with pytest.raises(TypeError, match=r"^ps\.memoize\(\) got an unexpected keyword argument 'tll'"):
+        ps.memoize(tll="5m")
+
+
+def test_a_page_cannot_show_the_function_itself(ps):
+    f = ps.memoize(name="f")(lambda n: n)
+    with pytest.raises(TypeError, match=r"f\.view\(\.\.\.\)"):
+        pn.panel(f)

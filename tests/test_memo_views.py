@@ -325,7 +325,7 @@ def test_many_views_of_one_session_are_told(core, caplog):
         for n in range(200):
             f.view(n)
     (message,) = messages(caplog)
-    assert "has made 100 views and jobs, the last one of 'f'" in message
+    assert "has made 50 views and jobs, the last one of 'f'" in message
     assert "give it the widgets themselves" in message
 
 
@@ -384,6 +384,18 @@ def test_it_shows_the_old_answer_as_stale_until_then(core):
     function.finish("new")
     core.go()
     assert ("new", False, "", False) == state(view)
+
+
+def test_a_view_waits_for_the_first_value_of_a_task(core):
+    sales = core.ps.schedule(period="1h", first_run="skip", name="sales")(lambda: 2)
+    calls = []
+    f = core.ps.memoize(after=sales, name="f")(lambda n: calls.append(n) or sales() * n)
+    view = f.view(10)
+    core.go()
+    assert (None, False, "", False) == state(view)
+    sales.refresh()
+    core.go()
+    assert ([10], (20, False, "", False)) == (calls, state(view))
 
 
 # ------------------------------------------------------------ states
@@ -622,3 +634,17 @@ def test_a_page_that_no_browser_sees_leaves_nothing_behind(core):
     gc.collect()
     assert view() is None
     assert not core.runtime.memos["f"].recall.watched
+
+
+def test_what_is_no_argument_is_named(core):
+    f = core.ps.memoize(name="f")(lambda region: region)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'regoin'"):
+        f.view(regoin=1)
+
+
+def test_a_view_is_not_its_answer(core):
+    f = core.ps.memoize(name="f")(lambda: {"a": 1})
+    with pytest.raises(TypeError, match=r"is a live view and not the answer itself: use f\.view\(\.\.\.\)\.pipe"):
+        f.view()["a"]
+    core.go()
+    assert 1 == f.view().rx()["a"].rx.value
