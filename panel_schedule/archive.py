@@ -7,10 +7,8 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Protocol
 
-from .clock import Clock
 from .entry import Entry
-from .ledger import Ledger
-from .locked import Locked
+from .flight import Desk
 from .memo import Memoized
 from .recall import Answer, Watched
 from .run import on_a_loop
@@ -20,22 +18,12 @@ log = logging.getLogger("panel_schedule")
 Memo = Memoized[Any, Any]
 
 
-class Desk(Protocol):
-    """What the archive finds at the scheduler's."""
-
-    clock: Clock
-    locked: Locked
-    ledger: Ledger
-
-    def defer(self, call: Callable[[], object]) -> None: ...
-
-
 class Shared(Protocol):
     """The answers that the processes share."""
 
     def use(self, memo: Memo, answer: Answer) -> None: ...
     def entry(self, memo: Memo, key: Hashable) -> Entry | None: ...
-    def entries(self, function: str) -> dict[str, Entry]: ...
+    def entries(self, memo: Memo) -> dict[str, Entry]: ...
     def invalidate_soon(self, memo: Memo, key: Hashable | None) -> None: ...
     def invalidate(self) -> None: ...
 
@@ -119,7 +107,7 @@ class Archive:
     def entries(self, memo: Memo) -> dict[str, Entry]:
         """All that is kept of a function, by the text of the call, the one used last first."""
         if self.shared is not None:
-            return self.shared.entries(memo.name)
+            return self.shared.entries(memo)
         with self._s.locked:
             answers = list(memo.recall.answers.values())
         return {answer.call: answer.entry for answer in reversed(answers)}
@@ -134,7 +122,8 @@ class Archive:
         if self.shared is not None:
             invalidate = partial(self._invalidate_there, self.shared, memo, key)
             if on_a_loop():
-                self._s.ledger.aside(invalidate)
+                with self._s.locked:  # which tries again until the store can take it
+                    self._s.ledger.ask((), invalidate)
             else:
                 invalidate()
 

@@ -13,14 +13,12 @@ from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
-from .archive import Desk as Workplace
 from .calls import PUBLISHED, async_outcome, outcome
 from .codec import encode
 from .data import require_data
 from .errors import RunCancelled, RunFenced, WouldBlock
-from .executors.base import Executor
 from .executors.processes import Parcel
-from .flight import Flight
+from .flight import Desk, Flight
 from .recall import Answer
 from .run import Run, _current, on_a_loop
 from .runner import STOPS
@@ -34,15 +32,6 @@ DEEPEST = 40
 
 # What a body gives that found its computation begun or ended by somebody else.
 _NOTHING = object()
-
-
-class Desk(Workplace, Protocol):
-    """What the crew finds at the scheduler's."""
-
-    executors: dict[str, Executor]
-    stopping: bool
-
-    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
 class Tower(Protocol):
@@ -90,7 +79,7 @@ class Crew:
         try:
             body = self._body(flight, kind)
         except Exception as error:  # an argument that cannot travel
-            self._conclude(flight, None, error)
+            self._surely(flight, None, error)
             return
         with self._s.locked:
             flight.ready = True
@@ -166,6 +155,8 @@ class Crew:
             if flight.begun or flight.over:
                 return False
             flight.begun = True
+            if flight.memo.executor == "thread":
+                flight.run._publish = partial(self._publish, flight)
             self._by_run[flight.run] = flight
             now = self._s.clock.now()
             for run in (flight.run, *flight.guests):
@@ -283,7 +274,8 @@ class Crew:
             except Exception as refusal:
                 error = refusal
         if error is not None:
-            if self.shared is not None:
+            # What the stop has ended another process may do, see `crash`.
+            if self.shared is not None and not (self._s.stopping and isinstance(error, RunCancelled)):
                 self.shared.failed(flight, error)
             old = self.last_resort(flight)
         with self._s.locked:
@@ -309,7 +301,8 @@ class Crew:
             encoded.close()
         until = memo.until(0.0)
         return Answer(
-            value, next(self._version), now, duration, flight.basis, until, size, flight.digest, flight.call
+            value, max(flight.known, next(self._version)), now, duration, flight.basis, until, size, flight.digest,
+            flight.call,
         )  # fmt: skip
 
     def last_resort(self, flight: Flight) -> Answer | None:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
+from .clock import Clock
+from .executors.base import Executor
+from .ledger import Ledger
+from .locked import Locked
 from .memo import Memoized
 from .run import Run
+from .stores.base import Store
 from .stores.cache import Basis
+from .timers import Timers
+
+
+class Desk(Protocol):
+    """What all who deal with answers find at the scheduler's."""
+
+    clock: Clock
+    store: Store
+    executors: dict[str, Executor]
+    timers: Timers
+    locked: Locked
+    ledger: Ledger
+    stopping: bool
+
+    def start(self) -> None: ...
+    def defer(self, call: Callable[[], object]) -> None: ...
+    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
 class Flight:

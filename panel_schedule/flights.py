@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Hashable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from .archive import Archive
 from .calls import PUBLISHED, async_outcome, outcome
@@ -14,9 +14,8 @@ from .crew import Crew
 from .data import is_light
 from .errors import RunCancelled
 from .executors.loop import LoopExecutor
-from .flight import Flight
+from .flight import Desk, Flight
 from .memo import Memoized
-from .neighbours import Desk as Workplace
 from .neighbours import Neighbours
 from .recall import Answer
 from .run import Run, RunState, another, first_line, on_a_loop, own_traceback
@@ -26,12 +25,6 @@ from .stores.cache import Basis, serves
 log = logging.getLogger("panel_schedule")
 
 Memo = Memoized[Any, Any]
-
-
-class Desk(Workplace, Protocol):
-    """What the flights find at the scheduler's."""
-
-    def start(self) -> None: ...
 
 
 class Flights:
@@ -103,12 +96,10 @@ class Flights:
             value = await async_outcome(memo.function(*args, **kwargs), take)
             return items[-1] if value is PUBLISHED else value
         guest = self._guest(memo)
-        if (flight := self._ask(memo, key, args, kwargs, guest)) is None:
-            return await guest
+        self._ask(memo, key, args, kwargs, guest)
         try:
-            with self.crew.awaiting(flight):
-                return await guest
-        except asyncio.CancelledError:
+            return await guest
+        except BaseException:
             guest.cancel()
             raise
 
@@ -148,12 +139,7 @@ class Flights:
             Whether the caller gets to hear of a failure as an error that is raised.
         """
         guest = self._guest(memo)
-        if self._s.stopping:
-            with self._s.locked:
-                stops = RunCancelled(f"Memoized function {memo.name!r}: the server stops.")
-                self._end(guest, RunState.CANCELLED, stops)
-        else:
-            self._ask(memo, key, args, kwargs, guest, refresh=refresh, heard=heard)
+        self._ask(memo, key, args, kwargs, guest, refresh=refresh, heard=heard)
         return guest
 
     def _guest(self, memo: Memo) -> Run:
@@ -183,6 +169,12 @@ class Flights:
         here : bool
             The calling thread is going to compute it.
         """
+        if self._s.stopping:
+            if guest is not None:
+                with self._s.locked:
+                    stops = RunCancelled(f"Memoized function {memo.name!r}: the server stops.")
+                    self._end(guest, RunState.CANCELLED, stops)
+            return None
         self._s.start()
         basis, loop = memo.basis, asyncio._get_running_loop()
         if loop is not None and memo.executor == "loop":
@@ -194,6 +186,7 @@ class Flights:
                 memo.require_values(args, kwargs)
             flight = self._under_way.get((memo, key))
             if flight is not None and serves(flight.basis, basis):
+                flight.refresh |= refresh
                 self._welcome(flight, guest, heard)
                 return flight
             flight = self._under_way[memo, key] = Flight(memo, key, args, kwargs, basis, self._guest(memo))
@@ -203,16 +196,16 @@ class Flights:
         depart = self.crew.board if self.neighbours is None else self.neighbours.depart
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
         works = self.neighbours is not None or memo.executor == "process"
-        if works and (loop is not None or guest is None):
-            self._s.ledger.aside(partial(depart, flight))
-        else:
-            try:
+        try:
+            if works and (loop is not None or guest is None):
+                self._s.ledger.aside(partial(depart, flight))
+            else:
                 depart(flight, here)
-            except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
-                with self._s.locked:
-                    if not flight.over and not flight.begun:
-                        self.fail(flight, error)
-                raise
+        except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
+            with self._s.locked:
+                if not flight.over and not flight.begun:
+                    self.fail(flight, error)
+            raise
         return flight
 
     def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, guest: Run) -> bool:
@@ -311,18 +304,20 @@ class Flights:
         """There is none, since some seconds `ago`; who waits gets the `old` one, if there is one."""
         memo, key = flight.memo, flight.key
         if isinstance(error, RunCancelled) and self._s.stopping:
-            self._finish(flight, RunState.CANCELLED, error)
+            self._drop(flight, STOPS)
             return
         if (ttl := memo.policy.error_ttl.total_seconds() - ago) > 0 and flight.kept:
             self._failed[memo, key] = self._s.clock.monotonic() + ttl, another(error)
             self._s.timers.after(ttl, partial(self._forget_failure, memo), key)
+        if not flight.kept:  # it was invalidated meanwhile
+            old = None
         if old is None:
             self._finish(flight, RunState.FAILED, error)
         else:
-            memo.recall.put(key, old, self._s.clock.monotonic())
             self._finish(flight, RunState.SUCCEEDED, value=old.value)
+            self.archive.keep(memo, key, old)
         if (old is not None or not flight.heard) and not flight.remote:
-            self._complain(flight, error, old)
+            self._s.defer(partial(self._complain, flight, error, old))
         if flight.kept:
             self.archive.tell_failure(memo, key, another(error))
 
@@ -356,7 +351,7 @@ class Flights:
 
     def _end(self, run: Run, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
         run.end(state, self._s.clock.now(), error, value)
-        run._stop = run._waiting = None
+        run._stop = run._waiting = run._publish = None
         self._s.defer(run.touch)
         self._s.defer(partial(run.resolve, value))
 

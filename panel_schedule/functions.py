@@ -127,8 +127,7 @@ class Functions(ABC):
                 closes = getattr(function, "__closure__", None) and not (in_notebook() or pn.config.autoreload)
                 if closes and fingerprint(function) != fingerprint(known.function):
                     raise taken(known, function, "memoized function")
-                _again(known, "memoized function", policy, key, function)
-                if known.function is function and self._scheduler is not None:
+                if _again(known, "memoized function", policy, key, function) and self._scheduler is not None:
                     self._flights.archive.forget(known)
                 return known
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
@@ -214,9 +213,10 @@ def _plain(function: Any) -> Any:
     return function
 
 
-def _again(known: Any, kind: str, policy: Any, key: Any, function: Any) -> None:
-    """A function under a known name: the same one, or its new definition where that may change."""
+def _again(known: Any, kind: str, policy: Any, key: Any, function: Any) -> bool:
+    """A function under a known name: the same one, or its new definition where that may change; whether it did."""
     if not same_function(known, function) and not in_notebook():
         raise taken(known, function, kind)
-    if in_notebook() or pn.config.autoreload:
+    if anew := in_notebook() or bool(pn.config.autoreload):
         known.become(function, policy, key)
+    return anew

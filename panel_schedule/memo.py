@@ -289,7 +289,21 @@ class Memoized(Generic[P, T]):
     # ------------------------------------------------------------ what is kept
 
     def entry(self, /, *args: P.args, **kwargs: P.kwargs) -> Entry | None:
-        """The answer that is kept for these arguments, with its version and time; None where there is none."""
+        """
+        The answer that is kept for these arguments, with its version and time.
+
+        Returns
+        -------
+        Entry or None
+            Fresh or not; None where there is none.
+
+        Raises
+        ------
+        TypeError, ArgumentUnkeyable
+            As a call does.
+        StoreError
+            When a shared store cannot be read now.
+        """
         return self._host.flights.archive.entry(self, self._key(args, kwargs))
 
     def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -298,6 +312,13 @@ class Memoized(Generic[P, T]):
 
         Who asks from now on waits for a new one, and live views get it. What is being computed right now goes to
         those who wait for it, and is not kept.
+
+        Raises
+        ------
+        TypeError, ArgumentUnkeyable
+            As a call does.
+        StoreError
+            When a shared store cannot forget it now, as it does as soon as it can; not on an event loop.
         """
         self._host.flights.archive.invalidate(self, self._key(args, kwargs))
 
@@ -399,7 +420,9 @@ def _code(part: Any) -> Any:
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType):
         return part if isinstance(part, str) else None
-    return _written(code), _known(getattr(function, "__defaults__", None)), *map(_cell, function.__closure__ or ())
+    bound = (getattr(part, name, None) for name in ("args", "keywords"))
+    given = (getattr(function, name, None) for name in ("__defaults__", "__kwdefaults__"))
+    return _written(code), *map(_known, (*bound, *given)), *map(_cell, function.__closure__ or ())
 
 
 def _written(code: CodeType) -> tuple[Any, ...]:

@@ -106,9 +106,8 @@ class MemoView(View):
         self._call: Call = (), {}
         self._key: Hashable | None = None
         self._watched: Watched | None = None
-        # A key that another thread has made.
-        self._made: tuple[Call, Any] | None = None
-        self._making = False
+        # Arguments whose key another thread makes, and the key behind them once there is one.
+        self._making: list[Any] | None = None
         self._moved = True
         self._moved_at = self._settled_at = float("-inf")
         # What was asked for last: asked again, it would come to the same. And who asks.
@@ -176,22 +175,22 @@ class MemoView(View):
 
     def _read(self) -> None:
         """Take the arguments as they are now."""
-        self._moved = self._making = False
+        self._moved, self._making = False, None
         waits = any(isinstance(each.owner, View) and not each.owner.version for each in self._references)
         if waits or self._memo.missing is not None:
             self._stand(None)  # what it is made of is still to come
             return
         try:
-            self._call = call = resolve_value(self._given)
+            call = resolve_value(self._given)
         except Exception as error:
             self._refuse(error)
             return
         if not on_a_loop() or is_light(call):
-            self._accept(self._key_of(call))
+            self._accept(call, self._key_of(call))
             return
         # To make a key of it takes long, and the loop has pages to serve.
-        self._making = True
-        self._host.aside(lambda: self._make(call))
+        self._making = making = [call]
+        self._host.aside(lambda: self._make(making))
 
     def _key_of(self, call: Call) -> Any:
         args, kwargs = call
@@ -200,17 +199,19 @@ class MemoView(View):
         except Exception as error:
             return error
 
-    def _make(self, call: Call) -> None:
+    def _make(self, making: list[Any]) -> None:
         """In another thread."""
-        self._made = call, self._key_of(call)
+        making.append(self._key_of(making[0]))
         self._changed()
 
-    def _accept(self, key: Any) -> None:
-        """This is the key of the arguments, or what is wrong with them."""
-        self._making = False
+    def _accept(self, call: Call, key: Any) -> None:
+        """These are the arguments, and their key, or what is wrong with them."""
+        self._making = None
         if isinstance(key, Exception):
             self._refuse(key)
-        elif key != self._key:
+            return
+        self._call = call
+        if key != self._key:
             self._stand(key)
             self._watched = self._host.watch_call(self._memo, key, self._changed)
 
@@ -233,10 +234,8 @@ class MemoView(View):
             return
         if self._moved:
             self._read()
-        if (made := self._made) is not None:
-            self._made = None
-            if self._making and made[0] is self._call:
-                self._accept(made[1])
+        if (making := self._making) is not None and len(making) == 2:
+            self._accept(*making)
         wish = self._wish
         if wish is not None and wish != self._asked:
             wait = self._settled_at - self._host.clock.monotonic()
@@ -313,7 +312,7 @@ class MemoView(View):
         error, wish = self._failure, self._wish
         if not error and self._run is None and watched is not None:
             error = first_line(watched.error)
-        waits = self._making or (wish is not None and wish != self._asked)
+        waits = self._making is not None or (wish is not None and wish != self._asked)
         self.param.update(
             **news,
             running=waits or self._run is not None,

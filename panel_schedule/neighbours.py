@@ -12,15 +12,12 @@ from typing import Any, Protocol
 
 from .archive import Archive
 from .crew import Crew
-from .crew import Desk as Workplace
 from .entry import Entry
 from .errors import RunFenced, ScheduleError, StoreError, ValueUnreadable
-from .flight import Flight
+from .flight import Desk, Flight
 from .memo import Memoized
 from .recall import Answer
-from .stores.base import Store
 from .stores.cache import AnswerRow, Basis, Cache, serves
-from .timers import Timers
 
 log = logging.getLogger("panel_schedule")
 
@@ -32,13 +29,6 @@ TOLD = 1.0
 
 # So long, in seconds, another process may know newer values of the tasks of ``after=`` than this one does.
 LAG = 10.0
-
-
-class Desk(Workplace, Protocol):
-    """What the neighbours find at the scheduler's."""
-
-    store: Store
-    timers: Timers
 
 
 class Flights(Protocol):
@@ -143,6 +133,8 @@ class Neighbours:
             return False
         stale = answer.fresh_until <= self._s.clock.monotonic()
         with self._s.locked:
+            if flight.refresh and not flight.over:  # somebody has asked for another one meanwhile
+                return False
             if not flight.over:
                 self._f.land(flight, answer)
                 self.use(memo, answer)
@@ -331,15 +323,20 @@ class Neighbours:
                 return
             if row is not None and self._arrives(flight, row):
                 return
-            with self._s.locked:
-                if not flight.remote or flight.over:
-                    return  # another thread has seen the same
-                flight.remote, flight.fence = False, 0
-            self.depart(flight)
+            if self._take_over(flight):
+                self.depart(flight)
         except (ScheduleError, OSError) as error:
-            log.error("%s: it is computed here, as the store fails. %s", flight.name, error)
+            if self._take_over(flight):
+                log.error("%s: it is computed here, as the store fails. %s", flight.name, error)
+                self._f.crew.board(flight)
+
+    def _take_over(self, flight: Flight) -> bool:
+        """Whether this thread is the first to see that nobody else does it."""
+        with self._s.locked:
+            if flight.over or not flight.remote:
+                return False
             flight.remote, flight.fence = False, 0
-            self._f.crew.board(flight)
+            return True
 
     def _arrives(self, flight: Flight, row: AnswerRow) -> bool:
         """Whether the process that computes it has ended, or goes on."""
@@ -352,7 +349,7 @@ class Neighbours:
                 if not flight.over:
                     self._f.land(flight, answer)
             self._look_again(flight.memo, flight.key, row)
-        elif row.failed >= flight.fence:
+        elif 0 < flight.fence <= row.failed:
             self._fail(flight, row)
         elif row.held and not row.mine and serves(row.wanted, flight.basis):
             if row.fence != flight.fence:
@@ -408,17 +405,16 @@ class Neighbours:
 
     def entry(self, memo: Memoized[Any, Any], key: Hashable) -> Entry | None:
         row = self._cache.look(memo.name, memo.digest(key))
-        return self._entry(row) if row is not None and row.version else None
+        return self._entry(memo, row) if row is not None and row.version else None
 
-    def entries(self, function: str) -> dict[str, Entry]:
-        found = {row.call: self._entry(row) for row in self._cache.answers(function)}
+    def entries(self, memo: Memoized[Any, Any]) -> dict[str, Entry]:
+        found = {row.call: self._entry(memo, row) for row in self._cache.answers(memo.name)}
         return {call: entry for call, entry in found.items() if entry is not None}
 
-    def _entry(self, row: AnswerRow) -> Entry | None:
+    def _entry(self, memo: Memoized[Any, Any], row: AnswerRow) -> Entry | None:
         try:
-            assert row.updated_at is not None
-            return Entry(self._cache.value(row), row.version, row.updated_at, row.duration)
-        except KeyError:  # it was replaced
+            return self._answer(memo, row).entry
+        except (KeyError, ValueUnreadable):  # it was replaced, or is lost
             return None
 
     def invalidate_soon(self, memo: Memoized[Any, Any], key: Hashable | None) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from .agenda import Agenda
-from .answers import answer
 from .clock import Clock
 from .entry import Entry
 from .errors import NotReady, RegistrationError
@@ -21,6 +20,7 @@ from .ledger import Ledger
 from .locked import Bell, Locked
 from .news import EVENTS, Handler, News
 from .peers import Peers
+from .questions import answer
 from .run import Run, RunRecord, RunState
 from .runner import STOPS, Runner
 from .stores.base import TASK, Plan, Store

@@ -166,7 +166,7 @@ class Own(Protocol):
 V = TypeVar("V", bound=Own)
 
 # The namespace of what belongs to one session, beside those of the store.
-JOB = "job"
+OWN = "own"
 
 
 class _Shown(NamedTuple):
@@ -261,7 +261,7 @@ class Views:
             With the same one a session gets the same view again.
         """
         document = pn.state.curdoc
-        key = (JOB, name or str(next(self._number)))
+        key = (OWN, name or str(next(self._number)))
         with self._lock:
             session = self._sessions.get(document)
             if session is not None and key in session.views:

@@ -17,7 +17,7 @@ LAYERS = [
     {"keys", "content", "codec", "blame", "data", "failures", "wire"},
     {"executors", "stores", "_worker"},
     {"registry", "planner"},
-    {"scheduler", "agenda", "answers", "bodies", "lanes", "ledger", "locked", "news", "peers", "runner", "timers"},
+    {"scheduler", "agenda", "questions", "bodies", "lanes", "ledger", "locked", "news", "peers", "runner", "timers"},
     {
         "jobs",
         "works",

@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from panel_schedule.errors import (
     WouldBlock,
 )
 from panel_schedule.front import Front
+from panel_schedule.memo import fingerprint
 from panel_schedule.run import RunState, current_run
 from panel_schedule.runtime import Runtime
 
@@ -1205,3 +1207,45 @@ def test_a_page_cannot_show_the_function_itself(ps):
     f = ps.memoize(name="f")(lambda n: n)
     with pytest.raises(TypeError, match=r"f\.view\(\.\.\.\)"):
         pn.panel(f)
+
+
+def test_to_decorate_a_function_again_forgets_nothing(ps):
+    """As an app does that decorates what it has imported, once for each session."""
+    function = Counted()
+
+    def load(n):
+        return function(n)
+
+    assert (1,) == ps.memoize(load)(1) == ps.memoize(load)(1)
+    assert 1 == function.calls
+
+
+def test_another_argument_of_a_partial_is_another_function(ps):
+    """Its answers of an earlier server are none of this one's."""
+
+    def query(table, n=1, *, unit="m"):
+        return table
+
+    prints = [
+        fingerprint(each)
+        for each in (partial(query, "a"), partial(query, "b"), partial(query, "a", unit="s"), partial(query, "a"))
+    ]
+    assert 3 == len(set(prints))
+    assert prints[0] == prints[3]
+
+
+def test_what_is_invalidated_while_it_fails_does_not_come_back(core):
+    function = core.held("f")
+    f = core.ps.memoize(ttl="1m", name="f")(function)
+    f.submit()
+    core.go()
+    function.finish("old")
+    core.clock.advance("2m")
+    run = f.submit()
+    core.go()
+    conclude = core.runtime.flights.crew.last_resort
+    core.runtime.flights.crew.last_resort = lambda flight: (conclude(flight), f.invalidate())[0]
+    function.finish(OSError("no database"))
+    core.go()
+    assert RunState.FAILED is run.state
+    assert f.entry() is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from concurrent.futures import Future
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from panel.io.state import set_curdoc
 from core import messages
 from panel_schedule import memoview
 from panel_schedule.components import Freshness
+from panel_schedule.run import current_run
 
 
 def told(view, *names):
@@ -648,3 +650,45 @@ def test_a_view_is_not_its_answer(core):
         f.view()["a"]
     core.go()
     assert 1 == f.view().rx()["a"].rx.value
+
+
+def test_new_arguments_are_never_computed_under_the_key_of_the_old_ones(core):
+    """While another thread makes their key."""
+
+    class Input(param.Parameterized):
+        array = param.Parameter()
+
+    source = Input(array=np.zeros(1_000_000))
+    f = core.ps.memoize(name="f")(lambda array: float(array.sum()))
+    view = f.view(source.param.array)
+    core.go()
+    kept = []
+    core.runtime.scheduler.executors["publisher"].submit = lambda body: kept.append(body) or Future()
+    core.loop.call_soon(lambda: source.param.update(array=np.ones(1_000_000)))
+    core._turn()
+    f.refresh(np.zeros(1_000_000))
+    view.refresh()
+    core.go()
+    del core.runtime.scheduler.executors["publisher"].submit
+    for body in kept:
+        body()
+    core.go()
+    assert (1e6, False, "", False) == state(view)
+    assert [0.0, 1e6] == [f(np.zeros(1_000_000)), f(np.ones(1_000_000))]
+
+
+def test_a_function_may_publish_by_hand(core):
+    values = []
+
+    @core.ps.memoize
+    def f():
+        current_run().publish("first")
+        return "last"
+
+    view = f.view()
+    view.param.watch(lambda event: values.append(event.new), "value")
+    publish = core.runtime.flights.crew._publish
+    core.runtime.flights.crew._publish = lambda *item: (publish(*item), core._turn())
+    core.go()
+    assert "last" == view.value
+    assert "last" == values[-1]

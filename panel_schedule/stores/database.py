@@ -82,11 +82,13 @@ CREATE TABLE IF NOT EXISTS answers (
     basis TEXT NOT NULL DEFAULT '', updated_at INTEGER, duration REAL, size INTEGER NOT NULL DEFAULT 0,
     used_at INTEGER NOT NULL, expires_at INTEGER, owner TEXT, fence INTEGER NOT NULL DEFAULT 0,
     wanted TEXT NOT NULL DEFAULT '', takeovers INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
-    failed_at INTEGER, partials INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL, error BLOB, inline BLOB,
-    file TEXT, partial_inline BLOB, partial_file TEXT, PRIMARY KEY (function, key)
+    failed_at INTEGER, partials INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL, file TEXT, partial_file TEXT,
+    error BLOB, inline BLOB, partial_inline BLOB, PRIMARY KEY (function, key)
 );
 CREATE INDEX IF NOT EXISTS changed_answers ON answers (change);
-CREATE INDEX IF NOT EXISTS used_answers ON answers (function, used_at, size) WHERE updated_at NOT NULL;
+CREATE INDEX IF NOT EXISTS used_answers ON answers (function, used_at, size, updated_at) WHERE updated_at NOT NULL;
+CREATE INDEX IF NOT EXISTS files_of_answers ON answers (file) WHERE file NOT NULL;
+CREATE INDEX IF NOT EXISTS partials_of_answers ON answers (partial_file) WHERE partial_file NOT NULL;
 CREATE INDEX IF NOT EXISTS empty_answers ON answers (used_at) WHERE updated_at IS NULL;
 CREATE INDEX IF NOT EXISTS expiring_answers ON answers (expires_at) WHERE expires_at NOT NULL;
 CREATE INDEX IF NOT EXISTS unfinished_answers ON answers (owner) WHERE owner NOT NULL;
