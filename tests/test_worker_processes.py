@@ -971,7 +971,7 @@ def test_nothing_leaks(executor):
     executor.stop(1)
     gc.collect()
     assert not children()
-    assert me.num_fds() <= before
+    assert eventually(lambda: me.num_fds() <= before)
     assert eventually(lambda: not [t for t in threading.enumerate() if t.name == "panel-schedule-stop"])
 
 
