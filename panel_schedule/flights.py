@@ -112,7 +112,7 @@ class Flights:
         refresh : bool
             Whether an answer that is there is not good enough.
         """
-        if not on_a_loop() or is_light((args, kwargs)):
+        if not on_a_loop() or is_light((args, kwargs)) or self._s.stopping:
             return self.join(memo, memo.keys.local(args, kwargs), args, kwargs, refresh, heard=True)
         # To make a key of it takes long, and the loop has pages to serve.
         memo.keys.bind(args, kwargs)
@@ -175,6 +175,8 @@ class Flights:
                     stops = RunCancelled(f"Memoized function {memo.name!r}: the server stops.")
                     self._end(guest, RunState.CANCELLED, stops)
             return None
+        if heard and guest is not None:
+            memo.require_values(args, kwargs)
         self._s.start()
         basis, loop = memo.basis, asyncio._get_running_loop()
         if loop is not None and memo.executor == "loop":
@@ -182,8 +184,6 @@ class Flights:
         with self._s.locked:
             if guest is not None and not refresh and self._serve(memo, key, args, kwargs, basis, guest):
                 return None
-            if heard and guest is not None:
-                memo.require_values(args, kwargs)
             flight = self._under_way.get((memo, key))
             if flight is not None and serves(flight.basis, basis):
                 flight.refresh |= refresh
