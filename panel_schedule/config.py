@@ -62,7 +62,7 @@ class Config(param.Parameterized):
         bounds=(1, None),
         doc="""
         How many functions may run at once in worker processes of each server process: so many background
-        jobs, and as many tasks. The workers start when they are needed.""",
+        jobs, as many tasks, and as many memoized functions. The workers start when they are needed.""",
     )
 
     grace_period = param.Number(

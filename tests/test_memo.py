@@ -460,7 +460,7 @@ def test_a_worker_process_asks_the_server(ps, runtime):
     here = ps.memoize(name="here")(calls.gives)
     outer = ps.memoize(name="outer", executor="process")(lambda n: inner(n) + here(n))
     job = ps.background(name="job")(lambda n: outer(n) + 1)
-    assert 41 == job.submit(2).result(PATIENCE)
+    assert 41 == job.submit(2).result(6 * PATIENCE)  # the workers come last where a machine is busy
     assert [20, 20, 40] == [memo.entry(2).value for memo in (inner, here, outer)]
 
 
@@ -474,7 +474,7 @@ def test_an_async_function_is_awaited_in_a_worker_process(ps):
         return await inner(n) + 1
 
     outer = ps.memoize(executor="process")(outer)
-    assert 21 == outer.submit(2).result(PATIENCE)
+    assert 21 == outer.submit(2).result(6 * PATIENCE)
 
 
 # ------------------------------------------------------------ on an event loop
