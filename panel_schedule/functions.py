@@ -18,12 +18,13 @@ from .data import is_light
 from .dispatcher import Dispatcher
 from .errors import ArgumentUnkeyable, RegistrationError
 from .executors.loop import LoopExecutor
+from .fingerprint import fingerprint
 from .flights import Flights
 from .jobpanel import JobPanel, Progress
 from .jobs import Background, JobPolicy
 from .jobview import Job
 from .keys import digested
-from .memo import Memoized, MemoPolicy, fingerprint
+from .memo import Memoized, MemoPolicy
 from .memoview import MemoView
 from .recall import Watched
 from .registry import require_nameable, same_function, taken

@@ -30,8 +30,8 @@ from panel_schedule.errors import (
     ValueRefused,
     WouldBlock,
 )
+from panel_schedule.fingerprint import fingerprint
 from panel_schedule.front import Front
-from panel_schedule.memo import fingerprint
 from panel_schedule.run import RunState, current_run
 from panel_schedule.runtime import Runtime
 
