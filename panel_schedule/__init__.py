@@ -1,9 +1,4 @@
-"""
-Scheduled tasks that reach every session of a Panel dashboard.
-
-A function runs once, on a schedule, for all visitors; its last good value is there for every
-session at once, and each new one is pushed into the open pages.
-"""
+"""Functions that run once for all visitors of a Panel dashboard: on a schedule, on request, for whoever asks."""
 
 import atexit
 import os

@@ -508,11 +508,25 @@ def brief(name):
     assert "bug" not in house.log()
 
 
+def test_who_waits_for_a_process_that_stops_takes_over(house):
+    """To be stopped is no failure of the function: nobody hears of it as one."""
+    one, other = house.host(), house.host()
+    one("(run := looped.submit('a')) and 0")
+    house.await_begun("a")
+    other("(run := looped.submit('a')) and 0")
+    house.await_guests(1, [other])
+    one.stop()
+    house.await_begun("a", 2)
+    house.go("a")
+
+    assert "a done" == other("run.result(5)")
+
+
 # ------------------------------------------------------------ room
 
 
 def test_what_was_used_longest_ago_in_all_processes_goes_first(house):
-    """Also of what a process has used that did not compute it."""
+    """Also of what a process has read once that did not compute it: it came from the store, not from its own memory."""
     one, other = house.host(), house.host()
     house.define("""
 @ps.memoize(max_entries=3)
@@ -523,29 +537,11 @@ def few(name):
     one("[few(name) for name in 'abc']")
     used = "SELECT used_at FROM answers WHERE call = ?"
     before = house.rows(used, "few('a')")
-    other("few('a')")
     other("few('a')")
     eventually(lambda: house.rows(used, "few('a')") > before, 5)
     one("few('d')")
 
     assert {"few('a')", "few('c')", "few('d')"} == {call for (call,) in house.rows("SELECT call FROM answers")}
-
-
-def test_to_read_an_answer_of_another_process_once_is_to_use_it(house):
-    """It has come from the store, and not from this process's own memory."""
-    one, other = house.host(), house.host()
-    house.define("""
-@ps.memoize(max_entries=3)
-def few(name):
-    note(name)
-    return name
-""", [one, other])  # fmt: skip
-    one("[few(name) for name in 'abc']")
-    used = "SELECT used_at FROM answers WHERE call = ?"
-    before = house.rows(used, "few('a')")
-    other("few('a')")
-
-    eventually(lambda: house.rows(used, "few('a')") > before, 5)
 
 
 def test_what_others_push_out_before_a_process_has_read_it_is_computed_again(house):
