@@ -1,5 +1,6 @@
-# make demo    serve the examples            make lint    ruff and mypy
-# make test    run the tests                 make bench   measure, and write docs/benchmarks.md
+# make demo         serve the examples       make lint    ruff and mypy
+# make test         run the tests            make bench   measure, and write docs/benchmarks.md
+# make test-quick   those of them that need no server and no browser, in under 3 minutes
 #
 # Everything is installed into .venv, again only when pyproject.toml has changed.
 
@@ -8,7 +9,7 @@ PORT ?= 5006
 
 python := .venv/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-quick lint bench clean
 
 demo: .venv/.examples
 	@echo
@@ -20,6 +21,9 @@ demo: .venv/.examples
 test: .venv/.test
 	@setup_scripts/system_packages.sh
 	$(python) -m pytest
+
+test-quick: .venv/.test
+	$(python) -m pytest -m "not slow"
 
 lint: .venv/.test
 	$(python) -m ruff check

@@ -21,11 +21,21 @@ from store_peer import Peer
 from windows import NewPage, launch, windows
 
 
+# What takes long: tests with a server, a browser or processes of their own, by fixture, and whole files of them.
+_SLOW = {"browser", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
+_SLOW |= {"test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping", "test_worker_processes"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
-    Browser tests come last. The quick ones answer first, and from its start on Playwright keeps an
-    event loop running in this thread, under which ``asyncio.run`` and async tests are refused.
+    Mark what ``make test-quick`` leaves out, and let browser tests come last.
+
+    The quick ones answer first, and from its start on Playwright keeps an event loop running in this thread, under
+    which ``asyncio.run`` and async tests are refused.
     """
+    for item in items:
+        if not _SLOW.isdisjoint((item.path.stem, *getattr(item, "fixturenames", ()))):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "browser" in getattr(item, "fixturenames", ()))
 
 
