@@ -24,7 +24,7 @@ from panel_schedule import codec
 from panel_schedule.contracts.tools import claim, ended, enroll, hammer, put, refusal
 from panel_schedule.errors import RunFenced, StoreError, ValueRefused
 from panel_schedule.run import RunState
-from panel_schedule.stores import database, folder, house
+from panel_schedule.stores import database, folder, house, locks
 from panel_schedule.stores.base import TASK, USER, Claim, Refusal
 from panel_schedule.triggers import Computed, Dates, Every
 from servers import eventually
@@ -391,6 +391,80 @@ def test_the_child_of_a_fork_gives_no_lock_back(opened, peer):
     assert not store.row("sales").holder.orphan
     assert store.take_over("sales", second(9)) is None
     other("store.publish(TASK, 'sales', 5, now=second(2), claim=held)")
+
+
+def test_a_copy_of_the_directory_by_its_process_leaves_it_alive(opened, peer, home, tmp_path):
+    """It opens and closes every file there, as a backup, a virus scanner and ``lsof`` do (invariant 14)."""
+    store, other = opened(), peer()
+    enroll(store, "sales")
+    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
+
+    other("import shutil; shutil.copytree(folder, to, ignore=shutil.ignore_patterns('*.sock'))", to=tmp_path / "backup")
+    other("[path.read_bytes() for path in folder.rglob('*') if path.is_file()]")
+
+    assert not store.row("sales").holder.orphan
+    assert store.take_over("sales", second(9)) is None
+    other("store.publish(TASK, 'sales', 5, now=second(2), claim=held)")
+
+
+@pytest.mark.skipif(not locks.OF_BYTES, reason="needs locks of parts of files")
+def test_a_copy_of_the_directory_by_its_process_leaves_it_its_database(opened, peer, home, tmp_path):
+    """A process that comes and goes then takes its log away from nobody."""
+    other = peer()
+    other("store.publish(USER, 'first', 1, now=second(0))")
+    other("import shutil; shutil.copytree(folder, to, ignore=shutil.ignore_patterns('*.sock'))", to=tmp_path / "backup")
+    came = sqlite3.connect(home / "store.db")
+    came.execute("SELECT count(*) FROM entries").fetchone()
+    came.close()
+    other("store.publish(USER, 'second', 2, now=second(0))")
+
+    store = opened()
+
+    assert (1, 2) == (value(store, "first"), value(store, "second"))
+
+
+@pytest.mark.skipif(not locks.OF_BYTES, reason="needs locks of parts of files")
+def test_a_copy_of_the_directory_in_a_transaction_lets_nobody_else_write(opened, peer, home):
+    """SQLite alone would have two writers then."""
+    store, other = opened(), peer("database.PATIENCE = 0.01")
+    with store._transaction() as tx:
+        tx.do("UPDATE counted SET changes = changes + 1")
+        for path in home.glob("store.db*"):
+            path.read_bytes()
+        with pytest.raises(StoreError, match="Another process holds it"):
+            other("store.publish(USER, 'rates', 1, now=second(0))")
+
+    other("store.publish(USER, 'rates', 2, now=second(0))")
+    assert 2 == value(store, "rates")
+
+
+@pytest.mark.parametrize("start", ["os.fork() or os.execlp('sleep', 'sleep', '60')", "os.fork() or signal.pause()"])
+def test_a_child_that_outlives_its_process_does_not_keep_it_alive(opened, peer, start):
+    """Whatever it inherits, with and without a program of its own."""
+    store, other = opened(), peer()
+    enroll(store, "sales")
+    other("store.claim('sales', 'run1', now=second(1), mark=second(1))")
+    child = other(start)
+    try:
+        other.kill()
+
+        eventually(lambda: store.row("sales").holder.orphan)
+        assert isinstance(store.take_over("sales", second(9)), Claim)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not locks.OF_BYTES, reason="needs locks that POSIX record locks see")
+def test_processes_of_an_older_version_are_seen(opened, peer, home):
+    """In a rolling update they hold POSIX record locks, and look by these."""
+    store, other = opened(), peer()
+    other("import fcntl; file = open(folder / 'peers' / '1-old.owner', 'w'); fcntl.lockf(file, fcntl.LOCK_EX)")
+    assert store._alive("1-old")
+    look = "mine = open(path, 'r+'); fcntl.lockf(mine, fcntl.LOCK_SH | fcntl.LOCK_NB)"
+    with pytest.raises(BlockingIOError):
+        other(look, path=home / "peers" / f"{store._me}.owner")
+    other("file.close()")
+    assert not store._alive("1-old")
 
 
 def test_viewers_of_a_dead_process_do_not_count(opened, peer):

@@ -14,7 +14,6 @@ import panel_schedule.ledger
 from core import PATIENCE, START, Core, keys, messages, second, short
 from panel_schedule.errors import RegistrationError, RunCancelled, RunCrashed, RunFailed, StoreError
 from panel_schedule.run import RunState
-from panel_schedule.stores import owners
 from panel_schedule.stores.file import FileStore
 from panel_schedule.testing import VirtualClock
 
@@ -93,7 +92,7 @@ class Server:
     def kill(self, core):
         """It is gone, without a word."""
         self.cores.remove(core)
-        del owners._mine[core.store._me]
+        core.store._owners._living.close()
 
     def look(self):
         """What each process does once a second."""

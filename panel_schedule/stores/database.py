@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from .locks import OF_BYTES, LockFile
 
 log = logging.getLogger("panel_schedule")
 
@@ -117,6 +118,12 @@ NEXT = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM entries), (SELECT if
 # The same for jobs, of which the last one may have been swept.
 NEXT_OF_JOBS = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM jobs), (SELECT ifnull(max(change), 0) FROM swept)))"
 
+# Bytes of the files that SQLite locks (its file format, "Locking"; its WAL format, 2.3.1): read locks on the first two
+# say that somebody has the database open; the last is nobody's there.
+_SHARED = (0x40000000 + 2, 510)
+_OPEN = (120 + 8, 1)
+_WRITING = (1 << 40, 1)
+
 # That alone is a reason to set a database aside: an error of any other kind says nothing about the file.
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -150,6 +157,48 @@ class Transaction:
         return int(self._connection.execute(f"SELECT {number}").fetchone()[0])
 
 
+class Guards:
+    """
+    Locks beside those of SQLite, which are POSIX record locks: a process loses these as soon as it closes any other
+    descriptor of the files, as every copy of the directory does. Another process that opens and closes the database
+    would then delete its log under the feet of this one.
+
+    Raises
+    ------
+    StoreError
+    """
+
+    def __init__(self, path: Path):
+        self._database = LockFile(path)
+        try:
+            self._log = LockFile(f"{path}-shm")
+        except BaseException:
+            self._database.close()
+            raise
+        for file, (start, length) in ((self._database, _SHARED), (self._log, _OPEN)):
+            if not file.lock(shared=True, start=start, length=length):
+                self.close()
+                raise sqlite3.OperationalError("database is locked")
+
+    def begin(self) -> bool:
+        """Whether no other process writes."""
+        return self._log.lock(start=_WRITING[0], length=_WRITING[1])
+
+    def end(self) -> None:
+        self._log.unlock(start=_WRITING[0], length=_WRITING[1])
+
+    def lift(self) -> None:
+        """Before SQLite closes the files: the last one to do so puts its log away."""
+        for file in (self._database, self._log):
+            if not file.closed:
+                file.unlock()
+
+    def close(self) -> None:
+        """After that: it takes SQLite's locks away."""
+        self._database.close()
+        self._log.close()
+
+
 class Database:
     """
     Two connections to one file: a reader never waits for a writer.
@@ -172,6 +221,7 @@ class Database:
         self.path = path
         self._synchronous = synchronous
         self._writing = threading.Lock()
+        self._guards: Guards | None = None
         self._reading = threading.Lock()
         # What has been taken in of it: the last changes of values, and of tasks.
         self.read_up_to = (0, 0)
@@ -182,6 +232,7 @@ class Database:
                 self._writer.execute("PRAGMA busy_timeout = 0")  # from here on `_patiently` waits
                 self._reader = self._connect(timeout=PATIENCE)
                 self._inode = os.stat(path).st_ino
+                self._guards = Guards(path) if OF_BYTES else None
             except BaseException:
                 self._writer.close()
                 raise
@@ -243,6 +294,9 @@ class Database:
                     if self._writer.in_transaction:
                         self._writer.execute("ROLLBACK")
                     raise
+                finally:
+                    if self._guards is not None:
+                        self._guards.end()
             finally:
                 if durable:
                     self._writer.execute(f"PRAGMA synchronous = {self._synchronous}")
@@ -254,17 +308,29 @@ class Database:
         Nothing of Python happens while it has the lock, least of all a wait for the interpreter's own.
         """
         with self._writing, self._translated():
-            return self._patiently(command, values).rowcount
+            done = self._patiently(command, values)
+            if self._guards is not None:
+                self._guards.end()
+            return done.rowcount
 
     def _patiently(self, command: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        """SQLite's own waiting doubles its pauses up to 100 ms; the transactions here take a tenth of one."""
+        """
+        Begin to write; to be followed by the end of the guards.
+
+        SQLite's own waiting doubles its pauses up to 100 ms; the transactions here take a tenth of one.
+        """
         pause, waited = 0.0001, 0.0
         while True:
-            try:
-                return self._writer.execute(command, values)
-            except sqlite3.OperationalError as error:
-                if not _is_busy(error) or waited > PATIENCE:
-                    raise
+            if self._guards is None or self._guards.begin():
+                try:
+                    return self._writer.execute(command, values)
+                except BaseException as error:
+                    if self._guards is not None:
+                        self._guards.end()
+                    if not isinstance(error, sqlite3.OperationalError) or not _is_busy(error) or waited > PATIENCE:
+                        raise
+            elif waited > PATIENCE:
+                raise sqlite3.OperationalError("database is locked")
             slept = pause * random.random()
             time.sleep(slept)
             waited += slept
@@ -280,8 +346,12 @@ class Database:
         with self._writing, self._reading, suppress(sqlite3.Error):
             # The number may be given to the next file.
             self._inode = -1
+            if self._guards is not None:
+                self._guards.lift()
             self._writer.close()
             self._reader.close()
+            if self._guards is not None:
+                self._guards.close()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

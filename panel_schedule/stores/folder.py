@@ -8,33 +8,15 @@ import shutil
 import stat
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ..errors import StoreError
+from .locks import LockFile
 from .owners import Owners
 
-try:
-    import fcntl
-except ImportError:  # Windows, which has no forking server either
-    fcntl: Any = None  # type: ignore[no-redef]
-
 _NAME = re.compile(r"(\d+)-(\w+)")
-# Record locks do not tell the threads of a process apart.
-_doors = threading.Lock()
-
-
-def _forget_doors() -> None:
-    """In the child of a fork, where no thread is left that could open one."""
-    global _doors
-    _doors = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_doors)
 
 
 def private(folder: Path, *, follow: bool = True) -> None:
@@ -92,19 +74,18 @@ def server_id(supervisor: int) -> str:
 def door(folder: Path) -> Iterator[None]:
     """One process at a time, by a lock on a file: to come, to leave, to build and to tear down."""
     path = folder / "door"
-    with _doors:
-        while True:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX)
-                with suppress(FileNotFoundError):
-                    # The one who had it before may have torn the house down.
-                    if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                        yield
-                        return
-            finally:
-                os.close(descriptor)
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        file = LockFile(path, os.O_RDWR | os.O_CREAT)
+        try:
+            file.lock(wait=True)
+            with suppress(FileNotFoundError):
+                # The one who had it before may have torn the house down.
+                if os.stat(path).st_ino == os.fstat(file.fd).st_ino:
+                    yield
+                    return
+        finally:
+            file.close()
 
 
 def remove_if_left(folder: Path) -> None:

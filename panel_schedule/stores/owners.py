@@ -6,31 +6,23 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows, which has no forking server either
-    fcntl: Any = None  # type: ignore[no-redef]
+from .locks import LockFile
 
 _LIVING = ".owner"
-
-# The owners of this process, which its own locks do not tell apart; by pid, as a fork inherits the list but no lock.
-_mine: dict[str, int] = {}
 
 
 class Owners:
     """
     The processes that share a directory.
 
-    A record lock goes with its process, whatever ends it, within a millisecond: no heartbeat,
-    no guess by elapsed time, and no pid that is another one's by now. The process must never
-    close the file, nor open it again: closing any descriptor of it would give the lock back.
+    A lock goes with its process, whatever ends it, within a millisecond: no heartbeat, no guess
+    by elapsed time, and no pid that is another one's by now.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder / "peers"
-        self._descriptor: int | None = None
+        self._living: LockFile | None = None
         self.me = ""
 
     def join(self) -> str:
@@ -40,12 +32,12 @@ class Owners:
         # Locked before it gets its name: nobody must find it unlocked.
         unborn = self._folder / f"{self.me}.new"
         unborn.unlink(missing_ok=True)
-        former, self._descriptor = self._descriptor, os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _mine[self.me] = os.getpid()
+        living = LockFile(unborn, os.O_RDWR | os.O_CREAT)
+        living.lock()
         unborn.rename(self._path(self.me))
-        if former is not None:  # of a file that somebody has deleted
-            os.close(former)
+        if self._living is not None:  # of a file that somebody has deleted
+            self._living.close()
+        self._living = living
         return self.me
 
     @property
@@ -55,28 +47,25 @@ class Owners:
 
     def leave(self) -> None:
         """Be dead: the file goes first, so that nobody mistakes this for a crash."""
-        if self._descriptor is not None:
-            self._path(self.me).unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = None
-            _mine.pop(self.me, None)
+        if self._living is not None:
+            if not self._living.closed:
+                self._path(self.me).unlink(missing_ok=True)
+            self._living.close()
+            self._living = None
 
     def alive(self, owner: str) -> bool:
         """Whether the process of an owner lives."""
-        if _mine.get(owner) == os.getpid():
+        if owner == self.me and self._living is not None and not self._living.closed:
             return True
         try:
-            descriptor = os.open(self._path(owner), os.O_RDWR | os.O_CLOEXEC)
+            file = LockFile(self._path(owner))
         except FileNotFoundError:
             return False
         try:
             # A shared one: two that ask at once must not take each other for the owner.
-            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+            return not file.lock(shared=True)
         finally:
-            os.close(descriptor)
-        return False
+            file.close()
 
     def others(self) -> Iterator[str]:
         """All that have come and not said goodbye, but for this one; perhaps dead."""
