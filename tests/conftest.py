@@ -20,7 +20,6 @@ from servers import PanelServer, Serve, write_files
 from store_peer import Peer
 from windows import NewPage, launch, windows
 
-
 # What takes long: tests with a server, a browser or processes of their own, by fixture, and whole files of them.
 _SLOW = {"browser", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
 _SLOW |= {"test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping", "test_worker_processes"}
