@@ -88,17 +88,28 @@ class Config(param.Parameterized):
     )
 
     _frozen = False
+    _wrong: ConfigError | None = None
 
-    def __init__(self, environ: Mapping[str, str] = os.environ):
+    def __init__(self, environ: Mapping[str, str] = os.environ, *, strict: bool = True):
         super().__init__(name="config")
         for option in self.options():
             if (text := environ.get(ENV_PREFIX + option.upper())) is not None:
-                self._read(option, text)
+                try:
+                    self._read(option, text)
+                except ConfigError as error:
+                    if strict:
+                        raise
+                    self._wrong = self._wrong or error
 
     @classmethod
     def options(cls) -> list[str]:
         """The names of all options."""
         return sorted(set(cls.param) - {"name"})
+
+    def check(self) -> None:
+        """Refuse what the environment says, if it means nothing; called before the first task starts."""
+        if self._wrong is not None:
+            raise self._wrong
 
     def freeze(self) -> None:
         """Refuse every later assignment; called when the first task starts."""
@@ -159,4 +170,6 @@ def _check_timezone(name: str | None) -> None:
 
 _CHECKS = {"store": _check_store, "timezone": _check_timezone}
 
-config = Config()
+# What is wrong in the environment is said at the first use: of an import that fails in a setup script a server with
+# several processes takes no notice.
+config = Config(strict=False)

@@ -299,8 +299,11 @@ class Front(OnRequest):
         ------
         WouldBlock
             On the thread of a running event loop.
+        StoreError
+            When the store cannot be opened.
         """
         refuse_to_block("run_forever()", "panel serve")
+        self._runtime.scheduler  # noqa: B018
         loop = asyncio.new_event_loop()
         stopping = Stopping(self._runtime)
         watched = stopping.watch(loop)

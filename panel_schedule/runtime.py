@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -19,7 +20,7 @@ from .clock import Clock, SystemClock
 from .components import show
 from .config import Config
 from .entry import Entry
-from .errors import ConfigError, NotReady, RegistrationError
+from .errors import ConfigError, NotReady, RegistrationError, StoreError
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
@@ -73,6 +74,8 @@ class Runtime(Functions):
         self._ungated: set[str] = set()
         # Called as ``fatal(task, run)`` when a first run has failed that a server waits for.
         self.fatal: Callable[[Task[Any], Run], object] | None = None
+        # Called as ``unusable(error)`` when the store cannot be opened, before whoever needs it gets the error.
+        self.unusable: Callable[[Exception], object] | None = None
         # Called on the loop when the clocks start.
         self.on_start: Callable[[asyncio.AbstractEventLoop], object] | None = None
         self._warned_of_setup = False
@@ -92,11 +95,23 @@ class Runtime(Functions):
 
     @property
     def scheduler(self) -> Scheduler:
-        """The scheduler, made when it is first needed: from then on the configuration is fixed."""
+        """
+        The scheduler, made when it is first needed: from then on the configuration is fixed.
+
+        Raises
+        ------
+        StoreError, ConfigError
+            When the store cannot be opened. The next one who needs it tries again.
+        """
         if self._scheduler is None:
             with self._lock:
                 if self._scheduler is None:
-                    scheduler = self._build()
+                    try:
+                        scheduler = self._build()
+                    except (StoreError, ConfigError) as error:
+                        if self.unusable is not None:
+                            self.unusable(error)
+                        raise
                     self._attach(scheduler)
                     self._scheduler = scheduler
                     for task in self.tasks.values():
@@ -105,8 +120,9 @@ class Runtime(Functions):
 
     def _build(self) -> Scheduler:
         abroad.refuse_here("The scheduler")
-        self.config.freeze()
+        self.config.check()
         store = self._make_store()
+        self.config.freeze()
         store.subscribe(self._stored)
         return Scheduler(
             self.clock,
@@ -172,13 +188,22 @@ class Runtime(Functions):
             if self._scheduler is not None and self._scheduler.stopping and self._scheduler.store.blocking:
                 # A server that starts again in the same process: what it shared it has left.
                 self._scheduler = None
-            if self.on_start is not None:
-                loop.call_soon_threadsafe(self.on_start, loop)
             # At the loop's next turn: the rest of a setup script that is running now registers its tasks first.
-            loop.call_soon_threadsafe(self._begin)
+            loop.call_soon_threadsafe(self._begin_on, loop)
+
+    def _begin_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        # What cannot be opened has been said; the next visitor tries it again.
+        with suppress(StoreError, ConfigError):
+            self._begin()
+            if self.on_start is not None:
+                self.on_start(loop)
 
     def _begin(self) -> None:
-        self.scheduler.begin()
+        try:
+            self.scheduler.begin()
+        except (StoreError, ConfigError):
+            self._started = False
+            raise
         self.dispatcher.recover()
 
     @property

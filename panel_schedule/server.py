@@ -6,11 +6,13 @@ import asyncio
 import logging
 import sys
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from html import escape
 from typing import Any
 
+import panel as pn
 from bokeh.application import Application
 from bokeh.document import Document
 from bokeh.models.callbacks import CustomJS
@@ -20,6 +22,8 @@ from bokeh.server.views.ws import WSHandler
 from tornado.process import task_id
 
 from . import supervisor
+from .errors import ConfigError, StoreError
+from .functions import in_notebook
 from .run import Run, traceback_text
 from .runtime import Runtime
 from .stopping import Stopping
@@ -40,7 +44,16 @@ _STARTING = """
 </div>
 """
 
-_RELOAD = "setTimeout(() => window.location.reload(), 2000)"
+_UNUSABLE = """
+<div style="font: 16px/1.6 system-ui, sans-serif; max-width: 36em; margin: 20vh auto; color: #555">
+  <p style="font-size: 1.4em; margin: 0">The dashboard cannot start.</p>
+  <p>{why}</p>
+</div>
+"""
+
+# Seconds after which a page that shows no dashboard yet is loaded again.
+RELOAD = 2
+RELOAD_UNUSABLE = 15
 
 
 def install(runtime: Runtime) -> None:
@@ -63,8 +76,12 @@ class Gate:
 
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
-        self._unready: weakref.WeakSet[Document] = weakref.WeakSet()
+        # What a document says instead of what its app would have built.
+        self._instead: weakref.WeakKeyDictionary[Document, Callable[[Document], None]] = weakref.WeakKeyDictionary()
+        self._said = ""
         self._stopping = Stopping(runtime)
+        # From the import on: the first session may be what imports the package.
+        runtime.unusable = self._unusable
         self._watched = False
 
     def install(self) -> None:
@@ -91,15 +108,15 @@ class Gate:
         async def on_session_created(application: Application, session_context: Any) -> None:
             await on_created(application, session_context)
             self._start()
-            if not await self._open():
-                self._unready.add(session_context._document)
+            try:
+                if not await self._open():
+                    self._instead[session_context._document] = self._say_starting
+            except (StoreError, ConfigError) as error:
+                self._instead[session_context._document] = partial(_say_unusable, error)
 
         @wraps(initialize)
         def initialize_document(application: Application, document: Document) -> None:
-            if document in self._unready:
-                _say_starting(document, self._runtime.waiting_for())
-            else:
-                initialize(application, document)
+            self._instead.pop(document, partial(initialize, application))(document)
 
         @wraps(opened)
         def open_promptly(handler: WSHandler) -> None:
@@ -162,6 +179,20 @@ class Gate:
             log.warning("No page is built before the first value of: %s", ", ".join(reasons))
             loop.call_later(REMINDER, self._remind, loop)
 
+    def _unusable(self, error: Exception) -> None:
+        """The store cannot be opened: nothing can run here, and no value is there to be shown."""
+        if _has_setup_script():
+            self._stop(f"panel-schedule: {error} The server stops.")
+            return
+        document = pn.state.curdoc
+        if document is not None and document.session_context is not None and not document.roots:
+            _say_unusable(error, document)
+        elif self._runtime.loops.adopted is None or in_notebook():
+            return  # whoever needs it gets the error
+        if str(error) != self._said:  # each visitor comes upon it
+            self._said = str(error)
+            log.error("%s Until then no task runs here; each new visitor causes another try.", error)
+
     def _end(self, task: Task[Any], run: Run) -> None:
         """A server that cannot serve what it promised says so and goes."""
         message = (
@@ -170,6 +201,9 @@ class Gate:
             "first_run='background'."
             f"\n\n{traceback_text(run.error)}"
         )
+        self._stop(message)
+
+    def _stop(self, message: str) -> None:
         loop = self._runtime.loops.adopted
         if self._watched:
             self._stopping.fail(message)
@@ -179,9 +213,22 @@ class Gate:
             log.critical(message)
             loop.call_soon_threadsafe(sys.exit, message)
 
+    def _say_starting(self, document: Document) -> None:
+        names = ", ".join(task.name for task in self._runtime.waiting_for()) or "the first tasks"
+        _say(document, "Starting", _STARTING.format(tasks=escape(names)), RELOAD)
 
-def _say_starting(document: Document, waiting: list[Task[Any]]) -> None:
-    document.title = "Starting"
-    names = ", ".join(task.name for task in waiting) or "the first tasks"
-    document.add_root(Div(text=_STARTING.format(tasks=escape(names)), sizing_mode="stretch_width"))
-    document.js_on_event("document_ready", CustomJS(code=_RELOAD))
+
+def _has_setup_script() -> bool:
+    """Whether this is the server of ``panel serve --setup``, which is there for what the script defines."""
+    return pn.state._setup_module is not None
+
+
+def _say_unusable(error: Exception, document: Document) -> None:
+    _say(document, "Not available", _UNUSABLE.format(why=escape(str(error))), RELOAD_UNUSABLE)
+
+
+def _say(document: Document, title: str, text: str, reload: float) -> None:
+    document.title = title
+    document.add_root(Div(text=text, sizing_mode="stretch_width"))
+    code = f"setTimeout(() => window.location.reload(), {reload * 1000})"
+    document.js_on_event("document_ready", CustomJS(code=code))

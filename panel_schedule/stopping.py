@@ -150,7 +150,7 @@ class Stopping:
             self._on_loop(turned.set)
             self._on_loop(_refuse_connections)
             turned.wait(LAST_WORDS)  # a setup script in the middle of it registers its tasks first
-            if self._failure is None and self._runtime.waiting_for():
+            if self._failure is None and self._runtime.started and self._runtime.waiting_for():
                 # Nobody is served yet, perhaps because a first run has failed in another process.
                 self._runtime.grace = min(self._runtime.config.grace_period, STARTING_GRACE)
             self._runtime.close()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import httpx
+import panel.models  # noqa: F401, registers the models of its pages
+import pytest
+from bokeh.client import pull_session
 
 from servers import Serve, eventually
 
@@ -245,3 +250,47 @@ def test_an_error_that_cannot_say_what_it_is_fails_its_run_and_nothing_else(serv
     server.wait_for("'answer' failed")
     page(f"{server.url}/app")
     server.wait_for("built")
+
+
+def texts(url: str) -> str:
+    """What a new session's page says."""
+    session = pull_session(url=url)
+    try:
+        return " ".join(str(model.text) for model in session.document.models if hasattr(model, "text"))
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("processes", ["1", "2", "0"])
+@pytest.mark.parametrize("store", ["file://{}/app.py", "nonsense"])
+def test_a_store_that_cannot_be_opened_ends_the_server(
+    serve: Serve, tmp_path: Path, processes: str, store: str
+) -> None:
+    """With one line and a non-zero exit, and no restarts (2.5): there is nothing to serve."""
+    tasks = FAILING.replace("return look_up()", "return 42")
+    env = {"PANEL_SCHEDULE_STORE": store.format(tmp_path)}
+    files = {"app.py": APP, "tasks.py": tasks}
+    server = serve(f"app.py --setup tasks.py --num-procs {processes}", files, env=env, wait=False)
+    assert server.wait_exit() != 0
+    assert "panel-schedule: " in server.output()
+    assert "ps.config.store" in server.output()
+    assert "Traceback" not in server.output()
+    assert server.output().count("Starting Bokeh server with process id") <= (os.cpu_count() or 1) + 2
+
+
+def test_a_store_that_cannot_be_opened_is_what_the_page_of_another_host_says(serve: Serve, tmp_path: Path) -> None:
+    """Without --setup nothing is ended: page and log say what is wrong, until it is mended."""
+    tasks = FAILING.replace("return look_up()", "return 42")
+    files = {
+        "app.py": "import panel as pn\nfrom tasks import answer\npn.Column(answer).servable()",
+        "tasks.py": tasks,
+        "named.py": 'import panel as pn, panel_schedule as ps\npn.pane.Str(ps.store.rx("rates")).servable()',
+        "store": "a file",
+    }
+    server = serve("app.py named.py", files, env={"PANEL_SCHEDULE_STORE": f"file://{tmp_path}/store"})
+    for name in ("named", "app", "named"):
+        assert "store cannot be made" in texts(f"{server.url}/{name}")
+    (tmp_path / "store").unlink()
+    eventually(lambda: "42" in texts(f"{server.url}/app"))
+    assert "cannot be made" not in texts(f"{server.url}/named")
+    assert server.output().count("Until then no task runs here") == 1

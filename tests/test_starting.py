@@ -12,6 +12,7 @@ import pytest
 from core import PATIENCE, keys, messages, second
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
+from panel_schedule.errors import ConfigError, StoreError
 from panel_schedule.front import Front
 from panel_schedule.run import Run, RunState
 from panel_schedule.runtime import Runtime
@@ -331,3 +332,63 @@ def test_the_runs_of_a_forks_children_are_told_apart():
     os.close(reader), os.close(writer)
 
     assert 2 == len(set(ids)) == len(ids)
+
+
+# ------------------------------------------------------------ a store that cannot be opened
+
+
+@pytest.fixture
+def taken(tmp_path):
+    """The path of a store's directory, where a file is."""
+    path = tmp_path / "store"
+    path.write_text("a file")
+    return path
+
+
+def test_a_store_that_cannot_be_opened_is_the_error_of_who_needs_it(taken):
+    """In a script; a directory that is mended serves the next one who asks, and so does another one."""
+    config = Config({})
+    config.store = f"file://{taken}"
+    runtime = Runtime(config)
+    front = Front(runtime)
+    task = front.schedule(period="1h", first_run="skip", name="task")(lambda: "value")
+    uses = [task.refresh, task.wait_ready, front.run_forever, lambda: task.status, lambda: front.store["x"]]
+    for use in uses:
+        with pytest.raises(StoreError, match=f"{taken} cannot be made.*ps.config.store"):
+            use()
+    taken.unlink()
+    config.store = f"file://{taken}"  # not frozen: nothing has started
+
+    assert "value" == task.refresh().result(PATIENCE)
+    runtime.close()
+
+
+def test_the_clocks_start_when_the_store_can_be_opened(taken):
+    """Each visitor tries it again; nothing fails in the loop meanwhile."""
+    config, told, failed = Config({}), [], []
+    config.store = f"file://{taken}"
+    runtime = Runtime(config)
+    runtime.unusable = lambda error: told.append(str(error))
+    task = Front(runtime).schedule(period="1h", name="task")(lambda: "value")
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: failed.append(context))
+    for _ in range(2):
+        runtime.start(loop)
+        loop.run_until_complete(asyncio.sleep(0))
+    taken.unlink()
+    runtime.start(loop)
+    loop.run_until_complete(asyncio.sleep(0))
+
+    assert "value" == loop.run_until_complete(task.ready(PATIENCE))
+    assert ([], 2) == (failed, len(told))
+    runtime.close()
+    loop.close()
+
+
+def test_an_environment_that_means_nothing_is_said_at_the_first_use():
+    """An import that fails in a setup script would pass unnoticed where there are several processes."""
+    runtime = Runtime(Config({"PANEL_SCHEDULE_STORE": "nonsense"}, strict=False))
+    task = Front(runtime).schedule(period="1h", first_run="skip", name="task")(lambda: "value")
+
+    with pytest.raises(ConfigError, match="nonsense"):
+        task.refresh()
