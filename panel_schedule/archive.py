@@ -73,7 +73,7 @@ class Archive:
     def tell_partial(self, memo: Memo, key: Hashable, item: Any) -> None:
         """A computation has given so much."""
         if (watched := memo.recall.watched.get(key)) is not None:
-            watched.partial = (item,)
+            watched.partial = Entry(item, 0, self._s.clock.now())
             self._tell(watched)
 
     def tell_failure(self, memo: Memo, key: Hashable, error: BaseException) -> None:

@@ -129,10 +129,11 @@ class Bodies:
             raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
         if value is PUBLISHED:
             entry = self._s.store.seal(claim)
-            return entry.value if entry is not None else None
+            return lane.task.readable(entry) if entry is not None else None
         now = self._s.clock.now()
         duration = (now - run.started_at).total_seconds()
-        return self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final).value
+        entry = self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final)
+        return lane.task.readable(entry)
 
     def _warn_if_held(self, name: str, seconds: float) -> None:
         if seconds > HELD_TOO_LONG and name not in self._warned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Hashable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -76,10 +77,9 @@ class Flights:
                     self._warn_of_loop(memo)
                 else:
                     self.crew.help(flight)
-                if guest.state.final:
-                    return guest._completion().result()
-                with self._loops.hold() if on_loop else self.crew.lend():
-                    return guest._completion().result()
+                with nullcontext() if guest.state.final else self._loops.hold() if on_loop else self.crew.lend():
+                    guest._completion().result()
+                return guest.value
         except BaseException:
             guest.cancel()  # Ctrl-C, say: the others go on waiting
             self.crew.leave(flight)

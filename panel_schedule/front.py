@@ -69,7 +69,7 @@ class Front(OnRequest):
         needs: Task[Any] | Iterable[Task[Any]] = (),
         default: Any = None,
         stale_after: str | float | timedelta | None = None,
-        isolate: bool = False,
+        isolate: bool | None = None,
     ) -> Callable[[Callable[[], Any]], Task[Any]]:
         """
         Run a function on a schedule, once for every visitor.
@@ -121,9 +121,10 @@ class Front(OnRequest):
         stale_after : period
             The age at which a value is stale. By default it is stale when the last run failed or two
             slots passed without a new value.
-        isolate : bool
-            Make each ``task()`` a private copy-on-write view: to change it changes nobody else's. Arrays
-            are not copied before they are written to, so that it costs the same at any size.
+        isolate : bool, optional
+            By default a data frame or series is read as a shallow copy of the reader's own (copy-on-write; before
+            pandas 3 only new columns are its own), and any other value is the shared object itself. True: each
+            ``task()`` is a private copy-on-write view of whatever it is. False: the very object, always.
 
         Returns
         -------

@@ -47,9 +47,9 @@ class Guests:
         work.inform(guest)
         if run.state.final:
             guest._stop = None
-            guest.end(run.state, run.finished_at or self._s.clock.now(), run.error, run.value)
+            guest.end(run.state, run.finished_at or self._s.clock.now(), run.error, run.shared)
             self._s.defer(guest.touch)
-            self._s.defer(lambda: guest.resolve(run.value))
+            self._s.defer(lambda: guest.resolve(run.shared))
         else:
             if work.unwatch is None:
                 # Who only looks on does not end it for those who wait.

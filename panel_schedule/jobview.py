@@ -17,10 +17,11 @@ from param.parameterized import Event, discard_events, resolve_value
 
 from .buttons import SteadyButton
 from .clock import Clock
+from .copies import holding_frames, own_copies
 from .entry import Entry
 from .jobs import Background, OnSessionEnd, Retrigger
 from .run import Run, RunState, first_line
-from .views import View, outdated, own_copy
+from .views import View, outdated
 
 IDLE = "idle"
 
@@ -262,9 +263,9 @@ class Job(View, Viewer):
             self._seen = (run, len(partials))
             with discard_events(self):
                 self.partial = outdated
-            news["partial"] = own_copy(partials[-1])
+            news["partial"] = own_copies(partials[-1], holding_frames(partials[-1]))
         if state is RunState.SUCCEEDED:
-            news |= self._take(Entry(run.value, self.version + 1, run.finished_at or run.queued_at), None)
+            news |= self._take(Entry(run.shared, self.version + 1, run.finished_at or run.queued_at), None)
         news |= {
             "state": str(state),
             "running": not state.final,

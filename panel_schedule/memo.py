@@ -16,6 +16,7 @@ from param.parameterized import resolve_ref
 
 from . import abroad
 from .clock import Clock
+from .copies import own_copy
 from .entry import Entry
 from .errors import NotReady, RegistrationError, TriggerError
 from .fingerprint import fingerprint
@@ -128,7 +129,8 @@ class Memoized(Generic[P, T]):
     A function whose answers are kept, for all sessions and processes. Made by ``ps.memoize``.
 
     To call it gives the answer that there is, and else computes it; equal calls at the same time share one
-    computation. The answer is the shared object itself: read-only by convention.
+    computation. An answer that is a data frame or series is a shallow copy of the caller's own; any other one is the
+    shared object itself: read-only by convention.
 
     Attributes
     ----------
@@ -230,7 +232,7 @@ class Memoized(Generic[P, T]):
             self.recall.used(key)
         else:
             self._host.flights.archive.use(self, key, answer)
-        return answer.value
+        return own_copy(answer.value) if answer.is_frame else answer.value
 
     async def _awaited(self, args: Any, kwargs: Any) -> Any:
         if abroad.asker is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
-from datetime import datetime
+from dataclasses import replace
 from typing import Any, Protocol
 
 import param
@@ -116,7 +116,7 @@ class MemoView(View):
         self._unwatch: Callable[[], None] = lambda: None
         # What is shown, and for which wish; and the partial answer that was seen last.
         self._shown: tuple[Answer | None, Wish | None] = (None, None)
-        self._partial: tuple[Any] | None = None
+        self._partial: Entry | None = None
         self._failure = ""
         self._timers: dict[str, Callable[[], None]] = {}
         self._over = False
@@ -299,7 +299,7 @@ class MemoView(View):
         elif watched is not None and watched.answer is not None and self._memo.is_current(watched.answer):
             answer = watched.answer
         if answer is not None and answer is not self._shown[0]:
-            news = self._next(answer.value, answer.updated_at)
+            news = self._next(answer.entry)
             self._failure = ""
             if answer.fresh_until < float("inf"):
                 # When it is no longer fresh, the page says so.
@@ -308,7 +308,7 @@ class MemoView(View):
             self._shown = answer, self._wish
         elif watched is not None and watched.partial is not None and watched.partial is not self._partial:
             self._partial, self._shown = watched.partial, (None, None)
-            news = self._next(watched.partial[0], self._host.clock.now())
+            news = self._next(watched.partial)
         error, wish = self._failure, self._wish
         if not error and self._run is None and watched is not None:
             error = first_line(watched.error)
@@ -320,8 +320,10 @@ class MemoView(View):
             stale=bool(news or self.version) and (bool(error) or not self._is_fresh),
         )
 
-    def _next(self, value: Any, updated_at: datetime) -> dict[str, Any]:
-        return self._take(Entry(value, self.version + 1, updated_at), None)
+    def _next(self, entry: Entry) -> dict[str, Any]:
+        """The versions of a view are its own."""
+        entry.holding  # noqa: B018  (found once for all views)
+        return self._take(replace(entry, version=self.version + 1), None)
 
     def _outcome(self, run: Run) -> Answer | None:
         """What a run has come to."""
@@ -330,11 +332,11 @@ class MemoView(View):
             self._failure = "" if run.state is RunState.CANCELLED else first_line(run.error)
             return None
         kept = self._watched.answer if self._watched is not None else None
-        if kept is not None and kept.value is run.value:
+        if kept is not None and kept.value is run.shared:
             return kept
         # One that is not kept: it is too large, or was invalidated meanwhile.
         memo, now = self._memo, run.finished_at or self._host.clock.now()
-        return Answer(run.value, 0, now, None, memo.basis, memo.until(0.0))
+        return Answer(run.shared, 0, now, None, memo.basis, memo.until(0.0))
 
     @property
     def _is_fresh(self) -> bool:

@@ -44,7 +44,7 @@ def answer(desk: Desk, run: Run, question: str, name: str = "", value: Any = Non
         case "get":
             if (entry := desk.store.entry(USER, name)) is None:
                 raise KeyError(name)
-            return entry.value
+            return entry.shared
         case "set":
             return desk.store.publish(USER, name, value, now=desk.clock.now()) and None
         case "delete":

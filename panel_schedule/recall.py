@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
+from .copies import is_frame
 from .entry import Entry
 from .stores.cache import Basis, Limits
 
@@ -19,7 +20,7 @@ class Answer:
     Attributes
     ----------
     value : object
-        Shared by everybody who reads it.
+        The very object, which everybody shares.
     version : int
         Grows with each new answer of the store.
     updated_at : datetime
@@ -36,12 +37,14 @@ class Answer:
         Its key in a shared store.
     call : str
         The call as text.
+    is_frame : bool
+        Whether each reader gets a copy of his own.
     told : bool
         Whether the store need not hear that it is used, as it has heard a moment ago.
     """
 
     __slots__ = (
-        "__weakref__", "basis", "call", "digest", "duration", "fresh_until", "good_until", "kept_until", "size", "told",
+        "__weakref__", "_entry", "basis", "call", "digest", "duration", "fresh_until", "good_until", "is_frame", "kept_until", "size", "told",
         "updated_at", "value", "version",
     )  # fmt: skip
 
@@ -67,11 +70,15 @@ class Answer:
         self.digest = digest
         self.call = call
         self.told = not digest
+        self.is_frame = is_frame(value)
+        self._entry: Entry | None = None
 
     @property
     def entry(self) -> Entry:
         """It in the envelope of all values."""
-        return Entry(self.value, self.version, self.updated_at, self.duration)
+        if self._entry is None:
+            self._entry = Entry(self.value, self.version, self.updated_at, self.duration)
+        return self._entry
 
 
 class Watched:
@@ -83,8 +90,8 @@ class Watched:
         self.key = key
         self.digest = digest
         self.answer = answer
-        # The newest partial answer of the computation under way, or of one that has failed then: (item,).
-        self.partial: tuple[Any] | None = None
+        # The newest partial answer of the computation under way, or of one that has failed then.
+        self.partial: Entry | None = None
         self.error: BaseException | None = None
         # How often it was invalidated.
         self.stirred = 0

@@ -272,6 +272,7 @@ def build_policy(
     when_idle: str,
     needs: Any,
     stale_after: Any,
+    isolate: bool | None,
     **others: Any,
 ) -> Policy:
     """
@@ -293,6 +294,8 @@ def build_policy(
     for task in needed:
         if not isinstance(task, Task):
             raise RegistrationError(f"needs= takes a task or a list of tasks, and not {task!r}.")
+    if isolate is not None and not isinstance(isolate, bool):
+        raise RegistrationError(f"isolate={isolate!r} must be True, False or None (data frames only).")
     return Policy(
         trigger,
         executor=executor,
@@ -303,6 +306,7 @@ def build_policy(
         when_idle=choice(WhenIdle, "when_idle", when_idle),
         needs=needed,
         stale_after=None if stale_after is None else duration("stale_after", stale_after),
+        isolate=isolate,
         **others,
     )
 

@@ -18,6 +18,8 @@ from itertools import count
 from types import TracebackType
 from typing import Any, TypeVar
 
+from .copies import own_copy
+from .entry import Entry
 from .errors import RunCancelled, RunTimedOut, WouldBlock
 
 T = TypeVar("T")
@@ -209,7 +211,13 @@ class Run:
 
     @property
     def value(self) -> Any:
-        """What the function has returned; None before it has succeeded."""
+        """What the function has returned, a data frame as the reader's own copy; None before it has succeeded."""
+        value = self.shared
+        return value.value if isinstance(value, Entry) else own_copy(value)
+
+    @property
+    def shared(self) -> Any:
+        """The very object, or the entry of it."""
         if (load := self._load) is not None:
             self._value, self._load = load(), None
         return self._value
@@ -289,7 +297,8 @@ class Run:
             refuse_to_block(f"result() of an unfinished run of {self.task!r}", "await run")
         waiting = self._waiting  # None from its end on
         with nullcontext() if waiting is None else waiting():
-            return self._completion().result(timeout)
+            self._completion().result(timeout)
+        return self.value
 
     def __await__(self) -> Generator[Any, None, Any]:
         self._refuse_itself()
@@ -299,7 +308,8 @@ class Run:
         # Shielded: he must not cancel the run for the others.
         waiting = self._waiting  # None from its end on
         with nullcontext() if waiting is None else waiting():
-            return (yield from asyncio.shield(future).__await__())
+            yield from asyncio.shield(future).__await__()
+        return self.value
 
     def _refuse_itself(self) -> None:
         if _current.get() is self:
@@ -368,7 +378,7 @@ class Run:
         if self.error is not None:
             future.set_exception(self.error)
         else:
-            future.set_result(self.value)
+            future.set_result(self.shared)
 
     def touch(self) -> None:
         """Tell those who watch it."""

@@ -372,8 +372,8 @@ class Runner:
 
     def resolve(self, lane: Lane, run: Run) -> None:
         """Wake who waits for a run that ended elsewhere."""
-        value = lane.task.entry.value if lane.task.entry is not None and run.error is None else None
-        self._s.defer(lambda: run.resolve(value))
+        entry = lane.task.entry if run.error is None else None
+        self._s.defer(lambda: run.resolve(entry))
 
     def _free(self, lane: Lane) -> None:
         """The body is gone: give the claim back, and let the next one start."""

@@ -272,7 +272,8 @@ class Runtime(Functions):
                         await self.ready(upstream, None)
                     run = task.refresh()
                     await run
-                return await asyncio.shield(asyncio.wrap_future(self.scheduler.first_value(task)))
+                first = await asyncio.shield(asyncio.wrap_future(self.scheduler.first_value(task)))
+                return first.value  # type: ignore[no-any-return]
         except NotReady:
             raise
         except TimeoutError:
@@ -294,7 +295,7 @@ class Runtime(Functions):
                     self.wait_ready(upstream, left())
                 run = task.refresh()
                 run.result(left())
-            return future.result(left())  # type: ignore[no-any-return]
+            return future.result(left()).value  # type: ignore[no-any-return]
         except NotReady:
             raise
         except TimeoutError:
@@ -366,8 +367,6 @@ class Runtime(Functions):
         require_no_cycle(known, policy)
         known.function, known.policy = function, policy
         known.become(plain=False)
-        if known.entry is None:
-            known._value = policy.default
         if self._scheduler is not None:
             self._scheduler.redefine(known)
         self._start_where_a_loop_runs(known)

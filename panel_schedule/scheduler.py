@@ -335,13 +335,13 @@ class Scheduler:
         if reader is not None and upstream is not None:
             self.waves.wait(reader, run, upstream)
 
-    def first_value(self, task: Task[Any]) -> Future[Any]:
-        """A future of the first value, shared by all who wait."""
+    def first_value(self, task: Task[Any]) -> Future[Entry]:
+        """A future of the first value's entry, shared by all who wait."""
         with self.lock:
             lane = self._lane(task)
             if task.entry is not None:
-                there: Future[Any] = Future()
-                there.set_result(task.entry.value)
+                there: Future[Entry] = Future()
+                there.set_result(task.entry)
                 return there
             if lane.first is None:
                 lane.first = Future()
@@ -396,7 +396,7 @@ class Scheduler:
             task.take(entry)
             first, lane.first = lane.first, None
             if first is not None:
-                self.defer(partial(first.set_result, entry.value))
+                self.defer(partial(first.set_result, task.readable(entry)))
             if lane.viewers:
                 self.locked.touched.add(task)
             if lane.claim is None or lane.claim.run_id != entry.run_id:

@@ -6,13 +6,14 @@ import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import FunctionType
 from typing import Any, Generic, Protocol, TypeVar
 
 from . import abroad
+from .copies import is_frame, own_copy
 from .entry import Entry
 from .errors import RegistrationError
 from .run import Run, RunRecord, _current
@@ -101,8 +102,8 @@ class Policy:
     needs: tuple[Task[Any], ...] = ()
     default: Any = None
     stale_after: timedelta | None = None
-    # Whether each read is a private copy-on-write view.
-    isolate: bool = False
+    # Whether each read is a private copy-on-write view; None: of a data frame or series.
+    isolate: bool | None = None
     # Panel's own tasks: no slot before `start`, and forgotten when their dates are used up.
     start: datetime | None = None
     forget: bool = False
@@ -164,7 +165,7 @@ class SchedulerPort(Protocol):
 
     def refresh(self, task: Task[Any]) -> Run: ...
     def await_turn(self, task: Task[Any], run: Run) -> None: ...
-    def first_value(self, task: Task[Any]) -> Future[Any]: ...
+    def first_value(self, task: Task[Any]) -> Future[Entry]: ...
     def pause(self, task: Task[Any], paused: bool) -> None: ...
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None: ...
     def remove(self, task: Task[Any]) -> None: ...
@@ -241,7 +242,11 @@ class Task(Generic[T]):
     # ------------------------------------------------------------ reading
 
     def __call__(self) -> T:
-        """The last good value, at once; ``default`` before the first one."""
+        """
+        The last good value, at once; ``default`` before the first one.
+
+        A data frame or series is a shallow copy of the reader's own, unless ``isolate=False``.
+        """
         run = _current.get()
         if run is not None or self._aside:
             return self._read(run)  # type: ignore[no-any-return]
@@ -255,16 +260,35 @@ class Task(Generic[T]):
         scheduler = self._host.scheduler
         if run is not None and run.wave is not None and run.task != self.name:
             scheduler.await_turn(self, run)
-        source = self.entry.source if self.policy.isolate and self.entry is not None else None
-        return self._value if source is None else source.load()
+        if (entry := self.entry) is not None:
+            return entry.value
+        return self._value if self.policy.isolate is False else own_copy(self._value)
 
     def take(self, entry: Entry) -> None:
         """For the scheduler alone: the value from now on."""
-        self.entry, self._value = entry, entry.value
+        # In this order: who reads meanwhile gets a copy rather than what is shared.
+        self._aside = True
+        self.entry, self._value = self.readable(entry), entry.shared
+        self._settle()
+
+    def readable(self, entry: Entry) -> Entry:
+        """An entry whose value is read as `isolate` says."""
+        exact = self.policy.isolate is False
+        return entry if entry.exact is exact else replace(entry, exact=exact)
 
     def become(self, *, plain: bool) -> None:
         """For the scheduler alone, once it knows the task: whether a call is one of the function."""
-        self._plain, self._aside = plain, plain or self.policy.isolate
+        self._plain, self._aside = plain, True
+        if self.entry is None:
+            self._value = self.policy.default
+        else:
+            self.entry = self.readable(self.entry)
+        self._settle()
+
+    def _settle(self) -> None:
+        entry, isolate = self.entry, self.policy.isolate
+        private = entry.is_private if entry is not None else isolate is not False and is_frame(self._value)
+        self._aside = self._plain or private
 
     async def ready(self, timeout: float | None = None) -> T:
         """

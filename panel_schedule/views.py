@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 import warnings
 import weakref
@@ -22,6 +21,7 @@ from param import Skip
 from param.parameterized import discard_events
 
 from .clock import Clock
+from .copies import holding_frames, own_copies
 from .entry import Entry
 from .stores.base import TASK, USER
 from .task import Task, TaskStatus
@@ -55,8 +55,8 @@ class View(param.Parameterized):
     """
     A stored value as seen by one session. Its params serve as references for any component.
 
-    A DataFrame is handed over as the session's own shallow copy (copy-on-write; a full copy
-    before pandas 3), so that an editable table changes nobody else's data.
+    A data frame is handed over as the session's own shallow copy (copy-on-write; a full copy before pandas 3), also one
+    in a dict, list, tuple or dataclass, so that an editable table changes nobody else's data.
     """
 
     value = _OwnValue(doc="The last good value.")
@@ -68,6 +68,8 @@ class View(param.Parameterized):
     def __init__(self, home: weakref.ref[Document] | None, **params: Any):
         self._home = home
         self._abroad = False
+        # What it shows before there is a value: a copy of this.
+        self._default: Any = None
         super().__init__(**params)
 
     def pipe(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -92,14 +94,17 @@ class View(param.Parameterized):
 
     def _take(self, entry: Entry | None, default: Any) -> dict[str, Any]:
         if entry is None:
-            return {} if self.version else {"value": default}
+            if self.version or default is self._default:
+                return {}
+            self._default = default
+            return {"value": own_copies(default, holding_frames(default))}
         if entry.version == self.version:
             return {}
         with discard_events(self):
             # param compares the old value with the new one, item by item, to see whether it changed.
             # A new version is news by itself, also when a task returns the list that it returned before.
             self.value = outdated
-        return {"value": own_copy(entry.value), "version": entry.version, "updated_at": entry.updated_at}
+        return {"value": entry.for_page(), "version": entry.version, "updated_at": entry.updated_at}
 
     def _warn_abroad(self) -> None:
         if self._abroad or (here := pn.state.curdoc) is None or here.session_context is None:
@@ -347,7 +352,7 @@ class Views:
                 document.on_event("document_ready", _loader(weakref.ref(self), weakref.ref(session)))
 
     def _new_task_view(self, task: Task[Any], home: weakref.ref[Document] | None) -> tuple[View, Callable[[], None]]:
-        view = TaskView(home, name=task.name, value=task.policy.default)
+        view = TaskView(home, name=task.name)
         return view, partial(view._follow, task)
 
     def _new_named_view(
@@ -446,15 +451,6 @@ class Views:
         """In a script there is no loop to hand it to: watchers run where the value was published."""
         while (session := self._next_waiting()) is not None:
             self._deliver(session)
-
-
-def own_copy(value: Any) -> Any:
-    """A session's own copy of a DataFrame or Series; everything else as it is."""
-    pandas = sys.modules.get("pandas")
-    if pandas is None or not isinstance(value, (pandas.DataFrame, pandas.Series)):
-        return value
-    # Copy-on-write has been pandas' rule since 3.0; before, a shallow copy shares what is written to it.
-    return value.copy(deep=int(pandas.__version__.split(".")[0]) < 3)
 
 
 def as_reference(value: Any) -> Any:

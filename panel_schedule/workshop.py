@@ -362,7 +362,7 @@ class Workshop:
         for number, item in enumerate(run.partials):
             self._tell_partial(work, number, item)
         if run.state.final:
-            self.tell(work, lambda queue: self._tell_end(queue, work, run.state, run.value))
+            self.tell(work, lambda queue: self._tell_end(queue, work, run.state, run.shared))
 
     def _settle(self, work: Work) -> None:
         """Wait until the store was told what went before, unless it cannot take it now."""

@@ -189,6 +189,8 @@ class FileStore(House, Rows):
                 self._entries[key] = entry
             else:
                 return
+        if entry is not None:
+            entry.holding  # noqa: B018  (here, and not on the loop that serves pages)
         for stored in self._stored:
             stored(space, name, entry)
 
@@ -313,7 +315,7 @@ class FileStore(House, Rows):
     def _seed(self, space: str, name: str, entry: Entry) -> None:
         question = "SELECT version, file FROM entries WHERE space = ? AND name = ?"
         if self._outdated(next(iter(self._database.read(question, space, name)), None), entry):
-            inline, file = self._shelf.put(entry.value, whose(space, name))
+            inline, file = self._shelf.put(entry.shared, whose(space, name))
             try:
                 with self._database.write() as tx:
                     if self._outdated(tx.one(question, space, name), entry):

@@ -87,6 +87,7 @@ class MemoryStore:
             run_id, wave = (claim.run_id, claim.wave) if claim else (None, None)
             entry = Entry(value, version, now, duration, run_id, final, wave, source)
             self._entries[key] = entry
+        entry.holding  # noqa: B018  (here, and not on the loop that serves pages)
         self._tell(space, name, entry)
         return entry
 

@@ -1,0 +1,224 @@
+"""What a reader gets of a value that many share: its data frames as copies of the reader's own."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from itertools import islice
+from types import EllipsisType, NoneType, SimpleNamespace
+from typing import Any, NamedTuple
+
+# Nothing is inside of these, and nobody can change them.
+PLAIN: frozenset[type] = frozenset(
+    {bool, int, float, complex, str, bytes, NoneType, EllipsisType, range, date, datetime, time, timedelta, Decimal}
+)
+
+# How many containers are looked into, and how many items of each: some 2 ms of a long list, 50 ms of many short ones.
+_CONTAINERS = 20_000
+_ITEMS = 100_000
+
+# What is found in something: how a message has the way there, with the keys, and the things.
+Parts = Iterable[tuple[str, Sequence[Any], Sequence[Any]]]
+
+
+class Found(NamedTuple):
+    """Something in a value, and how one gets there."""
+
+    thing: Any
+    holder: Found | None = None
+    form: str = ""
+    key: Any = None
+
+    @property
+    def path(self) -> str:
+        """``"value['north'].table[3]"``."""
+        steps, found = list[str](), self
+        while found.holder is not None:
+            steps.append(found.form.format(found.key))
+            found = found.holder
+        return "value" + "".join(reversed(steps))
+
+
+def walk(value: Any, inside: Callable[[Any], Parts]) -> Iterator[tuple[Found, bool]]:
+    """
+    What is in a value, itself first, plain things left out; what is near comes before what is deep inside.
+
+    Parameters
+    ----------
+    inside : callable
+        Gives the parts of one thing. Of a list of plain things only the types are looked at.
+
+    Yields
+    ------
+    Found, bool
+        And whether it is seen for the first time: only then it is looked into.
+    """
+    waiting, seen, room = deque([Found(value)]), set[int](), _CONTAINERS
+    while waiting:
+        found = waiting.popleft()
+        new = id(found.thing) not in seen
+        yield found, new
+        if not new:
+            continue
+        seen.add(id(found.thing))
+        for form, keys, things in inside(found.thing):
+            room -= 1
+            if room < 0:
+                return
+            if kinds := set(map(type, islice(things, _ITEMS))) - PLAIN:
+                for key, thing in islice(zip(keys, things, strict=False), _ITEMS):
+                    if type(thing) in kinds:
+                        waiting.append(Found(thing, found, form, key))
+
+
+def containers(value: Any) -> Parts:
+    """The items of a built-in container, and the fields of a record."""
+    kind = type(value)
+    if issubclass(kind, dict):
+        keys = list(dict.keys(value))
+        return ("[{!r}]", keys, list(dict.values(value))), (" key {!r}", keys, keys)
+    for base in (list, tuple, deque, set, frozenset):
+        if issubclass(kind, base):
+            things = value if kind is list or kind is tuple else list(base.__iter__(value))
+            return [("[{}]", range(len(things)), things)]
+    if not (names := field_names(value)):
+        return ()
+    own = getattr(value, "__dict__", None)
+    there = [name for name in names if own is None or name in own]
+    return [(".{}", there, [getattr(value, name) for name in there])]
+
+
+def field_names(value: Any) -> list[str]:
+    """Of a dataclass, an attrs or a pydantic object, or a namespace; of anything else none."""
+    kind = type(value)
+    if kind is SimpleNamespace:
+        return list(vars(value))
+    for attribute in ("__dataclass_fields__", "__pydantic_fields__"):
+        if isinstance(fields := getattr(kind, attribute, None), dict):
+            return list(fields)
+    return [each.name for each in getattr(kind, "__attrs_attrs__", ())]
+
+
+# ------------------------------------------------------------ data frames
+
+
+def frame_types() -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """The data frames and series of pandas, and those of polars; none while another thread imports it."""
+    pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
+    return _there(pandas, "DataFrame", "Series"), _there(polars, "DataFrame", "Series")
+
+
+def _there(module: Any, *names: str) -> tuple[type, ...]:
+    return tuple(filter(None, (getattr(module, name, None) for name in names)))
+
+
+def is_frame(value: Any) -> bool:
+    """Whether it is a data frame or a series."""
+    kind = type(value)
+    return kind not in PLAIN and any(issubclass(kind, types) for types in frame_types())
+
+
+def holding_frames(value: Any) -> frozenset[int]:
+    """The ids of the data frames and series in it, and of all that they are in; none where there are none."""
+    pandas, polars = frame_types()
+    kinds = (*pandas, *polars)
+    if not kinds or type(value) in PLAIN:
+        return frozenset()
+    frames, holders = list[int](), defaultdict[int, list[int]](list)
+    for found, _ in walk(value, containers):
+        if found.holder is not None:
+            holders[id(found.thing)].append(id(found.holder.thing))
+        if issubclass(type(found.thing), kinds):
+            frames.append(id(found.thing))
+    holding = set[int]()
+    while frames:
+        if (one := frames.pop()) not in holding:
+            holding.add(one)
+            frames += holders[one]
+    return frozenset(holding)
+
+
+def own_copy(value: Any) -> Any:
+    """
+    A data frame or series as a shallow copy of the reader's own; everything else as it is.
+
+    What is written into it is copied first, so that nobody else sees it; before pandas 3 new columns only are the
+    reader's own, unless pandas' option ``mode.copy_on_write`` is set.
+    """
+    if type(value) in PLAIN:
+        return value
+    pandas, polars = frame_types()
+    if issubclass(type(value), pandas):
+        return _copied(value, deep=False)
+    return value.clone() if issubclass(type(value), polars) else value
+
+
+def own_copies(value: Any, holding: frozenset[int]) -> Any:
+    """
+    The same of a value as a page gets it, whose tables are edited: with the frames in its containers and records.
+
+    Before pandas 3 the copies are full ones.
+
+    Parameters
+    ----------
+    holding : frozenset of int
+        What `holding_frames` has found. All else is the shared object itself.
+    """
+    try:
+        return _rebuilt(value, holding, {}) if holding else value
+    except RecursionError:  # nested a thousand deep: shared, as all that is no table
+        return value
+
+
+def _copied(frame: Any, deep: bool) -> Any:
+    mine, kind = frame.copy(deep=deep), type(frame)
+    if type(mine) is not kind:  # of a subclass that does not say how it is made
+        mine.__class__ = kind
+    return mine
+
+
+def _writes_through() -> bool:
+    """Whether what is written into a shallow copy is written into the original."""
+    pandas: Any = sys.modules["pandas"]
+    return int(pandas.__version__.split(".")[0]) < 3 and pandas.get_option("mode.copy_on_write") is not True
+
+
+def _rebuilt(value: Any, holding: frozenset[int], made: dict[int, Any]) -> Any:
+    if id(value) not in holding:
+        return value
+    if id(value) in made:
+        return made[id(value)]
+    kind, (pandas, polars) = type(value), frame_types()
+    mine = made[id(value)] = value
+    if issubclass(kind, pandas):
+        mine = _copied(value, deep=_writes_through())
+    elif issubclass(kind, polars):
+        mine = value.clone()
+    elif issubclass(kind, tuple):
+        mine = tuple.__new__(kind, [_rebuilt(thing, holding, made) for thing in tuple.__iter__(value)])
+        if kind is not tuple and hasattr(value, "__dict__"):
+            vars(mine).update(vars(value))
+    else:
+        # Before its items: one of them may lead back to it.
+        mine = made[id(value)] = copy.copy(value)
+        for put, key, thing in _items(value, kind):
+            if (new := _rebuilt(thing, holding, made)) is not thing:
+                put(mine, key, new)
+    made[id(value)] = mine
+    return mine
+
+
+def _items(value: Any, kind: type) -> Iterator[tuple[Callable[[Any, Any, Any], object], Any, Any]]:
+    """How each is put into another one like this, its key, and it."""
+    if issubclass(kind, dict):
+        yield from ((dict.__setitem__, key, thing) for key, thing in list(dict.items(value)))
+    elif issubclass(kind, (list, deque)):
+        base: Any = list if issubclass(kind, list) else deque
+        yield from ((base.__setitem__, at, thing) for at, thing in enumerate(base.__iter__(value)))
+    else:
+        names = [name for name in field_names(value) if hasattr(value, name)]
+        yield from ((object.__setattr__, name, getattr(value, name)) for name in names)
