@@ -13,7 +13,7 @@ from typing import Any
 from .errors import RegistrationError, ScheduleError
 from .news import EVENTS
 from .onrequest import OnRequest, named
-from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function, same_handler
+from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function
 from .run import Run, refuse_to_block, traceback_text
 from .runtime import Runtime
 from .stopping import Stopping
@@ -216,7 +216,7 @@ class Front(OnRequest):
         """
         known: Task[Any] | None = self.tasks.get(name)
         if known is not None:
-            if not same_function(known, callback):
+            if not same_function(known.function, callback):
                 log.warning(
                     "A separate task is already scheduled under the name %r; the new one is ignored. To replace it, "
                     "call ps.cancel_task(%r) first.", name, name,
@@ -284,8 +284,8 @@ class Front(OnRequest):
             raise RegistrationError(f"There is no event {event!r}; there are {', '.join(map(repr, EVENTS))}.")
         handlers = self._runtime.handlers[event]
         for known in handlers:
-            # A setup script that the app imports runs twice; its handlers are the same ones then.
-            if same_handler(known, handler):
+            # Of a file that is executed again, as a notebook's cell or under --dev.
+            if same_function(known, handler):
                 handlers.remove(known)
                 break
         handlers.append(handler)

@@ -18,7 +18,6 @@ from .data import is_light
 from .dispatcher import Dispatcher
 from .errors import ArgumentUnkeyable, RegistrationError
 from .executors.loop import LoopExecutor
-from .fingerprint import fingerprint
 from .flights import Flights
 from .jobpanel import JobPanel, Progress
 from .jobs import Background, JobPolicy
@@ -27,7 +26,7 @@ from .keys import digested
 from .memo import Memoized, MemoPolicy
 from .memoview import MemoView
 from .recall import Watched
-from .registry import require_nameable, same_function, taken
+from .registry import may_replace, require_nameable, same_function, taken
 from .run import Run
 from .scheduler import Scheduler
 from .task import Task
@@ -124,10 +123,6 @@ class Functions(ABC):
         name = require_nameable(_plain(function), name, "memoized function")
         with self._lock:
             if (known := self.memos.get(name)) is not None:
-                # One that closes over something else gives other answers, though it is the same line.
-                closes = getattr(function, "__closure__", None) and not (in_notebook() or pn.config.autoreload)
-                if closes and fingerprint(function) != fingerprint(known.function):
-                    raise taken(known, function, "memoized function")
                 if _again(known, "memoized function", policy, key, function) and self._scheduler is not None:
                     self._flights.archive.forget(known)
                 return known
@@ -216,8 +211,9 @@ def _plain(function: Any) -> Any:
 
 def _again(known: Any, kind: str, policy: Any, key: Any, function: Any) -> bool:
     """A function under a known name: the same one, or its new definition where that may change; whether it did."""
-    if not same_function(known, function) and not in_notebook():
+    anew = in_notebook() or (bool(pn.config.autoreload) and may_replace(known.function, function))
+    if not anew and not same_function(known.function, function):
         raise taken(known, function, kind)
-    if anew := in_notebook() or bool(pn.config.autoreload):
+    if anew:
         known.become(function, policy, key)
     return anew

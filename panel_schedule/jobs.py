@@ -149,7 +149,7 @@ class Background(Generic[P, T]):
     def become(self, function: Callable[P, T], policy: JobPolicy, key: Callable[..., Any] | None) -> None:
         """Be this from now on: what it was, defined anew."""
         _require_fitting(self.name, function, policy, key)
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())  # its own attributes are not ours
         self.function = function
         self.policy = policy
         self.signature = signature_of(function)

@@ -176,7 +176,7 @@ class Memoized(Generic[P, T]):
         """Be this from now on: what it was, defined anew."""
         is_coroutine = is_async(function)
         _require_fitting(self.name, function, policy, key, is_coroutine)
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())  # its own attributes are not ours
         if is_coroutine:
             _mark(self)
         self.function = function

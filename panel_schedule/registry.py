@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any, Protocol
 
 from .errors import CycleError, RegistrationError, TriggerError
+from .fingerprint import difference
 from .task import ONCE, FirstRun, Origin, Overlap, Policy, Retry, Task, WhenIdle
 from .triggers import After, Computed, Cron, Dates, Every, Trigger, parse_period
 
@@ -66,16 +67,14 @@ class Named(Protocol):
     function: Any
 
 
-def same_function(task: Named, function: Callable[..., Any]) -> bool:
-    """Whether it is the task's own function, perhaps from another execution of its file (invariant 1)."""
-    return task.function is function or Origin.of(task.function).same(Origin.of(function))
+def same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions are one, perhaps from two executions of its file (invariant 1)."""
+    return one is other or (difference(one, other) is None and may_replace(one, other))
 
 
-def same_handler(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether two functions of a module's top level are the same line of the same file, executed twice."""
-    if not (isinstance(one, FunctionType) and isinstance(other, FunctionType)) or one.__closure__ or other.__closure__:
-        return one == other
-    return one.__code__ == other.__code__ and one.__defaults__ == other.__defaults__
+def may_replace(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether they are written in the same place, so that after an edit the one is the other's new definition."""
+    return Origin.of(one).same(Origin.of(other))
 
 
 def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) -> bool:
@@ -88,9 +87,11 @@ def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) ->
 
 def taken(task: Named, function: Callable[..., Any], kind: str = "task") -> RegistrationError:
     """The error for another function under a taken name."""
+    same_place = may_replace(task.function, function)
+    differ = f" They differ in the {difference(task.function, function)}." if same_place else ""
     return RegistrationError(
         f"{kind.capitalize()} {task.name!r} is defined twice: first as {Origin.of(task.function)}, now as "
-        f"{Origin.of(function)}. Give one of them another name, with name=..."
+        f"{Origin.of(function)}.{differ} Give one of them another name, with name=..."
     )
 
 

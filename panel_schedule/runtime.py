@@ -29,6 +29,7 @@ from .news import EVENTS, Handler
 from .registry import (
     Registry,
     choose_trigger,
+    may_replace,
     require_no_cycle,
     require_schedulable,
     same_function,
@@ -359,8 +360,8 @@ class Runtime(Functions):
         return task
 
     def _register_again(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> Task[Any]:
-        if not same_function(known, function):
-            if not in_notebook():
+        if not same_function(known.function, function):
+            if not (in_notebook() or (pn.config.autoreload and may_replace(known.function, function))):
                 raise taken(known, function)
         elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
             return known

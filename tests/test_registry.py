@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import pandas as pd
 import panel as pn
 import pytest
 
@@ -128,6 +130,233 @@ def test_a_moved_function_is_the_same_function(core):
     first = executed(source, schedule=core.ps.schedule)["sales"]
 
     assert first is executed("\n\n\n" + source, schedule=core.ps.schedule)["sales"]
+
+
+# ------------------------------------------------------------ another one of the same place
+
+
+class Source:
+    """Without a content that could be compared."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def load(self, n=0):
+        return self.name
+
+
+@dataclass
+class Table:
+    name: str
+
+    def load(self, n=0):
+        return self.name
+
+    def __call__(self, n=0):
+        return self.name
+
+
+def of_closure(name):
+    def load(n=0):
+        return name
+
+    return load
+
+
+def of_closure_over_an_object(name):
+    source = Source(name)
+
+    def load(n=0):
+        return source.name
+
+    return load
+
+
+def of_closure_over_a_function(name):
+    inner = of_closure(name)
+
+    def load(n=0):
+        return inner(n)
+
+    return load
+
+
+def of_closure_over_functions(name):
+    steps = {"first": [of_closure(name)]}["first"]
+
+    def load(n=0):
+        return steps[0](n)
+
+    return load
+
+
+def of_frame(name):
+    frame = pd.DataFrame({"name": [name] * 3})
+
+    def load(n=0):
+        return frame.name[0]
+
+    return load
+
+
+def of_default(name):
+    def load(n=0, name=name):
+        return name
+
+    return load
+
+
+def of_keyword_default(name):
+    def load(n=0, *, name=name):
+        return name
+
+    return load
+
+
+def of_recursion(name):
+    def load(n=0):
+        return load(n - 1) if n > 0 else name
+
+    return load
+
+
+def of_wrapper(name):
+    return wrapped(of_closure(name))
+
+
+def of_lambda(name):
+    return (lambda n=0: "north") if name == "north" else (lambda n=0: "south")
+
+
+def of_two_definitions(name):
+    if name == "north":
+
+        def load(n=0):
+            return "north"
+
+    else:
+
+        def load(n=0):
+            return "south"
+
+    return load
+
+
+def given(name, n=0):
+    return name
+
+
+PLACES = [
+    of_closure,
+    of_closure_over_a_function,
+    of_closure_over_functions,
+    of_frame,
+    of_default,
+    of_keyword_default,
+    of_recursion,
+    of_wrapper,
+    of_lambda,
+    of_two_definitions,
+    lambda name: functools.partial(given, name),
+    lambda name: functools.partial(given, name=name),
+    lambda name: functools.partial(functools.partial(of_closure(name)), n=1),
+    lambda name: functools.partial(Table(name).load, 1),
+    lambda name: Table(name).load,
+    lambda name: Table(name),
+    lambda name: functools.cache(of_closure(name)),
+]
+IDS = [
+    "closure", "function", "functions", "frame", "default", "keyword", "recursion", "wrapper", "lambda", "definitions",
+    "partial", "partial by name", "partial of partial", "partial of method", "method", "object", "cached",
+]  # fmt: skip
+DECORATORS = {
+    "schedule": lambda ps, function: ps.schedule(period="1h", first_run="skip", name="load")(function),
+    "background": lambda ps, function: ps.background(executor="thread", name="load")(function),
+    "memoize": lambda ps, function: ps.memoize(name="load")(function),
+}
+
+
+@pytest.mark.parametrize("decorate", DECORATORS.values(), ids=DECORATORS)
+@pytest.mark.parametrize("make", [*PLACES, of_closure_over_an_object, lambda name: Source(name).load])
+def test_another_function_of_the_same_place_is_an_error(core, decorate, make):
+    """Another closure, default, partial argument or object gives other data (invariant 1)."""
+    decorate(core.ps, make("north"))
+
+    with pytest.raises(RegistrationError, match=r"'load' is defined twice.*They differ in the .*name="):
+        decorate(core.ps, make("south"))
+
+
+@pytest.mark.parametrize("decorate", DECORATORS.values(), ids=DECORATORS)
+@pytest.mark.parametrize("make", PLACES, ids=IDS)
+def test_the_same_function_made_again_is_the_same(core, decorate, make):
+    """What has a content is compared by it."""
+    assert decorate(core.ps, make("north")) is decorate(core.ps, make("north"))
+
+
+@pytest.mark.parametrize("decorate", DECORATORS.values(), ids=DECORATORS)
+def test_what_has_no_content_is_the_same_as_the_same_object_only(core, decorate):
+    """Of a connection nobody can say whether it is the same one as another."""
+    source = Source("north")
+    made = decorate(core.ps, functools.partial(Source.load, source))
+
+    assert made is decorate(core.ps, functools.partial(Source.load, source))
+    with pytest.raises(RegistrationError, match="argument 0 of its partial"):
+        decorate(core.ps, functools.partial(Source.load, Source("north")))
+
+
+def test_a_function_of_a_file_that_is_executed_twice_may_use_tasks_and_modules(core):
+    """They are the same objects for both executions; its own helpers are not."""
+    source = (
+        "import math\ndef helper(): pass\n"
+        "raw = schedule(period='1m', name='raw', first_run='skip')(helper)\n"
+        "def make(*used):\n    def load(): return used\n    return load\n"
+        "load = schedule(period='1m', first_run='skip')(make(math, raw, helper))\n"
+    )
+    first, again = (executed(source, module, schedule=core.ps.schedule) for module in ("__main__", "tasks"))
+
+    assert first["load"] is again["load"]
+
+
+def test_a_constant_of_another_type_is_another_lambda(core):
+    """1 == True, but not as a value."""
+    ones = [eval(compile(f"lambda: {one}", "tasks.py", "eval")) for one in ("1", "True")]
+    core.ps.memoize(name="one")(ones[0])
+
+    with pytest.raises(RegistrationError, match="'one'"):
+        core.ps.memoize(name="one")(ones[1])
+
+
+def test_another_callback_under_a_taken_name_is_told_from_the_first(core, caplog):
+    """As Panel's own does: it warns, and ignores it."""
+    first = core.ps.schedule_task("load", functools.partial(given, "north"), period="1h")
+    assert first is core.ps.schedule_task("load", functools.partial(given, "north"), period="1h")
+    assert [] == messages(caplog)
+
+    assert first is core.ps.schedule_task("load", functools.partial(given, "south"), period="1h")
+    assert ["'load'"] == [f"'{message.split(chr(39))[1]}'" for message in messages(caplog)]
+
+
+@pytest.mark.parametrize("decorate", DECORATORS.values(), ids=DECORATORS)
+def test_under_dev_another_closure_replaces_the_first(core, monkeypatch, decorate):
+    """As after an edit of the file that makes the function."""
+    monkeypatch.setattr(pn.config, "autoreload", True)
+    made = decorate(core.ps, of_closure_over_an_object("north"))
+
+    assert made is decorate(core.ps, of_closure_over_an_object("south"))
+    assert "south" == made.function()
+
+
+def test_handlers_that_differ_are_two_handlers(core):
+    """And the same one again is one."""
+    told = []
+    for name in ("north", "south", "south"):
+        core.ps.on("succeeded", lambda task, run, name=name: told.append(name))
+    task = core.schedule(period="1h", name="fetch", first_run="skip")(lambda: 1)
+    core.begin()
+    task.refresh()
+    core.go()
+
+    assert ["north", "south"] == sorted(told)
 
 
 # ------------------------------------------------------------ callables of all kinds
