@@ -17,6 +17,7 @@ from .lanes import Lane
 from .ledger import Ledger
 from .locked import Locked
 from .run import Run, _current, on_a_loop
+from .session import leave_session
 from .stores.base import TASK, Store
 
 log = logging.getLogger("panel_schedule")
@@ -70,6 +71,7 @@ class Bodies:
         def body() -> Any:
             self._begin(lane, run)
             _current.set(run)
+            leave_session(f"Task {run.task!r}")
             started = self._s.clock.monotonic()
             result = function()
             if on_loop and self._s.store.blocking and inspect.isgenerator(result):
@@ -88,6 +90,7 @@ class Bodies:
         async def body() -> Any:
             self._begin(lane, run)
             _current.set(run)
+            leave_session(f"Task {run.task!r}")
             return await async_outcome(function(), partial(self._yielded_aside, lane, run))
 
         return body

@@ -22,6 +22,7 @@ from .flight import Desk, Flight
 from .recall import Answer
 from .run import Run, _current, on_a_loop
 from .runner import STOPS
+from .session import leave_session
 from .stores.cache import serves
 
 # Where each kind runs: apart from tasks and jobs, which somebody else waits for.
@@ -134,6 +135,7 @@ class Crew:
             if not self._begin(flight):
                 return _NOTHING
             _current.set(flight.run)
+            leave_session(flight.name)
             return await async_outcome(function(*args, **kwargs), publish)
 
         async def publish(item: Any) -> None:
@@ -148,6 +150,7 @@ class Crew:
         if not self._begin(flight):
             return _NOTHING
         _current.set(flight.run)
+        leave_session(flight.name)
         return outcome(flight.memo.function(*flight.args, **flight.kwargs), partial(self._publish, flight))
 
     def _begin(self, flight: Flight) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Hashable
 from contextlib import nullcontext
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from .neighbours import Neighbours
 from .recall import Answer
 from .run import Run, RunState, another, first_line, on_a_loop, own_traceback
 from .runner import STOPS
+from .session import leave_session, without_session
 from .stores.cache import Basis, serves
 
 log = logging.getLogger("panel_schedule")
@@ -65,7 +67,7 @@ class Flights:
         """The answer, which this thread waits for, and computes itself where that is quicker."""
         if self._s.stopping:
             items = list[Any]()
-            value = outcome(memo.function(*args, **kwargs), items.append)
+            value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
             return items[-1] if value is PUBLISHED else value
         on_loop, guest = on_a_loop(), self._guest(memo)
         flight = self._ask(memo, key, args, kwargs, guest, here=not on_loop and self.crew.can_help)
@@ -93,7 +95,11 @@ class Flights:
             async def take(item: Any) -> None:
                 items.append(item)
 
-            value = await async_outcome(memo.function(*args, **kwargs), take)
+            async def compute() -> Any:
+                leave_session(_named(memo))
+                return await async_outcome(memo.function(*args, **kwargs), take)
+
+            value = await asyncio.create_task(compute(), context=Context())
             return items[-1] if value is PUBLISHED else value
         guest = self._guest(memo)
         self._ask(memo, key, args, kwargs, guest)
@@ -172,7 +178,7 @@ class Flights:
         if self._s.stopping:
             if guest is not None:
                 with self._s.locked:
-                    stops = RunCancelled(f"Memoized function {memo.name!r}: the server stops.")
+                    stops = RunCancelled(f"{_named(memo)}: the server stops.")
                     self._end(guest, RunState.CANCELLED, stops)
             return None
         if heard and guest is not None:
@@ -378,3 +384,7 @@ class Flights:
                 "every open page. In a page write %s.view(...), which computes in the background; in a coroutine "
                 "`await %s.submit(...)`.", memo.name, memo.name, memo.name,
             )  # fmt: skip
+
+
+def _named(memo: Memo) -> str:
+    return f"Memoized function {memo.name!r}"

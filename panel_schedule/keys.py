@@ -18,6 +18,7 @@ from param.parameterized import resolve_ref
 
 from .content import Content, Refusal
 from .errors import ArgumentUnkeyable
+from .session import without_session
 
 # What a key of plain values may hold; more than that is kept and compared as a digest.
 _LONG = 256
@@ -87,7 +88,7 @@ class Keys:
     def _chosen(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         assert self._key is not None
         try:
-            return self._key(*args, **kwargs)
+            return without_session(f"The key= of {self.name}()", self._key, *args, **kwargs)
         except Exception as error:
             self._bind(*args, **kwargs)  # a wrong call is no fault of key=
             raise ArgumentUnkeyable(

@@ -16,6 +16,7 @@ from .ledger import Ledger
 from .locked import Locked
 from .registry import Named
 from .run import Run, RunState, first_line, own_traceback
+from .session import leave_session
 from .stores.base import Store
 from .task import Task, is_async
 from .timers import Timers
@@ -104,7 +105,7 @@ class News:
         """Call the handlers of an event, in an executor: they can never hurt a run."""
         for handler in list(self._s.handlers[event]):
             executor = self._s.executors["loop" if is_async(handler) else "handler"]
-            body = partial(handler, task, run)
+            body = partial(_tell, event, handler, task, run)
             self._s.locked.submitted.add(executor)
             future = executor.submit(body)
             future.add_done_callback(partial(_report_handler, event, task.name))
@@ -127,6 +128,11 @@ class News:
         if lane.claim is not None and lane.run is not None and not lane.run.state.final:
             run, store = lane.run, self._s.store
             self._s.ledger.ask([lane], partial(store.progress, lane.claim, run.percent, run.message))
+
+
+def _tell(event: str, handler: Handler, task: Named, run: Run) -> Any:
+    leave_session(f"A handler of the event {event!r}, {getattr(handler, '__qualname__', handler)!r},")
+    return handler(task, run)
 
 
 def _report_handler(event: str, task: str, future: Future[Any]) -> None:

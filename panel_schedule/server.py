@@ -26,6 +26,7 @@ from .errors import ConfigError, StoreError
 from .functions import in_notebook
 from .run import Run, traceback_text
 from .runtime import Runtime
+from .session import separate
 from .stopping import Stopping
 from .task import Task
 
@@ -63,6 +64,7 @@ def install(runtime: Runtime) -> None:
     The load hook starts the clocks, the session hook holds a visitor until the first values
     are there: Bokeh awaits it before it builds the document. What is pushed is sent at once.
     """
+    separate()
     gate = Gate(runtime)
     gate.install()
     supervisor.install()

@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo
 
 from .cron import CronExpression, Dialect, find_zone
 from .errors import TriggerError
+from .session import without_session
 
 __all__ = ["After", "Computed", "Cron", "Dates", "Every", "Period", "Trigger", "parse_period"]
 
@@ -366,7 +367,7 @@ class Computed:
     def _learn(self, t: datetime) -> None:
         last = self._known[-1] if self._known else None
         for _ in range(_PATIENCE):
-            given = self._source(t if last is None else max(t, last))
+            given = without_session(f"at={self.label}", self._source, t if last is None else max(t, last))
             if given is None:
                 self._ended = True
                 return

@@ -23,6 +23,7 @@ from .locked import Locked
 from .news import News
 from .run import Run, RunState, _current, first_line, on_a_loop, own_traceback, traceback_text
 from .runner import LAST_WORDS, STOPS, TROUBLE
+from .session import leave_session
 from .stores.base import Store
 from .stores.queue import Queue
 from .timers import Timers
@@ -97,6 +98,7 @@ class Workshop:
         def body() -> Any:
             begin()
             _current.set(work.run)
+            leave_session(work.name)
             return outcome(function(*work.args, **work.kwargs), receive)
 
         async def async_body() -> Any:
@@ -104,6 +106,7 @@ class Workshop:
             if self._counts(work):
                 await asyncio.wrap_future(self._s.ledger.aside(partial(self._settle, work)))
             _current.set(work.run)
+            leave_session(work.name)
             return await async_outcome(function(*work.args, **work.kwargs), publish)
 
         async def publish(item: Any) -> None:

@@ -25,6 +25,7 @@ from ..calls import PUBLISHED, async_outcome, outcome
 from ..data import require_data
 from ..errors import RunFenced, ScheduleError, ValueUnreadable
 from ..run import Run, RunState, _current
+from ..session import leave_session
 from ..wire import Gone, Inline, Mapped, Wire, encode
 
 # Progress is sent at most this often, in seconds.
@@ -144,6 +145,7 @@ class Workplace:
                 self._stop_if_due()
                 _current.set(run)
                 function, args, kwargs = self._unpack(body)
+                leave_session(self._name)
                 result = conduct(partial(function, *args, **kwargs), run.publish, self._awaits)
             except asyncio.CancelledError:
                 run.check()
