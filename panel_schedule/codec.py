@@ -36,6 +36,11 @@ FORMAT = 1
 _HEAD = struct.Struct("<8sIQII")
 _CHECKED = _HEAD.size - 4
 _SPAN = struct.Struct("<QQ")
+
+# A seal stands at the end of the stream, behind what pickle reads of it, and so within the checksum above: whose the
+# value is, as text, then magic, CRC-32 of all buffers, the time that its file is given, and the length of the text.
+_SEAL = struct.Struct("<8sIqI")
+_SEALED = b"\x93PSSEAL\n"
 ALIGNMENT = 64  # what Arrow asks for, and a cache line
 
 # What one writev takes: as many buffers, and far fewer bytes than the 2 GiB at which systems differ.
@@ -62,7 +67,12 @@ class Encoded:
     """
 
     def __init__(self, stream: bytes, buffers: list[pickle.PickleBuffer]):
-        parts = [memoryview(stream), *(buffer.raw() for buffer in buffers)]
+        self._stream = stream
+        self._buffers = [buffer.raw() for buffer in buffers]
+        self._lay_out(stream)
+
+    def _lay_out(self, stream: bytes) -> None:
+        parts = [memoryview(stream), *self._buffers]
         at = _HEAD.size + _SPAN.size * len(parts)
         table, body = bytearray(), []
         for part in parts:
@@ -75,6 +85,20 @@ class Encoded:
         crc = zlib.crc32(stream, zlib.crc32(table, zlib.crc32(head)))
         self.size = at
         self._chunks = [memoryview(head + crc.to_bytes(4, "little") + table), *filter(None, body)]
+
+    def seal(self, whose: str, time: int = 0) -> None:
+        """
+        Say in it whose it is, and what its bytes are: for where it rests. See `verify`.
+
+        Parameters
+        ----------
+        time : int
+            When its file is said to have changed last, in nanoseconds.
+        """
+        text, crc = whose.encode("utf-8", "backslashreplace"), 0
+        for buffer in self._buffers:
+            crc = zlib.crc32(buffer, crc)
+        self._lay_out(self._stream + text + _SEAL.pack(_SEALED, crc, time, len(text)))
 
     def tobytes(self) -> bytes:
         return b"".join(self._chunks)
@@ -105,6 +129,7 @@ class Encoded:
     def close(self) -> None:
         """Let go of the value's buffers, for the same reason."""
         self._chunks.clear()
+        self._buffers.clear()
 
 
 def encode(value: Any, what: str) -> Encoded:
@@ -253,6 +278,46 @@ def decode(data: Any) -> Any:
         del whole
 
 
+def verify(data: Any, whose: str, time: int | None = None) -> None:
+    """
+    Check the seal of a value, if it has one: a version before there were seals has written none.
+
+    Parameters
+    ----------
+    time : int or None
+        When the file that it stands in changed last. Where the seal says the same, its buffers are not checked.
+
+    Raises
+    ------
+    ValueUnreadable
+        When it is another one's value, or not what was sealed.
+    """
+    whole, parts = memoryview(data).cast("B"), list[memoryview]()
+    try:
+        reason = _damage(whole, parts) or _broken(parts, whose.encode("utf-8", "backslashreplace"), time)
+    finally:
+        # As above.
+        parts.clear()
+        del whole
+    if reason:
+        raise ValueUnreadable(reason)
+
+
+def _broken(parts: list[memoryview], whose: bytes, time: int | None) -> str:
+    end = len(parts[0]) - _SEAL.size
+    if parts[0][end : end + len(_SEALED)] != _SEALED:
+        return ""
+    _, sealed, changed, length = _SEAL.unpack_from(parts[0], end)
+    if (text := bytes(parts[0][end - length : end])) != whose:
+        return f"it is not its own, but that of {text.decode()}"
+    if time == changed:
+        return ""
+    crc = 0
+    for part in parts[1:]:
+        crc = zlib.crc32(part, crc)
+    return "" if crc == sealed else "its bytes have changed since they were written"
+
+
 def _damage(whole: memoryview, parts: list[memoryview]) -> str:
     """What is wrong with it; when it is "", `parts` are the stream and the buffers."""
     if whole[: len(_MAGIC)] != _MAGIC[: len(whole)]:
@@ -278,7 +343,7 @@ def write_file(path: str | os.PathLike[str], encoded: Encoded, *, sync: bool) ->
     """
     Write a new file, once and for all, that only this user can read.
 
-    With `sync` it is on the disk when this returns; the directory is the caller's.
+    With `sync` it is on the disk when this returns; the directory is the caller's. It is sealed as this file's own.
 
     Raises
     ------
@@ -289,7 +354,11 @@ def write_file(path: str | os.PathLike[str], encoded: Encoded, *, sync: bool) ->
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
         try:
+            # Who changes it later changes this, too.
+            time = os.fstat(fd).st_mtime_ns
+            encoded.seal(os.path.basename(path), time)
             encoded.write(fd)
+            os.utime(fd if os.utime in os.supports_fd else path, ns=(time, time))
             if sync:
                 os.fsync(fd)
         finally:
@@ -305,6 +374,10 @@ class Inline:
     """A small value as bytes. `load` makes a private copy."""
 
     data: bytes
+
+    def verify(self, whose: str) -> None:
+        """Raises ValueUnreadable; see `verify`."""
+        verify(self.data, whose)
 
     def load(self) -> Any:
         return decode(bytearray(self.data))
@@ -357,6 +430,22 @@ class Mapped:
         if self._descriptor is None:
             raise ValueError("The value was closed before it was handed over.")
         return self._descriptor.fd
+
+    def verify(self, whose: str, trusted: bool = False) -> None:
+        """
+        See the function; where the writer is trusted, what nobody has changed since is not read.
+
+        Raises
+        ------
+        ValueUnreadable
+        OSError
+        """
+        fd = self.fileno()
+        try:
+            mapping = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+        except ValueError as error:  # an empty file
+            raise ValueUnreadable("it is torn or truncated") from error
+        verify(mapping, whose, os.fstat(fd).st_mtime_ns if trusted else None)
 
     def load(self) -> Any:
         """

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from .codec import Encoded
-from .errors import RunCancelled, RunCrashed, RunError, ScheduleError
+from .errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable
 from .guests import Guests
 from .jobs import Background
 from .run import Run, RunState, on_a_loop
@@ -247,10 +247,24 @@ class Colleagues:
                 partials = _Stored(row.partials, partial(queue.partials, row.id))
             else:
                 known = [] if row.attempt != run.attempt or row.partials < len(partials) else list(partials)
-                partials = [*known, *queue.partials(row.id, len(known))]
-        value = error = None
-        if row.state is RunState.SUCCEEDED and work is not None:
-            value = queue.value(row.id)
+                try:
+                    partials = [*known, *queue.partials(row.id, len(known))]
+                except ValueUnreadable as unreadable:
+                    log.error("%s", unreadable)
+        value: Any = None
+        error: BaseException | None = None
+        state = row.state
+        if state is RunState.SUCCEEDED and work is not None:
+            try:
+                value = queue.value(row.id)
+            except KeyError:
+                self._lost(work)
+                return
+            except ValueUnreadable as lost:
+                if self._is_wanted(work):
+                    self._do_it_here(work)
+                    return
+                state, error = RunState.FAILED, lost
         elif row.state.final and row.state is not RunState.SUCCEEDED:
             error = queue.failure(row.id) or _error_of(row)
         with self._s.locked:
@@ -263,7 +277,7 @@ class Colleagues:
                 if work is not None:
                     self._d.works.touch(work)
             elif work is not None:
-                self._d.workshop.end(work, row.state, error, value, told=True, at=row.finished_at)
+                self._d.workshop.end(work, state, error, value, told=True, at=row.finished_at)
             else:
                 run.end(row.state, row.finished_at or self._s.clock.now(), error)
                 run._load = partial(queue.value, row.id) if error is None else None

@@ -17,7 +17,7 @@ from ..run import RunState, first_line
 from .columns import instant_of, micros, storable
 from .database import NEXT_OF_JOBS, Corrupt, Database, Transaction
 from .house import House
-from .parts import ARGUMENTS, ERROR, PARTIAL, VALUE, Parts
+from .parts import ARGUMENTS, ERROR, PARTIAL, VALUE, Parts, whose
 from .queue import JobRow
 
 log = logging.getLogger("panel_schedule")
@@ -73,7 +73,7 @@ class Backlog:
             return known
         if payload is None and durable:
             payload = encode(None, _what(function))  # so that one that is missing is known to be lost
-        inline, file = self._house._shelf.place(payload, synced) if payload is not None else (None, None)
+        inline, file = self._house._shelf.place(payload, whose(id, ARGUMENTS), synced) if payload else (None, None)
         known = None
         try:
             with self._house._transaction(durable=self._house._persistent and (durable or synced)) as tx:
@@ -187,7 +187,7 @@ class Backlog:
     def add_partial(self, id: str, fence: int, number: int, value: Any) -> None:
         what = _what(self._held(self._house._read, id, fence)["function"])
         require_data(value, what)
-        inline, file = self._house._shelf.put(value, what)
+        inline, file = self._house._shelf.put(value, what, whose(id, PARTIAL, number))
         try:
             with self._house._transaction() as tx:
                 attempt = self._held(tx.all, id, fence)["attempt"]
@@ -225,13 +225,13 @@ class Backlog:
         try:
             if state is RunState.SUCCEEDED:
                 require_data(value, what)
-                kind, (inline, file) = VALUE, shelf.put(value, what)
+                kind, (inline, file) = VALUE, shelf.put(value, what, whose(id, VALUE))
                 # What the others get, this process gets as well, as with every value.
-                source = shelf.source(inline, file)
+                source = shelf.source(inline, file, whose(id, VALUE))
                 returned = shelf.reread(source, what)
                 source.close()
             elif error is not None:
-                kind, (inline, file) = ERROR, shelf.put(packed(error, traceback), what)
+                kind, (inline, file) = ERROR, shelf.put(packed(error, traceback), what, whose(id, ERROR))
             on_disk = self._house._persistent and (bool(row["durable"]) or file is not None)
             with self._house._transaction(durable=on_disk) as tx:
                 self._held(tx.all, id, fence)
@@ -337,9 +337,12 @@ class Backlog:
             raise KeyError(id)
         try:
             return self._parts.one(id, _what(job.function), VALUE)
-        except ValueUnreadable:
+        except ValueUnreadable as error:
             if self._find(id) is None:  # it was swept meanwhile
                 raise KeyError(id) from None
+            # Who asks for the same gets another one.
+            if self._house._do(f"UPDATE jobs SET key = '', change = {NEXT_OF_JOBS} WHERE id = ? AND key != ''", id):
+                log.error("%s", error)
             raise
 
     def partials(self, id: str, start: int = 0) -> list[Any]:

@@ -143,7 +143,7 @@ class FileStore(House, Rows):
                     self._apply(space, name, replace(known, final=True))
                 continue
             try:
-                source = self._shelf.source(row["inline"], row["file"])
+                source = self._shelf.source(row["inline"], row["file"], whose(space, name))
                 entry = Entry(
                     source.load(), row["version"], instant_of(row["updated_at"]) or self._clock.now(), row["duration"],
                     row["run_id"], bool(row["final"]), instant_of(row["wave"]), self._kept(space, name, source),
@@ -213,11 +213,11 @@ class FileStore(House, Rows):
         final: bool = True,
     ) -> Entry:
         require_data(value, whose(space, name))
-        inline, file = self._shelf.put(value, whose(space, name))
+        inline, file = self._shelf.put(value, whose(space, name), whose(space, name))
         try:
             # What the others get, this process gets as well: one copy in memory, and no surprise on one of them only.
             # And before the others hear of it: what cannot be read is refused, what they replace is unlinked.
-            source = self._shelf.source(inline, file)
+            source = self._shelf.source(inline, file, whose(space, name))
             value = self._shelf.reread(source, whose(space, name))
             with self._transaction(durable=self._persistent and file is not None, news=True) as tx:
                 if claim is not None:
@@ -315,7 +315,7 @@ class FileStore(House, Rows):
     def _seed(self, space: str, name: str, entry: Entry) -> None:
         question = "SELECT version, file FROM entries WHERE space = ? AND name = ?"
         if self._outdated(next(iter(self._database.read(question, space, name)), None), entry):
-            inline, file = self._shelf.put(entry.shared, whose(space, name))
+            inline, file = self._shelf.put(entry.shared, whose(space, name), whose(space, name))
             try:
                 with self._database.write() as tx:
                     if self._outdated(tx.one(question, space, name), entry):

@@ -86,7 +86,8 @@ class Pantry:
         if not found:
             raise KeyError(row.key)
         try:
-            source = self._house._shelf.source(found[0]["inline"], found[0]["file"])
+            whose = _whose(row.function, row.key)
+            source = self._house._shelf.source(found[0]["inline"], found[0]["file"], whose)
             try:
                 return source.load()
             finally:
@@ -102,7 +103,11 @@ class Pantry:
         found = self._house._read(f"SELECT error FROM answers WHERE {_ONE}", row.function, row.key)
         if not found or found[0]["error"] is None:
             return RunFailed(f"{_what(row.function)}: {row.call} failed in another process.")
-        return unpacked(decode(bytearray(found[0]["error"])), _what(row.function))
+        try:
+            kept = decode(bytearray(found[0]["error"]))
+        except ValueUnreadable as error:
+            return RunFailed(f"{_what(row.function)}: {row.call} failed, and what it raised cannot be read: {error}.")
+        return unpacked(kept, _what(row.function))
 
     # ------------------------------------------------------------ computing
 
@@ -162,7 +167,7 @@ class Pantry:
 
     def publish(self, function: str, key: str, fence: int, value: Any) -> None:
         require_data(value, _what(function))
-        inline, file = self._house._shelf.put(value, _what(function))
+        inline, file = self._house._shelf.put(value, _what(function), _whose(function, key))
         try:
             with self._house._transaction(news=True) as tx:
                 old = self._held(tx, function, key, fence)["partial_file"]
@@ -188,19 +193,19 @@ class Pantry:
         expires_at: datetime | None,
         limits: Limits,
     ) -> tuple[AnswerRow, Any]:
-        what, shelf = _what(function), self._house._shelf
+        what, whose, shelf = _what(function), _whose(function, key), self._house._shelf
         require_data(value, what)
         encoded = encode(value, what)
         try:
             size = encoded.size
             # Not on the disk before its row is: what a loss of power takes is computed again.
-            inline, file = shelf.place(encoded, False)
+            inline, file = shelf.place(encoded, whose, False)
         finally:
             encoded.close()
         if limits.size is not None and size > limits.size:
             expires_at = now + PASSING
         try:
-            source = shelf.source(inline, file)
+            source = shelf.source(inline, file, whose)
             value = shelf.reread(source, what)
             source.close()
             with self._house._transaction(news=True) as tx:
@@ -379,6 +384,11 @@ class Pantry:
 
 def _what(function: str) -> str:
     return f"Memoized function {function!r}"
+
+
+def _whose(function: str, key: str) -> str:
+    """What seals its answer and its partial answers."""
+    return f"{_what(function)} for {key}"
 
 
 def _stored(basis: Basis) -> str:

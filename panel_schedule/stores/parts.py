@@ -13,6 +13,11 @@ from .house import House
 ARGUMENTS, PARTIAL, VALUE, ERROR = "arguments", "partial result", "value", "error"
 
 
+def whose(job: str, kind: str, number: int = 0) -> str:
+    """What seals it."""
+    return f"{kind} {number} of run {job}"
+
+
 class Parts:
     """Each one is stored once; a large one is a file, which is its row's."""
 
@@ -49,8 +54,9 @@ class Parts:
         ------
         ValueUnreadable
         """
-        question = "SELECT inline, file FROM parts WHERE job = ? AND kind = ? AND number >= ? ORDER BY number"
-        return [self._load(row, f"{what}: its {kind}") for row in self._house._read(question, job, kind, start)]
+        question = "SELECT number, inline, file FROM parts WHERE job = ? AND kind = ? AND number >= ? ORDER BY number"
+        rows = self._house._read(question, job, kind, start)
+        return [self._load(row, f"{what}: its {kind}", whose(job, kind, row["number"])) for row in rows]
 
     def one(self, job: str, what: str, kind: str) -> Any:
         """The one of its kind. Raises as `all`."""
@@ -59,9 +65,9 @@ class Parts:
             raise ValueUnreadable(f"{what}: its {kind} is lost. Submit it again.")
         return found[0]
 
-    def _load(self, row: sqlite3.Row, what: str) -> Any:
+    def _load(self, row: sqlite3.Row, what: str, whose: str) -> Any:
         try:
-            source = self._house._shelf.source(row["inline"], row["file"])
+            source = self._house._shelf.source(row["inline"], row["file"], whose)
             try:
                 return source.load()
             finally:

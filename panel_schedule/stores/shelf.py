@@ -16,6 +16,9 @@ from .owners import Owners
 # Values up to this size, in bytes, stand in the database; larger ones get a file that all processes map.
 INLINE = 64 * 1024
 
+# How many of the files that it has checked a process remembers.
+REMEMBERED = 10_000
+
 
 class Shelf:
     """
@@ -37,20 +40,32 @@ class Shelf:
         self._synced = synced
         self._restore = restore
         self._number = count(1)
+        # Files of the dead that this process has found to be whole.
+        self._verified: set[str] = set()
 
-    def put(self, value: Any, what: str) -> tuple[bytes | None, str | None]:
-        """The value as bytes, or the name of a file that is complete before anybody hears of it."""
+    def put(self, value: Any, what: str, whose: str) -> tuple[bytes | None, str | None]:
+        """
+        The value as bytes, or the name of a file that is complete before anybody hears of it.
+
+        Parameters
+        ----------
+        what : str
+            The value, for messages.
+        whose : str
+            The row's, which no other row has.
+        """
         encoded = encode(value, what)
         try:
-            return self.place(encoded, self._synced)
+            return self.place(encoded, whose, self._synced)
         finally:
             encoded.close()
 
-    def place(self, encoded: Encoded, synced: bool) -> tuple[bytes | None, str | None]:
+    def place(self, encoded: Encoded, whose: str, synced: bool) -> tuple[bytes | None, str | None]:
         """The same of what is encoded already."""
         file = f"{self._owners.me}.{next(self._number)}"
         try:
             if encoded.size <= INLINE:
+                encoded.seal(whose)
                 return encoded.tobytes(), None
             self._write(file, encoded, synced)
         except OSError as error:
@@ -71,9 +86,32 @@ class Shelf:
         if synced:
             _sync(self.folder)
 
-    def source(self, inline: bytes | None, file: str | None) -> Inline | Mapped:
-        """What the value is loaded from. Raises OSError."""
-        return Inline(inline) if inline is not None else Mapped.open(self.folder / str(file))
+    def source(self, inline: bytes | None, file: str | None, whose: str) -> Inline | Mapped:
+        """
+        What the value is loaded from: nothing but what was put there.
+
+        A file whose process lives cannot have been torn by a loss of power; it is read only if it has been changed.
+
+        Raises
+        ------
+        ValueUnreadable
+        OSError
+        """
+        if inline is not None:
+            small = Inline(inline)
+            small.verify(whose)
+            return small
+        name = str(file)
+        large = Mapped.open(self.folder / name)
+        try:
+            large.verify(name, trusted=name in self._verified or self._owners.alive(name.rpartition(".")[0]))
+        except BaseException:
+            large.close()
+            raise
+        if len(self._verified) >= REMEMBERED:
+            self._verified.clear()
+        self._verified.add(name)
+        return large
 
     def reread(self, source: Inline | Mapped, what: str) -> Any:
         """The value that was just put, as everybody gets it: what cannot be read is refused."""
