@@ -39,8 +39,52 @@ _ORIGIN = datetime(2000, 1, 1)
 # A leap day on a given weekday comes after 40 years at most. `*/5 3 * 3 L0` in Riga never does: it lies in the gap.
 _YEARS_AHEAD = 50
 
-# croniter reads 5-5 as the whole field; cron, and everybody else, as 5.
-_ONE_VALUE_RANGE = re.compile(r"\b(\w+)-\1\b(/\d+)?")
+_RANGE = re.compile(r"\b(\w+)-(\w+)\b(?:/\d+)?", re.ASCII)
+_LAST_WEEKDAY = re.compile(r"(?:l-?)?([a-z]+?|\d)(?:#?l)?")
+
+
+class _Field(NamedTuple):
+    """What one field may hold, in the words of messages."""
+
+    low: int
+    high: int
+    unit: str
+    takes: str
+    names: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.names) or self.high - self.low + 1
+
+    def number(self, text: str) -> int | str:
+        """The value of a number or name; of anything else itself."""
+        short = [name[:3] for name in self.names]
+        return int(text) if text.isdecimal() else self.low + short.index(text) if text in short else text
+
+    def short(self, word: str) -> str:
+        """The accepted name for what may be a longer or misspelt one."""
+        close = get_close_matches(word, self.names, n=1)
+        return close[0][:3] if close else word
+
+
+_MONTHS = "january february march april may june july august september october november december"
+_WEEKDAYS = "sunday monday tuesday wednesday thursday friday saturday"
+
+# In croniter's order.
+_FIELDS = {
+    "minute": _Field(0, 59, "m", "0 to 59"),
+    "hour": _Field(0, 23, "h", "0 to 23"),
+    "day": _Field(1, 31, "d", "1 to 31, 'L' for the last day and '15W' for the working day nearest to the 15th"),
+    "month": _Field(1, 12, "", "1 to 12 and jan to dec", tuple(_MONTHS.split())),
+    "weekday": _Field(
+        0,
+        7,
+        "d",
+        "0 to 7, where 0 and 7 are Sunday, sun to sat, 'fri#2' for the second Friday and 'L5' for the last one",
+        tuple(_WEEKDAYS.split()),
+    ),
+    "second": _Field(0, 59, "s", "0 to 59"),
+}
 
 _ACCEPTED = (
     "Write five fields (minute hour day month weekday), six with the seconds first, or a nickname such as '@daily'"
@@ -60,6 +104,8 @@ class CronExpression:
         Whether neither the minute nor the hour field begins with ``*``.
     every_second : bool
         Whether the seconds field of a six-field expression takes every value.
+    warning : str
+        What is rarely meant so, and the remedy; ``""`` where nothing is.
     fingerprint : str
         Equal where the expressions mean the same: ``0 9 * * mon`` and ``0 0 9 * * 1``.
 
@@ -73,6 +119,7 @@ class CronExpression:
     text: str
     fixed: bool
     every_second: bool
+    warning: str
     fingerprint: str
     _alternatives: tuple[croniter, ...] = field(repr=False, compare=False)
 
@@ -86,8 +133,7 @@ class CronExpression:
         text : str
             Five fields, six with the seconds first, or a nickname. ``L``, ``#`` and ``W`` as croniter has them.
         dialect : {"vixie", "panel"}
-            ``"panel"`` reads it as ``pn.state.schedule_task`` does: croniter's way, with the seconds last, and
-            with day and weekday OR-ed beside ``*/2``, too.
+            ``"panel"`` reads it as ``pn.state.schedule_task`` does: croniter's way, with the seconds last.
 
         Raises
         ------
@@ -100,13 +146,14 @@ class CronExpression:
             raise TriggerError(f"The cron dialect {dialect!r} is unknown: 'vixie' or 'panel'.")
         tidy = " ".join(text.lower().split())
         _refuse_unsupported(text, tidy)
-        if dialect == "vixie":
-            tidy = _ONE_VALUE_RANGE.sub(r"\1", tidy)
+        fields = _named_fields(tidy, dialect)
+        if dialect == "vixie" and fields:
+            tidy = " ".join(_without_one_value_ranges(name, written) for name, written in fields)
         try:
             as_written = croniter(tidy, _ORIGIN, second_at_beginning=dialect == "vixie")
         except CroniterError as error:
             raise TriggerError(
-                f"The cron expression {text!r} cannot be read: {str(error).rstrip('.')}. {_ACCEPTED}."
+                f"The cron expression {text!r} cannot be read: {_reason(text, dialect, error)}"
             ) from None
         alternatives = tuple(filter(_matches, _alternatives(as_written, dialect)))
         if not alternatives:
@@ -116,11 +163,13 @@ class CronExpression:
             )
         minute, hour, *_ = as_written.expressions
         fixed = not (minute.startswith("*") or hour.startswith("*"))
+        every_second = as_written.expanded[5:] == [["*"]]
         return cls(
             text=tidy,
             fixed=fixed,
-            every_second=as_written.expanded[5:] == [["*"]],
-            fingerprint=" or ".join(map(_canonical, alternatives)) + (" fixed" if fixed else ""),
+            every_second=every_second,
+            warning=_warning(text, fields, every_second and dialect == "vixie"),
+            fingerprint=" or ".join(map(_canonical, alternatives)) + " fixed" * fixed + " panel" * (dialect == "panel"),
             _alternatives=alternatives,
         )
 
@@ -234,13 +283,53 @@ def _offset(zone: ZoneInfo, instant: datetime) -> timedelta:
     return zone.fromutc(instant.replace(tzinfo=zone)).replace(tzinfo=None) - instant
 
 
+def _named_fields(text: str, dialect: Dialect) -> list[tuple[str, str]]:
+    """The fields with their names, as they are written; none of a nickname, or of what has too many or too few."""
+    fields, names = text.split(), list(_FIELDS)
+    if len(fields) not in (5, 6):
+        return []
+    if dialect == "vixie" and len(fields) == 6:
+        names.insert(0, names.pop())
+    return list(zip(names, fields, strict=False))
+
+
+def _without_one_value_ranges(name: str, text: str) -> str:
+    """croniter reads 5-5 as the whole field; cron, and everybody else, as 5: however the two ends are written."""
+
+    def shortened(found: re.Match[str]) -> str:
+        first, last = map(_FIELDS[name].number, found.groups())
+        return found[1] if first == last or (name == "weekday" and (first, last) == (7, 0)) else found[0]
+
+    return _RANGE.sub(shortened, text)
+
+
+def _warning(text: str, fields: list[tuple[str, str]], every_second: bool) -> str:
+    if every_second:
+        return (
+            f"The cron expression {text!r} begins with *, and six fields put the seconds first: it runs every second. "
+            "For once a minute write '0 * * * * *'."
+        )
+    for name, written in fields:
+        accepted = _FIELDS[name]
+        for step in map(int, re.findall(r"/(\d+)", written)):
+            if step > accepted.size:
+                remedy = f'period="{step}{accepted.unit}"' if accepted.unit else "the dates, at=[...]"
+                return (
+                    f"The cron expression {text!r} has a step of {step} in its {name} field, which has {accepted.size} "
+                    f"values and begins anew after the last one: it stays at the first. If every {step} "
+                    f"{name.removeprefix('week')}s is meant, write {remedy}."
+                )
+    return ""
+
+
 def _refuse_unsupported(text: str, tidy: str) -> None:
     """Refuse what croniter would take, or would refuse without naming the remedy."""
     if tidy == "@reboot":
         raise TriggerError("The cron expression '@reboot' names no time. The run at the start is `first_run=`.")
     fields = tidy.split()
     if len(fields) == 7:
-        raise TriggerError(f"The cron expression {text!r} has seven fields, and years are not supported. {_ACCEPTED}.")
+        remedy = f"Leave the last one out: {' '.join(text.split()[:6])!r}" if fields[6] == "*" else _ACCEPTED
+        raise TriggerError(f"The cron expression {text!r} has seven fields, and years are not supported. {remedy}.")
     if len(fields) in (5, 6) and any(re.match(r"[hr]\b", name) for name in fields):
         raise TriggerError(
             f"The cron expression {text!r} has an `H` or `R` field, which would differ from process to process. "
@@ -248,19 +337,56 @@ def _refuse_unsupported(text: str, tidy: str) -> None:
         )
 
 
+def _reason(text: str, dialect: Dialect, error: CroniterError) -> str:
+    """What is wrong with an expression that croniter refuses, as it is written; and the remedy."""
+    for name, written in _named_fields(text, dialect):
+        for item in written.split(","):
+            if not item or not _is_readable(name, item.lower()):
+                wrong = f"its {name} field has {item!r}"
+                if (remedy := _accepted_spelling(name, item.lower())) is not None:
+                    return f"{wrong}. Write {remedy}."
+                beyond = ", which is out of range" if item.isdecimal() else ""
+                return f"{wrong}{beyond}. It takes {_FIELDS[name].takes}; and lists, ranges and steps of these."
+    if _named_fields(text, dialect):  # each item is right, and not beside the others
+        words = re.sub(r"^\[.*?\] is not acceptable\. |  Cron: .*", "", str(error))
+        return f"{words.rstrip('.')}. {_ACCEPTED}."
+    return f"it has {len(text.split())} fields. {_ACCEPTED}."
+
+
+def _is_readable(name: str, item: str) -> bool:
+    fields = [item if each == name else "*" for each in _FIELDS]
+    try:
+        croniter(" ".join(fields), _ORIGIN)
+    except CroniterError:
+        return False
+    return True
+
+
+def _accepted_spelling(name: str, item: str) -> str | None:
+    """How an item is to be written, where another spelling means it elsewhere: Quartz has 5L, and people Friday."""
+    if name == "day" and item in ("lw", "wl"):
+        return "'31W', the last working day"
+    names = _FIELDS[name].names
+    if not names:
+        return None
+    if name == "weekday" and "l" in (item[:1], item[-1:]) and (last := _LAST_WEEKDAY.fullmatch(item)):
+        number = _FIELDS[name].number(_FIELDS[name].short(last[1]))
+        if isinstance(number, int) and number <= 7:
+            return f"'L{number}', the last {names[number % 7].capitalize()}"
+    short = re.sub("[a-z]+", lambda word: _FIELDS[name].short(word[0]), item)
+    return repr(short) if _is_readable(name, short) else None
+
+
 def _alternatives(parsed: croniter, dialect: Dialect) -> tuple[croniter, ...]:
     """The expressions of which one has to match: two where day and weekday are OR-ed."""
+    if dialect == "panel":
+        return (parsed,)
     minute, hour, day, month, weekday, *seconds = parsed.expressions
-    if dialect == "vixie":
-        both = day[0] in "*?" or weekday[0] in "*?"
-    else:
-        _, _, days, _, weekdays, *_ = parsed.expanded
-        both = "*" in (days[0], weekdays[0])
 
     def expression(day: str, weekday: str) -> croniter:
         return croniter(" ".join([minute, hour, day, month, weekday, *seconds]), _ORIGIN, day_or=False)
 
-    if both:
+    if day[0] in "*?" or weekday[0] in "*?":
         return (expression(day, weekday),)
     # Not croniter's own OR: it drops the day field beside a `#`, and the weekday field beside a `W`.
     return expression(day, "*"), expression("*", weekday)

@@ -88,10 +88,13 @@ def is_light(value: Any) -> bool:
 
 def _size(value: Any) -> int:
     """Bytes, of a frame or an array with its contents."""
-    if hasattr(value, "columns") and callable(memory := getattr(value, "memory_usage", None)):
-        return int(memory().sum())
-    for name in ("nbytes", "memory_usage", "estimated_size"):
-        size = getattr(value, name, None)
-        if size is not None:
-            return int(size() if callable(size) else size)
+    try:
+        if hasattr(value, "columns") and callable(memory := getattr(value, "memory_usage", None)):
+            return int(memory().sum())
+        for name in ("nbytes", "memory_usage", "estimated_size"):
+            size = getattr(value, name, None)
+            if size is not None:
+                return int(size() if callable(size) else size)
+    except (TypeError, AttributeError):  # something else by that name
+        pass
     return sys.getsizeof(value, 0)

@@ -13,12 +13,12 @@ from typing import Any
 from .errors import RegistrationError, ScheduleError
 from .news import EVENTS
 from .onrequest import OnRequest, named
-from .registry import Registry, build_policy, choose_trigger, panels_trigger, same_function
+from .registry import Registry, build_policy, choose_trigger, flag, panels_trigger, same_function
 from .run import Run, refuse_to_block, traceback_text
 from .runtime import Runtime
 from .stopping import Stopping
 from .task import FirstRun, Policy, Retry, Task, is_async
-from .triggers import Computed, Cron, Dates, Every, Trigger
+from .triggers import Computed, Dates, Every, Trigger
 from .values import NamedValues
 
 log = logging.getLogger("panel_schedule")
@@ -163,14 +163,10 @@ class Front(OnRequest):
             )  # fmt: skip
         except ScheduleError as error:
             # The function, and with it the task's name, comes after this; but the line is known.
-            frame = sys._getframe(1)
+            frame = sys._getframe(2)
             place = f"Task {name!r}" if name else f"@ps.schedule in {frame.f_code.co_filename}:{frame.f_lineno}"
             raise type(error)(f"{place}: {error}") from None
-        if isinstance(trigger, Cron) and trigger.every_second:
-            log.warning(
-                "The cron expression %r begins with *, and six fields put the seconds first: it runs every second. "
-                "For once a minute write '0 * * * * *'.", trigger.expr,
-            )  # fmt: skip
+        self.tasks.warn_of(trigger)
         return partial(self._runtime.register, policy, name)
 
     def _given(self, trigger: Trigger) -> datetime | None:
@@ -214,6 +210,7 @@ class Front(OnRequest):
         RegistrationError, TriggerError
             When it cannot be scheduled.
         """
+        threaded = flag("threaded", threaded)
         known: Task[Any] | None = self.tasks.get(name)
         if known is not None:
             if not same_function(known.function, callback):
@@ -223,6 +220,7 @@ class Front(OnRequest):
                 )  # fmt: skip
             return known
         trigger, start = panels_trigger(name, at, period, cron, self._runtime.clock.now())
+        self.tasks.warn_of(trigger)
         executor = None if is_async(callback) else "thread" if threaded else "loop"
         # Panel runs a period without a date at once, and everything else at its time only.
         first_run = FirstRun.BACKGROUND if isinstance(trigger, Every) and start is None else FirstRun.SKIP
@@ -249,7 +247,7 @@ class Front(OnRequest):
             When there is no such task.
         """
         task = self.tasks[name]
-        if not wait:
+        if not flag("wait", wait):
             self._runtime.cancel(task)
             return
 
@@ -278,10 +276,12 @@ class Front(OnRequest):
         Raises
         ------
         RegistrationError
-            When there is no such event.
+            When there is no such event, or the handler is no function.
         """
         if event not in EVENTS:
             raise RegistrationError(f"There is no event {event!r}; there are {', '.join(map(repr, EVENTS))}.")
+        if not callable(handler):
+            raise RegistrationError(f"The handler of {event!r} must be a function of (task, run), and not {handler!r}.")
         handlers = self._runtime.handlers[event]
         for known in handlers:
             # Of a file that is executed again, as a notebook's cell or under --dev.

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 import panel as pn
-from param.parameterized import resolve_ref
 
 from .clock import Clock
 from .components import show
@@ -26,6 +25,7 @@ from .keys import digested
 from .memo import Memoized, MemoPolicy
 from .memoview import MemoView
 from .recall import Watched
+from .references import references
 from .registry import may_replace, require_nameable, same_function, taken
 from .run import Run
 from .scheduler import Scheduler
@@ -158,9 +158,7 @@ class Functions(ABC):
             return MemoView(home, changed, memo, args, kwargs, self)
 
         name = None
-        if not any(resolve_ref(each, recursive=True) for each in (*args, *kwargs.values())) and is_light(
-            (args, kwargs)
-        ):
+        if not references((args, kwargs), nested=True) and is_light((args, kwargs)):
             # Of a call that does not change a session has one view, however often it asks for it.
             with suppress(ArgumentUnkeyable, TypeError):  # which the view itself says
                 name = f"{memo.name} {digested(memo.keys.local(args, kwargs))}"

@@ -9,12 +9,11 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
-from param.parameterized import resolve_ref
-
 from .abroad import function_named
 from .errors import RegistrationError, TriggerError
 from .keys import Keys, signature_of
-from .registry import as_retry, choice, duration
+from .references import references
+from .registry import as_retry, choice, duration, flag
 from .run import Run
 from .task import ONCE, Retry, Task, is_async
 
@@ -74,15 +73,13 @@ def build_job_policy(
     """
     if executor not in EXECUTORS:
         raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
-    if not isinstance(durable, bool):
-        raise RegistrationError(f"durable={durable!r} must be True or False.")
     if ttl is not None and duration("ttl", ttl) > duration("result_ttl", result_ttl):
         raise TriggerError(f"ttl={ttl!r} is longer than result_ttl={result_ttl!r}, after which a result is gone.")
     return JobPolicy(
         executor=executor,
         timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
         retry=as_retry(retry),
-        durable=durable,
+        durable=flag("durable", durable),
         ttl=None if ttl is None else duration("ttl", ttl),
         retrigger=choice(Retrigger, "retrigger", retrigger),
         on_session_end=choice(OnSessionEnd, "on_session_end", on_session_end),
@@ -194,7 +191,7 @@ class Background(Generic[P, T]):
         except TypeError as error:
             raise TypeError(f"Job {self.name!r}: {error}. It is called as {self.name}{self.signature}.") from None
         for name, value in arguments.items():
-            if not isinstance(value, Task) and resolve_ref(value):
+            if not isinstance(value, Task) and references(value):
                 raise TypeError(
                     f"Job {self.name!r}: argument {name!r} is a reference ({type(value).__name__}), and submit() takes "
                     f"values. Pass its value, or let a job take it when it starts: {self.name}.job(...)."

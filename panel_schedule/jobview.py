@@ -13,13 +13,14 @@ import param
 from bokeh.document import Document
 from bokeh.events import Event as BokehEvent
 from panel.viewable import Viewer
-from param.parameterized import Event, discard_events, resolve_value
+from param.parameterized import Event, discard_events
 
 from .buttons import SteadyButton
 from .clock import Clock
 from .copies import holding_frames, own_copies
 from .entry import Entry
 from .jobs import Background, OnSessionEnd, Retrigger
+from .references import resolved
 from .run import Run, RunState, first_line
 from .views import View, outdated
 
@@ -199,7 +200,7 @@ class Job(View, Viewer):
         except TypeError as error:
             raise TypeError(f"Job {self.name!r}: {error}. It takes {signature}.") from None
         args, kwargs = self._in_order(arguments)
-        call = tuple(map(resolve_value, args)), {name: resolve_value(each) for name, each in kwargs.items()}
+        call = tuple(map(resolved, args)), {name: resolved(each) for name, each in kwargs.items()}
         self._function.check(*call)
         return call
 

@@ -14,10 +14,9 @@ from hashlib import sha256  # which processors have in hardware; without, blake2
 from types import FunctionType, NoneType
 from typing import Any
 
-from param.parameterized import resolve_ref
-
 from .content import Content, Refusal
 from .errors import ArgumentUnkeyable
+from .references import references
 from .session import without_session
 
 # What a key of plain values may hold; more than that is kept and compared as a digest.
@@ -103,7 +102,7 @@ class Keys:
             for name, value in zip(names, values, strict=True):
                 content.part("{}", name, value)
         except Refusal as refusal:
-            if resolve_ref(value):
+            if references(value):
                 raise ArgumentUnkeyable(
                     f"{self.name}(): {name} is a reference ({type(value).__name__}). Pass the value that it has now; "
                     f"where the answer is to follow it, write {self.name}.view(...) of a memoized function, and "

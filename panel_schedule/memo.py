@@ -6,13 +6,12 @@ import asyncio
 import functools
 import inspect
 import reprlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
+from numbers import Integral
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
-
-from param.parameterized import resolve_ref
 
 from . import abroad
 from .clock import Clock
@@ -23,7 +22,8 @@ from .fingerprint import fingerprint
 from .jobs import require_no_method
 from .keys import Keys, digested, signature_of
 from .recall import Answer, Recall
-from .registry import duration
+from .references import references
+from .registry import duration, flag, tasks_of
 from .run import Run
 from .stores.cache import LAST_RESORT, UNLIMITED, Basis, Limits, serves
 from .task import Task, is_async
@@ -73,26 +73,26 @@ def build_memo_policy(
     """
     if executor not in (None, *EXECUTORS):
         raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
-    if not isinstance(stale_if_error, bool):
-        raise RegistrationError(f"stale_if_error={stale_if_error!r} must be True or False.")
-    for option, value in (("max_entries", max_entries), ("max_bytes", max_bytes)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise RegistrationError(f"{option}={value!r} must be a whole number of at least 1, or None for no limit.")
-    tasks = tuple(after) if isinstance(after, Iterable) and not isinstance(after, str) else (after,)
-    for task in tasks:
-        if not isinstance(task, Task):
-            raise TriggerError(f"after= takes a task or a list of tasks, and not {task!r}.")
-    if max_stale and ttl is None:
+    stale = duration("max_stale", max_stale, zero=True)
+    if stale and ttl is None:
         raise TriggerError(f"max_stale={max_stale!r} begins when ttl= is over, and there is none. Give a ttl.")
     return MemoPolicy(
         ttl=None if ttl is None else duration("ttl", ttl),
-        max_stale=duration("max_stale", max_stale) if max_stale else timedelta(),
-        after=tasks,
-        limits=Limits(max_entries, max_bytes),
+        max_stale=stale,
+        after=tasks_of("after", after),
+        limits=Limits(_limit("max_entries", max_entries), _limit("max_bytes", max_bytes)),
         executor=executor,
-        stale_if_error=stale_if_error,
-        error_ttl=duration("error_ttl", error_ttl) if error_ttl else timedelta(),
+        stale_if_error=flag("stale_if_error", stale_if_error),
+        error_ttl=duration("error_ttl", error_ttl, zero=True),
     )
+
+
+def _limit(option: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise RegistrationError(f"{option}={value!r} must be a whole number of at least 1, or None for no limit.")
+    return int(value)
 
 
 class Archive(Protocol):
@@ -352,7 +352,7 @@ class Memoized(Generic[P, T]):
                 "in --setup."
             )
         for value in (*args, *kwargs.values()):
-            if resolve_ref(value):
+            if references(value):
                 raise TypeError(
                     f"{self.name}(): an argument is a reference ({type(value).__name__}), and a call takes values. "
                     f"Pass the value that it has now, or let a live answer follow it: {self.name}.view(...)."

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 
 import param
 from bokeh.document import Document
-from param.parameterized import Event, resolve_ref, resolve_value
+from param.parameterized import Event
 
 from .clock import Clock
 from .data import is_light
 from .entry import Entry
 from .memo import Memoized
 from .recall import Answer, Watched
+from .references import references, resolved
 from .run import Run, RunState, first_line, on_a_loop
 from .stores.cache import Basis
 from .views import View
@@ -181,7 +182,7 @@ class MemoView(View):
             self._stand(None)  # what it is made of is still to come
             return
         try:
-            call = resolve_value(self._given)
+            call = resolved(self._given)
         except Exception as error:
             self._refuse(error)
             return
@@ -356,7 +357,7 @@ def _watch(parameters: list[Any], call: Callable[..., None]) -> Iterator[tuple[A
 def _references(call: Call) -> Iterator[Any]:
     args, kwargs = call
     for value in (*args, *kwargs.values()):
-        yield from resolve_ref(value, recursive=True)
+        yield from references(value, nested=True)
 
 
 def _as_reference(value: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from functools import partial
+from difflib import get_close_matches
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 from .errors import RegistrationError, ScheduleError
@@ -18,9 +20,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def named(method: F) -> F:
-    """Be called in errors as its users call it: a misspelt option is one of ``ps.memoize()``."""
+    """Be called in errors as its users call it: a misspelt option is one of ``ps.memoize()``; the near one is named."""
     method.__qualname__ = f"ps.{method.__name__}"
-    return method
+    options = list(inspect.signature(method).parameters)[1:]
+
+    @wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs.keys() - set(options):
+            near = get_close_matches(name, options, n=1)
+            remedy = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(options)}."
+            raise TypeError(f"{method.__qualname__}() got an unexpected keyword argument {name!r}. {remedy}")
+        return method(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 class OnRequest:
@@ -206,5 +218,5 @@ def _require_function(function: Any, example: str) -> None:
 
 def _placed(error: ScheduleError, what: str | None, decorator: str) -> ScheduleError:
     """The error with the place of the decorator, whose function, and with it the name, comes after this."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(3)
     return type(error)(f"{what or f'{decorator} in {frame.f_code.co_filename}:{frame.f_lineno}'}: {error}")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from numbers import Integral, Real
 from types import FunctionType
 from typing import Any, Protocol
+
+import numpy as np
 
 from .errors import CycleError, RegistrationError, TriggerError
 from .fingerprint import difference
 from .task import ONCE, FirstRun, Origin, Overlap, Policy, Retry, Task, WhenIdle
 from .triggers import After, Computed, Cron, Dates, Every, Trigger, parse_period
+
+log = logging.getLogger("panel_schedule")
 
 ACCEPTED = (
     "Accepted are a period ('15m', '1 hour', a timedelta), a cron expression ('*/15 * * * *'), "
@@ -29,6 +35,7 @@ class Registry(Mapping[str, Task[Any]]):
 
     def __init__(self) -> None:
         self._tasks: dict[str, Task[Any]] = {}
+        self._warnings: set[str] = set()
 
     def __getitem__(self, name: str) -> Task[Any]:
         try:
@@ -50,7 +57,7 @@ class Registry(Mapping[str, Task[Any]]):
         return len(self._tasks)
 
     def __repr__(self) -> str:
-        return f"<tasks {', '.join(self._tasks)}>"
+        return f"<tasks: {', '.join(self._tasks) or 'none'}>"
 
     def add(self, task: Task[Any]) -> None:
         self._tasks[task.name] = task
@@ -58,6 +65,12 @@ class Registry(Mapping[str, Task[Any]]):
     def discard(self, task: Task[Any]) -> None:
         if self._tasks.get(task.name) is task:
             del self._tasks[task.name]
+
+    def warn_of(self, trigger: Trigger) -> None:
+        """Log, once, what is rarely meant as a cron expression says it."""
+        if isinstance(trigger, Cron) and trigger.warning and trigger.warning not in self._warnings:
+            self._warnings.add(trigger.warning)
+            log.warning("%s", trigger.warning)
 
 
 class Named(Protocol):
@@ -124,6 +137,8 @@ def require_nameable(function: Any, name: str | None, kind: str = "task") -> str
     """
     if not callable(function):
         raise RegistrationError(f"Only a function can be made a {kind}, and not {function!r}.")
+    if name is not None and (not isinstance(name, str) or not name):
+        raise RegistrationError(f"name={name!r} must be a text, and not an empty one: the {kind} is known by it.")
     name = name or getattr(function, "__name__", None)
     if not isinstance(name, str) or name in ("", "<lambda>"):
         raise RegistrationError(f"{function!r} has no name of its own: give the {kind} one, with name='...'.")
@@ -200,11 +215,7 @@ def choose_trigger(
         )
     zone = timezone or default_timezone
     if after is not None:
-        tasks = tuple(after) if isinstance(after, Iterable) and not isinstance(after, str) else (after,)
-        for task in tasks:
-            if not isinstance(task, Task):
-                raise TriggerError(f"after= takes a task or a list of tasks, and not {task!r}.")
-        trigger: Trigger = After(*tasks)
+        trigger: Trigger = After(*tasks_of("after", after))
     elif cron is not None:
         trigger = Cron(cron, timezone=zone)
     elif period is not None:
@@ -271,6 +282,7 @@ def build_policy(
     overlap: str,
     first_run: str | None,
     when_idle: str,
+    catch_up: bool,
     needs: Any,
     stale_after: Any,
     isolate: bool | None,
@@ -288,15 +300,11 @@ def build_policy(
         raise RegistrationError(
             f"executor={executor!r} is unknown; accepted are 'loop', 'thread', 'process' and None (by function)."
         )
+    if not (isolate is None or isinstance(isolate, (bool, np.bool_))):
+        raise RegistrationError(f"isolate={isolate!r} must be True, False or None (data frames only).")
     if first_run is None:
         # Dates are appointments: running at some other time as well is nobody's expectation.
         first_run = FirstRun.SKIP if isinstance(trigger, (Dates, Computed)) else FirstRun.WAIT
-    needed = tuple(needs) if isinstance(needs, Iterable) and not isinstance(needs, str) else (needs,)
-    for task in needed:
-        if not isinstance(task, Task):
-            raise RegistrationError(f"needs= takes a task or a list of tasks, and not {task!r}.")
-    if isolate is not None and not isinstance(isolate, bool):
-        raise RegistrationError(f"isolate={isolate!r} must be True, False or None (data frames only).")
     return Policy(
         trigger,
         executor=executor,
@@ -304,19 +312,40 @@ def build_policy(
         retry=as_retry(retry),
         overlap=choice(Overlap, "overlap", overlap),
         first_run=choice(FirstRun, "first_run", first_run),
+        catch_up=flag("catch_up", catch_up),
         when_idle=choice(WhenIdle, "when_idle", when_idle),
-        needs=needed,
+        needs=tasks_of("needs", needs),
         stale_after=None if stale_after is None else duration("stale_after", stale_after),
-        isolate=isolate,
+        isolate=None if isolate is None else bool(isolate),
         **others,
     )
 
 
 def as_retry(retry: Any) -> Retry:
     """The policy that ``retry=`` means."""
-    if isinstance(retry, bool) or not isinstance(retry, (int, Retry)) or (isinstance(retry, int) and retry < 0):
+    if isinstance(retry, Retry):
+        return retry
+    if isinstance(retry, bool) or not isinstance(retry, Integral) or retry < 0:
         raise RegistrationError(f"retry={retry!r} must be a count of 0 or more, or a Retry(...).")
-    return retry if isinstance(retry, Retry) else Retry(max_attempts=retry + 1) if retry else ONCE
+    return Retry(max_attempts=int(retry) + 1) if retry else ONCE
+
+
+def flag(option: str, value: Any) -> bool:
+    """True or False, numpy's too: nothing else, as ``"no"`` would be true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise RegistrationError(f"{option}={value!r} must be True or False.")
+    return bool(value)
+
+
+def tasks_of(option: str, value: Any) -> tuple[Task[Any], ...]:
+    """The tasks that a value of an option names: one, or several."""
+    several = isinstance(value, Iterable) and not isinstance(value, str) and not callable(value)
+    tasks = tuple(value) if several else (value,)
+    for task in tasks:
+        if not issubclass(type(task), Task):  # a Mock says of itself that it is one
+            error = TriggerError if option == "after" else RegistrationError
+            raise error(f"{option}= takes a task or a list of tasks, and not {task!r}.")
+    return tasks
 
 
 def choice(kind: type[StrEnum], option: str, value: Any) -> Any:
@@ -328,8 +357,10 @@ def choice(kind: type[StrEnum], option: str, value: Any) -> Any:
         raise RegistrationError(f"{option}={value!r} is unknown; accepted are {accepted}.") from None
 
 
-def duration(option: str, value: Any) -> timedelta:
-    """The time that a value of an option means."""
+def duration(option: str, value: Any, *, zero: bool = False) -> timedelta:
+    """The time that a value of an option means; with `zero` it may be none at all."""
+    if zero and not isinstance(value, bool) and value in (None, 0, timedelta()):
+        return timedelta()
     try:
         return parse_period(value)
     except TriggerError as exc:
@@ -337,15 +368,15 @@ def duration(option: str, value: Any) -> timedelta:
 
 
 def _positional(when: Any, zone: str | None) -> Trigger:
-    if isinstance(when, Trigger) and not isinstance(when, type):
+    if isinstance(when, Trigger) and isinstance(when.fingerprint, str):
         return when
     if callable(when):
         raise RegistrationError(
             f"@ps.schedule needs a schedule: @ps.schedule(period='15m') above "
             f"{getattr(when, '__name__', when)!r}. {ACCEPTED}"
         )
-    if isinstance(when, (timedelta, int, float)):
-        return Every(when)
+    if isinstance(when, (timedelta, Real)):
+        return Every(when)  # type: ignore[arg-type]  # mypy knows no numbers.Real
     if not isinstance(when, str):
         return _dates(when)
     if when.strip().startswith("@") or (len(when.split()) > 4 and _looks_like_cron(when)):

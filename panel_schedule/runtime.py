@@ -262,7 +262,10 @@ class Runtime(Functions):
     # ------------------------------------------------------------ what a task asks of the layers above it
 
     def trigger(self, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Trigger:
-        return choose_trigger(period=period, cron=cron, at=at, timezone=timezone, default_timezone=self.config.timezone)
+        default = self.config.timezone
+        trigger = choose_trigger(period=period, cron=cron, at=at, timezone=timezone, default_timezone=default)
+        self.tasks.warn_of(trigger)
+        return trigger
 
     async def ready(self, task: Task[T], timeout: float | None) -> T:
         run: Run | None = None

@@ -9,13 +9,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
+from numbers import Integral
 from types import FunctionType
 from typing import Any, Generic, Protocol, TypeVar
 
 from . import abroad
 from .copies import is_frame, own_copy
 from .entry import Entry
-from .errors import RegistrationError
+from .errors import RegistrationError, TriggerError
 from .run import Run, RunRecord, _current
 from .triggers import After, Trigger, parse_period
 
@@ -70,9 +72,15 @@ class Retry:
     max_delay: str | float | timedelta = 60.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int) or self.max_attempts < 1:
-            raise RegistrationError(f"Retry(max_attempts={self.max_attempts!r}) must be a whole number of at least 1.")
-        parse_period(self.backoff), parse_period(self.max_delay)
+        count: Any = self.max_attempts
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise RegistrationError(f"Retry(max_attempts={count!r}) must be a whole number of at least 1.")
+        object.__setattr__(self, "max_attempts", int(count))
+        for option in ("backoff", "max_delay"):
+            try:
+                parse_period(getattr(self, option))
+            except TriggerError as error:
+                raise TriggerError(f"Retry({option}={getattr(self, option)!r}) is no duration. {error}") from None
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the failure of `attempt`, counted from 1."""
@@ -405,8 +413,9 @@ class Origin:
         plain = function
         while not hasattr(plain, "__code__"):
             # A partial, a bound method, a wrapper, or an object with a __call__.
-            inners = (getattr(plain, name, None) for name in ("func", "__func__", "__wrapped__"))
-            inner = next(filter(None, inners), None)
+            inners = (getattr(plain, name, None) for name in ("__func__", "__wrapped__"))
+            # Not of anything that has a `func`: a Mock has one without end.
+            inner = plain.func if isinstance(plain, partial) else next(filter(None, inners), None)
             if inner is None:
                 inner = type(plain).__call__
                 if not hasattr(inner, "__code__"):

@@ -20,6 +20,8 @@ from threading import RLock
 from typing import Any, Protocol, runtime_checkable
 from zoneinfo import ZoneInfo
 
+import numpy as np
+
 from .cron import CronExpression, Dialect, find_zone
 from .errors import TriggerError
 from .session import without_session
@@ -129,6 +131,8 @@ def _from_number(value: object) -> timedelta:
     if isinstance(value, timedelta):
         # A pandas Timedelta is one, too; its nanoseconds have no place on the grid.
         return timedelta(value.days, value.seconds, value.microseconds)
+    if isinstance(value, np.timedelta64):  # a whole number to Python, and nobody knows of what
+        raise TriggerError(f"The period {value!r} cannot be read; pandas.Timedelta(...) of it can. {_ACCEPTED}.")
     if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
         raise TriggerError(f"The period {value!r} cannot be read. {_ACCEPTED}.")
     return timedelta(seconds=float(value))
@@ -234,6 +238,11 @@ class Cron:
     def every_second(self) -> bool:
         """Whether the seconds field of six takes every value: rarely meant, ``0 * * * * *`` is."""
         return self._expression.every_second
+
+    @property
+    def warning(self) -> str:
+        """What is rarely meant as it is written, and the remedy; ``""`` where nothing is."""
+        return self._expression.warning
 
     @property
     def fingerprint(self) -> str:
@@ -387,6 +396,8 @@ class Computed:
 
 
 def _require_aware(t: datetime) -> None:
+    if not isinstance(t, datetime):
+        raise TriggerError(f"A trigger is asked with an aware datetime, and not with {t!r}. Use datetime.now(UTC).")
     if t.utcoffset() is None:
         raise TriggerError(f"A trigger cannot tell when {t!r} is: it has no timezone. Use datetime.now(UTC).")
 

@@ -14,6 +14,7 @@ import tracemalloc
 import weakref
 from contextlib import suppress
 from textwrap import dedent
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import panel as pn
@@ -1111,6 +1112,14 @@ def test_options_that_do_not_fit_the_function(core):
     ):
         with pytest.raises(RegistrationError, match=words):
             core.ps.background(**options)(function)
+
+
+@pytest.mark.parametrize("mock", [Mock(), MagicMock()], ids=lambda mock: type(mock).__name__)
+def test_a_mock_is_an_argument_like_any_other(core, mock):
+    """Though it has every attribute, a reference's, too."""
+    run = core.ps.background(executor="thread", name="f")(lambda value: value is mock).submit(mock)
+    core.go()
+    assert run.result() is True
 
 
 def test_options_go_by_name(core):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import sys
+from calendar import monthrange
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import MAXYEAR, UTC, date, datetime, time, timedelta
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
-from croniter import croniter
+from croniter import CroniterBadDateError, croniter
 
 from cron_reference import MINUTE, Schedule, Tick, clock
 from panel_schedule.cron import CronExpression, Dialect
@@ -357,7 +358,7 @@ def number_field(rng: random.Random, low: int, high: int, near: int) -> str:
     one, *_, other = sorted(rng.sample(range(low, high + 1), 3))
     before, after = max(low, near - rng.randint(0, 2)), min(high, near + rng.randint(0, 2))
     step = rng.choice([1, 2, 3, 5, 10, 15, 20, 30])
-    lists = [f"{one}", f"{one},{other}", f"{one}-{other}", f"{one}-{other}/{step}", f"{one}/{step}"]
+    lists = [f"{one}", f"{one},{other}", f"{one}-{other}", f"{one}-{other}/{step}", f"{one}/{step}", f"{one:02}-{one}"]
     nearby = [f"{before}", f"{after}", f"{before},{after}"] + [f"{before}-{after}"] * (before < after)
     return rng.choice(["*", f"*/{step}", *lists, *nearby])
 
@@ -365,7 +366,8 @@ def number_field(rng: random.Random, low: int, high: int, near: int) -> str:
 def random_expression(rng: random.Random, near: datetime) -> str:
     """An expression that is likely to match around a local time."""
     minute, hour = number_field(rng, 0, 59, rng.choice([0, 15, 30, 45])), number_field(rng, 0, 23, near.hour)
-    month = rng.choice(["*", "*", "*", "*", f"{near.month}", f"{near:%b}", "*/2", "1-6", "3,10"])
+    months = [f"{near.month}", f"{near:%b}", f"{near:%b}-{near.month}", "*/2", "1-6", "3,10"]
+    month = rng.choice(["*", "*", "*", "*", *months])
     before, day, after = (max(1, min(28, near.day + offset)) for offset in (-1, 0, 1))
     days = [*"*****", "*/2", f"{day}", f"{before},{after}", f"{before}-29", "*/3", f"{day}W", "L"]
     sunday_first = near.isoweekday() % 7
@@ -377,6 +379,7 @@ def random_expression(rng: random.Random, near: datetime) -> str:
         "sun,mon",
         "*/2",
         "6-7",
+        f"{near:%a}-{sunday_first}",
         f"{near:%a}#{rng.randint(1, 4)}",
         f"L{sunday_first}",
     ]
@@ -464,6 +467,37 @@ def test_days_agree_with_the_reference() -> None:
         assert expected == walk(Cron(text, "UTC").next_after, start, until=end, limit=10**6), text
 
 
+@pytest.mark.parametrize(
+    "expr",
+    [
+        "30 6 * * mon-1",
+        "30 6 * * 1-MON",
+        "30 6 * * sun-0",
+        "30 6 * * 0-sun,fri-5",
+        "30 6 * * mon-1/2",
+        "30 6 * * sun-7",
+        "30 6 * * 0-7",
+        "30 6 * * 7-7",
+        "30 6 * jan-1 *",
+        "30 6 * dec-12,3-mar *",
+        "30 6 05-5 * *",
+        "30 6 07-7/3,9 * *",
+        "030-30 06-6 * * *",
+    ],
+)
+def test_a_range_of_one_value_is_that_value_however_it_is_written(expr: str) -> None:
+    """Over a year, as the reference has it; `sun-7` is the whole week, as 0-7 is."""
+    schedule, start = Schedule(expr), at("2026-12-31T23:59Z")
+    days = [date(2027, 1, 1) + number * DAY for number in range(365)]
+    expected = [datetime(d.year, d.month, d.day, 6, 30, tzinfo=UTC) for d in days if schedule.has_day(d)]
+    assert expected == walk(Cron(expr, "UTC").next_after, start, until=at("2028-01-01T00:00Z"), limit=10**6)
+
+
+@pytest.mark.parametrize("expr", ["0 0 * * 7-0", "0 0 * * 7-sun", "0 0 * * Sun-Sun"])
+def test_a_range_from_sunday_to_sunday_is_sunday(expr: str) -> None:
+    assert Cron("0 0 * * sun", "UTC").fingerprint == Cron(expr, "UTC").fingerprint
+
+
 def test_threads_do_not_disturb_each_other(request: pytest.FixtureRequest) -> None:
     """One schedule, asked by several threads at once, answers each as if alone."""
     request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
@@ -543,10 +577,14 @@ def test_the_panel_dialect_reads_as_croniter_does() -> None:
     rng, start = random.Random(11), at("2026-01-01T00:00Z")
     for _ in range(300):
         fields = random_expression(rng, datetime(2026, 1, 10, 12)).split()
-        if any(mark in f"{fields[-3]} {fields[-1]}" for mark in "#wl"):
-            continue  # croniter cannot OR these
         text = " ".join([*fields[1:], fields[0]] if len(fields) == 6 else fields)
         times = croniter(text, start)
+        try:
+            croniter(text, start).get_next()
+        except CroniterBadDateError:  # it drops the day beside a `#`, and finds nothing
+            with pytest.raises(TriggerError, match="never matches"):
+                Cron(text, "UTC", dialect="panel")
+            continue
         next_after = Cron(text, "UTC", dialect="panel").next_after
         assert [times.get_next(datetime) for _ in range(5)] == walk(next_after, start, until=FAR, limit=5), text
 
@@ -579,6 +617,73 @@ def test_a_meaningless_expression_is_refused(expr: object, reason: str, dialect:
     """At once, and with what is wrong with it."""
     with pytest.raises(TriggerError, match=reason):
         Cron(expr, "UTC", dialect)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("expr", "wrong", "right"),
+    [
+        ("0 0 * * 5L", "weekday field has '5L'", "Write 'L5', the last Friday."),
+        ("0 0 * * FriL", "weekday field has 'FriL'", "Write 'L5'"),
+        ("0 0 * * fri#L", "weekday field has 'fri#L'", "Write 'L5'"),
+        ("0 0 * * mon,Friday", "weekday field has 'Friday'", "Write 'fri'."),
+        ("0 0 * * monday-friday", "weekday field has 'monday-friday'", "Write 'mon-fri'."),
+        ("0 0 * * thurs#2", "weekday field has 'thurs#2'", "Write 'thu#2'."),
+        ("0 0 1 January *", "month field has 'January'", "Write 'jan'."),
+        ("0 0 1 1,sept/2 *", "month field has 'sept/2'", "Write 'sep/2'."),
+        ("0 0 LW * *", "day field has 'LW'", "Write '31W', the last working day."),
+        ("0 0 L-3 * *", "day field has 'L-3'", "'L' for the last day"),
+        ("0 0 * * 9", "weekday field has '9', which is out of range", "0 to 7"),
+        ("61 * * * *", "minute field has '61', which is out of range", "0 to 59"),
+        ("? * * * *", r"minute field has '\?'", "0 to 59"),
+        ("0 0,, * * *", "hour field has ''", "0 to 23"),
+        ("0 0 12 * * ? *", "seven fields", r"Leave the last one out: '0 0 12 \* \* \?'"),
+        ("* * *", "it has 3 fields", "Write five fields"),
+    ],
+)
+def test_a_refusal_quotes_what_was_written_and_names_the_accepted_spelling(expr: str, wrong: str, right: str) -> None:
+    """Not what it was made of for croniter, nor croniter's number of the field."""
+    with pytest.raises(TriggerError, match=f"{wrong}.*{right}"):
+        Cron(expr, "UTC")
+
+
+def test_the_last_working_day_is_what_is_offered_for_it() -> None:
+    """31W is the last Monday to Friday of each month."""
+    days = [date(2026, month, day) for month in range(1, 13) for day in range(1, monthrange(2026, month)[1] + 1)]
+    last = {day.month: day for day in days if day.isoweekday() <= 5}
+    found = walk(
+        Cron("0 0 31W * *", "UTC").next_after, at("2025-12-31T12:00Z"), until=at("2027-01-01T00:00Z"), limit=99
+    )
+    assert list(last.values()) == [time.date() for time in found]
+
+
+@pytest.mark.parametrize(
+    ("expr", "remedy"),
+    [
+        ("*/90 * * * *", 'period="90m"'),
+        ("0-59/90 * * * *", 'period="90m"'),
+        ("5,*/61 * * * *", 'period="61m"'),
+        ("0 */36 * * *", 'period="36h"'),
+        ("*/75 * * * * *", 'period="75s"'),
+        ("0 */90 * * * *", 'period="90m"'),
+        ("0 0 */45 * *", 'period="45d"'),
+        ("0 0 * * */9", 'period="9d"'),
+        ("0 0 1 */18 *", "18 months is meant, write the dates"),
+        ("* * * * * *", "0 * * * * *"),
+    ],
+)
+def test_what_is_rarely_meant_so_has_a_warning(expr: str, remedy: str) -> None:
+    """A step beyond its field stays at the field's first value, and the remedy is a period."""
+    warning = Cron(expr, "UTC").warning
+    assert repr(expr) in warning
+    assert remedy in warning
+
+
+@pytest.mark.parametrize(
+    "expr",
+    ["*/60 * * * *", "0 */24 * * *", "9-20/30 * * * *", "0 0 */31 * *", "0 0 1 */12 *", "0 0 * * */7", "@daily"],
+)
+def test_a_step_within_its_field_has_no_warning(expr: str) -> None:
+    assert not Cron(expr, "UTC").warning
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "panel_schedule"
 LAYERS = [
     {"errors", "clock", "config"},
     {"triggers", "cron", "task", "run", "calls", "copies", "entry", "abroad", "session"},
-    {"keys", "content", "fingerprint", "codec", "blame", "data", "failures", "wire"},
+    {"keys", "content", "fingerprint", "codec", "blame", "data", "failures", "references", "wire"},
     {"executors", "stores", "_worker"},
     {"registry", "planner"},
     {"scheduler", "agenda", "questions", "bodies", "lanes", "ledger", "locked", "news", "peers", "runner", "timers"},

@@ -11,6 +11,7 @@ import threading
 import weakref
 from contextlib import suppress
 from functools import partial
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pandas as pd
@@ -879,6 +880,14 @@ def class_method(ps):
         (lambda ps: ps.memoize(max_stale="1h"), TriggerError, "max_stale='1h' begins when ttl= is over"),
         (lambda ps: ps.memoize(error_ttl="x"), TriggerError, "error_ttl='x' is no duration"),
         (lambda ps: ps.memoize(max_entries=0), RegistrationError, "max_entries=0 must be a whole number"),
+        (lambda ps: ps.memoize(max_entries=-1), RegistrationError, "max_entries=-1 must be a whole number"),
+        (lambda ps: ps.memoize(max_entries=True), RegistrationError, "max_entries=True must be a whole number"),
+        (lambda ps: ps.memoize(max_bytes="1"), RegistrationError, "max_bytes='1' must be a whole number"),
+        (lambda ps: ps.memoize(error_ttl=-1), TriggerError, "error_ttl=-1 is no duration"),
+        (lambda ps: ps.memoize(error_ttl=False), TriggerError, "error_ttl=False is no duration"),
+        (lambda ps: ps.memoize(ttl=0), TriggerError, "ttl=0 is no duration"),
+        (lambda ps: ps.memoize(ttl="5m", max_stale=""), TriggerError, "max_stale='' is no duration"),
+        (lambda ps: ps.memoize(after=MagicMock()), TriggerError, "after= takes a task or a list of tasks"),
         (lambda ps: ps.memoize(max_bytes=1.5), RegistrationError, r"max_bytes=1\.5 must be a whole number"),
         (lambda ps: ps.memoize(after=["sales"]), TriggerError, "after= takes a task or a list of tasks"),
         (lambda ps: ps.memoize(executor="fast"), RegistrationError, "executor='fast' is unknown"),
@@ -1201,6 +1210,17 @@ def test_what_is_made_from_a_task_needs_its_value(ps):
 def test_a_misspelt_option_is_one_of_the_public_functions(ps):
     with pytest.raises(TypeError, match=r"^ps\.memoize\(\) got an unexpected keyword argument 'tll'"):
         ps.memoize(tll="5m")
+
+
+@pytest.mark.parametrize("mock", [Mock(), MagicMock()], ids=lambda mock: type(mock).__name__)
+def test_a_mock_is_an_argument_without_a_key(ps, mock):
+    """It has every attribute, and so looks like a reference to everybody who asks it."""
+    f = ps.memoize(name="f")(lambda value: value)
+    with pytest.raises(ArgumentUnkeyable, match="argument value"):
+        f(mock)
+    with pytest.raises(ArgumentUnkeyable, match="argument value"):
+        f.submit(mock)
+    assert "argument value" in f.view(mock).error
 
 
 def test_a_page_cannot_show_the_function_itself(ps):

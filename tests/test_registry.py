@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from unittest.mock import MagicMock, Mock
 
+import numpy as np
 import pandas as pd
 import panel as pn
 import pytest
@@ -17,7 +20,7 @@ from panel_schedule.errors import ConfigError, RegistrationError, ScheduleError,
 from panel_schedule.front import Front
 from panel_schedule.registry import Registry
 from panel_schedule.runtime import Runtime
-from panel_schedule.task import Origin, Task, is_async
+from panel_schedule.task import Origin, Retry, Task, is_async
 from panel_schedule.triggers import Cron, Dates, Every
 
 
@@ -523,9 +526,14 @@ def test_two_schedules_are_refused(core, args, kwargs, named):
 
 
 def test_an_unknown_option_is_refused(core):
-    """Python's own error names it."""
-    with pytest.raises(TypeError, match="perod"):
+    """The error names it, and the option that is spelled nearly so."""
+    with pytest.raises(TypeError, match=r"ps\.schedule\(\) got.*'perod'. Did you mean 'period'\?"):
         core.ps.schedule(perod="1m")
+
+
+def test_an_option_of_nothing_is_refused_with_those_that_there_are(core):
+    with pytest.raises(TypeError, match=r"ps\.background\(\) got.*'xyz'. There are .*executor, timeout, retry"):
+        core.ps.background(xyz=1)
 
 
 @pytest.mark.parametrize(
@@ -546,6 +554,20 @@ def test_an_unknown_option_is_refused(core):
         ("timeout", -5, r"timeout.*-5"),
         ("stale_after", "old", r"stale_after.*'old'"),
         ("stale_after", True, r"stale_after.*True"),
+        ("catch_up", "no", r"catch_up='no' must be True or False"),
+        ("catch_up", 1, r"catch_up=1 must be True or False"),
+        ("catch_up", None, r"catch_up=None must be True or False"),
+        ("isolate", "yes", r"isolate='yes' must be True, False or None"),
+        ("isolate", 0, r"isolate=0 must be True, False or None"),
+        ("name", 5, r"name=5 must be a text"),
+        ("name", "", r"name='' must be a text"),
+        ("timeout", np.timedelta64(5, "m"), r"timeout.*pandas\.Timedelta"),
+        ("retry", 1.0, r"retry=1\.0"),
+        ("needs", MagicMock(), r"needs=.*MagicMock"),
+        ("needs", Mock(spec=Task), r"needs=.*Mock"),
+        ("catch_up", Mock(), r"catch_up=.*Mock"),
+        ("executor", Mock(), r"executor=.*Mock.*'loop', 'thread'"),
+        ("retry", Mock(), r"retry=.*Mock"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused(core, option, value, message):
@@ -555,7 +577,56 @@ def test_an_option_that_means_nothing_is_refused(core, option, value, message):
     assert {} == dict(core.ps.tasks)
 
 
-@pytest.mark.parametrize("after", ["raw", 5, plain, ["raw"], []], ids=str)
+def test_what_numpy_counts_and_decides_is_taken(core):
+    """Its integers and booleans are none to `isinstance`, and mean the same."""
+    task = core.ps.schedule(np.int64(60), retry=np.int32(2), catch_up=np.bool_(False), timeout=np.float32(5))(plain)
+    assert (Every("1m"), Retry(3), False, 5.0) == (
+        task.policy.trigger, task.policy.retry, task.policy.catch_up, task.policy.timeout
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda ps: ps.schedule_task("t", print, period="1h", threaded="no"), "threaded='no' must be True or False"),
+        (lambda ps: ps.cancel_task("known", wait="no"), "wait='no' must be True or False"),
+        (lambda ps: ps.on("failed", None), "handler of 'failed' must be a function"),
+        (lambda ps: Retry(max_attempts=0), r"Retry\(max_attempts=0\)"),
+        (lambda ps: Retry(max_attempts=2.0), r"Retry\(max_attempts=2\.0\)"),
+        (lambda ps: Retry(backoff=-1), r"Retry\(backoff=-1\) is no duration"),
+        (lambda ps: Retry(max_delay="long"), r"Retry\(max_delay='long'\) is no duration"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_refused(core, wrong, message):
+    core.ps.schedule(period="1h", name="known", first_run="skip")(plain)
+    with pytest.raises(ScheduleError, match=message):
+        wrong(core.ps)
+
+
+@pytest.mark.parametrize("where", ["when", "period", "cron", "after", "timezone", "name"])
+def test_a_mock_is_no_schedule(core, where):
+    """It has every attribute, and so seems to be everything."""
+    for mock in (Mock(), MagicMock(), Mock(spec=Every), Mock(spec=Task)):
+        options = {} if where in ("when", "period", "cron", "after") else {"cron": "* * * * *", "timezone": "UTC"}
+        args = [mock] if where == "when" else []
+        with pytest.raises(ScheduleError):
+            core.ps.schedule(*args, **options | ({} if args else {where: mock}))(plain)
+
+
+def test_a_mock_may_be_the_function(core):
+    """Registered twice it is compared with itself; that ended never."""
+    function = Mock(return_value=3)
+    for decorate in (
+        core.ps.schedule(period="1h", name="f", first_run="skip"),
+        core.ps.background(executor="thread", name="f"),
+        core.ps.memoize(name="f"),
+    ):
+        assert decorate(function) is decorate(function)
+        with suppress(RegistrationError):
+            decorate(Mock())
+
+
+@pytest.mark.parametrize("after", ["raw", 5, plain, ["raw"], [], MagicMock()], ids=str)
 def test_after_takes_tasks(core, after):
     """Anything else is refused, with what was given."""
     with pytest.raises(ScheduleError, match=r"after"):
@@ -667,6 +738,17 @@ def test_a_first_argument_that_means_nothing_is_refused(when):
     """The error shows it, and what is accepted."""
     with Core(timezone="UTC") as core, pytest.raises(ScheduleError):
         core.ps.schedule(when)(plain)
+
+
+def test_a_step_beyond_its_field_is_warned_of_once(core, caplog):
+    """However often, and by whichever function, the expression is given."""
+    task = core.ps.schedule("*/90 * * * *", timezone="UTC")(plain)
+    core.ps.schedule(cron="*/90 * * * *", timezone="UTC", name="again")(plain)
+    task.reschedule(cron="*/90 * * * *", timezone="UTC")
+    core.ps.schedule_task("panel's", plain, cron="*/90 * * * *")
+
+    (message,) = messages(caplog)
+    assert 'period="90m"' in message
 
 
 def test_every_second_is_warned_of(core, caplog):

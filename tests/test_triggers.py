@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import count, islice
 from threading import Barrier
 from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -156,6 +157,14 @@ def test_is_frozen(trigger: Trigger) -> None:
         setattr(trigger, fields(trigger)[0].name, HOUR)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("trigger", TRIGGERS, ids=str)
+@pytest.mark.parametrize("question", [date(2026, 1, 1), "now", None, Mock(), MagicMock()], ids=repr)
+def test_a_question_that_is_no_datetime_is_refused(trigger: Trigger, question: object) -> None:
+    """By the package's own error, whatever it pretends to be."""
+    with pytest.raises(TriggerError, match="an aware datetime"):
+        trigger.next_after(question)  # type: ignore[arg-type]
+
+
 # -- periods -----------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +229,11 @@ def test_a_period_is_read(value: Period, expected: timedelta) -> None:
         (None, "cannot be read"),
         ([1], "cannot be read"),
         (b"5m", "cannot be read"),
+        (np.timedelta64(5, "m"), "cannot be read; pandas.Timedelta"),
+        (np.timedelta64("NaT"), "cannot be read"),
+        (np.timedelta64(5), "cannot be read"),
+        (Mock(), "cannot be read"),
+        (MagicMock(), "cannot be read"),
         (float("inf"), "too long"),
         (1e300, "too long"),
         (10**400, "too long"),
