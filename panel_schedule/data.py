@@ -1,67 +1,197 @@
-"""What a value must be: data, which belongs to no document."""
+"""What a value must be: data, which belongs to no document, and can be read again and again."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import io
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from types import BuiltinMethodType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
 
+from .copies import PLAIN, Parts, containers, frame_types, walk
 from .errors import ValueRefused
 
-# A plot or a pane belongs to the one document that shows it. By module, as a worker process may have loaded none.
-_BOUND = {"bokeh.model": ["Model"], "bokeh.document": ["Document"], "panel.viewable": ["Viewable", "Viewer"]}
+# What belongs to the one session that shows it. By module, as a worker process may have loaded none.
+_BOUND = {
+    "bokeh.model": ["Model"],
+    "bokeh.document": ["Document"],
+    "panel.viewable": ["Viewable", "Viewer"],
+    "panel_schedule.views": ["View"],
+}
+_REFERENCES = {"param.parameterized": ["Parameter"], "param.reactive": ["rx", "reactive_ops"]}
 
-# How many items are looked at, and how deep.
-_BUDGET = 10_000
-_DEPTH = 4
+# Of these libraries no object is looked into: it leads to all that there is.
+_CLOSED = ("builtins", "asyncio", "bokeh", "concurrent", "panel", "panel_schedule", "threading", "tornado")
+
+# How messages have the way to what is inside, see `_parts`. What is used once may be anywhere but in the last two: there
+# it serves the object, or the module, and not the reader.
+_ATTRIBUTE, _CLOSES, _HIDDEN, _USES = ".{}", " closing over {}", ".{!s}", " using {}"
+
+_PLOT = (
+    "belongs to one document and cannot be shared by sessions. Return the data, and build the plot or the pane from it "
+    "in the app: pn.panel(task.view().pipe(make_plot)); of a memoized function it is "
+    "function.view(...).pipe(make_plot), of a job job.pipe(make_plot)."
+)
+_REFERENCE = (
+    "is a reference to what one session sees, and cannot be shared by sessions. Take the value that it has now: "
+    "widget.value, expression.rx.value; and let a page combine the two: pn.bind(f, task, widget)."
+)
+_ITERATOR = "can be used once: its first reader would leave nothing to the others. Make a list of it: list(...)."
+_FILE = (
+    "can be read once: its first reader would leave nothing to the others. Take what is in it: file.read(), of a "
+    "BytesIO or StringIO its getvalue()."
+)
+_LATER = "is still to come, and not a value. Take what it gives: `await` it, or its result()."
 
 
 def require_data(value: Any, what: str) -> None:
     """
-    Raise unless `value` is data that many sessions can share.
+    Raise unless `value` is data that many sessions can share, each for itself.
 
-    Containers are looked into, 4 levels deep, 10,000 items in all: a convenience for the
-    author and no proof.
+    Refused are models, panes and references, which belong to one session, and what can be used once: iterators, files,
+    futures. Containers, records, functions and plain objects are looked into, some 20,000 of them: a convenience for
+    the author and no proof. What is in an object's private attributes may be used once.
 
     Raises
     ------
     ValueRefused
         Naming `what` was given, the type and the path inside the value.
     """
+    if type(value) in PLAIN:
+        return
     if inspect.iscoroutine(value):
         value.close()
         raise ValueRefused(
             f"{what}: the value is a coroutine that nobody awaited. Write the function as an `async def`."
         )
-    loaded = [(sys.modules.get(module), names) for module, names in _BOUND.items()]
-    bound = tuple(getattr(module, name) for module, names in loaded for name in names if hasattr(module, name))
-    found = _find_bound(value, bound, _DEPTH, iter(range(_BUDGET)))
-    if found is not None:
-        keys, culprit = found
-        path = "value" + "".join(f"[{key!r}]" for key in reversed(keys))
-        raise ValueRefused(
-            f"{what}: {path} is a {type(culprit).__module__}.{type(culprit).__qualname__}, which belongs to one "
-            "document and cannot be shared by sessions. Return the data, and build the plot or the pane from it in "
-            "the app: pn.panel(task.view().pipe(make_plot)); of a memoized function it is "
-            "function.view(...).pipe(make_plot), of a job job.pipe(make_plot)."
-        )
+    why = _Judge()
+    for found, _ in walk(value, partial(_parts, why)):
+        reason = why(found.thing)
+        if reason and not (found.form in (_HIDDEN, _USES) and reason in (_ITERATOR, _FILE, _LATER)):
+            kind = type(found.thing)
+            raise ValueRefused(f"{what}: {found.path} is a {kind.__module__}.{kind.__qualname__}, which {reason}")
 
 
-def _find_bound(value: Any, bound: tuple[type, ...], depth: int, budget: Iterator[int]) -> tuple[list[Any], Any] | None:
-    """The first bound object, and the keys that lead to it, the last one first."""
-    if isinstance(value, bound):
-        return [], value
-    if depth == 0 or not isinstance(value, (dict, list, tuple, set, frozenset)):
-        return None
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for (key, item), _ in zip(items, budget, strict=False):
-        if type(item) in (int, float, str, bool):
-            continue
-        if (found := _find_bound(item, bound, depth - 1, budget)) is not None:
-            found[0].append(key)
-            return found
-    return None
+class _Judge:
+    """Why a thing is no data; "" of what is. Asks no thing itself, as of some each question makes another one."""
+
+    def __init__(self) -> None:
+        self._bound, self._references = _loaded(_BOUND), _loaded(_REFERENCES)
+        self._known: dict[type, str] = {}
+
+    def __call__(self, thing: Any) -> str:
+        kind = type(thing)
+        if (reason := self._known.get(kind)) is None:
+            reason = self._known[kind] = self._of(kind)
+        if not reason and (kind is FunctionType or kind is MethodType) and "_dinfo" in vars(thing):
+            return _REFERENCE
+        return reason
+
+    def _of(self, kind: type) -> str:
+        if issubclass(kind, self._bound):
+            return _PLOT
+        if issubclass(kind, self._references):
+            return _REFERENCE
+        if issubclass(kind, (io.IOBase, socket.socket)):
+            return _FILE
+        names = {name for base in kind.__mro__ for name in ("__next__", "__anext__", "__await__") if name in vars(base)}
+        if issubclass(kind, (Future, asyncio.Future)) or "__await__" in names:
+            return _LATER
+        return _ITERATOR if names else ""
+
+
+def _loaded(table: dict[str, list[str]]) -> tuple[type, ...]:
+    modules = [(sys.modules.get(module), names) for module, names in table.items()]
+    return tuple(getattr(module, name) for module, names in modules for name in names if hasattr(module, name))
+
+
+def _parts(judge: _Judge, thing: Any) -> Parts:
+    """What is in it that a reader comes to."""
+    kind = type(thing)
+    if judge(thing) or issubclass(kind, (type, ModuleType)):
+        return ()
+    if parts := containers(thing):
+        return parts
+    if kind is FunctionType:
+        return _in_function(judge, thing)
+    if issubclass(kind, partial):
+        return [
+            (".func{}", [""], [thing.func]),
+            (".args[{}]", range(len(thing.args)), thing.args),
+            (".keywords[{!r}]", list(thing.keywords), list(thing.keywords.values())),
+        ]
+    if issubclass(kind, (MethodType, BuiltinMethodType, MethodWrapperType)):
+        owner = thing.__self__
+        return () if isinstance(owner, (type, ModuleType)) else [(_ATTRIBUTE, ["__self__"], [owner])]
+    if kind.__module__.partition(".")[0] in ("numpy", "pandas"):
+        return _objects(thing)
+    return _attributes(thing)
+
+
+def _in_function(judge: _Judge, function: FunctionType) -> Parts:
+    code, parts = function.__code__, list[tuple[str, Sequence[Any], Sequence[Any]]]()
+    cells = [cell for cell in zip(code.co_freevars, function.__closure__ or (), strict=True) if _filled(cell[1])]
+    parts.append((_CLOSES, [name for name, _ in cells], [cell.cell_contents for _, cell in cells]))
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    parts.append(("'s default {}", range(len(defaults)), defaults))
+    # Of a module's names only what belongs to a session: all else is the module's, and there for all who call it.
+    names = [name for name in code.co_names if judge(function.__globals__.get(name))]
+    parts.append((_USES, names, [function.__globals__[name] for name in names]))
+    return parts
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _objects(thing: Any) -> Parts:
+    """What an array of objects holds, or the columns of a frame."""
+    numpy: Any = sys.modules.get("numpy")
+    pandas, _ = frame_types()
+    if hasattr(numpy, "ndarray") and isinstance(thing, numpy.ndarray):
+        return [("[{}]", range(thing.size), thing.ravel().tolist())] if thing.dtype.kind == "O" else ()
+    if not issubclass(type(thing), pandas):
+        return ()
+    if thing.ndim == 1:
+        return [("[{}]", range(len(thing)), list(thing.array))] if thing.dtype == object else ()
+    columns = [(at, name) for at, (name, kind) in enumerate(thing.dtypes.items()) if kind == object]
+    return [(f"[{name!r}][{{}}]", range(len(thing)), list(thing.iloc[:, at].array)) for at, name in columns]
+
+
+def _attributes(thing: Any) -> Parts:
+    """Of an object that does not say itself what it is made of, as those of libraries do."""
+    kind = type(thing)
+    values: dict[str, Any] = {}
+    parameterized = _loaded({"param.parameterized": ["Parameterized"]})
+    if issubclass(kind, parameterized):
+        values = thing._param__private.values
+    elif kind.__module__.partition(".")[0] not in _CLOSED and _is_plain(kind):
+        slots = [name for base in kind.__mro__ for name in _slots(base)]
+        values = {**getattr(thing, "__dict__", {}), **{name: getattr(thing, name, None) for name in slots}}
+    public = [name for name in values if not str(name).startswith("_")]
+    hidden = [name for name in values if str(name).startswith("_")]
+    return [
+        (form, names, [values[name] for name in names]) for form, names in ((_ATTRIBUTE, public), (_HIDDEN, hidden))
+    ]
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether it is pickled attribute by attribute."""
+    return all(getattr(kind, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__", "__getstate__"))
+
+
+def _slots(base: type) -> Sequence[str]:
+    names = vars(base).get("__slots__", ())
+    return [name for name in ([names] if isinstance(names, str) else names) if not name.startswith("__")]
 
 
 # Up to so many bytes to pickle something is no business of another thread.

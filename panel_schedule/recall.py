@@ -44,8 +44,8 @@ class Answer:
     """
 
     __slots__ = (
-        "__weakref__", "_entry", "basis", "call", "digest", "duration", "fresh_until", "good_until", "is_frame", "kept_until", "size", "told",
-        "updated_at", "value", "version",
+        "__weakref__", "_entry", "basis", "call", "digest", "duration", "fresh_until", "good_until", "is_frame",
+        "kept_until", "size", "told", "updated_at", "value", "version",
     )  # fmt: skip
 
     def __init__(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .data import require_data
 from .errors import CycleError, RegistrationError, TriggerError
 from .fingerprint import difference
 from .task import ONCE, FirstRun, Origin, Overlap, Policy, Retry, Task, WhenIdle
@@ -305,6 +306,9 @@ def build_policy(
     if first_run is None:
         # Dates are appointments: running at some other time as well is nobody's expectation.
         first_run = FirstRun.SKIP if isinstance(trigger, (Dates, Computed)) else FirstRun.WAIT
+    require_data(others.get("default"), "default=")
+    if isolate is not None and not isinstance(isolate, bool):
+        raise RegistrationError(f"isolate={isolate!r} must be True, False or None (data frames only).")
     return Policy(
         trigger,
         executor=executor,

@@ -237,7 +237,7 @@ def test_a_result_is_private_with_isolate_true(front):
 
 @pytest.mark.parametrize("value", ["yes", 1, 0, "none"])
 def test_another_isolate_is_refused(front, value):
-    with pytest.raises(RegistrationError, match="isolate=.* must be True, False or None"):
+    with pytest.raises(RegistrationError, match=r"isolate=.* must be True, False or None"):
         front.schedule(period="1h", isolate=value)
 
 
