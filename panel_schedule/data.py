@@ -28,8 +28,8 @@ _REFERENCES = {"param.parameterized": ["Parameter"], "param.reactive": ["rx", "r
 # Of these libraries no object is looked into: it leads to all that there is.
 _CLOSED = ("builtins", "asyncio", "bokeh", "concurrent", "panel", "panel_schedule", "threading", "tornado")
 
-# How messages have the way to what is inside, see `_parts`. What is used once may be anywhere but in the last two: there
-# it serves the object, or the module, and not the reader.
+# How messages have the way to what is inside, see `_parts`. What is used once may be in the last two: there it serves
+# the object, or the module, and not the reader.
 _ATTRIBUTE, _CLOSES, _HIDDEN, _USES = ".{}", " closing over {}", ".{!s}", " using {}"
 
 _PLOT = (
@@ -162,8 +162,8 @@ def _objects(thing: Any) -> Parts:
     if not issubclass(type(thing), pandas):
         return ()
     if thing.ndim == 1:
-        return [("[{}]", range(len(thing)), list(thing.array))] if thing.dtype == object else ()
-    columns = [(at, name) for at, (name, kind) in enumerate(thing.dtypes.items()) if kind == object]
+        return [("[{}]", range(len(thing)), list(thing.array))] if thing.dtype.kind == "O" else ()
+    columns = [(at, name) for at, (name, kind) in enumerate(thing.dtypes.items()) if kind.kind == "O"]
     return [(f"[{name!r}][{{}}]", range(len(thing)), list(thing.iloc[:, at].array)) for at, name in columns]
 
 
@@ -179,9 +179,8 @@ def _attributes(thing: Any) -> Parts:
         values = {**getattr(thing, "__dict__", {}), **{name: getattr(thing, name, None) for name in slots}}
     public = [name for name in values if not str(name).startswith("_")]
     hidden = [name for name in values if str(name).startswith("_")]
-    return [
-        (form, names, [values[name] for name in names]) for form, names in ((_ATTRIBUTE, public), (_HIDDEN, hidden))
-    ]
+    named = (_ATTRIBUTE, public), (_HIDDEN, hidden)
+    return [(form, names, [values[name] for name in names]) for form, names in named]
 
 
 def _is_plain(kind: type) -> bool:

@@ -85,9 +85,9 @@ ONCE: dict[str, Callable[[], Any]] = {
     "cursor": lambda: sqlite3.connect(":memory:").execute("SELECT 1"),
     "chunks of a csv": lambda: pd.read_csv(io.StringIO("a\n1\n"), chunksize=1),
     "nditer": lambda: np.nditer(np.zeros(3)),
-    "text file": lambda: open(__file__, encoding="utf-8"),
-    "binary file": lambda: open(__file__, "rb"),
-    "raw file": lambda: open(__file__, "rb", buffering=0),
+    "text file": Path(__file__).open,
+    "binary file": lambda: Path(__file__).open("rb"),
+    "raw file": lambda: Path(__file__).open("rb", buffering=0),
     "temporary file": tempfile.NamedTemporaryFile,
     "spooled file": tempfile.SpooledTemporaryFile,
     "bytes as a file": lambda: io.BytesIO(b"a"),
@@ -108,7 +108,7 @@ REFERENCES: dict[str, Callable[[], Any]] = {
     "method": lambda: pn.widgets.IntSlider().clone,
     "document": lambda: pn.Column("a").server_doc(),
     "lambda over a widget": lambda: (lambda widget: lambda: widget.value)(pn.widgets.IntSlider()),
-    "default of a widget": lambda: lambda widget=pn.widgets.IntSlider(): widget.value,
+    "default of a widget": lambda: lambda widget=pn.widgets.IntSlider(): widget.value,  # noqa: B008
     "partial over a widget": lambda: functools.partial(print, pn.widgets.IntSlider()),
     "partial by name": lambda: functools.partial(print, end=pn.widgets.IntSlider()),
     "object with a widget": lambda: Plain(pn.widgets.IntSlider()),
@@ -140,7 +140,7 @@ class Slotted:
 
 
 class Settings(param.Parameterized):
-    thing = param.Parameter()
+    thing: Any = param.Parameter(allow_refs=False)
 
 
 @dataclass
@@ -316,11 +316,11 @@ def test_it_is_refused_wherever_a_value_comes_in(front, caplog):
     ):
         with pytest.raises(ValueRefused, match="can be used once"):
             call(PATIENCE)
-    with pytest.raises(ValueRefused, match="Memoized function 'memo': value is a builtins.map"):
+    with pytest.raises(ValueRefused, match=r"Memoized function 'memo': value is a builtins.map"):
         memo()
     with pytest.raises(ValueRefused, match=r"ps.store\['rows'\]: value is a builtins.map"):
         front.store["rows"] = once()
-    with pytest.raises(ValueRefused, match="default=: value is a builtins.map"):
+    with pytest.raises(ValueRefused, match=r"default=: value is a builtins.map"):
         front.schedule(period="1h", default=once())
 
 
