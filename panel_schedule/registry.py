@@ -307,8 +307,6 @@ def build_policy(
         # Dates are appointments: running at some other time as well is nobody's expectation.
         first_run = FirstRun.SKIP if isinstance(trigger, (Dates, Computed)) else FirstRun.WAIT
     require_data(others.get("default"), "default=")
-    if isolate is not None and not isinstance(isolate, bool):
-        raise RegistrationError(f"isolate={isolate!r} must be True, False or None (data frames only).")
     return Policy(
         trigger,
         executor=executor,
