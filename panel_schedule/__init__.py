@@ -70,3 +70,4 @@ __all__ = [
     "track",
     "triggers",
 ]
+__dir__ = __all__.copy  # what is completed after `ps.`

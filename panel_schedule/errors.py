@@ -27,6 +27,28 @@ What a user's function raises is never wrapped: it keeps its type and traceback.
 
 from __future__ import annotations
 
+__all__ = [
+    "ArgumentUnkeyable",
+    "ConfigError",
+    "CycleError",
+    "NotReady",
+    "RegistrationError",
+    "RunCancelled",
+    "RunCrashed",
+    "RunError",
+    "RunFailed",
+    "RunFenced",
+    "RunSkipped",
+    "RunTimedOut",
+    "ScheduleError",
+    "StoreError",
+    "TriggerError",
+    "ValueRefused",
+    "ValueUnreadable",
+    "WouldBlock",
+]
+__dir__ = __all__.copy
+
 
 class ScheduleError(Exception):
     """The root of every error that this package raises itself."""

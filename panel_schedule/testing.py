@@ -8,6 +8,7 @@ from .contracts.store import StoreContract
 from .triggers import Period, parse_period
 
 __all__ = ["StoreContract", "VirtualClock"]
+__dir__ = __all__.copy
 
 
 class VirtualClock:

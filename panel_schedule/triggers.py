@@ -27,6 +27,7 @@ from .errors import TriggerError
 from .session import without_session
 
 __all__ = ["After", "Computed", "Cron", "Dates", "Every", "Period", "Trigger", "parse_period"]
+__dir__ = __all__.copy
 
 Period = str | float | timedelta
 

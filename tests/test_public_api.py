@@ -7,10 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.interactiveshell import InteractiveShell
 
 import panel_schedule as ps
+from panel_schedule import testing
 
 ROOT = Path(__file__).parent.parent
 LAZY = {"redis", "celery", "dask", "psutil", "httpx", "duckdb", "IPython"}
@@ -44,3 +48,35 @@ def test_an_import_loads_no_optional_dependency() -> None:
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "panel_schedule.config" in loaded
     assert not LAZY & {name.partition(".")[0] for name in loaded}
+
+
+def test_the_package_shows_its_names_and_nothing_else() -> None:
+    """What is completed after ``ps.``: not the modules that it is made of, nor what they import."""
+    assert ps.__all__ == dir(ps)
+
+
+@pytest.mark.parametrize("module", [ps.errors, ps.triggers, testing], ids=lambda module: module.__name__)
+def test_a_public_module_shows_its_names_and_nothing_else(module: ModuleType) -> None:
+    assert sorted(module.__all__) == dir(module)
+
+
+def test_all_errors_are_shown() -> None:
+    defined = {name for name, value in vars(ps.errors).items() if isinstance(value, type)}
+    assert defined == set(dir(ps.errors))
+
+
+@pytest.mark.parametrize("jedi", [False, True])
+def test_ipython_completes_the_names_and_nothing_else(jedi: bool) -> None:
+    """Whether it asks the module itself or reads its source."""
+    shell = InteractiveShell()
+    shell.user_ns["ps"] = ps
+    shell.Completer.use_jedi = jedi
+    with provisionalcompleter():
+        completed = {completion.text.lstrip(".") for completion in shell.Completer.completions("ps.", 3)}
+    assert set(ps.__all__) == {name.removeprefix("ps.") for name in completed}
+
+
+def test_a_star_imports_the_names() -> None:
+    space: dict[str, object] = {}
+    exec("from panel_schedule import *", space)
+    assert set(ps.__all__) == space.keys() - {"__builtins__"}
