@@ -79,6 +79,15 @@ class Config(param.Parameterized):
         How many finished runs ``task.history`` keeps of each task.""",
     )
 
+    first_run_failure: Any = param.Selector(
+        default=None,
+        objects=[None, "exit", "serve"],
+        doc="""
+        What becomes of a server when a first run fails that it waits for, after all attempts: ``"exit"`` with the
+        traceback, or ``"serve"`` pages that show the failure, while the schedule goes on. By default exit under
+        ``panel serve --setup``, and serve in any other host.""",
+    )
+
     ready_timeout = param.Number(
         default=60.0,
         bounds=(1, 240),

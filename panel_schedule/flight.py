@@ -11,6 +11,7 @@ from .executors.base import Executor
 from .ledger import Ledger
 from .locked import Locked
 from .memo import Memoized
+from .news import News
 from .run import Run
 from .stores.base import Store
 from .stores.cache import Basis
@@ -26,6 +27,7 @@ class Desk(Protocol):
     timers: Timers
     locked: Locked
     ledger: Ledger
+    news: News
     stopping: bool
 
     def start(self) -> None: ...

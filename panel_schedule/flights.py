@@ -19,8 +19,9 @@ from .executors.loop import LoopExecutor
 from .flight import Desk, Flight
 from .memo import Memoized
 from .neighbours import Neighbours
+from .news import FORGET
 from .recall import Answer
-from .run import Run, RunState, another, first_line, on_a_loop, own_traceback
+from .run import Run, RunState, another, on_a_loop
 from .runner import STOPS
 from .session import leave_session, without_session
 from .stores.cache import Basis, serves
@@ -49,7 +50,6 @@ class Flights:
         # Failures that are given again for a while: until when, on the monotonic clock.
         self._failed: dict[tuple[Memo, Hashable], tuple[float, BaseException]] = {}
         self._warned: set[str] = set()
-        self._reported: dict[str, str] = {}
         self.crew = Crew(desk, self)
         self.archive = Archive(desk, self._detach)
         # None where no other process can know of the answers of this one.
@@ -301,7 +301,6 @@ class Flights:
         """There is an answer; None of one that is not kept, with its value."""
         memo, key = flight.memo, flight.key
         self._finish(flight, RunState.SUCCEEDED, value=value if answer is None else answer.value)
-        self._reported.pop(memo.name, None)
         if answer is not None and flight.kept:
             self._failed.pop((memo, key), None)
             self.archive.keep(memo, key, answer)
@@ -338,12 +337,10 @@ class Flights:
             del self._failed[memo, key]
 
     def _complain(self, flight: Flight, error: BaseException, old: Answer | None) -> None:
-        """Log a failure that nobody hears of otherwise, once; again only when it becomes another one."""
-        text = first_line(error)
-        if self._reported.get(flight.memo.name) != text:
-            self._reported[flight.memo.name] = text
-            stays = "the last good answer is served" if old is not None else "there is no answer"
-            log.error("%s failed, %s: %s", flight.call, stays, text, exc_info=own_traceback(error))
+        """Log a failure that nobody hears of otherwise."""
+        stays = "the last good answer is served" if old is not None else "there is no answer"
+        what = f"{flight.call} failed (run {flight.run.id}), {stays}"
+        self._s.news.failures.failed(("memo", flight.memo.name), what, error, FORGET)
 
     def _finish(self, flight: Flight, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
         if self._under_way.get((flight.memo, flight.key)) is flight:

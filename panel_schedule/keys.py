@@ -9,6 +9,7 @@ a form in which no two contents are alike. A shared store takes digests only, se
 from __future__ import annotations
 
 import inspect
+import reprlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from hashlib import sha256  # which processors have in hardware; without, blake2b were quicker
 from types import FunctionType, NoneType
@@ -18,6 +19,9 @@ from .content import Content, Refusal
 from .errors import ArgumentUnkeyable
 from .references import references
 from .session import without_session
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
 
 # What a key of plain values may hold; more than that is kept and compared as a digest.
 _LONG = 256
@@ -168,3 +172,24 @@ def _plain(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
             plain = list(values)
         plain[at] = value
     return values if plain is None else tuple(plain), kinds
+
+
+def call_text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """``filtered('north', year=2026)``, shortened, for the log; never fails."""
+    told = [_told(each) for each in args] + [f"{name}={_told(each)}" for name, each in kwargs.items()]
+    return f"{name}({', '.join(told)})"[:200]
+
+
+def _told(value: Any) -> str:
+    try:
+        return _short.repr(value) if isinstance(value, (str, bytes, int, float, NoneType)) else _plainly(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _plainly(value: Any) -> str:
+    """Of what may be large, nothing that takes long."""
+    if isinstance(value, (list, tuple, dict, set, frozenset)):
+        return _short.repr(value) if len(value) < 10 else f"<{type(value).__name__} of {len(value)}>"
+    shape = getattr(value, "shape", None)
+    return f"<{type(value).__name__} {shape}>" if isinstance(shape, tuple) else _short.repr(value)

@@ -55,7 +55,6 @@ class Lane:
         "reads",
         "remote",
         "removed",
-        "reported",
         "run",
         "slot_timer",
         "stale",
@@ -67,6 +66,7 @@ class Lane:
         "unread",
         "untold",
         "viewers",
+        "withheld",
         "writing",
     )
 
@@ -98,7 +98,8 @@ class Lane:
         self.removed = False
         # First line of the last failure, wherever it ran; "" when the last finished run succeeded.
         self.error = ""
-        self.reported = ""
+        # A failure of which those say that wait for the first value.
+        self.withheld: BaseException | None = None
         # Slots that came since the last value.
         self.missed = 0
         self.stale = False
@@ -139,6 +140,12 @@ class Lane:
             # One that waits for another process gives way to a newer one, as behind a run of this process.
             return Busy.OVERLAP if self.queued is not None else None
         return Busy.ABANDONED if self.run.state.final else Busy.OVERLAP
+
+    @property
+    def failed(self) -> bool:
+        """Whether its last run, wherever it was, has failed, and the next one is still to come."""
+        to_come = any(run is not None and not run.state.final for run in (self.run, self.queued, self.remote))
+        return self.error != "" and not to_come and not self.gated
 
     @property
     def clockless(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import reprlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +19,7 @@ from .entry import Entry
 from .errors import NotReady, RegistrationError, TriggerError
 from .fingerprint import fingerprint
 from .jobs import require_no_method
-from .keys import Keys, digested, signature_of
+from .keys import Keys, call_text, digested, signature_of
 from .recall import Answer, Recall
 from .references import references
 from .registry import duration, flag, tasks_of
@@ -35,8 +34,6 @@ EXECUTORS = ("thread", "process", "loop")
 NEVER = float("inf")
 
 # How a call stands in messages and in ``ps.store.entries``.
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,23 +385,7 @@ class Memoized(Generic[P, T]):
 
     def call_text(self, args: Any, kwargs: Any) -> str:
         """``filtered('north', year=2026)``, shortened."""
-        told = [_told(each) for each in args] + [f"{name}={_told(each)}" for name, each in kwargs.items()]
-        return f"{self.name}({', '.join(told)})"[:200]
-
-
-def _told(value: Any) -> str:
-    try:
-        return _short.repr(value) if isinstance(value, (str, bytes, int, float, type(None))) else _plainly(value)
-    except Exception:
-        return f"<{type(value).__name__}>"
-
-
-def _plainly(value: Any) -> str:
-    """Of what may be large, nothing that takes long."""
-    if isinstance(value, (list, tuple, dict, set, frozenset)):
-        return _short.repr(value) if len(value) < 10 else f"<{type(value).__name__} of {len(value)}>"
-    shape = getattr(value, "shape", None)
-    return f"<{type(value).__name__} {shape}>" if isinstance(shape, tuple) else _short.repr(value)
+        return call_text(self.name, args, kwargs)
 
 
 def _mark(memo: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -26,6 +28,16 @@ log = logging.getLogger("panel_schedule")
 Handler = Callable[[Any, Run], Any]
 EVENTS = ("failed", "recovered", "skipped", "stale", "succeeded")
 
+# What goes on failing is logged again after so many failures, or seconds.
+EVERY = 10
+MINUTE = 60.0
+
+# So many kinds of failure of one function are shown with their traceback.
+KINDS = 10
+
+# After so many seconds without a failure that of a job or a memoized function is a first one again.
+FORGET = 600.0
+
 # How often, in seconds, the other processes hear of a run's progress.
 TELL = 0.1
 
@@ -47,11 +59,95 @@ class Desk(Protocol):
     def touch(self, lane: Lane) -> None: ...
 
 
+class _Failing:
+    """A function that fails, again and again."""
+
+    __slots__ = ("at", "count", "kinds", "since", "told", "told_at")
+
+    def __init__(self, now: float):
+        self.since = self.at = self.told_at = now
+        self.count = self.told = 0
+        self.kinds: set[str] = set()
+
+
+class FailureLog:
+    """
+    What the log says of functions that fail: of each kind of failure the first one with its traceback.
+
+    Then one line per further `EVERY` failures, or per minute. On any thread.
+    """
+
+    def __init__(self, clock: Clock):
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failing: dict[tuple[str, str], _Failing] = {}
+
+    def failed(self, name: tuple[str, str], what: str, error: BaseException, forget: float = float("inf")) -> None:
+        """
+        Log that it has failed.
+
+        Parameters
+        ----------
+        name : tuple of str
+            Kind and name of the function.
+        what : str
+            The beginning of the line: what has failed, and what that means.
+        error : BaseException
+        forget : float
+            After so many seconds without a failure the next one is a first one again.
+        """
+        now, text = self._clock.monotonic(), first_line(error)
+        # Numbers are of the moment: a port, an id, how many rows.
+        kind = re.sub(r"\d+", "0", text)
+        with self._lock:
+            failing = self._failing.get(name)
+            if failing is None or now - failing.at > forget:
+                failing = self._failing[name] = _Failing(now)
+            failing.at, failing.count = now, failing.count + 1
+            new = kind not in failing.kinds and len(failing.kinds) < KINDS
+            if new:
+                failing.kinds.add(kind)
+            elif failing.count - failing.told < EVERY and now - failing.told_at <= MINUTE:
+                return
+            failing.told, failing.told_at = failing.count, now
+            times = "" if failing.count == 1 else f" ({failing.count} times in {_lasting(now - failing.since)})"
+        if new:
+            log.error("%s: %s", what, text, exc_info=own_traceback(error))
+        else:
+            log.error("%s: %s%s", what, text, times)
+
+    def began(self, name: tuple[str, str]) -> None:
+        """It has failed, and another process has said so."""
+        with self._lock:
+            self._failing.setdefault(name, _Failing(self._clock.monotonic()))
+
+    def ended(self, name: tuple[str, str]) -> str | None:
+        """It is well again: how long it was not, and how often it has failed here; None when it was."""
+        with self._lock:
+            failing = self._failing.pop(name, None)
+        if failing is None:
+            return None
+        lasted = _lasting(self._clock.monotonic() - failing.since)
+        return f"{lasted} and {failing.count} failed run{'s'[: failing.count > 1]}" if failing.count else lasted
+
+    def known(self, name: tuple[str, str]) -> bool:
+        """Whether its failing has been logged already."""
+        return name in self._failing
+
+
+def _lasting(seconds: float) -> str:
+    """``90 s``, ``25 min``, ``7.5 h``."""
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.3g} s"
+    return f"{seconds / MINUTE:.0f} min" if seconds < 120 * MINUTE else f"{seconds / (60 * MINUTE):.1f} h"
+
+
 class News:
     """The part of the scheduler that tells: the log, the handlers of ``ps.on``, the pages; under its lock."""
 
     def __init__(self, desk: Desk):
         self._s = desk
+        self.failures = FailureLog(desk.clock)
 
     def judge(self, lane: Lane) -> None:
         """Work out whether the value is stale, and say so when that has changed."""
@@ -92,14 +188,26 @@ class News:
         lane = self._s.lanes.get(task.name)
         return lane is not None and lane.stale
 
-    def complain(self, lane: Lane, error: BaseException) -> None:
-        """Log a failure once; again only when it becomes another one."""
-        text = first_line(error)
-        if text == lane.reported:
-            return
-        lane.reported = text
+    def complain(self, lane: Lane, run: Run, error: BaseException) -> None:
+        """Log a failure of this process's own."""
         last_good = "the last good value stays" if lane.task.entry else "there is no value yet"
-        log.error("Task %r failed, %s: %s", lane.task.name, last_good, text, exc_info=own_traceback(error))
+        self.failures.failed(("task", run.task), f"Task {run.task!r} failed (run {run.id}), {last_good}", error)
+
+    def recovered(self, lane: Lane, run: Run) -> None:
+        """Log that a task is well again."""
+        lasted = self.failures.ended(("task", run.task))
+        if lasted is not None:
+            log.warning("Task %r has recovered after %s (run %s).", run.task, lasted, run.id)
+        else:
+            log.info("Task %r has recovered (run %s).", run.task, run.id)
+
+    def follow(self, lane: Lane, error: str) -> None:
+        """Another process says how the last run has ended: what its log says, and from when on it counts here."""
+        if error and not lane.error:
+            self.failures.began(("task", lane.task.name))
+        elif not error:
+            self.failures.ended(("task", lane.task.name))
+        lane.error = error
 
     def emit(self, event: str, task: Named, run: Run) -> None:
         """Call the handlers of an event, in an executor: they can never hurt a run."""

@@ -72,7 +72,7 @@ class Peers:
         lane.paused = row.paused
         self._follow_run(lane, row)
         if lane.error != row.error:
-            lane.error = row.error
+            self._s.news.follow(lane, row.error)
             self._s.news.judge(lane)
         if row.cancelled and lane.run is not None and lane.run.id == row.cancelled:
             self._s.runner.cancel(lane, lane.run, "cancelled")

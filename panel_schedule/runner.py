@@ -220,10 +220,10 @@ class Runner:
 
     def _succeeded(self, lane: Lane, run: Run, value: Any) -> None:
         troubled = lane.error != "" or lane.stale
-        lane.error, lane.reported, lane.missed = "", "", 0
+        lane.error, lane.missed = "", 0
         self._finish(lane, run, RunState.SUCCEEDED, value=value)
         if troubled and not lane.stale:
-            log.info("Task %r has recovered.", run.task)
+            self._s.news.recovered(lane, run)
             self._s.news.emit("recovered", lane.task, run)
         self._s.news.emit("succeeded", lane.task, run)
         for dependent in lane.dependents:
@@ -237,8 +237,8 @@ class Runner:
             level = logging.DEBUG if lane.error else logging.WARNING
             log.log(
                 level,
-                "Task %r: attempt %d of %d failed, the next follows in %g s: %s",
-                run.task, run.attempt, retry.max_attempts, delay, first_line(error),
+                "Task %r: attempt %d of %d failed (run %s), the next follows in %g s: %s",
+                run.task, run.attempt, retry.max_attempts, run.id, delay, first_line(error),
             )  # fmt: skip
             run.again(error)
             self._s.timers.after(delay, partial(self._retry, lane), run)
@@ -297,8 +297,10 @@ class Runner:
         waited_for = lane.gated and lane.task.entry is None and state is not RunState.SUCCEEDED and self._s.begun
         if error is not None and state in TROUBLE:
             lane.error = first_line(error)
-            if not waited_for:  # whoever waits for it says so
-                self._s.news.complain(lane, error)
+            if waited_for:  # whoever waits for it says so
+                lane.withheld = error
+            else:
+                self._s.news.complain(lane, run, error)
         self._close(lane, run, state, error, value)
         self._s.news.judge(lane)
         if state in TROUBLE:
@@ -318,7 +320,7 @@ class Runner:
 
     def crashed(self, lane: Lane, run: Run, error: RunCrashed) -> None:
         """It has ended two processes; it will not end this one, unless the server waits for its value."""
-        self._s.news.complain(lane, error)
+        self._s.news.complain(lane, run, error)
         if not run.state.final:
             run.end(RunState.CRASHED, self._s.clock.now(), error)
             self.resolve(lane, run)

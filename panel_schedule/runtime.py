@@ -36,7 +36,7 @@ from .registry import (
     taken,
     was_edited,
 )
-from .run import Run, refuse_to_block, renew_ids, traceback_text
+from .run import Run, refuse_to_block, renew_ids
 from .scheduler import Scheduler
 from .stores.base import TASK, USER, Store
 from .stores.file import FileStore
@@ -251,10 +251,11 @@ class Runtime(Functions):
         return [lane.task for lane in self.scheduler.gate()] if self.tasks else []
 
     def _first_run_failed(self, task: Task[Any], run: Run) -> None:
-        if self.fatal is not None:
+        default = "exit" if has_setup_script() else "serve"
+        if (self.config.first_run_failure or default) == "exit" and self.fatal is not None:
             self.fatal(task, run)
         else:
-            log.error("Task %r: its first run %s.\n%s", task.name, run.state, traceback_text(run.error))
+            self.scheduler.serve_without(task, run)
 
     def _watch(self, task: Task[Any], viewers: int) -> None:
         self.scheduler.watch(task, viewers)
@@ -422,6 +423,11 @@ class Runtime(Functions):
 def _show_traceback(run: Run) -> None:
     if (error := run.error) is not None:
         sys.modules["IPython"].get_ipython().showtraceback((type(error), error, error.__traceback__))
+
+
+def has_setup_script() -> bool:
+    """Whether this is the server of ``panel serve --setup``, which is there for what the script defines."""
+    return pn.state._setup_module is not None
 
 
 def _in_session() -> bool:

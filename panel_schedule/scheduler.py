@@ -210,6 +210,7 @@ class Scheduler:
             lane.executor, lane.on_loop, lane.abroad = self._executor(task)
             lane.is_async, lane.reads, lane.depends = is_async(task.function), (), None
             lane.removed = lane.gated = False
+            self.news.failures.ended(("task", task.name))
             lane.trigger = lane.base = task.policy.trigger
             lane.override = None
             self.waves.follow(lane, lane.upstream)
@@ -235,6 +236,7 @@ class Scheduler:
         self.remove(lane.task, told=True)
         self.waves.follow(lane, ())
         del self.lanes[lane.task.name]
+        self.news.failures.ended(("task", lane.task.name))
 
     def _lane(self, task: Task[Any]) -> Lane:
         lane = self.lanes.get(task.name)
@@ -353,6 +355,16 @@ class Scheduler:
             empty = [lane for lane in self.lanes.values() if lane.gated and lane.task.entry is None]
             return [lane for lane in empty if self._comes(lane)]
 
+    def serve_without(self, task: Task[Any], run: Run) -> None:
+        """The first run that pages wait for has failed: they wait no longer, and say so."""
+        with self.locked:
+            lane = self.lanes.get(task.name)
+            if lane is not None and lane.task is task:
+                lane.gated = False
+                error, lane.withheld = lane.withheld, None
+                if error is not None:
+                    self.news.complain(lane, run, error)
+
     def watch(self, task: Task[Any], viewers: int) -> None:
         """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""
         with self.locked:
@@ -420,7 +432,8 @@ class Scheduler:
         if lane.task.policy.first_run is FirstRun.SKIP or lane.removed or lane.paused:
             return False
         if lane.clockless:
-            return any(up.entry or (up.name in self.lanes and self._comes(self.lanes[up.name])) for up in lane.upstream)
+            upstream = [(up, self.lanes.get(up.name)) for up in lane.upstream]
+            return any(up.entry or (at is not None and not at.failed and self._comes(at)) for up, at in upstream)
         return True
 
     def _amend(self, lane: Lane, **changes: Any) -> None:

@@ -25,7 +25,7 @@ from . import supervisor
 from .errors import ConfigError, StoreError
 from .functions import in_notebook
 from .run import Run, traceback_text
-from .runtime import Runtime
+from .runtime import Runtime, has_setup_script
 from .session import separate
 from .stopping import Stopping
 from .task import Task
@@ -183,7 +183,7 @@ class Gate:
 
     def _unusable(self, error: Exception) -> None:
         """The store cannot be opened: nothing can run here, and no value is there to be shown."""
-        if _has_setup_script():
+        if has_setup_script():
             self._stop(f"panel-schedule: {error} The server stops.")
             return
         document = pn.state.curdoc
@@ -200,7 +200,7 @@ class Gate:
         message = (
             f"\npanel-schedule: the first run of task {task.name!r} {run.state.replace('_', ' ')}, so the server "
             "stops: there is nothing to serve. Mend the function, or let the server start without it: "
-            "first_run='background'."
+            "first_run='background', or for all tasks ps.config.first_run_failure = 'serve'."
             f"\n\n{traceback_text(run.error)}"
         )
         self._stop(message)
@@ -218,11 +218,6 @@ class Gate:
     def _say_starting(self, document: Document) -> None:
         names = ", ".join(task.name for task in self._runtime.waiting_for()) or "the first tasks"
         _say(document, "Starting", _STARTING.format(tasks=escape(names)), RELOAD)
-
-
-def _has_setup_script() -> bool:
-    """Whether this is the server of ``panel serve --setup``, which is there for what the script defines."""
-    return pn.state._setup_module is not None
 
 
 def _say_unusable(error: Exception, document: Document) -> None:

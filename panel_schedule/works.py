@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from .clock import Clock
 from .jobs import Background
+from .keys import call_text
 from .run import Run, RunState
 from .timers import Timer, Timers
 
@@ -59,6 +60,11 @@ class Work:
     def name(self) -> str:
         """As errors and the log have it."""
         return f"Job {self.function.name!r}"
+
+    @property
+    def call(self) -> str:
+        """``optimise('A', 10)``, shortened."""
+        return call_text(self.function.name, self.args, self.kwargs)
 
     @property
     def queued(self) -> bool:

@@ -20,8 +20,8 @@ from .executors.base import Executor
 from .executors.processes import Parcel
 from .ledger import Ledger
 from .locked import Locked
-from .news import News
-from .run import Run, RunState, _current, first_line, on_a_loop, own_traceback, traceback_text
+from .news import FORGET, News
+from .run import Run, RunState, _current, first_line, on_a_loop, traceback_text
 from .runner import LAST_WORDS, STOPS, TROUBLE
 from .session import leave_session
 from .stores.base import Store
@@ -235,9 +235,10 @@ class Workshop:
             self.end(work, state, error)
             return
         delay = retry.delay(run.attempt)
-        log.warning(
-            "%s: attempt %d of %d failed, the next follows in %g s: %s",
-            work.name, run.attempt, retry.max_attempts, delay, first_line(error),
+        log.log(
+            logging.DEBUG if self._s.news.failures.known(("job", work.function.name)) else logging.WARNING,
+            "%s: attempt %d of %d failed (run %s: %s), the next follows in %g s: %s",
+            work.name, run.attempt, retry.max_attempts, run.id, work.call, delay, first_line(error),
         )  # fmt: skip
         run.again(error)
         attempt = run.attempt
@@ -315,7 +316,8 @@ class Workshop:
             pass  # the process that ran it says what came of it
         elif state in TROUBLE:
             assert error is not None
-            log.error("%s %s: %s", work.name, state.replace("_", " "), first_line(error), exc_info=own_traceback(error))
+            what = f"{work.name} {state.replace('_', ' ')} (run {work.run.id}: {work.call})"
+            self._s.news.failures.failed(("job", work.function.name), what, error, FORGET)
             self._s.news.emit("failed", work.function, work.run)
         elif state is RunState.SUCCEEDED:
             self._s.news.emit("succeeded", work.function, work.run)

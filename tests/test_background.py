@@ -170,7 +170,7 @@ def test_an_error_keeps_its_type_and_traceback(real, kind, caplog):
     assert (RunState.FAILED, ZeroDivisionError) == (run.state, type(run.error))
     assert "return 1 / number" in run.traceback
     (message,) = messages(caplog)
-    assert message == "Job 'divide' failed: ZeroDivisionError: division by zero"
+    assert message == f"Job 'divide' failed (run {run.id}: divide(0)): ZeroDivisionError: division by zero"
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])

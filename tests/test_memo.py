@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -567,7 +568,7 @@ def test_the_last_answer_is_served_where_a_new_one_cannot_be_had(core, caplog):
     core.clock.advance("1h")
     assert [1, 1, 4] == [f(), f(), f()]
     (message,) = messages(caplog)
-    assert message == "f() failed, the last good answer is served: OSError: no database"
+    assert re.fullmatch(r"f\(\) failed \(run \S+\), the last good answer is served: OSError: no database", message)
 
 
 def test_not_where_that_is_not_wanted(core):
@@ -601,7 +602,8 @@ def test_a_background_failure_keeps_the_answer(core, caplog):
     assert 1 == f()
     core.go()
     assert 1 == f()
-    assert ["f() failed, the last good answer is served: OSError: no database"] == messages(caplog)
+    (message,) = messages(caplog)
+    assert "the last good answer is served: OSError: no database" in message
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -686,6 +686,40 @@ def test_a_first_run_that_fails_is_known_to_all_processes(pair):
     assert 0 == tasks[1].function.calls
 
 
+def test_where_nothing_is_ended_no_process_waits_for_a_first_run_that_failed(pair, caplog):
+    """The process of the run says so; pages are built in all of them."""
+    tasks = pair.schedule(make=held, period="1h")
+    pair.begin()
+    tasks[0].function.finish(OSError("no route"))
+    pair.settle()
+
+    assert [[], []] == [core.scheduler.gate() for core in pair.cores]
+    assert 1 == sum("no route" in message for message in messages(caplog))
+
+
+def test_the_process_that_sees_a_task_recover_says_how_long_it_lasted(pair, caplog):
+    """Each one logs the failures of its own runs; the others know of them."""
+    outcomes = iter([OSError("no route"), 42])
+
+    def fetch():
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+
+    tasks = pair.schedule(make=lambda core: fetch, period="1h", first_run="skip")
+    pair.begin()
+    tasks[0].refresh()
+    pair.settle()
+    pair.clock.advance(30)
+    tasks[1].refresh()
+    pair.settle()
+
+    first, last = messages(caplog)
+    assert "no route" in first
+    assert "has recovered after 30 s" in last
+    assert not any(core.scheduler.news.failures.known(("task", tasks[0].name)) for core in pair.cores)
+
+
 def test_a_restarted_server_tries_a_failed_first_run_again(pair):
     """The slot was handled, but there is no value to serve."""
     calls = []

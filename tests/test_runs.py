@@ -63,6 +63,114 @@ def test_a_failure_is_logged_once_until_it_becomes_another(core, caplog):
     assert all("'fetch'" in message for message in logged)
 
 
+@pytest.fixture
+def failing(core):
+    """``failing(30, "1s")``: a task of that period that fails so often and is well then; each time another number."""
+
+    def make(times, period):
+        numbers = iter(range(1000))
+
+        @core.schedule(period=period, first_run="skip", name="fetch")
+        def fetch():
+            if (number := next(numbers)) < times:
+                raise OSError(f"no route to {number}")
+
+        core.begin()
+        return fetch
+
+    return make
+
+
+def test_a_failure_that_goes_on_is_one_line_per_ten(core, failing, caplog):
+    """With how often it was; the traceback is the first one's alone."""
+    failing(31, "1s")
+    core.run_for(31)
+
+    first, *others = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert first.exc_info
+    assert ["to 10 (11 times in 10 s)", "to 20 (21 times in 20 s)", "to 30 (31 times in 30 s)"] == [
+        record.getMessage().partition("route ")[2] for record in others
+    ]
+    assert not any(record.exc_info for record in others)
+
+
+def test_a_failure_that_goes_on_slowly_is_one_line_per_minute(core, failing, caplog):
+    failing(9, "25s")
+    core.run_for(225)
+
+    assert ["0", "3 (4 times in 75 s)", "6 (7 times in 2 min)"] == [
+        message.partition("to ")[2] for message in messages(caplog, logging.ERROR)
+    ]
+
+
+def test_the_log_says_when_a_task_has_recovered(core, failing, caplog):
+    """How long it lasted, and which run it was; and the next failure is a first one."""
+    task = failing(5, "2s")
+    core.run_for(12)
+
+    assert (
+        f"Task 'fetch' has recovered after 10 s and 5 failed runs (run {task.history[0].id})." == messages(caplog)[-1]
+    )
+
+
+def test_the_log_names_the_run(core, failing, caplog):
+    task = failing(1, "1s")
+    core.run_for(1)
+
+    assert f"(run {task.history[0].id})" in messages(caplog)[0]
+
+
+def test_the_log_of_a_task_that_was_defined_anew_begins_anew(core, failing, caplog):
+    """Of that name there was another one."""
+    failing(1, "1s")
+    core.run_for(1)
+    core.ps.cancel_task("fetch")
+    failing(1, "1s")
+    core.run_for(1)
+
+    assert [True, True] == [bool(record.exc_info) for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def test_jobs_that_fail_the_same_way_are_logged_once_in_ten(core, caplog):
+    """The first one with its traceback; each line names a run and its arguments, shortened."""
+
+    @core.ps.background(executor="thread")
+    def divide(number, text, unspeakable):
+        raise ZeroDivisionError(f"{number} times")
+
+    class Unspeakable:
+        def __repr__(self):
+            raise OSError
+
+    for number in range(12):
+        divide.submit(number, "x" * 1000, Unspeakable())
+        core.go()
+    records = [record for record in caplog.records if record.levelno == logging.ERROR]
+    lines = [record.getMessage() for record in records]
+
+    assert [True, False] == [bool(record.exc_info) for record in records]
+    assert all("divide(" in line and "xxx" in line and len(line) < 400 for line in lines)
+    assert "(11 times" in lines[1]
+    core.clock.advance("1h")
+    divide.submit(0, "", None)
+    core.go()
+    assert caplog.records[-1].exc_info
+
+
+def test_jobs_that_are_tried_again_say_so_once(core, caplog):
+    """While they keep failing each attempt is more of the same."""
+
+    @core.ps.background(executor="thread", retry=2)
+    def divide():
+        raise ZeroDivisionError
+
+    for _ in range(2):
+        divide.submit()
+        core.run_for(20)
+
+    assert 3 == len(messages(caplog))
+
+
 def test_the_log_of_a_failure_shows_the_users_traceback(core, caplog):
     """exc_info of the record leads to the function itself."""
 

@@ -7,6 +7,7 @@ import os
 import threading
 from datetime import timedelta
 
+import panel as pn
 import pytest
 
 from core import PATIENCE, keys, messages, second
@@ -215,6 +216,93 @@ def test_a_task_registered_later_starts_at_once(core):
     core.go()
 
     assert "value" == task()
+
+
+@pytest.fixture
+def ended(core):
+    """A server that ends when a first run has failed: those that have."""
+    told = []
+    core.runtime.fatal = lambda task, run: told.append((task.name, run.state))
+    return told
+
+
+def broken():
+    raise OSError("gone")
+
+
+@pytest.mark.parametrize(
+    ("option", "setup", "ends"),
+    [(None, True, True), (None, False, False), ("serve", True, False), ("exit", False, True)],
+)
+def test_who_is_ended_by_a_first_run_that_fails(core, ended, monkeypatch, option, setup, ends):
+    """`panel serve --setup` alone, unless ps.config.first_run_failure says it otherwise (8)."""
+    monkeypatch.setattr(pn.state, "_setup_module", object() if setup else None)
+    core.config._frozen = False
+    core.config.first_run_failure = option
+    core.schedule(period="1h", name="task")(broken)
+    core.begin()
+
+    assert ends == bool(ended)
+    assert ends == bool(core.runtime.waiting_for())  # else the pages are built
+
+
+def test_the_schedule_goes_on_after_a_first_run_that_failed(core, ended, caplog):
+    """The log has the traceback, the status what a page shows, and the next slot its value."""
+    outcomes = iter([OSError("gone"), 42])
+
+    @core.schedule(period="1h")
+    def task():
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+
+    core.begin()
+    (message,) = messages(caplog)
+    assert "'task' failed" in message
+    assert "there is no value yet: OSError: gone" in message
+    assert "in task" in caplog.text
+    assert ("failed", "OSError: gone") == (task.status.state, task.status.error)
+    core.run_for(3600)
+
+    assert (42, []) == (task(), ended)
+
+
+def test_a_first_run_is_tried_again_before_it_has_failed(core, ended, monkeypatch):
+    """retry= is spent first (8)."""
+    monkeypatch.setattr(pn.state, "_setup_module", object())
+    outcomes = iter([OSError("gone"), OSError("gone"), 42])
+
+    @core.schedule(period="1h", retry=2)
+    def task():
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+
+    core.begin()
+    assert ([], [task]) == (ended, core.runtime.waiting_for())
+    core.run_for(60)
+
+    assert ([], 42) == (ended, task())
+
+
+def test_pages_do_not_wait_for_a_first_run_that_timed_out(core, ended):
+    """Nor for a follower, which has nothing to follow."""
+    raw = core.schedule(period="1h", timeout="10s")(core.held("raw"))
+    core.schedule(after=raw, name="child")(lambda: 1)
+    core.begin()
+    assert 2 == len(core.runtime.waiting_for())
+    core.run_for(10)
+
+    assert ([], []) == (ended, core.runtime.waiting_for())
+
+
+def test_pages_do_not_wait_for_the_follower_of_a_task_that_failed_in_the_background(core):
+    """It would be held until a slot that may be an hour away."""
+    raw = core.schedule(period="1h", first_run="background", name="raw")(broken)
+    core.schedule(after=raw, name="child")(lambda: 1)
+    core.begin()
+
+    assert [] == core.runtime.waiting_for()
 
 
 # ------------------------------------------------------------ lifecycle
