@@ -166,6 +166,7 @@ def test_jobs_that_are_tried_again_say_so_once(core, caplog):
 
     for _ in range(2):
         divide.submit()
+        core.go()
         core.run_for(20)
 
     assert 3 == len(messages(caplog))
