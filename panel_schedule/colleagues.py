@@ -79,7 +79,7 @@ class Colleagues:
         run, durable = work.run, work.function.policy.durable
         enqueue = partial(
             self._queue.enqueue, run.id, run.task,
-            now=run.queued_at, payload=payload, key=work.key, durable=durable, synced=durable,
+            now=run.queued_at, payload=payload, key=work.key, durable=durable, synced=durable, user=run.user,
         )  # fmt: skip
         if durable:
             # On the disk before anybody is told that it was accepted.
@@ -157,7 +157,7 @@ class Colleagues:
             known = work
             for run in work.runs:
                 run.id = row.id
-            work.remote, work.run._stop = True, partial(self._cancel_there, row.id)
+            work.remote, work.run.user, work.run._stop = True, row.user, partial(self._cancel_there, row.id)
             self._d.works.add(work)
         self._d.guests.shared[work.run.task, work.key] = known
 
@@ -196,7 +196,7 @@ class Colleagues:
                 return run
             run = self._elsewhere[row.id] = self._d.works.new(row.function)
             run.id, run.key, run.queued_at = row.id, f"request {row.id}", row.queued_at or run.queued_at
-            run._stop = partial(self._cancel_there, row.id)
+            run.user, run._stop = row.user, partial(self._cancel_there, row.id)
             function = self._functions.get(row.function)
             if not row.state.final and function is not None:
                 work = Work(function, run, (), {})
@@ -347,6 +347,7 @@ class Colleagues:
             if work is None:
                 work = Work(function, self._d.works.new(row.function), args, kwargs)
                 work.run.id, work.run.queued_at = row.id, row.queued_at or work.run.queued_at
+                work.run.user = row.user
             run, work.key = work.run, row.key
             run.attempt, work.fence, work.remote, work.args, work.kwargs = row.attempt, row.fence, False, args, kwargs
             work.stored.set()

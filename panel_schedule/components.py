@@ -10,6 +10,7 @@ import param
 from panel.custom import JSComponent
 from panel.viewable import Viewer
 
+from .display import display
 from .memoview import MemoView
 from .task import Task
 from .views import TaskView
@@ -160,5 +161,5 @@ class Freshness(Viewer):
 def show(task: Task[Any] | MemoView) -> pn.viewable.Viewable:
     """How a task renders: its value, and how fresh it is under it."""
     view = task.view() if isinstance(task, Task) else task
-    value = pn.panel(view.pipe(lambda value: value), sizing_mode="stretch_width")
+    value = pn.panel(view.pipe(display), sizing_mode="stretch_width")
     return pn.Column(value, Freshness(task), sizing_mode="stretch_width")

@@ -58,12 +58,14 @@ class Dispatcher:
 
     # ------------------------------------------------------------ submitting
 
-    def submit(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    def submit(
+        self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], user: str | None
+    ) -> Run:
         """Start a run, or join one that does the same."""
         self._s.start()
         work = Work(function, self.works.new(function.name), args, kwargs)
         run = work.run
-        run._stop = partial(self.workshop.cancel, work)
+        run.user, run._stop = user, partial(self.workshop.cancel, work)
         if self._s.stopping:
             with self._s.locked:
                 run.reason = STOPS
@@ -92,7 +94,7 @@ class Dispatcher:
                     return
             # Its run is nobody's own: the caller is a guest of it, as are those who ask for the same later.
             work = Work(function, self.works.new(function.name), work.args, work.kwargs)
-            work.key, work.run.id = key, caller.id
+            work.key, work.run.id, work.run.user = key, caller.id, caller.user
         self.workshop.prepare(work)
         if function.policy.durable and self.colleagues is not None:
             payload = encode((work.args, work.kwargs), work.name)
@@ -125,7 +127,7 @@ class Dispatcher:
                 if not work.key:
                     return work.run
                 guest = self.works.new(work.function.name)
-                guest.queued_at = work.run.queued_at
+                guest.queued_at, guest.user = work.run.queued_at, work.run.user
                 self.guests.welcome(work, guest)
                 return guest
             run = self.works.find(id)

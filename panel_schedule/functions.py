@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import panel as pn
+from bokeh.io.doc import _PATCHED_CURDOCS
 
 from .clock import Clock
 from .components import show
@@ -27,7 +28,7 @@ from .memoview import MemoView
 from .recall import Watched
 from .references import references
 from .registry import may_replace, require_nameable, same_function, taken
-from .run import Run
+from .run import Run, current_run, on_a_loop
 from .scheduler import Scheduler
 from .task import Task
 from .views import Views
@@ -132,6 +133,18 @@ class Functions(ABC):
             return memo
 
     # ------------------------------------------------------------ what jobs ask of the layers above them
+
+    @property
+    def user(self) -> str | None:
+        """
+        Who is logged in where this is called: in code of a session, or in a run that one has started.
+
+        Before 3.10 Bokeh shows to any thread the document of the page that the loop is building.
+        """
+        if (run := current_run()) is not None:
+            return run.user
+        known = on_a_loop() or pn.state._curdoc.get() is not None or not isinstance(_PATCHED_CURDOCS, list)
+        return pn.state.user if known else None
 
     def job(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
         return self.views.admit(lambda home, changed: Job(home, changed, function, args, kwargs, self))

@@ -11,6 +11,7 @@ import param
 from panel.custom import JSComponent
 from panel.viewable import Viewer
 
+from .display import Text, display
 from .jobview import Job
 from .run import RunState, first_line
 
@@ -239,8 +240,8 @@ class JobPanel(Viewer):
         Those of its arguments that are widgets are shown.
     render : callable, optional
         Called as ``render(result)`` with each result and partial result, returns what is to be shown:
-        anything that ``pn.panel`` takes. By default that is the result itself, text as Markdown;
-        ``render=pn.pane.Str`` shows text as it is, which text from strangers wants.
+        anything that ``pn.panel`` takes, where text is Markdown. By default that is the result itself, and text as
+        it is: HTML in it, which may be a stranger's, is not run. ``render=pn.pane.Markdown`` shows text as Markdown.
 
     Examples
     --------
@@ -253,7 +254,7 @@ class JobPanel(Viewer):
     >>> panel = ps.JobPanel(power.job(base), render="The power is **{}**.".format)
     """
 
-    def __init__(self, job: Job, render: Callable[[Any], Any] = pn.panel, **params: Any):
+    def __init__(self, job: Job, render: Callable[[Any], Any] = display, **params: Any):
         if not isinstance(job, Job):
             raise TypeError(f"JobPanel shows a job, made by function.job(...), and not {job!r}.")
         super().__init__(**params)
@@ -288,7 +289,7 @@ class JobPanel(Viewer):
             return pn.panel(self._render(result))
         except Exception as error:
             log.exception("Job %r: its result cannot be shown.", self._job.name)
-            return pn.pane.Str(f"The result cannot be shown. {first_line(error)}")
+            return Text(f"The result cannot be shown. {first_line(error)}")
 
     def __panel__(self) -> Any:
         return self._layout

@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 EXECUTORS = ("process", "thread", "loop")
 
+# Of runs: whoever has started them. None is a user, too: one who has not logged in.
+ANYBODY: Any = type("Anybody", (), {"__repr__": lambda self: "ANYBODY"})()
+
 
 class Retrigger(StrEnum):
     """What a second start of a session's job does while its first run is under way."""
@@ -92,6 +95,8 @@ class Host(Protocol):
 
     @property
     def dispatcher(self) -> Dispatcher: ...
+    @property
+    def user(self) -> str | None: ...
 
     def job(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
@@ -99,7 +104,9 @@ class Host(Protocol):
 class Dispatcher(Protocol):
     """What a background function asks of the layers above."""
 
-    def submit(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run: ...
+    def submit(
+        self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], user: str | None
+    ) -> Run: ...
     def runs(self, function: Background[Any, Any]) -> list[Run]: ...
 
 
@@ -181,8 +188,12 @@ class Background(Generic[P, T]):
         ArgumentUnkeyable
             With `ttl`, when an argument has no key.
         """
+        return self.submit_for(self._host.user, args, kwargs)
+
+    def submit_for(self, user: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+        """`submit`, of a session whose user this is."""
         self.check(args, kwargs)
-        return self._host.dispatcher.submit(self, args, kwargs)
+        return self._host.dispatcher.submit(self, args, kwargs, user)
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise TypeError unless the function takes these arguments, and they are values."""
@@ -209,9 +220,22 @@ class Background(Generic[P, T]):
         """
         return self._host.job(self, args, kwargs)
 
-    def runs(self) -> list[Run]:
-        """The runs under way and the last ones that ended, of all sessions and processes, newest first."""
-        return self._host.dispatcher.runs(self)
+    def runs(self, user: str | None = ANYBODY) -> list[Run]:
+        """
+        The runs under way and the last ones that ended, of all sessions and processes, newest first.
+
+        Parameters
+        ----------
+        user : str or None
+            Only those that a session of this user has started: ``pn.state.user``, where a page shows them. None means
+            those that were started without a login; by default those of everybody, which no page should show.
+
+        Returns
+        -------
+        list of Run
+        """
+        runs = self._host.dispatcher.runs(self)
+        return runs if user is ANYBODY else [run for run in runs if run.user == user]
 
 
 def _require_fitting(name: str, function: Any, policy: JobPolicy, key: Any) -> None:

@@ -37,6 +37,8 @@ class Host(Protocol):
 
     @property
     def clock(self) -> Clock: ...
+    @property
+    def user(self) -> str | None: ...
 
     def find(self, id: str) -> Run | None: ...
     def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]: ...
@@ -105,6 +107,8 @@ class Job(View, Viewer):
         except TypeError as error:
             raise TypeError(f"Job {function.name!r}: {error}. It takes {function.signature}.") from None
         self._host = host
+        # Of the session: a click may come on a thread that knows of none.
+        self._user = host.user
         # Knows nothing of the session: it is what a run, that everybody may hold, calls.
         self._changed = changed
         self._waiting: deque[Call] = deque()
@@ -212,7 +216,7 @@ class Job(View, Viewer):
     def _launch(self, call: Call) -> Run:
         args, kwargs = call
         try:
-            run = self._function.submit(*args, **kwargs)
+            run = self._function.submit_for(self._user, args, kwargs)
         except Exception as error:
             self._refused = first_line(error)
             self._show(None)

@@ -12,15 +12,20 @@ import threading
 import time
 import tracemalloc
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from textwrap import dedent
+from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import panel as pn
 import psutil
 import pytest
+from bokeh.document import Document
+from bokeh.io.doc import patch_curdoc
 from bokeh.plotting import figure
+from panel.io.state import set_curdoc
+from tornado.web import create_signed_value
 
 import panel_schedule
 from core import PATIENCE, messages
@@ -265,6 +270,84 @@ def test_a_run_sees_no_session(real):
     with pn.io.server.set_curdoc(document):
         run = look.submit()
     assert (None, None, "look") == run.result(PATIENCE)
+
+
+@contextmanager
+def session_of(user, monkeypatch):
+    """Be the code of a page whose visitor has logged in."""
+    monkeypatch.setattr(pn.config, "cookie_secret", "secret")
+    cookie = create_signed_value("secret", "user", user).decode()
+    document = Document()
+    context = SimpleNamespace(request=SimpleNamespace(cookies={"user": cookie}), destroyed=False, session=None)
+    document._session_context = lambda: context
+    with set_curdoc(document):
+        yield
+
+
+def test_runs_are_found_by_the_user_whose_session_started_them(core, monkeypatch):
+    """Whether it submits, or starts a job, be that on a thread that knows of no session."""
+    f = core.ps.background(executor="thread", name="f")(lambda n=0: n)
+    nobodys = f.submit()
+    with session_of("ann", monkeypatch):
+        job = f.job()
+        anns = [f.submit(), job.start()]
+    with session_of("bob", monkeypatch):
+        bobs = [f.submit(2)]
+        assert bobs == f.runs(user=pn.state.user)
+    thread = threading.Thread(target=lambda: anns.append(job.start()))
+    thread.start()
+    thread.join()
+
+    assert set(anns) == set(f.runs(user="ann"))
+    assert [nobodys] == f.runs(user=None)
+    assert {nobodys, *anns, *bobs} == set(f.runs())
+    assert [] == f.runs(user="mallory")
+
+
+def test_a_thread_takes_no_user_from_the_page_that_is_being_built(core, monkeypatch):
+    """Bokeh before 3.10 shows its document to all of them."""
+    f = core.ps.background(executor="thread", name="f")(lambda: 1)
+    runs = []
+    with session_of("ann", monkeypatch), patch_curdoc(pn.state.curdoc):
+        thread = threading.Thread(target=lambda: runs.append(f.submit()))
+        thread.start()
+        thread.join()
+    assert [None] == [run.user for run in runs]
+
+
+def test_who_shares_a_run_shares_its_id_and_it_is_found_by_who_started_it(core, monkeypatch):
+    f = core.ps.background(executor="thread", name="f", ttl="1h")(lambda: 1)
+    with session_of("ann", monkeypatch):
+        first = f.submit()
+    with session_of("bob", monkeypatch):
+        second = f.submit()
+
+    assert first.id == second.id == f.runs(user="ann")[0].id
+    assert [] == f.runs(user="bob")
+
+
+def test_what_a_run_submits_is_of_its_user(real, monkeypatch):
+    inner = real.background(executor="thread", name="inner")(lambda: 1)
+    outer = real.background(executor="thread", name="outer")(lambda: inner.submit().user)
+    with session_of("ann", monkeypatch):
+        run = outer.submit()
+
+    assert "ann" == run.result(PATIENCE)
+
+
+def test_other_processes_know_the_user_of_a_run(shared, tmp_path, monkeypatch):
+    f = shared.background(executor="thread", name="f")(lambda: 1)
+    with session_of("ann", monkeypatch):
+        run = f.submit()
+    run.result(PATIENCE)
+    other = make(store=f"file://{tmp_path / 'store'}")
+    there = Front(other).background(executor="thread", name="f")(lambda: 1)
+    try:
+        when(lambda: there.runs())
+        assert [(run.id, "ann")] == [(each.id, each.user) for each in there.runs(user="ann")]
+        assert [] == there.runs(user="bob")
+    finally:
+        other.close()
 
 
 def test_events_are_told_of_jobs(core):

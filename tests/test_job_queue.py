@@ -609,6 +609,19 @@ def test_a_store_of_the_first_version_gets_the_tables(opened, home):
     assert database.SCHEMA_VERSION == store._read("PRAGMA user_version")[0][0]
 
 
+def test_a_store_of_before_runs_had_users_goes_on(opened, home):
+    """Those that it holds are nobody's."""
+    store = opened()
+    enter(store, "old", durable=True)
+    store.close()
+    with closing(sqlite3.connect(home / "store.db")) as old:
+        old.execute("ALTER TABLE jobs DROP COLUMN user")
+    store = opened()
+    enter(store, "new", user="ann")
+
+    assert {"old": None, "new": "ann"} == {job.id: job.user for job in opened().queue.jobs("optimise")}
+
+
 def test_jobs_of_a_corrupt_database_are_saved(opened, home, caplog):
     """With all that can still be read."""
     store = opened()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from html import escape, unescape
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import panel as pn
 import pytest
 
 from panel_schedule.config import Config
+from panel_schedule.display import display
 from panel_schedule.front import Front
 from panel_schedule.jobpanel import JobPanel
 from panel_schedule.jobs import Background
@@ -91,6 +94,72 @@ def test_a_result_that_cannot_be_shown_says_so(front: Front, caplog: pytest.LogC
     assert shown(panel) == "The result cannot be shown. KeyError: 'no such column'"
     assert (job.running, job.progress._bar.told["state"], job.cancel_button.useless) == (False, "succeeded", True)
     assert "its result cannot be shown" in caplog.text
+
+
+STRANGE = "**a** <img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize("text", [STRANGE, type("Text", (str,), {"_repr_html_": str})(STRANGE), np.str_(STRANGE)])
+def test_text_is_shown_as_it_is(front: Front, text: str) -> None:
+    """Whoever wrote it runs nothing in the reader's page; as a partial result neither."""
+    waiting, go = threading.Event(), threading.Event()
+
+    def function() -> str:
+        current_run().publish(text)  # type: ignore[union-attr]
+        waiting.set()
+        assert go.wait(10)
+        return text
+
+    job = background(front, function).job()
+    panel = JobPanel(job)
+    panel.__panel__().get_root()
+    run, panes = job.start(), []
+    assert waiting.wait(10)
+    job._follow()
+    panes.append(panel.__panel__()[-1][0]._pane)
+    go.set()
+    run.result(5)
+    panes.append(panel.__panel__()[-1][0]._pane)
+    for pane in panes:
+        assert isinstance(pane, pn.pane.Str)
+        # Twice: the browser undoes the outer one before it reads the rest as HTML.
+        assert pane.get_root().text == escape(f"<pre>{escape(STRANGE)}</pre>")
+
+
+def test_what_contains_text_is_shown_as_it_is(front: Front) -> None:
+    """What Panel would show by its `repr`, with the HTML inside of it; and what no browser reads as JSON."""
+    for value in ((STRANGE,), {STRANGE}, {"a": float("nan"), "b": STRANGE}, ValueError(STRANGE), np.array([STRANGE])):
+        shown = pn.panel(display(value))
+        assert escape(STRANGE) in unescape(shown.get_root().text)
+        assert STRANGE not in unescape(shown.get_root().text)
+    assert isinstance(display({"a": [1, STRANGE]}), pn.pane.JSON)
+    assert type(pn.panel(3)) is pn.pane.Str
+
+
+def test_an_error_is_shown_as_text(front: Front) -> None:
+    def render(value: Any) -> Any:
+        raise ValueError(STRANGE)
+
+    job = background(front, lambda: 1).job()
+    panel = JobPanel(job, render)
+    job.start().result(5)
+    assert STRANGE not in unescape(panel.__panel__()[-1][0]._pane.get_root().text)
+
+
+@pytest.mark.parametrize("text", [STRANGE, np.str_(STRANGE)])
+def test_tasks_and_answers_show_text_as_it_is(front: Front, text: str) -> None:
+    task = front.schedule(period="1h", first_run="skip", name="task", default=text)(lambda: text)
+    answer = front.memoize(executor="thread", name="answer")(lambda: text)
+    answer()
+    for shown in (task.__panel__(), answer.view().__panel__()):
+        assert isinstance(shown[0]._pane, pn.pane.Str)
+
+
+def test_markdown_is_shown_on_demand(front: Front) -> None:
+    job = background(front, lambda: "**a**").job()
+    panel = JobPanel(job, render=pn.pane.Markdown)
+    job.start().result(5)
+    assert isinstance(panel.__panel__()[-1][0]._pane, pn.pane.Markdown)
 
 
 def test_each_push_reaches_the_bar_in_one_piece(front: Front) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 
 import pytest
 from bokeh.plotting import figure
 from panel.pane import Markdown
+from panel.util import parse_query
 
 from core import PATIENCE, Core, keys, messages, second, short
 from panel_schedule.config import Config
+from panel_schedule.contracts.tools import hammer
 from panel_schedule.errors import (
     RunFenced,
     RunSkipped,
@@ -19,7 +22,7 @@ from panel_schedule.errors import (
     WouldBlock,
 )
 from panel_schedule.front import Front
-from panel_schedule.run import RunState, track
+from panel_schedule.run import Run, RunState, track
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores.base import TASK
 
@@ -477,6 +480,26 @@ def test_refreshes_have_keys_of_their_own(core):
         core.go()
 
     assert 3 == len(set(keys(task)))
+
+
+def test_nobody_guesses_the_id_of_a_run(core):
+    """72 random bits, which stand in an address and are read from it as they are."""
+    task = core.schedule(period="1h", first_run="skip", name="fetch")(lambda: 1)
+    function = core.ps.background(lambda: 1, name="job")
+    core.begin()
+    ids = [Run("task", None, second(0)).id for _ in range(999)] + [task.refresh().id, function.submit().id]
+
+    assert 1001 == len(set(ids)) == sum(re.fullmatch("r[0-9A-Za-z_-]{12}", id) is not None for id in ids)
+    assert all(id == parse_query(f"?run={id}")["run"] for id in ids)
+    # No place in them has few characters, and none follows from the one before.
+    assert all(len({id[place] for id in ids}) > 50 for place in range(1, 13))
+
+
+def test_threads_get_ids_of_their_own():
+    ids = list[str]()
+    wrong = hammer(8, lambda _: ids.extend([Run("task", None, second(0)).id for _ in range(2000)]))
+
+    assert ([], 16_000) == (wrong, len(set(ids)))
 
 
 def test_refresh_fits_on_click(core):

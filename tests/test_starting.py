@@ -406,9 +406,9 @@ def test_a_name_that_was_cancelled_can_be_used_again_in_a_script(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_runs_of_a_forks_children_are_told_apart():
-    """They count from the same number on, and share a store (15)."""
+    """They share a store (15), and what their parent had prepared for its next runs."""
     reader, writer = os.pipe()
-    pids = []
+    pids, _ = [], Run("task", None, second(0))
     for _ in range(2):
         pids.append(os.fork())
         if pids[-1] == 0:

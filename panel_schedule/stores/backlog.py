@@ -38,7 +38,7 @@ AND (owner IS NOT NULL OR state = '{RunState.SUCCEEDED}' AND {_SEEN}) ORDER BY n
 
 # What a new database takes over of the last one.
 _CARRIED = """id, function, key, durable, owner, state, attempt, fence, percent, message, reason, error, cancelled,
-partials, queued_at, started_at, finished_at, expires_at"""
+partials, queued_at, started_at, finished_at, expires_at, user"""
 
 _Ask = Callable[..., list[sqlite3.Row]]
 
@@ -67,6 +67,7 @@ class Backlog:
         key: str = "",
         durable: bool = False,
         synced: bool,
+        user: str | None = None,
     ) -> JobRow | None:
         # A hit costs no lock.
         if key and (known := self._equal(self._house._read, function, key, now)) is not None:
@@ -81,9 +82,9 @@ class Backlog:
                     known = self._equal(tx.all, function, key, now)
                 if known is None:
                     tx.do(
-                        "INSERT INTO jobs (id, function, key, durable, owner, state, queued_at, change) "
-                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                        *(id, function, key, durable, self._house._me, str(RunState.QUEUED), micros(now)),
+                        "INSERT INTO jobs (id, function, key, durable, owner, state, queued_at, user, change) "
+                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        *(id, function, key, durable, self._house._me, str(RunState.QUEUED), micros(now), user),
                         tx.change(NEXT_OF_JOBS),
                     )
                     if payload is not None:
@@ -129,7 +130,7 @@ class Backlog:
             row["id"], row["function"], row["key"], bool(row["durable"]), RunState(row["state"]), row["attempt"],
             row["fence"], not mine and row["owner"] is not None and not self._house._alive(row["owner"]), mine,
             row["percent"], row["message"], row["reason"], row["error"], row["partials"], bool(row["cancelled"]),
-            queued_at, started_at, finished_at, expires_at, row["change"],
+            row["user"], queued_at, started_at, finished_at, expires_at, row["change"],
         )  # fmt: skip
 
     def _now(self) -> int | None:

@@ -62,7 +62,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     fence INTEGER NOT NULL DEFAULT 1, percent INTEGER NOT NULL DEFAULT -1, message TEXT NOT NULL DEFAULT '',
     reason TEXT NOT NULL DEFAULT '', error TEXT NOT NULL DEFAULT '', cancelled INTEGER NOT NULL DEFAULT 0,
     partials INTEGER NOT NULL DEFAULT 0, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
-    expires_at INTEGER, change INTEGER NOT NULL
+    expires_at INTEGER, change INTEGER NOT NULL, user TEXT
 );
 CREATE INDEX IF NOT EXISTS changed_jobs ON jobs (change);
 CREATE INDEX IF NOT EXISTS jobs_of_function ON jobs (function, key);
@@ -97,6 +97,8 @@ CREATE TABLE IF NOT EXISTS counted (changes INTEGER NOT NULL);
 INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
 """
 
+# Columns that came later, by table: who does not know of them does without.
+_LATER = {"jobs": {"user": "TEXT"}}
 
 # What is worth saving of a corrupt database. Claims of tasks are not: who has one publishes under the new one in vain.
 _COLUMNS = {
@@ -104,7 +106,7 @@ _COLUMNS = {
     "tasks": "name, server, fingerprint, trigger, override, first_seen, last_slot, last_version, paused, fence, change",
     "runs": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
     "jobs": "number, id, function, key, durable, owner, state, attempt, fence, percent, message, reason, error, "
-    "cancelled, partials, queued_at, started_at, finished_at, expires_at, change",
+    "cancelled, partials, queued_at, started_at, finished_at, expires_at, change, user",
     "parts": "job, kind, number, attempt, inline, file",
     "answers": "function, key, call, version, basis, updated_at, duration, size, used_at, expires_at, change, inline, "
     "file",
@@ -261,6 +263,9 @@ class Database:
         missing = {0: _TASKS + _JOBS + _ANSWERS, 1: _JOBS + _ANSWERS, 2: _ANSWERS}.get(version)
         if missing is not None:
             self._writer.executescript(f"BEGIN IMMEDIATE; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        for table, columns in _LATER.items():
+            for column in columns.keys() - _columns(self._writer, table):
+                self._writer.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
 
     @property
     def there(self) -> bool:
@@ -388,11 +393,17 @@ def salvage(aside: Path, into: Transaction) -> int:
         # From the end, too: a page in the middle stops the first pass.
         for (table, columns), order in product(_COLUMNS.items(), ("ASC", "DESC")):
             with suppress(sqlite3.Error):
+                there = _columns(old, table)
+                columns = ", ".join(column for column in columns.split(", ") if column in there)
                 for row in old.execute(f"SELECT {columns} FROM {table} ORDER BY rowid {order}"):
                     marks = ", ".join("?" * len(row))
                     copied += into.do(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", *row)
         old.close()
     return copied
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -46,6 +46,8 @@ class JobRow:
     cancelled : bool
         Somebody asks its process to cancel it.
     queued_at, started_at, finished_at : datetime or None
+    user : str or None
+        Whose session has started it.
     expires_at : datetime or None
         Until then it can be seen; None as long as it is unfinished, or for ever.
     change : int
@@ -67,6 +69,7 @@ class JobRow:
     error: str
     partials: int
     cancelled: bool
+    user: str | None
     queued_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
@@ -96,6 +99,7 @@ class Queue(Protocol):
         key: str = "",
         durable: bool = False,
         synced: bool,
+        user: str | None = None,
     ) -> JobRow | None:
         """
         Keep a new run, held by this process; its fence is 1.
@@ -114,6 +118,8 @@ class Queue(Protocol):
             Other processes may take it when this one is gone.
         synced : bool
             On the disk before this returns, where the store outlives its server.
+        user : str or None
+            Whose session has started it.
         """
         ...
 
