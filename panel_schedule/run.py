@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import re
 import threading
 import traceback
 from base64 import urlsafe_b64encode
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,8 +31,12 @@ T = TypeVar("T")
 _ids: deque[str] = deque()
 _completing = threading.Lock()
 
-# Characters of an error's first line: it reaches every page.
+# Characters of an error's first line, and of a message: they reach every page.
 LONGEST_LINE = 300
+LONGEST_MESSAGE = 1000
+
+# Where a message of `track` has the item. A width of more digits makes a text that fills the memory.
+_FIELD = re.compile(r"\{(?::((?:[^{}\d]|\d{1,3}(?!\d))*))?\}")
 
 
 def renew_ids() -> None:
@@ -442,9 +447,9 @@ def progress(current: float, total: float = 100, message: str = "") -> None:
     Parameters
     ----------
     current, total : float
-        ``current`` of ``total`` steps are done.
+        ``current`` of ``total`` steps are done. What is no number, or NaN, or infinite, is shown as unknown.
     message : str
-        Shown beside the bar.
+        Shown beside the bar, up to 1,000 characters of it; of anything else its text.
 
     Raises
     ------
@@ -454,7 +459,48 @@ def progress(current: float, total: float = 100, message: str = "") -> None:
     run = _current.get()
     if run is not None:
         run.check()
-        run.report(max(0, min(100, int(100 * current / total))) if total else -1, message)
+        run.report(_percent(current, total), _text(message))
+
+
+def _percent(current: Any, total: Any) -> int:
+    """0 to 100; -1 where these are no numbers, or none that say how far it is: that ends no run."""
+    try:
+        current, total = (each if isinstance(each, int) else float(each) for each in (current, total))
+        return max(0, min(100, int(100 * current // total))) if total > 0 else -1
+    except (RunCancelled, RunTimedOut):  # in a worker process one may come at any moment
+        raise
+    except Exception:
+        return -1
+
+
+def _text(message: Any) -> str:
+    """What can be shown of it, whatever it is."""
+    try:
+        text = "" if message is None else str(message)
+    except (RunCancelled, RunTimedOut):
+        raise
+    except Exception:
+        text = f"<{type(message).__name__}>"
+    text = str.__getitem__(text, slice(LONGEST_MESSAGE))
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _filled(message: str, item: Any) -> str:
+    """
+    The message with the item for each ``{}``, or ``{:.1f}``, and nothing else changed.
+
+    `str.format` stumbles over any other brace, and reads attributes of the item.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        try:
+            return format(item, found[1]) if found[1] else _text(item)
+        except (RunCancelled, RunTimedOut):
+            raise
+        except Exception:
+            return found[0]
+
+    return _FIELD.sub(fill, message)
 
 
 def track(items: Iterable[T], total: int | None = None, message: str = "") -> Iterator[T]:
@@ -467,7 +513,8 @@ def track(items: Iterable[T], total: int | None = None, message: str = "") -> It
     total : int, optional
         How many there are; by default ``len(items)`` where it is known.
     message : str
-        May contain ``{}``, which stands for the item.
+        May contain ``{}``, which stands for the item, or ``{:.1f}``, for the item in a format of one value. Other
+        braces are shown as they are.
 
     Examples
     --------
@@ -476,12 +523,13 @@ def track(items: Iterable[T], total: int | None = None, message: str = "") -> It
     [0, 2, 4]
     """
     if total is None and isinstance(items, Sized):
-        total = len(items)
-    done = 0
+        with suppress(Exception):  # then nobody knows
+            total = len(items)
+    done, message = 0, _text(message)
     for done, item in enumerate(items, start=1):
-        progress(done - 1, total or 0, message.format(item))
+        progress(done - 1, total, _filled(message, item) if "{" in message else message)  # type: ignore[arg-type]
         yield item
-    progress(done, total or 0, message and "done")
+    progress(done, total, message and "done")  # type: ignore[arg-type]
 
 
 def refuse_to_block(what: str, instead: str) -> None:

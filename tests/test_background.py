@@ -13,6 +13,8 @@ import time
 import tracemalloc
 import weakref
 from contextlib import contextmanager, suppress
+from decimal import Decimal
+from fractions import Fraction
 from textwrap import dedent
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
@@ -44,7 +46,7 @@ from panel_schedule.errors import (
 )
 from panel_schedule.executors import processes
 from panel_schedule.front import Front
-from panel_schedule.run import RunState
+from panel_schedule.run import RunState, current_run, progress, track
 from panel_schedule.runtime import Runtime
 from panel_schedule.task import Retry
 
@@ -451,6 +453,120 @@ def test_track_says_how_far_it_is(core):
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
+class Stubborn:
+    """Raises whatever it is asked."""
+
+    def _raises(self, *_):
+        raise ValueError("no")
+
+    __str__ = __float__ = __len__ = __format__ = _raises
+    __iter__ = lambda self: iter([1, 2])  # noqa: E731
+
+
+NO_FRACTIONS = {
+    "nan": (float("nan"), 10, -1),
+    "of nan": (np.float64(1), np.float64("nan"), -1),
+    "inf": (float("inf"), 10, -1),
+    "of inf": (1, float("inf"), 0),
+    "huge": (10**400, 10, 100),
+    "of huge": (10**400, 10**401, 10),
+    "huge of a float": (10**400, 2.5, -1),
+    "of nothing": (1, 0, -1),
+    "of less than nothing": (1, -5, -1),
+    "less than nothing": (-1, 5, 0),
+    "small integers": (np.int8(50), np.int8(100), 50),
+    "decimal": (Decimal("0.3"), Decimal(1), 30),
+    "fraction": (Fraction(1, 2), 1.0, 50),
+    "text": ("5", "10", 50),
+    "no number": ("five", 10, -1),
+    "none": (None, 10, -1),
+    "complex": (1j, 10, -1),
+    "array": (np.array([1, 2]), np.array([3, 4]), -1),
+    "object": (Stubborn(), Stubborn(), -1),
+}
+
+
+@pytest.mark.parametrize(("current", "total", "percent"), NO_FRACTIONS.values(), ids=NO_FRACTIONS)
+def test_progress_takes_any_number_and_what_is_none(core, current, total, percent):
+    f = core.ps.background(executor="thread", name="f")(lambda: (progress(current, total), current_run().percent)[1])
+    run = f.submit()
+    core.go()
+
+    assert percent == run.result(0)
+
+
+MESSAGES = {
+    "number": (5, "5"),
+    "none": (None, ""),
+    "bytes": (b"a", "b'a'"),
+    "object": (Stubborn(), "<Stubborn>"),
+    "long": ("a" * 5000, "a" * 1000),
+    "no text": ("\ud800", "\\ud800"),
+    "braces": ("a {b} {", "a {b} {"),
+}
+
+
+@pytest.mark.parametrize(("message", "text"), MESSAGES.values(), ids=MESSAGES)
+def test_a_message_is_text_whatever_it_is(core, message, text):
+    f = core.ps.background(executor="thread", name="f")(lambda: progress(1, 2, message))
+    run = f.submit()
+    core.go()
+
+    assert (RunState.SUCCEEDED, text) == (run.state, run.message)
+    assert type(run.message) is str
+
+
+TRACKED = {
+    "{} of {}": "7 of 7",
+    "{:.1f}": "7.0",
+    "{:>3}|": "  7|",
+    "file a{b}.csv {}": "file a{b}.csv 7",
+    '{"step": 1} {}': '{"step": 1} 7',
+    "a { b": "a { b",
+    "{0.__class__}": "{0.__class__}",
+    "{.real} {[0]}": "{.real} {[0]}",
+    "{:z} {:%H}": "{:z} {:%H}",
+    "{:99999999999}": "{:99999999999}",
+}
+
+
+@pytest.mark.parametrize("message", TRACKED)
+def test_braces_end_no_run(core, message):
+    told = []
+    f = core.ps.background(executor="thread", name="f")(
+        lambda: [told.append(current_run().message) for _ in track([7], message=message)]
+    )
+    f.submit()
+    core.go()
+
+    assert [TRACKED[message]] == told
+
+
+def test_a_length_that_raises_is_unknown(core):
+    told = []
+    f = core.ps.background(executor="thread", name="f")(
+        lambda: [told.append(current_run().percent) for _ in track(Stubborn(), message=Stubborn())]
+    )
+    run = f.submit()
+    core.go()
+
+    assert (RunState.SUCCEEDED, [-1, -1]) == (run.state, told)
+
+
+def test_a_run_hears_of_its_end_in_the_text_of_a_message(core):
+    """In a worker process that may come at any moment."""
+
+    class Message:
+        def __str__(self):
+            raise RunCancelled("now")
+
+    f = core.ps.background(executor="thread", name="f")(lambda: progress(1, 2, Message()))
+    run = f.submit()
+    core.go()
+
+    assert RunState.SUCCEEDED is not run.state
+
+
 def test_partials_come_in_order_and_all_of_them(real, kind):
     def numbers(count):
         for number in range(count):
