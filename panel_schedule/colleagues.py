@@ -75,20 +75,18 @@ class Colleagues:
     # ------------------------------------------------------------ telling them
 
     def announce(self, work: Work, payload: Encoded | None) -> None:
-        """Start it unless another process does the same. Raises when what is durable cannot be stored."""
+        """Start it unless another process does the same. What is durable and cannot be stored fails."""
         run, durable = work.run, work.function.policy.durable
         enqueue = partial(
             self._queue.enqueue, run.id, run.task,
             now=run.queued_at, payload=payload, key=work.key, durable=durable, synced=durable, user=run.user,
         )  # fmt: skip
-        if durable:
+        if durable and on_a_loop():
+            # The loop has pages to serve, and a disk takes its time.
+            self._s.ledger.aside(partial(self._accept, work, enqueue))
+        elif durable:
             # On the disk before anybody is told that it was accepted.
-            try:
-                self._entered(work, enqueue())
-            except Exception as error:
-                self._d.workshop.refuse(work, error)
-                raise
-            self._d.workshop.start(work)
+            self._accept(work, enqueue)
         elif not work.key:
             # First this: at its end it waits for it, in a thread of the same few.
             self._s.ledger.aside(partial(self._enqueue, work, enqueue))
@@ -98,6 +96,14 @@ class Colleagues:
         else:
             # Whether another process does the same must be known before it starts.
             self._enqueue(work, enqueue, self._d.workshop.start)
+
+    def _accept(self, work: Work, enqueue: Callable[[], JobRow | None]) -> None:
+        try:
+            self._entered(work, enqueue())
+        except Exception as error:
+            self._d.workshop.refuse(work, error)
+            raise
+        self._d.workshop.start(work)
 
     def follow(self, id: str, more: int) -> None:
         """So many more sessions of this process follow a run, or fewer."""
@@ -184,7 +190,7 @@ class Colleagues:
             return None
         run = self._run(row)
         if row.orphan:
-            self._s.ledger.aside(partial(self._take, row))
+            self._s.ledger.aside(partial(self._noticed, row.id))
         return run
 
     def _run(self, row: JobRow) -> Run:

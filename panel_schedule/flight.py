@@ -58,6 +58,8 @@ class Flight:
         Whether it is computed though nobody waits for it.
     heard : bool
         Whether somebody who waits gets to hear of a failure as an error that is raised.
+    held : bool
+        Whether an event loop stands still until it has ended.
     kept : bool
         Whether its answer is kept, as it was not invalidated meanwhile.
     ready : bool
@@ -82,8 +84,8 @@ class Flight:
     """
 
     __slots__ = (
-        "args", "basis", "begun", "digest", "fence", "future", "guests", "heard", "kept", "key", "known", "kwargs",
-        "last", "memo", "partials", "ready", "refresh", "remote", "renews", "run", "waits_for", "wanted",
+        "args", "basis", "begun", "digest", "fence", "future", "guests", "heard", "held", "kept", "key", "known",
+        "kwargs", "last", "memo", "partials", "ready", "refresh", "remote", "renews", "run", "waits_for", "wanted",
     )  # fmt: skip
 
     def __init__(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, basis: Basis, run: Run):
@@ -94,7 +96,7 @@ class Flight:
         self.run = run
         self.guests: list[Run] = []
         self.refresh = self.renews = self.wanted = self.heard = self.ready = self.begun = self.remote = False
-        self.kept = True
+        self.held, self.kept = False, True
         self.future: Future[Any] | None = None
         self.waits_for: list[Flight] = []
         self.last: Any = None

@@ -70,7 +70,7 @@ class Flights:
             value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
             return items[-1] if value is PUBLISHED else value
         on_loop, guest = on_a_loop(), self._guest(memo)
-        flight = self._ask(memo, key, args, kwargs, guest, here=not on_loop and self.crew.can_help)
+        flight = self._ask(memo, key, args, kwargs, guest, held=on_loop, here=not on_loop and self.crew.can_help)
         if flight is None:
             return guest.result()
         try:
@@ -163,6 +163,7 @@ class Flights:
         *,
         refresh: bool = False,
         heard: bool = True,
+        held: bool = False,
         here: bool = False,
     ) -> Flight | None:
         """
@@ -172,6 +173,8 @@ class Flights:
         ----------
         guest : Run or None
             None of what is computed for nobody in particular.
+        held : bool
+            The calling thread is an event loop's, which stands still until the answer is there.
         here : bool
             The calling thread is going to compute it.
         """
@@ -193,17 +196,18 @@ class Flights:
             flight = self._under_way.get((memo, key))
             if flight is not None and serves(flight.basis, basis):
                 flight.refresh |= refresh
+                flight.held |= held
                 self._welcome(flight, guest, heard)
                 return flight
             flight = self._under_way[memo, key] = Flight(memo, key, args, kwargs, basis, self._guest(memo))
-            flight.refresh, flight.renews = refresh, guest is None
+            flight.refresh, flight.renews, flight.held = refresh, guest is None, held
             self._all[flight] = None
             self._welcome(flight, guest, heard)
         depart = self.crew.board if self.neighbours is None else self.neighbours.depart
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
         works = self.neighbours is not None or memo.executor == "process"
         try:
-            if works and (loop is not None or guest is None):
+            if works and not held and (loop is not None or guest is None):
                 self._s.ledger.aside(partial(depart, flight))
             else:
                 depart(flight, here)

@@ -17,6 +17,7 @@ from .errors import RunFenced, ScheduleError, StoreError, ValueUnreadable
 from .flight import Desk, Flight
 from .memo import Memoized
 from .recall import Answer
+from .stores.base import SOON, hurried, in_a_hurry
 from .stores.cache import AnswerRow, Basis, Cache, serves
 
 log = logging.getLogger("panel_schedule")
@@ -76,7 +77,8 @@ class Neighbours:
         memo = flight.memo
         flight.digest = memo.digest(flight.key)
         try:
-            self._depart(flight, here)
+            with hurried(lambda: flight.held):
+                self._depart(flight, here)
         except RunFenced:  # of this process itself, which has just left
             self._f.crew.board(flight, here)
         except Exception as error:
@@ -185,12 +187,13 @@ class Neighbours:
         """
         memo = flight.memo
         lasts = memo.lasts
-        self._tell_used()
         try:
-            row, value = self._cache.put(
-                memo.name, flight.digest, flight.fence, value, now=now, duration=duration,
-                expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits,
-            )  # fmt: skip
+            with hurried(lambda: flight.held):
+                self._tell_used()
+                row, value = self._cache.put(
+                    memo.name, flight.digest, flight.fence, value, now=now, duration=duration,
+                    expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits,
+                )  # fmt: skip
         except (StoreError, OSError) as error:
             log.error("%s: other processes do not get what it gave, as it cannot be stored. %s", flight.name, error)
             with self._s.locked:
@@ -205,7 +208,8 @@ class Neighbours:
         if not flight.fence or flight.remote:
             return
         try:
-            self._cache.fail(flight.memo.name, flight.digest, flight.fence, error, now=self._s.clock.now())
+            with hurried(lambda: flight.held):
+                self._cache.fail(flight.memo.name, flight.digest, flight.fence, error, now=self._s.clock.now())
         except RunFenced:
             pass
         except (StoreError, OSError) as trouble:
@@ -426,10 +430,14 @@ class Neighbours:
         self._forget_due()
 
     def _forget_due(self) -> None:
-        with self._forgetting:
+        if not self._forgetting.acquire(timeout=SOON if in_a_hurry() else -1):
+            raise StoreError("The store is busy with forgetting what was invalidated.")
+        try:
             while self._due:
                 self._cache.invalidate(*self._due[0])
                 self._due.popleft()
+        finally:
+            self._forgetting.release()
 
 
 def _is_own_doing(flight: Flight, row: AnswerRow) -> bool:

@@ -74,8 +74,8 @@ class OnRequest:
             How many times a run is tried again that has failed, timed out, or whose process died. A thread's timeout
             is final.
         durable : bool
-            Function, arguments and options are on the disk before ``submit`` returns, and stay until the run has
-            ended: when the server dies another process, or the next server, runs it again, at least once more. Needs
+            Function, arguments and options are on the disk before ``submit`` returns, on an event loop before the run
+            begins, and stay until it has ended: when the server dies another process, or the next server, runs it again, at least once more. Needs
             ``ps.config.store = "file:///..."``, a result and arguments that can be pickled, and a function that may
             run twice.
         ttl : period

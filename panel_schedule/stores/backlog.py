@@ -13,7 +13,7 @@ from ..codec import Encoded, encode
 from ..data import require_data
 from ..errors import RunCancelled, RunCrashed, RunError, RunFenced, ScheduleError, ValueUnreadable
 from ..failures import packed, unpacked
-from ..run import RunState, first_line
+from ..run import RunState, first_line, on_a_loop
 from .columns import instant_of, micros, storable
 from .database import NEXT_OF_JOBS, Corrupt, Database, Transaction
 from .house import House
@@ -104,7 +104,7 @@ class Backlog:
 
     def job(self, id: str) -> JobRow | None:
         found = self._find(id)
-        if found is not None and found.orphan and not found.durable:
+        if found is not None and found.orphan and not found.durable and not on_a_loop():
             self.look()
             found = self._find(id)
         return found

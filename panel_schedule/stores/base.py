@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -25,6 +27,9 @@ DATES = "\x1fdates of "
 # How often a run is taken over from a process that died before it counts as crashed: a task
 # that kills its process must not kill every one in turn.
 TAKEOVERS = 1
+
+# Seconds for which an event loop stands still for a store that is busy, at most.
+SOON = 0.1
 
 # The occasion of a run that is handled once: the slot of a clock, or the sum of the upstream's versions.
 Mark = datetime | int
@@ -361,6 +366,25 @@ def extended(newest: RunRecord | None, record: RunRecord) -> RunRecord | None:
     if (newest.state, newest.reason) != (record.state, record.reason):
         return None
     return replace(newest, until=record.until, finished_at=record.finished_at)
+
+
+_hurry = threading.local()
+
+
+@contextmanager
+def hurried(so: Callable[[], bool]) -> Iterator[None]:
+    """While ``so()`` an event loop waits for what this thread does: a store that is busy then fails, and soon."""
+    _hurry.so = so
+    try:
+        yield
+    finally:
+        del _hurry.so
+
+
+def in_a_hurry() -> bool:
+    """Whether this thread is to wait for SOON at most."""
+    so: Callable[[], bool] | None = getattr(_hurry, "so", None)
+    return so is not None and so()
 
 
 def whose(space: str, name: str) -> str:

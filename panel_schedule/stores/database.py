@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from .base import SOON, in_a_hurry
 from .locks import OF_BYTES, LockFile
 
 log = logging.getLogger("panel_schedule")
@@ -285,7 +286,7 @@ class Database:
         durable : bool
             On the disk before it returns.
         """
-        with self._writing, self._translated():
+        with self._translated(), self._turn():
             if not self.there:
                 raise StoreError(f"The store's database {self.path} has been deleted or replaced. It is made again.")
             if durable:
@@ -312,11 +313,22 @@ class Database:
 
         Nothing of Python happens while it has the lock, least of all a wait for the interpreter's own.
         """
-        with self._writing, self._translated():
+        with self._translated(), self._turn():
             done = self._patiently(command, values)
             if self._guards is not None:
                 self._guards.end()
             return done.rowcount
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Alone among the threads of this process."""
+        while not self._writing.acquire(timeout=SOON):
+            if in_a_hurry():
+                raise sqlite3.OperationalError("database is locked")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     def _patiently(self, command: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """
@@ -332,9 +344,13 @@ class Database:
                 except BaseException as error:
                     if self._guards is not None:
                         self._guards.end()
-                    if not isinstance(error, sqlite3.OperationalError) or not _is_busy(error) or waited > PATIENCE:
+                    if (
+                        not isinstance(error, sqlite3.OperationalError)
+                        or not _is_busy(error)
+                        or waited > (SOON if in_a_hurry() else PATIENCE)
+                    ):
                         raise
-            elif waited > PATIENCE:
+            elif waited > (SOON if in_a_hurry() else PATIENCE):
                 raise sqlite3.OperationalError("database is locked")
             slept = pause * random.random()
             time.sleep(slept)
