@@ -75,9 +75,9 @@ class OnRequest:
             is final.
         durable : bool
             Function, arguments and options are on the disk before ``submit`` returns, on an event loop before the run
-            begins, and stay until it has ended: when the server dies another process, or the next server, runs it again, at least once more. Needs
-            ``ps.config.store = "file:///..."``, a result and arguments that can be pickled, and a function that may
-            run twice.
+            begins, and stay until it has ended: when the server dies another process, or the next server, runs it
+            again, at least once more. Needs ``ps.config.store = "file:///..."``, a result and arguments that can be
+            pickled, and a function that may run twice.
         ttl : period
             Share results: equal calls in flight join, and for this long after the end of a run that succeeded its
             result is given again, to everybody. By default nothing is shared.
