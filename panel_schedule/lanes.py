@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from .executors.base import Executor
 from .planner import Busy
@@ -14,7 +15,7 @@ from .run import Run, RunState
 from .stores.base import Claim
 from .task import Task, TaskStatus, is_async, named_tasks
 from .timers import Timer
-from .triggers import After, Computed, Trigger
+from .triggers import After, Computed, Cron, Trigger
 
 
 class Lane:
@@ -162,7 +163,8 @@ class Lane:
         """The tasks whose values cause a run, by the schedule that is in force."""
         return self.trigger.tasks if isinstance(self.trigger, After) else ()
 
-    def status(self) -> TaskStatus:
+    def status(self, zone: tzinfo) -> TaskStatus:
+        """A snapshot; the next run is told in the zone of its schedule, or in `zone`."""
         task, entry, run = self.task, self.task.entry, self.run
         if run is None or run.state.final:
             run = self.remote or self.queued
@@ -174,6 +176,8 @@ class Lane:
             state = "paused"
         else:
             state = "failed" if self.error else "idle"
+        if isinstance(self.trigger, Cron):
+            zone = ZoneInfo(self.trigger.timezone)
         return TaskStatus(
             name=task.name,
             state=state,
@@ -181,11 +185,18 @@ class Lane:
             updated_at=entry.updated_at if entry else None,
             stale=self.stale,
             error=self.error,
-            next_run=None if self.paused or self.removed else self.next,
+            next_run=None if self.paused or self.removed or self.next is None else _told_in(zone, self.next),
             percent=run.percent if run else -1,
             message=run.message if run else "",
             schedule=str(self.trigger),
         )
+
+
+def _told_in(zone: tzinfo, instant: datetime) -> datetime:
+    try:
+        return instant.astimezone(zone)
+    except OverflowError:  # on the last day of the calendar
+        return instant
 
 
 class Wait:

@@ -9,9 +9,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
+from zoneinfo import ZoneInfo
 
 import panel as pn
 
@@ -147,6 +149,7 @@ class Runtime(Functions):
             changed=lambda task: self.views.changed(TASK, task.name),
             exhausted=self.tasks.discard,
             fatal=self._first_run_failed,
+            zone=ZoneInfo(self.config.timezone) if self.config.timezone else UTC,
         )
 
     def _make_store(self) -> Store:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
+from datetime import UTC, tzinfo
 from functools import partial
 from typing import Any
 
@@ -68,6 +69,7 @@ class Scheduler:
         changed: Callable[[Task[Any]], object] = lambda task: None,
         exhausted: Callable[[Task[Any]], object] = lambda task: None,
         fatal: Callable[[Task[Any], Run], object] = lambda task, run: None,
+        zone: tzinfo = UTC,
     ):
         self.clock = clock
         self.store = store
@@ -76,6 +78,8 @@ class Scheduler:
         self.changed = changed
         self.exhausted = exhausted
         self.fatal = fatal
+        # In which people are told times, where a schedule has no zone of its own.
+        self.zone = zone
         # What a memoized function is asked in a worker process; the layer above knows these functions.
         self.compute: Callable[[str, Any, Any], Any] = lambda name, args, kwargs: None
         self.lanes: dict[str, Lane] = {}
@@ -386,7 +390,7 @@ class Scheduler:
             if lane is None or lane.task is not task:
                 lane = Lane(task, *self._executor(task), gated=False)
                 lane.removed = True
-            return lane.status()
+            return lane.status(self.zone)
 
     def history(self, task: Task[Any]) -> list[RunRecord]:
         return self.store.history(task.name)

@@ -143,7 +143,7 @@ class TaskStatus:
     error : str
         First line of the last failure, ``""`` when the last finished run succeeded.
     next_run : datetime or None
-        Aware UTC; None where no clock decides.
+        Aware, in the zone of the cron schedule, else of ``ps.config.timezone`` or UTC; None where no clock decides.
     percent : int
         0 to 100, -1 while unknown.
     message : str

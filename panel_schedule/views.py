@@ -142,7 +142,11 @@ class TaskView(View):
 
     stale = param.Boolean(default=False, doc="The value is older than the task promised.")
 
-    next_run = param.Parameter(doc="When it is due next: an aware datetime in UTC; None where no clock decides.")
+    next_run = param.Parameter(
+        doc="""
+        When it is due next: an aware datetime, in the zone of its cron schedule, else of ``ps.config.timezone`` or
+        UTC. None where no clock decides."""
+    )
 
     def __repr__(self) -> str:
         return f"<TaskView {self.name!r} version {self.version}>"

@@ -675,6 +675,31 @@ def test_the_zone_of_the_configuration_is_the_default():
     assert [second(3 * 3600), second(60), second(4 * 3600)] == due
 
 
+def test_the_next_run_is_told_in_the_zone_of_the_schedule():
+    """On the clock that its author reads: cron's own, else that of the configuration, and else UTC."""
+    with Core(timezone="Asia/Tokyo") as core:
+        tasks = [
+            core.ps.schedule(cron="0 4 * * *", timezone="Europe/Berlin", first_run="skip", name="berlin")(plain),
+            core.ps.schedule(cron="0 4 * * *", first_run="skip", name="tokyo")(plain),
+            core.ps.schedule(period="1m", first_run="skip", name="often")(plain),
+            core.ps.schedule(at=second(5), first_run="skip", name="once")(plain),
+            core.ps.schedule_task("panel's", plain, cron="0 4 * * *"),
+        ]
+        core.begin()
+        tasks[1].reschedule(cron="0 4 * * *", timezone="America/New_York")
+        told = [str(task.status.next_run.tzinfo) for task in tasks]
+        shown = [str(task.view().next_run.tzinfo) for task in tasks]
+
+    assert ["Europe/Berlin", "America/New_York", "Asia/Tokyo", "Asia/Tokyo", "UTC"] == told == shown
+
+
+def test_without_a_zone_the_next_run_is_told_in_utc(core):
+    task = core.ps.schedule(period="1m", first_run="skip")(plain)
+    last = core.ps.schedule(at=datetime.max.replace(tzinfo=UTC), name="last")(plain)
+    core.begin()
+    assert (UTC, datetime.max.replace(tzinfo=UTC)) == (task.status.next_run.tzinfo, last.status.next_run)
+
+
 @pytest.mark.parametrize("when", [{"period": "1m"}, {"at": [second(1)]}])
 def test_a_zone_without_cron_is_refused(core, when):
     """It would mean nothing; the error says what to write instead."""
