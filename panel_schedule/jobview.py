@@ -23,6 +23,7 @@ from .jobs import Background, OnSessionEnd, Retrigger
 from .references import resolved
 from .run import Run, RunState, first_line
 from .views import View, outdated
+from .widgets import Percent, Text
 
 IDLE = "idle"
 
@@ -72,13 +73,13 @@ class Job(View, Viewer):
 
     running = param.Boolean(default=False, doc="True from queued on, until the run has ended.")
 
-    percent = param.Integer(default=-1, bounds=(-1, 100), doc="How far the run has come; -1 while unknown.")
+    percent = Percent(doc="How far the run has come; -1 while unknown.")
 
-    message = param.String(default="", doc="What the run says about its progress.")
+    message = Text(doc="What the run says about its progress.")
 
     partial = param.Parameter(doc="The newest partial result; `run.partials` has all.")
 
-    error = param.String(default="", doc='First line of what went wrong; "" when nothing did.')
+    error = Text(doc='First line of what went wrong; "" when nothing did.')
 
     state: Any = param.Selector(
         default=IDLE, objects=[IDLE, *map(str, RunState)], doc="Of the run; 'idle' before the first one."

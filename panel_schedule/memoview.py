@@ -21,6 +21,7 @@ from .references import references, resolved
 from .run import Run, RunState, first_line, on_a_loop
 from .stores.cache import Basis
 from .views import View
+from .widgets import Text
 
 # Inputs that follow one another within this time, in seconds, are one movement, as a dragged slider makes: after its
 # first one, only its last is computed.
@@ -72,7 +73,7 @@ class MemoView(View):
 
     running = param.Boolean(default=False, doc="An answer to the arguments as they are now is on its way.")
 
-    error = param.String(default="", doc='First line of what went wrong with these arguments; "" when nothing did.')
+    error = Text(doc='First line of what went wrong with these arguments; "" when nothing did.')
 
     stale = param.Boolean(
         default=False,

@@ -25,6 +25,7 @@ from .copies import holding_frames, own_copies
 from .entry import Entry
 from .stores.base import TASK, USER
 from .task import Task, TaskStatus
+from .widgets import Percent, Text
 
 log = logging.getLogger("panel_schedule")
 
@@ -134,11 +135,11 @@ class TaskView(View):
 
     running = param.Boolean(default=False, doc="True from queued on, until the run has ended.")
 
-    percent = param.Integer(default=-1, bounds=(-1, 100), doc="Progress of the run; -1 while unknown.")
+    percent = Percent(doc="Progress of the run; -1 while unknown.")
 
-    message = param.String(default="", doc="What the run says about its progress.")
+    message = Text(doc="What the run says about its progress.")
 
-    error = param.String(default="", doc='First line of the last failure; "" when the last run succeeded.')
+    error = Text(doc='First line of the last failure; "" when the last run succeeded.')
 
     stale = param.Boolean(default=False, doc="The value is older than the task promised.")
 

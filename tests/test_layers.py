@@ -33,7 +33,7 @@ LAYERS = [
         "archive",
         "neighbours",
     },
-    {"views", "display", "components", "jobview", "jobpanel", "buttons", "memoview", "monitor", "values"},
+    {"views", "display", "components", "jobview", "jobpanel", "buttons", "memoview", "monitor", "values", "widgets"},
     {"runtime", "functions", "front", "onrequest", "server", "stopping", "supervisor", "cli", "contracts", "testing"},
     {"panel_schedule", "__main__"},
 ]

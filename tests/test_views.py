@@ -232,3 +232,58 @@ def test_a_task_renders_as_its_value_with_its_freshness(front: Front) -> None:
     task.refresh().result(5)
     assert value._pane.object == "# hello"
     assert line.updated is not None
+
+
+def laid_out(view: Any, *names: str) -> list[Any]:
+    """What a page gets of params that are laid out as they are: Bokeh models."""
+    return pn.Row(*(view.param[name] for name in names)).get_root().references()  # type: ignore[no-any-return]
+
+
+def of_type(models: Any, name: str) -> list[Any]:
+    return [model for model in models if type(model).__name__ == name]
+
+
+def faces(front: Front) -> dict[str, Any]:
+    """A task, a job and an answer, as one session sees them."""
+
+    def fail(number: int = 0) -> None:
+        raise ValueError("<img onerror=alert(1)>")
+
+    return {
+        "task": front.schedule(period="1h", name="task", first_run="skip")(fail).view(),
+        "job": front.background(executor="thread", name="job")(fail).job(),
+        "answer": front.memoize(name="answer")(fail).view(1),
+    }
+
+
+@pytest.mark.parametrize("kind", ["task", "job"])
+def test_progress_that_is_laid_out_as_it_is_is_a_bar(front: Front, kind: str) -> None:
+    """Empty while nothing is known; an input would ask visitors to set it."""
+    view = faces(front)[kind]
+    (bar,) = of_type(laid_out(view, "percent"), "Progress")
+    before = bar.value
+    view.percent = 40
+    assert (0, 40) == (before, bar.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("task", "message"), ("task", "error"), ("job", "message"), ("job", "error"), ("answer", "error")],
+)
+def test_a_text_that_is_laid_out_as_it_is_is_plain_text(front: Front, kind: str, name: str) -> None:
+    """No input, no label, and nothing in it is HTML: a message may have what a visitor wrote."""
+    view = faces(front)[kind]
+    models = laid_out(view, name)
+    setattr(view, name, "<img onerror=alert(1)>: 1 & 2")
+    (text,) = of_type(models, "HTML") + of_type(models, "Div")
+    assert "&lt;img onerror=alert(1)&gt;: 1 &amp; 2" == text.text
+    assert [] == of_type(models, "TextInput")
+
+
+def test_panels_own_params_are_laid_out_as_ever(front: Front) -> None:
+    class Mine(param.Parameterized):
+        number = param.Integer(default=3, bounds=(0, 9))
+        text = param.String(default="mine")
+
+    models = laid_out(Mine(), "number", "text")
+    assert (1, 1) == (len(of_type(models, "Slider")), len(of_type(models, "TextInput")))
