@@ -87,7 +87,7 @@ class Crew:
             if flight.over or (here and kind == "thread"):
                 return
             self._s.locked.submitted.add(executor)
-            flight.future = executor.submit(body)
+            flight.future = executor.submit(body, flight.name)
             flight.future.add_done_callback(partial(self._over, flight))
 
     @property

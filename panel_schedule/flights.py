@@ -16,6 +16,7 @@ from .crew import Crew
 from .data import is_light
 from .errors import RunCancelled
 from .executors.loop import LoopExecutor
+from .executors.threads import PlacedFuture
 from .flight import Desk, Flight
 from .memo import Memoized
 from .neighbours import Neighbours
@@ -270,8 +271,12 @@ class Flights:
             flight.guests.remove(guest)
             guest.reason = reason
             self._end(guest, RunState.CANCELLED, RunCancelled(f"{flight.name}: the run was {reason}."))
-            if not flight.guests and not flight.wanted and not flight.begun:
+            if flight.guests or flight.wanted:
+                return
+            if not flight.begun:
                 self._drop(flight, reason)
+            elif isinstance(flight.future, PlacedFuture):
+                flight.future.leave()  # its answer is kept, if one comes
 
     def _drop(self, flight: Flight, reason: str) -> None:
         """Never begin it."""

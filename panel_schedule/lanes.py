@@ -189,6 +189,7 @@ class Lane:
             percent=run.percent if run else -1,
             message=run.message if run else "",
             schedule=str(self.trigger),
+            hanging=self.executor.hanging,
         )
 
 

@@ -180,7 +180,7 @@ class Runner:
         self._s.timers.cancel(lane.timeout_timer)
         body = self._bodies.make(lane, run)
         self._s.locked.submitted.add(lane.executor)
-        lane.body = lane.executor.submit(body)
+        lane.body = lane.executor.submit(body, f"Task {run.task!r}")
         lane.body.add_done_callback(partial(self._ended, lane, run))
 
     # ------------------------------------------------------------ ending

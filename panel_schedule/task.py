@@ -149,6 +149,9 @@ class TaskStatus:
     message : str
     schedule : str
         The trigger in words.
+    hanging : tuple of str
+        What still runs, in the executor of this task, though nobody waits for it any more: tasks that have timed out,
+        say. Each has given its place to another function, up to a limit.
     """
 
     name: str
@@ -161,6 +164,7 @@ class TaskStatus:
     percent: int
     message: str
     schedule: str
+    hanging: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:

@@ -123,7 +123,7 @@ class Workshop:
                 return
             executor = self._s.executors[EXECUTORS[work.function.policy.executor]]
             self._s.locked.submitted.add(executor)
-            work.future = executor.submit(work.body)
+            work.future = executor.submit(work.body, work.name)
             work.future.add_done_callback(partial(self._over, work))
 
     def _begin(self, work: Work) -> None:

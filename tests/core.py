@@ -79,7 +79,9 @@ class HandExecutor:
         self.parked: list[Body] = []
         self.lent = 0
 
-    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+    hanging = ()
+
+    def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
         future: Future[Any] = Future()
         self._submitted.append(Body(future, body))
         return future
@@ -148,7 +150,7 @@ class StepExecutor:
         self._submitted: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._handed_over: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
 
-    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+    def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
         future: Future[Any] = Future()
         self._submitted.append((future, body))
         return future

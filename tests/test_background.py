@@ -1480,3 +1480,39 @@ def test_a_script_that_ends_before_its_job_takes_it_along(tmp_path):
     assert ("", 0) == (done.stderr, done.returncode)
     assert time.time() - float(at) < 3.0
     when(lambda: not psutil.pid_exists(int(pid)))
+
+
+# ------------------------------------------------------------ functions that hang
+
+
+def test_jobs_that_hang_and_were_cancelled_keep_no_place(real):
+    """One visitor clicks Run and Cancel; another one's job runs all the same."""
+    hanging = [Waits() for _ in range(6)]
+    deaf = real.background(executor="thread", name="deaf")(lambda number: hanging[number]())
+    quick = real.background(executor="thread", name="quick")(lambda: "done")
+    for number, gate in enumerate(hanging):
+        run = deaf.submit(number)
+        gate.begun()
+        run.cancel()
+    assert "done" == quick.submit().result(PATIENCE)
+    for gate in hanging:
+        gate.go.release()
+
+
+def test_tasks_that_hang_and_have_timed_out_keep_no_place_and_a_status_names_them(real, runtime):
+    """Each of them stays blocked itself: it does not overlap itself."""
+    gates = [Waits() for _ in range(5)]
+    runs = []
+    for number, gate in enumerate(gates):
+        task = real.schedule(period="1h", first_run="skip", timeout=0.05, name=f"deaf{number}")(gate)
+        runs.append(task.refresh())
+        gate.begun()
+    innocent = real.schedule(period="1h", first_run="skip", name="innocent")(lambda: 1)
+    for run in runs:
+        with pytest.raises(RunTimedOut):
+            run.result(PATIENCE)
+    assert 1 == innocent.refresh().result(PATIENCE)
+    assert tuple(f"Task 'deaf{number}'" for number in range(5)) == innocent.status.hanging
+    for gate in gates:
+        gate.go.release()
+    when(lambda: innocent.status.hanging == ())

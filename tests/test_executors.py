@@ -18,7 +18,8 @@ import pytest
 from core import PATIENCE, HandExecutor
 from panel_schedule.executors.loop import LoopExecutor
 from panel_schedule.executors.processes import ProcessExecutor
-from panel_schedule.executors.threads import SWITCH_INTERVAL, ThreadExecutor
+from panel_schedule.executors.threads import GIVEN_BACK, SWITCH_INTERVAL, ThreadExecutor
+from servers import eventually
 
 person: contextvars.ContextVar[str] = contextvars.ContextVar("person", default="nobody")
 
@@ -727,3 +728,85 @@ print("leaving")
 
     assert "leaving\n" == ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+# ------------------------------------------------------------ bodies that nobody waits for any more
+
+
+@pytest.fixture
+def hung(threads):
+    """Bodies that do not end: ``hung(3)`` gives their futures; they end with the test."""
+    going, end = threading.Semaphore(0), threading.Event()
+
+    def body():
+        going.release()
+        end.wait(PATIENCE)
+
+    def start(count, name="deaf"):
+        futures = [threads.submit(body, name) for _ in range(count)]
+        threads.flush()
+        for _ in futures:
+            assert going.acquire(timeout=PATIENCE)
+        return futures
+
+    start.end = end.set
+    yield start
+    end.set()
+
+
+def test_a_body_that_is_cancelled_and_goes_on_gives_its_place_to_another(threads, hung):
+    """Also when all places are lost so, again and again."""
+    for _ in range(3):
+        for future in hung(2):
+            assert not future.cancel()
+    assert 1 == run(threads, lambda: 1).result(PATIENCE)
+    assert ("deaf",) == threads.hanging
+
+
+def test_a_place_that_was_given_back_is_not_given_twice(threads, hung):
+    """At most so many bodies run at once as there are places, and those that nobody waits for."""
+    (left,) = hung(1)
+    left.cancel()
+    left.cancel()
+    hung(2)
+    late = run(threads, lambda: 1)
+    with pytest.raises(TimeoutError):
+        late.result(0.05)
+    hung.end()
+    assert 1 == late.result(PATIENCE)
+
+
+def test_when_it_ends_at_last_the_pool_is_as_before(threads, hung):
+    futures = hung(2)
+    for future in futures:
+        future.cancel()
+    futures += hung(2)
+    hung.end()
+    for future in futures:
+        future.result(PATIENCE)
+    assert eventually(lambda: threads._threads == threads._places == 2)
+    assert () == threads.hanging
+
+
+def test_beyond_a_limit_no_place_is_given_back_and_the_log_says_once_who_hangs(threads, hung, caplog):
+    for number in range(GIVEN_BACK):
+        for future in hung(2, f"deaf {number % 2}"):
+            future.cancel()
+    for future in hung(2, "deaf"):
+        future.cancel()
+    late = run(threads, lambda: 1)
+    with pytest.raises(TimeoutError):
+        late.result(0.05)
+    (line,) = [each.message for each in caplog.records if each.levelname == "ERROR"]
+    assert line.startswith("16 functions still run though nobody waits for them any more")
+    assert "deaf 0, deaf 1" in line
+    hung.end()
+    assert 1 == late.result(PATIENCE)
+
+
+def test_a_stop_gives_no_place_to_what_waits(threads, hung):
+    """What has not begun never does."""
+    hung(2)
+    late = run(threads, lambda: 1)
+    threads.stop(0)
+    assert late.cancelled()

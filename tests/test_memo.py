@@ -1271,3 +1271,17 @@ def test_what_is_invalidated_while_it_fails_does_not_come_back(core):
     core.go()
     assert RunState.FAILED is run.state
     assert f.entry() is None
+
+
+def test_computations_that_hang_and_that_nobody_waits_for_keep_no_place(ps):
+    gates = [Gate() for _ in range(3)]
+    hangs = ps.memoize(name="hangs")(lambda number: gates[number]())
+    other = ps.memoize(name="other")(lambda number: number)
+    for number, gate in enumerate(gates):
+        run = hangs.submit(number)
+        gate.begun()
+        run.cancel()
+    assert 1 == other.submit(1).result(PATIENCE)
+    for gate in gates:
+        gate.go.release()
+    assert 1 == hangs(0)  # what comes of it in the end is kept

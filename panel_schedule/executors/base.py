@@ -11,13 +11,13 @@ from typing import Any, Protocol
 class Executor(Protocol):
     """Runs bodies somewhere, each in an empty context: a run sees no session."""
 
-    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+    def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
         """
         Run ``body()`` soon after the next `flush`.
 
         The future's ``cancel()`` keeps a waiting body from starting; a coroutine that runs
-        gets `CancelledError`, and a thread cannot be interrupted. The future is done when
-        the body has really ended.
+        gets `CancelledError`, and a thread cannot be interrupted: it gives its place back. The
+        future is done when the body has really ended.
         """
         ...
 
@@ -35,6 +35,11 @@ class Executor(Protocol):
 
     def hurry(self) -> None:
         """Wait no longer: what a `stop` waits for, now or later, is left behind."""
+        ...
+
+    @property
+    def hanging(self) -> tuple[str, ...]:
+        """The names of the bodies that still run though nobody waits for them any more."""
         ...
 
     @property

@@ -69,7 +69,7 @@ class LoopExecutor:
         loop = self._loop
         return None if loop is None or loop.is_closed() else loop
 
-    def submit(self, body: Callable[[], Any]) -> Future[Any]:
+    def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
         future = LoopFuture()
         self._batch.append((future, body))
         return future
@@ -80,6 +80,10 @@ class LoopExecutor:
 
     def lend(self) -> AbstractContextManager[object]:
         return nullcontext()
+
+    @property
+    def hanging(self) -> tuple[str, ...]:
+        return ()  # a loop has no places
 
     @contextmanager
     def hold(self) -> Iterator[None]:

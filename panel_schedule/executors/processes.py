@@ -30,7 +30,7 @@ from ..calls import PUBLISHED
 from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
 from ..run import Run, _current
 from ..wire import Encoded, Gone, Inline, Mapped, Wire, encode
-from .threads import ThreadExecutor
+from .threads import PlacedFuture, ThreadExecutor
 from .worker import conduct
 
 # Seconds between SIGTERM and SIGKILL: of a cancelled body, and when the server itself is about to end.
@@ -308,17 +308,17 @@ def _whereabouts(name: str) -> tuple[str | None, list[str] | None]:
     return getattr(module, "__file__", None), None if folders is None else list(folders)
 
 
-class ProcessFuture(Future[Any]):
+class ProcessFuture(PlacedFuture):
     """A future whose ``cancel()`` also stops a body that already runs in a worker process."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, executor: ProcessExecutor, name: str) -> None:
+        super().__init__(executor, name)
         self._guard = threading.Lock()
         self._worker: Worker | None = None
         self.grace: float | None = None
 
     def cancel(self) -> bool:
-        if super().cancel():
+        if Future.cancel(self):
             return True
         self.stop(GRACE)
         return False
@@ -355,13 +355,14 @@ class ProcessExecutor(ThreadExecutor):
 
     def __init__(self, max_processes: int):
         super().__init__(max_processes)
+        self._most_left = max_processes  # a process is dear
         self._kept: list[Worker] = []
         # Whether it was stopped, and nothing was submitted since.
         self._over = False
 
-    def submit(self, body: Callable[[], Any]) -> Future[Any]:
-        parcel = body if isinstance(body, Parcel) else Parcel("A function", body)
-        future = ProcessFuture()
+    def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
+        parcel = body if isinstance(body, Parcel) else Parcel(name or "A function", body)
+        future = ProcessFuture(self, name)
         with self._lock:
             self._over = False
             self._pending.add(future)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import queue
 import sys
 import threading
@@ -11,6 +12,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
+
+log = logging.getLogger("panel_schedule")
+
+# So many times its places an executor gives back, of bodies that nobody waits for any more and that still run.
+GIVEN_BACK = 8
 
 # A thread that burns CPU hands the interpreter over this often instead of every 5 ms,
 # so that the event loop beside it keeps its rhythm.
@@ -42,16 +48,41 @@ class _Switching:
 _switching = _Switching()
 
 
+class PlacedFuture(Future[Any]):
+    """A future whose body has a place in a pool, and a name."""
+
+    def __init__(self, executor: ThreadExecutor, name: str):
+        super().__init__()
+        self._executor = executor
+        self.name = name
+
+    def cancel(self) -> bool:
+        """Keep it from beginning, or give its place to another body."""
+        if super().cancel():
+            return True
+        self.leave()
+        return False
+
+    def leave(self) -> None:
+        """Nobody waits for it any more: its place goes to another body, while it may still run."""
+        self._executor.give_back(self)
+
+
 class ThreadExecutor:
     """
     At most `max_threads` bodies at once, first come, first served.
 
     The standard library's pool joins its threads when the interpreter exits, so that one
-    endless body would hold a stopping server; these are daemons.
+    endless body would hold a stopping server; these are daemons. A body that nobody waits for any
+    more gives its place back: another thread does the work meanwhile, up to a limit.
     """
 
     def __init__(self, max_threads: int):
         self._places = max_threads
+        # Bodies that nobody waits for any more, in the order of that, and how many of them may give their place back.
+        self._left: dict[Future[Any], str] = {}
+        self._most_left = GIVEN_BACK * max_threads
+        self._complained = False
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
         self._hurried = False
@@ -63,8 +94,8 @@ class ThreadExecutor:
         self._idle = 0
         self._threads = 0
 
-    def submit(self, body: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
+    def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
+        future = PlacedFuture(self, name)
         with self._lock:
             self._pending.add(future)
             self._batch.append((future, body))
@@ -89,10 +120,34 @@ class ThreadExecutor:
             with self._lock:
                 self._places -= 1
 
+    def give_back(self, future: PlacedFuture) -> None:
+        """Let another body begin, though this one still runs."""
+        with self._lock:
+            if future in self._left or future not in self._pending or not future.running():
+                return
+            self._left[future] = future.name
+            if len(self._left) <= self._most_left:
+                self._places += 1
+                self._serve()
+            full = len(self._left) >= self._most_left and not self._complained
+            self._complained |= full
+        if full:
+            log.error(
+                "%d functions still run though nobody waits for them any more (timed out or cancelled): %s. No further "
+                "one gives its place to another. Have them end: with a timeout for what they wait for, with "
+                "ps.progress() in their loops, or with executor='process'.", len(self._left), ", ".join(self.hanging),
+            )  # fmt: skip
+
+    @property
+    def hanging(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(sorted(set(filter(None, self._left.values()))))
+
     def stop(self, grace: float) -> None:
         with self._lock:
             pending = list(self._pending)
-        left = {future for future in pending if not future.cancel()}
+        # Not their own `cancel`: nothing takes the place of what runs.
+        left = {future for future in pending if not Future.cancel(future)}
         # A future wakes who waits for it before it calls its callbacks, and it is these that end a run.
         with self._ended:
             self._ended.wait_for(lambda: self._hurried or left.isdisjoint(self._pending), timeout=grace)
@@ -153,4 +208,7 @@ class ThreadExecutor:
         finally:
             with self._ended:
                 self._pending.discard(future)
+                if self._left.pop(future, None) is not None:
+                    self._places -= len(self._left) < self._most_left
+                    self._complained &= bool(self._left)
                 self._ended.notify_all()
