@@ -1,16 +1,27 @@
-"""What a reader gets of a value that many share: its data frames as copies of the reader's own."""
+"""
+Copies of values.
+
+What a reader gets of a value that many share: its data frames as copies of the reader's own. And what a function gets
+of its arguments: they are those of the moment of the call, whatever its caller does to them later.
+"""
 
 from __future__ import annotations
 
 import copy
 import sys
+from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from enum import Enum
+from functools import partial
 from itertools import islice
-from types import EllipsisType, NoneType, SimpleNamespace
+from pathlib import PurePath
+from types import BuiltinFunctionType, EllipsisType, FunctionType, MethodType, ModuleType, NoneType, SimpleNamespace
 from typing import Any, NamedTuple
+from uuid import UUID
 
 # Nothing is inside of these, and nobody can change them.
 PLAIN: frozenset[type] = frozenset(
@@ -222,3 +233,170 @@ def _items(value: Any, kind: type) -> Iterator[tuple[Callable[[Any, Any, Any], o
     else:
         names = [name for name in field_names(value) if hasattr(value, name)]
         yield from ((object.__setattr__, name, getattr(value, name)) for name in names)
+
+
+# ------------------------------------------------------------ arguments
+
+
+def snapshot(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """
+    Arguments as they are now, which no later change reaches.
+
+    Copied are containers and records, arrays, frames (copy-on-write; in full before pandas 3), and plain objects that
+    are made of such. What cannot change is not copied; what cannot be copied, a lock or a connection or an object that
+    has one, is passed as it is.
+    """
+    if PLAIN.issuperset(map(type, args)) and PLAIN.issuperset(map(type, kwargs.values())):
+        return args, kwargs
+    now = _Snapshot()
+    return tuple(map(now.of, args)), {name: now.of(value) for name, value in kwargs.items()}
+
+
+def as_it_is_now(value: Any) -> Any:
+    """The same of one value."""
+    return _Snapshot().of(value)
+
+
+class _Snapshot:
+    """Copies of things that may change; what is found twice is copied once."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, Any] = {}
+        # How many things were passed as they are though they may change.
+        self._passed = 0
+
+    def of(self, value: Any) -> Any:
+        if type(value) in PLAIN:
+            return value
+        if id(value) not in self._made:
+            self._made[id(value)] = value
+            try:
+                self._made[id(value)] = _quick_copy(value) or self._copy(value, type(value))
+            except Exception:  # nested a thousand deep, or of a class that refuses it
+                self._passed += 1
+        return self._made[id(value)]
+
+    def _copy(self, value: Any, kind: type) -> Any:
+        if issubclass(kind, (list, dict, deque)):
+            return self._filled(value, kind, copy.copy(value))
+        if issubclass(kind, tuple):
+            things = list(tuple.__iter__(value))
+            news = things if PLAIN.issuperset(map(type, things)) else [self.of(thing) for thing in things]
+            same = all(new is old for new, old in zip(news, things, strict=True))
+            return value if same else tuple.__new__(kind, news)
+        if issubclass(kind, (set, bytearray, array)):  # what is in a set can be hashed, and so should not change
+            return copy.copy(value)
+        pandas, polars = frame_types()
+        if issubclass(kind, pandas):
+            return _copied(value, deep=_writes_through())
+        if issubclass(kind, polars):
+            return value.clone()
+        library = kind.__module__.partition(".")[0]
+        if library in ("numpy", "pandas"):
+            return self._array(value, kind)
+        if _is_fixed(kind, library):
+            return value
+        if names := field_names(value):
+            fixed = getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
+            values = [getattr(value, name) for name in names]
+            if fixed and all(self.of(thing) is thing for thing in values):
+                return value
+            return self._filled(value, kind, copy.copy(value))
+        if is_plain(kind) and library not in CLOSED:
+            return self._object(value)
+        self._passed += 1
+        return value
+
+    def _filled(self, value: Any, kind: type, mine: Any) -> Any:
+        # Before its items: one of them may lead back to it.
+        self._made[id(value)] = mine
+        for put, key, thing in _items(value, kind):
+            if (new := self.of(thing)) is not thing:
+                put(mine, key, new)
+        return mine
+
+    def _array(self, value: Any, kind: type) -> Any:
+        numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+        if issubclass(kind, _there(numpy, "ndarray")):
+            mine = _copied_array(value)
+            if mine.dtype.hasobject and mine.dtype.names is None:
+                for at in sys.modules["numpy"].ndindex(value.shape):
+                    mine[at] = self.of(value[at])
+            return mine
+        kinds = _there(getattr(getattr(pandas, "api", None), "extensions", None), "ExtensionArray")
+        return value.copy() if issubclass(kind, kinds) else value
+
+    def _object(self, value: Any) -> Any:
+        """A plain object; as it is, when there is something in it that cannot be copied: it is more than data then."""
+        passed, mine = self._passed, copy.copy(value)
+        self._made[id(value)] = mine
+        for name, thing in attributes(value).items():
+            if (new := self.of(thing)) is not thing:
+                object.__setattr__(mine, name, new)
+        return mine if passed == self._passed else value
+
+
+def _quick_copy(value: Any) -> Any:
+    """Of rows and columns of plain things; None of all else."""
+    if type(value) is dict and PLAIN.issuperset(map(type, value.values())):
+        return value.copy()
+    return value[:] if type(value) is list and PLAIN.issuperset(map(type, value)) else None
+
+
+# From so many bytes on an array is copied by several threads, in a third of the time: its caller may be an event loop.
+_LARGE = 8 * 2**20
+_THREADS = 4
+
+
+def _copied_array(value: Any) -> Any:
+    numpy: Any = sys.modules["numpy"]
+    if value.nbytes < _LARGE or type(value) is not numpy.ndarray or value.dtype.hasobject or not value.flags.forc:
+        return value.copy(order="K")
+    mine = numpy.empty_like(value)
+    there, here = mine.ravel(order="K"), value.ravel(order="K")
+    step = -(-len(here) // _THREADS)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        parts = [slice(at, at + step) for at in range(0, len(here), step)]
+        deque(threads.map(lambda part: numpy.copyto(there[part], here[part]), parts), maxlen=0)
+    return mine
+
+
+# Of these libraries an object leads to all that there is.
+CLOSED = (
+    "builtins",
+    "asyncio",
+    "bokeh",
+    "concurrent",
+    "panel",
+    "panel_schedule",
+    "param",
+    "threading",
+    "tornado",
+    "unittest",
+)
+
+_FIXED = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, partial, frozenset, Enum, PurePath, UUID)
+
+
+def _is_fixed(kind: type, library: str) -> bool:
+    """Whether nobody changes it after it was made."""
+    return issubclass(kind, (*_FIXED, *PLAIN - {range, bool, NoneType, EllipsisType})) or library in _IMMUTABLE
+
+
+_IMMUTABLE = ("datetime", "fractions", "polars", "pyarrow", "re", "zoneinfo")
+
+
+def is_plain(kind: type) -> bool:
+    """Whether it is pickled attribute by attribute, as classes are that do not say otherwise."""
+    return all(getattr(kind, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__", "__getstate__"))
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """Those of a plain object."""
+    found = dict(getattr(value, "__dict__", {}))
+    for base in type(value).__mro__:
+        names = vars(base).get("__slots__", ())
+        for name in [names] if isinstance(names, str) else names:
+            if not name.startswith("__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return found

@@ -13,7 +13,7 @@ from functools import partial
 from types import BuiltinMethodType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
 
-from .copies import PLAIN, Parts, containers, frame_types, walk
+from .copies import CLOSED, PLAIN, Parts, attributes, containers, frame_types, is_plain, walk
 from .errors import ValueRefused
 
 # What belongs to the one session that shows it. By module, as a worker process may have loaded none.
@@ -24,9 +24,6 @@ _BOUND = {
     "panel_schedule.views": ["View"],
 }
 _REFERENCES = {"param.parameterized": ["Parameter"], "param.reactive": ["rx", "reactive_ops"]}
-
-# Of these libraries no object is looked into: it leads to all that there is.
-_CLOSED = ("builtins", "asyncio", "bokeh", "concurrent", "panel", "panel_schedule", "threading", "tornado")
 
 # How messages have the way to what is inside, see `_parts`. What is used once may be in the last two: there it serves
 # the object, or the module, and not the reader.
@@ -174,23 +171,12 @@ def _attributes(thing: Any) -> Parts:
     parameterized = _loaded({"param.parameterized": ["Parameterized"]})
     if issubclass(kind, parameterized):
         values = thing._param__private.values
-    elif kind.__module__.partition(".")[0] not in _CLOSED and _is_plain(kind):
-        slots = [name for base in kind.__mro__ for name in _slots(base)]
-        values = {**getattr(thing, "__dict__", {}), **{name: getattr(thing, name, None) for name in slots}}
+    elif kind.__module__.partition(".")[0] not in CLOSED and is_plain(kind):
+        values = attributes(thing)
     public = [name for name in values if not str(name).startswith("_")]
     hidden = [name for name in values if str(name).startswith("_")]
     named = (_ATTRIBUTE, public), (_HIDDEN, hidden)
     return [(form, names, [values[name] for name in names]) for form, names in named]
-
-
-def _is_plain(kind: type) -> bool:
-    """Whether it is pickled attribute by attribute."""
-    return all(getattr(kind, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__", "__getstate__"))
-
-
-def _slots(base: type) -> Sequence[str]:
-    names = vars(base).get("__slots__", ())
-    return [name for name in ([names] if isinstance(names, str) else names) if not name.startswith("__")]
 
 
 # Up to so many bytes to pickle something is no business of another thread.

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from .codec import encode
 from .colleagues import Colleagues
 from .colleagues import Desk as Workplace
+from .copies import snapshot
 from .data import is_light
 from .errors import RunCancelled
 from .guests import Guests
@@ -63,6 +64,7 @@ class Dispatcher:
     ) -> Run:
         """Start a run, or join one that does the same."""
         self._s.start()
+        args, kwargs = snapshot(args, kwargs)
         work = Work(function, self.works.new(function.name), args, kwargs)
         run = work.run
         run.user, run._stop = user, partial(self.workshop.cancel, work)

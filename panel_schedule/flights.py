@@ -12,6 +12,7 @@ from typing import Any
 
 from .archive import Archive
 from .calls import PUBLISHED, async_outcome, outcome
+from .copies import snapshot
 from .crew import Crew
 from .data import is_light
 from .errors import RunCancelled
@@ -103,7 +104,7 @@ class Flights:
             value = await asyncio.create_task(compute(), context=Context())
             return items[-1] if value is PUBLISHED else value
         guest = self._guest(memo)
-        self._ask(memo, key, args, kwargs, guest)
+        self._ask(memo, key, args, kwargs, guest, copied=True)
         try:
             return await guest
         except BaseException:
@@ -125,12 +126,12 @@ class Flights:
         memo.keys.bind(args, kwargs)
         self._s.start()
         guest = self._guest(memo)
-        self._s.ledger.aside(partial(self._submit, memo, args, kwargs, refresh, guest))
+        self._s.ledger.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, guest))
         return guest
 
     def _submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool, guest: Run) -> None:
         try:
-            self._ask(memo, memo.keys.local(args, kwargs), args, kwargs, guest, refresh=refresh)
+            self._ask(memo, memo.keys.local(args, kwargs), args, kwargs, guest, refresh=refresh, copied=True)
         except Exception as error:
             with self._s.locked:
                 if not guest.state.final:
@@ -166,6 +167,7 @@ class Flights:
         heard: bool = True,
         held: bool = False,
         here: bool = False,
+        copied: bool = False,
     ) -> Flight | None:
         """
         Take part in a computation, or begin one; None when the answer is there, and the guest has it.
@@ -178,6 +180,8 @@ class Flights:
             The calling thread is an event loop's, which stands still until the answer is there.
         here : bool
             The calling thread is going to compute it.
+        copied : bool
+            Whether nobody else has the arguments.
         """
         if self._s.stopping:
             if guest is not None:
@@ -204,6 +208,9 @@ class Flights:
             flight.refresh, flight.renews, flight.held = refresh, guest is None, held
             self._all[flight] = None
             self._welcome(flight, guest, heard)
+        if not copied:
+            # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
+            flight.args, flight.kwargs = snapshot(args, kwargs)
         depart = self.crew.board if self.neighbours is None else self.neighbours.depart
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
         works = self.neighbours is not None or memo.executor == "process"

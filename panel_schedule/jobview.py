@@ -17,7 +17,7 @@ from param.parameterized import Event, discard_events
 
 from .buttons import SteadyButton
 from .clock import Clock
-from .copies import holding_frames, own_copies
+from .copies import holding_frames, own_copies, snapshot
 from .entry import Entry
 from .jobs import Background, OnSessionEnd, Retrigger
 from .references import resolved
@@ -151,7 +151,7 @@ class Job(View, Viewer):
         """
         if not kwargs and len(args) == 1 and isinstance(args[0], (Event, BokehEvent)):
             args = ()
-        call = self._call(args, kwargs)
+        call = snapshot(*self._call(args, kwargs))
         if self.run is not None and not self.run.state.final:
             match self._function.policy.retrigger:
                 case Retrigger.IGNORE:

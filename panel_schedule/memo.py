@@ -14,7 +14,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from . import abroad
 from .clock import Clock
-from .copies import own_copy
+from .copies import own_copy, snapshot
 from .entry import Entry
 from .errors import NotReady, RegistrationError, TriggerError
 from .fingerprint import fingerprint
@@ -215,7 +215,8 @@ class Memoized(Generic[P, T]):
             When an argument has no key.
         """
         if self._is_async:
-            return self._awaited(args, kwargs)  # type: ignore[return-value]
+            # It begins when it is awaited.
+            return self._awaited(*snapshot(args, kwargs))  # type: ignore[return-value]
         key = self._key(args, kwargs)
         answer = self._answers.get(key)
         if answer is None or answer.fresh_until <= self._now() or (self._after and not self.is_current(answer)):

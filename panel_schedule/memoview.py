@@ -13,6 +13,7 @@ from bokeh.document import Document
 from param.parameterized import Event
 
 from .clock import Clock
+from .copies import as_it_is_now, snapshot
 from .data import is_light
 from .entry import Entry
 from .memo import Memoized
@@ -101,7 +102,7 @@ class MemoView(View):
         self._host = host
         # Knows nothing of the session: it is what an answer, that everybody shares, calls.
         self._changed = changed
-        self._given: Call = bound.args, bound.kwargs
+        self._given: Call = snapshot(bound.args, bound.kwargs)
         self._references = list(_references(self._given))
         self._watchers = [*_watch(self._references, self._move), *_watch(self._upstream(), self._stir)]
         # The arguments as they were read last; and their key, with what is known of that call, once there is one.
@@ -187,6 +188,12 @@ class MemoView(View):
         except Exception as error:
             self._refuse(error)
             return
+        # A widget may change its value in place, while a key is made of it or before it is asked for.
+        (given, named), (args, kwargs) = self._given, call
+        call = (
+            tuple(map(_now, args, given)),
+            {name: _now(value, named[name]) for name, value in kwargs.items()},
+        )
         if not on_a_loop() or is_light(call):
             self._accept(call, self._key_of(call))
             return
@@ -353,6 +360,10 @@ def _watch(parameters: list[Any], call: Callable[..., None]) -> Iterator[tuple[A
         owners[parameter.owner].add(parameter.name)
     for owner, names in owners.items():
         yield owner, owner.param.watch(call, sorted(names))
+
+
+def _now(value: Any, given: Any) -> Any:
+    return value if value is given else as_it_is_now(value)
 
 
 def _references(call: Call) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .abroad import store_here
 from .clock import Clock
+from .copies import as_it_is_now
 from .data import require_data
 from .entry import Entry
 from .errors import ScheduleError
@@ -103,6 +104,7 @@ class NamedValues(MutableMapping[str, Any]):
             self._write(name, value)
             return
         # To serialise and to store it may take long: the loop has pages to serve.
+        value = as_it_is_now(value)
         with self._lock:
             waiting = name in self._pending
             self._pending[name] = value

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from .calls import PUBLISHED, async_outcome, outcome
 from .clock import Clock
 from .codec import encode
+from .copies import snapshot
 from .data import is_light, require_data
 from .errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, ValueRefused
 from .executors.base import Executor
@@ -95,11 +96,17 @@ class Workshop:
             parcel.pack()
             return
 
+        def call() -> Any:
+            args, kwargs = work.args, work.kwargs
+            if work.run.attempt < work.function.policy.retry.max_attempts:
+                args, kwargs = snapshot(args, kwargs)  # the next attempt gets them as they were, too
+            return function(*args, **kwargs)
+
         def body() -> Any:
             begin()
             _current.set(work.run)
             leave_session(work.name)
-            return outcome(function(*work.args, **work.kwargs), receive)
+            return outcome(call(), receive)
 
         async def async_body() -> Any:
             begin()
@@ -107,7 +114,7 @@ class Workshop:
                 await asyncio.wrap_future(self._s.ledger.aside(partial(self._settle, work)))
             _current.set(work.run)
             leave_session(work.name)
-            return await async_outcome(function(*work.args, **work.kwargs), publish)
+            return await async_outcome(call(), publish)
 
         async def publish(item: Any) -> None:
             receive(item)

@@ -1,0 +1,309 @@
+"""Arguments are those of the moment of the call, whatever their caller does to them later."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import sys
+import threading
+import time
+from collections import OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import panel as pn
+import polars as pl
+import pytest
+
+from core import PATIENCE
+from panel_schedule.config import Config
+from panel_schedule.copies import snapshot
+from panel_schedule.front import Front
+from panel_schedule.runtime import Runtime
+from panel_schedule.task import Retry
+
+
+@pytest.fixture(params=["memory", "file"])
+def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
+    config = Config({})
+    config.store = "memory://" if request.param == "memory" else f"file://{tmp_path / 'store'}"
+    config.max_threads = 1
+    runtime = Runtime(config)
+    yield Front(runtime)
+    runtime.close()
+
+
+@dataclass
+class Order:
+    items: list[int] = field(default_factory=list)
+
+
+class Basket:
+    def __init__(self, items: list[int]):
+        self.items = items
+
+
+class Slots:
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[int]):
+        self.items = items
+
+
+class Guarded(Basket):
+    """Is more than data."""
+
+    def __init__(self, items: list[int]):
+        super().__init__(items)
+        self.lock = threading.Lock()
+
+
+Pair = namedtuple("Pair", "name items")
+
+# What is passed, what its caller does to it, and what the function is to see of it.
+CHANGING: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "list": (lambda: [1], lambda it: it.append(2), list),
+    "dict": (lambda: {"a": 1}, lambda it: it.update(a=2), dict),
+    "nested": (lambda: {"a": [({"b": [1]},)]}, lambda it: it["a"][0][0]["b"].append(2), repr),
+    "ordered dict": (lambda: OrderedDict(a=[1]), lambda it: it["a"].append(2), repr),
+    "defaultdict": (lambda: defaultdict(list, a=[1]), lambda it: it["a"].append(2), repr),
+    "set": (lambda: {1}, lambda it: it.add(2), set),
+    "deque": (lambda: deque([[1]], maxlen=3), lambda it: it[0].append(2), repr),
+    "bytearray": (lambda: bytearray(b"a"), lambda it: it.extend(b"b"), bytes),
+    "array": (lambda: np.zeros(3), lambda it: it.fill(7), lambda it: it.tolist()),
+    "large array": (lambda: np.zeros(200_000), lambda it: it.fill(7), lambda it: float(it.sum())),
+    "array of objects": (lambda: np.array([None, [1]], dtype=object), lambda it: it[1].append(2), repr),
+    "frame": (lambda: pd.DataFrame({"a": [1]}), lambda it: it.__setitem__("a", 7), lambda it: it.a.tolist()),
+    "cell": (lambda: pd.DataFrame({"a": [1]}), lambda it: it.iloc.__setitem__((0, 0), 7), lambda it: it.a.tolist()),
+    "series": (lambda: pd.Series([1]), lambda it: it.iloc.__setitem__(0, 7), lambda it: it.tolist()),
+    "polars": (lambda: pl.DataFrame({"a": [1]}), lambda it: it.__setitem__((0, "a"), 7), lambda it: it["a"].to_list()),
+    "frame in a list": (
+        lambda: [pd.DataFrame({"a": [1]})],
+        lambda it: it[0].__setitem__("a", 7),
+        lambda it: list(it[0].a),
+    ),
+    "dataclass": (lambda: Order([1]), lambda it: it.items.append(2), lambda it: list(it.items)),
+    "namedtuple": (
+        lambda: Pair("a", [1]),
+        lambda it: it.items.append(2),
+        lambda it: (type(it), it.items[:]),
+    ),
+}
+OBJECTS: dict[str, Any] = {
+    "array.array": (lambda: array.array("i", [1]), lambda it: it.append(2), list),
+    "object": (lambda: Basket([1]), lambda it: it.items.append(2), lambda it: list(it.items)),
+    "slots": (lambda: Slots([1]), lambda it: it.items.append(2), lambda it: list(it.items)),
+    "attribute": (lambda: Basket([1]), lambda it: setattr(it, "items", []), lambda it: list(it.items)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*CHANGING, *OBJECTS])
+def test_what_waits_for_a_thread_sees_what_was_passed(front, kind):
+    """A background function's run that is queued."""
+    make, change, look = (CHANGING | OBJECTS)[kind]
+    gate = threading.Event()
+    busy = front.background(executor="thread", name="busy")(lambda: gate.wait(PATIENCE))
+    job = front.background(executor="thread", name="job")(lambda it: look(it))
+    busy.submit()
+    mine = make()
+    runs = job.submit(mine), job.submit(it=mine)
+    change(mine)
+    gate.set()
+
+    assert [look(make())] * 2 == [run.result(PATIENCE) for run in runs]
+
+
+@pytest.mark.parametrize("kind", CHANGING)
+def test_an_answer_is_of_what_was_passed(front, kind):
+    """A memoized function's computation that waits, whose answer everybody gets."""
+    make, change, look = CHANGING[kind]
+    gate = threading.Event()
+    busy = front.memoize(name="busy")(lambda: gate.wait(PATIENCE))
+    memo = front.memoize(name="memo")(lambda it: look(it))
+    busy.submit()
+    mine = make()
+    run = memo.submit(mine)
+    change(mine)
+    gate.set()
+
+    assert look(make()) == run.result(PATIENCE) == memo(make())
+
+
+@pytest.mark.parametrize("kind", ["list", "large array", "frame"])
+def test_on_a_loop_as_well(front, kind):
+    """Where the key of large arguments is made by another thread."""
+    make, change, look = CHANGING[kind]
+    memo = front.memoize(name="memo")(lambda it: look(it))
+    job = front.background(executor="thread", name="job", ttl="1h")(lambda it: look(it))
+
+    @front.memoize(name="async_memo")
+    async def async_memo(it):
+        return look(it)
+
+    @front.background(executor="loop", name="async_job")
+    async def async_job(it):
+        return look(it)
+
+    async def ask() -> list[Any]:
+        asked = []
+        for call in (memo.submit, job.submit, async_memo, async_job.submit):
+            mine = make()
+            asked.append(call(mine))
+            change(mine)
+        return [await each for each in asked]
+
+    assert [look(make())] * 4 == asyncio.run(ask())
+    assert look(make()) == memo(make()) == job.submit(make()).result(PATIENCE)
+
+
+def test_a_worker_process_gets_what_was_passed(front):
+    """Though an array is not copied when it is packed."""
+    total = front.background(executor="process", name="total")(lambda it: float(it.sum()))
+    mine = np.ones(200_000)
+    run = total.submit(mine)
+    mine[:] = 7
+
+    assert 200_000 == run.result(60)
+
+
+def test_an_answer_does_not_change_with_its_argument(front):
+    """One that is a view of it, or the argument itself, computed by the caller's own thread."""
+    tail = front.memoize(name="tail")(lambda array, head: array[head:])
+    same = front.memoize(name="same")(lambda it: it)
+    data, items = np.arange(4), [1, [2]]
+    tail(data, 1), same(items)
+    data[:] = 77
+    items[1].append(3)
+
+    assert [1, 2, 3] == tail(np.arange(4), 1).tolist()
+    assert [1, [2]] == same([1, [2]])
+
+
+def test_a_result_does_not_change_with_its_argument(front):
+    same = front.background(executor="thread", name="same", ttl="1h")(lambda it: it)
+    items = [1]
+    same.submit(items).result(PATIENCE)
+    items.append(2)
+
+    assert [1] == same.submit([1]).result(PATIENCE)
+
+
+def test_a_function_changes_nothing_of_its_callers(front):
+    def sort(numbers):
+        numbers.sort()
+        return numbers
+
+    memo, job = front.memoize(name="memo")(sort), front.background(executor="thread", name="job")(sort)
+    mine = [2, 1]
+    assert [1, 2] == memo(mine) == job.submit(mine).result(PATIENCE)
+    assert [2, 1] == mine
+
+
+def test_each_attempt_gets_what_was_passed(front):
+    """What the first one has done to its arguments is gone."""
+
+    @front.background(executor="thread", name="job", retry=Retry(2, backoff=0.01))
+    def job(items):
+        items.append("seen")
+        if len(tries) < 1:
+            tries.append(1)
+            raise ValueError("once more")
+        return items
+
+    tries: list[int] = []
+    assert ["a", "seen"] == job.submit(["a"]).result(PATIENCE)
+
+
+def test_a_view_shows_what_was_passed(front):
+    """Arguments that are values are those of the call that made it."""
+    memo = front.memoize(name="memo")(lambda it, n: [*it, n])
+    slider = pn.widgets.IntSlider(value=1)
+    mine = [0]
+    view = memo.view(mine, n=slider)
+    mine.append(5)
+    slider.value = 2
+
+    assert [0, 2] == memo([0], 2) == view._call[0][0] + [2]
+
+
+def test_a_job_that_waits_takes_what_its_widgets_had(front):
+    """At the click, and not when the one before it has ended."""
+    gate = threading.Event()
+
+    @front.background(executor="thread", name="job", retrigger="queue")
+    def work(items):
+        gate.wait(PATIENCE)
+        return items
+
+    job = work.job()
+    mine = [1]
+    job.start([])
+    job.start(mine)
+    mine.append(2)
+    first = job.run
+    gate.set()
+    first.result(PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while job.run is first and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+    assert [1] == job.run.result(PATIENCE)
+
+
+def test_what_cannot_be_copied_is_passed_as_it_is(front):
+    """A lock, a connection, an object that has one; and a task stays a task."""
+    task = front.schedule(period="1h", first_run="skip", name="task")(lambda: 1)
+    given = [threading.Lock(), Guarded([1]), task, print, Order, sys.stdout, (threading.Event(),)]
+    (mine,), named = snapshot((given,), {"it": given})
+
+    assert mine is named["it"] is not given
+    assert all(new is old for new, old in zip(mine, given, strict=True))
+
+
+def test_what_cannot_change_is_not_copied():
+    values = ("a", 1, (1, ("b",)), frozenset([1]), b"a", range(3), Path("a"), pd.Timestamp(0), None)
+
+    assert all(new is old for new, old in zip(snapshot(values, {})[0], values, strict=True))
+
+
+def test_a_cycle_and_a_deep_one_are_no_trouble():
+    ring: list[Any] = [1]
+    ring.append(ring)
+    deep: list[Any] = []
+    for _ in range(10_000):
+        deep = [deep]
+    (mine, _), _ = snapshot((ring, deep), {})
+
+    assert mine[1] is mine is not ring
+    ring.append(2)
+    assert 2 == len(mine)
+
+
+def test_a_hit_of_plain_arguments_copies_nothing(front, monkeypatch):
+    """It takes a microsecond."""
+    memo = front.memoize(name="memo")(lambda a, b: a + b)
+    memo(1, 2)
+    monkeypatch.setattr("panel_schedule.flights.snapshot", None)
+
+    assert 3 == memo(1, 2)
+
+
+def test_a_value_on_its_way_to_the_store_is_what_it_was(front):
+    """On a loop it is written a moment later."""
+
+    async def put() -> None:
+        mine = [1]
+        front.store["mine"] = mine
+        if front._runtime.scheduler.store.blocking:
+            mine.append(2)
+
+    asyncio.run(put())
+    deadline = time.monotonic() + PATIENCE
+    while front.store._pending and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+    assert [1] == front.store["mine"]
