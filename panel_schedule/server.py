@@ -24,6 +24,7 @@ from tornado.process import task_id
 from . import supervisor
 from .errors import ConfigError, StoreError
 from .functions import in_notebook
+from .modules import Executed
 from .run import Run, traceback_text
 from .runtime import Runtime, has_setup_script
 from .session import separate
@@ -57,6 +58,9 @@ RELOAD = 2
 RELOAD_UNUSABLE = 15
 
 
+executed = Executed()
+
+
 def install(runtime: Runtime) -> None:
     """
     Teach Bokeh's ``Application`` about the runtime; Panel's inherits it.
@@ -65,6 +69,7 @@ def install(runtime: Runtime) -> None:
     are there: Bokeh awaits it before it builds the document. What is pushed is sent at once.
     """
     separate()
+    executed.install()
     gate = Gate(runtime)
     gate.install()
     supervisor.install()
@@ -142,6 +147,8 @@ class Gate:
     def _start(self) -> None:
         if self._stopping.begun:
             return  # a visitor on a connection that was there before
+        # A script that serves, and whose apps import it by its name.
+        executed.add(sys.modules["__main__"])
         loop = asyncio.get_running_loop()
         if self._runtime.loops.adopted is None:
             # Also without a task: one may be scheduled later, by a setup script or a thread.

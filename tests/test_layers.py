@@ -34,7 +34,19 @@ LAYERS = [
         "neighbours",
     },
     {"views", "display", "components", "jobview", "jobpanel", "buttons", "memoview", "monitor", "values", "widgets"},
-    {"runtime", "functions", "front", "onrequest", "server", "stopping", "supervisor", "cli", "contracts", "testing"},
+    {
+        "runtime",
+        "functions",
+        "front",
+        "onrequest",
+        "modules",
+        "server",
+        "stopping",
+        "supervisor",
+        "cli",
+        "contracts",
+        "testing",
+    },
     {"panel_schedule", "__main__"},
 ]
 OPTIONAL = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -141,20 +142,49 @@ def test_a_task_in_the_served_script_is_refused_and_told_where_to_go(serve: Serv
     server.wait_for("panel serve app.py --setup tasks.py")
 
 
-def test_the_setup_script_imported_by_the_app_is_the_same_tasks(serve: Serve) -> None:
-    """Invariant 1: the file runs twice, as the setup script and as a module, and its task once."""
+@pytest.mark.parametrize("options", ["", "--num-procs 2", "--num-procs 2 --warm --plugins panel_schedule"])
+def test_the_setup_script_that_the_app_imports_is_one_module(serve: Serve, options: str) -> None:
+    """Invariant 1: it runs once in a process; values, answers and errors are of the classes that the app knows."""
     tasks = """
+        import enum, os
         import panel_schedule as ps
-        print("the file runs", flush=True)
+        print(f"the file runs in {os.getpid()}", flush=True)
+
+        class Region(enum.Enum):
+            NORTH = "n"
+
+        class NoData(Exception):
+            pass
 
         @ps.schedule(period="1h")
         def answer():
             print("the task runs", flush=True)
-            return 42
+            return {Region.NORTH: 42}
+
+        @ps.background(executor="thread")
+        def job():
+            raise NoData
     """
-    server = serve("app.py --setup tasks.py", {"app.py": APP, "tasks.py": tasks})
+    app = """
+        import threading
+        import panel as pn
+        from tasks import NoData, Region, answer, job
+
+        def look():
+            try:
+                job.submit().result(20)
+            except NoData:
+                print("caught it,", answer()[Region.NORTH], flush=True)
+
+        if pn.state.session_args is not None and answer() is not None:
+            threading.Thread(target=look).start()
+        pn.pane.Str("page").servable()
+    """
+    server = serve(f"app.py --setup tasks.py {options}", {"app.py": app, "tasks.py": tasks})
     page(f"{server.url}/app")
-    assert server.output().count("the file runs") == 2
+    server.wait_for("caught it, 42")
+    runs = re.findall(r"the file runs in (\d+)", server.output())
+    assert len(runs) == len(set(runs))
     assert server.output().count("the task runs") == 1
 
 
