@@ -138,3 +138,14 @@ def test_a_make_command_has_its_target(page: Path, command: str) -> None:
 def test_the_readme_serves_what_it_shows() -> None:
     readme = ROOT / "README.md"
     assert any(is_shown(readme, command) for command in documents.commands(readme, "panel serve"))
+
+
+def test_every_option_of_the_configuration_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [] == [option for option in panel_schedule.config.options() if f"`{option}`" not in text]
+
+
+def test_a_block_of_the_readme_that_is_a_file_says_which() -> None:
+    """Its first line does: the comment before it shows nowhere."""
+    shown = documents.files(ROOT / "README.md")
+    assert {name: f"# {name}" for name in shown} == {name: text.splitlines()[0] for name, text in shown.items()}
