@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from .errors import RegistrationError, ScheduleError
-from .news import EVENTS
+from .news import EVENTS, Handler
 from .onrequest import OnRequest, named
-from .registry import Registry, build_policy, choose_trigger, flag, panels_trigger, same_function
+from .registry import Registry, build_policy, choose_trigger, duration, flag, panels_trigger, same_function
 from .run import Run, refuse_to_block, traceback_text
 from .runtime import Runtime
 from .stopping import Stopping
@@ -258,7 +258,9 @@ class Front(OnRequest):
         self._runtime.scheduler.last_run(task, forget)
 
     @named
-    def on(self, event: str, handler: Callable[[Task[Any], Run], Any]) -> Callable[[], None]:
+    def on(
+        self, event: str, handler: Callable[[Task[Any], Run], Any], *, timeout: str | float | timedelta | None = "30s"
+    ) -> Callable[[], None]:
         """
         Call a function when something happens to any task.
 
@@ -266,7 +268,11 @@ class Front(OnRequest):
         ----------
         event : {"succeeded", "failed", "recovered", "stale", "skipped"}
         handler : callable
-            ``handler(task, run)``, sync (in a thread) or async (on the loop). What it raises is logged.
+            ``handler(task, run)``, sync (in a thread) or async (on the loop), for one event after another. What it
+            raises is logged.
+        timeout : period or None
+            A call that takes longer is left behind, with an error in the log, and the next one begins; that of an
+            async handler is cancelled. None is no limit.
 
         Returns
         -------
@@ -277,19 +283,22 @@ class Front(OnRequest):
         ------
         RegistrationError
             When there is no such event, or the handler is no function.
+        TriggerError
+            When the timeout means nothing.
         """
         if event not in EVENTS:
             raise RegistrationError(f"There is no event {event!r}; there are {', '.join(map(repr, EVENTS))}.")
         if not callable(handler):
             raise RegistrationError(f"The handler of {event!r} must be a function of (task, run), and not {handler!r}.")
+        made = Handler(handler, None if timeout is None else duration("timeout", timeout).total_seconds())
         handlers = self._runtime.handlers[event]
         for known in handlers:
             # Of a file that is executed again, as a notebook's cell or under --dev.
-            if same_function(known, handler):
+            if same_function(known.function, handler):
                 handlers.remove(known)
                 break
-        handlers.append(handler)
-        return lambda: handlers.remove(handler) if handler in handlers else None
+        handlers.append(made)
+        return lambda: handlers.remove(made) if made in handlers else None
 
     @named
     def run_forever(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -21,11 +22,10 @@ from .run import Run, RunState, first_line, own_traceback
 from .session import leave_session
 from .stores.base import Store
 from .task import Task, is_async
-from .timers import Timers
+from .timers import Timer, Timers
 
 log = logging.getLogger("panel_schedule")
 
-Handler = Callable[[Any, Run], Any]
 EVENTS = ("failed", "recovered", "skipped", "stale", "succeeded")
 
 # What goes on failing is logged again after so many failures, or seconds.
@@ -38,8 +38,45 @@ KINDS = 10
 # After so many seconds without a failure that of a job or a memoized function is a first one again.
 FORGET = 600.0
 
+# So many events wait for a handler at most.
+LONGEST_QUEUE = 1000
+
 # How often, in seconds, the other processes hear of a run's progress.
 TELL = 0.1
+
+
+class Handler:
+    """A function of ``ps.on``, and how many seconds it may take; it is called for one event after another."""
+
+    __slots__ = ("call", "function", "timeout", "waiting")
+
+    def __init__(self, function: Callable[[Any, Run], Any], timeout: float | None = None):
+        self.function = function
+        self.timeout = timeout
+        # Under way, and what follows it.
+        self.call: HandlerCall | None = None
+        self.waiting: deque[HandlerCall] = deque(maxlen=LONGEST_QUEUE)
+
+
+class HandlerCall:
+    """One call of a handler, from the time when it begins."""
+
+    __slots__ = ("event", "future", "handler", "late", "run", "task", "timer")
+
+    def __init__(self, event: str, handler: Handler, task: Named, run: Run):
+        self.event = event
+        self.handler = handler
+        self.task = task
+        self.run = run
+        self.future: Future[Any] | None = None
+        self.timer: Timer | None = None
+        self.late = False
+
+    @property
+    def name(self) -> str:
+        """As the log has it."""
+        function = self.handler.function
+        return f"handler {getattr(function, '__qualname__', None) or function!r} of the event {self.event!r}"
 
 
 class Desk(Protocol):
@@ -212,11 +249,50 @@ class News:
     def emit(self, event: str, task: Named, run: Run) -> None:
         """Call the handlers of an event, in an executor: they can never hurt a run."""
         for handler in list(self._s.handlers[event]):
-            executor = self._s.executors["loop" if is_async(handler) else "handler"]
-            body = partial(_tell, event, handler, task, run)
-            self._s.locked.submitted.add(executor)
-            future = executor.submit(body)
-            future.add_done_callback(partial(_report_handler, event, task.name))
+            if len(handler.waiting) == LONGEST_QUEUE:
+                dropped = handler.waiting[0]
+                log.error("Task %r: the %s is behind; its oldest event is dropped.", dropped.task.name, dropped.name)
+            handler.waiting.append(HandlerCall(event, handler, task, run))
+            self._call_next(handler)
+
+    def _call_next(self, handler: Handler) -> None:
+        """A handler that hangs holds up no other one. Under the lock."""
+        if handler.call is not None or not handler.waiting:
+            return
+        call = handler.call = handler.waiting.popleft()
+        executor = self._s.executors["loop" if is_async(handler.function) else "handler"]
+        self._s.locked.submitted.add(executor)
+        call.future = executor.submit(partial(self._call, call), call.name)
+        call.future.add_done_callback(partial(self._called, call))
+
+    def _call(self, call: HandlerCall) -> Any:
+        """In the executor."""
+        if (timeout := call.handler.timeout) is not None:
+            with self._s.locked:
+                call.timer = self._s.timers.after(timeout, self._give_up, call)
+        leave_session(f"The {call.name}")
+        return call.handler.function(call.task, call.run)
+
+    def _give_up(self, call: HandlerCall) -> None:
+        """It hangs: what comes next goes on, in its place. Under the lock."""
+        call.late, call.handler.call = True, None
+        log.error(
+            "Task %r: the %s did not finish within %g s, and is left behind, so that the next events reach it. Give "
+            "what it waits for a timeout, or it a longer one: ps.on(%r, ..., timeout='2m').",
+            call.task.name, call.name, call.handler.timeout, call.event,
+        )  # fmt: skip
+        if call.future is not None:
+            call.future.cancel()
+        self._call_next(call.handler)
+
+    def _called(self, call: HandlerCall, future: Future[Any]) -> None:
+        with self._s.locked:
+            self._s.timers.cancel(call.timer)
+            if call.handler.call is call:
+                call.handler.call = None
+                self._call_next(call.handler)
+        if not call.late and not future.cancelled() and (error := future.exception()) is not None:
+            log.error("Task %r: the %s failed: %s", call.task.name, call.name, first_line(error), exc_info=error)
 
     def skipped(self, lane: Lane, run: Run, new: bool) -> None:
         """Say so, if it is news."""
@@ -236,13 +312,3 @@ class News:
         if lane.claim is not None and lane.run is not None and not lane.run.state.final:
             run, store = lane.run, self._s.store
             self._s.ledger.ask([lane], partial(store.progress, lane.claim, run.percent, run.message))
-
-
-def _tell(event: str, handler: Handler, task: Named, run: Run) -> Any:
-    leave_session(f"A handler of the event {event!r}, {getattr(handler, '__qualname__', handler)!r},")
-    return handler(task, run)
-
-
-def _report_handler(event: str, task: str, future: Future[Any]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("Task %r: a handler of the event %r failed: %s", task, event, first_line(error), exc_info=error)

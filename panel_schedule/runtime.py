@@ -141,7 +141,7 @@ class Runtime(Functions):
                 "memo-thread": ThreadExecutor(self.config.max_threads),
                 "memo-process": ProcessExecutor(self.config.max_processes),
                 # Handlers have threads of their own: one that hangs takes none from the tasks.
-                "handler": ThreadExecutor(2),
+                "handler": ThreadExecutor(8),
                 "store": ThreadExecutor(1),
                 "publisher": ThreadExecutor(2),
             },

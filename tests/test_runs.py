@@ -13,11 +13,13 @@ from panel.pane import Markdown
 from panel.util import parse_query
 
 from core import PATIENCE, Core, keys, messages, second, short
+from panel_schedule import news
 from panel_schedule.config import Config
 from panel_schedule.contracts.tools import hammer
 from panel_schedule.errors import (
     RunFenced,
     RunSkipped,
+    TriggerError,
     ValueRefused,
     WouldBlock,
 )
@@ -239,6 +241,85 @@ def test_no_exception_of_a_function_ends_more_than_its_run(core, error):
     core.run_for(120)
 
     assert [("failed", ""), ("succeeded", "")] == short(fetch.history)
+
+
+def test_a_handler_that_hangs_is_left_behind_after_its_limit(core, caplog):
+    """It is called for the next event then, and the log says so."""
+    seen = []
+
+    def hangs(task, run):
+        seen.append(task.name)
+        core.thread.park()
+
+    core.ps.on("succeeded", hangs, timeout="90s")
+    task = core.schedule(period="1m", first_run="background", name="sales")(lambda: 1)
+    core.begin()
+    core.run_for(60)
+    before = list(seen)
+    core.run_for(40)
+
+    assert [["sales"], ["sales"] * 2] == [before, seen]
+    assert 2 == task.entry.version
+    (line,) = [line for line in messages(caplog) if "did not finish within 90 s" in line]
+    assert "handler" in line
+    assert "'succeeded'" in line
+
+
+def test_a_handler_that_hangs_holds_up_no_other_one(core):
+    """Also of the same event, and before its limit."""
+    told = []
+    core.ps.on("succeeded", lambda task, run: core.thread.park())
+    core.ps.on("succeeded", lambda task, run: told.append(task.name))
+    core.schedule(period="1m", first_run="background", name="sales")(lambda: 1)
+    core.begin()
+    core.run_for(300)
+
+    assert ["sales"] * 6 == told
+
+
+def test_a_coroutine_that_hangs_as_a_handler_is_cancelled(core):
+    """The events that waited meanwhile reach it."""
+    seen, cancelled = [], []
+
+    async def hangs(task, run):
+        seen.append(task.name)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(task.name)
+            raise
+
+    core.ps.on("succeeded", hangs, timeout="10s")
+    core.schedule(period="1m", first_run="background", name="sales")(lambda: 1)
+    core.begin()
+    core.run_for(70)
+
+    assert [["sales"] * 2, ["sales"] * 2] == [seen, cancelled]
+
+
+def test_a_handler_without_a_limit_is_waited_for(core, caplog):
+    """timeout=None; a limit that means nothing is refused at once."""
+    core.ps.on("succeeded", lambda task, run: core.thread.park(), timeout=None)
+    core.schedule(period="1d", first_run="background", name="sales")(lambda: 1)
+    core.begin()
+    core.run_for(3600)
+
+    assert [] == messages(caplog)
+    with pytest.raises(TriggerError, match="timeout='soon'"):
+        core.ps.on("succeeded", print, timeout="soon")
+
+
+def test_what_waits_for_a_handler_that_hangs_has_a_bound(core, caplog, monkeypatch):
+    """The oldest event is dropped, and the log says so."""
+    monkeypatch.setattr(news, "LONGEST_QUEUE", 2)
+    core.ps.on("succeeded", lambda task, run: core.thread.park(), timeout=None)
+    core.schedule(period="1m", first_run="background", name="sales")(lambda: 1)
+    core.begin()
+    core.run_for(180)
+
+    (line,) = messages(caplog)
+    assert "Task 'sales': the handler" in line
+    assert "its oldest event is dropped" in line
 
 
 # ------------------------------------------------------------ stale
