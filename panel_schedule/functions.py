@@ -177,7 +177,7 @@ class Functions(ABC):
                 name = f"{memo.name} {digested(memo.keys.local(args, kwargs))}"
         view = self.views.admit(make, name)
         # Only now: what is new from here on reaches it.
-        view._follow()
+        view._attempt(view._follow, view._changed)
         return view
 
     def ask(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run:

@@ -121,6 +121,8 @@ class Job(View, Viewer):
         # Whether this session started the run.
         self._started = False
         self._over = False
+        # The run whose end has been told.
+        self._ended: Run | None = None
         self._parts: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -237,7 +239,7 @@ class Job(View, Viewer):
         """Follow at once while the page is being built, then under its lock: a click may come without."""
         home = None if self._home is None else self._home()
         if home is None or (home is pn.state.curdoc and not pn.state.loaded):
-            self._follow()
+            self._attempt(self._follow, self._changed)
         else:
             self._changed()
 
@@ -260,18 +262,32 @@ class Job(View, Viewer):
             self._reset, news = False, {"percent": -1, "message": "", "partial": None}
             if run is None:  # it was refused
                 news |= {"state": str(RunState.FAILED), "running": False, "error": self._refused}
-                self.param.update(**news)
+                self._set(**news)
         if run is None or self._over:
+            self._set()  # for those watchers that have failed
             return
-        state, partials = run.state, run.partials
-        self._over = state.final
+        state = run.state
+        try:
+            news |= self._read(run, state)
+            self._over = state.final
+        finally:  # whatever becomes of the value
+            self._tell_state(run, state, news)
+
+    def _read(self, run: Run, state: RunState) -> dict[str, Any]:
+        """What it has given since the last time."""
+        news, partials = dict[str, Any](), run.partials
         if partials and self._seen != (run, len(partials)):
+            partial = own_copies(partials[-1], holding_frames(partials[-1]))
             self._seen = (run, len(partials))
             with discard_events(self):
                 self.partial = outdated
-            news["partial"] = own_copies(partials[-1], holding_frames(partials[-1]))
+            news["partial"] = partial
         if state is RunState.SUCCEEDED:
             news |= self._take(Entry(run.shared, self.version + 1, run.finished_at or run.queued_at), None)
+        return news
+
+    def _tell_state(self, run: Run, state: RunState, news: dict[str, Any]) -> None:
+        ended = state.final and self._ended is not run
         news |= {
             "state": str(state),
             "running": not state.final,
@@ -282,8 +298,9 @@ class Job(View, Viewer):
             "started_at": run.started_at,
             "finished_at": run.finished_at,
         }
-        self.param.update(**news)
-        if self._over:
+        self._set(**news)
+        if ended:
+            self._ended = run
             self._unwatch()
             if self._waiting:
                 self._launch(self._waiting.popleft())

@@ -301,6 +301,19 @@ class MemoView(View):
     # ------------------------------------------------------------ showing
 
     def _show(self) -> None:
+        run = self._run
+        try:
+            news = self._news()
+        except Exception:
+            # Whatever becomes of the value: it is tried again with the next look, which finds the run as it was.
+            self._run = None if run is None or run.state.final else run
+            self._tell({})
+            self._run = run
+            raise
+        self._tell(news)
+
+    def _news(self) -> dict[str, Any]:
+        """What there is to show since the last time."""
         news, watched, answer = dict[str, Any](), self._watched, None
         if self._run is not None and self._run.state.final:
             answer = self._outcome(self._run)
@@ -316,13 +329,16 @@ class MemoView(View):
         if answer is not None:
             self._shown = answer, self._wish
         elif watched is not None and watched.partial is not None and watched.partial is not self._partial:
-            self._partial, self._shown = watched.partial, (None, None)
             news = self._next(watched.partial)
-        error, wish = self._failure, self._wish
+            self._partial, self._shown = watched.partial, (None, None)
+        return news
+
+    def _tell(self, news: dict[str, Any]) -> None:
+        error, wish, watched = self._failure, self._wish, self._watched
         if not error and self._run is None and watched is not None:
             error = first_line(watched.error)
         waits = self._making is not None or (wish is not None and wish != self._asked)
-        self.param.update(
+        self._set(
             **news,
             running=waits or self._run is not None,
             error=error,

@@ -18,11 +18,12 @@ import param
 from bokeh.document import Document
 from panel.io.state import set_curdoc
 from param import Skip
-from param.parameterized import discard_events
+from param.parameterized import Event, Watcher, _batch_call_watchers, discard_events
 
 from .clock import Clock
 from .copies import holding_frames, own_copies
 from .entry import Entry
+from .run import first_line
 from .stores.base import TASK, USER
 from .task import Task, TaskStatus
 from .widgets import Percent, Text
@@ -34,6 +35,10 @@ log = logging.getLogger("panel_schedule")
 BURST = 5
 BURST_SECONDS = 0.005
 PAUSE_SECONDS = 0.001
+
+# An update that fails is repeated so often, the first time after twice so many seconds, then after twice as many.
+REPEATS = 6
+REPEAT_SECONDS = 0.05
 
 
 # So many of one session are more than a page needs.
@@ -71,6 +76,9 @@ class View(param.Parameterized):
         self._abroad = False
         # What it shows before there is a value: a copy of this.
         self._default: Any = None
+        # The watchers that have failed, with what they are still to be told; and how the last one did.
+        self._untold: dict[int, tuple[Watcher, list[Event]]] = {}
+        self._trouble: Exception | None = None
         super().__init__(**params)
 
     def pipe(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -93,6 +101,43 @@ class View(param.Parameterized):
 
         return pn.bind(piped, self.param.value, *args, **kwargs)
 
+    def _set(self, **changes: Any) -> None:
+        """
+        Set params, and tell each watcher of all that concerns it: one that fails stops no other one.
+
+        It is told again with the next call.
+        """
+        told = self.param
+        with _batch_call_watchers(self, enable=True, run=False):
+            told.update(**changes)
+        events, watchers = list(told._events), list(told._state_watchers)
+        untold, self._untold, self._trouble = self._untold, {}, None
+        calls = {id(watcher): (watcher, events) for watcher in sorted(watchers, key=lambda each: each.precedence)}
+        for watcher, earlier in untold.values():
+            later = {event.name for event in events} if id(watcher) in calls else set()
+            missed = [event._replace(new=getattr(self, event.name)) for event in earlier if event.name not in later]
+            calls[id(watcher)] = watcher, [*missed, *(events if later else [])]
+        for watcher, due in calls.values():
+            told._events, told._state_watchers = list(due), [watcher]
+            try:
+                told._batch_call_watchers()
+            except Exception as error:
+                self._trouble = error
+                self._untold[id(watcher)] = watcher, due
+
+    def _attempt(self, follow: Callable[[], None], changed: Callable[[], None]) -> None:
+        """Bring it up to date at once; where that fails, soon."""
+        try:
+            follow()
+        except Exception:
+            changed()
+        else:
+            if self._trouble is not None:
+                changed()
+
+    def _give_up(self) -> None:
+        self._untold, self._trouble = {}, None
+
     def _take(self, entry: Entry | None, default: Any) -> dict[str, Any]:
         if entry is None:
             if self.version or default is self._default:
@@ -101,11 +146,12 @@ class View(param.Parameterized):
             return {"value": own_copies(default, holding_frames(default))}
         if entry.version == self.version:
             return {}
+        value = entry.for_page()
         with discard_events(self):
             # param compares the old value with the new one, item by item, to see whether it changed.
             # A new version is news by itself, also when a task returns the list that it returned before.
             self.value = outdated
-        return {"value": entry.for_page(), "version": entry.version, "updated_at": entry.updated_at}
+        return {"value": value, "version": entry.version, "updated_at": entry.updated_at}
 
     def _warn_abroad(self) -> None:
         if self._abroad or (here := pn.state.curdoc) is None or here.session_context is None:
@@ -154,16 +200,20 @@ class TaskView(View):
 
     def _follow(self, task: Task[Any]) -> None:
         status: TaskStatus = task.status
-        self.param.update(
-            state=status.state,
-            running=status.running,
-            percent=status.percent,
-            message=status.message,
-            error=status.error,
-            stale=status.stale,
-            next_run=status.next_run,
-            **self._take(task.entry, task.policy.default),
-        )
+        news = {}
+        try:
+            news = self._take(task.entry, task.policy.default)
+        finally:  # whatever becomes of the value
+            self._set(
+                state=status.state,
+                running=status.running,
+                percent=status.percent,
+                message=status.message,
+                error=status.error,
+                stale=status.stale,
+                next_run=status.next_run,
+                **news,
+            )
 
 
 class Own(Protocol):
@@ -191,7 +241,7 @@ class _Shown(NamedTuple):
 class _Session:
     """What one document shows, and what of it has changed. Never refers to the document strongly."""
 
-    __slots__ = ("__weakref__", "changed", "document", "loaded", "views")
+    __slots__ = ("__weakref__", "changed", "document", "failing", "loaded", "views")
 
     def __init__(self, document: weakref.ref[Document] | None):
         self.document = document
@@ -199,6 +249,8 @@ class _Session:
         self.loaded = document is None or pn.state.loaded
         self.views: dict[tuple[str, str], _Shown] = {}
         self.changed: set[tuple[str, str]] = set()
+        # How often the update of a view has failed.
+        self.failing: dict[tuple[str, str], int] = {}
 
 
 class Views:
@@ -246,14 +298,14 @@ class Views:
             if self._is_shown(key):
                 self._watch(task, 1)
             # After subscribing, read once more: a value may have come in between.
-            follow()
+            view._attempt(follow, partial(self.changed, *key))
         return view  # type: ignore[return-value]
 
     def of_name(self, name: str, entry: Callable[[], Entry | None]) -> View:
         """This session's view of a value in ``ps.store``."""
         view, follow, new = self._find((USER, name), None, lambda home: self._new_named_view(entry, home, name))
         if new:
-            follow()
+            view._attempt(follow, partial(self.changed, USER, name))
         return view
 
     def admit(
@@ -291,9 +343,11 @@ class Views:
         if key not in self._showing:
             return
         with self._lock:
-            sessions = self._showing.get(key)
-            if not sessions:
-                return
+            sessions = list(self._showing.get(key, ()))
+        self._update(key, sessions)
+
+    def _update(self, key: tuple[str, str], sessions: list[_Session]) -> None:
+        with self._lock:
             for session in sessions:
                 session.changed.add(key)
                 if session.loaded:
@@ -368,9 +422,7 @@ class Views:
         def follow() -> None:
             now = entry()
             # A value that was deleted leaves nothing behind, unlike a task's.
-            view.param.update(
-                **({"value": None, "version": 0, "updated_at": None} if now is None else view._take(now, None))
-            )
+            view._set(**({"value": None, "version": 0, "updated_at": None} if now is None else view._take(now, None)))
 
         return view, follow
 
@@ -442,15 +494,39 @@ class Views:
             return
         with self._lock:
             changed, session.changed = session.changed, set()
-            follows = [session.views[key].follow for key in changed if key in session.views]
+            shown = {key: session.views[key] for key in changed if key in session.views}
         started = self._clock.monotonic()
         with set_curdoc(document):
-            for follow in follows:
+            for key, each in shown.items():
                 try:
-                    follow()
-                except Exception:
-                    log.exception("A watcher of a view failed; the other sessions are not affected.")
+                    each.follow()
+                    trouble = each.view._trouble
+                except Exception as error:
+                    trouble = error
+                if trouble is None:
+                    session.failing.pop(key, None)
+                else:
+                    self._repeat(session, key, each.view, trouble)
         self._cost += 0.2 * (self._clock.monotonic() - started - self._cost)
+
+    def _repeat(self, session: _Session, key: tuple[str, str], view: Any, trouble: Exception) -> None:
+        """Update it again in a moment, when what was in its way may be over: a module that was half imported, say."""
+        session.failing[key] = attempt = session.failing.get(key, 0) + 1
+        loop = self._loop()
+        if attempt <= REPEATS and loop is not None:
+            again = partial(self._once_more, weakref.ref(session), key)
+            loop.call_soon_threadsafe(loop.call_later, REPEAT_SECONDS * 2**attempt, again, context=Context())
+            return
+        del session.failing[key]
+        view._give_up()
+        log.error(
+            "A watcher of the view of %r failed%s; no other watcher and no other session is affected: %s",
+            view.name, f" {attempt} times" if attempt > 1 else "", first_line(trouble), exc_info=trouble,
+        )  # fmt: skip
+
+    def _once_more(self, session: weakref.ref[_Session], key: tuple[str, str]) -> None:
+        if (known := session()) is not None and key in known.views:
+            self._update(key, [known])
 
     def _push_everything(self) -> None:
         """In a script there is no loop to hand it to: watchers run where the value was published."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -12,8 +13,10 @@ import param
 import pytest
 from panel.io.state import set_curdoc
 
+from panel_schedule import views
 from panel_schedule.components import Freshness
 from panel_schedule.config import Config
+from panel_schedule.entry import Entry
 from panel_schedule.errors import RegistrationError
 from panel_schedule.front import Front
 from panel_schedule.run import progress
@@ -173,6 +176,127 @@ def test_a_failing_watcher_does_not_hurt_the_run(front: Front, caplog: pytest.Lo
     assert task.refresh().result(5) == 1
     assert task() == 1
     assert "ZeroDivisionError" in caplog.text
+
+
+class Page:
+    """The loop of a server, turned by hand, and views without a document on it."""
+
+    def __init__(self) -> None:
+        self.runtime = Runtime(Config({}))
+        self.front = Front(self.runtime)
+        self.loop = asyncio.new_event_loop()
+        self.runtime.loops.adopt(self.loop)
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        async def wait() -> None:
+            while not condition():
+                await asyncio.sleep(0.001)
+
+        self.loop.run_until_complete(asyncio.wait_for(wait(), 10))
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    page = Page()
+    yield page
+    page.runtime.close()
+    page.loop.close()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated at once."""
+    monkeypatch.setattr(views, "REPEAT_SECONDS", 0.0)
+
+
+def failing_at_first(times: int) -> Callable[[Any], None]:
+    """A watcher that fails so often, and keeps what it is told then."""
+    fails = iter(range(times))
+
+    def watcher(event: Any) -> None:
+        if next(fails, None) is not None:
+            raise AttributeError("partially initialized module")
+        told.append(event.new)
+
+    told: list[Any] = []
+    watcher.told = told  # type: ignore[attr-defined]
+    return watcher
+
+
+def task_view(page: Page) -> tuple[Any, Callable[[], Any]]:
+    task = page.front.schedule(period="1h", name="task")(lambda: "value")
+    return task.view(), task.refresh
+
+
+def job_view(page: Page) -> tuple[Any, Callable[[], Any]]:
+    job = page.front.background(lambda: "value", executor="thread", name="job").job()
+    return job, job.start
+
+
+def memo_view(page: Page) -> tuple[Any, Callable[[], Any]]:
+    gate = threading.Event()
+
+    def slow() -> str:
+        gate.wait(10)
+        return "value"
+
+    return page.front.memoize(slow, name="memo").view(), gate.set
+
+
+KINDS = [task_view, job_view, memo_view]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_watcher_that_fails_is_told_again(page: Page, kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Until it does not; the other ones are told once, and nothing is logged of what is over."""
+    view, act = kind(page)
+    failing, other = failing_at_first(3), failing_at_first(0)
+    view.param.watch(failing, "value")
+    view.param.watch(other, "value")
+    act()
+    page.until(lambda: failing.told)  # type: ignore[attr-defined]
+
+    assert (["value"], ["value"]) == (failing.told, other.told)  # type: ignore[attr-defined]
+    assert not view.running
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_watcher_that_fails_for_good_is_logged_once(page: Page, kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """And leaves the state right, and every other watcher told (17, 21)."""
+    view, act = kind(page)
+    states = failing_at_first(0)
+    view.param.watch(lambda *events: 1 / 0, ["value", "running"])
+    view.param.watch(states, "running")
+    act()
+    page.until(lambda: caplog.records)
+
+    assert ("value", False) == (view.value, view.running)
+    assert not (states.told and states.told[-1])  # type: ignore[attr-defined]
+    (record,) = [each for each in caplog.records if each.name == "panel_schedule"]
+    assert "ZeroDivisionError" in record.getMessage()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("times", [2, 100])
+def test_a_value_that_cannot_be_copied_now_holds_no_state_back(
+    page: Page, kind: Any, times: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pandas that another thread is importing, say: it is tried again, and `running` becomes False either way."""
+    view, act = kind(page)
+    fails, for_page = iter(range(times)), Entry.for_page
+
+    def copy(entry: Entry) -> Any:
+        if next(fails, None) is not None:
+            raise AttributeError("partially initialized module 'pandas'")
+        return for_page(entry)
+
+    monkeypatch.setattr(Entry, "for_page", copy)
+    act()
+    page.until(lambda: view.value == "value" or caplog.records)
+
+    assert (times == 2, False) == (view.value == "value", view.running)
+    assert not isinstance(view.value, type(views.outdated)) or view.value is None or times == 2
 
 
 def test_freshness_shows_the_badge_and_the_first_line_of_the_error(front: Front) -> None:
