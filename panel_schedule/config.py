@@ -147,6 +147,10 @@ class Config(param.Parameterized):
                 )
             if check := _CHECKS.get(name):
                 check(value)
+            if value is True or value is False or value == float("inf"):
+                raise ConfigError(
+                    f"ps.config.{name} is {value!r}, which is no number that can be waited for or counted."
+                )
         try:
             super().__setattr__(name, value)
         except ValueError as exc:
@@ -156,6 +160,8 @@ class Config(param.Parameterized):
 def _check_store(url: str) -> None:
     if url in ("auto", "memory://"):
         return
+    if not isinstance(url, str):
+        raise ConfigError(f"ps.config.store is {url!r}; accepted are 'auto', 'memory://' and 'file:///a/directory'.")
     parts = urlsplit(url)
     if parts.scheme != "file":
         raise ConfigError(f"ps.config.store is {url!r}; accepted are 'auto', 'memory://' and 'file:///a/directory'.")

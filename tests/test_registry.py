@@ -861,7 +861,17 @@ def test_an_environment_variable_that_means_nothing_names_itself(option, text):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("max_threads", 0), ("max_threads", "3"), ("timezone", "Mars/Olympus"), ("store", "ftp://x")]
+    ("option", "value"),
+    [
+        ("max_threads", 0),
+        ("max_threads", "3"),
+        ("max_threads", True),
+        ("grace_period", float("inf")),
+        ("grace_period", float("nan")),
+        ("timezone", "Mars/Olympus"),
+        ("store", "ftp://x"),
+        ("store", 5),
+    ],
 )
 def test_an_option_of_the_configuration_that_means_nothing_is_refused(option, value):
     """The error names it."""
