@@ -11,6 +11,8 @@ from itertools import chain
 from types import FunctionType, ModuleType
 from typing import Any
 
+from .copies import frame_types
+
 _ATOMS = (int, float, complex, bool, str, bytes, type(None))
 _OBJECTS = "object"
 _LOOKED_AT = 1_000_000
@@ -55,21 +57,22 @@ def _path_to(culprit: Any, value: Any) -> str | None:
 
 def _inside(holder: Any) -> Iterator[tuple[str, Any]]:
     """What pickling may come to next, and how one gets there."""
-    if isinstance(holder, (type, ModuleType, FunctionType)):
+    kind = type(holder)
+    if issubclass(kind, (type, ModuleType, FunctionType)):
         return
-    numpy: Any = sys.modules.get("numpy")
-    pandas: Any = sys.modules.get("pandas")
+    numpy: Any = getattr(sys.modules.get("numpy"), "ndarray", None)  # none while another thread imports it
+    pandas, _ = frame_types()
     pairs: Any = ()
-    if isinstance(holder, (list, tuple, set, frozenset, deque)):
+    if issubclass(kind, (list, tuple, set, frozenset, deque)):
         pairs = enumerate(holder)
     elif getattr(holder, "dtype", _OBJECTS) != _OBJECTS:
         pass
-    elif numpy and isinstance(holder, numpy.ndarray):
-        pairs = numpy.ndenumerate(holder)
-    elif isinstance(holder, (dict, pandas.DataFrame, pandas.Series) if pandas else dict):
+    elif numpy and issubclass(kind, numpy):
+        pairs = sys.modules["numpy"].ndenumerate(holder)
+    elif issubclass(kind, (dict, *pandas)):
         pairs = holder.items()
     yield from ((f"[{key!r}]", item) for key, item in pairs)
-    slots = (getattr(kind, "__slots__", ()) for kind in type(holder).__mro__)
+    slots = (getattr(kind, "__slots__", ()) for kind in kind.__mro__)
     names = chain.from_iterable([names] if isinstance(names, str) else names for names in slots)
     for name in chain(getattr(holder, "__dict__", ()), names):
         with suppress(AttributeError):

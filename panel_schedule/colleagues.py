@@ -13,7 +13,7 @@ from .codec import Encoded
 from .errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable
 from .guests import Guests
 from .jobs import Background
-from .run import Run, RunState, on_a_loop
+from .run import Partials, Run, RunState, on_a_loop
 from .stores.base import TAKEOVERS
 from .stores.queue import JobRow, Queue
 from .works import Work, Works
@@ -254,7 +254,7 @@ class Colleagues:
             else:
                 known = [] if row.attempt != run.attempt or row.partials < len(partials) else list(partials)
                 try:
-                    partials = [*known, *queue.partials(row.id, len(known))]
+                    partials = Partials([*known, *queue.partials(row.id, len(known))])
                 except ValueUnreadable as unreadable:
                     log.error("%s", unreadable)
         value: Any = None
@@ -357,7 +357,7 @@ class Colleagues:
             run, work.key = work.run, row.key
             run.attempt, work.fence, work.remote, work.args, work.kwargs = row.attempt, row.fence, False, args, kwargs
             work.stored.set()
-            run.state, run.partials, run.started_at = RunState.QUEUED, [], None
+            run.state, run.partials, run.started_at = RunState.QUEUED, Partials(), None
             workshop.admit(work)
             if work.key:
                 self._d.guests.shared.setdefault((run.task, work.key), work)

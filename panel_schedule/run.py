@@ -119,6 +119,17 @@ class RunRecord:
         return (self.finished_at - self.started_at).total_seconds()
 
 
+class Partials(list[Any]):
+    """Partial results, which are read as all values are."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return [own_copy(each) for each in found] if isinstance(at, slice) else own_copy(found)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(own_copy, super().__iter__())
+
+
 class Run:
     """
     One execution of a task: what ``task.refresh()`` returns. ``await run`` gives its result.
@@ -146,7 +157,7 @@ class Run:
     reason : str
         Why it was skipped or cancelled.
     partials : list
-        What it has published on the way, in order.
+        What it has published on the way, in order; a data frame is the reader's own copy.
     """
 
     __slots__ = (

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from .clock import Clock
 from .jobs import Background
 from .keys import call_text
-from .run import Run, RunState
+from .run import Partials, Run, RunState
 from .timers import Timer, Timers
 
 # Who follows a run hears of its progress this often, in seconds.
@@ -135,7 +135,7 @@ class Works:
     def new(self, name: str) -> Run:
         """A run of the function of this name."""
         run = Run(name, "", self._s.clock.now())
-        run.key, run.partials = f"request {run.id}", []
+        run.key, run.partials = f"request {run.id}", Partials()
         return run
 
     def add(self, work: Work) -> None:

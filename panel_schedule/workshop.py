@@ -22,7 +22,7 @@ from .executors.processes import Parcel
 from .ledger import Ledger
 from .locked import Locked
 from .news import FORGET, News
-from .run import Run, RunState, _current, first_line, on_a_loop, traceback_text
+from .run import Partials, Run, RunState, _current, first_line, on_a_loop, traceback_text
 from .runner import LAST_WORDS, STOPS, TROUBLE
 from .session import leave_session
 from .stores.base import Store
@@ -138,7 +138,7 @@ class Workshop:
         with self._s.locked:
             run.check()
             run.begin(self._s.clock.now())
-            run.partials, run.percent, run.message = [], -1, ""  # of an earlier attempt
+            run.partials, run.percent, run.message = Partials(), -1, ""  # of an earlier attempt
             self.tell_begin(work)
             if (timeout := work.function.policy.timeout) is not None:
                 work.timer = self._s.timers.after(timeout, self._timed_out, work)

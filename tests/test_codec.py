@@ -742,6 +742,13 @@ def test_what_cannot_be_pickled_is_named(path, value):
     assert isinstance(caught.value.__cause__, TypeError)
 
 
+def test_it_is_named_while_another_thread_imports_pandas(monkeypatch):
+    """Which is among the modules then, and has nothing yet."""
+    monkeypatch.setitem(sys.modules, "pandas", ModuleType("pandas"))
+    with pytest.raises(ValueRefused, match=r"value\['a'\] is a _thread.lock"):
+        encode({"a": LOCK}, "Task 'sales'")
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
     [((i for i in "ab"), "generator"), (open(os.devnull, "rb"), "_io.BufferedReader"), (io, "")],  # noqa: SIM115

@@ -354,3 +354,17 @@ def test_before_pandas_3_a_page_gets_a_full_copy(monkeypatch):
     copies.own_copy(value["f"])
 
     assert [True, True, False, False] == deep
+
+
+def test_a_partial_result_is_the_readers_own(front):
+    """Of a run that several follow."""
+
+    def publishes():
+        yield frame()
+
+    run = front.background(executor="thread", name="job")(publishes).submit()
+    run.result(PATIENCE)
+    for mine in (run.partials[-1], next(iter(run.partials)), run.partials[:][0]):
+        mine["share"] = 0.5
+
+    assert ["sold"] == list(run.partials[0])
