@@ -476,7 +476,8 @@ def progress(current: float, total: float = 100, message: str = "") -> None:
 def _percent(current: Any, total: Any) -> int:
     """0 to 100; -1 where these are no numbers, or none that say how far it is: that ends no run."""
     try:
-        current, total = (each if isinstance(each, int) else float(each) for each in (current, total))
+        current = current if isinstance(current, int) else float(current)
+        total = total if isinstance(total, int) else float(total)
         return max(0, min(100, int(100 * current // total))) if total > 0 else -1
     except (RunCancelled, RunTimedOut):  # in a worker process one may come at any moment
         raise
@@ -486,6 +487,8 @@ def _percent(current: Any, total: Any) -> int:
 
 def _text(message: Any) -> str:
     """What can be shown of it, whatever it is."""
+    if type(message) is str and message.isascii():
+        return message[:LONGEST_MESSAGE]
     try:
         text = "" if message is None else str(message)
     except (RunCancelled, RunTimedOut):

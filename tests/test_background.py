@@ -452,7 +452,6 @@ def test_track_says_how_far_it_is(core):
     assert (100, "done") == (run.percent, run.message)
 
 
-@pytest.mark.parametrize("kind", ["thread", "process"])
 class Stubborn:
     """Raises whatever it is asked."""
 
@@ -567,6 +566,7 @@ def test_a_run_hears_of_its_end_in_the_text_of_a_message(core):
     assert RunState.SUCCEEDED is not run.state
 
 
+@pytest.mark.parametrize("kind", ["thread", "process"])
 def test_partials_come_in_order_and_all_of_them(real, kind):
     def numbers(count):
         for number in range(count):

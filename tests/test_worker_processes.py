@@ -1135,6 +1135,103 @@ def test_a_parcel_runs_here_too():
     assert [1, 2] == got
 
 
+def leave_behind(what):
+    import gc
+    import io
+    import logging
+    import socket
+    import threading
+    import warnings
+
+    match what:
+        case "folder":
+            os.chdir("/")
+        case "environment":
+            os.environ["REGION"], os.environ["TZ"] = "north", "Asia/Tokyo"
+            del os.environ["PATH"]
+            time.tzset()
+        case "umask":
+            os.umask(0o777)
+        case "alarm":
+            signal.alarm(1)
+        case "timer":
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.01)
+        case "handler":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        case "mask":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        case "output":
+            sys.stdout = sys.stderr = io.StringIO()
+        case "arguments":
+            sys.argv[:] = ["a"]
+        case "hook":
+            sys.excepthook = threading.excepthook = lambda *_: None
+        case "limit":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (99, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        case "recursion":
+            sys.setrecursionlimit(77)
+            gc.disable()
+            socket.setdefaulttimeout(1)
+        case "warnings":
+            warnings.simplefilter("error")
+        case "logging":
+            logging.getLogger("mine").addHandler(logging.NullHandler())
+            logging.getLogger().setLevel(1)
+            logging.disable(50)
+
+
+def look_around():
+    import gc
+    import logging
+    import socket
+    import threading
+    import warnings
+
+    mask = os.umask(0)
+    os.umask(mask)
+    loggers = [(each.handlers[:], each.level) for each in (logging.getLogger(), logging.getLogger("mine"))]
+    return [
+        os.getcwd(), dict(os.environ), time.localtime(0)[:6], mask, signal.getitimer(signal.ITIMER_REAL)[0],
+        signal.getitimer(signal.ITIMER_VIRTUAL)[0], signal.getsignal(signal.SIGUSR1),
+        repr(signal.getsignal(signal.SIGTERM))[:30], signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        repr(sys.stdout), repr(sys.stderr), sys.argv, sys.excepthook is sys.__excepthook__,
+        threading.excepthook is threading.__excepthook__, resource.getrlimit(resource.RLIMIT_NOFILE),
+        sys.getrecursionlimit(), gc.isenabled(), socket.getdefaulttimeout(), repr(warnings.filters), repr(loggers),
+        logging.root.manager.disable,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["folder", "environment", "umask", "alarm", "timer", "handler", "mask", "output", "arguments", "hook", "limit",
+     "recursion", "warnings", "logging"],
+)  # fmt: skip
+def test_nothing_of_a_run_meets_the_next(what):
+    """In the same process, which stays warm."""
+    executor = ProcessExecutor(1)
+    try:
+        before, pid = send(executor, look_around).result(PATIENCE), send(executor, os.getpid).result(PATIENCE)
+        send(executor, leave_behind, what).result(PATIENCE)
+        assert before == send(executor, look_around).result(PATIENCE)
+        assert pid == send(executor, os.getpid).result(PATIENCE)
+    finally:
+        executor.stop(0)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_cannot_be_put_back_costs_the_process(number):
+    def function(number):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        return os.getpid()
+
+    executor = ProcessExecutor(1)
+    try:
+        assert send(executor, function, number).result(PATIENCE) != send(executor, os.getpid).result(PATIENCE)
+    finally:
+        executor.stop(0)
+
+
 def test_what_is_printed_is_not_lost():
     """Output of a worker is the server's, also into a pipe."""
     script = (

@@ -27,6 +27,7 @@ from ..errors import RunFenced, ScheduleError, ValueUnreadable
 from ..run import Run, RunState, _current
 from ..session import leave_session
 from ..wire import Gone, Inline, Mapped, Wire, encode
+from .process_state import ProcessState
 
 # Progress is sent at most this often, in seconds.
 PACE = 0.05
@@ -84,6 +85,7 @@ class Workplace:
         self._due = False
         self._waiting = False
         self._task: asyncio.Task[Any] | None = None
+        self._state: ProcessState | None = None
 
     def serve(self) -> None:
         """Until the server is gone."""
@@ -110,7 +112,11 @@ class Workplace:
         run.id, run.attempt, run.state = identity, attempt, RunState.RUNNING
         run._publish, run._changed = self._publish, self._report
         self._run, self._told, self._due = run, (-1, ""), False
+        if self._state is None:
+            self._state = ProcessState()
         contextvars.Context().run(self._conclude, run, body)
+        if not self._state.restore():
+            raise Gone  # another worker takes the next one
 
     def _conclude(self, run: Run, body: Inline | Mapped) -> None:
         kind, result = self._outcome(run, body)
@@ -145,6 +151,8 @@ class Workplace:
                 self._stop_if_due()
                 _current.set(run)
                 function, args, kwargs = self._unpack(body)
+                if self._state is not None:
+                    self._state.imported()
                 leave_session(self._name)
                 result = conduct(partial(function, *args, **kwargs), run.publish, self._awaits)
             except asyncio.CancelledError:
