@@ -83,7 +83,7 @@ class Flights:
                     self.crew.help(flight)
                 with nullcontext() if guest.state.final else self._loops.hold() if on_loop else self.crew.lend():
                     guest._completion().result()
-                return guest.value
+                return guest.outcome()
         except BaseException:
             guest.cancel()  # Ctrl-C, say: the others go on waiting
             self.crew.leave(flight)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import os
 import re
 import threading
@@ -17,7 +16,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from types import TracebackType
+from functools import lru_cache
+from itertools import islice
+from types import BuiltinMethodType, CodeType, FunctionType, MemberDescriptorType, TracebackType
 from typing import Any, TypeVar
 
 from .copies import own_copy
@@ -37,6 +38,10 @@ LONGEST_MESSAGE = 1000
 
 # Where a message of `track` has the item. A width of more digits makes a text that fills the memory.
 _FIELD = re.compile(r"\{(?::((?:[^{}\d]|\d{1,3}(?!\d))*))?\}")
+
+# What is kept of an error: so many frames, and so many errors that led to it, one to the other.
+LONGEST_TRACEBACK = 100
+LONGEST_CHAIN = 20
 
 
 def renew_ids() -> None:
@@ -151,7 +156,8 @@ class Run:
         0 to 100, -1 while unknown.
     message : str
     error : BaseException or None
-        What the function raised, with its traceback.
+        What the function raised: a copy of it, whose traceback has the places, and no variables. Who waits for the run
+        gets another one.
     queued_at, started_at, finished_at : datetime or None
         Aware UTC.
     reason : str
@@ -333,17 +339,21 @@ class Run:
         waiting = self._waiting  # None from its end on
         with nullcontext() if waiting is None else waiting():
             self._completion().result(timeout)
-        return self.value
+        return self.outcome()
 
     def __await__(self) -> Generator[Any, None, Any]:
         self._refuse_itself()
         future = asyncio.wrap_future(self._completion())
-        # Of a reader who gives up asyncio would say that nobody has looked at the error.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
         # Shielded: he must not cancel the run for the others.
         waiting = self._waiting  # None from its end on
         with nullcontext() if waiting is None else waiting():
             yield from asyncio.shield(future).__await__()
+        return self.outcome()
+
+    def outcome(self) -> Any:
+        """Of a run that has ended: its value, or its error raised, an instance of the caller's own."""
+        if self.error is not None:
+            raise another(self.error)
         return self.value
 
     def _refuse_itself(self) -> None:
@@ -377,7 +387,7 @@ class Run:
 
     def again(self, error: BaseException) -> None:
         self.state = RunState.QUEUED
-        self.error = error
+        self.error = another(error)
         self.attempt += 1
         self.expired = False
 
@@ -385,7 +395,7 @@ class Run:
         # First: whoever sees that it has succeeded sees what it gave.
         self._value = value
         self.state = state
-        self.error = error
+        self.error = None if error is None else another(error)
         self.finished_at = now
         if state is RunState.SUCCEEDED:
             self.percent = 100 if self.percent >= 0 else -1
@@ -410,10 +420,9 @@ class Run:
         return future
 
     def _settle(self, future: Future[Any]) -> None:
-        if self.error is not None:
-            future.set_exception(self.error)
-        else:
-            future.set_result(self.shared)
+        with suppress(Exception):  # who waits gets to hear of it
+            self.shared  # noqa: B018  # fetched here, where nobody is kept waiting
+        future.set_result(None)
 
     def touch(self) -> None:
         """Tell those who watch it."""
@@ -570,22 +579,94 @@ def first_line(error: BaseException | None) -> str:
         return ""
     try:
         lines = str(error).strip().splitlines()
-    except (Exception, SystemExit):  # an error that cannot even say what it is
+    except BaseException:  # an error that cannot even say what it is
         lines = []
     return f"{type(error).__name__}: {lines[0]}"[:LONGEST_LINE] if lines else type(error).__name__
 
 
-def another(error: BaseException) -> BaseException:
-    """The same error for somebody else: each `raise` adds the frames of who raises it, and keeps what they hold."""
-    try:
-        fresh = copy.copy(error)
-        if type(fresh) is not type(error) or fresh.args != error.args:
-            return error
-    except Exception:  # its class cannot do that
-        return error
-    fresh.__cause__, fresh.__context__ = error.__cause__, error.__context__
+def another(error: BaseException, chain: int = LONGEST_CHAIN) -> BaseException:
+    """
+    The same error once more, bare: its traceback names the places and holds no frames, which keep a page alive.
+
+    Each `raise` adds frames of who raises it, so that whoever waits for a run gets one of his own. Nothing of its class
+    is called, which may do anything. (Nor does it keep the object that has no such attribute.)
+    """
+    fresh = _same(error, chain)
+    for name in ("__cause__", "__context__"):
+        linked = getattr(error, name)
+        setattr(fresh, name, another(linked, chain - 1) if linked is not None and chain else None)
     fresh.__suppress_context__ = error.__suppress_context__
-    return fresh.with_traceback(own_traceback(error)[2])
+    return fresh.with_traceback(_bare(own_traceback(error)[2]))
+
+
+def _same(error: BaseException, chain: int) -> BaseException:
+    kind, args = type(error), error.args
+    if isinstance(error, BaseExceptionGroup):
+        args = (
+            error.message,
+            [another(each, chain - 1) for each in error.exceptions] if chain else [RuntimeError("...")],
+        )
+    for base in kind.__mro__:
+        new = vars(base).get("__new__")
+        if not isinstance(new, BuiltinMethodType):
+            continue
+        try:
+            fresh: BaseException = new(kind, *args)
+        except TypeError:  # that base is not the one that lays it out
+            continue
+        for each in kind.__mro__:
+            for name, member in vars(each).items():
+                if isinstance(member, MemberDescriptorType) and name != "obj":
+                    with suppress(AttributeError, TypeError):  # not set, or not to be set
+                        if (value := member.__get__(error)) is not None:
+                            member.__set__(fresh, value)
+        vars(fresh).update({name: list(each) if name == "__notes__" else each for name, each in vars(error).items()})
+        fresh.args = error.args if not isinstance(error, BaseExceptionGroup) else fresh.args
+        return fresh
+    return error
+
+
+def _bare(frames: TracebackType | None) -> TracebackType | None:
+    """The same traceback for whoever prints it, of frames without variables and callers."""
+    found = list[TracebackType]()
+    while frames is not None:
+        found.append(frames)
+        frames = frames.tb_next
+    if len(found) > LONGEST_TRACEBACK:
+        found[LONGEST_TRACEBACK // 2 : -LONGEST_TRACEBACK // 2] = []
+    bare = None
+    for each in reversed(found):
+        code, scope = each.tb_frame.f_code, each.tb_frame.f_globals
+        position = next(islice(code.co_positions(), max(each.tb_lasti, 0) // 2, None), (None,) * 4)
+        place = _place(code.co_filename, code.co_name, code.co_qualname, each.tb_lineno, position)
+        known: dict[str, Any] = {name: scope[name] for name in ("__name__", "__loader__") if name in scope}
+        # Of a generator, as such a frame has no caller.
+        bare = TracebackType(bare, FunctionType(place, known)().gi_frame, 0, each.tb_lineno)
+    return bare
+
+
+@lru_cache(1024)
+def _place(file: str, name: str, qualname: str, line: int, position: tuple[int | None, ...]) -> CodeType:
+    """Code all of which is at one position, see CPython's ``InternalDocs/code_objects.md``."""
+    first, last, column, end = position
+    if first == line and last is not None and column is not None and end is not None:
+        kind, where = 14, b"\0" + _varint(last - line) + _varint(column + 1) + _varint(end + 1)
+    else:
+        kind, where = 13, b"\0"
+    code = _anywhere.__code__
+    units = len(code.co_code) // 2
+    table = b"".join(bytes([0x80 | kind << 3 | min(8, units - at) - 1]) + where for at in range(0, units, 8))
+    return code.replace(
+        co_filename=file, co_name=name, co_qualname=qualname, co_firstlineno=line, co_linetable=table
+    )  # fmt: skip
+
+
+def _varint(number: int) -> bytes:
+    return bytes([number]) if number < 64 else bytes([0x40 | number & 63]) + _varint(number >> 6)
+
+
+def _anywhere() -> Iterator[None]:
+    yield
 
 
 def own_traceback(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:

@@ -38,7 +38,7 @@ from .registry import (
     taken,
     was_edited,
 )
-from .run import Run, refuse_to_block, renew_ids
+from .run import Run, another, refuse_to_block, renew_ids
 from .scheduler import Scheduler
 from .stores.base import TASK, USER, Store
 from .stores.file import FileStore
@@ -315,7 +315,7 @@ class Runtime(Functions):
 
     def _not_ready(self, task: Task[Any], run: Run | None, timeout: float | None) -> BaseException:
         if run is not None and run.state.final and run.error is not None:
-            return run.error  # a TimeoutError of the function's own
+            return another(run.error)  # a TimeoutError of the function's own
         status = task.status
         why = status.error or f"it is {status.state}, and due next at {status.next_run}"
         return NotReady(f"Task {task.name!r} has no value after {timeout} s: {why}.")
@@ -421,6 +421,7 @@ class Runtime(Functions):
             run.add_done_callback(_show_traceback)
         else:
             run._completion().result()
+            run.outcome()
 
 
 def _show_traceback(run: Run) -> None:

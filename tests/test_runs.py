@@ -210,7 +210,7 @@ def test_a_task_recovers(core):
 
 
 def test_what_a_function_raises_keeps_its_type(core):
-    """result() raises the very exception of the function."""
+    """Each result() raises an exception of its caller's own; the very one holds the frames of all who wait for it."""
     error = ZeroDivisionError("mine")
 
     @core.schedule(period="1m", first_run="skip")
@@ -223,7 +223,8 @@ def test_what_a_function_raises_keeps_its_type(core):
 
     with pytest.raises(ZeroDivisionError) as caught:
         run.result(PATIENCE)
-    assert error is caught.value
+    assert (ZeroDivisionError, error.args) == (type(caught.value), caught.value.args)
+    assert caught.value not in (error, run.error)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
