@@ -174,10 +174,10 @@ class Colleagues:
 
     # ------------------------------------------------------------ following them
 
-    def runs(self, name: str, known: Collection[str]) -> list[Run]:
+    def runs(self, name: str, known: Collection[str], user: str | None) -> list[Run]:
         """Those of a function but the ones whose ids are known."""
         try:
-            rows = self._queue.jobs(name)
+            rows = self._queue.jobs(name, user)
         except ScheduleError as error:
             log.error("%s", error)
             return []

@@ -114,11 +114,11 @@ class Dispatcher:
 
     # ------------------------------------------------------------ looking
 
-    def runs(self, function: Background[Any, Any]) -> list[Run]:
-        """Newest first."""
+    def runs(self, function: Background[Any, Any], user: str | None) -> list[Run]:
+        """Newest first; of everybody, or of one user."""
         with self._s.locked:
             here = {run.id: run for run in self.works.runs(function)}
-        there = self.colleagues.runs(function.name, here) if self.colleagues is not None else []
+        there = self.colleagues.runs(function.name, here, user) if self.colleagues is not None else []
         return sorted([*here.values(), *there], key=lambda run: run.queued_at, reverse=True)
 
     def find(self, id: str) -> Run | None:

@@ -15,15 +15,13 @@ from .keys import Keys, signature_of
 from .references import references
 from .registry import as_retry, choice, duration, flag
 from .run import Run
+from .stores.queue import ANYBODY
 from .task import ONCE, Retry, Task, is_async
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 EXECUTORS = ("process", "thread", "loop")
-
-# Of runs: whoever has started them. None is a user, too: one who has not logged in.
-ANYBODY: Any = type("Anybody", (), {"__repr__": lambda self: "ANYBODY"})()
 
 
 class Retrigger(StrEnum):
@@ -107,7 +105,7 @@ class Dispatcher(Protocol):
     def submit(
         self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], user: str | None
     ) -> Run: ...
-    def runs(self, function: Background[Any, Any]) -> list[Run]: ...
+    def runs(self, function: Background[Any, Any], user: str | None) -> list[Run]: ...
 
 
 class Background(Generic[P, T]):
@@ -222,7 +220,9 @@ class Background(Generic[P, T]):
 
     def runs(self, user: str | None = ANYBODY) -> list[Run]:
         """
-        The runs under way and the last ones that ended, of all sessions and processes, newest first.
+        The runs under way and the last 50 that ended, of all sessions and processes, newest first.
+
+        Older ones are found by their ids, until their ``result_ttl`` is over.
 
         Parameters
         ----------
@@ -234,7 +234,7 @@ class Background(Generic[P, T]):
         -------
         list of Run
         """
-        runs = self._host.dispatcher.runs(self)
+        runs = self._host.dispatcher.runs(self, user)
         return runs if user is ANYBODY else [run for run in runs if run.user == user]
 
 

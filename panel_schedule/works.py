@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -123,6 +123,9 @@ class Works:
         self._s = desk
         self._under_way: dict[str, Work] = {}
         self._recent: defaultdict[Background[Any, Any], Recent] = defaultdict(Recent)
+        # Counts what changes the ranks; and the ranks as they were after so many changes.
+        self._changes = 0
+        self._ranked: tuple[int, dict[Work, int]] = (0, {})
         # Whether who waits is about to be told that it moves up.
         self._moving = False
 
@@ -141,6 +144,7 @@ class Works:
     def add(self, work: Work) -> None:
         """It is under way."""
         self._under_way[work.run.id] = work
+        self._changes += 1
         if not work.remote:
             self._recent[work.function].runs[work.run] = None
             work.run._rank = partial(self.rank, work)
@@ -148,6 +152,7 @@ class Works:
     def drop(self, work: Work) -> None:
         """Know nothing of it, as if it had never come."""
         self._under_way.pop(work.run.id, None)
+        self._changes += 1
         self._recent[work.function].runs.pop(work.run, None)
 
     def get(self, id: str) -> Work | None:
@@ -192,6 +197,7 @@ class Works:
 
     def touch(self, work: Work) -> None:
         """Something about it is new: tell those who follow its runs."""
+        self._changes += 1
         for guest in work.guests:
             work.inform(guest)
         for run in work.runs:
@@ -202,15 +208,19 @@ class Works:
         """How many queued runs have to begin until it does, itself included; 0 when it has begun."""
         if not work.queued:
             return 0
-        kind, rank = work.function.policy.executor, 0
-        for other in self:
-            rank += other.queued and other.function.policy.executor == kind
-            if other is work:
-                break
-        return rank
+        if self._ranked[0] != self._changes:
+            changes, ranks, last = self._changes, dict[Work, int](), Counter[str]()
+            for other in self:
+                if other.queued:
+                    kind = other.function.policy.executor
+                    last[kind] += 1
+                    ranks[other] = last[kind]
+            self._ranked = changes, ranks
+        return self._ranked[1].get(work, 0)
 
     def moved(self) -> None:
         """A queued one has begun or gone: the others move up."""
+        self._changes += 1
         if self._under_way and not self._moving:
             self._moving = True
             self._s.timers.after(PROGRESS, self._move, None)

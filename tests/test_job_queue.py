@@ -127,6 +127,23 @@ def test_jobs_are_listed_newest_first(opened):
     assert (None, []) == (store.queue.job("unknown"), store.queue.jobs("unknown"))
 
 
+def test_the_last_ones_that_ended_are_listed_and_all_that_have_not(opened):
+    """Of one user as well, however many others have had since."""
+    store = opened()
+    queue = store.queue
+    for number in range(200):
+        enter(store, f"run{number}", user="ann" if number < 60 else "bob")
+        if number >= 5:
+            queue.end(f"run{number}", 1, RunState.SUCCEEDED, now=second(1), value=1, expires_at=None)
+
+    def ids(*numbers):
+        return [f"run{number}" for number in numbers]
+
+    assert ids(*range(199, 149, -1), *range(4, -1, -1)) == [job.id for job in queue.jobs("optimise")]
+    assert ids(*range(59, 9, -1), *range(4, -1, -1)) == [job.id for job in queue.jobs("optimise", "ann")]
+    assert 1 == queue.value("run7")
+
+
 def test_an_error_keeps_its_type_and_traceback(opened):
     """In every process (section 3, errors)."""
     store = opened()

@@ -18,7 +18,7 @@ from .columns import instant_of, micros, storable
 from .database import NEXT_OF_JOBS, Corrupt, Database, Transaction
 from .house import House
 from .parts import ARGUMENTS, ERROR, PARTIAL, VALUE, Parts, whose
-from .queue import JobRow
+from .queue import ANYBODY, JobRow
 
 log = logging.getLogger("panel_schedule")
 
@@ -27,6 +27,9 @@ _FOLLOWED = "\x1fjob "
 
 # How long one can be seen whose process could not say it.
 KEPT = timedelta(days=1)
+
+# So many that have ended are listed of a function, or of one user's.
+LISTED = 50
 
 # The owner of one that was released. One that has ended has none.
 NOBODY = ""
@@ -113,9 +116,15 @@ class Backlog:
         rows = self._house._read(f"SELECT * FROM jobs WHERE id = ? AND {_SEEN}", id, self._now())
         return self._job(rows[0]) if rows else None
 
-    def jobs(self, function: str) -> list[JobRow]:
-        question = f"SELECT * FROM jobs WHERE function = ? AND {_SEEN} ORDER BY number DESC"
-        return [self._job(row) for row in self._house._read(question, function, self._now())]
+    def jobs(self, function: str, user: str | None = ANYBODY) -> list[JobRow]:
+        theirs, values = ("", ()) if user is ANYBODY else ("AND user IS ?", (user,))
+        ended = f"SELECT * FROM jobs WHERE function = ? AND owner IS NULL {theirs} AND {_SEEN}"
+        rows = self._house._read(
+            f"SELECT * FROM jobs WHERE function = ? AND owner NOT NULL {theirs} UNION ALL "
+            f"SELECT * FROM ({ended} ORDER BY number DESC LIMIT {LISTED}) ORDER BY number DESC",
+            *(function, *values, function, *values, self._now()),
+        )
+        return [self._job(row) for row in rows]
 
     def orphans(self) -> list[JobRow]:
         question = "SELECT * FROM jobs WHERE owner IS NOT NULL AND durable AND NOT cancelled ORDER BY number"

@@ -98,8 +98,9 @@ CREATE TABLE IF NOT EXISTS counted (changes INTEGER NOT NULL);
 INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
 """
 
-# Columns that came later, by table: who does not know of them does without.
+# Columns that came later, by table, and indexes: who does not know of them does without.
 _LATER = {"jobs": {"user": "TEXT"}}
+_RECENT = "CREATE INDEX IF NOT EXISTS recent_jobs ON jobs (function, number) WHERE owner IS NULL"
 
 # What is worth saving of a corrupt database. Claims of tasks are not: who has one publishes under the new one in vain.
 _COLUMNS = {
@@ -267,6 +268,7 @@ class Database:
         for table, columns in _LATER.items():
             for column in columns.keys() - _columns(self._writer, table):
                 self._writer.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
+        self._writer.execute(_RECENT)
 
     @property
     def there(self) -> bool:

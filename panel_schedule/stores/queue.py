@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from ..codec import Encoded
 from ..run import RunState
 
+# Of runs: whoever has started them. None is a user, too: one who has not logged in.
+ANYBODY: Any = type("Anybody", (), {"__repr__": lambda self: "ANYBODY"})()
+
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
@@ -125,8 +128,8 @@ class Queue(Protocol):
 
     def job(self, id: str) -> JobRow | None: ...
 
-    def jobs(self, function: str) -> list[JobRow]:
-        """Newest first, finished ones until they expire."""
+    def jobs(self, function: str, user: str | None = ANYBODY) -> list[JobRow]:
+        """All that are under way and the last ones that ended, newest first; of everybody, or of one user."""
         ...
 
     def orphans(self) -> list[JobRow]:

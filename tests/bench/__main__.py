@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 FIGURES = (
     *("reads", "ticks", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
-    *("jobs", "clicks", "waiting", "stalls", "loads"),
+    *("jobs", "clicks", "waiting", "stalls", "loads", "soak"),
     *("memos", "crowds", "inputs"),
 )
 LIBRARIES = (
