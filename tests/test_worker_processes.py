@@ -818,6 +818,30 @@ def test_what_ignores_its_cancel_is_killed_with_its_children(executor, quick):
     assert all(gone(pid) for pid in pids)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can be asked for them")
+@pytest.mark.parametrize("daemon", [False, True])
+def test_children_in_sessions_of_their_own_die_with_a_cancelled_run(executor, quick, tmp_path, daemon):
+    """Also those whose parent is gone, as a daemon's is."""
+    sleeps = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    forks = "import os, sys; os.fork() and os._exit(0); os.setsid(); os.fork() and os._exit(0);" + sleeps
+    path = tmp_path / "pid"
+
+    def function(code, path):
+        subprocess.Popen([sys.executable, "-c", code, path], start_new_session=True).wait()
+        time.sleep(60)
+
+    future = send(executor, function, forks if daemon else sleeps, str(path))
+    limit = time.monotonic() + PATIENCE
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    child = psutil.Process(int(path.read_text()))
+    future.cancel()
+    with pytest.raises(RunCancelled):
+        future.result(PATIENCE)
+    assert psutil.wait_procs([child], timeout=PATIENCE)[1] == []
+
+
 def test_a_function_may_catch_its_cancel(executor):
     """Then its result counts."""
     told = Told()

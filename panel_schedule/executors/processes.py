@@ -30,6 +30,7 @@ from ..calls import PUBLISHED
 from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
 from ..run import Run, _current
 from ..wire import Encoded, Gone, Inline, Mapped, Wire, encode
+from .descendants import kill_descendants
 from .threads import PlacedFuture, ThreadExecutor
 from .worker import conduct
 
@@ -264,7 +265,12 @@ class Worker:
         with self._lock, suppress(ProcessLookupError, PermissionError):
             # Not of another process: the number is free only once this one was waited for.
             if self._process.returncode is None:
-                (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
+                if number == signal.SIGKILL:
+                    os.kill(self.pid, signal.SIGSTOP)
+                    kill_descendants(self.pid)
+                    os.killpg(self.pid, number)
+                else:
+                    os.kill(self.pid, number)
 
     def kill(self) -> int:
         """End it and its children; when this returns they are gone. How it ended, as `subprocess` has it."""

@@ -27,6 +27,7 @@ from ..errors import RunFenced, ScheduleError, ValueUnreadable
 from ..run import Run, RunState, _current
 from ..session import leave_session
 from ..wire import Gone, Inline, Mapped, Wire, encode
+from .descendants import adopt_orphans
 from .process_state import ProcessState
 
 # Progress is sent at most this often, in seconds.
@@ -310,6 +311,7 @@ def main(sock: int, lifeline: int) -> None:
         os.set_inheritable(fd, False)
     os.register_at_fork(after_in_child=partial(os.close, lifeline))
     _die_with_the_server(lifeline)
+    adopt_orphans()
     try:
         Workplace(Wire(socket.socket(fileno=sock))).serve()
     except Gone:
