@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
+from functools import reduce
+from hashlib import sha256
+from importlib import import_module
+from types import CodeType
 from typing import Any
 
 from .errors import ScheduleError
+
+log = logging.getLogger("panel_schedule")
 
 # In a worker process, what asks the server: ``asker("task", "sales")``. None everywhere else. It is one for the
 # process, which runs one body at a time, so that threads of the user's own, without context variables, may read too.
@@ -42,6 +49,54 @@ def _beyond(kind: type[Exception], what: str) -> Exception:
         "call memoized functions, read and write ps.store, report progress and publish. Do the rest in the server, "
         "with what it returns."
     )
+
+
+def function_of(module: str, path: str, digest: str) -> Any:
+    """
+    What a decorated function of a module comes back as: the module's own, with the module's own objects.
+
+    In a worker process whose module has it with other code, or cannot be imported, it is the server's, by value.
+    """
+    try:
+        found = reduce(getattr, path.split("."), _imported(module))
+        function = getattr(found, "function", found)
+        if asker is None or written(function) == digest:
+            return function
+    except Exception as error:
+        if asker is None:
+            raise
+        if module not in _failed:
+            _failed.add(module)
+            log.warning(
+                "Module %r cannot be imported in a worker process (%s: %s), so its functions run there as copies, "
+                "without the module's own objects. Let it do nothing at its import that only the server can.",
+                module, type(error).__name__, error,
+            )  # fmt: skip
+    return ask("function", module, path)
+
+
+# Which modules could not be imported here.
+_failed: set[str] = set()
+
+
+def _imported(module: str) -> Any:
+    if module in _failed:
+        raise ImportError(f"{module} failed before.")
+    return import_module(module)
+
+
+def written(function: Any) -> str:
+    """A digest of a function's code, wherever it stands."""
+
+    def told(code: Any) -> Any:
+        consts = [
+            told(const) if isinstance(const, CodeType)
+            else sorted(map(repr, const)) if isinstance(const, frozenset) else repr(const)
+            for const in code.co_consts
+        ]  # fmt: skip
+        return code.co_code, code.co_names, code.co_varnames, code.co_freevars, consts
+
+    return sha256(repr(told(function.__code__)).encode()).hexdigest()
 
 
 def task_named(name: str) -> Any:

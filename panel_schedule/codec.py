@@ -15,12 +15,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
 
 import cloudpickle
 
+from . import abroad
 from .blame import refusal, told
 from .errors import ValueRefused, ValueUnreadable
 
@@ -136,8 +138,8 @@ def encode(value: Any, what: str) -> Encoded:
     """
     Pickle a value, its arrays out of band.
 
-    Classes and functions that no other process can import travel by value: those of Panel's setup script, of an
-    app's script and of ``__main__``, lambdas and closures. polars travels as Arrow; a LazyFrame as its plan.
+    Classes and functions that no other process can import travel by value: those of an app's script and of
+    ``__main__``, lambdas and closures. polars travels as Arrow; a LazyFrame as its plan.
 
     Parameters
     ----------
@@ -180,14 +182,36 @@ def encode(value: Any, what: str) -> Encoded:
     return Encoded(stream.getvalue(), buffers)
 
 
+class ByValue:
+    """A function, to travel by value whatever its home."""
+
+    def __init__(self, function: FunctionType):
+        self.function = function
+
+    def __reduce__(self) -> Any:
+        return _itself, (self.function,)
+
+
+def _itself(function: Any) -> Any:
+    return function
+
+
+def _reduce_code(reduce_code: Callable[[CodeType], Any], code: CodeType) -> Any:
+    """With the file, for tracebacks; newer versions of cloudpickle leave it out."""
+    make, args = reduce_code(code)
+    return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in args)
+
+
 class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     """For what plain pickle cannot, some ten times slower; remembers what it came to last, to blame it."""
 
     last: Any = None
+    _copied: Any = None
 
     def __init__(self, stream: io.BytesIO, buffer_callback: Callable[[pickle.PickleBuffer], Any]):
         # The C pickler looks for it once, in its own __init__.
         self.dispatch_table = _reducers(cloudpickle.Pickler.dispatch_table)
+        self.dispatch_table[CodeType] = partial(_reduce_code, self.dispatch_table[CodeType])
         super().__init__(stream, 5, buffer_callback)
 
     def persistent_id(self, obj: Any) -> None:
@@ -195,11 +219,46 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         self.last = obj
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, ByValue):
+            self._copied = obj.function
+        elif isinstance(obj, FunctionType) and obj is not self._copied and (reference := _referred(obj)):
+            return reference
         if isinstance(obj, (type, FunctionType)) and str(obj.__module__).startswith(_APP):
             # Never taken back: the name is unique, and nobody else can ever import it.
             with suppress(ValueError):
                 cloudpickle.register_pickle_by_value(sys.modules.get(obj.__module__, ModuleType("gone")))
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if (
+            isinstance(reduced, tuple)
+            and isinstance(obj, type)
+            and "__slots__" in vars(obj)
+            and not issubclass(obj, tuple)
+        ):
+            _add_slots(obj, reduced)
+        return reduced
+
+
+def _referred(function: FunctionType) -> Any:
+    """Of a decorated function, under whose name its module has what the decorator made: the way to it."""
+    module, path = sys.modules.get(function.__module__), function.__qualname__
+    if module is None or function.__module__.startswith(("__main__", _APP)) or not hasattr(module, "__file__"):
+        return None
+    found: Any = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    if getattr(found, "function", None) is not function:
+        return None
+    return abroad.function_of, (function.__module__, path, abroad.written(function))
+
+
+def _add_slots(kind: type, reduced: tuple[Any, ...]) -> None:
+    """cloudpickle makes the class anew without them, and objects with a __dict__ in their place."""
+    members = [name for name, member in vars(kind).items() if isinstance(member, MemberDescriptorType)]
+    made, (state, _) = reduced[1], reduced[2]
+    if isinstance(made[3], dict) and not issubclass(kind, tuple):  # made[3] of an enum are its members
+        made[3]["__slots__"] = (*members, *({"__dict__", "__weakref__"} & vars(kind).keys()))
+        for name in members:
+            state.pop(name, None)
 
 
 # ------------------------------------------------------------ arrays out of band

@@ -6,11 +6,11 @@ import os
 import socket
 import struct
 
-from .codec import Encoded, Inline, Mapped, encode
+from .codec import ByValue, Encoded, Inline, Mapped, encode
 from .failures import packed, unpacked
 
 # Executors and stores do not know each other: what both need of a value as bytes, executors find here.
-__all__ = ["Encoded", "Gone", "Inline", "Mapped", "Wire", "decode_error", "encode", "encode_error"]
+__all__ = ["ByValue", "Encoded", "Gone", "Inline", "Mapped", "Wire", "decode_error", "encode", "encode_error"]
 
 # From this size on, in bytes, a value goes as a descriptor of memory that both sides map.
 LARGE = 64 * 1024

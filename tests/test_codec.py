@@ -938,3 +938,65 @@ def test_a_value_that_wants_to_leave_is_unreadable():
     """``SystemExit`` would end the thread that reads, and nobody would hear of it."""
     with pytest.raises(ValueUnreadable, match="SystemExit"):
         decode(bytearray(encode(Leaves(), "it").tobytes()))
+
+
+SLOTS = """
+import dataclasses, enum, typing, weakref
+T = typing.TypeVar("T")
+@dataclasses.dataclass(slots=True)
+class Row:
+    n: int = 1
+@dataclasses.dataclass(slots=True)
+class Child(Row):
+    m: int = 2
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
+class Frozen:
+    n: int = 1
+class Private:
+    __slots__ = ("__n", "__weakref__")
+    def __init__(self): self.__n = 1
+    def __eq__(self, other): return self.__n == other.__n
+    __hash__ = None
+class One:
+    __slots__ = "n"
+    def __init__(self): self.n = 1
+    def __eq__(self, other): return self.n == other.n
+    __hash__ = None
+class Open(One):
+    def __init__(self): self.n, self.extra = 1, 2
+class WithDict:
+    __slots__ = ("n", "__dict__")
+    def __init__(self): self.n, self.extra = 1, 2
+    def __eq__(self, other): return (self.n, self.extra) == (other.n, other.extra)
+    __hash__ = None
+class Named(typing.NamedTuple):
+    n: int = 1
+class Generic(typing.Generic[T]):
+    __slots__ = ("n",)
+    def __init__(self): self.n = 1
+    def __eq__(self, other): return self.n == other.n
+    __hash__ = None
+class Color(enum.Enum):
+    RED = 1
+values = [Row(), Child(), Frozen(), Private(), One(), Open(), WithDict(), Named(), Generic(), Color.RED]
+"""
+
+
+def test_classes_with_slots_travel_by_value_there_and_back(tmp_path, monkeypatch):
+    """Another process gets objects with slots, and what it sends back are objects of the classes here."""
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    exec(SLOTS, vars(module))
+    path = tmp_path / "value"
+    path.write_bytes(encode(module.values, "Task 'sales'").tobytes())
+    echo = (
+        "import sys, pathlib; from panel_schedule.codec import decode, encode; path = pathlib.Path(sys.argv[1]);"
+        "values = decode(bytearray(path.read_bytes())); print([hasattr(value, '__dict__') for value in values]);"
+        "path.write_bytes(encode(values, '').tobytes())"
+    )
+    run = subprocess.run([sys.executable, "-c", echo, str(path)], capture_output=True, text=True, cwd=ROOT)
+    back = decode(bytearray(path.read_bytes()))
+
+    assert str([hasattr(value, "__dict__") for value in module.values]) == run.stdout.strip(), run.stderr
+    assert module.values == back
+    assert [type(value) for value in module.values] == [type(value) for value in back]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
+import importlib
 import os
 import random
 import resource
@@ -23,6 +25,7 @@ import numpy as np
 import psutil
 import pytest
 
+import panel_schedule as ps
 from core import PATIENCE
 from panel_schedule import Run
 from panel_schedule.calls import PUBLISHED
@@ -151,6 +154,100 @@ def test_a_decorated_function_travels(executor, tmp_path, monkeypatch):
     import decorated
 
     assert 3 == send(executor, decorated.original).result(PATIENCE)
+
+
+MODULE = """
+import threading
+class Made:
+    def __init__(self, function): self.function = function
+lock, loaded = threading.Lock(), []
+@Made
+def load():
+    with lock:
+        loaded.append(1)
+        return len(loaded)
+@Made
+def fail():
+    raise ValueError("here")
+class Reader:
+    @Made
+    def rows(): return len(loaded)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A function that makes a module with decorated functions, under a name of its own."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(name, source=MODULE):
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    return make
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, functools.partial, lambda f: lambda: f()], ids=["", "partial", "nested"])
+def test_a_decorated_function_is_its_modules_own(executor, module, wrap):
+    """Its locks and what it has loaded are the module's, and stay there."""
+    functions = module("own_module")
+    counts = [send(executor, wrap(functions.load.function)).result(PATIENCE) for _ in range(2)]
+
+    assert [1, 2] == counts
+    assert 2 == send(executor, functions.Reader.rows.function).result(PATIENCE)
+    assert [] == functions.loaded
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_traceback_names_the_file_and_the_line(executor, module, closes):
+    """Of a module's function, and of one that travels by value."""
+    function = module("failing_module").fail.function
+
+    def fails():
+        raise ValueError("here")
+
+    error = send(executor, fails if closes else function).exception(PATIENCE)
+
+    assert (__file__ if closes else "failing_module.py") in str(error.__cause__)
+    assert 'raise ValueError("here")' in str(error.__cause__)
+
+
+def test_a_function_of_a_module_that_was_edited_since_is_the_servers(executor, module, tmp_path):
+    """What runs is what the server has; it is restarted to get the new one."""
+    functions = module("edited_module", MODULE + "@Made\ndef answer(): return 'old'\n")
+    (tmp_path / "edited_module.py").write_text(MODULE + "@Made\ndef answer(): return 'newer'\n")
+
+    assert "old" == send(executor, functions.answer.function).result(PATIENCE)
+
+
+def test_a_function_of_a_module_that_cannot_be_imported_there_is_a_copy(executor, module, tmp_path, capfd):
+    """The module and the cause are named, once."""
+    functions = module("broken_module", MODULE + "@Made\ndef answer(): return 42\n")
+    (tmp_path / "broken_module.py").write_text("raise OSError('the port is taken')\n")
+
+    assert [42, 42] == [send(executor, functions.answer.function).result(PATIENCE) for _ in range(2)]
+    executor.stop(PATIENCE)
+    said = [line for line in capfd.readouterr().err.splitlines() if "the port is taken" in line]
+    assert 1 == len(said)
+    assert "'broken_module'" in said[0]
+
+
+def test_a_task_of_a_module_runs_there_by_reference(executor, module):
+    """The worker registers it, and nothing ticks there."""
+    source = (
+        "import threading\nimport panel_schedule as ps\nlock = threading.Lock()\n"
+        "@ps.schedule(period='1s', name='of a module')\ndef load():\n    return lock.acquire(False)\n"
+        "@ps.memoize(name='of a module')\ndef answer(n=0):\n    return lock.acquire(False)\n"
+        "@ps.background(name='of a module')\ndef job():\n    return lock.acquire(False)\n"
+    )
+    tasks = module("tasks_of_a_module", source)
+    functions = [each.function for each in (tasks.load, tasks.answer, tasks.job)]
+    try:
+        assert [True, False, False] == [send(executor, function).result(PATIENCE) for function in functions]
+    finally:
+        ps.cancel_task("of a module")
+        del ps._runtime.jobs["of a module"], ps._runtime.memos["of a module"]
 
 
 def test_methods_and_partials_travel(executor):

@@ -21,15 +21,17 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
+
+import panel as pn
 
 from .. import wire
 from ..calls import PUBLISHED
 from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
 from ..run import Run, _current
-from ..wire import Encoded, Gone, Inline, Mapped, Wire, encode
+from ..wire import ByValue, Encoded, Gone, Inline, Mapped, Wire, encode
 from .descendants import kill_descendants
 from .threads import PlacedFuture, ThreadExecutor
 from .worker import conduct
@@ -223,7 +225,7 @@ class Worker:
             elif kind == wire.PARTIAL:
                 self._answer(parcel, value, parcel.receive)
             elif kind == wire.QUESTION:
-                self._answer(parcel, value, lambda question: parcel.answer(*question))
+                self._answer(parcel, value, partial(_answered, parcel))
             elif kind == wire.MODULE:
                 self._answer(parcel, value, _whereabouts)
             else:
@@ -305,6 +307,13 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+
+
+def _answered(parcel: Parcel, question: tuple[Any, ...]) -> Any:
+    if question[0] == "function":
+        _, module, path = question
+        return ByValue(reduce(getattr, path.split("."), sys.modules[module]).function)
+    return parcel.answer(*question)
 
 
 def _whereabouts(name: str) -> tuple[str | None, list[str] | None]:
@@ -424,7 +433,8 @@ class ProcessExecutor(ThreadExecutor):
             ) from error
 
     def _keep(self, worker: Worker) -> None:
-        if worker.idle:
+        # Under --dev modules change, and a worker would have those of before.
+        if worker.idle and not pn.config.autoreload:
             with self._lock:
                 if len(self._kept) < self._places and not self._over:
                     self._kept.append(worker)
