@@ -21,6 +21,10 @@ class FreshnessLine(JSComponent):
 
     updated = param.Number(default=None, allow_None=True, doc="Unix time of the value, in seconds.")
 
+    fresh_until = param.Number(default=None, allow_None=True, doc="Unix time up to which that is what was promised.")
+
+    now = param.Number(default=0.0, doc="Unix time at the server when it said so: the browser's clock may be wrong.")
+
     state = param.String(default="idle")
 
     stale = param.Boolean(default=False)
@@ -32,15 +36,17 @@ class FreshnessLine(JSComponent):
     _esm = """
     const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
 
-    function ago(seconds) {
-      if (seconds < 1) return "just now";
+    function span(seconds) {
       const i = UNITS.findIndex(([size]) => seconds >= size);
       const [size, unit] = UNITS[i];
       const whole = Math.floor(seconds / size);
-      return `${whole} ${unit} ago`;
+      return `${whole} ${unit}`;
     }
 
-    export function render({ model, el }) {
+    const ago = (seconds) => seconds < 1 ? "just now" : span(seconds) + " ago";
+    const old = (seconds) => seconds < 1 ? "just in" : span(seconds) + " old";
+
+    export function render({ model, el, view }) {
       const line = document.createElement("div");
       line.className = "line";
       line.setAttribute("role", "status");
@@ -53,32 +59,55 @@ class FreshnessLine(JSComponent):
       reason.className = "reason";
       el.appendChild(line);
 
-      function write() {
-        const label = model.label ? model.label + " " : "";
-        if (model.updated === null) {
-          text.textContent = label + (model.error ? "no value yet" : "waiting for the first value");
-        } else {
-          const then = new Date(model.updated * 1000);
-          text.textContent = label + "updated " + ago(Math.max(0, Date.now() / 1000 - model.updated));
-          text.title = then.toLocaleString();
-        }
-      }
+      // The server is heard no more: what it said last may be true no longer.
+      let gone = false;
+      let ahead = 0;
 
       function paint() {
+        const now = Date.now() / 1000 - ahead;
+        const label = model.label ? model.label + " " : "";
+        if (model.updated === null) {
+          const waits = model.error ? "no value yet" : "waiting for the first value";
+          text.textContent = label + (gone ? "server gone, no value yet" : waits);
+        } else {
+          const age = Math.max(0, now - model.updated);
+          text.textContent = label + (gone ? `server gone, last value ${old(age)}` : "updated " + ago(age));
+          text.title = new Date((model.updated + ahead) * 1000).toLocaleString();
+        }
         const failed = model.error !== "";
-        const kind = failed ? "failed" : model.stale ? "stale" : model.state;
+        const late = model.fresh_until !== null && now > model.fresh_until && model.state !== "running";
+        const stale = model.stale || (late && !["paused", "removed"].includes(model.state));
+        const waiting = model.updated === null;
+        const kind = failed ? "failed" : gone ? "gone" : stale ? "stale" : waiting ? "waiting" : model.state;
         line.dataset.kind = kind;
         const words = { failed: "failed", stale: "stale", paused: "paused", removed: "no longer updated" };
         badge.textContent = words[kind] || "";
         reason.textContent = failed ? model.error : "";
         reason.title = model.error;
-        write();
       }
 
-      model.on(["updated", "state", "stale", "error", "label"], paint);
-      paint();
-      const timer = setInterval(write, 1000);
-      model.on("remove", () => clearInterval(timer));
+      function hear() {
+        ahead = Date.now() / 1000 - model.now;
+        gone = false;
+        paint();
+      }
+
+      hear();
+      model.on("now", hear);
+      model.on(["updated", "fresh_until", "state", "stale", "error", "label"], paint);
+      const timer = setInterval(paint, 1000);
+      let there = true;
+      model.on("remove", () => { there = false; clearInterval(timer); });
+      const page = view?.model?.document;
+      const listen = (event, is) => {
+        try {
+          page?.on_event(event, () => { if (there) { gone = is; paint(); } });
+        } catch {
+          // An older Bokeh does not say so; the promised age does.
+        }
+      };
+      listen("connection_lost", true);
+      listen("client_reconnected", false);
     }
     """
 
@@ -90,7 +119,9 @@ class FreshnessLine(JSComponent):
         .line > span { white-space: nowrap; }
         .dot { width: 0.6em; height: 0.6em; border-radius: 50%; flex: none; background: #2e9e5b; }
         .line[data-kind="running"] .dot, .line[data-kind="queued"] .dot { background: #3b82c4; }
-        .line[data-kind="stale"] .dot, .line[data-kind="paused"] .dot,
+        .line[data-kind="waiting"] .dot { background: #8a8a8a; }
+        .line[data-kind="gone"] { color: #b86e00; opacity: 1; font-weight: 600; }
+        .line[data-kind="gone"] .dot, .line[data-kind="stale"] .dot, .line[data-kind="paused"] .dot,
         .line[data-kind="removed"] .dot { background: #d08700; }
         .line[data-kind="failed"] .dot { background: #d63b30; }
         .badge:empty, .reason:empty { display: none; }
@@ -106,7 +137,8 @@ class Freshness(Viewer):
     One line that says how old a value is: "updated 12 s ago".
 
     It turns to a visible badge when the value is stale or the task failed, with the first
-    line of the error.
+    line of the error. The browser counts for itself: it turns amber when the value gets older
+    than the task promised, and when the connection to the server is lost.
 
     Parameters
     ----------
@@ -147,8 +179,11 @@ class Freshness(Viewer):
             # Whether a run is under way matters only to those who wait for the first value: a line
             # that flickers with each run tells nobody anything.
             state = "idle" if view.running and view.version else view.state
+        now, until = view._promise()
         self._line.param.update(
             updated=updated.timestamp() if updated else None,
+            fresh_until=until.timestamp() if until is not None else None,
+            now=now.timestamp(),
             state=state,
             stale=stale,
             error=view.error,

@@ -51,6 +51,7 @@ class Lane:
         "on_loop",
         "override",
         "paused",
+        "promised",
         "queued",
         "reading",
         "reads",
@@ -105,6 +106,8 @@ class Lane:
         self.missed = 0
         self.stale = False
         self.viewers = 0
+        # Of a value and a schedule: until when it is what they promise.
+        self.promised: tuple[Any, Trigger | None, datetime | None] = (None, None, None)
         # What other processes do with the task: the run of one of them, those that wait for its end, whether
         # one holds the claim (also when only the body of its run is left), and how many sessions show it there.
         self.remote: Run | None = None

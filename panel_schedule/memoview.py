@@ -6,6 +6,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import param
@@ -17,6 +18,7 @@ from .copies import as_it_is_now, snapshot
 from .data import is_light
 from .entry import Entry
 from .memo import Memoized
+from .planner import ALLOWANCE
 from .recall import Answer, Watched
 from .references import references, resolved
 from .run import Run, RunState, first_line, on_a_loop
@@ -362,6 +364,12 @@ class MemoView(View):
         # One that is not kept: it is too large, or was invalidated meanwhile.
         memo, now = self._memo, run.finished_at or self._host.clock.now()
         return Answer(run.shared, 0, now, None, memo.basis, memo.until(0.0))
+
+    def _promise(self) -> tuple[datetime, datetime | None]:
+        now, answer = self._host.clock.now(), self._shown[0]
+        if answer is None or answer.fresh_until == float("inf"):
+            return now, None
+        return now, now + timedelta(seconds=max(0.0, answer.fresh_until - self._host.clock.monotonic())) + ALLOWANCE
 
     @property
     def _is_fresh(self) -> bool:

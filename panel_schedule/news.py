@@ -197,8 +197,8 @@ class News:
                 lane.stale_timer = self._s.timers.at(entry.updated_at + limit, self.judge, lane)
         else:
             stale = lane.error != "" or (lane.missed >= 2 and entry is not None)
-        if not stale and lane.clockless:
-            stale = any(self._stale(upstream) for upstream in lane.upstream)
+        if not stale:
+            stale = any(self._stale(upstream) for upstream in (*lane.upstream, *lane.task.policy.needs))
         if stale == lane.stale:
             return
         lane.stale = stale
@@ -213,8 +213,9 @@ class News:
         self._s.ledger.ask(
             [lane], partial(self._s.store.flip, lane.task.name, stale), partial(self._flipped, lane, run)
         )
-        for dependent in lane.dependents:
-            self.judge(dependent)
+        for dependent in list(self._s.lanes.values()):
+            if lane.task in dependent.upstream or lane.task in dependent.task.policy.needs:
+                self.judge(dependent)
 
     def _flipped(self, lane: Lane, run: Run, first: bool) -> None:
         """All processes find it stale; one of them says so."""

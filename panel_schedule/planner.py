@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from .task import Overlap
-from .triggers import Trigger
+from .triggers import After, Computed, Trigger
 
 # A slot that is served this late still counts as on time for a task with catch_up=False.
 # As long as the scheduler may go without looking at the wall clock.
@@ -95,6 +95,19 @@ def latest_slot(trigger: Trigger, after: datetime | None, now: datetime) -> date
     """
     found = last_slot(trigger, now, not_before=after)
     return found if found is not None else (after or now)
+
+
+# What a value may be older than promised before a page takes it for stale by itself: it is on its way.
+ALLOWANCE = timedelta(seconds=2)
+
+
+def second_slot(trigger: Trigger, after: datetime) -> datetime | None:
+    """Until when a value of that time is fresh by its schedule alone; None where no clock says so."""
+    if isinstance(trigger, (After, Computed)):
+        return None
+    first = trigger.next_after(after)
+    second = trigger.next_after(first) if first is not None else None
+    return None if second is None else second + ALLOWANCE
 
 
 def last_slot(trigger: Trigger, now: datetime, not_before: datetime | None = None) -> datetime | None:

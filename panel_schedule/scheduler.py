@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
-from datetime import UTC, tzinfo
+from datetime import UTC, datetime, tzinfo
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from .ledger import Ledger
 from .locked import Bell, Locked
 from .news import EVENTS, Handler, News
 from .peers import Peers
+from .planner import ALLOWANCE, second_slot
 from .questions import answer
 from .run import Run, RunRecord, RunState
 from .runner import STOPS, Runner
@@ -368,6 +369,19 @@ class Scheduler:
                 error, lane.withheld = lane.withheld, None
                 if error is not None:
                     self.news.complain(lane, run, error)
+
+    def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]:
+        """The time, and until when the value is what its task has promised; None where nothing says so."""
+        now = self.clock.now()
+        with self.lock:
+            lane, entry = self.lanes.get(task.name), task.entry
+            if lane is None or lane.task is not task or entry is None or lane.paused or lane.removed:
+                return now, None
+            if (limit := task.policy.stale_after) is not None:
+                return now, entry.updated_at + limit + ALLOWANCE
+            if lane.promised[0] is not entry or lane.promised[1] is not lane.trigger:
+                lane.promised = entry, lane.trigger, second_slot(lane.trigger, entry.wave or entry.updated_at)
+            return now, lane.promised[2]
 
     def watch(self, task: Task[Any], viewers: int) -> None:
         """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""

@@ -182,6 +182,7 @@ class SchedulerPort(Protocol):
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None: ...
     def remove(self, task: Task[Any]) -> None: ...
     def status(self, task: Task[Any]) -> TaskStatus: ...
+    def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]: ...
     def history(self, task: Task[Any]) -> list[RunRecord]: ...
 
 
@@ -342,6 +343,10 @@ class Task(Generic[T]):
         return self._host.scheduler.history(self)
 
     # ------------------------------------------------------------ showing
+
+    def promise(self) -> tuple[datetime, datetime | None]:
+        """For views alone: the time, and until when the value is what was promised; None where nothing says so."""
+        return self._host.scheduler.promise(self)
 
     @property
     def rx(self) -> Any:

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextvars import Context
+from datetime import datetime
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -195,10 +196,18 @@ class TaskView(View):
         UTC. None where no clock decides."""
     )
 
+    _task: Task[Any] | None = None
+
     def __repr__(self) -> str:
         return f"<TaskView {self.name!r} version {self.version}>"
 
+    def _promise(self) -> tuple[datetime, datetime | None]:
+        """What time it is, and until when the value is what the task promised."""
+        assert self._task is not None
+        return self._task.promise()
+
     def _follow(self, task: Task[Any]) -> None:
+        self._task = task
         status: TaskStatus = task.status
         news = {}
         try:

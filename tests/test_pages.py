@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 from playwright.sync_api import expect
 
@@ -179,3 +180,36 @@ def test_what_is_pushed_is_sent_at_once(serve: Serve, new_page: NewPage) -> None
     server = serve("app.py", {"app.py": app})
     new_page(server.url)
     server.wait_for("nodelay [1]")
+
+
+def test_a_page_says_by_itself_that_its_server_is_gone(serve: Serve, new_page: NewPage) -> None:
+    """And that a value is older than promised, which a server that hangs cannot say; grey is what waits."""
+    tasks = """
+        import threading
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h", stale_after="1s")
+        def answer():
+            return 42
+
+        @ps.schedule(period="1h", first_run="background")
+        def never():
+            threading.Event().wait(60)
+    """
+    app = """
+        import panel as pn, panel_schedule as ps
+        from tasks import answer, never
+        pn.Column(ps.Freshness(answer, label="Answer"), ps.Freshness(never, label="Never")).servable()
+    """
+    env = {"PANEL_SCHEDULE_GRACE_PERIOD": "0"}
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks}, env=env)
+    page = new_page(f"{server.url}/app", allow=["WebSocket", "websocket", "Lost", "ERR_CONNECTION", "Failed to"])
+    answer, never = page.locator(".line").nth(0), page.locator(".line").nth(1)
+    expect(never).to_have_attribute("data-kind", "waiting")
+    server.process.send_signal(signal.SIGSTOP)
+    expect(answer).to_have_attribute("data-kind", "stale", timeout=10_000)
+    server.process.send_signal(signal.SIGCONT)
+    server.process.kill()
+    expect(answer).to_have_attribute("data-kind", "gone", timeout=10_000)
+    expect(answer).to_contain_text("server gone, last value")
+    expect(never).to_contain_text("server gone, no value yet")

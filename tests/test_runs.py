@@ -1004,3 +1004,44 @@ def test_awaiting_a_skipped_run_says_that_it_was_skipped(core):
 
     with pytest.raises(RunSkipped, match=r"'slow'.*overlap"):
         dropped.result(PATIENCE)
+
+
+def test_what_is_computed_from_a_stale_value_is_stale(core):
+    """By needs= as by after=; until that one has recovered."""
+    outcomes = iter([1, OSError("gone"), 3])
+
+    @core.schedule(period="1m")
+    def raw():
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+
+    child = core.schedule(period="1m", needs=raw, name="child")(lambda: raw())
+    core.begin()
+    seen = [child.status.stale]
+    for _ in range(2):
+        core.run_for(60)
+        seen.append(child.status.stale)
+
+    assert [False, True, False] == seen
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [({"period": "1m"}, 122), ({"period": "1m", "stale_after": "10m"}, 602), ({"cron": "0 * * * *"}, 7202)],
+)
+def test_a_page_knows_until_when_a_value_is_fresh(core, options, seconds):
+    """stale_after=, or two slots of its schedule; two seconds are for the way to the page."""
+    task = core.schedule(name="task", timezone="UTC" if "cron" in options else None, **options)(lambda: 1)
+    assert (core.clock.now(), None) == task.promise()
+    core.begin()
+
+    assert (second(0), second(seconds)) == task.promise()
+
+
+def test_a_paused_task_promises_nothing(core):
+    task = core.schedule(period="1m", name="task")(lambda: 1)
+    core.begin()
+    task.pause()
+
+    assert (second(0), None) == task.promise()
