@@ -224,7 +224,7 @@ def failing_at_first(times: int) -> Callable[[Any], None]:
 
 
 def task_view(page: Page) -> tuple[Any, Callable[[], Any]]:
-    task = page.front.schedule(period="1h", name="task")(lambda: "value")
+    task = page.front.schedule(period="1h", name="task", first_run="skip")(lambda: "value")
     return task.view(), task.refresh
 
 
