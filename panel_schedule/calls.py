@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
 from contextlib import aclosing, closing
 from typing import Any
+
+from .errors import RunFailed
+
+# What a cancelled future raises, on a loop and elsewhere.
+CANCELLED = (asyncio.CancelledError, CancelledError)
+
+
+def cancelled_inside(name: str, error: BaseException) -> RunFailed:
+    """What a function has raised whose run nobody cancelled; who waits would take the error itself for his own end."""
+    failed = RunFailed(
+        f"{name}: its function raised {type(error).__name__}, though nobody has cancelled the run: something that it "
+        "waited for was cancelled. Catch the error where that is awaited."
+    )
+    failed.__cause__ = error
+    return failed
+
 
 # What a generator function gives that has yielded, and returned None: its last item was the final one.
 PUBLISHED = object()

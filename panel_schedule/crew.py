@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import Context
 from datetime import datetime
@@ -13,10 +13,11 @@ from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
-from .calls import PUBLISHED, async_outcome, outcome
+from .calls import CANCELLED, PUBLISHED, async_outcome, cancelled_inside, outcome
 from .codec import encode
 from .data import require_data
 from .errors import RunCancelled, RunFenced, WouldBlock
+from .executors.loop import Interrupted
 from .executors.processes import Parcel
 from .flight import Desk, Flight
 from .recall import Answer
@@ -102,7 +103,7 @@ class Crew:
         self._here.depth = getattr(self._here, "depth", 0) + 1
         try:
             result = Context().run(self._compute, flight)
-        except Exception as error:
+        except (Exception, *CANCELLED) as error:
             self._surely(flight, None, error)
         except BaseException:  # Ctrl-C of this thread's own is none of the others'
             with self._s.locked:
@@ -242,7 +243,7 @@ class Crew:
         """The body is over, wherever it ran; called there, without the lock."""
         if flight.over:
             return
-        error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
+        error: BaseException | None = Interrupted() if future.cancelled() else future.exception()
         result = None if error is not None else future.result()
         if result is _NOTHING:
             return
@@ -265,7 +266,9 @@ class Crew:
     def _conclude(self, flight: Flight, result: Any, error: BaseException | None = None) -> None:
         """Store what came of it, and tell who waits."""
         value, answer, old = None, None, None
-        if isinstance(error, (asyncio.CancelledError, CancelledError)):
+        if isinstance(error, CANCELLED) and not (self._s.stopping or isinstance(error, Interrupted)):
+            error = cancelled_inside(flight.name, error)
+        elif isinstance(error, CANCELLED):
             error = RunCancelled(f"{flight.name}: the run was {STOPS if self._s.stopping else 'cancelled'}.")
         if error is None:
             try:
@@ -274,7 +277,7 @@ class Crew:
                 answer = self._deposit(flight, value)
             except RunFenced:
                 flight.kept = False
-            except Exception as refusal:
+            except BaseException as refusal:  # a value can raise anything while it is stored
                 error = refusal
         if error is not None:
             # What the stop has ended another process may do, see `crash`.

@@ -18,7 +18,7 @@ The errors of the package. Each message names the task, the cause and the remedy
         ├── RunCancelled         cancelled or replaced
         ├── RunTimedOut          took longer than its timeout
         ├── RunSkipped           never started
-        ├── RunFailed            failed in another process; here for those who joined it
+        ├── RunFailed            failed in another process, or by a CancelledError of its own function
         ├── RunCrashed           its process died, and the one that took it over
         └── RunFenced            lost its claim; what it publishes is dropped
 
@@ -111,7 +111,7 @@ class RunSkipped(RunError):
 
 
 class RunFailed(RunError):
-    """The run failed in another process, which has the traceback."""
+    """The run failed in another process, which has the traceback, or its own function raised a CancelledError."""
 
 
 class RunCrashed(RunError):

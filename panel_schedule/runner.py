@@ -11,9 +11,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from .bodies import Bodies
+from .calls import CANCELLED, cancelled_inside
 from .clock import Clock
 from .errors import RunCancelled, RunCrashed, RunFenced, RunSkipped, RunTimedOut
 from .executors.base import Executor
+from .executors.loop import Interrupted
 from .lanes import Lane, Waves
 from .ledger import Ledger
 from .locked import Locked
@@ -198,8 +200,11 @@ class Runner:
         if error is None and not run.state.final:
             try:
                 value = self._bodies.publish(lane, run, future.result())
-            except Exception as exc:
+            except BaseException as exc:  # a value can raise anything while it is stored
                 error = exc
+        ended = future.cancelled() or isinstance(error, Interrupted) or self._s.stopping
+        if isinstance(error, CANCELLED) and not ended:
+            error = cancelled_inside(f"Task {run.task!r}", error)
         with self._s.locked:
             lane.body = None
             # Else it is what the function itself has got from a run that was cancelled, and raises.
@@ -211,7 +216,7 @@ class Runner:
                 self._failed(lane, run, self._timeout_error(lane), RunState.TIMED_OUT)
             elif error is None:
                 self._succeeded(lane, run, value)
-            elif isinstance(error, (CancelledError, RunFenced)) or (stopped and isinstance(error, RunCancelled)):
+            elif isinstance(error, (*CANCELLED, RunFenced)) or (stopped and isinstance(error, RunCancelled)):
                 fenced = error if isinstance(error, RunFenced) else None
                 told = fenced or RunCancelled(f"Task {run.task!r}: the run was cancelled.")
                 self._finish(lane, run, RunState.CANCELLED, told)

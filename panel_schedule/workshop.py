@@ -11,13 +11,14 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
-from .calls import PUBLISHED, async_outcome, outcome
+from .calls import CANCELLED, PUBLISHED, async_outcome, cancelled_inside, outcome
 from .clock import Clock
 from .codec import encode
 from .copies import snapshot
 from .data import is_light, require_data
 from .errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, ValueRefused
 from .executors.base import Executor
+from .executors.loop import Interrupted
 from .executors.processes import Parcel
 from .ledger import Ledger
 from .locked import Locked
@@ -206,8 +207,11 @@ class Workshop:
         if error is None and not run.state.final:
             try:
                 value, told = self._deposit(work, future.result())
-            except Exception as exc:
+            except BaseException as exc:  # a value can raise anything while it is stored
                 error = exc
+        ended = future.cancelled() or isinstance(error, Interrupted) or self._s.stopping
+        if isinstance(error, CANCELLED) and not ended:
+            error = cancelled_inside(work.name, error)
         with self._s.locked:
             work.future = None
             self._s.timers.cancel(work.timer)

@@ -28,6 +28,7 @@ from panel_schedule.errors import (
     NotReady,
     RegistrationError,
     RunCancelled,
+    RunFailed,
     TriggerError,
     ValueRefused,
     WouldBlock,
@@ -1143,7 +1144,7 @@ def test_odd_errors_keep_nobody_waiting(ps, error, kind):
 
     f = ps.memoize(name="f")(plain if kind == "thread" else on_the_loop)
     run = f.submit()
-    with pytest.raises((error, RunCancelled)):
+    with pytest.raises((error, RunFailed)):
         run.result(PATIENCE)
     assert not f._host.flights._all
 

@@ -13,6 +13,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any
 
 
+class Interrupted(asyncio.CancelledError):
+    """A body that ended as its loop did, or by Ctrl-C: not by what its function did."""
+
+
 class LoopFuture(Future[Any]):
     """A future whose ``cancel()`` also reaches a body that is already running on the loop."""
 
@@ -57,7 +61,7 @@ class LoopExecutor:
             if future.loop is not None and future.loop.is_closed():
                 # Its loop went away in the middle of it: it will never say so itself.
                 self._running.discard(future)
-                future.set_exception(asyncio.CancelledError())
+                future.set_exception(Interrupted())
 
     def offer(self, loop: asyncio.AbstractEventLoop) -> None:
         """Use this loop as long as it runs, where there is no server: what a script has opened belongs to its own."""
@@ -148,7 +152,7 @@ class LoopExecutor:
         except KeyboardInterrupt as exc:
             # Ctrl-C that happens to arrive in here is the server's business: its loop gets it, and
             # no task keeps it, which would print it again at the end.
-            outcome: BaseException | None = asyncio.CancelledError()
+            outcome: BaseException | None = Interrupted()
             if asyncio.get_running_loop() is self._own:  # no signal comes here: the function itself has raised it
                 outcome = exc
             else:

@@ -178,7 +178,10 @@ class ThreadExecutor:
     def _work(self) -> None:
         while True:
             future, body = self._queue.get()
-            self._run(future, body)
+            try:
+                self._run(future, body)
+            except BaseException:  # of what the future calls at its end; the thread has others to serve
+                log.exception("What follows the end of a body failed.")
             # An idle worker must not keep the last value alive.
             del future, body
             with self._lock:
