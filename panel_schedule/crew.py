@@ -211,12 +211,6 @@ class Crew:
             with self._s.locked:
                 own.waits_for.remove(other)
 
-    @contextmanager
-    def waiting(self, other: Flight) -> Iterator[None]:
-        """The same of a function that waits for a run of `submit`; its place is somebody else's meanwhile."""
-        with self.awaiting(other), self.lend():
-            yield
-
     def lend(self) -> AbstractContextManager[object]:
         """While the calling function only waits, its place is somebody else's."""
         own = self._calling

@@ -266,7 +266,7 @@ class Flights:
             return
         flight.heard |= heard
         guest._stop = partial(self._leave, flight)
-        guest._waiting = partial(self.crew.waiting, flight)
+        guest._waiting = partial(self.crew.awaiting, flight)
         guest.state, guest.started_at = flight.run.state, flight.run.started_at
         flight.guests.append(guest)
 

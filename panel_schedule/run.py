@@ -235,7 +235,7 @@ class Run:
         self._changed: Callable[[], object] | None = None
         self._stop: Callable[[Run, str], object] | None = None
         self._publish: Callable[[Any], object] | None = None
-        # What the function that waits for it does meanwhile: it gives its place to others, and is seen to wait.
+        # What the function that waits for it does meanwhile: it is seen to wait.
         self._waiting: Callable[[], AbstractContextManager[object]] | None = None
         self._rank: Callable[[], int] | None = None
         self._watchers: frozenset[Callable[[], object]] = frozenset()
@@ -337,7 +337,7 @@ class Run:
             self._refuse_itself()
             refuse_to_block(f"result() of an unfinished run of {self.task!r}", "await run")
         waiting = self._waiting  # None from its end on
-        with nullcontext() if waiting is None else waiting():
+        with nullcontext() if waiting is None else waiting(), place:
             self._completion().result(timeout)
         return self.outcome()
 
@@ -346,7 +346,7 @@ class Run:
         future = asyncio.wrap_future(self._completion())
         # Shielded: he must not cancel the run for the others.
         waiting = self._waiting  # None from its end on
-        with nullcontext() if waiting is None else waiting():
+        with nullcontext() if waiting is None else waiting(), place:
             yield from asyncio.shield(future).__await__()
         return self.outcome()
 
@@ -443,6 +443,32 @@ class Run:
             how = self.reason or self.state
             raise RunCancelled(f"The run of {self.task!r} was {how}; its function was told to stop.")
 
+
+class Place(threading.local):
+    """
+    The place of the calling thread's body in its executor; ``with place:`` others have it while the body only waits.
+
+    For coroutines as well: it is theirs again when none of the thread's waits any more.
+    """
+
+    lend: Callable[[], AbstractContextManager[object]] | None = None
+    _waiting = 0
+    _lent: AbstractContextManager[object] | None = None
+
+    def __enter__(self) -> None:
+        self._waiting += 1
+        if self._lent is None and self.lend is not None:
+            self._lent = self.lend()
+            self._lent.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._waiting -= 1
+        if not self._waiting and self._lent is not None:
+            lent, self._lent = self._lent, None
+            lent.__exit__(None, None, None)
+
+
+place = Place()
 
 _current: ContextVar[Run | None] = ContextVar("panel_schedule_run", default=None)
 

@@ -38,7 +38,7 @@ from .registry import (
     taken,
     was_edited,
 )
-from .run import Run, another, refuse_to_block, renew_ids
+from .run import Run, another, place, refuse_to_block, renew_ids
 from .scheduler import Scheduler
 from .stores.base import TASK, USER, Store
 from .stores.file import FileStore
@@ -303,7 +303,8 @@ class Runtime(Functions):
                     self.wait_ready(upstream, left())
                 run = task.refresh()
                 run.result(left())
-            return future.result(left()).value  # type: ignore[no-any-return]
+            with place:
+                return future.result(left()).value  # type: ignore[no-any-return]
         except NotReady:
             raise
         except TimeoutError:

@@ -14,13 +14,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from panel_schedule.config import Config
 from panel_schedule.front import Front
-from panel_schedule.run import Run, RunRecord, RunState
+from panel_schedule.run import Run, RunRecord, RunState, place
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores.database import NEXT
 from panel_schedule.stores.file import FileStore
@@ -52,9 +52,10 @@ class Body:
         self.released = threading.Event()
         self.outcome: Any = None
 
-    def start(self, here: threading.local) -> None:
+    def start(self, here: threading.local, lend: Callable[[], AbstractContextManager[object]]) -> None:
         def work() -> None:
             here.body = self
+            place.lend = lend
             try:
                 result = contextvars.Context().run(self.function)
             except BaseException as exc:
@@ -111,7 +112,7 @@ class HandExecutor:
         while self._handed_over:
             body = self._handed_over.popleft()
             if body.future.set_running_or_notify_cancel():
-                body.start(self._here)
+                body.start(self._here, self.lend)
             begun = True
         return begun
 

@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+from ..run import place
+
 log = logging.getLogger("panel_schedule")
 
 # So many times its places an executor gives back, of bodies that nobody waits for any more and that still run.
@@ -176,6 +178,7 @@ class ThreadExecutor:
         contextvars.Context().run(thread.start)
 
     def _work(self) -> None:
+        place.lend = self.lend
         while True:
             future, body = self._queue.get()
             try:
