@@ -1,10 +1,11 @@
-"""In a worker process: what stands for a task and for ``ps.store`` there, each read of which asks the server."""
+"""In a worker process: what stands for tasks, runs and ``ps.store`` there, each read of which asks the server."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Generator, Iterator, MutableMapping
 from functools import reduce
 from hashlib import sha256
 from importlib import import_module
@@ -46,7 +47,8 @@ def refuse_here(what: str) -> None:
 def _beyond(kind: type[Exception], what: str) -> Exception:
     return kind(
         f"{what} is the server's, and this is one of its worker processes: the function that runs here can read tasks, "
-        "call memoized functions, read and write ps.store, report progress and publish. Do the rest in the server, "
+        "call memoized functions, submit jobs, read and write ps.store, report progress and publish. Do the rest in the "
+        "server, "
         "with what it returns."
     )
 
@@ -192,7 +194,7 @@ store = StoreAbroad()
 
 
 class FunctionAbroad:
-    """A background function of the server: here it can be called, as the plain function."""
+    """A background function of the server, to submit; here it can be called, too, as the plain function."""
 
     def __init__(self, name: str, function: Callable[..., Any]):
         self.name = name
@@ -200,6 +202,9 @@ class FunctionAbroad:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        return RemoteRun.submit(self.name, args, kwargs)
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
@@ -232,3 +237,99 @@ class MemoAbroad:
 
     def __repr__(self) -> str:
         return f"<Memoized {self.name!r} of the server>"
+
+
+# The server answers after so many seconds at the latest: it gives its thread's place to others while it waits, and a
+# thread of the user's own may ask something else in between.
+_ROUND = 1.0
+_SHORT_ROUND = 0.05
+
+
+class RemoteRun:
+    """
+    A run in the server: what ``function.submit()`` returns in a worker process.
+
+    Its state, progress and result are the server's; each look asks for them.
+
+    Attributes
+    ----------
+    id : str
+    """
+
+    __slots__ = ("id",)
+
+    def __init__(self, id: str):
+        self.id = id
+
+    @classmethod
+    def submit(cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RemoteRun:
+        """Have the server start a run of the background function of this name."""
+        return cls(ask("submit", name, (args, kwargs)))
+
+    @property
+    def state(self) -> Any:
+        return self._look("state")
+
+    @property
+    def percent(self) -> int:
+        return self._look("percent")  # type: ignore[no-any-return]
+
+    @property
+    def message(self) -> str:
+        return self._look("message")  # type: ignore[no-any-return]
+
+    @property
+    def attempt(self) -> int:
+        return self._look("attempt")  # type: ignore[no-any-return]
+
+    @property
+    def reason(self) -> str:
+        return self._look("reason")  # type: ignore[no-any-return]
+
+    @property
+    def partials(self) -> list[Any]:
+        return list(self._look("partials"))
+
+    @property
+    def traceback(self) -> str:
+        return self._look("traceback")  # type: ignore[no-any-return]
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """End the run now."""
+        ask("cancel", self.id, reason)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """
+        Wait for the end of the run and return what its function does; what it raises is raised.
+
+        Raises
+        ------
+        TimeoutError
+            When the run has not ended within so many seconds; it goes on.
+        """
+        left = timeout
+        while True:
+            patience = _ROUND if left is None else max(0.0, min(_ROUND, left))
+            ended, value = ask("result", self.id, patience)
+            if ended:
+                return value
+            if left is not None and (left := left - patience) <= 0:
+                raise TimeoutError(f"The run has not ended within {timeout} s; it goes on.")
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Any:
+        while True:
+            ended, value = await asyncio.to_thread(ask, "result", self.id, _SHORT_ROUND)
+            if ended:
+                return value
+
+    def _look(self, attribute: str) -> Any:
+        return ask("run", self.id, attribute)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} of the server>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("A run is no value that can be passed on: pass its result, run.result(), or its id.")

@@ -48,6 +48,8 @@ class Functions(ABC):
     def __init__(self) -> None:
         self.jobs: dict[str, Background[Any, Any]] = {}
         self.memos: dict[str, Memoized[Any, Any]] = {}
+        # Runs that functions in worker processes have started, until their own have ended.
+        self._children: dict[Run, dict[str, Run]] = {}
 
     @property
     @abstractmethod
@@ -72,7 +74,7 @@ class Functions(ABC):
     def _attach(self, scheduler: Scheduler) -> None:
         """Serve the functions that there are with a new scheduler."""
         self._dispatcher, self._flights = Dispatcher(scheduler), Flights(scheduler, self.loops)
-        scheduler.compute = self._compute
+        scheduler.compute, scheduler.submit, scheduler.find = self._compute, self._submit, self._find
         for job in self.jobs.values():
             self._dispatcher.add(job)
         for memo in self.memos.values():
@@ -83,6 +85,24 @@ class Functions(ABC):
         if (memo := self.memos.get(name)) is None:
             raise RegistrationError(f"There is no memoized function {name!r} in the server: import its module there.")
         return self.flights.call(memo, memo.keys.local(args, kwargs), args, kwargs)
+
+    def _submit(self, run: Run, name: str, args: Any, kwargs: Any) -> Run:
+        """Start a run of a background function for a function in a worker process, whose own run this is."""
+        if (job := self.jobs.get(name)) is None:
+            raise RegistrationError(f"There is no background function {name!r} in the server: import its module there.")
+        child = job.submit_for(run.user, args, kwargs)
+        if (children := self._children.get(run)) is None:
+            children = self._children[run] = {}
+            run.add_done_callback(lambda run: self._children.pop(run, None))
+        children[child.id] = child
+        return child
+
+    def _find(self, run: Run, id: str) -> Run:
+        """A run that a function in a worker process asks for, by its id."""
+        found = self._children.get(run, {}).get(id) or self.find(id)
+        if found is None:
+            raise KeyError(f"There is no run {id!r}, or it ended too long ago.")
+        return found
 
     # ------------------------------------------------------------ registering
 

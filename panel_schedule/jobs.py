@@ -9,7 +9,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
-from .abroad import function_named
+from . import abroad
+from .abroad import RemoteRun, function_named
 from .errors import RegistrationError, TriggerError
 from .keys import Keys, signature_of
 from .references import references
@@ -186,6 +187,8 @@ class Background(Generic[P, T]):
         ArgumentUnkeyable
             With `ttl`, when an argument has no key.
         """
+        if abroad.asker is not None:  # of a module that a worker process has imported
+            return RemoteRun.submit(self.name, args, kwargs)  # type: ignore[return-value]
         return self.submit_for(self._host.user, args, kwargs)
 
     def submit_for(self, user: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:

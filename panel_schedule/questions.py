@@ -1,14 +1,15 @@
-"""What functions in worker processes ask: tasks' values, memoized functions' answers, and ``ps.store``."""
+"""What functions in worker processes ask: tasks' values, memoized functions' answers, runs, and ``ps.store``."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from .clock import Clock
 from .errors import RegistrationError, ScheduleError
 from .lanes import Lane
-from .run import Run, _current
+from .run import Run, _current, place
 from .stores.base import USER, Store
 
 
@@ -19,6 +20,8 @@ class Desk(Protocol):
     store: Store
     lanes: dict[str, Lane]
     compute: Callable[[str, Any, Any], Any]
+    submit: Callable[[Run, str, Any, Any], Run]
+    find: Callable[[Run, str], Run]
 
 
 def answer(desk: Desk, run: Run, question: str, name: str = "", value: Any = None) -> Any:
@@ -41,6 +44,18 @@ def answer(desk: Desk, run: Run, question: str, name: str = "", value: Any = Non
             # Its own run says what waits for what.
             _current.set(run)
             return desk.compute(name, *value)
+        case "submit":
+            return desk.submit(run, name, *value).id
+        case "run":
+            return getattr(desk.find(run, name), value)
+        case "cancel":
+            return desk.find(run, name).cancel(value)
+        case "result":
+            child, ended = desk.find(run, name), threading.Event()
+            child.add_done_callback(lambda _: ended.set())
+            with place:
+                ended.wait(value)
+            return (True, child.result()) if child.state.final else (False, None)
         case "get":
             if (entry := desk.store.entry(USER, name)) is None:
                 raise KeyError(name)

@@ -82,7 +82,9 @@ class Scheduler:
         # In which people are told times, where a schedule has no zone of its own.
         self.zone = zone
         # What a memoized function is asked in a worker process; the layer above knows these functions.
-        self.compute: Callable[[str, Any, Any], Any] = lambda name, args, kwargs: None
+        self.compute: Callable[[str, Any, Any], Any]
+        self.submit: Callable[[Run, str, Any, Any], Run]
+        self.find: Callable[[Run, str], Run]
         self.lanes: dict[str, Lane] = {}
         self.timers = Timers(clock)
         self.lock = threading.RLock()

@@ -123,6 +123,10 @@ def when(condition, timeout: float = PATIENCE) -> None:
         time.sleep(0.002)
 
 
+async def endless():
+    await asyncio.Event().wait()
+
+
 def as_coroutine(function):
     async def coroutine(number):
         await asyncio.sleep(0.001)
@@ -1392,7 +1396,7 @@ def test_a_function_that_names_others(real):
     @real.background
     def use():
         try:
-            double.submit(1)
+            double.runs()
         except AttributeError as error:
             refused = str(error)
         store["rate"] += rates()["eur"]
@@ -1400,7 +1404,7 @@ def test_a_function_that_names_others(real):
 
     eight, five, refused = use.submit().result(PATIENCE)
     assert (8, 5, 10) == (eight, five, store["rate"])
-    assert refused.startswith("'submit' of job 'double' is the server's")
+    assert refused.startswith("'runs' of job 'double' is the server's")
 
 
 # ------------------------------------------------------------ without a server
@@ -1426,7 +1430,7 @@ SCRIPT = """
     def names():
         ps.store["b"] = ps.store["a"] + 1
         try:
-            work.submit(1)
+            work.runs()
         except AttributeError as error:
             refused = str(error)
         return rates(), work.function is not None, refused
@@ -1458,7 +1462,7 @@ def test_everything_works_in_a_plain_script(tmp_path):
     assert ("", 0) == (done.stderr, done.returncode)
     first, second, third, last, ended = done.stdout.splitlines()
     assert ("8 100 True", "5 6 6") == (first, second)
-    assert third.startswith("(7, True, \"'submit' of job 'work' is the server's")
+    assert third.startswith("(7, True, \"'runs' of job 'work' is the server's")
     assert third.endswith(" 2")
     pid, at = last.split()
     assert float(ended) - float(at) < 1.0
@@ -1529,3 +1533,95 @@ def test_tasks_that_hang_and_have_timed_out_keep_no_place_and_a_status_names_the
     for gate in gates:
         gate.go.release()
     when(lambda: innocent.status.hanging == ())
+
+
+# ------------------------------------------------------------ jobs that wait for jobs
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_jobs_that_wait_for_jobs_lend_their_places(real, kind):
+    """As many as there are places wait, and what they wait for runs."""
+    child = real.background(executor=kind, name="child")(lambda number: number)
+    parent = real.background(executor=kind, name="parent")(lambda number: child.submit(number).result())
+    runs = [parent.submit(number) for number in range(5)]
+    assert list(range(5)) == [run.result(PATIENCE) for run in runs]
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_coroutines_that_wait_for_jobs_lend_the_place_of_their_thread(real, kind):
+    """Several at once; it is theirs again when none of them waits any more."""
+    child = real.background(executor=kind, name="child")(lambda number: number)
+
+    async def both(number):
+        return await asyncio.gather(child.submit(number), child.submit(number + 1))
+
+    function = both if kind == "process" else lambda number: asyncio.run(both(number))
+    parent = real.background(executor=kind, name="parent")(function)
+    runs = [parent.submit(number) for number in range(5)]
+    assert [[number, number + 1] for number in range(5)] == [run.result(PATIENCE) for run in runs]
+
+
+def test_tasks_and_memoized_functions_in_processes_submit_jobs(real):
+    child = real.background(name="child")(lambda number: number)
+    parent = real.background(executor="thread", name="parent")(lambda number: child.submit(number).result())
+    task = real.schedule(period="1h", first_run="skip", executor="process", name="task")(
+        lambda: parent.submit(7).result()
+    )
+    memo = real.memoize(executor="process", name="memo")(lambda number: parent.submit(number).result())
+    assert (7, 8) == (task.refresh().result(PATIENCE), memo(8))
+
+
+def test_a_run_that_a_worker_process_has_started_can_be_followed_there(real):
+    """Its error, state and progress are the server's."""
+
+    @real.background(name="child")
+    def child(number):
+        progress(1, 4, "a quarter")
+        raise ValueError(f"mine {number}")
+
+    @real.background(name="parent")
+    def parent():
+        run = child.submit(1)
+        try:
+            run.result()
+        except ValueError as error:
+            return str(error), str(run.state), run.percent, run.message, run.attempt
+
+    assert ("mine 1", "failed", 25, "a quarter", 1) == parent.submit().result(PATIENCE)
+
+
+def test_a_run_that_a_worker_process_has_started_can_be_cancelled_there(real):
+    child = real.background(executor="loop", name="child")(endless)
+
+    @real.background(name="parent")
+    def parent():
+        run = child.submit()
+        try:
+            run.result(0.01)
+        except TimeoutError as error:
+            text = str(error)
+        run.cancel("no need")
+        return text, str(run.state), run.reason
+
+    text, *ended = parent.submit().result(PATIENCE)
+    assert "The run has not ended within 0.01 s; it goes on." == text
+    assert ["cancelled", "no need"] == ended
+
+
+def test_what_a_worker_process_submits_is_checked_as_elsewhere(real):
+    """A wrong argument is an error where it was given; there is nothing to be had of another function's name."""
+    child = real.background(executor="thread", name="child")(lambda number: number)
+    parent = real.background(name="parent")(lambda: child.submit(1, 2))
+    with pytest.raises(TypeError, match="Job 'child': too many positional arguments"):
+        parent.submit().result(PATIENCE)
+
+
+def test_a_job_whose_parent_is_cancelled_keeps_no_thread_of_it(real, runtime):
+    """Its worker process goes, and so does the thread that waited for it."""
+    child = real.background(executor="loop", name="child")(endless)
+    parent = real.background(name="parent")(lambda: child.submit().result())
+    run = parent.submit()
+    when(lambda: [each.state for each in child.runs()] == ["running"])
+    run.cancel()
+    when(lambda: not runtime.scheduler.executors["job-process"].busy)
+    child.runs()[0].cancel()

@@ -217,7 +217,7 @@ class Workplace:
     def _wait(self) -> None:
         waiter = select.poll()
         waiter.register(self._wire.fileno(), select.POLLIN)
-        self._waiting = True
+        self._waiting = threading.current_thread() is threading.main_thread()
         try:
             self._stop_if_due()
             waiter.poll()
