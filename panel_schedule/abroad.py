@@ -47,9 +47,8 @@ def refuse_here(what: str) -> None:
 def _beyond(kind: type[Exception], what: str) -> Exception:
     return kind(
         f"{what} is the server's, and this is one of its worker processes: the function that runs here can read tasks, "
-        "call memoized functions, submit jobs, read and write ps.store, report progress and publish. Do the rest in the "
-        "server, "
-        "with what it returns."
+        "call memoized functions, submit jobs, read and write ps.store, report progress and publish. Do the rest in "
+        "the server, with what it returns."
     )
 
 
