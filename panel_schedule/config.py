@@ -88,6 +88,21 @@ class Config(param.Parameterized):
         ``panel serve --setup``, and serve in any other host.""",
     )
 
+    max_result_bytes = param.Integer(
+        default=256 * 1024**2,
+        bounds=(0, None),
+        doc="""
+        How many bytes of results and partial results are kept of background runs that have ended, of all functions
+        together: in each process, and in a store that processes share. The oldest runs go first.""",
+    )
+
+    max_queued = param.Integer(
+        default=10_000,
+        bounds=(1, None),
+        doc="""
+        How many runs of one background function may wait in each process; a further one is refused.""",
+    )
+
     ready_timeout = param.Number(
         default=60.0,
         bounds=(1, 240),

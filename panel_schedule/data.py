@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import chain, islice
 from types import BuiltinMethodType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
 
@@ -199,6 +200,35 @@ def is_light(value: Any) -> bool:
             left -= _size(value)
             waiting += getattr(value, "__dict__", {}).values()
     return left > 0
+
+
+# So many objects are looked at to estimate a size, and so many items of one container.
+_LOOKS, _ITEMS = 10_000, 100
+
+
+def size_of(value: Any) -> int:
+    """
+    Bytes of memory, estimated: of a long container from its first items.
+
+    Parameters
+    ----------
+    value : object
+        Of any kind and depth; the estimate takes less than some 10 ms.
+    """
+    total, looks, waiting = 0.0, 0, [(value, 1.0)]
+    while waiting and looks < _LOOKS:
+        looks += 1
+        each, weight = waiting.pop()
+        if isinstance(each, (dict, list, tuple, set, frozenset)):
+            total += weight * sys.getsizeof(each, 0)
+            both = chain.from_iterable(each.items()) if isinstance(each, dict) else None
+            items = list(islice(each if both is None else both, _ITEMS))
+            share = weight * len(each) * (1 if both is None else 2) / max(1, len(items))
+            waiting += [(item, share) for item in items]
+        elif not isinstance(each, type):
+            total += weight * _size(each)
+            waiting += [(item, weight) for item in (getattr(each, "__dict__", None) or {}).values()]
+    return int(total)
 
 
 def _size(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -12,12 +13,12 @@ from .colleagues import Colleagues
 from .colleagues import Desk as Workplace
 from .copies import snapshot
 from .data import is_light
-from .errors import RunCancelled
+from .errors import RunCancelled, RunSkipped
 from .guests import Guests
 from .jobs import Background
 from .run import Run, RunState, on_a_loop
 from .runner import STOPS
-from .works import Work, Works
+from .works import MOST_BYTES, Work, Works
 from .workshop import Workshop
 
 log = logging.getLogger("panel_schedule")
@@ -36,11 +37,16 @@ class Dispatcher:
     Parameters
     ----------
     desk : Desk
+    most_bytes : int
+        Of what is kept of runs that have ended.
+    most_queued : int
+        Of the runs of one function that have still to begin.
     """
 
-    def __init__(self, desk: Desk):
+    def __init__(self, desk: Desk, most_bytes: int = MOST_BYTES, most_queued: int = sys.maxsize):
         self._s = desk
-        self.works = Works(desk)
+        self._most_queued = most_queued
+        self.works = Works(desk, most_bytes)
         self.guests = Guests(desk, self.works)
         self.workshop = Workshop(desk, self.works, self.guests.over)
         queue = desk.store.queue
@@ -103,6 +109,9 @@ class Dispatcher:
         with self._s.locked:
             if caller.state.final or (work.key and self.guests.join(function.name, work.key, caller)):
                 return
+            if self.works.count(function) >= self._most_queued:
+                self._skip(function, caller)
+                return
             if work.key:
                 self.guests.shared[function.name, work.key] = work
                 self.guests.welcome(work, caller)
@@ -111,6 +120,16 @@ class Dispatcher:
             self.workshop.start(work)
         else:
             self.colleagues.announce(work, payload)
+
+    def _skip(self, function: Background[Any, Any], run: Run) -> None:
+        """It does not begin, as too many wait. Under the lock."""
+        run.reason = "too many wait"
+        error = RunSkipped(
+            f"Job {function.name!r}: {self._most_queued:,} of its runs are under way or wait in this process, and no "
+            "further one is taken. Try again later; ps.config.max_queued allows for more."
+        )
+        log.warning("%s", error)
+        self.workshop.end(Work(function, run, (), {}), RunState.SKIPPED, error)
 
     # ------------------------------------------------------------ looking
 

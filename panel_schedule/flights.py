@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+from collections import defaultdict
 from collections.abc import Hashable
 from contextlib import nullcontext
 from contextvars import Context
@@ -18,6 +20,7 @@ from .data import is_light
 from .errors import RunCancelled
 from .executors.loop import LoopExecutor
 from .executors.threads import PlacedFuture
+from .failures import LARGEST, shortened
 from .flight import Desk, Flight
 from .memo import Memoized
 from .neighbours import Neighbours
@@ -50,7 +53,7 @@ class Flights:
         # Those, too, whose answers are not kept, as they were invalidated.
         self._all: dict[Flight, None] = {}
         # Failures that are given again for a while: until when, on the monotonic clock.
-        self._failed: dict[tuple[Memo, Hashable], tuple[float, BaseException]] = {}
+        self._failed: defaultdict[Memo, dict[Hashable, tuple[float, BaseException]]] = defaultdict(dict)
         self._warned: set[str] = set()
         self.crew = Crew(desk, self)
         self.archive = Archive(desk, self._detach)
@@ -246,12 +249,12 @@ class Flights:
 
     def _failure(self, memo: Memo, key: Hashable) -> BaseException | None:
         """Why it has failed, so shortly ago that it is not tried again."""
-        until, error = self._failed.get((memo, key), (0.0, None))
+        until, error = self._failed[memo].get(key, (0.0, None))
         return error if until > self._s.clock.monotonic() else None
 
     def failing(self, memo: Memo) -> list[Hashable]:
         """The calls whose failure is given again for a while."""
-        return [key for owner, key in list(self._failed) if owner is memo]
+        return list(self._failed[memo])
 
     def renew(self, flight: Flight) -> None:
         """Compute it anew, in the background."""
@@ -298,9 +301,9 @@ class Flights:
         """What is computed right now is for those who wait for it, and not kept."""
         keys = [key]
         if key is None:
-            keys = [known for owner, known in (*self._under_way, *self._failed) if owner is memo]
+            keys = [*(known for owner, known in self._under_way if owner is memo), *self._failed[memo]]
         for each in keys:
-            self._failed.pop((memo, each), None)
+            self._failed[memo].pop(each, None)
             flight = self._under_way.get((memo, each))
             if flight is not None and not flight.remote:  # that one looks at the store itself
                 del self._under_way[memo, each]
@@ -318,7 +321,7 @@ class Flights:
         memo, key = flight.memo, flight.key
         self._finish(flight, RunState.SUCCEEDED, value=value if answer is None else answer.value)
         if answer is not None and flight.kept:
-            self._failed.pop((memo, key), None)
+            self._failed[memo].pop(key, None)
             self.archive.keep(memo, key, answer)
 
     def crash(self, flight: Flight, error: BaseException, old: Answer | None = None, ago: float = 0.0) -> None:
@@ -328,7 +331,7 @@ class Flights:
             self._drop(flight, STOPS)
             return
         if (ttl := memo.policy.error_ttl.total_seconds() - ago) > 0 and flight.kept:
-            self._failed[memo, key] = self._s.clock.monotonic() + ttl, another(error)
+            self._keep_failure(memo, key, self._s.clock.monotonic() + ttl, shortened(error))
             self._s.timers.after(ttl, partial(self._forget_failure, memo), key)
         if not flight.kept:  # it was invalidated meanwhile
             old = None
@@ -348,9 +351,18 @@ class Flights:
             self.neighbours.give_up(flight, flight.fence)
         self._finish(flight, RunState.FAILED, error)
 
+    def _keep_failure(self, memo: Memo, key: Hashable, until: float, error: BaseException) -> None:
+        """As many as answers, and at most so many as have room: visitors can make many of them."""
+        kept, (entries, size) = self._failed[memo], memo.policy.limits
+        kept.pop(key, None)
+        kept[key] = until, error
+        most = min(sys.maxsize if entries is None else entries, sys.maxsize if size is None else size // LARGEST)
+        while len(kept) > max(1, most):
+            del kept[next(iter(kept))]
+
     def _forget_failure(self, memo: Memo, key: Hashable) -> None:
-        if (memo, key) in self._failed and self._failure(memo, key) is None:
-            del self._failed[memo, key]
+        if key in self._failed[memo] and self._failure(memo, key) is None:
+            del self._failed[memo][key]
 
     def _complain(self, flight: Flight, error: BaseException, old: Answer | None) -> None:
         """Log a failure that nobody hears of otherwise."""

@@ -14,6 +14,7 @@ from bokeh.io.doc import _PATCHED_CURDOCS
 
 from .clock import Clock
 from .components import show
+from .config import Config
 from .data import is_light
 from .dispatcher import Dispatcher
 from .errors import ArgumentUnkeyable, RegistrationError
@@ -38,6 +39,7 @@ class Functions(ABC):
     """Registers them, and gives each session its own face of them; the other part of the runtime knows the tasks."""
 
     clock: Clock
+    config: Config
     views: Views
     loops: LoopExecutor
     _lock: Any
@@ -73,7 +75,9 @@ class Functions(ABC):
 
     def _attach(self, scheduler: Scheduler) -> None:
         """Serve the functions that there are with a new scheduler."""
-        self._dispatcher, self._flights = Dispatcher(scheduler), Flights(scheduler, self.loops)
+        config = self.config
+        self._dispatcher = Dispatcher(scheduler, config.max_result_bytes, config.max_queued)
+        self._flights = Flights(scheduler, self.loops)
         scheduler.compute, scheduler.submit, scheduler.find = self._compute, self._submit, self._find
         for job in self.jobs.values():
             self._dispatcher.add(job)

@@ -209,7 +209,10 @@ class Neighbours:
             return
         try:
             with hurried(lambda: flight.held):
-                self._cache.fail(flight.memo.name, flight.digest, flight.fence, error, now=self._s.clock.now())
+                memo, now = flight.memo, self._s.clock.now()
+                self._cache.fail(
+                    memo.name, flight.digest, flight.fence, error, now=now, limits=memo.policy.limits
+                )  # fmt: skip
         except RunFenced:
             pass
         except (StoreError, OSError) as trouble:

@@ -163,7 +163,10 @@ class Runtime(Functions):
         parent = self._supervisor or os.getpid()
         automatic = url == "auto"
         folder = folder_of(parent) if automatic else Path(unquote(urlsplit(url).path))
-        store = FileStore(folder, self.clock, server=server_id(parent), persistent=not automatic, history_limit=limit)
+        store = FileStore(
+            folder, self.clock, server=server_id(parent), persistent=not automatic, history_limit=limit,
+            max_result_bytes=self.config.max_result_bytes,
+        )  # fmt: skip
         if self._inherited is not None:  # what a setup script has stored before the fork
             store.seed(self._inherited.entries())
         return store

@@ -6,10 +6,12 @@ import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
 from .clock import Clock
+from .data import size_of
 from .jobs import Background
 from .keys import call_text
 from .run import Partials, Run, RunState
@@ -17,6 +19,9 @@ from .timers import Timer, Timers
 
 # Who follows a run hears of its progress this often, in seconds.
 PROGRESS = 0.05
+
+# The bytes of results and partial results that are kept of runs that have ended, by default.
+MOST_BYTES = 256 * 1024**2
 
 # Of each function so many runs that have ended are kept, for as long as their results are.
 KEPT = 50
@@ -30,8 +35,8 @@ class Work:
     """
 
     __slots__ = (
-        "args", "body", "fence", "function", "future", "guests", "key", "kwargs", "remote", "run", "stored", "telling",
-        "timer", "told", "unwatch",
+        "args", "body", "dropped", "fence", "function", "future", "guests", "key", "kwargs", "remote", "run", "size",
+        "stored", "telling", "timer", "told", "unwatch",
     )  # fmt: skip
 
     def __init__(self, function: Background[Any, Any], run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -53,6 +58,8 @@ class Work:
         self.fence = 0
         # Set when it is known whether a shared store has it.
         self.stored = threading.Event()
+        # Bytes of its partial results, and how many of these were dropped as they were too many.
+        self.size = self.dropped = 0
         # Whether another process runs it; its body is there only if somebody here asked for the same.
         self.remote = False
 
@@ -117,10 +124,18 @@ class Works:
     Parameters
     ----------
     desk : Desk
+    most_bytes : int
+        Of what is kept of the runs of all functions that have ended, and of one that is under way.
     """
 
-    def __init__(self, desk: Desk):
+    def __init__(self, desk: Desk, most_bytes: int = MOST_BYTES):
         self._s = desk
+        self.most_bytes = most_bytes
+        # How many of each function are under way in this process.
+        self._counts = Counter[Background[Any, Any]]()
+        # What is kept of those that have ended, in the order of that.
+        self._sizes: dict[Run, tuple[Background[Any, Any], int]] = {}
+        self._size = 0
         self._under_way: dict[str, Work] = {}
         self._recent: defaultdict[Background[Any, Any], Recent] = defaultdict(Recent)
         # Counts what changes the ranks; and the ranks as they were after so many changes.
@@ -146,14 +161,23 @@ class Works:
         self._under_way[work.run.id] = work
         self._changes += 1
         if not work.remote:
+            self._counts[work.function] += 1
             self._recent[work.function].runs[work.run] = None
             work.run._rank = partial(self.rank, work)
 
     def drop(self, work: Work) -> None:
         """Know nothing of it, as if it had never come."""
-        self._under_way.pop(work.run.id, None)
-        self._changes += 1
+        self._leave(work)
         self._recent[work.function].runs.pop(work.run, None)
+
+    def _leave(self, work: Work) -> None:
+        self._changes += 1
+        if self._under_way.pop(work.run.id, None) is work and not work.remote:
+            self._counts[work.function] -= 1
+
+    def count(self, function: Background[Any, Any]) -> int:
+        """How many of a function are under way in this process, or wait."""
+        return self._counts[function]
 
     def get(self, id: str) -> Work | None:
         """The one under way whose run has this id."""
@@ -163,11 +187,26 @@ class Works:
 
     def over(self, work: Work) -> None:
         """It has ended."""
-        self._under_way.pop(work.run.id, None)
+        self._leave(work)
         recent = self._recent[work.function]
         if work.run in recent.runs:
             recent.over.append(work.run)
+            error = work.run.error
+            size = work.size + size_of(work.run._value if error is None else (error.args, vars(error)))
+            self._sizes[work.run] = work.function, size
+            self._size += size
             self._forget(work.function)
+            while self._size > self.most_bytes and len(self._sizes) > 1:
+                oldest, (function, _) = next(iter(self._sizes.items()))
+                with suppress(ValueError):
+                    self._recent[function].over.remove(oldest)
+                self._let_go(function, oldest)
+
+    def _let_go(self, function: Background[Any, Any], run: Run) -> None:
+        """Who still holds the run has what it gave; here it is not known any more."""
+        self._recent[function].runs.pop(run, None)
+        _, size = self._sizes.pop(run, (function, 0))
+        self._size -= size
 
     def runs(self, function: Background[Any, Any]) -> list[Run]:
         """Those of this process, newest first."""
@@ -183,7 +222,7 @@ class Works:
         recent, until = self._recent[function], self._s.clock.now() - function.policy.result_ttl
         over = recent.over
         while over and (len(over) > KEPT or (over[0].finished_at or until) <= until):
-            recent.runs.pop(over.popleft(), None)
+            self._let_go(function, over.popleft())
         if over and not recent.waiting:
             recent.waiting = True
             left = (over[0].finished_at or until) - until

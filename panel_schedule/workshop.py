@@ -15,7 +15,7 @@ from .calls import CANCELLED, PUBLISHED, async_outcome, cancelled_inside, outcom
 from .clock import Clock
 from .codec import encode
 from .copies import snapshot
-from .data import is_light, require_data
+from .data import is_light, require_data, size_of
 from .errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, ValueRefused
 from .executors.base import Executor
 from .executors.loop import Interrupted
@@ -140,6 +140,7 @@ class Workshop:
             run.check()
             run.begin(self._s.clock.now())
             run.partials, run.percent, run.message = Partials(), -1, ""  # of an earlier attempt
+            work.size = work.dropped = 0
             self.tell_begin(work)
             if (timeout := work.function.policy.timeout) is not None:
                 work.timer = self._s.timers.after(timeout, self._timed_out, work)
@@ -167,11 +168,25 @@ class Workshop:
             run.check()
             assert isinstance(run.partials, list)
             run.partials.append(item)
+            self._make_room(work, run.partials)
             self._tell_partial(work, len(run.partials) - 1, item)
         if shared and waits:
             # The function may change what it has published as soon as this returns.
             self._settle(work)
         self.progressed(work)
+
+    def _make_room(self, work: Work, partials: list[Any]) -> None:
+        """A run that goes on for ever keeps its newest partial results. Under the lock."""
+        work.size += size_of(partials[-1])
+        while work.size > self._works.most_bytes and work.dropped < len(partials) - 1:
+            if not work.dropped:
+                log.warning(
+                    "%s: its partial results take more than ps.config.max_result_bytes=%d; the oldest ones are None "
+                    "from now on.", work.name, self._works.most_bytes,
+                )  # fmt: skip
+            work.size -= size_of(partials[work.dropped])
+            partials[work.dropped] = None
+            work.dropped += 1
 
     def progressed(self, work: Work) -> None:
         """On the thread of the run, at each step: those who follow it hear of it at once, and then now and then."""

@@ -39,6 +39,7 @@ from panel_schedule.errors import (
     RegistrationError,
     RunCancelled,
     RunCrashed,
+    RunSkipped,
     RunTimedOut,
     TriggerError,
     ValueRefused,
@@ -1625,3 +1626,94 @@ def test_a_job_whose_parent_is_cancelled_keeps_no_thread_of_it(real, runtime):
     run.cancel()
     when(lambda: not runtime.scheduler.executors["job-process"].busy)
     child.runs()[0].cancel()
+
+
+# ------------------------------------------------------------ what is kept has a bound
+
+
+@pytest.fixture
+def small():
+    """Keeps a megabyte of results, and takes three runs of a function."""
+    made = make(max_result_bytes=1_000_000, max_queued=3)
+    yield Front(made)
+    made.grace = 0.0
+    made.close()
+
+
+def test_what_ended_runs_keep_is_bounded_by_bytes_over_all_functions(small):
+    """The oldest go first, and who holds one has it all the same."""
+    one = small.background(executor="thread", name="one")(lambda: np.ones(50_000))
+    other = small.background(executor="thread", name="other")(lambda: np.ones(50_000))
+    runs = []
+    for _ in range(3):
+        for function in (one, other):
+            runs.append(function.submit())
+            runs[-1].result(PATIENCE)
+
+    assert [runs[4]] == one.runs()
+    assert [runs[5]] == other.runs()
+    assert 50_000 == runs[0].result().sum()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_partial_results_and_errors_count(small, fails):
+    class Large(Exception):
+        pass
+
+    def shows():
+        for _ in range(4):
+            yield np.ones(20_000)
+        if fails:
+            raise Large(np.ones(20_000))
+
+    function = small.background(executor="thread", name="shows")(shows)
+    for _ in range(4):
+        run = function.submit()
+        with suppress(Large):
+            run.result(PATIENCE)
+    assert [run] == function.runs()
+
+
+def test_the_newest_run_is_kept_however_large(small):
+    function = small.background(executor="thread", name="one")(lambda: np.ones(500_000))
+    runs = [function.submit() for _ in range(2)]
+    for run in runs:
+        run.result(PATIENCE)
+    assert 1 == len(function.runs())
+
+
+def test_a_run_that_goes_on_for_ever_keeps_its_newest_partial_results(small, caplog):
+    gate = Waits()
+
+    def endless_search():
+        for number in range(40):
+            yield np.full(20_000, number)
+        yield gate()
+
+    run = small.background(executor="thread", name="search")(endless_search).submit()
+    gate.begun()
+    kept = [each is not None for each in run.partials]
+    gate.go.release()
+    run.result(PATIENCE)
+    assert [False] * 34 + [True] * 6 == kept
+    assert 41 == len(run.partials)
+    (line,) = [each.message for each in caplog.records]
+    assert line.startswith("Job 'search': its partial results take more than ps.config.max_result_bytes=1000000")
+
+
+def test_a_run_too_many_is_not_taken(small, caplog):
+    """It is skipped, and says why; when there is room again the next one is taken."""
+    gate = Waits()
+    function = small.background(executor="thread", name="slow")(gate)
+    runs = [function.submit() for _ in range(3)]
+    late = function.submit()
+
+    assert (RunState.SKIPPED, "too many wait") == (late.state, late.reason)
+    with pytest.raises(RunSkipped, match="3 of its runs are under way or wait"):
+        late.result(PATIENCE)
+    for _ in runs:
+        gate.go.release()
+    for run in runs:
+        run.result(PATIENCE)
+    gate.go.release()
+    assert 4 == function.submit().result(PATIENCE)

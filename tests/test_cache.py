@@ -859,3 +859,65 @@ def test_nothing_is_computed_in_a_closed_store(opened):
     for late in (lambda: claim(store), lambda: store.cache.look("f", "a"), lambda: put(store, fence)):
         with pytest.raises(StoreError, match="closed"):
             late()
+
+
+# ------------------------------------------------------------ failures have a bound
+
+
+def rows(store):
+    return store._read("SELECT key, length(error) AS size FROM answers WHERE failed ORDER BY key")
+
+
+def test_failures_count_among_the_entries(opened):
+    """A visitor may ask for as many wrong things as he likes."""
+    store = opened()
+    for number in range(20):
+        key = f"{number:02d}"
+        store.cache.fail("f", key, claim(store, key)[1].fence, ValueError("no"), now=second(number), limits=Limits(3))
+
+    assert ["17", "18", "19"] == [row["key"] for row in rows(store)]
+    assert "no" == str(store.cache.failure(store.cache.look("f", "19")))
+
+
+def test_failures_count_among_the_bytes(opened):
+    store = opened()
+    limits = Limits(None, 10_000)
+    for number in range(20):
+        key = f"{number:02d}"
+        error = ValueError("no " + "x" * 1500)
+        store.cache.fail("f", key, claim(store, key)[1].fence, error, now=second(number), limits=limits)
+
+    assert 0 < sum(row["size"] for row in rows(store)) <= 10_000
+
+
+def test_the_texts_of_a_failure_are_cut(opened):
+    """Its type, and the beginning and end of what it says, stay."""
+    store = opened()
+    fail(store, claim(store)[1].fence, ValueError("no such customer: " + "x" * 100_000 + " (end)"))
+
+    (row,) = rows(store)
+    error = store.cache.failure(store.cache.look("f", "a"))
+    assert row["size"] < 25_000
+    assert ValueError is type(error)
+    assert str(error).startswith("no such customer: xxx")
+    assert str(error).endswith("xxx (end)")
+
+
+def test_a_failure_that_is_large_by_itself_is_its_texts(opened):
+    store = opened()
+    fail(store, claim(store)[1].fence, ValueError(list(range(100_000))))
+
+    (row,) = rows(store)
+    assert row["size"] < 25_000
+    assert isinstance(store.cache.failure(store.cache.look("f", "a")), RunFailed)
+
+
+def test_answers_push_out_failures_that_are_older(opened):
+    """And the other way round: each counts as one."""
+    store = opened()
+    store.cache.fail("f", "a", claim(store)[1].fence, ValueError("no"), now=second(0), limits=Limits(2))
+    for number, key in enumerate("bc", start=1):
+        give(store, number, key, now=second(number), limits=Limits(2))
+    assert [] == rows(store)
+    store.cache.fail("f", "d", claim(store, "d")[1].fence, ValueError("no"), now=second(9), limits=Limits(2))
+    assert ["c"] == kept(store)

@@ -27,7 +27,7 @@ from panel_schedule.errors import (
     ValueUnreadable,
 )
 from panel_schedule.run import RemoteTraceback, RunState, traceback_text
-from panel_schedule.stores import database
+from panel_schedule.stores import backlog, database
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import VirtualClock
 from servers import eventually
@@ -732,3 +732,51 @@ def test_a_stopped_process_is_not_dead(opened, worker):
     store.queue.look()
     assert [RunState.QUEUED] == states(store, "run1")
     other.signal(signal.SIGCONT)
+
+
+# ------------------------------------------------------------ what is kept has a bound
+
+
+def later(monkeypatch):
+    """Each sweep counts anew."""
+    monkeypatch.setattr(backlog, "LOOK", 0.0)
+
+
+def test_beyond_so_many_bytes_the_oldest_results_go(opened, home, monkeypatch):
+    """With their files; the newest one stays, however large."""
+    later(monkeypatch)
+    store = opened(max_result_bytes=2 * 8 * LARGE + 10_000)
+    for number in range(4):
+        enter(store, f"run{number}")
+        succeed(store, f"run{number}", value=large(number))
+    store.queue.sweep()
+
+    assert [None, None] == [store.queue.job(f"run{number}") for number in range(2)]
+    assert [2, 3] == [int(store.queue.value(f"run{number}")[0]) for number in (2, 3)]
+    assert 2 == len(files(home))
+    enter(store, "huge")
+    succeed(store, "huge", value=np.full(4 * LARGE, 5.0))
+    store.queue.sweep()
+    assert (None, 5.0) == (store.queue.job("run3"), store.queue.value("huge")[0])
+
+
+def test_beyond_so_many_runs_the_oldest_go(opened, monkeypatch):
+    """What is under way stays; and the others hear of what comes after."""
+    later(monkeypatch)
+    monkeypatch.setattr(backlog, "MOST", 3)
+    store = opened()
+    enter(store, "open")
+    for number in range(5):
+        enter(store, f"run{number}")
+        succeed(store, f"run{number}", value=number)
+    store.queue.sweep()
+
+    left = [number for number in range(5) if store.queue.job(f"run{number}") is not None]
+    assert [2, 3, 4] == left
+    assert store.queue.job("open") is not None
+    heard = []
+    store.queue.watch_jobs(heard.append)
+    enter(store, "new")
+    opened().queue.cancel("new")
+    store.queue.catch_up()
+    assert ["new"] == heard

@@ -1286,3 +1286,19 @@ def test_computations_that_hang_and_that_nobody_waits_for_keep_no_place(ps):
     for gate in gates:
         gate.go.release()
     assert 1 == hangs(0)  # what comes of it in the end is kept
+
+
+def test_failures_that_are_given_again_have_a_bound(runtime, ps):
+    """As many as answers; their long texts are cut."""
+
+    @ps.memoize(max_entries=3, error_ttl="1h")
+    def fails(text):
+        raise ValueError("no such customer: " + text)
+
+    for number in range(10):
+        with pytest.raises(ValueError, match=f"customer: {number}"):
+            fails(f"{number} " + "x" * 20_000)
+
+    kept = runtime.flights._failed[fails]
+    assert 3 == len(kept)
+    assert max(len(str(error)) for _, error in kept.values()) < 2_100

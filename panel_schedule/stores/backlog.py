@@ -28,6 +28,10 @@ _FOLLOWED = "\x1fjob "
 # How long one can be seen whose process could not say it.
 KEPT = timedelta(days=1)
 
+# So many that have ended are kept, of all functions; and the bytes of what they gave, by default. How often in seconds
+# it is looked whether there are more.
+MOST, MOST_BYTES, LOOK = 10_000, 256 * 1024**2, 10.0
+
 # So many that have ended are listed of a function, or of one user's.
 LISTED = 50
 
@@ -49,9 +53,12 @@ _Ask = Callable[..., list[sqlite3.Row]]
 class Backlog:
     """The part of a file store that is its `Queue`."""
 
-    def __init__(self, house: House):
+    def __init__(self, house: House, most_bytes: int = MOST_BYTES):
         self._house = house
+        self._most_bytes = most_bytes
         self._parts = Parts(house)
+        # When it is looked again whether too many are kept, and the last change before it was.
+        self._counts_at, self._counted = 0.0, 0
         self._noticed: list[Callable[[str], object]] = []
         # The last change that was taken in, and of which database.
         self._seen: tuple[Database | None, int] = (None, 0)
@@ -404,18 +411,44 @@ class Backlog:
         self.sweep()
 
     def sweep(self) -> None:
-        """Forget what has expired."""
+        """Forget what has expired, and the oldest of too many."""
         now = self._now()
-        if not self._house._read("SELECT 1 FROM jobs WHERE expires_at <= ? LIMIT 1", now):
-            return
+        if self._house._read("SELECT 1 FROM jobs WHERE expires_at <= ? LIMIT 1", now):
+            self._forget("expires_at <= ?", now)
+        if (last := self._beyond()) is not None:
+            self._forget("owner IS NULL AND number <= ?", last)
+
+    def _forget(self, which: str, value: int | None) -> None:
         with self._house._transaction() as tx:
             # The next change gets a greater number than this, whatever is deleted.
             last = tx.change(NEXT_OF_JOBS)
-            gone = self._parts.drop(tx, "job IN (SELECT id FROM jobs WHERE expires_at <= ?)", now)
-            tx.do("DELETE FROM jobs WHERE expires_at <= ?", now)
+            gone = self._parts.drop(tx, f"job IN (SELECT id FROM jobs WHERE {which})", value)
+            tx.do(f"DELETE FROM jobs WHERE {which}", value)
             tx.do("DELETE FROM swept")
             tx.do("INSERT INTO swept VALUES (?)", last)
         self._parts.unlink(gone)
+
+    def _beyond(self) -> int | None:
+        """The number of the newest one that has ended and is beyond what is kept; None where there is room."""
+        now = self._house._clock.monotonic()
+        if now < self._counts_at:
+            return None
+        self._counts_at = now + LOOK
+        change = self._house._read("SELECT ifnull(max(change), 0) AS change FROM jobs")[0]["change"]
+        if change == self._counted:
+            return None
+        self._counted = change
+        rows = self._house._read(
+            "SELECT jobs.number, ifnull(length(parts.inline), 0) AS size, parts.file FROM jobs "
+            "LEFT JOIN parts ON parts.job = jobs.id WHERE owner IS NULL ORDER BY jobs.number DESC"
+        )
+        size, seen = 0, set[int]()
+        for row in rows:
+            seen.add(row["number"])
+            size += row["size"] + self._house._shelf.size(row["file"])
+            if len(seen) > MOST or (size > self._most_bytes and len(seen) > 1):
+                return int(row["number"])
+        return None
 
     def rescue(self, former: Database) -> None:
         """Go on with what stands in a database that was deleted, but for what is there already."""

@@ -186,8 +186,22 @@ class Cache(Protocol):
         """
         ...
 
-    def fail(self, function: str, key: str, fence: int, error: BaseException, *, now: datetime) -> None:
-        """There is none; who waits for it in other processes hears why."""
+    def fail(
+        self,
+        function: str,
+        key: str,
+        fence: int,
+        error: BaseException,
+        *,
+        now: datetime,
+        limits: Limits = UNLIMITED,
+    ) -> None:
+        """
+        There is none; who waits for it in other processes hears why.
+
+        A failure counts as an answer of its size: those used longest ago go, as far as the limits say. Its long texts
+        are cut.
+        """
         ...
 
     def give_up(self, function: str, key: str, fence: int) -> None:

@@ -18,7 +18,7 @@ from ..codec import Inline, Mapped
 from ..data import require_data
 from ..entry import Entry
 from ..errors import ScheduleError, ValueUnreadable
-from .backlog import Backlog
+from .backlog import MOST_BYTES, Backlog
 from .base import TASK, USER, Claim, fenced, whose
 from .columns import instant_of, micros
 from .database import Corrupt, Database, Transaction
@@ -45,6 +45,8 @@ class FileStore(House, Rows):
         Whether the values outlive the server, and a loss of power. Else the directory goes with the last process.
     history_limit : int
         How many records each task's history keeps.
+    max_result_bytes : int
+        Of what is kept of background runs that have ended.
 
     Raises
     ------
@@ -55,7 +57,14 @@ class FileStore(House, Rows):
     blocking = True
 
     def __init__(
-        self, folder: Path, clock: Clock, *, server: str = "", persistent: bool = True, history_limit: int = 50
+        self,
+        folder: Path,
+        clock: Clock,
+        *,
+        server: str = "",
+        persistent: bool = True,
+        history_limit: int = 50,
+        max_result_bytes: int = MOST_BYTES,
     ):
         self._history_limit = history_limit
         self._entries: dict[tuple[str, str], Entry] = {}
@@ -71,7 +80,7 @@ class FileStore(House, Rows):
         self._applying = threading.Lock()
         # When the directory of the value files had changed, the last time that it was looked at.
         self._shelved = 0
-        self.queue = Backlog(self)
+        self.queue = Backlog(self, max_result_bytes)
         self.cache = Pantry(self)
         super().__init__(folder, clock, persistent)
         self._server = server or self._me

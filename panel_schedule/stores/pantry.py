@@ -12,7 +12,7 @@ from typing import Any
 from ..codec import decode, encode
 from ..data import require_data
 from ..errors import RunCrashed, RunFailed, RunFenced, ScheduleError, ValueUnreadable
-from ..failures import packed, unpacked
+from ..failures import packed_short, unpacked
 from .base import TAKEOVERS
 from .cache import UNLIMITED, AnswerRow, Basis, Limits, serves
 from .columns import instant_of, micros
@@ -233,7 +233,7 @@ class Pantry:
             return []
         # What has no room in any case pushes nothing out.
         room = limits.size if limits.size is not None else sys.maxsize
-        there = f"FROM answers WHERE function = ? AND updated_at NOT NULL AND size <= {room:d}"
+        there = f"FROM answers WHERE function = ? AND (updated_at NOT NULL OR failed) AND size <= {room:d}"
         held = tx.one(f"SELECT count(*) AS entries, ifnull(sum(size), 0) AS size {there}", function)
         assert held is not None
         entries, size, gone = held["entries"], held["size"], []
@@ -250,18 +250,28 @@ class Pantry:
             gone.append(row["file"])
         return gone
 
-    def fail(self, function: str, key: str, fence: int, error: BaseException, *, now: datetime) -> None:
-        kept = encode(packed(error), "").tobytes()
+    def fail(
+        self,
+        function: str,
+        key: str,
+        fence: int,
+        error: BaseException,
+        *,
+        now: datetime,
+        limits: Limits = UNLIMITED,
+    ) -> None:
+        kept = encode(packed_short(error), "").tobytes()
         with self._house._transaction(news=True) as tx:
-            gone = self._held(tx, function, key, fence)["partial_file"]
+            gone = [self._held(tx, function, key, fence)["partial_file"]]
             self._fail(tx, function, key, fence, kept, now)
-        self._unlink([gone])
+            gone += self._make_room(tx, function, key, limits)
+        self._unlink(gone)
 
     def _fail(self, tx: Transaction, function: str, key: str, fence: int, kept: bytes, now: datetime) -> None:
         tx.do(
-            f"UPDATE answers SET {_FREE}, failed = ?, failed_at = ?, error = ?, used_at = max(used_at, ?), change = ? "
-            f"WHERE {_ONE}",
-            *(fence, micros(now), kept, micros(now), self._changed(tx), function, key),
+            f"UPDATE answers SET {_FREE}, failed = ?, failed_at = ?, error = ?, used_at = max(used_at, ?), change = ?, "
+            f"size = CASE WHEN updated_at IS NULL THEN ? ELSE size END WHERE {_ONE}",
+            *(fence, micros(now), kept, micros(now), self._changed(tx), len(kept), function, key),
         )
 
     def give_up(self, function: str, key: str, fence: int) -> None:
@@ -290,7 +300,9 @@ class Pantry:
                 f"{_what(function)}: the process that computed {row['call']} died, as did the one before. It is tried "
                 "again when somebody asks for it anew; look for what kills them."
             )
-            self._fail(tx, function, key, row["fence"], encode(packed(died), "").tobytes(), self._house._clock.now())
+            self._fail(
+                tx, function, key, row["fence"], encode(packed_short(died), "").tobytes(), self._house._clock.now()
+            )
         else:
             tx.do(
                 f"UPDATE answers SET {_FREE}, takeovers = ?, used_at = max(used_at, ?), change = ? WHERE {_ONE}",

@@ -43,6 +43,13 @@ class Shelf:
         # Files of the dead that this process has found to be whole.
         self._verified: set[str] = set()
 
+    def size(self, file: str | None) -> int:
+        """Bytes of a file; 0 of none, or one that is gone."""
+        try:
+            return 0 if file is None else os.stat(self.folder / file).st_size
+        except OSError:
+            return 0
+
     def put(self, value: Any, what: str, whose: str) -> tuple[bytes | None, str | None]:
         """
         The value as bytes, or the name of a file that is complete before anybody hears of it.
