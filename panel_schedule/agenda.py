@@ -91,17 +91,17 @@ class Agenda:
         if row.forgotten or row.removed:
             return False
         self._s.peers.reschedule(lane, row.override, row.trigger or policy.trigger)
-        lane.paused, lane.error = row.paused, row.error or lane.error
+        lane.paused, lane.error, lane.stale = row.paused, row.error or lane.error, row.stale or lane.stale
         self.advance(lane, self._since(lane, row))
-        wanted = policy.first_run is not FirstRun.SKIP and not lane.paused and (again or lane.task.entry is None)
+        wanted = policy.first_run is not FirstRun.SKIP and not lane.paused and (again or lane.task.known is None)
+        self._s.news.judge(lane)
         if lane.clockless:
-            version = sum(upstream.entry.version for upstream in lane.upstream if upstream.entry is not None)
+            version = sum(upstream.known.version for upstream in lane.upstream if upstream.known is not None)
             # Also where its upstream had a new value, and whoever was to follow it died.
-            missed = not lane.paused and lane.task.entry is not None and 0 < row.last_version < version
+            missed = not lane.paused and lane.task.known is not None and 0 < row.last_version < version
             if (wanted and version) or missed:
                 self._s.runner.trigger(lane, now)
             return False
-        self._s.news.judge(lane)
         if not wanted:
             return False
         if lane.run is not None:
@@ -163,7 +163,7 @@ class Agenda:
 
     def _without_value(self, lane: Lane, pending: Due) -> int:
         """How many slots, up to 2, no value has come for; another process may have been quicker."""
-        wave = lane.task.entry.wave if lane.task.entry is not None else None
+        wave = lane.task.known.wave if lane.task.known is not None else None
         slots = [pending.latest] if pending.first == pending.latest else [pending.first, pending.latest]
         return sum(1 for slot in slots if wave is None or slot > wave)
 

@@ -166,11 +166,11 @@ class Lane:
         """The tasks whose values cause a run, by the schedule that is in force."""
         return self.trigger.tasks if isinstance(self.trigger, After) else ()
 
-    def status(self, zone: tzinfo) -> TaskStatus:
-        """A snapshot; the next run is told in the zone of its schedule, or in `zone`."""
-        task, entry, run = self.task, self.task.entry, self.run
+    def status(self, zone: tzinfo, elsewhere: Run | None) -> TaskStatus:
+        """A snapshot; the next run in the zone of its schedule, or in `zone`. `elsewhere` is another process's run."""
+        task, entry, run = self.task, self.task.known, self.run
         if run is None or run.state.final:
-            run = self.remote or self.queued
+            run = elsewhere or self.queued
         if self.removed:
             state = "removed"
         elif run is not None:
@@ -244,7 +244,7 @@ class Waves:
             if run is None or run.state.final or run.wave is None:
                 continue
             # Of first runs each process has the wave at which it came itself: any of them is the one to wait for.
-            if run.wave <= wave or lane.task.entry is None:
+            if run.wave <= wave or lane.task.known is None:
                 return True
         if lane.clockless:
             return any(self.pending(upstream, wave) for upstream in self._known(lane.upstream))

@@ -188,7 +188,7 @@ class News:
 
     def judge(self, lane: Lane) -> None:
         """Work out whether the value is stale, and say so when that has changed."""
-        limit, entry = lane.task.policy.stale_after, lane.task.entry
+        limit, entry = lane.task.policy.stale_after, lane.task.known
         if limit is not None:
             now = self._s.clock.now()
             stale = entry is not None and now - entry.updated_at >= limit
@@ -228,7 +228,7 @@ class News:
 
     def complain(self, lane: Lane, run: Run, error: BaseException) -> None:
         """Log a failure of this process's own."""
-        last_good = "the last good value stays" if lane.task.entry else "there is no value yet"
+        last_good = "the last good value stays" if lane.task.known else "there is no value yet"
         self.failures.failed(("task", run.task), f"Task {run.task!r} failed (run {run.id}), {last_good}", error)
 
     def recovered(self, lane: Lane, run: Run) -> None:

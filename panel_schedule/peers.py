@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
@@ -48,6 +49,7 @@ class Desk(Protocol):
     def lose(self, lane: Lane) -> None: ...
     def remove(self, task: Task[Any], told: bool = False) -> None: ...
     def arm_anew(self, lane: Lane) -> None: ...
+    def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]: ...
 
 
 class Peers:
@@ -73,10 +75,32 @@ class Peers:
         self._follow_run(lane, row)
         if lane.error != row.error:
             self._s.news.follow(lane, row.error)
-            self._s.news.judge(lane)
+            if self._s.begun:
+                self._s.news.judge(lane)
         if row.cancelled and lane.run is not None and lane.run.id == row.cancelled:
             self._s.runner.cancel(lane, lane.run, "cancelled")
         self._s.touch(lane)
+
+    def look(self, lane: Lane, row: Row) -> Run | None:
+        """Let a lane say what the store says, where no clocks run; the run of another process, if there is one."""
+        task, now = lane.task, self._s.clock.now()
+        if (row.removed or row.forgotten) and not lane.removed:
+            self._s.remove(task, told=True)
+        self.reschedule(lane, row.override, row.trigger or task.policy.trigger)
+        lane.paused, lane.error = row.paused, row.error
+        # Also when nobody is there to find it stale.
+        until = self._s.promise(task)[1]
+        failed = row.error != "" and task.policy.stale_after is None
+        lane.stale = not lane.removed and (row.stale or failed or (until is not None and until < now))
+        # The store has the schedule of a task only if clocks run, or have run, for it.
+        scheduled = row.fingerprint != "" and not (lane.computed or lane.removed)
+        lane.next = lane.trigger.next_after(max(now, task.policy.start or now)) if scheduled else None
+        holder = row.holder
+        if holder is None or holder.over or holder.orphan:
+            return None
+        run = self._mirror(lane, holder)
+        run.report(holder.percent, holder.message)
+        return run
 
     def reschedule(self, lane: Lane, override: Trigger | None, base: Trigger | None = None) -> None:
         """Put a schedule into force that another process, or an earlier one, has given the task."""

@@ -108,7 +108,7 @@ class Runner:
         """An upstream has a new final value. A task that follows others never skips the newest."""
         if lane.removed or self._s.stopping:
             return
-        version = sum(upstream.entry.version for upstream in lane.upstream if upstream.entry is not None)
+        version = sum(upstream.known.version for upstream in lane.upstream if upstream.known is not None)
         key = f"version {version}"
         if lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers + lane.elsewhere == 0):
             lane.missed += 1
@@ -299,7 +299,7 @@ class Runner:
         self._s.timers.cancel(lane.timeout_timer)
         if lane.body is not None and lane.claim is not None:
             lane.claim = store.void(lane.claim)
-        waited_for = lane.gated and lane.task.entry is None and state is not RunState.SUCCEEDED and self._s.begun
+        waited_for = lane.gated and lane.task.known is None and state is not RunState.SUCCEEDED and self._s.begun
         if error is not None and state in TROUBLE:
             lane.error = first_line(error)
             if waited_for:  # whoever waits for it says so
@@ -334,7 +334,7 @@ class Runner:
 
     def disappoint(self, lane: Lane, run: Run) -> None:
         """It has failed in another process; whoever waits here for its value waits in vain."""
-        if lane.gated and lane.task.entry is None:
+        if lane.gated and lane.task.known is None:
             self._s.defer(lambda: self._s.fatal(lane.task, run))
 
     def _close(
@@ -379,7 +379,7 @@ class Runner:
 
     def resolve(self, lane: Lane, run: Run) -> None:
         """Wake who waits for a run that ended elsewhere."""
-        entry = lane.task.entry if run.error is None else None
+        entry = lane.task.known if run.error is None else None
         self._s.defer(lambda: run.resolve(entry))
 
     def _free(self, lane: Lane) -> None:

@@ -89,6 +89,8 @@ class Scheduler:
         self.timers = Timers(clock)
         self.lock = threading.RLock()
         self.begun = self.stopping = False
+        # Whether values that other processes store come by themselves, and need not be looked for.
+        self._told = not store.blocking
         # From the beginning of a stop to its end: whoever asks for a run then is late.
         self._closing = False
         # Names that are used again are other tasks, and no late comers of this server.
@@ -117,6 +119,7 @@ class Scheduler:
                 self.ledger.reopen()
                 self._serving = threading.Thread(target=self._serve, name="panel-schedule", daemon=True)
                 Context().run(self._serving.start)
+                self._listening()
 
     def begin(self) -> None:
         """Start the clocks: first runs, then slots. Idempotent."""
@@ -126,7 +129,14 @@ class Scheduler:
                 return
             if not self.begun:
                 self.begun, self.stopping = True, False
+                self._listening()
                 self.agenda.enter(self.lanes.values())
+
+    def _listening(self) -> None:
+        """From now on values of other processes come by themselves."""
+        self._told = True
+        for lane in self.lanes.values():
+            lane.task.become(plain=lane.removed)
 
     def stop(self, grace: float, still: Callable[[], object] = lambda: None) -> None:
         """
@@ -198,7 +208,7 @@ class Scheduler:
             self.store.isolate(task.name)
         if (entry := self.store.entry(TASK, task.name)) is not None:
             task.take(entry)
-        task.become(plain=False)
+        task.become(plain=False, told=self._told)
         with self.locked:
             if (former := self.lanes.get(task.name)) is not None:
                 self.discard(former.task)
@@ -262,7 +272,7 @@ class Scheduler:
                 self.defer(lambda: first.set_exception(error))
             lane.removed, lane.next, lane.stale = True, None, False
             self.agenda.resign(lane)
-            task.become(plain=True)
+            task.become(plain=True, told=self._told)
             for timer in (lane.slot_timer, lane.stale_timer):
                 self.timers.cancel(timer)
             for run in (lane.queued, lane.run):
@@ -290,6 +300,7 @@ class Scheduler:
         self._lane(task).farewell = then
 
     def pause(self, task: Task[Any], paused: bool) -> None:
+        self.look(task)
         with self.locked:
             lane = self._lane(task)
             lane.paused = paused
@@ -297,6 +308,7 @@ class Scheduler:
             self.touch(lane)
 
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
+        self.look(task)
         with self.locked:
             lane = self._lane(task)
             if lane.removed:
@@ -318,6 +330,7 @@ class Scheduler:
 
     def refresh(self, task: Task[Any]) -> Run:
         self.start()
+        self.look(task)
         with self.locked:
             lane = self._lane(task)
             if self._closing:
@@ -348,9 +361,9 @@ class Scheduler:
         """A future of the first value's entry, shared by all who wait."""
         with self.lock:
             lane = self._lane(task)
-            if task.entry is not None:
+            if task.known is not None:
                 there: Future[Entry] = Future()
-                there.set_result(task.entry)
+                there.set_result(task.known)
                 return there
             if lane.first is None:
                 lane.first = Future()
@@ -359,7 +372,7 @@ class Scheduler:
     def gate(self) -> list[Lane]:
         """The tasks without whose first value no page is built."""
         with self.lock:
-            empty = [lane for lane in self.lanes.values() if lane.gated and lane.task.entry is None]
+            empty = [lane for lane in self.lanes.values() if lane.gated and lane.task.known is None]
             return [lane for lane in empty if self._comes(lane)]
 
     def serve_without(self, task: Task[Any], run: Run) -> None:
@@ -376,7 +389,7 @@ class Scheduler:
         """The time, and until when the value is what its task has promised; None where nothing says so."""
         now = self.clock.now()
         with self.lock:
-            lane, entry = self.lanes.get(task.name), task.entry
+            lane, entry = self.lanes.get(task.name), task.known
             if lane is None or lane.task is not task or entry is None or lane.paused or lane.removed:
                 return now, None
             if (limit := task.policy.stale_after) is not None:
@@ -400,13 +413,36 @@ class Scheduler:
             if welcome and outdated and self.begun and not lane.paused and not lane.removed:
                 self.refresh(task)
 
+    def look(self, task: Task[Any]) -> Run | None:
+        """
+        Where no clocks run, in a script: take in what the store says of a task, without beginning anything.
+
+        Returns
+        -------
+        Run or None
+            The one that another process has under way; with clocks it is known without looking.
+        """
+        with self.lock:
+            lane = self.lanes.get(task.name)
+            if lane is None or lane.task is not task:
+                return None
+            if self.begun or self.stopping or lane.writing or not self.store.blocking:
+                # What is still to be written is not in the store, but here.
+                return lane.remote
+        row = self.store.row(task.name, task.policy.trigger.fingerprint)
+        with self.locked:
+            if row is None or self.begun or lane.writing or self.lanes.get(task.name) is not lane:
+                return lane.remote
+            return self.peers.look(lane, row)
+
     def status(self, task: Task[Any]) -> TaskStatus:
+        elsewhere = self.look(task)
         with self.lock:
             lane = self.lanes.get(task.name)
             if lane is None or lane.task is not task:
                 lane = Lane(task, *self._executor(task), gated=False)
                 lane.removed = True
-            return lane.status(self.zone)
+            return lane.status(self.zone, elsewhere)
 
     def history(self, task: Task[Any]) -> list[RunRecord]:
         return self.store.history(task.name)
@@ -422,7 +458,7 @@ class Scheduler:
             return
         task = lane.task
         with self.locked:
-            known = task.entry
+            known = task.known
             if known is not None and (known.version, known.final) >= (entry.version, entry.final):
                 return
             task.take(entry)
@@ -437,8 +473,10 @@ class Scheduler:
     def _came_from_elsewhere(self, lane: Lane, entry: Entry) -> None:
         """Another process has published it."""
         lane.missed = 0
+        if not self.begun:  # in a script: it judges nobody's runs but its own
+            return
         self.news.judge(lane)
-        if entry.final and self.begun:
+        if entry.final:
             # Each process tries to follow it: the one that published it may have died since.
             for dependent in lane.dependents:
                 self.runner.trigger(dependent, entry.wave or entry.updated_at)
@@ -453,7 +491,7 @@ class Scheduler:
             return False
         if lane.clockless:
             upstream = [(up, self.lanes.get(up.name)) for up in lane.upstream]
-            return any(up.entry or (at is not None and not at.failed and self._comes(at)) for up, at in upstream)
+            return any(up.known or (at is not None and not at.failed and self._comes(at)) for up, at in upstream)
         return True
 
     def _amend(self, lane: Lane, **changes: Any) -> None:

@@ -175,6 +175,7 @@ class TaskStatus:
 class SchedulerPort(Protocol):
     """What a task asks of the scheduler; the layers above hand it down."""
 
+    def look(self, task: Task[Any]) -> object: ...
     def refresh(self, task: Task[Any]) -> Run: ...
     def await_turn(self, task: Task[Any], run: Run) -> None: ...
     def first_value(self, task: Task[Any]) -> Future[Entry]: ...
@@ -212,8 +213,6 @@ class Task(Generic[T]):
     function : callable
         The undecorated function.
     policy : Policy
-    entry : Entry or None
-        The stored value with its version, time and duration; None before the first one.
 
     Examples
     --------
@@ -229,16 +228,19 @@ class Task(Generic[T]):
     42
     """
 
-    __slots__ = ("__weakref__", "_aside", "_host", "_plain", "_value", "entry", "function", "name", "policy")
+    __slots__ = ("__weakref__", "_aside", "_host", "_plain", "_told", "_value", "function", "known", "name", "policy")
 
     def __init__(self, name: str, function: Callable[[], Any], policy: Policy, host: Host):
         self.name = name
         self.function = function
         self.policy = policy
-        self.entry: Entry | None = None
+        # The entry as this process has it, for the scheduler alone.
+        self.known: Entry | None = None
         self._value: Any = policy.default
         self._plain = False
-        # Whether a read is more than to take the value; at first to learn what is stored from earlier days.
+        # Whether new values of other processes come by themselves; else each read looks for them.
+        self._told = False
+        # Whether a read is more than to take the value.
         self._aside = True
         self._host = host
 
@@ -254,6 +256,13 @@ class Task(Generic[T]):
 
     # ------------------------------------------------------------ reading
 
+    @property
+    def entry(self) -> Entry | None:
+        """The stored value with its version, time and duration; None before the first one."""
+        if not self._told and abroad.asker is None:
+            self._host.scheduler.look(self)
+        return self.known
+
     def __call__(self) -> T:
         """
         The last good value, at once; ``default`` before the first one.
@@ -268,12 +277,14 @@ class Task(Generic[T]):
     def _read(self, run: Run | None) -> Any:
         if abroad.asker is not None:
             return abroad.asker("task", self.name)
+        scheduler = self._host.scheduler
+        if not self._told:
+            scheduler.look(self)
         if self._plain:
             return self.function()
-        scheduler = self._host.scheduler
         if run is not None and run.wave is not None and run.task != self.name:
             scheduler.await_turn(self, run)
-        if (entry := self.entry) is not None:
+        if (entry := self.known) is not None:
             return entry.value
         return self._value if self.policy.isolate is False else own_copy(self._value)
 
@@ -281,7 +292,7 @@ class Task(Generic[T]):
         """For the scheduler alone: the value from now on."""
         # In this order: who reads meanwhile gets a copy rather than what is shared.
         self._aside = True
-        self.entry, self._value = self.readable(entry), entry.shared
+        self.known, self._value = self.readable(entry), entry.shared
         self._settle()
 
     def readable(self, entry: Entry) -> Entry:
@@ -289,19 +300,19 @@ class Task(Generic[T]):
         exact = self.policy.isolate is False
         return entry if entry.exact is exact else replace(entry, exact=exact)
 
-    def become(self, *, plain: bool) -> None:
-        """For the scheduler alone, once it knows the task: whether a call is one of the function."""
-        self._plain, self._aside = plain, True
-        if self.entry is None:
+    def become(self, *, plain: bool, told: bool = True) -> None:
+        """For the scheduler alone: whether a call is one of the function, and whether new values come by themselves."""
+        self._plain, self._told, self._aside = plain, told, True
+        if self.known is None:
             self._value = self.policy.default
         else:
-            self.entry = self.readable(self.entry)
+            self.known = self.readable(self.known)
         self._settle()
 
     def _settle(self) -> None:
-        entry, isolate = self.entry, self.policy.isolate
+        entry, isolate = self.known, self.policy.isolate
         private = entry.is_private if entry is not None else isolate is not False and is_frame(self._value)
-        self._aside = self._plain or private
+        self._aside = self._plain or private or not self._told
 
     async def ready(self, timeout: float | None = None) -> T:
         """

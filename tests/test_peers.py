@@ -13,7 +13,7 @@ import pytest
 import panel_schedule.ledger
 from core import PATIENCE, START, Core, keys, messages, second, short
 from panel_schedule.errors import RegistrationError, RunCancelled, RunCrashed, RunFailed, StoreError
-from panel_schedule.run import RunState
+from panel_schedule.run import RunState, progress
 from panel_schedule.stores.file import FileStore
 from panel_schedule.testing import VirtualClock
 
@@ -429,6 +429,101 @@ def test_a_reschedule_gives_way_to_another_schedule_in_the_code(pair, caplog):
 
     assert "every 2 min" == statuses(tasks).schedule
     assert ["gives way" in message for message in messages(caplog)] == [True]
+
+
+# ------------------------------------------------------------ scripts, in which no clock runs
+
+
+def work(script):
+    """Let a script do what it has to. Its loop, on which the clocks would start, stands still."""
+    while script.writer.go() or script.thread.go() or script.publisher.go():
+        pass
+
+
+def test_a_script_sees_the_state_that_the_server_sees(pair):
+    """Failed and stale, with the error and the next run; and well again."""
+    there, here = pair.schedule(make=counter([], [1, OSError("no rates"), 2]), period="1m")
+    pair.cores[0].begin()
+    for state, stale, error in (("idle", False, ""), ("failed", True, "OSError: no rates"), ("idle", False, "")):
+        seen = here.status
+        assert (state, stale, error) == (seen.state, seen.stale, seen.error)
+        assert there.status == seen
+        pair.cores[0].run_for(60)
+
+
+def test_a_script_sees_a_run_of_the_server_and_how_far_it_is(pair):
+    """And that it is gone with its server, though nobody has taken it over."""
+    park = pair.cores[0].thread.park
+
+    def make(core):
+        def task():
+            progress(1, 4, "first of 4")
+            park()
+
+        return task
+
+    _, task = pair.schedule(make=make, period="1h")
+    pair.cores[0].begin()
+    pair.cores[0].run_for(1)
+    assert ("running", 25, "first of 4") == (task.status.state, task.status.percent, task.status.message)
+    pair.kill(pair.cores[0])
+    assert ("idle", -1) == (task.status.state, task.status.percent)
+
+
+def test_a_script_reads_the_newest_value_each_time(pair):
+    """``task()`` and ``task.entry``, though nobody tells it of new ones."""
+    _, task = pair.schedule(make=counter([]), period="1m")
+    assert (None, None) == (task(), task.entry)
+    pair.cores[0].begin()
+    assert (1, 1) == (task(), task.entry.version)
+    pair.cores[0].run_for(60)
+    assert (2, 2) == (task.entry.version, task())
+
+
+@pytest.mark.parametrize(
+    ("act", "state", "schedule"),
+    [
+        (lambda task: task.pause(), "paused", "every 1 min"),
+        (lambda task: task.reschedule(period="1h"), "idle", "every 1 h"),
+        (lambda task: task.remove_schedule(), "removed", "every 1 min"),
+    ],
+)
+def test_what_was_ordered_in_the_server_is_seen_by_a_script(pair, act, state, schedule):
+    """Paused, rescheduled, removed; and the other way round."""
+    tasks = pair.schedule(make=counter([]), period="1m")
+    pair.cores[0].begin()
+    for task in tasks:
+        act(task)
+        assert (state, schedule) == (task.status.state, task.status.schedule)
+        pair.cores[0].go(), pair.cores[0].hear()
+        assert [(state, schedule)] * 2 == [(each.status.state, each.status.schedule) for each in tasks]
+
+
+def test_a_look_of_a_script_changes_nothing_in_the_store(pair):
+    """It neither claims nor judges: its handlers hear of nothing."""
+    told = pair.cores[1].events()
+    upstream = pair.schedule(make=counter([], [1] + [OSError("x")] * 9), name="upstream", period="1m")
+    tasks = pair.schedule(make=counter([]), name="task", period="1m", stale_after="30s")
+    pair.cores[0].begin()
+    pair.kill(pair.cores[0])
+    pair.clock.advance(600)
+    (script,) = pair.cores
+    rows = [tuple(row) for row in script.store._read("SELECT * FROM tasks")]
+    assert [True, True] == [task.status.stale for task in (upstream[1], tasks[1])]
+    work(script)
+    assert (rows, []) == ([tuple(row) for row in script.store._read("SELECT * FROM tasks")], told)
+
+
+def test_a_script_that_refreshes_a_failed_task_makes_it_well_for_all(pair):
+    """Its own run counts at once, before and after it is written."""
+    there, here = pair.schedule(make=counter([], [OSError("x"), 2]), period="1m", first_run="background")
+    pair.cores[0].begin()
+    assert here.status.stale
+    run = here.refresh()
+    work(pair.cores[1])
+    assert (2, "idle", "", False) == (run.result(), here.status.state, here.status.error, here.status.stale)
+    pair.cores[0].hear(), pair.cores[0].go()
+    assert there.status == here.status
 
 
 # ------------------------------------------------------------ overlap

@@ -122,6 +122,8 @@ class Row(NamedTuple):
         How the last run ended.
     error : str
         First line of its failure.
+    stale : bool
+        A process has found the value stale.
     viewers : int
         Sessions of other processes that show the task; counted for those that rest when nobody does.
     holder : Holder or None
@@ -143,6 +145,7 @@ class Row(NamedTuple):
     forgotten: bool = False
     outcome: RunState | None = None
     error: str = ""
+    stale: bool = False
     viewers: int = 0
     holder: Holder | None = None
     cancelled: str = ""
@@ -259,7 +262,9 @@ class Store(Protocol):
         """
         ...
 
-    def row(self, task: str) -> Row | None: ...
+    def row(self, task: str, fingerprint: str | None = None) -> Row | None:
+        """What is known of a task; with the `fingerprint` of a schedule, another one is in ``Row.trigger``."""
+        ...
 
     def amend(
         self,

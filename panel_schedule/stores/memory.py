@@ -148,7 +148,7 @@ class MemoryStore:
                     found[task] = found[task]._replace(gave_way=row.override)
         return found
 
-    def row(self, task: str) -> Row | None:
+    def row(self, task: str, fingerprint: str | None = None) -> Row | None:
         row = self._rows.get(task)
         return self._complete(task, row) if row is not None else None
 

@@ -105,11 +105,11 @@ class Rows(ABC):
             *(name, self._server, fingerprint, portable(trigger), micros(first_seen), tx.change()),
         )
 
-    def row(self, task: str) -> Row | None:
+    def row(self, task: str, fingerprint: str | None = None) -> Row | None:
         found = self._read(_ROW, self._me, task)
         # Who sees that a run has ended sees its value, too.
         self._catch_up()
-        return self._row(found[0]) if found else None
+        return self._row(found[0], fingerprint=fingerprint) if found else None
 
     def _row(self, row: sqlite3.Row, gave_way: Any = None, fingerprint: str | None = None) -> Row:
         name, holder = row["name"], None
@@ -132,6 +132,7 @@ class Rows(ABC):
             forgotten=bool(row["forgotten"]),
             outcome=RunState(row["outcome"]) if row["outcome"] else None,
             error=row["error"],
+            stale=bool(row["stale"]),
             viewers=row["watching"] or 0,
             holder=holder,
             cancelled=row["cancelled"],
