@@ -15,16 +15,29 @@ from typing import Any
 
 NAME = "panel_schedule"
 
-# Which names of the package do without Panel, and the modules that have them.
+# Which names of the package do without Panel, and where they are.
 LIGHT = {
-    "Entry": "entry",
-    "Run": "run",
-    "RunState": "run",
-    "ScheduleError": "errors",
-    "current_run": "run",
-    "progress": "run",
-    "store": "abroad",
-    "track": "run",
+    "Background": ("abroad", "FunctionAbroad"),
+    "Entry": ("entry", "Entry"),
+    "Memoized": ("abroad", "MemoAbroad"),
+    "Retry": ("task", "Retry"),
+    "Run": ("run", "Run"),
+    "RunState": ("run", "RunState"),
+    "ScheduleError": ("errors", "ScheduleError"),
+    "Task": ("abroad", "TaskAbroad"),
+    "TaskStatus": ("task", "TaskStatus"),
+    "background": ("abroad", "background"),
+    "cancel_task": ("abroad", "cancel_task"),
+    "config": ("abroad", "config"),
+    "current_run": ("run", "current_run"),
+    "memoize": ("abroad", "memoize"),
+    "on": ("abroad", "on"),
+    "progress": ("run", "progress"),
+    "schedule": ("abroad", "schedule"),
+    "schedule_task": ("abroad", "schedule_task"),
+    "store": ("abroad", "store"),
+    "tasks": ("abroad", "tasks"),
+    "track": ("run", "track"),
 }
 
 
@@ -42,18 +55,22 @@ class StandIn(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name in LIGHT:
-            return getattr(importlib.import_module(f"{NAME}.{LIGHT[name]}"), name)
+            return _light(name)
         # What importing a module asks for.
         if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
-        # An option of the package bears the name of its module.
-        if name != "config" and find_spec(f"{NAME}.{name}") is not None:
+        if find_spec(f"{NAME}.{name}") is not None:
             return importlib.import_module(f"{NAME}.{name}")
         self._become_real()
         try:
             return vars(self)[name]
         except KeyError:
             raise AttributeError(f"module {NAME!r} has no attribute {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An import of the module that bears the name of ``ps.config``.
+        if name != "config":
+            super().__setattr__(name, value)
 
     def _become_real(self) -> None:
         with self._loading:
@@ -64,8 +81,13 @@ class StandIn(ModuleType):
                 except BaseException:
                     self._loaded = False
                     raise
-                # It has one of its own now, of a scheduler that does not run here.
-                self.store = importlib.import_module(f"{NAME}.abroad").store
+                # It has those of a scheduler now, which does not run here.
+                vars(self).update({name: _light(name) for name in LIGHT})
+
+
+def _light(name: str) -> Any:
+    module, attribute = LIGHT[name]
+    return getattr(importlib.import_module(f"{NAME}.{module}"), attribute)
 
 
 def main() -> None:

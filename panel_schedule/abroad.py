@@ -1,4 +1,9 @@
-"""In a worker process: what stands for tasks, runs and ``ps.store`` there, each read of which asks the server."""
+"""
+In a worker process: what stands for the package's functions and objects there; each read of one asks the server.
+
+A module that a function needs is imported there, too, and its decorators are those of this file: without Panel, which
+takes a second, and without a scheduler.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,13 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Generator, Iterator, MutableMapping
-from functools import reduce
+from functools import partial, reduce, update_wrapper
 from hashlib import sha256
 from importlib import import_module
-from types import CodeType
+from types import CodeType, GenericAlias
 from typing import Any
 
+from .calls import is_async
 from .errors import ScheduleError
 
 log = logging.getLogger("panel_schedule")
@@ -41,11 +47,15 @@ def ask(*question: Any) -> Any:
 def refuse_here(what: str) -> None:
     """Raise in a worker process, where `what` cannot be had."""
     if asker is not None:
-        raise _beyond(ScheduleError, what)
+        raise _beyond(what)
 
 
-def _beyond(kind: type[Exception], what: str) -> Exception:
-    return kind(
+class OfTheServer(ScheduleError, AttributeError):
+    """What is asked of a stand-in that only the server has."""
+
+
+def _beyond(what: str) -> OfTheServer:
+    return OfTheServer(
         f"{what} is the server's, and this is one of its worker processes: the function that runs here can read tasks, "
         "call memoized functions, submit jobs, read and write ps.store, report progress and publish. Do the rest in "
         "the server, with what it returns."
@@ -103,7 +113,7 @@ def written(function: Any) -> str:
 def task_named(name: str) -> Any:
     """What a pickled task comes back as: itself where it is known, in a worker process what stands for it."""
     if asker is not None:
-        return TaskAbroad(name)
+        return tasks[name]
     try:
         return sys.modules["panel_schedule"].tasks[name]
     except KeyError:
@@ -139,10 +149,17 @@ def store_here() -> Any:
 class TaskAbroad:
     """A task of the server, to read: ``sales()``."""
 
-    __slots__ = ("name",)
+    function: Callable[..., Any]  # of a task whose module was imported here
+
+    __slots__ = ("__weakref__", "function", "name")
+    __class_getitem__: Any = classmethod(GenericAlias)
 
     def __init__(self, name: str):
         self.name = name
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.function
 
     def __call__(self) -> Any:
         return ask("task", self.name)
@@ -150,7 +167,7 @@ class TaskAbroad:
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
-        raise _beyond(AttributeError, f"{attribute!r} of task {self.name!r}")
+        raise _beyond(f"{attribute!r} of task {self.name!r}")
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r} of the server>"
@@ -180,7 +197,7 @@ class StoreAbroad(MutableMapping[str, Any]):
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
-        raise _beyond(AttributeError, f"{attribute!r} of ps.store")
+        raise _beyond(f"{attribute!r} of ps.store")
 
     def __repr__(self) -> str:
         return "<store of the server>"
@@ -195,8 +212,11 @@ store = StoreAbroad()
 class FunctionAbroad:
     """A background function of the server, to submit; here it can be called, too, as the plain function."""
 
+    __class_getitem__: Any = classmethod(GenericAlias)
+
     def __init__(self, name: str, function: Callable[..., Any]):
         self.name = name
+        update_wrapper(self, function, updated=())
         self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,20 +228,26 @@ class FunctionAbroad:
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
-        raise _beyond(AttributeError, f"{attribute!r} of job {self.name!r}")
+        raise _beyond(f"{attribute!r} of job {self.name!r}")
 
     def __repr__(self) -> str:
         return f"<Background {self.name!r} of the server>"
+
+    def __reduce__(self) -> Any:
+        return function_named, (self.name, self.function)
 
 
 class MemoAbroad:
     """A memoized function of the server, to call: ``filtered("north", 2026)``."""
 
-    __slots__ = ("is_async", "name")
+    __class_getitem__: Any = classmethod(GenericAlias)
 
-    def __init__(self, name: str, is_async: bool):
+    def __init__(self, name: str, is_async: bool, function: Callable[..., Any] | None = None):
         self.name = name
         self.is_async = is_async
+        if function is not None:
+            update_wrapper(self, function, updated=())
+            self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._awaited(args, kwargs) if self.is_async else ask("memo", self.name, (args, kwargs))
@@ -232,10 +258,67 @@ class MemoAbroad:
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
-        raise _beyond(AttributeError, f"{attribute!r} of memoized function {self.name!r}")
+        raise _beyond(f"{attribute!r} of memoized function {self.name!r}")
 
     def __repr__(self) -> str:
         return f"<Memoized {self.name!r} of the server>"
+
+    def __reduce__(self) -> Any:
+        return memo_named, (self.name, self.is_async)
+
+
+class TasksAbroad(dict[str, TaskAbroad]):
+    """``ps.tasks``: those of the modules that were imported here, and any other of the server by its name."""
+
+    def __missing__(self, name: str) -> TaskAbroad:
+        return TaskAbroad(name)
+
+
+tasks = TasksAbroad()
+
+
+class ConfigAbroad:
+    """``ps.config``: what a module sets is for the server; what was not set here is read from the environment."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(f"{__package__}.config").config, name)
+
+
+config = ConfigAbroad()
+
+
+# The decorators. Their arguments are the server's business, which has refused what means nothing.
+
+
+def schedule(*when: Any, name: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], TaskAbroad]:
+    return lambda function: schedule_task(name or function.__name__, function)
+
+
+def schedule_task(name: str, callback: Callable[..., Any], *args: Any, **options: Any) -> TaskAbroad:
+    task = tasks[name] = tasks[name]
+    task.function = callback
+    return task
+
+
+def cancel_task(name: str, wait: bool = False) -> None:
+    """Of a module that schedules anew. It is scheduled in the server."""
+    tasks.pop(name, None)
+
+
+def background(function: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any) -> Any:
+    if function is None:
+        return partial(background, name=name)
+    return FunctionAbroad(name or function.__name__, function)
+
+
+def memoize(function: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any) -> Any:
+    if function is None:
+        return partial(memoize, name=name)
+    return MemoAbroad(name or function.__name__, is_async(function), function)
+
+
+def on(event: str, handler: Callable[..., Any], **options: Any) -> Callable[[], None]:
+    return lambda: None
 
 
 # The server answers after so many seconds at the latest: it gives its thread's place to others while it waits, and a

@@ -7,9 +7,21 @@ import inspect
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from contextlib import aclosing, closing
+from types import FunctionType
 from typing import Any
 
 from .errors import RunFailed
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it needs an event loop: a coroutine function or an async generator."""
+    if isinstance(function, FunctionType):
+        # The same at a tenth of the time: thousands of tasks may be registered.
+        return bool(function.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
+    plain = inspect.isroutine(function) or hasattr(function, "func")
+    call = function if plain else type(function).__call__
+    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
+
 
 # What a cancelled future raises, on a loop and elsewhere.
 CANCELLED = (asyncio.CancelledError, CancelledError)

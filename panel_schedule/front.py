@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from .calls import is_async
 from .errors import RegistrationError, ScheduleError
 from .news import EVENTS, Handler
 from .onrequest import OnRequest, named
@@ -17,7 +18,7 @@ from .registry import Registry, build_policy, choose_trigger, duration, flag, pa
 from .run import Run, refuse_to_block, traceback_text
 from .runtime import Runtime
 from .stopping import Stopping
-from .task import FirstRun, Policy, Retry, Task, is_async
+from .task import FirstRun, Policy, Retry, Task
 from .triggers import Computed, Dates, Every, Trigger
 from .values import NamedValues
 

@@ -11,13 +11,14 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from . import abroad
 from .abroad import RemoteRun, function_named
+from .calls import is_async
 from .errors import RegistrationError, TriggerError
 from .keys import Keys, signature_of
 from .references import references
 from .registry import as_retry, choice, duration, flag
 from .run import Run
 from .stores.queue import ANYBODY
-from .task import ONCE, Retry, Task, is_async
+from .task import ONCE, Retry, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,11 +9,12 @@ from datetime import datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from .calls import is_async
 from .executors.base import Executor
 from .planner import Busy
 from .run import Run, RunState
 from .stores.base import Claim
-from .task import Task, TaskStatus, is_async, named_tasks
+from .task import Task, TaskStatus, named_tasks
 from .timers import Timer
 from .triggers import After, Computed, Cron, Trigger
 

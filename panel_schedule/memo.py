@@ -13,6 +13,7 @@ from numbers import Integral
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from . import abroad
+from .calls import is_async
 from .clock import Clock
 from .copies import own_copy, snapshot
 from .entry import Entry
@@ -25,7 +26,7 @@ from .references import references
 from .registry import duration, flag, tasks_of
 from .run import Run
 from .stores.cache import LAST_RESORT, UNLIMITED, Basis, Limits, serves
-from .task import Task, is_async
+from .task import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")

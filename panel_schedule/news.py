@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
+from .calls import is_async
 from .clock import Clock
 from .errors import RunSkipped
 from .executors.base import Executor
@@ -21,7 +22,7 @@ from .registry import Named
 from .run import Run, RunState, first_line, own_traceback
 from .session import leave_session
 from .stores.base import Store
-from .task import Task, is_async
+from .task import Task
 from .timers import Timer, Timers
 
 log = logging.getLogger("panel_schedule")

@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 import panel as pn
 
 from . import abroad, supervisor
+from .calls import is_async
 from .clock import Clock, SystemClock
 from .components import show
 from .config import Config
@@ -45,7 +46,7 @@ from .stores.file import FileStore
 from .stores.folder import automatic as folder_of
 from .stores.folder import server_id
 from .stores.memory import MemoryStore
-from .task import FirstRun, Policy, Task, is_async
+from .task import FirstRun, Policy, Task
 from .triggers import Trigger
 from .views import TaskView, Views
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from .agenda import Agenda
+from .calls import is_async
 from .clock import Clock
 from .entry import Entry
 from .errors import NotReady, RegistrationError
@@ -26,7 +27,7 @@ from .questions import answer
 from .run import Run, RunRecord, RunState
 from .runner import STOPS, Runner
 from .stores.base import TASK, Plan, Store
-from .task import FirstRun, Task, TaskStatus, WhenIdle, is_async
+from .task import FirstRun, Task, TaskStatus, WhenIdle
 from .timers import Timers
 from .triggers import Computed, Trigger
 

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from numbers import Integral
-from types import FunctionType
 from typing import Any, Generic, Protocol, TypeVar
 
 from . import abroad
@@ -454,16 +453,6 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.qualname} ({self.file}:{self.line})"
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it needs an event loop: a coroutine function or an async generator."""
-    if isinstance(function, FunctionType):
-        # The same at a tenth of the time: thousands of tasks may be registered.
-        return bool(function.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
-    plain = inspect.isroutine(function) or hasattr(function, "func")
-    call = function if plain else type(function).__call__
-    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
 
 
 def named_tasks(function: Callable[..., Any]) -> Iterator[Task[Any]]:

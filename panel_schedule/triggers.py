@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,8 +20,6 @@ from numbers import Real
 from threading import RLock
 from typing import Any, Protocol, runtime_checkable
 from zoneinfo import ZoneInfo
-
-import numpy as np
 
 from .cron import CronExpression, Dialect, find_zone
 from .errors import TriggerError
@@ -132,7 +131,8 @@ def _from_number(value: object) -> timedelta:
     if isinstance(value, timedelta):
         # A pandas Timedelta is one, too; its nanoseconds have no place on the grid.
         return timedelta(value.days, value.seconds, value.microseconds)
-    if isinstance(value, np.timedelta64):  # a whole number to Python, and nobody knows of what
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.timedelta64):  # a whole number to Python, and nobody knows of what
         raise TriggerError(f"The period {value!r} cannot be read; pandas.Timedelta(...) of it can. {_ACCEPTED}.")
     if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
         raise TriggerError(f"The period {value!r} cannot be read. {_ACCEPTED}.")

@@ -15,12 +15,13 @@ import panel as pn
 import pytest
 
 from core import Core, messages, second
+from panel_schedule.calls import is_async
 from panel_schedule.config import Config
 from panel_schedule.errors import ConfigError, RegistrationError, ScheduleError, TriggerError
 from panel_schedule.front import Front
 from panel_schedule.registry import Registry
 from panel_schedule.runtime import Runtime
-from panel_schedule.task import Origin, Retry, Task, is_async
+from panel_schedule.task import Origin, Retry, Task
 from panel_schedule.triggers import Cron, Dates, Every
 
 

@@ -339,11 +339,12 @@ def test_the_whole_package_is_there_for_who_asks(executor):
     def function():
         import panel_schedule as ps
 
-        before = ps, ps.progress
-        ps.schedule  # noqa: B018
+        before = ps, ps.progress, ps.schedule, ps.config
+        ps.JobPanel  # noqa: B018
         import panel_schedule as again
 
-        return before == (again, again.progress), "panel" in sys.modules, repr(ps.store)
+        there = again, again.progress, again.schedule, again.config
+        return before == there, "panel" in sys.modules, repr(ps.store)
 
     assert (True, True, "<store of the server>") == send(executor, function).result(30)
 
@@ -616,27 +617,77 @@ def test_a_task_that_comes_back_is_looked_up_by_its_name(executor):
     assert "this process has none of that name" in str(error)
 
 
-def test_a_module_that_was_really_imported_asks_the_server_all_the_same(executor, tmp_path, monkeypatch):
-    """Its tasks are real ones there, and run nothing."""
-    (tmp_path / "real_tasks.py").write_text(
+def test_the_objects_of_an_imported_module_ask_the_server(executor, module):
+    """They are what a pickled one is there, and their functions are the plain ones."""
+    tasks = module(
+        "real_tasks",
         "import panel_schedule as ps\n"
-        "@ps.schedule(period='1h', first_run='skip', name='sales')\n"
+        "ps.config.timezone = ps.config.timezone\n"
+        "@ps.schedule('1h', first_run='skip', name='sales', retry=ps.Retry(2))\n"
         "def sales(): return 'computed here'\n"
-        "def report(): return sales(), type(sales).__name__\n"
+        "@ps.schedule(after=sales)\n"
+        "def report() -> ps.Task[int]: return sales(), sales.function(), sales is ps.tasks['sales']\n"
+        "@ps.memoize(ttl='1h')\n"
+        "def filtered(x): return 'computed here'\n"
+        "@ps.memoize\n"
+        "async def awaited(x): return 'computed here'\n"
+        "@ps.background\n"
+        "def job(x):\n"
+        "    'Its text.'\n"
+        "    return 'computed here'\n"
+        "ps.on('failed', print)\n"
+        "def look():\n"
+        "    import asyncio\n"
+        "    return (filtered(1), filtered.function(1), asyncio.run(awaited(2)), job(3), job.submit(3).id,\n"
+        "            job.__name__, job.__doc__, isinstance(sales, ps.Task), ps.config.timezone)\n"
         "def refresh(): return sales.refresh()\n"
+        "def objects(): return sales, filtered, job\n",
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    import real_tasks
 
-    import panel_schedule as ps
+    def answer(kind, *question):
+        return {"task": 7, "memo": question[1:], "submit": "id"}[kind]
 
     try:
-        assert (7, "Task") == send(executor, real_tasks.report, answer=Server()).result(30)
-        error = send(executor, real_tasks.refresh, answer=Server()).exception(30)
+        assert (7, "computed here", True) == send(executor, tasks.report.function, answer=answer).result(PATIENCE)
+        found = send(executor, tasks.look, answer=answer).result(PATIENCE)
+        expected = (((1,), {}),), "computed here", (((2,), {}),), "computed here", "id", "job", "Its text.", True
+        assert (*expected, ps.config.timezone) == found
+        objects = tasks.sales, tasks.filtered, tasks.job
+        assert objects == send(executor, tasks.objects).result(PATIENCE)
+        error = send(executor, tasks.refresh).exception(PATIENCE)
         assert isinstance(error, ScheduleError)
         assert "Do the rest in the server" in str(error)
     finally:
-        ps.cancel_task("sales")
+        forget(tasks.sales, tasks.report, tasks.filtered, tasks.awaited, tasks.job)
+
+
+def forget(*objects):
+    for each in objects:
+        for known in (ps._runtime.tasks._tasks, ps._runtime.jobs, ps._runtime.memos):
+            if known.get(each.name) is each:
+                ps.cancel_task(each.name) if isinstance(each, ps.Task) else known.pop(each.name)
+
+
+def test_a_module_with_tasks_is_imported_without_panel(executor, module):
+    """The first function of a fresh worker waits for what it uses, and not for the package."""
+    tasks = module(
+        "light_tasks",
+        "import sys\n"
+        "import panel_schedule as ps\n"
+        "from panel_schedule.errors import ScheduleError\n"
+        "from panel_schedule.triggers import Every\n"
+        "ps.config.max_processes = 2\n"
+        "@ps.schedule(Every('1h'), first_run='skip', name='light')\n"
+        "def light(): return {'panel', 'bokeh', 'numpy', 'param'} & set(sys.modules)\n"
+        "@ps.memoize(name='light', after=light)\n"
+        "def answer() -> ps.Entry | None: pass\n"
+        "@ps.background(name='light', retry=ps.Retry(max_attempts=2))\n"
+        "def job(): pass\n",
+    )
+    try:
+        assert set() == send(executor, tasks.light.function).result(PATIENCE)
+    finally:
+        forget(tasks.light, tasks.answer, tasks.job)
 
 
 # ------------------------------------------------------------ values
