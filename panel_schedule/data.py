@@ -7,11 +7,20 @@ import inspect
 import io
 import socket
 import sys
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, islice
-from types import BuiltinMethodType, FunctionType, MethodType, MethodWrapperType, ModuleType
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import Any
 
 from .copies import CLOSED, PLAIN, Parts, attributes, containers, frame_types, is_plain, walk
@@ -24,11 +33,14 @@ _BOUND = {
     "panel.viewable": ["Viewable", "Viewer"],
     "panel_schedule.views": ["View"],
 }
-_REFERENCES = {"param.parameterized": ["Parameter"], "param.reactive": ["rx", "reactive_ops"]}
+_REFERENCES = {"param.parameterized": ["Parameter", "Parameters"], "param.reactive": ["rx", "reactive_ops"]}
 
 # How messages have the way to what is inside, see `_parts`. What is used once may be in the last two: there it serves
 # the object, or the module, and not the reader.
 _ATTRIBUTE, _CLOSES, _HIDDEN, _USES = ".{}", " closing over {}", ".{!s}", " using {}"
+
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_CACHED = type(lru_cache(len))
 
 _PLOT = (
     "belongs to one document and cannot be shared by sessions. Return the data, and build the plot or the pane from it "
@@ -114,7 +126,16 @@ def _parts(judge: _Judge, thing: Any) -> Parts:
     if judge(thing) or issubclass(kind, (type, ModuleType)):
         return ()
     if parts := containers(thing):
-        return parts
+        return parts if kind.__module__ == "builtins" else [*parts, *_attributes(thing)]
+    if issubclass(kind, MappingProxyType):
+        return containers(dict(thing))
+    if issubclass(kind, _VIEWS):
+        return containers(list(thing))
+    if issubclass(kind, BaseException):
+        return [
+            (".args[{}]", range(len(thing.args)), thing.args),
+            (_ATTRIBUTE, list(vars(thing)), [*vars(thing).values()]),
+        ]
     if kind is FunctionType:
         return _in_function(judge, thing)
     if issubclass(kind, partial):
@@ -124,11 +145,14 @@ def _parts(judge: _Judge, thing: Any) -> Parts:
             (".keywords[{!r}]", list(thing.keywords), list(thing.keywords.values())),
         ]
     if issubclass(kind, (MethodType, BuiltinMethodType, MethodWrapperType)):
+        called = [(_ATTRIBUTE, ["__func__"], [thing.__func__])] if issubclass(kind, MethodType) else []
         owner = thing.__self__
-        return () if isinstance(owner, (type, ModuleType)) else [(_ATTRIBUTE, ["__self__"], [owner])]
-    if kind.__module__.partition(".")[0] in ("numpy", "pandas"):
-        return _objects(thing)
-    return _attributes(thing)
+        return called if isinstance(owner, (type, ModuleType)) else [(_ATTRIBUTE, ["__self__"], [owner]), *called]
+    if issubclass(kind, _CACHED):
+        return [(_ATTRIBUTE, ["__wrapped__"], [thing.__wrapped__])]
+    if issubclass(kind, weakref.ReferenceType):
+        return [("{}", ["()"], [thing()])]
+    return _objects(thing) or _attributes(thing)
 
 
 def _in_function(judge: _Judge, function: FunctionType) -> Parts:
@@ -138,9 +162,15 @@ def _in_function(judge: _Judge, function: FunctionType) -> Parts:
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     parts.append(("'s default {}", range(len(defaults)), defaults))
     # Of a module's names only what belongs to a session: all else is the module's, and there for all who call it.
-    names = [name for name in code.co_names if judge(function.__globals__.get(name))]
+    names = [name for name in _names(code) if judge(function.__globals__.get(name))]
     parts.append((_USES, names, [function.__globals__[name] for name in names]))
     return parts
+
+
+def _names(code: CodeType) -> list[str]:
+    """The names of its module that it uses, and the functions that it defines."""
+    inside = [each for const in code.co_consts if isinstance(const, CodeType) for each in _names(const)]
+    return [*code.co_names, *inside]
 
 
 def _filled(cell: Any) -> bool:
@@ -152,17 +182,25 @@ def _filled(cell: Any) -> bool:
 
 
 def _objects(thing: Any) -> Parts:
-    """What an array of objects holds, or the columns of a frame."""
-    numpy: Any = sys.modules.get("numpy")
-    pandas, _ = frame_types()
-    if hasattr(numpy, "ndarray") and isinstance(thing, numpy.ndarray):
-        return [("[{}]", range(thing.size), thing.ravel().tolist())] if thing.dtype.kind == "O" else ()
-    if not issubclass(type(thing), pandas):
+    """What an array of objects holds, or a frame in its columns, and in what it carries beside them."""
+    kind, numpy, (pandas, _) = type(thing), sys.modules.get("numpy"), frame_types()
+    if issubclass(kind, getattr(numpy, "ndarray", ())):
+        held = [("[{}]", range(thing.size), thing.ravel().tolist())] if thing.dtype.kind == "O" else []
+    elif not issubclass(kind, pandas):
         return ()
-    if thing.ndim == 1:
-        return [("[{}]", range(len(thing)), list(thing.array))] if thing.dtype.kind == "O" else ()
-    columns = [(at, name) for at, (name, kind) in enumerate(thing.dtypes.items()) if kind.kind == "O"]
-    return [(f"[{name!r}][{{}}]", range(len(thing)), list(thing.iloc[:, at].array)) for at, name in columns]
+    elif thing.ndim == 1:
+        held = [("[{}]", range(len(thing)), list(thing.array))] if thing.dtype.kind == "O" else []
+    else:
+        columns = [(at, _as_form(name)) for at, (name, kind) in enumerate(thing.dtypes.items()) if kind.kind == "O"]
+        held = [(form + "[{}]", range(len(thing)), list(thing.iloc[:, at].array)) for at, form in columns]
+    own: dict[str, Any] = getattr(thing, "__dict__", {})
+    carried = {"_attrs", *getattr(kind, "_metadata", ())} if issubclass(kind, pandas) else own.keys()
+    names = [name for name in own if name in carried]
+    return [*held, (_ATTRIBUTE, [name.replace("_attrs", "attrs") for name in names], [own[name] for name in names])]
+
+
+def _as_form(name: Any) -> str:
+    return f"[{name!r}]".replace("{", "{{").replace("}", "}}")
 
 
 def _attributes(thing: Any) -> Parts:

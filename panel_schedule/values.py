@@ -10,7 +10,7 @@ from typing import Any
 
 from .abroad import store_here
 from .clock import Clock
-from .copies import as_it_is_now
+from .copies import as_it_is_now, own_copy
 from .data import require_data
 from .entry import Entry
 from .errors import ScheduleError
@@ -92,7 +92,7 @@ class NamedValues(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         require_data(value, whose(USER, _name(name)))
-        self._put(name, value)
+        self._put(name, own_copy(value))
 
     def __delitem__(self, name: str) -> None:
         if name not in self:

@@ -162,6 +162,16 @@ def test_a_new_column_is_the_readers_own(reads):
     assert {} == changed
 
 
+def test_what_is_kept_under_a_name_is_that_of_the_moment(front):
+    """As arguments are: who has put it there goes on with the frame."""
+    mine = frame()
+    front.store["frame"] = mine
+    mine["share"] = 0.5
+    mine.loc[0, "sold"] = 99
+
+    assert (["sold"], 1) == (list(front.store["frame"]), front.store["frame"].sold[0])
+
+
 def test_the_caller_who_waits_for_an_answer_gets_a_copy_of_his_own(front):
     """Also who computes it, and those who join him."""
     memo = front.memoize(name="memo")(lambda: frame())

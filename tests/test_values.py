@@ -16,6 +16,7 @@ import sqlite3
 import tempfile
 import time
 import types
+import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -116,7 +117,12 @@ REFERENCES: dict[str, Callable[[], Any]] = {
     "method of an object with one": lambda: Plain(pn.widgets.IntSlider()).read,
     "slots": lambda: Slotted(pn.widgets.IntSlider()),
     "parameterized": lambda: Settings(thing=pn.widgets.IntSlider()),
+    "all params of a widget": lambda: pn.widgets.IntSlider().param,
+    "cached function": lambda: functools.lru_cache(lambda widget=pn.widgets.IntSlider(): widget.value),  # noqa: B008
+    "weak reference": lambda: weakref.ref(WIDGET),
 }
+
+WIDGET = pn.widgets.IntSlider()
 
 
 class Plain:
@@ -141,6 +147,36 @@ class Slotted:
 
 class Settings(param.Parameterized):
     thing: Any = param.Parameter(allow_refs=False)
+
+
+class Listing(list[Any]):
+    """With something beside its items."""
+
+    def __init__(self, thing: Any):
+        super().__init__([1])
+        self.thing = thing
+
+
+class Table(pd.DataFrame):
+    _metadata = ["thing"]
+
+    @property
+    def _constructor(self) -> type[Table]:
+        return Table
+
+
+class Grid(np.ndarray[Any, Any]):
+    pass
+
+
+def carrying(holder: Any, thing: Any) -> Any:
+    holder.thing = thing
+    return holder
+
+
+def with_attrs(frame: Any, thing: Any) -> Any:
+    frame.attrs["thing"] = thing
+    return frame
 
 
 @dataclass
@@ -196,7 +232,21 @@ HOLDERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "keyword of a partial": (lambda it: functools.partial(print, end=it), "value.keywords['end'] is"),
     "array of objects": (lambda it: np.array([1, it], dtype=object), "value[1] is"),
     "column": (lambda it: pd.DataFrame({"n": [1, 2], "a": [1, it]}, dtype=object), "value['a'][1] is"),
+    "column with braces": (lambda it: pd.DataFrame({"{a}": [1, it]}, dtype=object), "value['{a}'][1] is"),
     "series": (lambda it: pd.Series([1, it], dtype=object), "value[1] is"),
+    "dict values": (lambda it: {"a": it}.values(), "value[0] is"),
+    "dict items": (lambda it: {"a": it}.items(), "value[0][1] is"),
+    "read-only dict": (lambda it: types.MappingProxyType({"a": it}), "value['a'] is"),
+    "exception": (ValueError, "value.args[0] is"),
+    "attribute of an exception": (lambda it: carrying(ValueError("a"), it), "value.thing is"),
+    "attribute of a list": (Listing, "value.thing is"),
+    "cached function": (lambda it: functools.lru_cache(lambda: it), "value.__wrapped__ closing over it is"),
+    "attrs of a frame": (lambda it: with_attrs(pd.DataFrame({"a": [1]}), it), "value.attrs['thing'] is"),
+    "attrs of a series": (lambda it: with_attrs(pd.Series([1]), it), "value.attrs['thing'] is"),
+    "metadata of a frame": (lambda it: carrying(Table({"a": [1]}), it), "value.thing is"),
+    "column of a subclass": (lambda it: Table({"a": [1, it]}, dtype=object), "value['a'][1] is"),
+    "array of a subclass": (lambda it: np.array([1, it], dtype=object).view(Grid), "value[1] is"),
+    "attribute of an array": (lambda it: carrying(np.zeros(2).view(Grid), it), "value.thing is"),
     "deep": (lambda it: {"a": [({"b": Record([it])},)]}, "value['a'][0][0]['b'].thing[0] is"),
 }
 
@@ -238,6 +288,17 @@ def test_the_global_widget_of_a_function_belongs_to_its_page():
     function = eval("lambda: widget.value", {"widget": pn.widgets.IntSlider()})
     with pytest.raises(ValueRefused, match="value using widget is a panel"):
         require_data(function, "Task 'sales'")
+
+
+class Page:
+    def read(self) -> Any:
+        return WIDGET.value
+
+
+@pytest.mark.parametrize("value", [Page().read, lambda: lambda: WIDGET.value, Page.read], ids=repr)
+def test_the_global_widget_of_a_method_or_of_a_function_inside(value):
+    with pytest.raises(ValueRefused, match="using WIDGET is a panel"):
+        require_data(value, "Task 'sales'")
 
 
 GOOD: dict[str, Any] = {
