@@ -345,10 +345,10 @@ def test_depth_and_cycles_are_no_trouble():
 def test_a_million_numbers_are_looked_at_in_no_time():
     """The types of a part of them."""
     numbers = [float(number) for number in range(1_000_000)]
-    start = time.perf_counter()
+    start = time.thread_time()
     require_data({"numbers": numbers}, "Task 'sales'")
 
-    assert time.perf_counter() - start < 0.05
+    assert time.thread_time() - start < 0.05
 
 
 # ------------------------------------------------------------ everywhere
