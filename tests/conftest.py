@@ -22,7 +22,8 @@ from windows import NewPage, launch, windows
 
 # What takes long: tests with a server, a browser or processes of their own, by fixture, and whole files of them.
 _SLOW = {"browser", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
-_SLOW |= {"test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping", "test_worker_processes"}
+_SLOW |= {"test_busy_store", "test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping"}
+_SLOW |= {"test_worker_processes"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -61,7 +61,7 @@ class PanelServer:
     def __init__(self, command: str, folder: Path, *, env: Mapping[str, str] | None = None):
         self.command = command
         self.folder = folder
-        self.patience = 3.0
+        self.patience = 15.0
         self.mark = uuid4().hex
         self.url: str | None = None
         self.port: int | None = None

@@ -476,7 +476,7 @@ def test_retries_end_and_the_last_error_counts(core):
     run = core.run_of(broken)
     core.run_for(600)
 
-    assert (RunState.FAILED, 3, errors[2]) == (run.state, run.attempt, run.error)
+    assert (RunState.FAILED, 3, repr(errors[2])) == (run.state, run.attempt, repr(run.error))
 
 
 def test_a_pause_never_exceeds_the_longest(core):
