@@ -86,7 +86,7 @@ class Executed(MetaPathFinder):
         """Give it the name that an import gives, unless that is another module's."""
         file = Path(os.path.realpath(str(module.__file__)))
         name, root = _dotted(file)
-        if name in sys.modules or not all(map(str.isidentifier, name.split("."))):
+        if name in sys.modules or "." in file.stem:
             return
         top = name.partition(".")[0]
         found = PathFinder.find_spec(top, [*_app_folders(), *sys.path])

@@ -73,6 +73,16 @@ def test_an_import_gives_what_was_executed(place, monkeypatch):
     assert ["n"] == [field.name for field in dataclasses.fields(tasks.Row)]
 
 
+@pytest.mark.parametrize("name", ["my-tasks", "01_tasks"])
+def test_a_name_that_no_import_statement_can_write_is_a_name(place, monkeypatch, name):
+    """Its dataclasses with annotations of text work, and what it defines can be found by reference."""
+    module = script(monkeypatch, place / f"{name}.py")
+    execute(module)
+
+    assert importlib.import_module(name) is module
+    assert pickle.loads(pickle.dumps(module.Row(1))) == module.Row(1)
+
+
 def test_a_member_of_a_package_is_that_member(place, monkeypatch):
     """Its package comes when somebody asks for it, and has it."""
     (place / "pkg_b").mkdir()
