@@ -893,6 +893,27 @@ def test_a_crash_takes_the_children_along(executor):
     assert all(eventually(partial(gone, pid)) for pid in told.partials[0])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can be asked for them")
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_crash_takes_along_children_in_sessions_of_their_own(executor, killed):
+    """They are known by what they have inherited: their parent is gone."""
+    told = Told()
+
+    def function():
+        import panel_schedule as ps
+
+        child = subprocess.Popen(["sh", "-c", "sleep 60; true"], start_new_session=True)
+        ps.current_run().publish(child.pid)
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+
+    error = send(executor, function, receive=told).exception(PATIENCE)
+
+    assert isinstance(error, RunCrashed)
+    assert eventually(partial(gone, told.partials[0]))
+
+
 def test_an_idle_process_that_was_killed_is_replaced(executor):
     """No body pays for it."""
     pid = send(executor, os.getpid).result(PATIENCE)

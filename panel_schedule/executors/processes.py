@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -32,7 +33,7 @@ from ..calls import PUBLISHED
 from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
 from ..run import Run, _current
 from ..wire import ByValue, Encoded, Gone, Inline, Mapped, Wire, encode
-from .descendants import kill_descendants
+from .descendants import MARK, kill_descendants
 from .threads import PlacedFuture, ThreadExecutor
 from .worker import conduct
 
@@ -156,6 +157,7 @@ class Worker:
         self._stopped = False
         here, there = socket.socketpair()
         self._wire = Wire(here)
+        self._mark = secrets.token_hex(8)
         # Closed when this process ends, however it does: that ends the worker and its children.
         read, self._lifeline = os.pipe()
         path = os.pathsep.join(map(os.fspath, sys.path))
@@ -166,6 +168,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, *flags, SCRIPT, str(there.fileno()), str(read), path],
                 stdin=subprocess.DEVNULL, pass_fds=[there.fileno(), read], process_group=0,
+                env={**os.environ, MARK: self._mark},
             )  # fmt: skip
         except BaseException:
             self.close()
@@ -269,7 +272,7 @@ class Worker:
             if self._process.returncode is None:
                 if number == signal.SIGKILL:
                     os.kill(self.pid, signal.SIGSTOP)
-                    kill_descendants(self.pid)
+                    kill_descendants(self.pid, self._mark)
                     os.killpg(self.pid, number)
                 else:
                     os.kill(self.pid, number)
