@@ -12,6 +12,7 @@ from panel.viewable import Viewer
 
 from .display import display
 from .memoview import MemoView
+from .table import load_tables
 from .task import Task
 from .views import TaskView
 
@@ -196,5 +197,6 @@ class Freshness(Viewer):
 def show(task: Task[Any] | MemoView) -> pn.viewable.Viewable:
     """How a task renders: its value, and how fresh it is under it."""
     view = task.view() if isinstance(task, Task) else task
+    load_tables()
     value = pn.panel(view.pipe(display), sizing_mode="stretch_width")
     return pn.Column(value, Freshness(task), sizing_mode="stretch_width")

@@ -14,6 +14,7 @@ from panel.viewable import Viewer
 from .display import Text, display
 from .jobview import Job
 from .run import RunState, first_line
+from .table import load_tables
 
 log = logging.getLogger("panel_schedule")
 
@@ -242,6 +243,8 @@ class JobPanel(Viewer):
         Called as ``render(result)`` with each result and partial result, returns what is to be shown:
         anything that ``pn.panel`` takes, where text is Markdown. By default that is the result itself, and text as
         it is: HTML in it, which may be a stranger's, is not run. ``render=pn.pane.Markdown`` shows text as Markdown.
+        Of a table its first 1,000 rows and 200 columns are shown, with a line that says so;
+        ``render=pn.widgets.Tabulator`` shows all of them.
 
     Examples
     --------
@@ -292,6 +295,7 @@ class JobPanel(Viewer):
             return Text(f"The result cannot be shown. {first_line(error)}")
 
     def __panel__(self) -> Any:
+        load_tables()
         return self._layout
 
 

@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import panel as pn
+import polars as pl
+import pyarrow as pa
 import pytest
+from bokeh.document import Document
+from panel.io.state import set_curdoc
 
 from panel_schedule.config import Config
 from panel_schedule.display import display
@@ -56,8 +60,8 @@ def test_nothing_is_shown_before_the_first_result(front: Front) -> None:
     panel.__panel__().get_root()
     assert shown(panel) is None
     job.start().result(5)
-    assert isinstance(shown(panel), pd.DataFrame)
-    assert isinstance(shown(JobPanel(job)), pd.DataFrame)
+    for each in (panel, JobPanel(job)):
+        assert isinstance(each.__panel__()[-1][0]._pane, pn.widgets.Tabulator)
 
 
 def test_a_result_stays_until_there_is_another_one(front: Front) -> None:
@@ -134,6 +138,88 @@ def test_what_contains_text_is_shown_as_it_is(front: Front) -> None:
         assert STRANGE not in unescape(shown.get_root().text)
     assert isinstance(display({"a": [1, STRANGE]}), pn.pane.JSON)
     assert type(pn.panel(3)) is pn.pane.Str
+
+
+def cells(table: Any) -> list[list[Any]]:
+    return table.value.to_numpy().tolist()  # type: ignore[no-any-return]
+
+
+def test_a_large_frame_is_shown_in_part(front: Front) -> None:
+    """Its first rows and columns, which nobody edits, and a line that says so."""
+    job = background(front, lambda: pd.DataFrame(np.zeros((1_500, 300)))).job()
+    panel = JobPanel(job)
+    job.start().result(5)
+    table, words = panel.__panel__()[-1][0]._pane
+    assert isinstance(table, pn.widgets.Tabulator)
+    assert (table.disabled, table.pagination, table.value.shape) == (True, "local", (1_000, 201))
+    assert "the first 1,000 of 1,500 rows, the first 200 of 300 columns" in words.object
+    assert "render=" in words.object
+
+
+FRAME = pd.DataFrame({"a": [1, 2]})
+TABLES = {
+    "series": (pd.Series([1, 2], name="a"), ["", "a"], [[0, 1], [1, 2]]),
+    "index": (pd.Index([1, 2], name="a"), ["a"], [[1], [2]]),
+    "styler": (FRAME.style, ["", "a"], [[0, 1], [1, 2]]),
+    "polars": (pl.DataFrame({"a": [1, 2]}), ["a"], [[1], [2]]),
+    "polars series": (pl.Series("a", [1, 2]), ["a"], [[1], [2]]),
+    "arrow": (pa.table({"a": [1, 2]}), ["a"], [[1], [2]]),
+    "long array": (np.arange(100), ["0"], [[each] for each in range(100)]),
+    "records": (np.array([(1, "x")], dtype=[("a", int), ("b", "U1")]), ["a", "b"], [[1, "x"]]),
+    "no rows": (pd.DataFrame({"a": []}), ["", "a"], []),
+    "nothing": (pd.DataFrame(), [""], []),
+    "names twice": (pd.DataFrame([[1, 2]], columns=["a", "a"]), ["", "a", "a"], [[0, 1, 2]]),
+    "other names": (pd.DataFrame([[1, 2]], columns=[None, 1.5]), ["", "", "1.5"], [[0, 1, 2]]),
+    "levels": (
+        pd.DataFrame([[1]], columns=pd.MultiIndex.from_tuples([("a", 1)]), index=pd.MultiIndex.from_tuples([("x", 2)])),
+        ["", "", "a / 1"],
+        [["x", 2, 1]],
+    ),
+    "zone": (
+        pd.DataFrame({"a": pd.to_datetime(["2026-01-01", None]).tz_localize("Europe/Berlin")}),
+        ["", "a"],
+        [[0, "2026-01-01 00:00:00+01:00"], [1, ""]],
+    ),
+    "objects": (pd.DataFrame({"a": [{"b": 1}, None, np.zeros(1)]}), ["", "a"], [[0, "{'b': 1}"], [1, ""], [2, "[0.]"]]),
+    "large integers": (pd.DataFrame({"a": [2**60]}), ["", "a"], [[0, str(2**60)]]),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_what_is_a_table_is_shown_as_one(kind: str) -> None:
+    """Numbers as such, all else as text."""
+    value, titles, expected = TABLES[kind]
+    table = display(value)
+    assert isinstance(table, pn.widgets.Tabulator)
+    table.get_root()
+    assert (list(table.titles.values()), cells(table)) == (titles, expected)
+
+
+def test_names_and_cells_of_a_table_are_shown_as_they_are() -> None:
+    table = display(pd.DataFrame({STRANGE: [STRANGE]}, index=pd.Index([STRANGE], name=STRANGE)))
+    assert list(table.titles.values()) == [escape(STRANGE)] * 2
+    assert [each["type"] for each in table.formatters.values()] == ["plaintext"] * 2
+
+
+def test_a_page_that_has_not_loaded_tables_shows_plain_ones() -> None:
+    """As when `pn.extension` was called without them, and the component comes later."""
+    with set_curdoc(Document()):
+        pn.extension()
+        table, words = display(pd.DataFrame({STRANGE: [STRANGE] * 30}))
+        assert isinstance(table, pn.pane.DataFrame)
+        assert len(table.object) == 20
+        assert "the first 20 of 30 rows" in words.object
+        assert STRANGE not in unescape(table.get_root().text)
+
+
+def test_a_panel_has_its_page_load_what_tables_are_made_of(front: Front) -> None:
+    with set_curdoc(document := Document()):
+        pn.state._loaded[document] = False  # as of a session that is being built
+        pn.extension()
+        job = background(front, lambda: FRAME).job()
+        panel = JobPanel(job)
+        panel.__panel__()
+        assert isinstance(display(FRAME), pn.widgets.Tabulator)
 
 
 def test_an_error_is_shown_as_text(front: Front) -> None:

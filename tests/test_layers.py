@@ -33,7 +33,19 @@ LAYERS = [
         "archive",
         "neighbours",
     },
-    {"views", "display", "components", "jobview", "jobpanel", "buttons", "memoview", "monitor", "values", "widgets"},
+    {
+        "views",
+        "display",
+        "table",
+        "components",
+        "jobview",
+        "jobpanel",
+        "buttons",
+        "memoview",
+        "monitor",
+        "values",
+        "widgets",
+    },
     {
         "runtime",
         "functions",
@@ -53,6 +65,7 @@ OPTIONAL = {
     "stores.redis": {"redis"},
     "executors.celery": {"celery"},
     "executors.dask": {"dask", "distributed"},
+    "table": {"pandas"},  # whose import takes long, and which is there where a table is
 }
 WALL_CLOCK = {
     "datetime": {"now", "utcnow", "today"},
