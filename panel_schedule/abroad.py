@@ -73,7 +73,7 @@ def function_of(module: str, path: str, digest: str) -> Any:
         function = getattr(found, "function", found)
         if asker is None or written(function) == digest:
             return function
-    except Exception as error:
+    except BaseException as error:  # a module may leave at its import, too
         if asker is None:
             raise
         if module not in _failed:

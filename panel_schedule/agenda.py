@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .clock import Clock
-from .errors import RunSkipped
+from .errors import RunSkipped, is_interrupt
 from .lanes import Lane, Waves
 from .ledger import Ledger
 from .news import News
@@ -120,7 +120,9 @@ class Agenda:
             failed = False
             try:
                 pending = due(lane.trigger, lane.next, now)
-            except Exception:
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
                 # It is the slot after this one that is not known.
                 assert lane.next is not None
                 pending, failed = Due(lane.next, lane.next, None), True
@@ -173,7 +175,9 @@ class Agenda:
             return
         try:
             slot = lane.trigger.next_after(since)
-        except Exception:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             self._ask_later(lane)
         else:
             self.arm(lane, slot)

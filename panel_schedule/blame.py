@@ -12,17 +12,21 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from .copies import frame_types
+from .errors import is_interrupt
 
 _ATOMS = (int, float, complex, bool, str, bytes, type(None))
 _OBJECTS = "object"
 _LOOKED_AT = 1_000_000
 
 
-def refusal(value: Any, what: str, culprit: Any, error: Exception) -> str:
+def refusal(value: Any, what: str, culprit: Any, error: BaseException) -> str:
     """Why a value cannot be pickled: `what` it is, the type of the `culprit` and its path inside the value."""
     path = None
-    with suppress(Exception):  # whatever a user's __repr__ or __dict__ does
+    try:
         path = _path_to(culprit, value)
+    except BaseException as trouble:  # whatever a user's __repr__ or __dict__ does
+        if is_interrupt(trouble):
+            raise
     where = f"{path} is" if path else f"value (a {_kind(value)}) holds"
     return (
         f"{what}: {where} a {_kind(culprit)}, which cannot be shared by processes ({told(error)}). Return plain data: "

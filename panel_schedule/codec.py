@@ -24,7 +24,7 @@ import cloudpickle
 
 from . import abroad
 from .blame import refusal, told
-from .errors import ValueRefused, ValueUnreadable
+from .errors import ValueRefused, ValueUnreadable, may_be_interrupt
 
 try:
     import resource
@@ -164,8 +164,9 @@ def encode(value: Any, what: str) -> Encoded:
             f"{what}: the value is nested too deeply to be pickled, and so cannot be shared by processes. Return "
             "plain data, and links between its items as keys or indices."
         ) from error
-    except Exception:
-        pass
+    except BaseException as error:
+        if may_be_interrupt(error):
+            raise
     else:
         # Text that happens to contain such a name costs time only.
         if not any(name in stream.getvalue() for name in _SCRIPTS):
@@ -177,7 +178,9 @@ def encode(value: Any, what: str) -> Encoded:
         by_value.dump(value)
     except MemoryError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if may_be_interrupt(error):
+            raise
         raise ValueRefused(refusal(value, what, by_value.last, error)) from error
     return Encoded(stream.getvalue(), buffers)
 
@@ -329,7 +332,9 @@ def decode(data: Any) -> Any:
             raise ValueUnreadable(reason)
         try:
             return pickle.loads(parts[0], buffers=parts[1:])
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if may_be_interrupt(error):
+                raise
             raise ValueUnreadable(f"it no longer unpickles: {told(error)}") from error
     finally:
         # As above: no view may stay in the frame of an exception.

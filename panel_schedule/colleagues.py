@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from .codec import Encoded
-from .errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable
+from .errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
 from .guests import Guests
 from .jobs import Background
 from .run import Partials, Run, RunState, on_a_loop
@@ -134,7 +134,9 @@ class Colleagues:
     ) -> None:
         try:
             self._entered(work, enqueue())
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             log.error("%s: other processes do not hear of it, as it could not be stored. %s", work.name, error)
             work.stored.set()
         then(work)
@@ -374,7 +376,7 @@ class Colleagues:
         )  # fmt: skip
         try:
             workshop.prepare(work)
-        except Exception as error:
+        except BaseException as error:  # of a thread of ours
             workshop.refuse(work, error)
         workshop.start(work)
 

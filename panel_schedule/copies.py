@@ -23,6 +23,8 @@ from types import BuiltinFunctionType, EllipsisType, FunctionType, MethodType, M
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from .errors import is_interrupt
+
 # Nothing is inside of these, and nobody can change them.
 PLAIN: frozenset[type] = frozenset(
     {bool, int, float, complex, str, bytes, NoneType, EllipsisType, range, date, datetime, time, timedelta, Decimal}
@@ -272,7 +274,9 @@ class _Snapshot:
             self._made[id(value)] = value
             try:
                 self._made[id(value)] = _quick_copy(value) or self._copy(value, type(value))
-            except Exception:  # nested a thousand deep, or of a class that refuses it
+            except BaseException as error:  # nested a thousand deep, or of a class that refuses it
+                if is_interrupt(error):
+                    raise
                 self._passed += 1
         return self._made[id(value)]
 

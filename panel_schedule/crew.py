@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from .calls import CANCELLED, PUBLISHED, async_outcome, cancelled_inside, outcome
 from .codec import encode
 from .data import require_data
-from .errors import RunCancelled, RunFenced, WouldBlock
+from .errors import RunCancelled, RunFenced, WouldBlock, is_interrupt
 from .executors.loop import Interrupted
 from .executors.processes import Parcel
 from .flight import Desk, Flight
@@ -80,7 +80,9 @@ class Crew:
         executor = self._s.executors[EXECUTORS[kind]]
         try:
             body = self._body(flight, kind)
-        except Exception as error:  # an argument that cannot travel
+        except BaseException as error:  # an argument that cannot travel
+            if is_interrupt(error):
+                raise
             self._surely(flight, None, error)
             return
         with self._s.locked:
@@ -103,9 +105,11 @@ class Crew:
         self._here.depth = getattr(self._here, "depth", 0) + 1
         try:
             result = Context().run(self._compute, flight)
-        except (Exception, *CANCELLED) as error:
-            self._surely(flight, None, error)
-        except BaseException:  # Ctrl-C of this thread's own is none of the others'
+        except BaseException as error:
+            if not is_interrupt(error):
+                self._surely(flight, None, error)
+                return
+            # Ctrl-C of this thread's own is none of the others'.
             with self._s.locked:
                 self._by_run.pop(flight.run, None)
                 flight.begun, flight.future = False, None

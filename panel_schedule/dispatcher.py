@@ -89,7 +89,7 @@ class Dispatcher:
         """Start it, or let it join one that does the same; what is wrong with its arguments ends it."""
         try:
             self._enter(work)
-        except Exception as error:
+        except BaseException as error:  # of a thread of ours
             self.workshop.refuse(work, error)
 
     def _enter(self, work: Work) -> None:

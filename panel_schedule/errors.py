@@ -18,14 +18,20 @@ The errors of the package. Each message names the task, the cause and the remedy
         ├── RunCancelled         cancelled or replaced
         ├── RunTimedOut          took longer than its timeout
         ├── RunSkipped           never started
-        ├── RunFailed            failed in another process, or by a CancelledError of its own function
+        ├── RunFailed            failed in another process, or of what is no Exception, or of a CancelledError
         ├── RunCrashed           its process died, and the one that took it over
         └── RunFenced            lost its claim; what it publishes is dropped
 
-What a user's function raises is never wrapped: it keeps its type and traceback.
+An exception that a user's function raises is never wrapped: it keeps its type and traceback. What is none (SystemExit,
+KeyboardInterrupt, a panic of a compiled extension) would end the thread or the event loop of who waits: he gets a
+RunFailed that it has caused.
 """
 
 from __future__ import annotations
+
+import signal
+import threading
+from opcode import opmap
 
 __all__ = [
     "ArgumentUnkeyable",
@@ -111,7 +117,11 @@ class RunSkipped(RunError):
 
 
 class RunFailed(RunError):
-    """The run failed in another process, which has the traceback, or its own function raised a CancelledError."""
+    """
+    The run failed in another process, which has the traceback; or of what its function raised, which is its cause.
+
+    That is a CancelledError, or no Exception.
+    """
 
 
 class RunCrashed(RunError):
@@ -120,3 +130,28 @@ class RunCrashed(RunError):
 
 class RunFenced(RunError):
     """The run has lost its claim: what it publishes is dropped."""
+
+
+def may_be_interrupt(error: BaseException) -> bool:
+    """
+    Whether it may be a Ctrl-C, which is the business of the thread that it comes to.
+
+    Only the main thread gets one, and none where this package takes the signal: in a server and in its workers.
+    """
+    if not isinstance(error, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
+        return False
+    handler = signal.getsignal(signal.SIGINT)
+    return not (getattr(handler, "__module__", None) or "").startswith(__package__)
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """The same, and no ``raise`` of a function or an object of the user's."""
+    if not may_be_interrupt(error):
+        return False
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    if frames is None or str(frames.tb_frame.f_globals.get("__name__")).startswith("asyncio"):  # its second Ctrl-C
+        return True
+    # A signal comes between two instructions.
+    return frames.tb_frame.f_code.co_code[frames.tb_lasti] != opmap["RAISE_VARARGS"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from .codec import decode, encode
-from .errors import RunFailed, ValueRefused
+from .errors import RunFailed
 from .run import RemoteTraceback, another, first_line, traceback_text
 
 # Characters that are kept of the beginning and of the end each: of a traceback, and of a text in an error that is kept
@@ -16,7 +16,7 @@ LONGEST_HALF, LONGEST_TEXT, LARGEST = 8_000, 1_000, 16_000
 def packed(error: BaseException, text: str = "") -> tuple[str, str, bytes]:
     """First line, traceback (`text`, where it is known already) and, if it can be pickled, the error itself."""
     data = b""
-    with suppress(ValueRefused):
+    with suppress(Exception):  # whatever its class does
         data = encode(error, "").tobytes()
     return first_line(error), _cut(text or traceback_text(error), LONGEST_HALF), data
 

@@ -9,6 +9,7 @@ from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleT
 from typing import Any
 
 from .content import Content, Refusal
+from .errors import is_interrupt
 from .task import Origin
 
 _CACHED = type(functools.cache(len))
@@ -89,7 +90,9 @@ def _equal(one: Any, other: Any) -> bool:
         content = Content()
         try:
             content.add(each)
-        except Exception:  # a Refusal, or what an object of the user's raises when it is looked at
+        except BaseException as error:  # a Refusal, or what an object of the user's raises when it is looked at
+            if is_interrupt(error):
+                raise
             return False
         digests.append(content.digest())
     return digests[0] == digests[1]

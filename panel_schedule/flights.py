@@ -135,7 +135,7 @@ class Flights:
     def _submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool, guest: Run) -> None:
         try:
             self._ask(memo, memo.keys.local(args, kwargs), args, kwargs, guest, refresh=refresh, copied=True)
-        except Exception as error:
+        except BaseException as error:  # of a thread of ours
             with self._s.locked:
                 if not guest.state.final:
                     self._end(guest, RunState.FAILED, error)

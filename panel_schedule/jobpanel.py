@@ -12,8 +12,9 @@ from panel.custom import JSComponent
 from panel.viewable import Viewer
 
 from .display import Text, display
+from .errors import is_interrupt
 from .jobview import Job
-from .run import RunState, first_line
+from .run import RunState, bare, first_line
 from .table import load_tables
 
 log = logging.getLogger("panel_schedule")
@@ -290,8 +291,10 @@ class JobPanel(Viewer):
         # An exception would reach the job's other watchers, and leave them with what was before.
         try:
             return pn.panel(self._render(result))
-        except Exception as error:
-            log.exception("Job %r: its result cannot be shown.", self._job.name)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            log.error("Job %r: its result cannot be shown.", self._job.name, exc_info=bare(error))
             return Text(f"The result cannot be shown. {first_line(error)}")
 
     def __panel__(self) -> Any:

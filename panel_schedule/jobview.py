@@ -220,7 +220,7 @@ class Job(View, Viewer):
         args, kwargs = call
         try:
             run = self._function.submit_for(self._user, args, kwargs)
-        except Exception as error:
+        except BaseException as error:
             self._refused = first_line(error)
             self._show(None)
             raise

@@ -16,7 +16,7 @@ from types import FunctionType, NoneType
 from typing import Any
 
 from .content import Content, Refusal
-from .errors import ArgumentUnkeyable
+from .errors import ArgumentUnkeyable, is_interrupt
 from .references import references
 from .session import without_session
 
@@ -83,6 +83,12 @@ class Keys:
             return _plain(flat) or self._digest(values)
         except RecursionError as error:
             raise ArgumentUnkeyable(f"{self.name}(): its arguments are nested too deeply. {_REMEDY}") from error
+        except BaseException as error:
+            if isinstance(error, Exception) or is_interrupt(error):
+                raise
+            raise ArgumentUnkeyable(
+                f"{self.name}(): an argument raised {type(error).__name__} when a key was made of it. {_REMEDY}"
+            ) from error
 
     def digest(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """The key of a call, for a store: ``digested(local(args, kwargs))``."""
@@ -92,7 +98,9 @@ class Keys:
         assert self._key is not None
         try:
             return without_session(f"The key= of {self.name}()", self._key, *args, **kwargs)
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             self._bind(*args, **kwargs)  # a wrong call is no fault of key=
             raise ArgumentUnkeyable(
                 f"{self.name}(): its key= raised {type(error).__name__}: {error}. Give it the parameters of the "
@@ -183,7 +191,9 @@ def call_text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 def _told(value: Any) -> str:
     try:
         return _short.repr(value) if isinstance(value, (str, bytes, int, float, NoneType)) else _plainly(value)
-    except Exception:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         return f"<{type(value).__name__}>"
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .clock import Clock
-from .errors import StoreError
+from .errors import StoreError, is_interrupt
 from .executors.base import Executor
 from .lanes import Lane
 from .locked import Locked
@@ -144,7 +144,9 @@ class Ledger:
         except (StoreError, OSError) as error:
             if not self._over:
                 log.error("%s The server stops, so that it is not tried again.", error)
-        except Exception:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             log.exception("The store refused something that is a bug of panel-schedule; it goes on.")
         return False, None
 

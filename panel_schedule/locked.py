@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from .errors import is_interrupt
 from .executors.base import Executor
 from .lanes import Waves
 from .task import Task
@@ -78,8 +79,14 @@ class Locked:
         self._lock.release()
         calls: list[Callable[[], object]] = [executor.flush for executor in submitted]
         calls += [self._released, *(partial(self._changed, task) for task in touched), *deferred]
+        interrupt = None
         for call in calls:
             try:
                 call()
-            except Exception:
-                log.exception("A callback of a run failed; the other ones are not affected.")
+            except BaseException as error:
+                if is_interrupt(error):
+                    interrupt = error  # once the other ones are called
+                else:
+                    log.exception("A callback of a run failed; the other ones are not affected.")
+        if interrupt is not None:
+            raise interrupt

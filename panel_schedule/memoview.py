@@ -17,6 +17,7 @@ from .clock import Clock
 from .copies import as_it_is_now, snapshot
 from .data import is_light
 from .entry import Entry
+from .errors import is_interrupt
 from .memo import Memoized
 from .planner import ALLOWANCE
 from .recall import Answer, Watched
@@ -187,7 +188,9 @@ class MemoView(View):
             return
         try:
             call = resolved(self._given)
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             self._refuse(error)
             return
         # A widget may change its value in place, while a key is made of it or before it is asked for.
@@ -226,7 +229,7 @@ class MemoView(View):
             self._stand(key)
             self._watched = self._host.watch_call(self._memo, key, self._changed)
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: BaseException) -> None:
         self._stand(None)
         self._failure = first_line(error)
 
@@ -274,7 +277,9 @@ class MemoView(View):
         args, kwargs = self._call
         try:
             run = self._host.ask(self._memo, self._key, args, kwargs, refresh)
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             self._failure = first_line(error)
         else:
             self._run, self._unwatch = run, run.watch(self._changed)
@@ -306,7 +311,7 @@ class MemoView(View):
         run = self._run
         try:
             news = self._news()
-        except Exception:
+        except BaseException:
             # Whatever becomes of the value: it is tried again with the next look, which finds the run as it was.
             self._run = None if run is None or run.state.final else run
             self._tell({})

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from .archive import Archive
 from .crew import Crew
 from .entry import Entry
-from .errors import RunFenced, ScheduleError, StoreError, ValueUnreadable
+from .errors import RunFenced, ScheduleError, StoreError, ValueUnreadable, is_interrupt
 from .flight import Desk, Flight
 from .memo import Memoized
 from .recall import Answer
@@ -81,7 +81,9 @@ class Neighbours:
                 self._depart(flight, here)
         except RunFenced:  # of this process itself, which has just left
             self._f.crew.board(flight, here)
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             if not isinstance(error, (ScheduleError, OSError)):
                 log.exception("%s: its store failed at something that is a bug of panel-schedule.", flight.name)
             else:

@@ -11,15 +11,16 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
-from .calls import is_async
+from .calls import CANCELLED, is_async
 from .clock import Clock
 from .errors import RunSkipped
 from .executors.base import Executor
+from .executors.loop import Interrupted
 from .lanes import Lane
 from .ledger import Ledger
 from .locked import Locked
 from .registry import Named
-from .run import Run, RunState, first_line, own_traceback
+from .run import Run, RunState, bare, first_line
 from .session import leave_session
 from .stores.base import Store
 from .task import Task
@@ -91,6 +92,7 @@ class Desk(Protocol):
     timers: Timers
     locked: Locked
     ledger: Ledger
+    stopping: bool
     changed: Callable[[Task[Any]], object]
 
     def defer(self, call: Callable[[], object]) -> None: ...
@@ -150,7 +152,7 @@ class FailureLog:
             failing.told, failing.told_at = failing.count, now
             times = "" if failing.count == 1 else f" ({failing.count} times in {_lasting(now - failing.since)})"
         if new:
-            log.error("%s: %s", what, text, exc_info=own_traceback(error))
+            log.error("%s: %s", what, text, exc_info=bare(error))
         else:
             log.error("%s: %s%s", what, text, times)
 
@@ -293,8 +295,10 @@ class News:
             if call.handler.call is call:
                 call.handler.call = None
                 self._call_next(call.handler)
-        if not call.late and not future.cancelled() and (error := future.exception()) is not None:
-            log.error("Task %r: the %s failed: %s", call.task.name, call.name, first_line(error), exc_info=error)
+        error = None if call.late or future.cancelled() else future.exception()
+        stopped = isinstance(error, CANCELLED) and (self._s.stopping or isinstance(error, Interrupted))
+        if error is not None and not stopped:
+            log.error("Task %r: the %s failed: %s", call.task.name, call.name, first_line(error), exc_info=bare(error))
 
     def skipped(self, lane: Lane, run: Run, new: bool) -> None:
         """Say so, if it is news."""

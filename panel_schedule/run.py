@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import threading
@@ -23,9 +24,11 @@ from typing import Any, TypeVar
 
 from .copies import own_copy
 from .entry import Entry
-from .errors import RunCancelled, RunTimedOut, WouldBlock
+from .errors import RunCancelled, RunFailed, RunTimedOut, WouldBlock, is_interrupt
 
 T = TypeVar("T")
+
+log = logging.getLogger("panel_schedule")
 
 
 # Ids that nobody has yet, made many at once: one at a time takes ten times as long.
@@ -331,7 +334,9 @@ class Run:
         TimeoutError
             When the run has not ended in time; it goes on.
         RunCancelled, RunTimedOut, RunSkipped
-            When it ended so. What the function itself raised is raised unchanged.
+            When it ended so. An exception that the function itself raised is raised unchanged.
+        RunFailed
+            When the function raised what is no Exception, such as SystemExit, or a CancelledError: caused by it.
         """
         if not self._ended:
             self._refuse_itself()
@@ -353,7 +358,7 @@ class Run:
     def outcome(self) -> Any:
         """Of a run that has ended: its value, or its error raised, an instance of the caller's own."""
         if self.error is not None:
-            raise another(self.error)
+            raise for_waiter(self.task, self.error)
         return self.value
 
     def _refuse_itself(self) -> None:
@@ -362,7 +367,18 @@ class Run:
 
     def add_done_callback(self, fn: Callable[[Run], object]) -> None:
         """Call ``fn(run)`` when the run has ended, at once if it has; on the thread that ended it."""
-        self._completion().add_done_callback(lambda _: fn(self))
+
+        def call(_: Future[Any]) -> None:
+            try:
+                fn(self)
+            except BaseException as error:  # others wait for the same run
+                if is_interrupt(error):
+                    raise
+                log.error(
+                    "A callback of a run of %r failed: %s", self.task, first_line(error), exc_info=bare(error)
+                )  # fmt: skip
+
+        self._completion().add_done_callback(call)
 
     def record(self) -> RunRecord:
         """This run as ``task.history`` keeps it: without its value."""
@@ -420,14 +436,23 @@ class Run:
         return future
 
     def _settle(self, future: Future[Any]) -> None:
-        with suppress(Exception):  # who waits gets to hear of it
+        try:
             self.shared  # noqa: B018  # fetched here, where nobody is kept waiting
-        future.set_result(None)
+        except BaseException as error:  # who waits gets to hear of it
+            if is_interrupt(error):
+                raise
+        finally:
+            future.set_result(None)
 
     def touch(self) -> None:
         """Tell those who watch it."""
         for changed in self._watchers:
-            changed()
+            try:
+                changed()
+            except BaseException as error:  # others watch the same run
+                if is_interrupt(error):
+                    raise
+                log.error("A watcher of a run of %r failed: %s", self.task, first_line(error), exc_info=bare(error))
 
     def report(self, percent: int, message: str) -> None:
         if (percent, message) != (self.percent, self.message):
@@ -625,6 +650,25 @@ def another(error: BaseException, chain: int = LONGEST_CHAIN) -> BaseException:
     return fresh.with_traceback(_bare(own_traceback(error)[2]))
 
 
+def for_waiter(task: str, error: BaseException) -> BaseException:
+    """
+    What is raised in who waits for a run of `task`: an error of his own, see `another`.
+
+    What is no Exception would end his thread, or the event loop: he gets a RunFailed that it has caused.
+    """
+    own = another(error)
+    if isinstance(own, Exception):
+        return own
+    failed = RunFailed(f"The run of {task!r} failed: its function, or a value of it, raised {first_line(own)}.")
+    failed.__cause__ = own
+    return failed
+
+
+def bare(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """What a log gets as ``exc_info``, who may keep it: the traceback from the user's function on, without frames."""
+    return own_traceback(another(error))
+
+
 def _same(error: BaseException, chain: int) -> BaseException:
     kind, args = type(error), error.args
     if isinstance(error, BaseExceptionGroup):
@@ -696,7 +740,7 @@ def _anywhere() -> Iterator[None]:
 
 
 def own_traceback(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """What a log wants as ``exc_info``: the traceback from the user's function on, without who called it."""
+    """As ``exc_info`` has it: with the traceback from the user's function on, without who called it."""
     # Of an error from another process the frames are all ours; its cause has the others.
     frames = None if isinstance(error.__cause__, RemoteTraceback) else error.__traceback__
     while frames is not None and frames.tb_next is not None and _is_ours(frames):

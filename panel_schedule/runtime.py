@@ -39,7 +39,7 @@ from .registry import (
     taken,
     was_edited,
 )
-from .run import Run, another, place, refuse_to_block, renew_ids
+from .run import Run, for_waiter, place, refuse_to_block, renew_ids
 from .scheduler import Scheduler
 from .stores.base import TASK, USER, Store
 from .stores.file import FileStore
@@ -320,7 +320,7 @@ class Runtime(Functions):
 
     def _not_ready(self, task: Task[Any], run: Run | None, timeout: float | None) -> BaseException:
         if run is not None and run.state.final and run.error is not None:
-            return another(run.error)  # a TimeoutError of the function's own
+            return for_waiter(task.name, run.error)  # a TimeoutError of the function's own
         status = task.status
         why = status.error or f"it is {status.state}, and due next at {status.next_run}"
         return NotReady(f"Task {task.name!r} has no value after {timeout} s: {why}.")

@@ -194,7 +194,7 @@ class Scheduler:
         while self._serving is threading.current_thread():
             try:
                 delay = self.tick()
-            except Exception:
+            except BaseException:  # of its own thread, which serves everybody
                 log.exception("The scheduler failed at something that is a bug of panel-schedule; it goes on.")
                 delay = 1.0
             if self._serving is threading.current_thread():

@@ -15,7 +15,7 @@ from .data import require_data
 from .entry import Entry
 from .errors import ScheduleError
 from .memo import Memoized
-from .run import on_a_loop
+from .run import bare, first_line, on_a_loop
 from .stores.base import USER, Store, whose
 from .views import Views
 
@@ -125,8 +125,9 @@ class NamedValues(MutableMapping[str, Any]):
                 self._write(name, value)
             except KeyError:
                 pass  # deleted by somebody else meanwhile
-            except Exception as error:
-                log.error("%s", error, exc_info=None if isinstance(error, ScheduleError) else error)
+            except BaseException as error:  # of a thread of ours
+                told = isinstance(error, ScheduleError)
+                log.error("%s", error if told else first_line(error), exc_info=None if told else bare(error))
             with self._lock:
                 if self._pending[name] is value:
                     del self._pending[name]

@@ -24,6 +24,7 @@ from param.parameterized import Event, Watcher, _batch_call_watchers, discard_ev
 from .clock import Clock
 from .copies import holding_frames, own_copies
 from .entry import Entry
+from .errors import is_interrupt
 from .run import first_line
 from .stores.base import TASK, USER
 from .task import Task, TaskStatus
@@ -79,7 +80,7 @@ class View(param.Parameterized):
         self._default: Any = None
         # The watchers that have failed, with what they are still to be told; and how the last one did.
         self._untold: dict[int, tuple[Watcher, list[Event]]] = {}
-        self._trouble: Exception | None = None
+        self._trouble: BaseException | None = None
         super().__init__(**params)
 
     def pipe(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +123,9 @@ class View(param.Parameterized):
             told._events, told._state_watchers = list(due), [watcher]
             try:
                 told._batch_call_watchers()
-            except Exception as error:
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
                 self._trouble = error
                 self._untold[id(watcher)] = watcher, due
 
@@ -130,7 +133,9 @@ class View(param.Parameterized):
         """Bring it up to date at once; where that fails, soon."""
         try:
             follow()
-        except Exception:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             changed()
         else:
             if self._trouble is not None:
@@ -510,7 +515,9 @@ class Views:
                 try:
                     each.follow()
                     trouble = each.view._trouble
-                except Exception as error:
+                except BaseException as error:
+                    if is_interrupt(error):
+                        raise
                     trouble = error
                 if trouble is None:
                     session.failing.pop(key, None)
@@ -518,7 +525,7 @@ class Views:
                     self._repeat(session, key, each.view, trouble)
         self._cost += 0.2 * (self._clock.monotonic() - started - self._cost)
 
-    def _repeat(self, session: _Session, key: tuple[str, str], view: Any, trouble: Exception) -> None:
+    def _repeat(self, session: _Session, key: tuple[str, str], view: Any, trouble: BaseException) -> None:
         """Update it again in a moment, when what was in its way may be over: a module that was half imported, say."""
         session.failing[key] = attempt = session.failing.get(key, 0) + 1
         loop = self._loop()

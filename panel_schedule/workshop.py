@@ -306,7 +306,7 @@ class Workshop:
             if future is not None:
                 future.cancel()
 
-    def refuse(self, work: Work, error: Exception) -> None:
+    def refuse(self, work: Work, error: BaseException) -> None:
         """It cannot even begin."""
         with self._s.locked:
             if not work.run.state.final:

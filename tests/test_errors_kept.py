@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import queue
 import subprocess
 import threading
 import time
@@ -165,7 +166,9 @@ def test_a_plain_call_of_a_memoized_function_that_fails_keeps_no_caller(ps: Fron
     # The caller's own error has been its context, with arguments of his: these are no frames.
     failure = ps._runtime.flights.failing(memo)
     assert 1 == len(failure)
-    assert not [frame for _, error in ps._runtime.flights._failed.values() for frame in _frames(error) if frame.f_back]
+    assert not [
+        frame for _, error in ps._runtime.flights._failed[memo].values() for frame in _frames(error) if frame.f_back
+    ]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "timed out"])
@@ -186,6 +189,30 @@ def test_a_run_that_was_ended_keeps_no_frame_of_who_waited(ps: Front, how: str) 
     go.set()
     ps._runtime.scheduler.executors["job-thread"].stop(PATIENCE)
     assert run.error is not None
+    assert no_page_left()
+
+
+@pytest.mark.parametrize("kind", ["task in a thread", "job in a thread", "memoized function", "handler"])
+def test_what_a_log_keeps_of_a_failure_has_no_frame_of_its_function(ps: Front, kind: str) -> None:
+    kept = queue.SimpleQueue[logging.LogRecord]()
+    handler, log = logging.Handler(), logging.getLogger("panel_schedule")
+    handler.emit = kept.put  # type: ignore[method-assign]
+    log.setLevel(logging.ERROR)
+    log.addHandler(handler)
+    try:
+        if kind == "handler":
+            ps.on("succeeded", lambda task, run: fail())
+            ps.background(executor="thread", name="job")(lambda: 1).submit()
+        elif kind == "memoized function":
+            memo = ps.memoize(fail)
+            ps._runtime.flights.join(memo, memo.keys.local((), {}), (), {}, refresh=True)
+        else:
+            start(ps, kind)()
+        record = kept.get(timeout=PATIENCE)
+    finally:
+        log.removeHandler(handler)
+    assert record.exc_info is not None
+    assert "raise NeedsTwo(1, 2) from error" in logging.Formatter().formatException(record.exc_info)
     assert no_page_left()
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
+
+from ..errors import is_interrupt
+
+log = logging.getLogger("panel_schedule")
 
 
 class Interrupted(asyncio.CancelledError):
@@ -149,16 +154,13 @@ class LoopExecutor:
             result = body()
             if inspect.isawaitable(result):
                 result = await result
-        except KeyboardInterrupt as exc:
-            # Ctrl-C that happens to arrive in here is the server's business: its loop gets it, and
-            # no task keeps it, which would print it again at the end.
-            outcome: BaseException | None = Interrupted()
-            if asyncio.get_running_loop() is self._own:  # no signal comes here: the function itself has raised it
-                outcome = exc
-            else:
-                asyncio.get_running_loop().call_soon(_interrupt)
         except BaseException as exc:
-            outcome = exc
+            outcome: BaseException | None = exc
+            if is_interrupt(exc):
+                # Ctrl-C that happens to arrive in here is the server's business: its loop gets it, and
+                # no task keeps it, which would print it again at the end.
+                outcome = Interrupted()
+                asyncio.get_running_loop().call_soon(_interrupt)
         else:
             outcome = None
         future.task = None
@@ -189,7 +191,13 @@ class LoopExecutor:
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
     """Until it is stopped; what was cancelled then gets to know of it."""
-    loop.run_forever()
+    while True:
+        try:
+            loop.run_forever()
+        except BaseException:  # a SystemExit, say, in a task that a function has started: asyncio lets it through
+            log.exception("A task of the event loop wanted to end it; the loop goes on.")
+        else:
+            break
     if left := asyncio.all_tasks(loop):
         loop.run_until_complete(asyncio.wait(left))
     loop.close()

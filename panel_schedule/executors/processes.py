@@ -247,7 +247,7 @@ class Worker:
         try:
             answer = contextvars.Context().run(call, value.load())
             kind, encoded = wire.ANSWER, encode(answer if call is not parcel.receive else None, parcel.name)
-        except Exception as error:
+        except BaseException as error:  # whatever a value does that is read or answered
             kind, encoded = wire.REFUSAL, wire.encode_error(error, parcel.name)
         self._wire.send(kind, encoded)
 

@@ -7,7 +7,7 @@ import pickle
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ..errors import ValueRefused
+from ..errors import ValueRefused, is_interrupt
 from ..triggers import Dates, Every
 from .base import Mark
 
@@ -52,7 +52,9 @@ def portable(trigger: Any) -> bytes | None:
 def pickled(task: str, trigger: Any) -> bytes:
     try:
         return pickle.dumps(trigger)
-    except Exception as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         raise ValueRefused(
             f"Task {task!r}: the schedule {trigger} cannot be shared by processes ({error}). Reschedule it to a "
             "period, a cron expression or dates."
@@ -62,6 +64,8 @@ def pickled(task: str, trigger: Any) -> bytes:
 def unpickled(task: str, data: bytes | None) -> Any:
     try:
         return None if data is None else pickle.loads(data)
-    except Exception as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         log.error("Task %r: a schedule that was stored cannot be read, so the one in the code holds: %s", task, error)
         return None

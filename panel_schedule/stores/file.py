@@ -17,7 +17,7 @@ from ..clock import Clock
 from ..codec import Inline, Mapped
 from ..data import require_data
 from ..entry import Entry
-from ..errors import ScheduleError, ValueUnreadable
+from ..errors import ScheduleError, ValueUnreadable, is_interrupt
 from .backlog import MOST_BYTES, Backlog
 from .base import TASK, USER, Claim, fenced, whose
 from .columns import instant_of, micros
@@ -165,7 +165,9 @@ class FileStore(House, Rows):
             except OSError as error:  # too many open files, say: it may be read later
                 self._retry.add((space, name))
                 self._complain(space, name, row, error)
-            except (ValueUnreadable, TypeError, ValueError, OverflowError) as error:
+            except (ValueUnreadable, TypeError, ValueError, OverflowError, KeyboardInterrupt) as error:
+                if is_interrupt(error):
+                    raise
                 self._complain(space, name, row, error)
                 self._versions[space, name] = row["version"]
             else:

@@ -266,7 +266,7 @@ class House(ABC):
                 if not self._closed:
                     self._complain_once(error)
                     self._bells.wait(LOOK)
-            except Exception:
+            except BaseException:  # of the store's own thread
                 log.exception("Reading the store failed at something that is a bug of panel-schedule; it goes on.")
                 self._bells.wait(LOOK)
 
