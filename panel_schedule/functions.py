@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -26,6 +25,7 @@ from .jobview import Job
 from .keys import digested
 from .memo import Memoized, MemoPolicy
 from .memoview import MemoView
+from .notebook import in_notebook, remember
 from .recall import Watched
 from .references import references
 from .registry import may_replace, require_nameable, same_function, taken
@@ -126,6 +126,7 @@ class Functions(ABC):
             if (known := self.jobs.get(name)) is not None:
                 _again(known, "job", policy, key, function)
                 return known
+            remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             if self._scheduler is not None:
                 self._dispatcher.add(background)
@@ -151,6 +152,7 @@ class Functions(ABC):
                 if _again(known, "memoized function", policy, key, function) and self._scheduler is not None:
                     self._flights.archive.forget(known)
                 return known
+            remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             if self._scheduler is not None:
                 self._flights.add(memo)
@@ -232,12 +234,6 @@ class Functions(ABC):
         return show(view)
 
 
-def in_notebook() -> bool:
-    """Whether this is the kernel of a notebook."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell is not None and hasattr(shell, "kernel")
-
-
 def _plain(function: Any) -> Any:
     if isinstance(function, (Task, Background, Memoized)):
         raise RegistrationError(f"{function!r} is no plain function; {function.name}.function is: decorate that one.")
@@ -250,5 +246,6 @@ def _again(known: Any, kind: str, policy: Any, key: Any, function: Any) -> bool:
     if not anew and not same_function(known.function, function):
         raise taken(known, function, kind)
     if anew:
+        remember(f"{'Job' if kind == 'job' else 'Memoized function'} {known.name!r}")
         known.become(function, policy, key)
     return anew

@@ -27,8 +27,9 @@ from .errors import ConfigError, NotReady, RegistrationError, StoreError
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
-from .functions import Functions, in_notebook
+from .functions import Functions
 from .news import EVENTS, Handler
+from .notebook import in_notebook, remember, speak
 from .registry import (
     Registry,
     choose_trigger,
@@ -360,6 +361,7 @@ class Runtime(Functions):
                         f"Task {name!r} depends on {upstream.name!r}, which was cancelled and will never have "
                         "a new value. Schedule that one again first."
                     )
+            remember(f"Task {name!r}")
             task: Task[Any] = Task(name, function, policy, self)
             in_session = _in_session()
             if in_session:
@@ -378,6 +380,7 @@ class Runtime(Functions):
         elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
             return known
         require_no_cycle(known, policy)
+        remember(f"Task {known.name!r}")
         known.function, known.policy = function, policy
         known.become(plain=False)
         if self._scheduler is not None:
@@ -417,7 +420,7 @@ class Runtime(Functions):
             return self.loops.adopted  # a server in another thread
 
     def _show_first_run(self, task: Task[Any]) -> None:
-        """In a notebook the cell waits for the first value, and a failure is its traceback."""
+        """In a notebook the cell waits for the first value, shows the traceback of a failure, and has its name."""
         run = self.scheduler.lanes[task.name].run
         if run is None or task.policy.first_run is not FirstRun.WAIT:
             return
@@ -426,11 +429,12 @@ class Runtime(Functions):
             run.add_done_callback(_show_traceback)
         else:
             run._completion().result()
-            run.outcome()
+            _show_traceback(run)
 
 
 def _show_traceback(run: Run) -> None:
     if (error := run.error) is not None:
+        speak(f"Task {run.task!r}")
         sys.modules["IPython"].get_ipython().showtraceback((type(error), error, error.__traceback__))
 
 

@@ -23,8 +23,8 @@ from tornado.process import task_id
 
 from . import supervisor
 from .errors import ConfigError, StoreError
-from .functions import in_notebook
 from .modules import Executed
+from .notebook import in_notebook
 from .run import Run, traceback_text
 from .runtime import Runtime, has_setup_script
 from .session import separate

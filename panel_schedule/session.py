@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token, copy_context
 from typing import Any, TypeVar
 
+from .notebook import speak
+
 T = TypeVar("T")
 
 log = logging.getLogger("panel_schedule")
@@ -116,6 +118,7 @@ def leave_session(name: str) -> None:
     """
     if (documents := separate()) is not None:
         documents.set(NoSession(name))
+    speak(name)
 
 
 def without_session(name: str, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:

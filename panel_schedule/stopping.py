@@ -19,7 +19,7 @@ from tornado.httpserver import HTTPServer
 
 from . import supervisor
 from .executors.base import Executor
-from .functions import in_notebook
+from .notebook import in_notebook
 from .runtime import Runtime
 
 log = logging.getLogger("panel_schedule")

@@ -81,6 +81,29 @@ def test_a_failing_first_run_is_a_traceback_in_the_cell(run: Run) -> None:
     assert later == "ZeroDivisionError: division by zero"
 
 
+def test_a_task_whose_first_run_fails_has_its_name(run: Run) -> None:
+    """So that it can be looked at, and ended."""
+    failed, shown = run(DEFINE.format(name="boom", value="1 / 0"), "print(boom.status.state); boom.remove_schedule()")
+    assert "ZeroDivisionError" in failed
+    assert shown == "failed"
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_what_a_task_prints_and_the_log_says_is_in_no_later_cell(run: Run, kind: str) -> None:
+    """Runs that print and fail go on while other cells run."""
+    _, *later = run(
+        DEFINE.format(name="loud", value="print('out') or 1 / 0").replace("def", kind).replace("1h", "20ms"),
+        """
+        import asyncio
+        async with asyncio.timeout(20):
+            while len(loud.history) < 25:
+                await asyncio.sleep(0.01)
+        """,
+        "loud.remove_schedule(); print('mine')",
+    )
+    assert later == ["", "mine"]
+
+
 def test_another_function_replaces_the_first_and_keeps_value_and_history(run: Run) -> None:
     """Invariant 1: the version goes on, and the new function's value is there."""
     *_, shown = run(
