@@ -460,7 +460,7 @@ def test_faults(open_page: NewPage, house: House) -> None:
     page = jobs[0].here.page
     for hidden in ("Traceback", "and more"):
         expect(page.get_by_text(hidden)).to_have_count(0)
-    assert 2 == house.count("    raise ValueError")
+    assert 1 == house.count("    raise ValueError")  # the second time a line is enough
     assert 0 == house.count("begins (locked|framed)")
 
 
