@@ -21,8 +21,8 @@ _HEAD = struct.Struct("<cBI")
 # From the server: a greeting, what to run and as what, and an answer.
 HELLO, RUN, BODY, ANSWER, REFUSAL = b"h", b"r", b"b", b"a", b"e"
 # From a worker: it is there; a partial, a question and a module it cannot find, which wait for their answer; progress;
-# how the body ended.
-READY, PARTIAL, QUESTION, MODULE, PROGRESS = b"R", b"P", b"Q", b"M", b"G"
+# what it logs; how the body ended.
+READY, PARTIAL, QUESTION, MODULE, PROGRESS, LOG = b"R", b"P", b"Q", b"M", b"G", b"L"
 RETURNED, PUBLISHED, RAISED = b"V", b"S", b"E"
 
 

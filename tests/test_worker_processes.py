@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import logging
 import os
 import random
 import resource
@@ -221,14 +222,13 @@ def test_a_function_of_a_module_that_was_edited_since_is_the_servers(executor, m
     assert "old" == send(executor, functions.answer.function).result(PATIENCE)
 
 
-def test_a_function_of_a_module_that_cannot_be_imported_there_is_a_copy(executor, module, tmp_path, capfd):
+def test_a_function_of_a_module_that_cannot_be_imported_there_is_a_copy(executor, module, tmp_path, caplog):
     """The module and the cause are named, once."""
     functions = module("broken_module", MODULE + "@Made\ndef answer(): return 42\n")
     (tmp_path / "broken_module.py").write_text("raise OSError('the port is taken')\n")
 
     assert [42, 42] == [send(executor, functions.answer.function).result(PATIENCE) for _ in range(2)]
-    executor.stop(PATIENCE)
-    said = [line for line in capfd.readouterr().err.splitlines() if "the port is taken" in line]
+    said = [message for message in caplog.messages if "the port is taken" in message]
     assert 1 == len(said)
     assert "'broken_module'" in said[0]
 
@@ -1423,6 +1423,409 @@ def test_what_cannot_be_put_back_costs_the_process(number):
         assert send(executor, function, number).result(PATIENCE) != send(executor, os.getpid).result(PATIENCE)
     finally:
         executor.stop(0)
+
+
+# ------------------------------------------------------------ what is logged there
+
+
+class Kept(logging.Handler):
+    """The records that a logger has handled, and their lines."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+        self.setFormatter(logging.Formatter("FMT %(name)s %(levelname)s %(message)s"))
+
+    def emit(self, record):
+        self.records.append(record)
+
+    @property
+    def lines(self):
+        return [self.format(record) for record in self.records]
+
+
+@pytest.fixture
+def kept():
+    """What reaches the handler of the server's logger "shop", whose level is INFO."""
+    logger, handler = logging.getLogger("shop"), Kept()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler
+    logger.handlers[:], logger.filters[:], logger.propagate = [], [], True
+    logger.setLevel(logging.NOTSET)
+    logging.disable(logging.NOTSET)
+
+
+def make_log_once():
+    def log_once(name="shop.orders", level=logging.INFO):
+        logging.getLogger(name).log(level, "order %d of %s", 7, "Ann")
+
+    return log_once
+
+
+# It travels by value: a worker need not import this file.
+log_once = make_log_once()
+
+
+def test_what_is_logged_meets_the_servers_loggers(executor, kept):
+    """Name, level, message, place and process are the record's own, the format is the handler's."""
+    pid = send(executor, os.getpid).result(PATIENCE)
+    send(executor, log_once).result(PATIENCE)
+    send(executor, log_once, "shop.orders", logging.DEBUG).result(PATIENCE)
+
+    assert ["FMT shop.orders INFO order 7 of Ann"] == kept.lines
+    (record,) = kept.records
+    assert (pid, "log_once", __file__) == (record.process, record.funcName, record.pathname)
+
+
+@pytest.mark.parametrize("kind", ["async", "generator", "thread"])
+def test_whatever_kind_of_function_logs(executor, kept, kind):
+    async def asynchronous():
+        log_once()
+
+    def generator():
+        yield 1
+        log_once()
+
+    def in_a_thread():
+        thread = threading.Thread(target=log_once)
+        thread.start()
+        thread.join()
+
+    functions = {"async": asynchronous, "generator": generator, "thread": in_a_thread}
+    send(executor, functions[kind]).result(PATIENCE)
+
+    assert ["FMT shop.orders INFO order 7 of Ann"] == kept.lines
+
+
+def test_an_error_is_logged_with_its_traceback(executor, kept):
+    """As text: nothing of it is unpickled in the server."""
+
+    def function():
+        try:
+            raise OSError("no such shop")
+        except OSError:
+            logging.getLogger("shop").exception("failed", stack_info=True)
+
+    send(executor, function).result(PATIENCE)
+
+    (line,) = kept.lines
+    assert line.startswith("FMT shop ERROR failed\nTraceback")
+    assert "OSError: no such shop" in line
+    assert "in function" in kept.records[0].stack_info
+
+
+def test_what_is_added_to_a_record_comes_along(executor, kept):
+    """Data as they are, anything else as text."""
+
+    class Customer:
+        def __str__(self):
+            return "Ann"
+
+    def function():
+        added = {"who": Customer(), "count": 3, "tags": ["a", Customer()], "by": {1: None}}
+        logging.getLogger("shop").info(Customer(), extra=added)
+
+    send(executor, function).result(PATIENCE)
+
+    (record,) = kept.records
+    assert ("Ann", "Ann", 3, ["a", "Ann"], {"1": None}) == (
+        record.msg, record.who, record.count, record.tags, record.by
+    )  # fmt: skip
+
+
+def test_a_message_that_cannot_be_made_ends_nothing(executor, kept, capfd):
+    """The place is named, as Python does."""
+
+    def function():
+        logging.getLogger("shop").info("%d %d", 1)
+        endless = []
+        endless.append(endless)
+        logging.getLogger("shop").info("endless", extra={"endless": endless})
+        log_once()
+        return 1
+
+    assert 1 == send(executor, function).result(PATIENCE)
+    assert "FMT shop.orders INFO order 7 of Ann" == kept.lines[-1]
+    assert "not enough arguments for format string" in capfd.readouterr().err
+
+
+def test_the_levels_are_the_servers(executor, kept):
+    """Those of the moment when the run begins; what nobody wants is not even sent."""
+
+    def enabled():
+        logging.getLogger("shop.quiet").setLevel(logging.DEBUG)  # nobody else's
+        names = ["shop", "shop.orders", "elsewhere"]
+        return [logging.getLogger(name).isEnabledFor(logging.INFO) for name in names]
+
+    logger = logging.getLogger("shop")
+    seen = [send(executor, enabled).result(PATIENCE)]
+    logger.setLevel(logging.WARNING)
+    seen.append(send(executor, enabled).result(PATIENCE))
+    logger.setLevel(logging.DEBUG)
+    logging.disable(logging.INFO)
+    seen.append(send(executor, enabled).result(PATIENCE))
+    logging.disable(logging.NOTSET)
+    logger.disabled = True
+    seen.append(send(executor, enabled).result(PATIENCE))
+    logger.disabled = False
+
+    root = logging.root.isEnabledFor(logging.INFO)
+    assert [[True, True, root], [False, False, root], [False] * 3, [False, True, root]] == seen
+
+
+def test_a_filter_of_the_server_knows_the_run(executor, kept):
+    """As it does when the function runs in a thread."""
+
+    def add(record):
+        record.run = ps.current_run().id
+        return True
+
+    logging.getLogger("shop").addFilter(add)
+    run = Run("sales", NOW, NOW)
+    send(executor, log_once, "shop", run=run).result(PATIENCE)
+
+    assert [run.id] == [record.run for record in kept.records]
+
+
+def test_what_is_logged_while_an_answer_is_awaited_comes_in_order(executor, kept):
+    """By other threads of the function."""
+    ended = threading.Event()
+
+    def function():
+        import panel_schedule as ps
+
+        def count():
+            for number in range(2000):
+                logging.getLogger("shop").info("%d", number)
+
+        thread = threading.Thread(target=count)
+        thread.start()
+        for number in range(100):
+            ps.current_run().publish(number)
+        thread.join()
+
+    future = send(executor, function, receive=lambda _: ended.wait(0.001))
+    future.result(PATIENCE)
+
+    assert [str(number) for number in range(2000)] == [record.msg for record in kept.records]
+
+
+def test_a_handler_that_hangs_holds_up_its_own_run_alone(executor, kept):
+    """What is logged meanwhile waits in the worker: nothing grows."""
+    hanging, release = threading.Event(), threading.Event()
+
+    def hang(record):
+        hanging.set()
+        return release.wait(PATIENCE)
+
+    def function(path):
+        for number in range(3000):
+            logging.getLogger("shop").info("%d", number)
+            if number % 10 == 0:
+                path.write_text(str(number))
+        return number
+
+    logging.getLogger("shop").filters[:] = [hang]
+    path = Path(f"/tmp/panel-schedule-{os.getpid()}")
+    future = send(executor, function, path)
+    assert hanging.wait(PATIENCE)
+    assert 1 == send(executor, lambda: 1).result(PATIENCE)
+    sent = int(path.read_text() or 0)
+    release.set()
+
+    assert 2999 == future.result(PATIENCE)
+    path.unlink()
+    assert sent < 2900
+    assert 3000 == len(kept.records)
+
+
+def test_a_handler_that_raises_ends_nothing(executor, kept, capfd):
+    """Not even with an error that is no Exception; its traceback is on stderr."""
+
+    def fail(record):
+        raise SystemExit("handler")
+
+    kept.emit = fail
+
+    assert send(executor, log_once).exception(PATIENCE) is None
+    said = capfd.readouterr().err
+    assert "SystemExit: handler" in said
+    assert "order 7 of Ann" in said
+
+
+def test_warnings_are_logged_where_the_server_captures_them(executor, capfd):
+    """Else they are on stderr, as they are there."""
+    import warnings
+
+    def function():
+        warnings.warn("old", stacklevel=1)
+
+    kept, logger = Kept(), logging.getLogger("py.warnings")
+    logger.addHandler(kept)
+    logging.captureWarnings(True)
+    try:
+        send(executor, function).result(PATIENCE)
+        captured = capfd.readouterr().err
+    finally:
+        logging.captureWarnings(False)
+        logger.removeHandler(kept)
+    send(executor, function).result(PATIENCE)
+
+    assert ["UserWarning: old"] == [line.splitlines()[0].split(": ", 1)[1] for line in kept.lines]
+    assert ("UserWarning: old" in captured, "UserWarning: old" in capfd.readouterr().err) == (False, True)
+
+
+def test_a_handler_of_the_functions_own_works_within_its_run(executor, kept):
+    """And is taken away after it; the server has the record as well."""
+
+    def function(own):
+        import io
+
+        text = io.StringIO()
+        if own:
+            logging.getLogger("shop").addHandler(logging.StreamHandler(text))
+            logging.getLogger("shop").propagate = False
+        log_once()
+        return text.getvalue(), len(logging.getLogger("shop").handlers)
+
+    seen = [send(executor, function, own).result(PATIENCE) for own in (True, False)]
+
+    assert [("order 7 of Ann\n", 1), ("", 0)] == seen
+    assert ["FMT shop.orders INFO order 7 of Ann"] * 2 == kept.lines
+
+
+SET_UP = """
+import logging, logging.config, os
+log = logging.getLogger("shop")
+log.addHandler(logging.FileHandler(os.environ["LOG"], mode="w"))
+log.propagate = False
+logging.config.dictConfig({
+    "version": 1, "disable_existing_loggers": False,
+    "handlers": {"file": {"class": "logging.handlers.RotatingFileHandler", "filename": os.environ["LOG"] + "2"}},
+    "loggers": {"shop": {"handlers": ["file"], "level": "INFO"}},
+})
+class Made:
+    def __init__(self, function): self.function = function
+@Made
+def report(where): log.info("from a %s", where)
+"""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["", "imported by the function"])
+def test_what_a_module_sets_up_at_its_import_is_the_servers(executor, kept, module, tmp_path, monkeypatch, late):
+    """No line is written twice, and no file is opened again, which would empty it."""
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    name = f"set_up_{late}"
+    report = module(name, SET_UP.replace('mode="w"))', 'mode="w"))\nlog.handlers[:-1] = []')).report.function
+
+    def imports(where):
+        importlib.import_module(name).report.function(where)
+
+    report("thread")
+    for _ in range(2):
+        send(executor, imports if late else report, "process").result(PATIENCE)
+
+    assert ["from a thread", "from a process", "from a process"] == (tmp_path / "log2").read_text().splitlines()
+    assert "" == (tmp_path / "log").read_text()
+
+
+def test_the_root_loggers_set_up_is_the_servers(tmp_path):
+    """Of a module that removes other handlers first, in a process of its own."""
+    (tmp_path / "tasks.py").write_text(
+        "import logging\n"
+        "logging.basicConfig(level=logging.INFO, format='FMT %(name)s %(message)s', force=True)\n"
+        "logging.getLogger().addHandler(logging.FileHandler('log', mode='w'))\n"
+        "class Made:\n    def __init__(self, function): self.function = function\n"
+        "@Made\ndef report(where): logging.getLogger('shop').info('from a %s', where)\n"
+    )
+    script = (
+        "import tasks\nfrom functools import partial\nfrom panel_schedule.executors.processes import ProcessExecutor\n"
+        "tasks.report.function('thread')\nexecutor = ProcessExecutor(1)\n"
+        "for _ in range(2):\n    future = executor.submit(partial(tasks.report.function, 'process'))\n"
+        "    executor.flush()\n    future.result(10)\nexecutor.stop(0)"
+    )
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
+
+    lines = ["from a thread", "from a process", "from a process"]
+    assert [f"FMT shop {line}" for line in lines] == ended.stderr.splitlines()
+    assert lines == (tmp_path / "log").read_text().splitlines()
+
+
+def test_what_a_child_or_a_left_thread_logs_is_on_stderr(executor, kept, capfd):
+    """It is no part of a run any more."""
+
+    def child():
+        if not os.fork():
+            log_once("shop.child")
+            os._exit(0)
+        os.wait()
+
+    def leave():
+        threading.Timer(0.05, log_once, ["shop.thread"]).start()
+
+    send(executor, child).result(PATIENCE)
+    send(executor, leave).result(PATIENCE)
+    said = ""
+
+    def both():
+        nonlocal said
+        said += capfd.readouterr().err
+        return "shop.child" in said and "INFO:shop.thread:order 7 of Ann" in said
+
+    assert eventually(both)
+    assert [] == kept.lines
+
+
+def test_a_signal_handler_may_log_amid_a_message(executor, kept):
+    """Each record arrives whole, and once."""
+
+    def function():
+        handled = 0
+
+        def handler(*_):
+            nonlocal handled
+            handled += 1
+            logging.getLogger("shop").info("signal")
+            signal.setitimer(signal.ITIMER_REAL, 0.0002)
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.0002)
+        for _ in range(3000):
+            logging.getLogger("shop").info("record")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return handled
+
+    handled = send(executor, function).result(PATIENCE)
+    said = [record.msg for record in kept.records]
+
+    assert handled > 0
+    assert (3000, handled) == (said.count("record"), said.count("signal"))
+
+
+def test_a_function_that_logs_can_be_stopped(executor, kept):
+    """At once, and its cleanup code logs, too."""
+    told = Told()
+
+    def function():
+        import panel_schedule as ps
+
+        try:
+            ps.current_run().publish(1)
+            while True:
+                logging.getLogger("shop").info("again")
+        finally:
+            logging.getLogger("shop").info("cleaned")
+
+    future = send(executor, function, receive=told)
+    told.wait()
+    started = time.monotonic()
+    future.cancel()
+
+    assert isinstance(future.exception(PATIENCE), RunCancelled)
+    assert time.monotonic() - started < processes.GRACE
+    assert "cleaned" == kept.records[-1].msg
 
 
 def test_what_is_printed_is_not_lost():

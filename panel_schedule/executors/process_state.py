@@ -15,6 +15,8 @@ import time
 import warnings
 from typing import Any
 
+from .logs import Settings
+
 # Settable things that a function may leave behind, by their modules.
 _ATTRIBUTES: list[tuple[Any, list[str]]] = [
     (sys, ["stdin", "stdout", "stderr", "argv", "excepthook", "displayhook", "unraisablehook", "dont_write_bytecode"]),
@@ -50,12 +52,32 @@ class ProcessState:
         self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
         self._locale = locale.setlocale(locale.LC_ALL)
         self._settings = self._get_settings()
-        self._loggers = {logger: _state_of(logger) for logger in _loggers() if not _is_new(logger)}
-        self.imported()
+        self._show_warning = warnings.showwarning
+        self._first_loggers = {name: state for name, logger in _loggers() if (state := _state_of(logger)) != _NEW}
+        self._logging: Settings | None = None
+        self._warnings = list(warnings.filters)
+
+    def follow(self, logs: Settings) -> None:
+        """From now on the loggers have the server's levels."""
+        if logs != self._logging:
+            self._logging, levels = logs, logs[0]
+            for name in levels:
+                logging.getLogger(name)  # which makes it
+            self._loggers = {
+                name: (*self._first_loggers.get(name, _NEW)[:3], *levels.get(name, (logging.NOTSET, False)))
+                for name in {*self._first_loggers, *levels}
+            }
+            self._restore_loggers(logs)
 
     def imported(self) -> None:
-        """What a function needs has been imported: the warnings that its modules ignore stay so."""
+        """
+        What a function needs has been imported.
+
+        The warnings that its modules ignore stay so; logging is set up by the server.
+        """
         self._warnings = list(warnings.filters)
+        if self._logging is not None:
+            self._restore_loggers(self._logging)
 
     def restore(self) -> bool:
         """Put it back, on the main thread. False when something cannot be: then the process is of no more use."""
@@ -95,7 +117,8 @@ class ProcessState:
         if warnings.filters != self._warnings:
             warnings.resetwarnings()
             warnings.filters[:] = self._warnings  # type: ignore[index]
-        self._restore_loggers()
+        if self._logging is not None:
+            self._restore_loggers(self._logging)
 
     @staticmethod
     def _standard_files() -> list[tuple[int, int]]:
@@ -105,41 +128,45 @@ class ProcessState:
     def _get_settings() -> tuple[Any, ...]:
         return (
             sys.getrecursionlimit(), sys.getswitchinterval(), gc.isenabled(), socket.getdefaulttimeout(),
-            sys.gettrace(), sys.getprofile(), logging.root.manager.disable,
+            sys.gettrace(), sys.getprofile(),
         )  # fmt: skip
 
     def _set_settings(self) -> None:
-        recursion, interval, collecting, timeout, trace, profile, disabled = self._settings
+        recursion, interval, collecting, timeout, trace, profile = self._settings
         sys.setrecursionlimit(recursion)
         sys.setswitchinterval(interval)
         (gc.enable if collecting else gc.disable)()
         socket.setdefaulttimeout(timeout)
         sys.settrace(trace)
         sys.setprofile(profile)
-        logging.disable(disabled)
 
-    def _restore_loggers(self) -> None:
-        for logger in _loggers():
-            # Most are in no state but that of a new one, both times.
-            former = self._loggers.get(logger, _NEW)
-            if (former is not _NEW or not _is_new(logger)) and _state_of(logger) != former:
-                handlers, filters, level, logger.propagate, logger.disabled = former
+    def _restore_loggers(self, logs: Settings) -> None:
+        _, disabled, capturing = logs
+        changed = False
+        for name, logger in _loggers():
+            # Most are in the state of a new one, and have to be.
+            if (
+                logger.level or logger.handlers or logger.filters or logger.disabled or not logger.propagate
+                or name in self._loggers
+            ) and _state_of(logger) != (state := self._loggers.get(name, _NEW)):  # fmt: skip
+                handlers, filters, logger.propagate, logger.level, logger.disabled = state
                 logger.handlers[:], logger.filters[:] = handlers, filters
-                logger.setLevel(level)
+                changed = True
+        if changed or logging.root.manager.disable != disabled:
+            logging.disable(disabled)  # which also makes the loggers forget what is enabled
+        logging.captureWarnings(False)
+        warnings.showwarning = self._show_warning
+        logging.captureWarnings(capturing)
 
 
-def _loggers() -> list[logging.Logger]:
-    there = list(logging.root.manager.loggerDict.values())
-    return [logging.root, *(each for each in there if isinstance(each, logging.Logger))]
-
-
-def _is_new(logger: logging.Logger) -> bool:
-    return not (logger.handlers or logger.filters or logger.level or logger.disabled) and logger.propagate
+def _loggers() -> list[tuple[str, logging.Logger]]:
+    found: list[Any] = [("root", logging.root), *logging.root.manager.loggerDict.items()]
+    return [each for each in found if type(each[1]) is not logging.PlaceHolder]
 
 
 def _state_of(logger: logging.Logger) -> tuple[Any, ...]:
-    return list(logger.handlers), list(logger.filters), logger.level, logger.propagate, logger.disabled
+    return list(logger.handlers), list(logger.filters), logger.propagate, logger.level, logger.disabled
 
 
 # Of a logger that nobody has set up.
-_NEW: tuple[Any, ...] = ([], [], logging.NOTSET, True, False)
+_NEW: tuple[Any, ...] = ([], [], True, logging.NOTSET, False)

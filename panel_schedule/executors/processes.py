@@ -33,6 +33,7 @@ from ..calls import PUBLISHED
 from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
 from ..run import Run, _current
 from ..wire import ByValue, Encoded, Gone, Inline, Mapped, Wire, encode
+from . import logs
 from .descendants import MARK, kill_descendants
 from .threads import PlacedFuture, ThreadExecutor
 from .worker import conduct
@@ -214,10 +215,12 @@ class Worker:
             self.ready = True
         run = parcel.run
         who = (parcel.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
+        context = contextvars.Context()  # for filters that look for the run
+        context.run(_current.set, run)
         packed = parcel.take()
         parcel.begin()
         self._midway = True
-        self._wire.send(wire.RUN, encode((parcel.name, *who, sys.path), parcel.name))
+        self._wire.send(wire.RUN, encode((parcel.name, *who, sys.path, logs.settings()), parcel.name))
         self._wire.send(wire.BODY, packed)
         packed.close()
         while True:
@@ -225,6 +228,8 @@ class Worker:
             if kind == wire.PROGRESS:
                 if run is not None:
                     run.report(*value.load())
+            elif kind == wire.LOG:
+                context.run(logs.handle, value.load())
             elif kind == wire.PARTIAL:
                 self._answer(parcel, value, parcel.receive)
             elif kind == wire.QUESTION:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,7 +27,8 @@ from ..data import require_data
 from ..errors import RunFenced, ScheduleError, ValueUnreadable
 from ..run import Run, RunState, _current
 from ..session import leave_session
-from ..wire import Gone, Inline, Mapped, Wire, encode
+from ..wire import Encoded, Gone, Inline, Mapped, Wire, encode
+from . import logs
 from .descendants import adopt_orphans
 from .process_state import ProcessState
 
@@ -75,7 +77,10 @@ class Workplace:
         self._wire = line
         self._run: Run | None = None
         # One message at a time; and one question, with its answer, at a time.
-        self._sending = threading.Lock()
+        # Again by the same thread, too: signal handlers and `__del__` may log, even amid a message.
+        self._sending = threading.RLock()
+        self._amid = False
+        self._logged = deque[Encoded]()
         self._asking = threading.Lock()
         self._name = ""
         self._told = (-1, "")
@@ -97,6 +102,7 @@ class Workplace:
         abroad.asker = self.ask
         sys.meta_path.append(self)
         os.register_at_fork(after_in_child=self._leave)
+        logs.send_records(self._log)
         self._wire.send(wire.READY)
         while True:
             kind, told = self._wire.receive()
@@ -108,13 +114,14 @@ class Workplace:
             del told, body
 
     def _work(self, told: Any, body: Inline | Mapped) -> None:
-        self._name, task, identity, key, attempt, sys.path[:] = told
+        self._name, task, identity, key, attempt, sys.path[:], settings = told
         run = Run(task, key, datetime.min.replace(tzinfo=UTC))
         run.id, run.attempt, run.state = identity, attempt, RunState.RUNNING
         run._publish, run._changed = self._publish, self._report
         self._run, self._told, self._due = run, (-1, ""), False
         if self._state is None:
             self._state = ProcessState()
+        self._state.follow(settings)
         contextvars.Context().run(self._conclude, run, body)
         if not self._state.restore():
             raise Gone  # another worker takes the next one
@@ -136,6 +143,7 @@ class Workplace:
         with self._asking:  # a thread that was left behind may be waiting for an answer
             self._tell()
             with self._sending:
+                self._send_logged()
                 self._run = None
             try:
                 self._wire.send(kind, value)
@@ -151,8 +159,9 @@ class Workplace:
                 self._open = True
                 self._stop_if_due()
                 _current.set(run)
+                known = len(sys.modules)
                 function, args, kwargs = self._unpack(body)
-                if self._state is not None:
+                if self._state is not None and len(sys.modules) != known:
                     self._state.imported()
                 leave_session(self._name)
                 result = conduct(partial(function, *args, **kwargs), run.publish, self._awaits)
@@ -197,7 +206,7 @@ class Workplace:
             # After a stop there may be an answer on its way, to a question that nobody asks any more.
             self._run.check()
             with self._undisturbed(), self._sending:
-                self._wire.send(kind, encoded)
+                self._send(kind, encoded)
             self._wait()
             with self._undisturbed():
                 kind, answer = self._wire.receive()
@@ -244,7 +253,30 @@ class Workplace:
             run = self._run
             if run is not None and self._told != (news := (run.percent, run.message)):
                 self._told = news
-                self._wire.send(wire.PROGRESS, encode(news, self._name))
+                self._send(wire.PROGRESS, encode(news, self._name))
+
+    def _log(self, fields: dict[str, Any]) -> bool:
+        """Whether a record was sent: only a run's are, and not those of a child process."""
+        if self._run is None:
+            return False
+        with self._undisturbed():
+            self._logged.append(encode(fields, self._name))
+            with self._sending:
+                if not self._amid:
+                    self._send_logged()
+        return True
+
+    def _send_logged(self) -> None:
+        while self._logged and self._run is not None:
+            with suppress(Gone):
+                self._send(wire.LOG, self._logged.popleft())
+
+    def _send(self, kind: bytes, value: Encoded) -> None:
+        self._amid = True
+        try:
+            self._wire.send(kind, value)
+        finally:
+            self._amid = False
 
     # ------------------------------------------------------------ when it is stopped
 
@@ -283,7 +315,7 @@ class Workplace:
 
     def _leave(self) -> None:
         """In the child of a fork: it is nobody's worker."""
-        abroad.asker = None
+        abroad.asker = self._run = None
         self._wire.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
