@@ -347,7 +347,7 @@ def _quick_copy(value: Any) -> Any:
     return value[:] if type(value) is list and PLAIN.issuperset(map(type, value)) else None
 
 
-# From so many bytes on an array is copied by several threads, in a third of the time: its caller may be an event loop.
+# From so many bytes on an array is copied by several threads: its caller may be an event loop.
 _LARGE = 8 * 2**20
 _THREADS = 4
 
