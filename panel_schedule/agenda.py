@@ -92,6 +92,7 @@ class Agenda:
             return False
         self._s.peers.reschedule(lane, row.override, row.trigger or policy.trigger)
         lane.paused, lane.error, lane.stale = row.paused, row.error or lane.error, row.stale or lane.stale
+        lane.fault = lane.stale  # until it is judged here
         self.advance(lane, self._since(lane, row))
         wanted = policy.first_run is not FirstRun.SKIP and not lane.paused and (again or lane.task.known is None)
         self._s.news.judge(lane)

@@ -41,6 +41,7 @@ class Lane:
         "error",
         "executor",
         "farewell",
+        "fault",
         "first",
         "follows",
         "gated",
@@ -54,6 +55,7 @@ class Lane:
         "paused",
         "promised",
         "queued",
+        "read",
         "reading",
         "reads",
         "remote",
@@ -105,7 +107,8 @@ class Lane:
         self.withheld: BaseException | None = None
         # Slots that came since the last value.
         self.missed = 0
-        self.stale = False
+        # Whether it is stale; and whether by itself, and not for the sake of what it is made of.
+        self.stale = self.fault = False
         self.viewers = 0
         # Of a value and a schedule: until when it is what they promise.
         self.promised: tuple[Any, Trigger | None, datetime | None] = (None, None, None)
@@ -127,6 +130,8 @@ class Lane:
         self.follows: tuple[str, ...] = ()
         self.dependents: tuple[Lane, ...] = ()
         self.reads: tuple[Task[Any], ...] = ()
+        # The tasks that its runs have read.
+        self.read = frozenset[Task[Any]]()
         # The tasks it is ordered behind, worked out when first needed.
         self.depends: tuple[Task[Any], ...] | None = None
         self.slot_timer: Timer | None = None
@@ -166,6 +171,11 @@ class Lane:
     def upstream(self) -> tuple[Task[Any], ...]:
         """The tasks whose values cause a run, by the schedule that is in force."""
         return self.trigger.tasks if isinstance(self.trigger, After) else ()
+
+    @property
+    def sources(self) -> tuple[Task[Any], ...]:
+        """The tasks whose values its own is made of, as far as is known."""
+        return (*self.upstream, *self.task.policy.needs, *self.read)
 
     def status(self, zone: tzinfo, elsewhere: Run | None) -> TaskStatus:
         """A snapshot; the next run in the zone of its schedule, or in `zone`. `elsewhere` is another process's run."""
@@ -262,6 +272,8 @@ class Waves:
     def wait(self, lane: Lane, run: Run, upstream: Lane) -> None:
         """Block the run's own thread until `upstream` is there; its place goes to another meanwhile."""
         with self._lock:
+            if upstream is not lane and upstream.task not in lane.read:
+                lane.read |= {upstream.task}
             if lane.on_loop and upstream.task not in lane.reads:
                 lane.reads += (upstream.task,)
                 lane.depends = None

@@ -83,7 +83,7 @@ class MemoView(View):
         default=False,
         doc="""
         Whether `value` is something else than a fresh answer to the arguments as they are now: of earlier ones,
-        beyond its lifetime, or of before a task of ``after=`` had a new value.""",
+        beyond its lifetime, or of before a task of ``after=`` had a new value; or such a task is stale itself.""",
     )
 
     def __init__(
@@ -107,7 +107,9 @@ class MemoView(View):
         self._changed = changed
         self._given: Call = snapshot(bound.args, bound.kwargs)
         self._references = list(_references(self._given))
-        self._watchers = [*_watch(self._references, self._move), *_watch(self._upstream(), self._stir)]
+        self._upstream = [task.view() for task in memo.policy.after]
+        news = [param for view in self._upstream for param in (view.param.version, view.param.stale)]
+        self._watchers = [*_watch(self._references, self._move), *_watch(news, self._stir)]
         # The arguments as they were read last; and their key, with what is known of that call, once there is one.
         self._call: Call = (), {}
         self._key: Hashable | None = None
@@ -162,9 +164,6 @@ class MemoView(View):
 
     # ------------------------------------------------------------ arguments
 
-    def _upstream(self) -> list[Any]:
-        return [task.view().param.version for task in self._memo.policy.after]
-
     def _move(self, *events: Event) -> None:
         """An argument has changed. What is set in one go is read at the loop's next turn, all together."""
         now = self._host.clock.monotonic()
@@ -175,7 +174,7 @@ class MemoView(View):
         self._changed()
 
     def _stir(self, *events: Event) -> None:
-        """A task of ``after=`` has a new value."""
+        """A task of ``after=`` has a new value, or one that is stale."""
         self._moved |= self._key is None  # it was perhaps the first
         self._changed()
 
@@ -349,7 +348,8 @@ class MemoView(View):
             **news,
             running=waits or self._run is not None,
             error=error,
-            stale=bool(news or self.version) and (bool(error) or not self._is_fresh),
+            stale=bool(news or self.version)
+            and (bool(error) or not self._is_fresh or any(view.stale for view in self._upstream)),
         )
 
     def _next(self, entry: Entry) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
@@ -200,8 +200,9 @@ class News:
                 lane.stale_timer = self._s.timers.at(entry.updated_at + limit, self.judge, lane)
         else:
             stale = lane.error != "" or (lane.missed >= 2 and entry is not None)
-        if not stale:
-            stale = any(self._stale(upstream) for upstream in (*lane.upstream, *lane.task.policy.needs))
+        lane.fault = stale
+        # What is made of a stale value is stale, too. Tasks may read each other: neither is stale for the other's sake.
+        stale = any(each.fault for each in self._sources(lane))
         if stale == lane.stale:
             return
         lane.stale = stale
@@ -217,7 +218,7 @@ class News:
             [lane], partial(self._s.store.flip, lane.task.name, stale), partial(self._flipped, lane, run)
         )
         for dependent in list(self._s.lanes.values()):
-            if lane.task in dependent.upstream or lane.task in dependent.task.policy.needs:
+            if lane.task in dependent.sources:
                 self.judge(dependent)
 
     def _flipped(self, lane: Lane, run: Run, first: bool) -> None:
@@ -225,9 +226,15 @@ class News:
         if first and lane.stale:
             self.emit("stale", lane.task, run)
 
-    def _stale(self, task: Task[Any]) -> bool:
-        lane = self._s.lanes.get(task.name)
-        return lane is not None and lane.stale
+    def _sources(self, lane: Lane) -> Iterator[Lane]:
+        """It, and all whose values its own is made of."""
+        seen, ahead = {lane}, [lane]
+        while ahead:
+            yield (each := ahead.pop())
+            there = {self._s.lanes.get(task.name) for task in each.sources}
+            new = {source for source in there if source is not None} - seen
+            seen |= new
+            ahead += new
 
     def complain(self, lane: Lane, run: Run, error: BaseException) -> None:
         """Log a failure of this process's own."""

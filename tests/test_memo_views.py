@@ -389,6 +389,30 @@ def test_it_shows_the_old_answer_as_stale_until_then(core):
     assert ("new", False, "", False) == state(view)
 
 
+def test_what_is_made_of_a_stale_task_is_stale(core):
+    """Until that has a new value; nothing is computed for it."""
+    outcomes = iter([2, OSError("no route"), 3])
+
+    @core.ps.schedule(period="1h", first_run="skip")
+    def sales():
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    calls = []
+    f = core.ps.memoize(after=sales, name="f")(lambda n: calls.append(n) or sales() * n)
+    shown = []
+    for _ in range(3):
+        sales.refresh()
+        core.go()
+        view = f.view(10)
+        core.go()
+        shown.append((view.value, view.stale))
+    assert [(20, False), (20, True), (30, False)] == shown
+    assert [10, 10] == calls
+
+
 def test_a_view_waits_for_the_first_value_of_a_task(core):
     sales = core.ps.schedule(period="1h", first_run="skip", name="sales")(lambda: 2)
     calls = []

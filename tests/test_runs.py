@@ -326,6 +326,57 @@ def test_what_waits_for_a_handler_that_hangs_has_a_bound(core, caplog, monkeypat
 # ------------------------------------------------------------ stale
 
 
+@pytest.mark.parametrize("how", ["needs", "after", "read"])
+def test_what_is_made_of_a_failed_value_is_stale(core, how):
+    """However it is; until a new value is there, also where another one stands between."""
+    broken = []
+
+    @core.schedule(period="1m", first_run="background")
+    def raw():
+        if broken:
+            raise OSError("no route")
+        return 1
+
+    def made_of(source, name):
+        options = {"needs": {"period": "1m", "needs": [source]}, "after": {"after": source}, "read": {"period": "1m"}}
+        return core.schedule(first_run="background", name=name, **options[how])(lambda: source() + 1)
+
+    clean = made_of(raw, "clean")
+    chart = made_of(clean, "chart")
+    core.begin()
+    core.run_for(60)
+    seen = [chart.status.stale]
+    broken.append(True)
+    core.run_for(60)
+    seen += [clean.status.stale, chart.status.stale, chart.status.error]
+    broken.clear()
+    core.run_for(60)
+
+    assert [False, True, True, "", False] == [*seen, chart.status.stale]
+
+
+def test_tasks_that_read_each_other_are_not_stale_for_ever(core):
+    """Each for the other's sake."""
+    broken, tasks = [], {}
+
+    def one():
+        if broken:
+            raise OSError("no route")
+        return (tasks["other"]() or 0) + 1
+
+    tasks["one"] = core.schedule(cron="*/2 * * * *", timezone="UTC", name="one")(one)
+    tasks["other"] = core.schedule(cron="1-59/2 * * * *", timezone="UTC", name="other")(lambda: tasks["one"]() or 1)
+    core.begin()
+    core.run_for(300)
+    broken.append(True)
+    core.run_for(300)
+    seen = [task.status.stale for task in tasks.values()]
+    broken.clear()
+    core.run_for(300)
+
+    assert [[True, True], [False, False]] == [seen, [task.status.stale for task in tasks.values()]]
+
+
 def test_two_due_slots_without_a_value_make_it_stale(core):
     """One slot without a value is not enough (2.1)."""
     slow = core.held("slow")
