@@ -853,14 +853,11 @@ def test_the_queue_says_who_is_next(core):
 def test_the_places_of_all_who_wait_cost_one_look_at_the_queue(core, monkeypatch):
     """A page that shows 2,000 of them would take a second otherwise."""
     first = core.ps.background(name="first")(lambda: None)
-    core.scheduler.executors["job-process"] = executor = processes.ProcessExecutor(1)
     runs = [first.submit() for _ in range(200)]
     looks, look = [], works.Works.__iter__
     monkeypatch.setattr(works.Works, "__iter__", lambda self: looks.append(1) or look(self))
     assert list(range(1, 201)) == [run.position for run in runs]
     assert 1 == len(looks)
-    monkeypatch.undo()
-    executor.stop(0)
 
 
 def test_who_waits_is_not_told_of_by_the_store(core):
