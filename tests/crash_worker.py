@@ -53,7 +53,8 @@ class Worker:
 
     def __init__(self, folder: Path, tasks: int, period: str, reads: bool):
         self.folder, self.reads = folder, reads
-        self.lock, self.versions = threading.Lock(), dict[str, int]()
+        # Until the clocks run, to read a task is to look in the store, which tells of what it finds: `seen` in `seen`.
+        self.lock, self.versions = threading.RLock(), dict[str, int]()
         self.journal = os.open(folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         ps.config.store = f"file://{folder / 'store'}"
         ps.config.history_limit = 1_000_000

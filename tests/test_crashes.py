@@ -168,7 +168,8 @@ class House(Audited):
 
     def journal(self, what: str) -> list[dict[str, Any]]:
         path = self.folder / "journal"
-        lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+        # A line that is being written has no end yet.
+        lines = map(json.loads, path.read_text().split("\n")[:-1]) if path.exists() else ()
         return [line for line in lines if line["what"] == what]
 
     def living(self) -> list[int]:
