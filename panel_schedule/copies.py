@@ -10,16 +10,26 @@ from __future__ import annotations
 import copy
 import sys
 from array import array
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
+from io import BytesIO, StringIO
 from itertools import islice
 from pathlib import PurePath
-from types import BuiltinFunctionType, EllipsisType, FunctionType, MethodType, ModuleType, NoneType, SimpleNamespace
+from types import (
+    BuiltinFunctionType,
+    EllipsisType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+    NoneType,
+    SimpleNamespace,
+)
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -32,7 +42,7 @@ PLAIN: frozenset[type] = frozenset(
 
 # How many containers are looked into, and how many items of each: some 2 ms of a long list, 50 ms of many short ones.
 _CONTAINERS = 20_000
-_ITEMS = 100_000
+ITEMS = 100_000
 
 # What is found in something: how a message has the way there, with the keys, and the things.
 Parts = Iterable[tuple[str, Sequence[Any], Sequence[Any]]]
@@ -48,12 +58,17 @@ class Found(NamedTuple):
 
     @property
     def path(self) -> str:
-        """``"value['north'].table[3]"``."""
+        """Behind the name of the value: ``"['north'].table[3]"``."""
         steps, found = list[str](), self
         while found.holder is not None:
             steps.append(found.form.format(found.key))
             found = found.holder
-        return "value" + "".join(reversed(steps))
+        return "".join(reversed(steps))
+
+    @property
+    def kind(self) -> str:
+        """``"pandas.DataFrame"``."""
+        return f"{type(self.thing).__module__}.{type(self.thing).__qualname__}"
 
 
 def walk(value: Any, inside: Callable[[Any], Parts]) -> Iterator[tuple[Found, bool]]:
@@ -82,8 +97,8 @@ def walk(value: Any, inside: Callable[[Any], Parts]) -> Iterator[tuple[Found, bo
             room -= 1
             if room < 0:
                 return
-            if kinds := set(map(type, islice(things, _ITEMS))) - PLAIN:
-                for key, thing in islice(zip(keys, things, strict=False), _ITEMS):
+            if kinds := set(map(type, islice(things, ITEMS))) - PLAIN:
+                for key, thing in islice(zip(keys, things, strict=False), ITEMS):
                     if type(thing) in kinds:
                         waiting.append(Found(thing, found, form, key))
 
@@ -287,9 +302,17 @@ class _Snapshot:
             things = list(tuple.__iter__(value))
             news = things if PLAIN.issuperset(map(type, things)) else [self.of(thing) for thing in things]
             same = all(new is old for new, old in zip(news, things, strict=True))
-            return value if same else tuple.__new__(kind, news)
-        if issubclass(kind, (set, bytearray, array)):  # what is in a set can be hashed, and so should not change
-            return copy.copy(value)
+            if not getattr(value, "__dict__", None):
+                return value if same else tuple.__new__(kind, news)
+            return self._with_attributes(value, tuple.__new__(kind, news))
+        if issubclass(
+            kind, (set, bytearray, array, BytesIO, StringIO)
+        ):  # what is in a set can be hashed, and so should not change
+            return self._with_attributes(value, copy.copy(value))
+        if kind in _SEEN_THROUGH:
+            return _SEEN_THROUGH[kind](self, value)
+        if issubclass(kind, BaseException):
+            return self._error(value)
         pandas, polars = frame_types()
         if issubclass(kind, pandas):
             return _copied(value, deep=_writes_through())
@@ -317,6 +340,22 @@ class _Snapshot:
         for put, key, thing in _items(value, kind):
             if (new := self.of(thing)) is not thing:
                 put(mine, key, new)
+        return self._with_attributes(value, mine)
+
+    def _with_attributes(self, value: Any, mine: Any) -> Any:
+        """Those that a subclass of a container has, or a record beside its fields."""
+        self._made[id(value)] = mine
+        own: dict[str, Any] = getattr(mine, "__dict__", {})
+        for name, thing in list(getattr(value, "__dict__", {}).items()):
+            own[name] = self.of(thing)
+        return mine
+
+    def _error(self, value: BaseException) -> BaseException:
+        mine: BaseException = copy.copy(value)
+        mine.args = self.of(value.args)
+        mine.__cause__, mine.__context__ = value.__cause__, value.__context__
+        mine.__suppress_context__, mine.__traceback__ = value.__suppress_context__, value.__traceback__
+        self._with_attributes(value, mine)
         return mine
 
     def _array(self, value: Any, kind: type) -> Any:
@@ -328,6 +367,7 @@ class _Snapshot:
                     mine[at] = self.of(value[at])
             return mine
         kinds = _there(getattr(getattr(pandas, "api", None), "extensions", None), "ExtensionArray")
+        kinds += _there(pandas, "Index")  # its name may change
         return value.copy() if issubclass(kind, kinds) else value
 
     def _object(self, value: Any) -> Any:
@@ -338,6 +378,24 @@ class _Snapshot:
             if (new := self.of(thing)) is not thing:
                 object.__setattr__(mine, name, new)
         return mine if passed == self._passed else value
+
+
+def _memory(snapshot: _Snapshot, view: memoryview) -> memoryview:
+    kept = bytes(view) if view.readonly else bytearray(view)
+    return memoryview(kept).cast("B").cast(view.format, view.shape) if view.ndim else memoryview(kept)  # type: ignore[call-overload]
+
+
+# What shows something else, as that is now.
+_SEEN_THROUGH: dict[type, Callable[[_Snapshot, Any], Any]] = {
+    MappingProxyType: lambda snapshot, value: MappingProxyType(snapshot.of(dict(value))),
+    type({}.keys()): lambda snapshot, value: dict.fromkeys(value).keys(),
+    type({}.values()): lambda snapshot, value: snapshot.of(dict(enumerate(value))).values(),
+    type({}.items()): lambda snapshot, value: snapshot.of(dict(value)).items(),
+    type(OrderedDict().keys()): lambda snapshot, value: dict.fromkeys(value).keys(),
+    type(OrderedDict().values()): lambda snapshot, value: snapshot.of(dict(enumerate(value))).values(),
+    type(OrderedDict().items()): lambda snapshot, value: snapshot.of(dict(value)).items(),
+    memoryview: _memory,
+}
 
 
 def _quick_copy(value: Any) -> Any:

@@ -8,7 +8,7 @@ import io
 import socket
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -21,9 +21,9 @@ from types import (
     MethodWrapperType,
     ModuleType,
 )
-from typing import Any
+from typing import Any, NamedTuple
 
-from .copies import CLOSED, PLAIN, Parts, attributes, containers, frame_types, is_plain, walk
+from .copies import CLOSED, ITEMS, PLAIN, Found, Parts, attributes, containers, frame_types, is_plain, walk
 from .errors import ValueRefused
 
 # What belongs to the one session that shows it. By module, as a worker process may have loaded none.
@@ -33,6 +33,7 @@ _BOUND = {
     "panel.viewable": ["Viewable", "Viewer"],
     "panel_schedule.views": ["View"],
 }
+_RUNS = {"panel_schedule.run": ["Run"]}
 _REFERENCES = {"param.parameterized": ["Parameter", "Parameters"], "param.reactive": ["rx", "reactive_ops"]}
 
 # How messages have the way to what is inside, see `_parts`. What is used once may be in the last two: there it serves
@@ -42,21 +43,44 @@ _ATTRIBUTE, _CLOSES, _HIDDEN, _USES = ".{}", " closing over {}", ".{!s}", " usin
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _CACHED = type(lru_cache(len))
 
-_PLOT = (
+
+class _Reason(NamedTuple):
+    """Why something is no data, and what to do instead: where it is a value, and where it is an argument."""
+
+    of_value: str
+    of_argument: str
+    # It can be used once.
+    once: bool = False
+
+
+_PLOT = _Reason(
     "belongs to one document and cannot be shared by sessions. Return the data, and build the plot or the pane from it "
     "in the app: pn.panel(task.view().pipe(make_plot)); of a memoized function it is "
-    "function.view(...).pipe(make_plot), of a job job.pipe(make_plot)."
+    "function.view(...).pipe(make_plot), of a job job.pipe(make_plot).",
+    "belongs to one document, and a run to none. Pass the data that it shows, or the value that it has now.",
 )
-_REFERENCE = (
+_REFERENCE = _Reason(
     "is a reference to what one session sees, and cannot be shared by sessions. Take the value that it has now: "
-    "widget.value, expression.rx.value; and let a page combine the two: pn.bind(f, task, widget)."
+    "widget.value, expression.rx.value; and let a page combine the two: pn.bind(f, task, widget).",
+    "is a reference to what one session sees, and a run belongs to none. Pass the value that it has now: widget.value, "
+    "expression.rx.value.",
 )
-_ITERATOR = "can be used once: its first reader would leave nothing to the others. Make a list of it: list(...)."
-_FILE = (
+_ITERATOR = _Reason(
+    "can be used once: its first reader would leave nothing to the others. Make a list of it: list(...).",
+    "can be used once: a second attempt would find nothing. Pass a list of it: list(...).",
+    once=True,
+)
+_FILE = _Reason(
     "can be read once: its first reader would leave nothing to the others. Take what is in it: file.read(), of a "
-    "BytesIO or StringIO its getvalue()."
+    "BytesIO or StringIO its getvalue().",
+    "can be read once: a second attempt would find nothing. Pass its name, or what is in it: file.read().",
+    once=True,
 )
-_LATER = "is still to come, and not a value. Take what it gives: `await` it, or its result()."
+_LATER = _Reason(
+    "is still to come, and not a value. Take what it gives: `await` it, or its result().",
+    "is still to come, and not a value. Pass what it gives: `await` it, or its result().",
+    once=True,
+)
 
 
 def require_data(value: Any, what: str) -> None:
@@ -79,30 +103,58 @@ def require_data(value: Any, what: str) -> None:
         raise ValueRefused(
             f"{what}: the value is a coroutine that nobody awaited. Write the function as an `async def`."
         )
-    why = _Judge()
-    for found, _ in walk(value, partial(_parts, why)):
-        reason = why(found.thing)
-        if reason and not (found.form in (_HIDDEN, _USES) and reason in (_ITERATOR, _FILE, _LATER)):
-            kind = type(found.thing)
-            raise ValueRefused(f"{what}: {found.path} is a {kind.__module__}.{kind.__qualname__}, which {reason}")
+    for found, reason in _no_data(value, _Judge()):
+        raise ValueRefused(f"{what}: value{found.path} is a {found.kind}, which {reason.of_value}")
+
+
+def require_arguments(arguments: Mapping[str, Any], what: str) -> None:
+    """
+    The same of the arguments of a run.
+
+    Raises
+    ------
+    ValueRefused
+        Naming `what` is called, the argument, the type and the path inside the argument.
+    """
+    judge, allowed = (
+        None,
+        (io.BytesIO, io.StringIO, *_loaded(_RUNS)),
+    )  # each attempt has a copy; a run can be awaited again
+    for name, value in arguments.items():
+        if type(value) in PLAIN:
+            continue
+        judge = judge or _Judge()
+        for found, reason in _no_data(value, judge):
+            if not isinstance(found.thing, allowed):
+                raise ValueRefused(
+                    f"{what}: argument {name!r}: {name}{found.path} is a {found.kind}, which {reason.of_argument}"
+                )
+
+
+def _no_data(value: Any, judge: _Judge) -> Iterator[tuple[Found, _Reason]]:
+    for found, _ in walk(value, partial(_parts, judge)):
+        reason = judge(found.thing)
+        if reason is not None and not (found.form in (_HIDDEN, _USES) and reason.once):
+            yield found, reason
 
 
 class _Judge:
-    """Why a thing is no data; "" of what is. Asks no thing itself, as of some each question makes another one."""
+    """Why a thing is no data; None of what is. Asks no thing itself, as of some each question makes another one."""
 
     def __init__(self) -> None:
         self._bound, self._references = _loaded(_BOUND), _loaded(_REFERENCES)
-        self._known: dict[type, str] = {}
+        self._known: dict[type, _Reason | None] = {}
 
-    def __call__(self, thing: Any) -> str:
+    def __call__(self, thing: Any) -> _Reason | None:
         kind = type(thing)
-        if (reason := self._known.get(kind)) is None:
-            reason = self._known[kind] = self._of(kind)
-        if not reason and (kind is FunctionType or kind is MethodType) and "_dinfo" in vars(thing):
+        if kind not in self._known:
+            self._known[kind] = self._of(kind)
+        reason = self._known[kind]
+        if reason is None and (kind is FunctionType or kind is MethodType) and "_dinfo" in vars(thing):
             return _REFERENCE
         return reason
 
-    def _of(self, kind: type) -> str:
+    def _of(self, kind: type) -> _Reason | None:
         if issubclass(kind, self._bound):
             return _PLOT
         if issubclass(kind, self._references):
@@ -112,7 +164,7 @@ class _Judge:
         names = {name for base in kind.__mro__ for name in ("__next__", "__anext__", "__await__") if name in vars(base)}
         if issubclass(kind, (Future, asyncio.Future)) or "__await__" in names:
             return _LATER
-        return _ITERATOR if names else ""
+        return _ITERATOR if names else None
 
 
 def _loaded(table: dict[str, list[str]]) -> tuple[type, ...]:
@@ -185,14 +237,14 @@ def _objects(thing: Any) -> Parts:
     """What an array of objects holds, or a frame in its columns, and in what it carries beside them."""
     kind, numpy, (pandas, _) = type(thing), sys.modules.get("numpy"), frame_types()
     if issubclass(kind, getattr(numpy, "ndarray", ())):
-        held = [("[{}]", range(thing.size), thing.ravel().tolist())] if thing.dtype.kind == "O" else []
+        held = [("[{}]", range(thing.size), list(islice(thing.flat, ITEMS)))] if thing.dtype.kind == "O" else []
     elif not issubclass(kind, pandas):
         return ()
     elif thing.ndim == 1:
-        held = [("[{}]", range(len(thing)), list(thing.array))] if thing.dtype.kind == "O" else []
+        held = [("[{}]", range(len(thing)), list(thing.iloc[:ITEMS].array))] if thing.dtype.kind == "O" else []
     else:
         columns = [(at, _as_form(name)) for at, (name, kind) in enumerate(thing.dtypes.items()) if kind.kind == "O"]
-        held = [(form + "[{}]", range(len(thing)), list(thing.iloc[:, at].array)) for at, form in columns]
+        held = [(form + "[{}]", range(len(thing)), list(thing.iloc[:ITEMS, at].array)) for at, form in columns]
     own: dict[str, Any] = getattr(thing, "__dict__", {})
     carried = {"_attrs", *getattr(kind, "_metadata", ())} if issubclass(kind, pandas) else own.keys()
     names = [name for name in own if name in carried]
@@ -241,7 +293,7 @@ def is_light(value: Any) -> bool:
 
 
 # So many objects are looked at to estimate a size, and so many items of one container.
-_LOOKS, _ITEMS = 10_000, 100
+_LOOKS, _SAMPLE = 10_000, 100
 
 
 def size_of(value: Any) -> int:
@@ -260,7 +312,7 @@ def size_of(value: Any) -> int:
         if isinstance(each, (dict, list, tuple, set, frozenset)):
             total += weight * sys.getsizeof(each, 0)
             both = chain.from_iterable(each.items()) if isinstance(each, dict) else None
-            items = list(islice(each if both is None else both, _ITEMS))
+            items = list(islice(each if both is None else both, _SAMPLE))
             share = weight * len(each) * (1 if both is None else 2) / max(1, len(items))
             waiting += [(item, share) for item in items]
         elif not isinstance(each, type):

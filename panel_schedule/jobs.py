@@ -12,6 +12,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 from . import abroad
 from .abroad import RemoteRun, function_named
 from .calls import is_async
+from .data import require_arguments
 from .errors import RegistrationError, TriggerError
 from .keys import Keys, signature_of
 from .references import references
@@ -183,8 +184,9 @@ class Background(Generic[P, T]):
         TypeError
             When the function does not take these arguments.
         ValueRefused
-            When an argument cannot travel to another process: names it. Of arguments that are large and
-            submitted on an event loop it is the run that fails so, a moment later.
+            When an argument belongs to a session, or can be used once, or cannot travel to another process: names
+            it. Of arguments that are large and submitted on an event loop to a process it is the run that fails so, a
+            moment later.
         ArgumentUnkeyable
             With `ttl`, when an argument has no key.
         """
@@ -209,6 +211,7 @@ class Background(Generic[P, T]):
                     f"Job {self.name!r}: argument {name!r} is a reference ({type(value).__name__}), and submit() takes "
                     f"values. Pass its value, or let a job take it when it starts: {self.name}.job(...)."
                 )
+        require_arguments(arguments, f"Job {self.name!r}")
 
     def job(self, *args: Any, **kwargs: Any) -> Any:
         """

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import array
 import asyncio
+import io
 import sys
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import pandas as pd
 import panel as pn
 import polars as pl
 import pytest
+from bokeh.document import Document
 
 from core import PATIENCE
 from panel_schedule.config import Config
@@ -93,7 +97,77 @@ CHANGING: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any
         lambda it: (type(it), it.items[:]),
     ),
 }
+
+
+def _error(items: list[int]) -> Exception:
+    error = ValueError(items)
+    error.items = [1]  # type: ignore[attr-defined]
+    return error
+
+
+def _with_tags(made: Any) -> Any:
+    made.tags = [1]
+    return made
+
+
+Tagged = {base: type(f"Tagged{base.__name__}", (base,), {}) for base in (dict, list, tuple, set, deque)}
+_UNDER: dict[int, Any] = {}
+
+
+def _seen_through(show: Callable[[Any], Any], base: Callable[[], Any] = lambda: {"a": [1]}) -> Any:
+    """A view of something, which alone can be changed."""
+
+    def make() -> Any:
+        under = base()
+        shown = show(under)
+        _UNDER[id(shown)] = (shown, under)
+        return shown
+
+    return make
+
+
+def _under(shown: Any) -> Any:
+    return _UNDER[id(shown)][1]
+
+
 OBJECTS: dict[str, Any] = {
+    "mapping proxy": (_seen_through(MappingProxyType), lambda it: _under(it)["a"].append(2), lambda it: dict(it)),
+    "proxy of a key": (_seen_through(MappingProxyType), lambda it: _under(it).update(b=2), lambda it: list(it)),
+    "keys": (_seen_through(dict.keys), lambda it: _under(it).update(b=2), list),
+    "values": (_seen_through(dict.values), lambda it: _under(it)["a"].append(2), repr),
+    "items": (_seen_through(dict.items), lambda it: _under(it)["a"].append(2), repr),
+    "memory": (
+        _seen_through(memoryview, lambda: bytearray(b"ab")),
+        lambda it: it.__setitem__(0, 7),
+        lambda it: (it.tolist(), it.shape, it.readonly),
+    ),
+    "arguments of an error": (lambda: _error([1]), lambda it: it.args[0].append(2), lambda it: repr(it.args)),
+    "attribute of an error": (lambda: _error([1]), lambda it: it.items.append(2), lambda it: list(it.items)),
+    **{
+        f"attribute of a {base.__name__}": (
+            lambda made=made: _with_tags(made()),
+            lambda it: it.tags.append(2),
+            lambda it: (type(it).__name__, list(it.tags)),
+        )
+        for base, made in Tagged.items()
+    },
+    "name of an index": (
+        lambda: pd.Index([1], name="a"),
+        lambda it: setattr(it, "name", "b"),
+        lambda it: it.name,
+    ),
+    "names of an index": (
+        lambda: pd.MultiIndex.from_tuples([(1, 2)], names=["a", "b"]),
+        lambda it: setattr(it, "names", ["c", "d"]),
+        lambda it: list(it.names),
+    ),
+    "name of a frame's index": (
+        lambda: pd.DataFrame({"a": [1]}),
+        lambda it: setattr(it.index, "name", "b"),
+        lambda it: it.index.name,
+    ),
+    "bytes of a file": (lambda: io.BytesIO(b"abc"), lambda it: it.read(), lambda it: it.read()),
+    "text of a file": (lambda: io.StringIO("abc"), lambda it: it.truncate(0), lambda it: it.read()),
     "array.array": (lambda: array.array("i", [1]), lambda it: it.append(2), list),
     "object": (lambda: Basket([1]), lambda it: it.items.append(2), lambda it: list(it.items)),
     "slots": (lambda: Slots([1]), lambda it: it.items.append(2), lambda it: list(it.items)),
@@ -252,6 +326,68 @@ def test_a_job_that_waits_takes_what_its_widgets_had(front):
         time.sleep(0.001)
 
     assert [1] == job.run.result(PATIENCE)
+
+
+async def _work() -> None:
+    pass
+
+
+def _coroutine() -> Any:
+    """Closed, and so no warning that nobody awaited it."""
+    coroutine = _work()
+    coroutine.close()
+    return coroutine
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "iterator": (lambda: iter([1]), r"argument 'it': it is a builtins.list_iterator, which can be used once"),
+    "generator": (
+        lambda: (each for each in [1]),
+        "it is a builtins.generator, which can be used once: a second attempt",
+    ),
+    "map in a list": (lambda: [[map(str, [1])]], r"it\[0\]\[0\] is a builtins.map, which can be used once"),
+    "file": (lambda: open(__file__), "it is a _io.TextIOWrapper, which can be read once.* Pass its name"),  # noqa: SIM115
+    "coroutine": (_coroutine, "it is a builtins.coroutine, which is still to come"),
+    "future": (lambda: {"a": Future()}, r"it\['a'\] is a concurrent.futures._base.Future, which is still to come"),
+    "widget in a list": (
+        lambda: [pn.widgets.IntSlider()],
+        r"it\[0\] is a panel.widgets.slider.IntSlider, which belongs",
+    ),
+    "param in a dict": (lambda: {"a": pn.widgets.IntSlider().param.value}, r"it\['a'\] is a param.* is a reference"),
+    "expression in a record": (lambda: Order(pn.rx(1)), r"it.items is a param.reactive.rx, which is a reference"),
+    "pane": (lambda: pn.pane.Str("a"), "it is a panel.pane.markup.Str, which belongs to one document"),
+    "method of a pane": (lambda: pn.pane.Str("a").clone, r"it.__self__ is a panel.pane.markup.Str, which belongs"),
+    "closure over a pane": (lambda: (lambda pane: lambda: pane)(pn.pane.Str("a")), "it closing over pane is a panel"),
+    "document": (lambda: (Document(),), r"it\[0\] is a bokeh.document.document.Document, which belongs"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("executor", ["thread", "loop", "process"])
+def test_what_is_a_sessions_or_used_once_is_refused(front, executor, kind):
+    """Also inside; and the run does not begin."""
+    make, message = REFUSED[kind]
+
+    async def body(it):
+        raise AssertionError
+
+    job = front.background(executor=executor, name="job")(body if executor == "loop" else lambda it: 1 / 0)
+    with pytest.raises(TypeError, match=message):
+        job.submit(make())
+    assert [] == job.runs()
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_of_a_memoized_function_as_well(front, kind):
+    """There is no key for it."""
+    memo = front.memoize(name="memo")(lambda it: 1 / 0)
+    with pytest.raises(TypeError, match="memo"):
+        memo(REFUSED[kind][0]())
+
+
+def test_a_job_may_wait_for_another_ones_run(front):
+    job = front.background(executor="thread", name="job")(lambda it: it[0].result(PATIENCE))
+    assert 3 == job.submit([front.background(executor="thread", name="three")(lambda: 3).submit()]).result(PATIENCE)
 
 
 def test_what_cannot_be_copied_is_passed_as_it_is(front):
