@@ -220,6 +220,11 @@ class Runtime(Functions):
         """Whether the clocks run."""
         return self._started
 
+    @property
+    def begun(self) -> bool:
+        """Whether they have begun: `start` lets them do so at the loop's next turn."""
+        return self._scheduler is not None and self._scheduler.begun
+
     def stop(self) -> None:
         """Stop the clocks; runs in flight get the grace period. Idempotent."""
         if self._started:

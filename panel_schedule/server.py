@@ -140,9 +140,14 @@ class Gate:
 
     def serve_here(self) -> None:
         """This is the process of a server: from now on a failing first run ends it. Idempotent."""
+        # A program that schedules on its own loop may be ahead of the server that it starts there.
+        late = self._runtime.on_start is None and self._runtime.begun
         self._runtime.fatal, self._runtime.on_start = self._end, self._clocks_start
         with suppress(RuntimeError):  # no loop runs on this thread
-            self._watched = self._stopping.watch(asyncio.get_running_loop())
+            loop = asyncio.get_running_loop()
+            self._watched = self._stopping.watch(loop)
+            if late:
+                self._clocks_start(loop)
 
     def _start(self) -> None:
         if self._stopping.begun:
