@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from .calls import PUBLISHED, async_outcome, outcome
 from .clock import Clock
+from .copies import own_copy
 from .errors import RunFenced, ValueRefused
 from .executors.processes import Parcel
 from .lanes import Lane
@@ -135,6 +136,8 @@ class Bodies:
             return lane.task.readable(entry) if entry is not None else None
         now = self._s.clock.now()
         duration = (now - run.started_at).total_seconds()
+        if lane.task.policy.isolate is not False:
+            value = own_copy(value)  # a frame that the function keeps, and goes on to change
         entry = self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final)
         return lane.task.readable(entry)
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from .calls import CANCELLED, PUBLISHED, async_outcome, cancelled_inside, outcome
 from .codec import encode
+from .copies import own_copy
 from .data import require_data
 from .errors import RunCancelled, RunFenced, WouldBlock, is_interrupt
 from .executors.loop import Interrupted
@@ -305,8 +306,8 @@ class Crew:
             encoded.close()
         until = memo.until(0.0)
         return Answer(
-            value, max(flight.known, next(self._version)), now, duration, flight.basis, until, size, flight.digest,
-            flight.call,
+            own_copy(value), max(flight.known, next(self._version)), now, duration, flight.basis, until, size,
+            flight.digest, flight.call,
         )  # fmt: skip
 
     def last_resort(self, flight: Flight) -> Answer | None:

@@ -128,7 +128,10 @@ class RunRecord:
 
 
 class Partials(list[Any]):
-    """Partial results, which are read as all values are."""
+    """Partial results, which are read as all values are, and kept as they were when they came."""
+
+    def append(self, value: Any) -> None:
+        super().append(own_copy(value))
 
     def __getitem__(self, at: Any) -> Any:
         found = super().__getitem__(at)
@@ -408,8 +411,8 @@ class Run:
         self.expired = False
 
     def end(self, state: RunState, now: datetime, error: BaseException | None = None, value: Any = None) -> None:
-        # First: whoever sees that it has succeeded sees what it gave.
-        self._value = value
+        # First: whoever sees that it has succeeded sees what it gave, and not what becomes of a frame that it kept.
+        self._value = own_copy(value)
         self.state = state
         self.error = None if error is None else another(error)
         self.finished_at = now
@@ -419,7 +422,7 @@ class Run:
     def resolve(self, value: Any = None) -> None:
         """Wake who waits for the result; apart from `end`, so that it happens outside of locks."""
         with _completing:
-            self._value, self._ended = value, True
+            self._value, self._ended = own_copy(value), True
             future = self._future
         if future is not None:
             self._settle(future)

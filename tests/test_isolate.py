@@ -181,6 +181,44 @@ def test_the_caller_who_waits_for_an_answer_gets_a_copy_of_his_own(front):
     assert ["sold"] == list(memo())
 
 
+@pytest.mark.parametrize("kind", ["task", "yielded", "async", "memo", "job", "partial"])
+def test_a_frame_that_its_function_keeps_and_changes_is_nobodys(front, kind):
+    """What was returned is what is read."""
+    mine = pd.DataFrame({"a": [1]})
+
+    def plain():
+        return mine
+
+    def generator():
+        yield mine
+        mine["b"] = 7
+        yield mine.copy()
+
+    def yields():
+        yield mine
+        mine["c"] = 7
+
+    async def on_the_loop():
+        return mine
+
+    if kind == "memo":
+        read = front.memoize(name="kept")(plain)
+        read()
+    elif kind in ("job", "partial"):
+        run = front.background(executor="thread", name="kept")(plain if kind == "job" else generator).submit()
+        run.result(PATIENCE)
+        read = run.result if kind == "job" else lambda: run.partials[0]
+    else:
+        function = {"task": plain, "yielded": yields, "async": on_the_loop}[kind]
+        read = front.schedule(period="1h", first_run="skip", name="kept")(function)
+        read.refresh().result(PATIENCE)
+    mine["b"] = 7
+    mine.loc[0, "a"] = 5
+
+    assert ["a"] == list(read().columns)
+    assert 1 == read().loc[0, "a"]
+
+
 def test_a_series_is_the_readers_own(front):
     task = task_of(front, pd.Series([1, 2]))
     mine = task()

@@ -452,7 +452,7 @@ def test_faults(open_page: NewPage, house: House) -> None:
     """Type and first line are on the page, the traceback in the log; it can be run again, as can everything else."""
     jobs = open_jobs(open_page, house, *FAULTS, allow=["ValueRefused(\"Job 'locked'", "ValueRefused(\"Job 'framed'"])
     for job, (words, reason) in zip(jobs, FAULTS.values(), strict=True):
-        # What is refused at once has no run; Bokeh 3.10 calls what a button does on another thread, where all is pickled.
+        # What is refused at once has no run; in Bokeh 3.10 a callback is on another thread, where all is pickled.
         for _ in range(1 if "argument" in reason else 2):
             job.press()
             job.assert_ended(words)
