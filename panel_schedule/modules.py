@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dis import opname
 from importlib.abc import Loader, MetaPathFinder
@@ -16,6 +17,8 @@ from typing import Any
 
 import panel as pn
 from panel.io import reload
+
+from .task import plain_function
 
 SETUP = "panel_setup_module"
 
@@ -29,8 +32,16 @@ class Executed(MetaPathFinder):
         # By the name of a package that nobody has imported yet: its member that was executed.
         self._members: dict[str, tuple[str, ModuleType]] = {}
 
-    def install(self) -> None:
-        """Find Panel's setup script, which may run just now, or after the fork of several processes."""
+    def install(self, executed_anew: Callable[[ModuleType], object] = lambda module: None) -> None:
+        """
+        Find Panel's setup script, which may run just now, or after the fork of several processes.
+
+        Parameters
+        ----------
+        executed_anew : callable
+            Gets a module of which an edited file was executed, as under ``--dev``.
+        """
+        self._executed_anew = executed_anew
         sys.meta_path.insert(0, self)
         module, callback = pn.state._setup_module, getattr(pn.state, "_setup_file_callback", None)
         if module is None or module.__name__ != SETUP:
@@ -112,13 +123,22 @@ class Executed(MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if target is not None:
             return None
+        spec = self._find(name, path)
+        if pn.config.autoreload and name in reload._local_modules | reload._modules:  # edited under --dev
+            spec = spec or self._ordinary(name, path)
+            if spec is not None and spec.loader is not None and not isinstance(spec.loader, _Given):
+                spec.loader = _Anew(spec.loader, self._executed_anew)
+        return spec
+
+    def _ordinary(self, name: str, path: Any) -> ModuleSpec | None:
+        found = (finder.find_spec(name, path, None) for finder in sys.meta_path if not isinstance(finder, Executed))
+        return next((spec for spec in found if spec is not None), None)
+
+    def _find(self, name: str, path: Any) -> ModuleSpec | None:
         member, last = self._members.pop(name, None), name.rpartition(".")[2]
         if member is None and not any(last in (Path(file).stem, Path(file).parent.name) for file in self._modules):
             return None
-        for finder in sys.meta_path:
-            if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
-                break
-        else:
+        if (spec := self._ordinary(name, path)) is None:
             return None
         file = os.path.realpath(spec.origin or "")
         if (module := self._modules.get(file)) is None:
@@ -132,6 +152,29 @@ class Executed(MetaPathFinder):
         self._given.add(name)
         spec.loader = _Given(module)
         return spec
+
+
+def is_left_behind(function: Any, module: ModuleType) -> bool:
+    """Whether it is of an earlier execution of a module's file."""
+    space = getattr(plain_function(function), "__globals__", vars(module))
+    same = all(space.get(name) == getattr(module, name, None) for name in ("__name__", "__file__"))
+    return same and space is not vars(module)
+
+
+class _Anew(Loader):
+    """Executes a file that may have been executed before, and tells of it."""
+
+    def __init__(self, loader: Any, executed: Callable[[ModuleType], object]):
+        self._loader, self._executed = loader, executed
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)  # type: ignore[no-any-return]
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._executed(module)
 
 
 class _Package(Loader):

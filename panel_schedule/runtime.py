@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
@@ -28,6 +29,7 @@ from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
 from .functions import Functions
+from .modules import is_left_behind
 from .news import EVENTS, Handler
 from .notebook import in_notebook, remember, speak
 from .registry import (
@@ -383,6 +385,8 @@ class Runtime(Functions):
             if not (in_notebook() or (pn.config.autoreload and may_replace(known.function, function))):
                 raise taken(known, function)
         elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
+            if pn.config.autoreload:  # what it calls may be edited
+                known.function = function
             return known
         require_no_cycle(known, policy)
         remember(f"Task {known.name!r}")
@@ -392,6 +396,19 @@ class Runtime(Functions):
             self._scheduler.redefine(known)
         self._start_where_a_loop_runs(known)
         return known
+
+    def forget_left_behind(self, module: ModuleType) -> None:
+        """What a file that was edited no longer has. Here alone: the store may be that of a server in use."""
+        with self._lock:
+            for task in list(self.tasks.values()):
+                if is_left_behind(task.function, module):
+                    log.info("Task %r is gone from its file.", task.name)
+                    self.tasks.discard(task)
+                    if self._scheduler is not None:
+                        self._scheduler.drop(task)
+            for functions in (self.jobs, self.memos):
+                for name in [name for name, each in functions.items() if is_left_behind(each.function, module)]:
+                    del functions[name]
 
     def cancel(self, task: Task[Any]) -> None:
         """Forget a task; its name is free again."""

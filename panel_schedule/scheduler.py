@@ -245,6 +245,13 @@ class Scheduler:
                 self._discarded.add(task.name)
                 self.ledger.ask([lane], partial(self.store.forget, task.name))
 
+    def drop(self, task: Task[Any]) -> None:
+        """Forget a task in this process; what is stored of it stays."""
+        with self.locked:
+            lane = self.lanes.get(task.name)
+            if lane is not None and lane.task is task:
+                self._let_go(lane)
+
     def lose(self, lane: Lane) -> None:
         """Another process has forgotten the task."""
         self._let_go(lane)

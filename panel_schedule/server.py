@@ -69,7 +69,7 @@ def install(runtime: Runtime) -> None:
     are there: Bokeh awaits it before it builds the document. What is pushed is sent at once.
     """
     separate()
-    executed.install()
+    executed.install(runtime.forget_left_behind)
     gate = Gate(runtime)
     gate.install()
     supervisor.install()

@@ -419,6 +419,21 @@ class Task(Generic[T]):
         self._host.scheduler.remove(self)
 
 
+def plain_function(function: Callable[..., Any]) -> Any:
+    """What is inside of a partial, a bound method, a wrapper, or an object with a __call__; None where nothing is."""
+    plain: Any = function
+    while not hasattr(plain, "__code__"):
+        inners = (getattr(plain, name, None) for name in ("__func__", "__wrapped__"))
+        # Not of anything that has a `func`: a Mock has one without end.
+        inner = plain.func if isinstance(plain, partial) else next(filter(None, inners), None)
+        if inner is None:
+            inner = type(plain).__call__
+            if not hasattr(inner, "__code__"):
+                return None
+        plain = inner
+    return plain
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a function comes from: two with the same origin are the same function (invariant 1)."""
@@ -429,17 +444,8 @@ class Origin:
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Origin:
-        plain = function
-        while not hasattr(plain, "__code__"):
-            # A partial, a bound method, a wrapper, or an object with a __call__.
-            inners = (getattr(plain, name, None) for name in ("__func__", "__wrapped__"))
-            # Not of anything that has a `func`: a Mock has one without end.
-            inner = plain.func if isinstance(plain, partial) else next(filter(None, inners), None)
-            if inner is None:
-                inner = type(plain).__call__
-                if not hasattr(inner, "__code__"):
-                    return cls("<built-in>", repr(function), 0)
-            plain = inner
+        if (plain := plain_function(function)) is None:
+            return cls("<built-in>", repr(function), 0)
         code = plain.__code__
         return cls(
             os.path.abspath(code.co_filename) if os.sep in code.co_filename else code.co_filename,

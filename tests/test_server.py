@@ -208,6 +208,47 @@ def test_an_edit_under_dev_replaces_the_function_and_keeps_the_value(serve: Serv
     assert server.output().count("computed SECOND") == 1
 
 
+def test_what_an_edit_under_dev_takes_out_of_its_file_is_gone(serve: Serve) -> None:
+    """A task that is renamed or deleted runs no more; one that stays keeps its runs, and sees what was edited."""
+    tasks = """
+        import panel_schedule as ps
+
+        word = "FIRST"
+
+        @ps.schedule(period="200ms", first_run="background")
+        def old():
+            print("old runs", flush=True)
+
+        @ps.schedule(period="200ms", first_run="background")
+        def stays():
+            print("stays with", word, flush=True)
+
+        @ps.background
+        def work():
+            pass
+    """
+    app = """
+        import panel as pn, panel_schedule as ps
+        from tasks import stays
+
+        print("tasks are", *ps.tasks, flush=True)
+        pn.Column("a page").servable()
+    """
+    server = serve("app.py --dev --setup tasks.py", {"app.py": app, "tasks.py": tasks})
+    page(f"{server.url}/app")
+    server.wait_for("tasks are old stays")
+    path = server.folder / "tasks.py"
+    path.write_text(path.read_text().replace("old", "new").replace("FIRST", "SECOND"))
+    eventually(lambda: page(f"{server.url}/app") and "tasks are stays new" in server.output(), timeout=20)
+    # Not at its end: a run of before may be under way.
+    ended = server.output().count("old runs")
+    many = server.output().count("stays with SECOND") + 5
+    eventually(lambda: server.output().count("stays with SECOND") >= many)
+    assert server.output().count("old runs") <= ended + 1
+    path.write_text("word = 'THIRD'\nstays = None\n")
+    eventually(lambda: page(f"{server.url}/app") and re.search(r"^tasks are$", server.output(), re.M), timeout=20)
+
+
 def test_ctrl_c_ends_the_server_quickly_and_quietly(serve: Serve) -> None:
     """No stack trace on the terminal, while a thread and a coroutine are in the middle of a run."""
     tasks = """
