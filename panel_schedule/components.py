@@ -67,12 +67,13 @@ class FreshnessLine(JSComponent):
       function paint() {
         const now = Date.now() / 1000 - ahead;
         const label = model.label ? model.label + " " : "";
+        const lost = model.label ? model.label + ": " : "";
         if (model.updated === null) {
           const waits = model.error ? "no value yet" : "waiting for the first value";
-          text.textContent = label + (gone ? "server gone, no value yet" : waits);
+          text.textContent = gone ? lost + "server gone, no value yet" : label + waits;
         } else {
           const age = Math.max(0, now - model.updated);
-          text.textContent = label + (gone ? `server gone, last value ${old(age)}` : "updated " + ago(age));
+          text.textContent = gone ? lost + `server gone, last value ${old(age)}` : label + "updated " + ago(age);
           text.title = new Date((model.updated + ahead) * 1000).toLocaleString();
         }
         const failed = model.error !== "";
