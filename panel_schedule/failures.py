@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from .codec import decode, encode
 from .errors import RunFailed
-from .run import RemoteTraceback, another, first_line, traceback_text
+from .tracebacks import RemoteTraceback, another, first_line, traceback_text
 
 # Characters that are kept of the beginning and of the end each: of a traceback, and of a text in an error that is kept
 # for others. Bytes of such an error.

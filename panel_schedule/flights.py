@@ -26,10 +26,11 @@ from .memo import Memoized
 from .neighbours import Neighbours
 from .news import FORGET
 from .recall import Answer
-from .run import Run, RunState, another, on_a_loop
+from .run import Run, RunState, on_a_loop
 from .runner import STOPS
 from .session import leave_session, without_session
 from .stores.cache import Basis, serves
+from .tracebacks import another
 
 log = logging.getLogger("panel_schedule")
 

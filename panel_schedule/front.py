@@ -15,10 +15,11 @@ from .errors import RegistrationError, ScheduleError
 from .news import EVENTS, Handler
 from .onrequest import OnRequest, named
 from .registry import Registry, build_policy, choose_trigger, duration, flag, panels_trigger, same_function
-from .run import Run, refuse_to_block, traceback_text
+from .run import Run, refuse_to_block
 from .runtime import Runtime
 from .stopping import Stopping
 from .task import FirstRun, Policy, Retry, Task
+from .tracebacks import traceback_text
 from .triggers import Computed, Dates, Every, Trigger
 from .values import NamedValues
 

@@ -14,8 +14,9 @@ from panel.viewable import Viewer
 from .display import Text, display
 from .errors import is_interrupt
 from .jobview import Job
-from .run import RunState, bare, first_line
+from .run import RunState
 from .table import load_tables
+from .tracebacks import bare, first_line
 
 log = logging.getLogger("panel_schedule")
 

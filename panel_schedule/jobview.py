@@ -21,7 +21,8 @@ from .copies import holding_frames, own_copies, snapshot
 from .entry import Entry
 from .jobs import Background, OnSessionEnd, Retrigger
 from .references import resolved
-from .run import Run, RunState, first_line
+from .run import Run, RunState
+from .tracebacks import first_line
 from .views import View, outdated
 from .widgets import Percent, Text
 

@@ -22,8 +22,9 @@ from .memo import Memoized
 from .planner import ALLOWANCE
 from .recall import Answer, Watched
 from .references import references, resolved
-from .run import Run, RunState, first_line, on_a_loop
+from .run import Run, RunState, on_a_loop
 from .stores.cache import Basis
+from .tracebacks import first_line
 from .views import View
 from .widgets import Text
 

@@ -20,11 +20,12 @@ from .lanes import Lane
 from .ledger import Ledger
 from .locked import Locked
 from .registry import Named
-from .run import Run, RunState, bare, first_line
+from .run import Run, RunState
 from .session import leave_session
 from .stores.base import Store
 from .task import Task
 from .timers import Timer, Timers
+from .tracebacks import bare, first_line
 
 log = logging.getLogger("panel_schedule")
 

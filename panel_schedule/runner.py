@@ -20,10 +20,11 @@ from .lanes import Lane, Waves
 from .ledger import Ledger
 from .locked import Locked
 from .news import News
-from .run import Run, RunState, first_line
+from .run import Run, RunState
 from .stores.base import Claim, Refusal, Row, Store
 from .task import Overlap, Task, WhenIdle
 from .timers import Timers
+from .tracebacks import first_line
 
 log = logging.getLogger("panel_schedule")
 

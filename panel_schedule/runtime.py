@@ -42,7 +42,7 @@ from .registry import (
     taken,
     was_edited,
 )
-from .run import Run, for_waiter, place, refuse_to_block, renew_ids
+from .run import Run, place, refuse_to_block, renew_ids
 from .scheduler import Scheduler
 from .stores.base import TASK, USER, Store
 from .stores.file import FileStore
@@ -50,6 +50,7 @@ from .stores.folder import automatic as folder_of
 from .stores.folder import server_id
 from .stores.memory import MemoryStore
 from .task import FirstRun, Policy, Task
+from .tracebacks import for_waiter
 from .triggers import Trigger
 from .views import TaskView, Views
 

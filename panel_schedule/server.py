@@ -25,11 +25,12 @@ from . import supervisor
 from .errors import ConfigError, StoreError
 from .modules import Executed
 from .notebook import in_notebook
-from .run import Run, traceback_text
+from .run import Run
 from .runtime import Runtime, has_setup_script
 from .session import separate
 from .stopping import Stopping
 from .task import Task
+from .tracebacks import traceback_text
 
 log = logging.getLogger("panel_schedule")
 

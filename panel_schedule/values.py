@@ -15,8 +15,9 @@ from .data import require_data
 from .entry import Entry
 from .errors import ScheduleError
 from .memo import Memoized
-from .run import bare, first_line, on_a_loop
+from .run import on_a_loop
 from .stores.base import USER, Store, whose
+from .tracebacks import bare, first_line
 from .views import Views
 
 log = logging.getLogger("panel_schedule")

@@ -25,9 +25,9 @@ from .clock import Clock
 from .copies import holding_frames, own_copies
 from .entry import Entry
 from .errors import is_interrupt
-from .run import first_line
 from .stores.base import TASK, USER
 from .task import Task, TaskStatus
+from .tracebacks import first_line
 from .widgets import Percent, Text
 
 log = logging.getLogger("panel_schedule")

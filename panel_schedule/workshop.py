@@ -23,12 +23,13 @@ from .executors.processes import Parcel
 from .ledger import Ledger
 from .locked import Locked
 from .news import FORGET, News
-from .run import Partials, Run, RunState, _current, first_line, on_a_loop, traceback_text
+from .run import Partials, Run, RunState, _current, on_a_loop
 from .runner import LAST_WORDS, STOPS, TROUBLE
 from .session import leave_session
 from .stores.base import Store
 from .stores.queue import Queue
 from .timers import Timers
+from .tracebacks import first_line, traceback_text
 from .works import PROGRESS, Work, Works
 
 log = logging.getLogger("panel_schedule")

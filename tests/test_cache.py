@@ -17,11 +17,11 @@ import pytest
 from core import messages
 from panel_schedule.contracts.tools import hammer
 from panel_schedule.errors import RunCrashed, RunFailed, RunFenced, StoreError, ValueRefused, ValueUnreadable
-from panel_schedule.run import RemoteTraceback, traceback_text
 from panel_schedule.stores import database
 from panel_schedule.stores.cache import UNLIMITED, Limits
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import VirtualClock
+from panel_schedule.tracebacks import RemoteTraceback, traceback_text
 from servers import eventually
 from store_peer import second
 

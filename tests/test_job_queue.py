@@ -26,10 +26,11 @@ from panel_schedule.errors import (
     ValueRefused,
     ValueUnreadable,
 )
-from panel_schedule.run import RemoteTraceback, RunState, traceback_text
+from panel_schedule.run import RunState
 from panel_schedule.stores import backlog, database
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import VirtualClock
+from panel_schedule.tracebacks import RemoteTraceback, traceback_text
 from servers import eventually
 from store_peer import second
 

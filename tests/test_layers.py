@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "panel_schedule"
 
 LAYERS = [
     {"errors", "clock", "config"},
-    {"triggers", "cron", "task", "run", "calls", "copies", "entry", "abroad", "session", "notebook"},
+    {"triggers", "cron", "task", "run", "tracebacks", "calls", "copies", "entry", "abroad", "session", "notebook"},
     {"keys", "content", "fingerprint", "codec", "blame", "data", "failures", "references", "wire"},
     {"executors", "stores", "_worker"},
     {"registry", "planner"},

@@ -41,7 +41,7 @@ from panel_schedule.errors import (
 )
 from panel_schedule.executors import processes
 from panel_schedule.executors.processes import Parcel, ProcessExecutor
-from panel_schedule.run import traceback_text
+from panel_schedule.tracebacks import traceback_text
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = Path(__file__).parent.parent
