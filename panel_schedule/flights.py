@@ -20,7 +20,6 @@ from .data import is_light
 from .errors import RunCancelled
 from .executors.loop import LoopExecutor
 from .executors.threads import PlacedFuture
-from .failures import LARGEST, shortened
 from .flight import Desk, Flight
 from .memo import Memoized
 from .neighbours import Neighbours
@@ -30,7 +29,7 @@ from .run import Run, RunState, on_a_loop
 from .runner import STOPS
 from .session import leave_session, without_session
 from .stores.cache import Basis, serves
-from .tracebacks import another
+from .tracebacks import LARGEST, another, shortened
 
 log = logging.getLogger("panel_schedule")
 

@@ -7,7 +7,7 @@ import socket
 import struct
 
 from .codec import ByValue, Encoded, Inline, Mapped, encode
-from .failures import packed, unpacked
+from .tracebacks import packed, unpacked
 
 # Executors and stores do not know each other: what both need of a value as bytes, executors find here.
 __all__ = ["ByValue", "Encoded", "Gone", "Inline", "Mapped", "Wire", "decode_error", "encode", "encode_error"]

@@ -12,9 +12,8 @@ from typing import Any
 from ..codec import Encoded, encode
 from ..data import require_data
 from ..errors import RunCancelled, RunCrashed, RunError, RunFenced, ScheduleError, ValueUnreadable
-from ..failures import packed, unpacked
 from ..run import RunState, on_a_loop
-from ..tracebacks import first_line
+from ..tracebacks import first_line, packed, unpacked
 from .columns import instant_of, micros, storable
 from .database import NEXT_OF_JOBS, Corrupt, Database, Transaction
 from .house import House

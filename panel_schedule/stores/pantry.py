@@ -12,7 +12,7 @@ from typing import Any
 from ..codec import decode, encode
 from ..data import require_data
 from ..errors import RunCrashed, RunFailed, RunFenced, ScheduleError, ValueUnreadable
-from ..failures import packed_short, unpacked
+from ..tracebacks import packed_short, unpacked
 from .base import TAKEOVERS
 from .cache import UNLIMITED, AnswerRow, Basis, Limits, serves
 from .columns import instant_of, micros
