@@ -4,21 +4,21 @@ import atexit
 import os
 
 from . import errors, triggers
-from .components import Freshness
 from .config import config
-from .entry import Entry
+from .decorators import Front
 from .errors import ScheduleError
-from .front import Front
-from .jobpanel import JobPanel
-from .jobs import Background
-from .jobview import Job
-from .memo import Memoized
-from .memoview import MemoView
-from .run import Run, RunState, current_run, progress, track
+from .functions.background import Background
+from .functions.memoize import Memoized
+from .functions.run import Run, RunState, current_run, progress, track
+from .functions.task import Retry, Task, TaskStatus
 from .runtime import Runtime
-from .server import install
-from .task import Retry, Task, TaskStatus
-from .views import TaskView
+from .serialize.entry import Entry
+from .server.panel import install
+from .views.base import TaskView
+from .views.components import Freshness
+from .views.job import Job
+from .views.job_panel import JobPanel
+from .views.memo import MemoView
 
 _runtime = Runtime(config)
 _front = Front(_runtime)

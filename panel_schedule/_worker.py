@@ -17,27 +17,27 @@ NAME = "panel_schedule"
 
 # Which names of the package do without Panel, and where they are.
 LIGHT = {
-    "Background": ("abroad", "FunctionAbroad"),
-    "Entry": ("entry", "Entry"),
-    "Memoized": ("abroad", "MemoAbroad"),
-    "Retry": ("task", "Retry"),
-    "Run": ("run", "Run"),
-    "RunState": ("run", "RunState"),
+    "Background": ("functions.remote", "FunctionAbroad"),
+    "Entry": ("serialize.entry", "Entry"),
+    "Memoized": ("functions.remote", "MemoAbroad"),
+    "Retry": ("functions.task", "Retry"),
+    "Run": ("functions.run", "Run"),
+    "RunState": ("functions.run", "RunState"),
     "ScheduleError": ("errors", "ScheduleError"),
-    "Task": ("abroad", "TaskAbroad"),
-    "TaskStatus": ("task", "TaskStatus"),
-    "background": ("abroad", "background"),
-    "cancel_task": ("abroad", "cancel_task"),
-    "config": ("abroad", "config"),
-    "current_run": ("run", "current_run"),
-    "memoize": ("abroad", "memoize"),
-    "on": ("abroad", "on"),
-    "progress": ("run", "progress"),
-    "schedule": ("abroad", "schedule"),
-    "schedule_task": ("abroad", "schedule_task"),
-    "store": ("abroad", "store"),
-    "tasks": ("abroad", "tasks"),
-    "track": ("run", "track"),
+    "Task": ("functions.remote", "TaskAbroad"),
+    "TaskStatus": ("functions.task", "TaskStatus"),
+    "background": ("functions.remote", "background"),
+    "cancel_task": ("functions.remote", "cancel_task"),
+    "config": ("functions.remote", "config"),
+    "current_run": ("functions.run", "current_run"),
+    "memoize": ("functions.remote", "memoize"),
+    "on": ("functions.remote", "on"),
+    "progress": ("functions.run", "progress"),
+    "schedule": ("functions.remote", "schedule"),
+    "schedule_task": ("functions.remote", "schedule_task"),
+    "store": ("functions.remote", "store"),
+    "tasks": ("functions.remote", "tasks"),
+    "track": ("functions.run", "track"),
 }
 
 
@@ -69,7 +69,7 @@ class StandIn(ModuleType):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An import of the module that bears the name of ``ps.config``.
-        if name != "config":
+        if name not in LIGHT:
             super().__setattr__(name, value)
 
     def _become_real(self) -> None:

@@ -19,31 +19,19 @@ from zoneinfo import ZoneInfo
 import panel as pn
 from bokeh.io.doc import _PATCHED_CURDOCS
 
-from . import abroad, supervisor
-from .calls import is_async
+from .cache.lru import Watched
+from .cache.single_flight import Flights
 from .clock import Clock, SystemClock
-from .components import show
 from .config import Config
-from .data import is_light
-from .dispatcher import Dispatcher
-from .entry import Entry
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
-from .flights import Flights
-from .jobpanel import JobPanel, Progress
-from .jobs import Background, JobPolicy
-from .jobview import Job
-from .keys import digested
-from .memo import Memoized, MemoPolicy
-from .memoview import MemoView
-from .modules import is_left_behind
-from .news import EVENTS, Handler
-from .notebook import in_notebook, remember, speak
-from .recall import Watched
-from .references import references
-from .registry import (
+from .functions import remote
+from .functions.background import Background, JobPolicy
+from .functions.calls import is_async
+from .functions.memoize import Memoized, MemoPolicy
+from .functions.registry import (
     Registry,
     choose_trigger,
     may_replace,
@@ -54,17 +42,30 @@ from .registry import (
     taken,
     was_edited,
 )
-from .run import Run, current_run, on_a_loop, place, refuse_to_block, renew_ids
-from .scheduler import Scheduler
+from .functions.run import Run, current_run, on_a_loop, place, refuse_to_block, renew_ids
+from .functions.task import FirstRun, Policy, Task
+from .hashing.keys import digested
+from .jobs.queue import Dispatcher
+from .notebook import in_notebook, remember, speak
+from .scheduling.hooks import EVENTS, Handler
+from .scheduling.scheduler import Scheduler
+from .serialize.checks import is_light
+from .serialize.entry import Entry
+from .serialize.errors import for_waiter
+from .serialize.references import references
+from .server import supervisor
+from .server.modules import is_left_behind
 from .stores.base import TASK, USER, Store
-from .stores.file import FileStore
-from .stores.folder import automatic as folder_of
-from .stores.folder import server_id
+from .stores.file.directory import automatic as folder_of
+from .stores.file.directory import server_id
+from .stores.file.store import FileStore
 from .stores.memory import MemoryStore
-from .task import FirstRun, Policy, Task
-from .tracebacks import for_waiter
 from .triggers import Trigger
-from .views import TaskView, Views
+from .views.base import TaskView, Views
+from .views.components import show
+from .views.job import Job
+from .views.job_panel import JobPanel, Progress
+from .views.memo import MemoView
 
 log = logging.getLogger("panel_schedule")
 
@@ -142,7 +143,7 @@ class Runtime:
         return self._scheduler
 
     def _build(self) -> Scheduler:
-        abroad.refuse_here("The scheduler")
+        remote.refuse_here("The scheduler")
         self.config.check()
         store = self._make_store()
         self.config.freeze()
@@ -206,7 +207,7 @@ class Runtime:
         loop : asyncio.AbstractEventLoop
             Where async functions run and views are updated.
         """
-        if abroad.asker is not None:  # a module that a worker process has imported
+        if remote.asker is not None:  # a module that a worker process has imported
             return
         if self.loops.adopted is None:
             self.loops.adopt(loop)

@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, sync_playwright
 
 from core import Core
 from panel_schedule.clock import Clock, SystemClock
-from panel_schedule.run import Run
-from panel_schedule.stores.file import FileStore
+from panel_schedule.functions.run import Run
+from panel_schedule.stores.file.store import FileStore
 from servers import PanelServer, Serve, write_files
 from store_peer import Peer
 from windows import NewPage, launch, windows

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 import panel_schedule as ps
-from panel_schedule.codec import Encoded
-from panel_schedule.stores import shelf as shelf_module
+from panel_schedule.serialize.codec import Encoded
 from panel_schedule.stores.base import Claim
-from panel_schedule.stores.database import Database
-from panel_schedule.stores.file import FileStore
+from panel_schedule.stores.file import blobs as shelf_module
+from panel_schedule.stores.file.database import Database
+from panel_schedule.stores.file.store import FileStore
 
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 LARGE, SMALL = 100_000, 1_000

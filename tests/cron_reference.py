@@ -1,5 +1,5 @@
 """
-What Vixie cron does, one minute of real time after the other: the yardstick for ``panel_schedule.cron``.
+What Vixie cron does, one minute of real time after the other: the yardstick for ``panel_schedule.triggers.cron``.
 
 It shares nothing with that module, nor with croniter. Cron keeps a virtual clock, the last minute of local
 time that it has dealt with, and each minute compares it with the clock on the wall:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import panel_schedule as ps
-from panel_schedule.stores.backlog import Backlog
+from panel_schedule.stores.file.job_rows import Backlog
 from store_peer import PATIENCE, _processes, evaluate
 
 # Jobs that say when they begin, and go on when the test lets them.

@@ -9,7 +9,7 @@ from typing import Any
 
 from job_peer import Host
 from panel_schedule.clock import SystemClock
-from panel_schedule.stores.file import FileStore
+from panel_schedule.stores.file.store import FileStore
 from servers import eventually
 
 # Functions that say when they are computed, and go on when the test lets them.

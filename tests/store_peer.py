@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from panel_schedule.clock import SystemClock
-from panel_schedule.contracts.tools import second
-from panel_schedule.stores import database, house
 from panel_schedule.stores.base import TASK, USER, Claim, Plan
-from panel_schedule.stores.file import FileStore
+from panel_schedule.stores.file import database, opened
+from panel_schedule.stores.file.store import FileStore
+from panel_schedule.testing.contracts.tools import second
 
 # What a test waits at most for another process that has nothing more to wait for.
 PATIENCE = 20.0
 
 # Children of a clean process that has imported everything: they start in no time, and inherit nothing of the test.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["panel_schedule.contracts.tools", "panel_schedule.stores.file", "polars", "pyarrow"])
+_processes.set_forkserver_preload(
+    ["panel_schedule.testing.contracts.tools", "panel_schedule.stores.file.store", "polars", "pyarrow"]
+)
 
 
 class Peer:
@@ -108,4 +110,4 @@ def evaluate(pipe: Connection, names: dict[str, Any]) -> None:
         pipe.send((answer, error))
 
 
-__all__ = ["TASK", "USER", "Claim", "Peer", "Plan", "database", "house", "second"]
+__all__ = ["TASK", "USER", "Claim", "Peer", "Plan", "database", "opened", "second"]

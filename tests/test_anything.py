@@ -11,8 +11,8 @@ import pytest
 
 from core import PATIENCE, Core, messages
 from panel_schedule.config import Config
-from panel_schedule.front import Front
-from panel_schedule.run import RunState
+from panel_schedule.decorators import Front
+from panel_schedule.functions.run import RunState
 from panel_schedule.runtime import Runtime
 
 

@@ -25,10 +25,10 @@ from bokeh.document import Document
 
 from core import PATIENCE
 from panel_schedule.config import Config
-from panel_schedule.copies import snapshot
-from panel_schedule.front import Front
+from panel_schedule.decorators import Front
+from panel_schedule.functions.task import Retry
 from panel_schedule.runtime import Runtime
-from panel_schedule.task import Retry
+from panel_schedule.serialize.copies import snapshot
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -423,7 +423,7 @@ def test_a_hit_of_plain_arguments_copies_nothing(front, monkeypatch):
     """It takes a microsecond."""
     memo = front.memoize(name="memo")(lambda a, b: a + b)
     memo(1, 2)
-    monkeypatch.setattr("panel_schedule.flights.snapshot", None)
+    monkeypatch.setattr("panel_schedule.cache.single_flight.snapshot", None)
 
     assert 3 == memo(1, 2)
 

@@ -31,9 +31,8 @@ from tornado.web import create_signed_value
 
 import panel_schedule
 from core import PATIENCE, messages
-from panel_schedule import works
 from panel_schedule.config import Config
-from panel_schedule.contracts.tools import hammer
+from panel_schedule.decorators import Front
 from panel_schedule.errors import (
     ArgumentUnkeyable,
     RegistrationError,
@@ -46,10 +45,11 @@ from panel_schedule.errors import (
     WouldBlock,
 )
 from panel_schedule.executors import processes
-from panel_schedule.front import Front
-from panel_schedule.run import RunState, current_run, progress, track
+from panel_schedule.functions.run import RunState, current_run, progress, track
+from panel_schedule.functions.task import Retry
+from panel_schedule.jobs import executions
 from panel_schedule.runtime import Runtime
-from panel_schedule.task import Retry
+from panel_schedule.testing.contracts.tools import hammer
 
 
 class Waits:
@@ -854,8 +854,8 @@ def test_the_places_of_all_who_wait_cost_one_look_at_the_queue(core, monkeypatch
     """A page that shows 2,000 of them would take a second otherwise."""
     first = core.ps.background(name="first")(lambda: None)
     runs = [first.submit() for _ in range(200)]
-    looks, look = [], works.Works.__iter__
-    monkeypatch.setattr(works.Works, "__iter__", lambda self: looks.append(1) or look(self))
+    looks, look = [], executions.Works.__iter__
+    monkeypatch.setattr(executions.Works, "__iter__", lambda self: looks.append(1) or look(self))
     assert list(range(1, 201)) == [run.position for run in runs]
     assert 1 == len(looks)
 
@@ -880,7 +880,7 @@ def test_ten_thousand_wait_without_slowing_each_other(core):
     assert 10_000 == len(function.runs())
     for run in runs:
         run.cancel()
-    assert works.KEPT == len(function.runs())
+    assert executions.KEPT == len(function.runs())
 
 
 async def test_small_arguments_that_cannot_travel_are_refused_at_once_on_a_loop(real):
@@ -1106,7 +1106,7 @@ def test_an_argument_without_a_key_is_named(core):
 
 
 def test_runs_are_listed_newest_first_bounded_and_expire(core, monkeypatch):
-    monkeypatch.setattr(works, "KEPT", 3)
+    monkeypatch.setattr(executions, "KEPT", 3)
     function = core.ps.background(executor="thread", name="f", result_ttl="1h")(lambda number: number)
     runs = []
     for number in range(5):

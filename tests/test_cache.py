@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from core import messages
-from panel_schedule.contracts.tools import hammer
 from panel_schedule.errors import RunCrashed, RunFailed, RunFenced, StoreError, ValueRefused, ValueUnreadable
-from panel_schedule.stores import database
+from panel_schedule.serialize.errors import RemoteTraceback, traceback_text
 from panel_schedule.stores.cache import UNLIMITED, Limits
+from panel_schedule.stores.file import database
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import VirtualClock
-from panel_schedule.tracebacks import RemoteTraceback, traceback_text
+from panel_schedule.testing.contracts.tools import hammer
 from servers import eventually
 from store_peer import second
 

@@ -31,9 +31,9 @@ import polars.testing
 import pyarrow as pa
 import pytest
 
-from panel_schedule import codec
-from panel_schedule.codec import ALIGNMENT, Encoded, Inline, Mapped, decode, encode, write_file
 from panel_schedule.errors import ScheduleError, ValueRefused, ValueUnreadable
+from panel_schedule.serialize import codec
+from panel_schedule.serialize.codec import ALIGNMENT, Encoded, Inline, Mapped, decode, encode, write_file
 
 ROOT = Path(__file__).parent.parent
 LINUX = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks /proc")
@@ -990,7 +990,8 @@ def test_classes_with_slots_travel_by_value_there_and_back(tmp_path, monkeypatch
     path = tmp_path / "value"
     path.write_bytes(encode(module.values, "Task 'sales'").tobytes())
     echo = (
-        "import sys, pathlib; from panel_schedule.codec import decode, encode; path = pathlib.Path(sys.argv[1]);"
+        "import sys, pathlib; from panel_schedule.serialize.codec import decode, encode;"
+        "path = pathlib.Path(sys.argv[1]);"
         "values = decode(bytearray(path.read_bytes())); print([hasattr(value, '__dict__') for value in values]);"
         "path.write_bytes(encode(values, '').tobytes())"
     )

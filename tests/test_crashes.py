@@ -27,7 +27,7 @@ import pytest
 import crash_worker
 from panel_schedule.clock import SystemClock
 from panel_schedule.stores.base import TASK
-from panel_schedule.stores.file import FileStore
+from panel_schedule.stores.file.store import FileStore
 from servers import PanelServer, Serve, eventually
 
 WORKER = Path(crash_worker.__file__)

@@ -19,9 +19,9 @@ import pytest
 from croniter import CroniterBadDateError, croniter
 
 from cron_reference import MINUTE, Schedule, Tick, clock
-from panel_schedule.cron import CronExpression, Dialect
 from panel_schedule.errors import TriggerError
 from panel_schedule.triggers import Cron
+from panel_schedule.triggers.cron import CronExpression, Dialect
 
 DAY = timedelta(days=1)
 NOON = time(12)

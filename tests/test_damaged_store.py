@@ -18,13 +18,13 @@ import pytest
 
 from core import messages
 from panel_schedule.clock import SystemClock
-from panel_schedule.codec import encode
-from panel_schedule.contracts.tools import START, put, second
 from panel_schedule.errors import ScheduleError
-from panel_schedule.run import RunState
+from panel_schedule.functions.run import RunState
+from panel_schedule.serialize.codec import encode
 from panel_schedule.stores.base import TASK, USER
 from panel_schedule.stores.cache import UNLIMITED
-from panel_schedule.stores.file import FileStore
+from panel_schedule.stores.file.store import FileStore
+from panel_schedule.testing.contracts.tools import START, put, second
 
 NAMES = [f"value {number}" for number in range(6)]
 LATER = SystemClock().now() + timedelta(days=9)

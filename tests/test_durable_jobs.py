@@ -16,8 +16,8 @@ import pytest
 
 from job_peer import Host
 from panel_schedule.clock import SystemClock
-from panel_schedule.run import RunState
-from panel_schedule.stores.file import FileStore
+from panel_schedule.functions.run import RunState
+from panel_schedule.stores.file.store import FileStore
 from servers import Serve, eventually
 
 AUDIT = """

@@ -20,11 +20,11 @@ import pytest
 from core import PATIENCE, Core
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.errors import NotReady, RunCancelled
-from panel_schedule.front import Front
-from panel_schedule.run import Run
+from panel_schedule.functions.run import Run
 from panel_schedule.runtime import Runtime
-from panel_schedule.tracebacks import another, traceback_text
+from panel_schedule.serialize.errors import another, traceback_text
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ import polars as pl
 import pytest
 
 from core import messages
-from panel_schedule import codec
-from panel_schedule.contracts.tools import claim, ended, enroll, hammer, put, refusal
 from panel_schedule.errors import RunFenced, StoreError, ValueRefused
-from panel_schedule.run import RunState
-from panel_schedule.stores import database, folder, house, locks
+from panel_schedule.functions.run import RunState
+from panel_schedule.serialize import codec
 from panel_schedule.stores.base import TASK, USER, Claim, Refusal
+from panel_schedule.stores.file import database, directory, locks, opened
+from panel_schedule.testing.contracts.tools import claim, ended, enroll, hammer, put, refusal
 from panel_schedule.triggers import Computed, Dates, Every
 from servers import eventually
 from store_peer import PATIENCE, second
@@ -225,7 +225,7 @@ def test_without_a_bell_a_process_looks_often(opened, peer):
 def test_paths_that_are_too_long_for_a_socket_have_a_bell(opened, peer, home):
     """The kernel takes about 104 bytes."""
     deep = home / ("deep" * 40) / "store"
-    other = peer("house.LOOK = house.LOOK_WITHOUT_BELL = 600", path=deep)
+    other = peer("house.LOOK = opened.LOOK_WITHOUT_BELL = 600", path=deep)
     other("store.listen()")
     put(opened(deep), "rates", large(1))
 
@@ -400,7 +400,7 @@ def test_a_copy_of_the_directory_by_its_process_leaves_it_alive(opened, peer, ho
     other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
 
     other("import shutil; shutil.copytree(folder, to, ignore=shutil.ignore_patterns('*.sock'))", to=tmp_path / "backup")
-    other("[path.read_bytes() for path in folder.rglob('*') if path.is_file()]")
+    other("[path.read_bytes() for path in directory.rglob('*') if path.is_file()]")
 
     assert not store.row("sales").holder.orphan
     assert store.take_over("sales", second(9)) is None
@@ -495,13 +495,13 @@ def test_the_last_process_removes_what_nobody_named(opened, peer, home):
 def test_leftovers_of_killed_servers_are_swept(monkeypatch, tmp_path, peer):
     """By the next server; one that is alive keeps its directory."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mine = folder.automatic(os.getpid())
+    mine = directory.automatic(os.getpid())
     gone, alive = mine.with_name("999999999-123"), mine.with_name("999999998-123")
     killed, living = peer(path=gone, persistent=False), peer(path=alive, persistent=False)
     killed.kill()
     (mine.parent / "something else").mkdir()
 
-    assert mine == folder.automatic(os.getpid())
+    assert mine == directory.automatic(os.getpid())
     assert (False, True, True) == (gone.exists(), alive.exists(), (mine.parent / "something else").exists())
     living("store.publish(USER, 'a', 1, now=second(0))")
 
@@ -730,7 +730,7 @@ def test_the_automatic_directory_is_no_link(monkeypatch, tmp_path):
     (tmp_path / f"panel-schedule-{os.geteuid()}").symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(StoreError, match="no directory"):
-        folder.automatic(os.getpid())
+        directory.automatic(os.getpid())
 
 
 # ------------------------------------------------------------ the database
@@ -992,7 +992,7 @@ def test_a_bell_that_cannot_ring_costs_no_value(opened, monkeypatch):
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr("panel_schedule.stores.wakeup.os.scandir", fail)
+        patch.setattr("panel_schedule.stores.file.wakeup.os.scandir", fail)
         put(store, "rates", large(1))
 
     assert (1, 1) == (value(store, "rates"), value(other, "rates"))
@@ -1015,7 +1015,7 @@ def test_reading_raises_nothing(opened, monkeypatch, caplog):
 
 def test_what_was_promised_in_seconds():
     """A death is noticed within 2 s (invariant 14)."""
-    assert timedelta(seconds=house.LOOK) < timedelta(seconds=2)
+    assert timedelta(seconds=opened.LOOK) < timedelta(seconds=2)
     assert codec.FORMAT == 1
 
 

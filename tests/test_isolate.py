@@ -16,11 +16,11 @@ import polars as pl
 import pytest
 
 from core import PATIENCE
-from panel_schedule import copies
 from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError
-from panel_schedule.front import Front
 from panel_schedule.runtime import Runtime
+from panel_schedule.serialize import copies
 
 
 @pytest.fixture(params=["memory", "file"])

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 
 from core import messages
-from panel_schedule.codec import encode
-from panel_schedule.contracts.tools import hammer
 from panel_schedule.errors import (
     RunCancelled,
     RunCrashed,
@@ -26,11 +24,13 @@ from panel_schedule.errors import (
     ValueRefused,
     ValueUnreadable,
 )
-from panel_schedule.run import RunState
-from panel_schedule.stores import backlog, database
+from panel_schedule.functions.run import RunState
+from panel_schedule.serialize.codec import encode
+from panel_schedule.serialize.errors import RemoteTraceback, traceback_text
+from panel_schedule.stores.file import database, job_rows
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import VirtualClock
-from panel_schedule.tracebacks import RemoteTraceback, traceback_text
+from panel_schedule.testing.contracts.tools import hammer
 from servers import eventually
 from store_peer import second
 
@@ -740,7 +740,7 @@ def test_a_stopped_process_is_not_dead(opened, worker):
 
 def later(monkeypatch):
     """Each sweep counts anew."""
-    monkeypatch.setattr(backlog, "LOOK", 0.0)
+    monkeypatch.setattr(job_rows, "LOOK", 0.0)
 
 
 def test_beyond_so_many_bytes_the_oldest_results_go(opened, home, monkeypatch):
@@ -764,7 +764,7 @@ def test_beyond_so_many_bytes_the_oldest_results_go(opened, home, monkeypatch):
 def test_beyond_so_many_runs_the_oldest_go(opened, monkeypatch):
     """What is under way stays; and the others hear of what comes after."""
     later(monkeypatch)
-    monkeypatch.setattr(backlog, "MOST", 3)
+    monkeypatch.setattr(job_rows, "MOST", 3)
     store = opened()
     enter(store, "open")
     for number in range(5):

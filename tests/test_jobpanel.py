@@ -18,12 +18,12 @@ from bokeh.document import Document
 from panel.io.state import set_curdoc
 
 from panel_schedule.config import Config
-from panel_schedule.display import display
-from panel_schedule.front import Front
-from panel_schedule.jobpanel import JobPanel
-from panel_schedule.jobs import Background
-from panel_schedule.run import current_run, progress
+from panel_schedule.decorators import Front
+from panel_schedule.functions.background import Background
+from panel_schedule.functions.run import current_run, progress
 from panel_schedule.runtime import Runtime
+from panel_schedule.views.display import display
+from panel_schedule.views.job_panel import JobPanel
 
 
 @pytest.fixture

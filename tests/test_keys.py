@@ -32,7 +32,7 @@ import pyarrow as pa
 import pytest
 
 from panel_schedule.errors import ArgumentUnkeyable, ScheduleError
-from panel_schedule.keys import Keys, digested
+from panel_schedule.hashing.keys import Keys, digested
 
 ROOT = Path(__file__).parent.parent
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -699,7 +699,7 @@ def test_keys_are_the_same_in_every_process() -> None:
 
 def test_no_library_is_imported() -> None:
     code = "import sys, panel_schedule.errors\nsys.modules.update(dict.fromkeys(('pandas', 'polars', 'pyarrow')))\n"
-    code += "from panel_schedule.keys import Keys; print(Keys('f', lambda x: 0).digest(([1],), {}))"
+    code += "from panel_schedule.hashing.keys import Keys; print(Keys('f', lambda x: 0).digest(([1],), {}))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert of([1]) == shown.stdout.strip()
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from core import PATIENCE
-from panel_schedule.lanes import Waves
-from panel_schedule.locked import Bell, Locked
+from panel_schedule.engine.lock import Bell, Locked
+from panel_schedule.scheduling.state import Waves
 
 
 def locked_with(released=lambda: None, changed=lambda task: None):

@@ -22,7 +22,7 @@ from bokeh.plotting import figure
 
 from core import PATIENCE, messages
 from panel_schedule.config import Config
-from panel_schedule.contracts.tools import hammer
+from panel_schedule.decorators import Front
 from panel_schedule.errors import (
     ArgumentUnkeyable,
     NotReady,
@@ -33,10 +33,10 @@ from panel_schedule.errors import (
     ValueRefused,
     WouldBlock,
 )
-from panel_schedule.fingerprint import fingerprint
-from panel_schedule.front import Front
-from panel_schedule.run import RunState, current_run
+from panel_schedule.functions.run import RunState, current_run
+from panel_schedule.hashing.fingerprint import fingerprint
 from panel_schedule.runtime import Runtime
+from panel_schedule.testing.contracts.tools import hammer
 
 
 class Counted:

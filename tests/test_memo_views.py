@@ -17,9 +17,9 @@ from bokeh.document import Document
 from panel.io.state import set_curdoc
 
 from core import messages
-from panel_schedule import memoview
-from panel_schedule.components import Freshness
-from panel_schedule.run import current_run
+from panel_schedule.functions.run import current_run
+from panel_schedule.views import memo
+from panel_schedule.views.components import Freshness
 
 
 def told(view, *names):
@@ -217,7 +217,7 @@ def test_a_dragged_slider_runs_the_first_and_the_last(core, gap):
         core.go()
         core.run_for(gap)
         assert view.running or view.value == n
-    core.run_for(max(memoview.SETTLING, 2 * gap))
+    core.run_for(max(memo.SETTLING, 2 * gap))
     assert [0, 1, 50] == calls
     assert (50, False, "", False) == state(view)
 

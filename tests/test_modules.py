@@ -14,7 +14,7 @@ import panel as pn
 import pytest
 from panel.io import reload
 
-from panel_schedule.modules import Executed
+from panel_schedule.server.modules import Executed
 
 SCRIPT = """
 from __future__ import annotations

@@ -25,7 +25,7 @@ from core import PATIENCE, messages
 from panel_schedule import session
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
-from panel_schedule.front import Front
+from panel_schedule.decorators import Front
 from panel_schedule.runtime import Runtime
 
 NOTHING = (None, {}, {}, None, None, {}, None)

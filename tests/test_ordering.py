@@ -12,12 +12,12 @@ import pytest
 from core import PATIENCE, second, short
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.errors import CycleError, RunTimedOut
-from panel_schedule.front import Front
-from panel_schedule.registry import require_no_cycle
-from panel_schedule.run import RunState
+from panel_schedule.functions.registry import require_no_cycle
+from panel_schedule.functions.run import RunState
+from panel_schedule.functions.task import named_tasks
 from panel_schedule.runtime import Runtime
-from panel_schedule.task import named_tasks
 
 
 def counter(core, name, *reads):

@@ -8,13 +8,13 @@ import random
 from contextlib import ExitStack
 from datetime import timedelta
 
+import panel_schedule.ledger
 import pytest
 
-import panel_schedule.ledger
 from core import PATIENCE, START, Core, keys, messages, second, short
 from panel_schedule.errors import RegistrationError, RunCancelled, RunCrashed, RunFailed, StoreError
-from panel_schedule.run import RunState, progress
-from panel_schedule.stores.file import FileStore
+from panel_schedule.functions.run import RunState, progress
+from panel_schedule.stores.file.store import FileStore
 from panel_schedule.testing import VirtualClock
 
 
@@ -1161,7 +1161,7 @@ def test_a_step_forward_of_the_clock_makes_one_run(pair):
 
 def test_a_store_that_fails_for_a_while_loses_nothing(pair, monkeypatch, caplog):
     """It delays, and is named once in the log."""
-    monkeypatch.setattr(panel_schedule.ledger, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(panel_schedule.engine.outbox, "FIRST_PAUSE", 0.001)
     caplog.set_level(logging.INFO)
     calls, left = [], [5]
     tasks = pair.schedule(make=counter(calls), period="1m", first_run="skip")

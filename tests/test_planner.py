@@ -8,7 +8,8 @@ from itertools import product
 
 import pytest
 
-from panel_schedule.planner import (
+from panel_schedule.functions.task import Overlap
+from panel_schedule.scheduling.planner import (
     ON_TIME,
     Action,
     Busy,
@@ -20,7 +21,6 @@ from panel_schedule.planner import (
     last_slot,
     latest_slot,
 )
-from panel_schedule.task import Overlap
 from panel_schedule.triggers import After, Computed, Cron, Dates, Every
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)

@@ -13,11 +13,11 @@ import pytest
 import panel_schedule
 from core import PATIENCE, messages
 from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.errors import RunCancelled, RunCrashed, RunTimedOut
-from panel_schedule.front import Front
-from panel_schedule.run import RunState
+from panel_schedule.functions.run import RunState
+from panel_schedule.functions.task import Retry
 from panel_schedule.runtime import Runtime
-from panel_schedule.task import Retry
 
 
 def workers() -> list[psutil.Process]:

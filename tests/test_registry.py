@@ -15,13 +15,14 @@ import panel as pn
 import pytest
 
 from core import Core, messages, second
-from panel_schedule.calls import is_async
 from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.errors import ConfigError, RegistrationError, ScheduleError, TriggerError
-from panel_schedule.front import Front
-from panel_schedule.registry import Registry
+from panel_schedule.functions.calls import is_async
+from panel_schedule.functions.registry import Registry
+from panel_schedule.functions.task import Retry, Task
+from panel_schedule.hashing.fingerprint import Origin
 from panel_schedule.runtime import Runtime
-from panel_schedule.task import Origin, Retry, Task
 from panel_schedule.triggers import Cron, Dates, Every
 
 

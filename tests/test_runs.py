@@ -13,20 +13,14 @@ from panel.pane import Markdown
 from panel.util import parse_query
 
 from core import PATIENCE, Core, keys, messages, second, short
-from panel_schedule import news
 from panel_schedule.config import Config
-from panel_schedule.contracts.tools import hammer
-from panel_schedule.errors import (
-    RunFenced,
-    RunSkipped,
-    TriggerError,
-    ValueRefused,
-    WouldBlock,
-)
-from panel_schedule.front import Front
-from panel_schedule.run import Run, RunState, track
+from panel_schedule.decorators import Front
+from panel_schedule.errors import RunFenced, RunSkipped, TriggerError, ValueRefused, WouldBlock
+from panel_schedule.functions.run import Run, RunState, track
 from panel_schedule.runtime import Runtime
+from panel_schedule.scheduling import hooks
 from panel_schedule.stores.base import TASK
+from panel_schedule.testing.contracts.tools import hammer
 
 # ------------------------------------------------------------ failing
 
@@ -312,7 +306,7 @@ def test_a_handler_without_a_limit_is_waited_for(core, caplog):
 
 def test_what_waits_for_a_handler_that_hangs_has_a_bound(core, caplog, monkeypatch):
     """The oldest event is dropped, and the log says so."""
-    monkeypatch.setattr(news, "LONGEST_QUEUE", 2)
+    monkeypatch.setattr(hooks, "LONGEST_QUEUE", 2)
     core.ps.on("succeeded", lambda task, run: core.thread.park(), timeout=None)
     core.schedule(period="1m", first_run="background", name="sales")(lambda: 1)
     core.begin()

@@ -13,8 +13,8 @@ import pytest
 
 from core import PATIENCE, START, messages, second
 from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError, ScheduleError
-from panel_schedule.front import Front
 from panel_schedule.runtime import Runtime
 
 

@@ -9,13 +9,9 @@ from itertools import pairwise
 import pytest
 
 from core import PATIENCE, keys, messages, second, short
-from panel_schedule.errors import (
-    RegistrationError,
-    RunCancelled,
-    RunTimedOut,
-)
-from panel_schedule.run import RunState, current_run, progress
-from panel_schedule.task import Retry
+from panel_schedule.errors import RegistrationError, RunCancelled, RunTimedOut
+from panel_schedule.functions.run import RunState, current_run, progress
+from panel_schedule.functions.task import Retry
 from panel_schedule.triggers import Every
 
 # ------------------------------------------------------------ the rate

@@ -16,7 +16,7 @@ from bokeh.document import Document
 
 import panel_schedule as ps
 from panel_schedule import _runtime as runtime
-from panel_schedule.views import TaskView, View
+from panel_schedule.views.base import TaskView, View
 from visitors import Visitor, visitors
 
 
@@ -185,7 +185,7 @@ async def test_what_the_gate_waits_for_is_logged_again_and_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Invariant 8; every 10 s, and here more often. With the task's name and what it is doing."""
-    monkeypatch.setattr("panel_schedule.server.REMINDER", 0.05)
+    monkeypatch.setattr("panel_schedule.server.panel.REMINDER", 0.05)
     go = asyncio.Event()
 
     async def late() -> str:

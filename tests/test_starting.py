@@ -13,11 +13,11 @@ import pytest
 from core import PATIENCE, keys, messages, second
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.errors import ConfigError, StoreError
-from panel_schedule.front import Front
-from panel_schedule.run import Run, RunState
+from panel_schedule.functions.run import Run, RunState
 from panel_schedule.runtime import Runtime
-from panel_schedule.scheduler import Scheduler
+from panel_schedule.scheduling.scheduler import Scheduler
 from panel_schedule.stores.memory import MemoryStore
 
 # ------------------------------------------------------------ dates

@@ -17,8 +17,8 @@ from bokeh.models import Div
 import panel_schedule as package
 from core import PATIENCE, Core, second
 from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.errors import ValueRefused
-from panel_schedule.front import Front
 from panel_schedule.runtime import Runtime
 
 # ------------------------------------------------------------ a mapping

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from panel_schedule.clock import SystemClock
-from panel_schedule.stores.file import FileStore
+from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import StoreContract
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 
+from panel_schedule.engine.timers import LOOK, Timers
 from panel_schedule.testing import VirtualClock
-from panel_schedule.timers import LOOK, Timers
 from panel_schedule.triggers import parse_period
 
 

@@ -37,10 +37,10 @@ import pytest
 
 from core import PATIENCE
 from panel_schedule.config import Config
-from panel_schedule.data import require_data
+from panel_schedule.decorators import Front
 from panel_schedule.errors import ValueRefused
-from panel_schedule.front import Front
 from panel_schedule.runtime import Runtime
+from panel_schedule.serialize.checks import require_data
 
 
 @pytest.fixture

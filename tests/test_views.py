@@ -13,15 +13,15 @@ import param
 import pytest
 from panel.io.state import set_curdoc
 
-from panel_schedule import views
-from panel_schedule.components import Freshness
 from panel_schedule.config import Config
-from panel_schedule.entry import Entry
+from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError
-from panel_schedule.front import Front
-from panel_schedule.run import progress
+from panel_schedule.functions.run import progress
+from panel_schedule.functions.task import Task
 from panel_schedule.runtime import Runtime
-from panel_schedule.task import Task
+from panel_schedule.serialize.entry import Entry
+from panel_schedule.views import base
+from panel_schedule.views.components import Freshness
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def page() -> Iterator[Page]:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeated at once."""
-    monkeypatch.setattr(views, "REPEAT_SECONDS", 0.0)
+    monkeypatch.setattr(base, "REPEAT_SECONDS", 0.0)
 
 
 def failing_at_first(times: int) -> Callable[[Any], None]:
@@ -296,7 +296,7 @@ def test_a_value_that_cannot_be_copied_now_holds_no_state_back(
     page.until(lambda: view.value == "value" or caplog.records)
 
     assert (times == 2, False) == (view.value == "value", view.running)
-    assert not isinstance(view.value, type(views.outdated)) or view.value is None or times == 2
+    assert not isinstance(view.value, type(base.outdated)) or view.value is None or times == 2
 
 
 def test_freshness_shows_the_badge_and_the_first_line_of_the_error(front: Front) -> None:

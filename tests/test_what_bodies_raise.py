@@ -19,11 +19,11 @@ import pytest
 from core import PATIENCE, Core
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.errors import ArgumentUnkeyable, RunCancelled, RunFailed, ValueRefused, ValueUnreadable
-from panel_schedule.front import Front
-from panel_schedule.run import Run, RunState
+from panel_schedule.functions.run import Run, RunState
+from panel_schedule.functions.task import Retry
 from panel_schedule.runtime import Runtime
-from panel_schedule.task import Retry
 from servers import eventually
 
 

@@ -29,7 +29,6 @@ import pytest
 import panel_schedule as ps
 from core import PATIENCE
 from panel_schedule import Run
-from panel_schedule.calls import PUBLISHED
 from panel_schedule.errors import (
     RunCancelled,
     RunCrashed,
@@ -41,7 +40,8 @@ from panel_schedule.errors import (
 )
 from panel_schedule.executors import processes
 from panel_schedule.executors.processes import Parcel, ProcessExecutor
-from panel_schedule.tracebacks import traceback_text
+from panel_schedule.functions.calls import PUBLISHED
+from panel_schedule.serialize.errors import traceback_text
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = Path(__file__).parent.parent
@@ -555,7 +555,7 @@ class Server:
 
 
 def make_task(name="sales"):
-    from panel_schedule.task import Policy, Task
+    from panel_schedule.functions.task import Policy, Task
     from panel_schedule.triggers import Every
 
     return Task(name, lambda: 0, Policy(Every("1h")), host=None)

@@ -28,14 +28,13 @@ from typing import Any
 
 import panel as pn
 
-from .. import wire
-from ..calls import PUBLISHED
 from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
-from ..run import Run, _current
-from ..wire import ByValue, Encoded, Gone, Inline, Mapped, Wire, encode
-from . import logs
+from ..functions.calls import PUBLISHED
+from ..functions.run import Run, _current
+from . import logs, wire
 from .descendants import MARK, kill_descendants
 from .threads import PlacedFuture, ThreadExecutor
+from .wire import ByValue, Encoded, Gone, Inline, Mapped, Wire, encode
 from .worker import conduct
 
 # Seconds between SIGTERM and SIGKILL: of a cancelled body, and when the server itself is about to end.

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from ..run import place
+from ..functions.run import place
 
 log = logging.getLogger("panel_schedule")
 

@@ -21,16 +21,16 @@ from functools import partial
 from importlib.util import spec_from_file_location
 from typing import Any
 
-from .. import abroad, wire
-from ..calls import PUBLISHED, async_outcome, outcome
-from ..data import require_data
 from ..errors import RunFenced, ScheduleError, ValueUnreadable
-from ..run import Run, RunState, _current
+from ..functions import remote
+from ..functions.calls import PUBLISHED, async_outcome, outcome
+from ..functions.run import Run, RunState, _current
+from ..serialize.checks import require_data
 from ..session import leave_session
-from ..wire import Encoded, Gone, Inline, Mapped, Wire, encode
-from . import logs
+from . import logs, wire
 from .descendants import adopt_orphans
 from .process_state import ProcessState
+from .wire import Encoded, Gone, Inline, Mapped, Wire, encode
 
 # Progress is sent at most this often, in seconds.
 PACE = 0.05
@@ -99,7 +99,7 @@ class Workplace:
         # Not ignored, which its children would inherit: Ctrl-C is the server's business.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        abroad.asker = self.ask
+        remote.asker = self.ask
         sys.meta_path.append(self)
         os.register_at_fork(after_in_child=self._leave)
         logs.send_records(self._log)
@@ -192,7 +192,7 @@ class Workplace:
         return self._converse(wire.QUESTION, question)
 
     def _publish(self, partial: Any) -> None:
-        if abroad.asker is None:
+        if remote.asker is None:
             raise ScheduleError(f"{self._name}: a child of its worker process cannot publish. Hand it to its parent.")
         require_data(partial, self._name)
         self._converse(wire.PARTIAL, partial)
@@ -217,7 +217,7 @@ class Workplace:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """For `sys.meta_path`: modules that the server has from where it does not look any more, as Bokeh's apps do."""
-        if path is None and abroad.asker is not None and self._run is not None:
+        if path is None and remote.asker is not None and self._run is not None:
             file, folders = self._converse(wire.MODULE, name)
             if file is not None:
                 return spec_from_file_location(name, file, submodule_search_locations=folders)
@@ -315,7 +315,7 @@ class Workplace:
 
     def _leave(self) -> None:
         """In the child of a fork: it is nobody's worker."""
-        abroad.asker = self._run = None
+        remote.asker = self._run = None
         self._wire.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,9 +10,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from ..entry import Entry
 from ..errors import RunFenced
-from ..run import RunRecord, RunState
+from ..functions.run import RunRecord, RunState
+from ..serialize.entry import Entry
 from ..triggers import Trigger
 from .cache import Cache
 from .queue import Queue

@@ -9,10 +9,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from ..codec import Mapped, encode
-from ..data import require_data
-from ..entry import Entry
-from ..run import RunRecord
+from ..functions.run import RunRecord
+from ..serialize.checks import require_data
+from ..serialize.codec import Mapped, encode
+from ..serialize.entry import Entry
 from .base import TASK, Claim, Listener, Mark, Plan, Refusal, Row, extended, fenced, whose
 
 

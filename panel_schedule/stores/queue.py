@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from ..codec import Encoded
-from ..run import RunState
+from ..functions.run import RunState
+from ..serialize.codec import Encoded
 
 # Of runs: whoever has started them. None is a user, too: one who has not logged in.
 ANYBODY: Any = type("Anybody", (), {"__repr__": lambda self: "ANYBODY"})()

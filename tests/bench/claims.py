@@ -23,7 +23,7 @@ class Claimant:
 
     def __init__(self, folder: str):
         from panel_schedule.clock import SystemClock
-        from panel_schedule.stores.file import FileStore
+        from panel_schedule.stores.file.store import FileStore
 
         self.store = FileStore(Path(folder), SystemClock(), server="bench")
         self.store.subscribe(lambda *_: None)

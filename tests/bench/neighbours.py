@@ -109,7 +109,7 @@ class Listening(Asking):
         import pandas  # noqa: F401
 
         import panel_schedule as ps
-        from panel_schedule.stores.wakeup import Bells
+        from panel_schedule.stores.file.wakeup import Bells
 
         wait = Bells.wait
 

@@ -1,0 +1,1 @@
+"""Memoized functions: their answers, and who computes them."""

@@ -1,0 +1,153 @@
+"""The answers that are kept of all memoized functions: which there are, who looks at them, which must go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, Protocol
+
+from ..functions.memoize import Memoized
+from ..functions.run import on_a_loop
+from ..serialize.entry import Entry
+from .computation import Desk
+from .lru import Answer, Watched
+
+log = logging.getLogger("panel_schedule")
+
+Memo = Memoized[Any, Any]
+
+
+class Shared(Protocol):
+    """The answers that the processes share."""
+
+    def use(self, memo: Memo, answer: Answer) -> None: ...
+    def entry(self, memo: Memo, key: Hashable) -> Entry | None: ...
+    def entries(self, memo: Memo) -> dict[str, Entry]: ...
+    def invalidate_soon(self, memo: Memo, key: Hashable | None) -> None: ...
+    def invalidate(self) -> None: ...
+
+
+class Archive:
+    """
+    What is kept in this process, and through `shared` in all.
+
+    Parameters
+    ----------
+    desk : Desk
+    detach : callable
+        ``detach(memo, key)``, under the lock: what is computed right now is not to be kept; the keys, of all.
+    """
+
+    def __init__(self, desk: Desk, detach: Callable[[Memo, Hashable | None], list[Hashable]]):
+        self._s = desk
+        self._detach = detach
+        self._warned: set[str] = set()
+        # None where no other process can know of them.
+        self.shared: Shared | None = None
+
+    # ------------------------------------------------------------ keeping; under the lock
+
+    def keep(self, memo: Memo, key: Hashable, answer: Answer) -> None:
+        """From now on this is the answer."""
+        if not memo.recall.put(key, answer, self._s.clock.monotonic()) and memo.name not in self._warned:
+            self._warned.add(memo.name)
+            log.warning(
+                "Memoized function %r: an answer of %.1f MB is larger than max_bytes=%d, and is not kept. Allow for "
+                "more, or return less.", memo.name, answer.size / 1e6, memo.policy.limits.size,
+            )  # fmt: skip
+        if (watched := memo.recall.watched.get(key)) is not None:
+            watched.answer, watched.error, watched.partial = answer, None, None
+            self._tell(watched)
+
+    def use(self, memo: Memo, key: Hashable, answer: Answer) -> None:
+        """It was read, which the store is told now and then."""
+        memo.recall.used(key)
+        if not answer.told and self.shared is not None:
+            self.shared.use(memo, answer)
+
+    def _tell(self, watched: Watched) -> None:
+        for changed in list(watched.viewers):
+            self._s.defer(changed)
+
+    def tell_partial(self, memo: Memo, key: Hashable, item: Any) -> None:
+        """A computation has given so much."""
+        if (watched := memo.recall.watched.get(key)) is not None:
+            watched.partial = Entry(item, 0, self._s.clock.now())
+            self._tell(watched)
+
+    def tell_failure(self, memo: Memo, key: Hashable, error: BaseException) -> None:
+        """A computation has failed; what there was stays."""
+        if (watched := memo.recall.watched.get(key)) is not None:
+            watched.error = error
+            self._tell(watched)
+
+    # ------------------------------------------------------------ looking
+
+    def watch(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched:
+        """What is new about one call, and `changed` is called then; for sessions. It ends with what is returned."""
+        digest = memo.digest(key) if self.shared is not None else ""
+        with self._s.locked:
+            watched = memo.recall.watch(key, digest)
+            watched.viewers.add(changed)
+        return watched
+
+    def unwatch(self, watched: Watched, changed: Callable[[], None]) -> None:
+        """Call it no more. Under the lock, as others go through the set."""
+        with self._s.locked:
+            watched.viewers.discard(changed)
+
+    def entry(self, memo: Memo, key: Hashable) -> Entry | None:
+        """What is kept for a call, fresh or not."""
+        if self.shared is not None:
+            return self.shared.entry(memo, key)
+        answer = memo.recall.answers.get(key)
+        return None if answer is None else answer.entry
+
+    def entries(self, memo: Memo) -> dict[str, Entry]:
+        """All that is kept of a function, by the text of the call, the one used last first."""
+        if self.shared is not None:
+            return self.shared.entries(memo)
+        with self._s.locked:
+            answers = list(memo.recall.answers.values())
+        return {answer.call: answer.entry for answer in reversed(answers)}
+
+    # ------------------------------------------------------------ forgetting
+
+    def invalidate(self, memo: Memo, key: Hashable | None = None) -> None:
+        """Forget the answer to one call, or all of a function; everywhere, and here before this returns."""
+        if self.shared is not None:
+            self.shared.invalidate_soon(memo, key)
+        self.forget(memo, key)
+        if self.shared is not None:
+            invalidate = partial(self._invalidate_there, self.shared, memo, key)
+            if on_a_loop():
+                with self._s.locked:  # which tries again until the store can take it
+                    self._s.ledger.ask((), invalidate)
+            else:
+                invalidate()
+
+    def _invalidate_there(self, shared: Shared, memo: Memo, key: Hashable | None) -> None:
+        shared.invalidate()
+        # What has been taken from the store meanwhile was of before. What was begun meanwhile was not.
+        with self._s.locked:
+            for each in list(memo.recall.answers) if key is None else [key]:
+                self.drop(memo, each)
+
+    def drop(self, memo: Memo, key: Hashable) -> None:
+        """The answer that is at hand is none any more; what is computed right now counts. Under the lock."""
+        if key in memo.recall.answers:
+            self._forget(memo, key)
+
+    def forget(self, memo: Memo, key: Hashable | None = None) -> None:
+        """In this process: who asks from now on waits for another computation than the one under way."""
+        with self._s.locked:
+            known = [*memo.recall.answers, *memo.recall.watched] if key is None else [key]
+            for each in dict.fromkeys([*known, *self._detach(memo, key)]):
+                self._forget(memo, each)
+
+    def _forget(self, memo: Memo, key: Hashable) -> None:
+        memo.recall.drop(key)
+        if (watched := memo.recall.watched.get(key)) is not None:
+            watched.stirred, watched.answer = watched.stirred + 1, None
+            self._tell(watched)

@@ -1,0 +1,450 @@
+"""What the other processes do with the same memoized functions: what `colleagues` are to background functions."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict, deque
+from collections.abc import Hashable
+from datetime import datetime
+from functools import partial
+from typing import Any, Protocol
+
+from ..errors import RunFenced, ScheduleError, StoreError, ValueUnreadable, is_interrupt
+from ..functions.memoize import Memoized
+from ..serialize.entry import Entry
+from ..stores.base import SOON, hurried, in_a_hurry
+from ..stores.cache import AnswerRow, Basis, Cache, serves
+from .answers import Archive
+from .computation import Desk, Flight
+from .execution import Crew
+from .lru import Answer
+
+log = logging.getLogger("panel_schedule")
+
+# How often, in seconds, who waits for another process looks at the store though nothing was heard.
+LOOK = 1.0
+
+# How often, in seconds, the store hears which answers were read.
+TOLD = 1.0
+
+# So long, in seconds, another process may know newer values of the tasks of ``after=`` than this one does.
+LAG = 10.0
+
+
+class Flights(Protocol):
+    """Who asks in this process."""
+
+    crew: Crew
+    archive: Archive
+
+    def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None: ...
+    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None, ago: float = 0.0) -> None: ...
+    def renew(self, flight: Flight) -> None: ...
+    def failing(self, memo: Memoized[Any, Any]) -> list[Hashable]: ...
+
+
+class Neighbours:
+    """
+    The part of the flights that follows the rows of a store that several processes share; never on an event loop.
+
+    Parameters
+    ----------
+    desk : Desk
+    flights : Flights
+    cache : Cache
+    """
+
+    def __init__(self, desk: Desk, flights: Flights, cache: Cache):
+        self._s = desk
+        self._f = flights
+        self._cache = cache
+        self.memos: dict[str, Memoized[Any, Any]] = {}
+        # The computations by function and digest, here and elsewhere: of several values of a task there may be several.
+        self._flights: defaultdict[tuple[str, str], dict[Flight, None]] = defaultdict(dict)
+        self._looking = False
+        # What the store has still to forget, before it is asked for anything.
+        self._due: deque[tuple[str, str | None]] = deque()
+        self._forgetting = threading.Lock()
+        self._used: defaultdict[str, dict[str, Answer]] = defaultdict(dict)
+        self._telling = False
+        cache.watch_answers(self._noticed)
+
+    # ------------------------------------------------------------ before a computation
+
+    def depart(self, flight: Flight, here: bool = False) -> None:
+        """Take what the store has, or follow the process that computes it, or compute it."""
+        memo = flight.memo
+        flight.digest = memo.digest(flight.key)
+        try:
+            with hurried(lambda: flight.held):
+                self._depart(flight, here)
+        except RunFenced:  # of this process itself, which has just left
+            self._f.crew.board(flight, here)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            if not isinstance(error, (ScheduleError, OSError)):
+                log.exception("%s: its store failed at something that is a bug of panel-schedule.", flight.name)
+            else:
+                log.error("%s: it is computed by each process for itself, as the store fails. %s", flight.name, error)
+            self._f.crew.board(flight, here)
+
+    def _depart(self, flight: Flight, here: bool) -> None:
+        memo = flight.memo
+        with self._s.locked:
+            if flight.over:
+                return
+            self._flights[memo.name, flight.digest][flight] = None
+        self._forget_due()
+        flight.partials = 0
+        row = self._cache.look(memo.name, flight.digest)
+        flight.known = row.version if row is not None else 0
+        if row is not None and not flight.refresh and self._settles(flight, row):
+            return
+        mine, row = self._cache.claim(
+            memo.name, flight.digest, flight.call,
+            known=flight.known, basis=flight.basis, now=self._s.clock.now(),
+        )  # fmt: skip
+        with self._s.locked:
+            flight.fence, flight.remote = row.fence, not mine
+            if flight.over and mine:  # nobody wants it any more
+                self.give_up(flight, row.fence)
+            self._keep_looking()
+        if mine:
+            self._f.crew.board(flight, here)
+        else:
+            # It may have ended before this process was listening.
+            self._follow(flight)
+
+    def _settles(self, flight: Flight, row: AnswerRow) -> bool:
+        """Whether what the store has is good enough: then it is the flight's."""
+        memo, now = flight.memo, self._s.clock.now()
+        if row.failed and row.failed_at is not None and row.failed_at + memo.policy.error_ttl > now:
+            self._fail(flight, row, (now - row.failed_at).total_seconds())
+            return True
+        if not row.version or not self._counts(row, flight.basis):
+            return False
+        lifetime = memo.until(self._age(row))
+        if lifetime[0 if flight.renews else 1] <= self._s.clock.monotonic():
+            return False
+        try:
+            answer = self._answer(memo, row)
+        except KeyError:
+            return False
+        except ValueUnreadable as error:
+            log.error("%s It is computed again.", error)
+            return False
+        stale = answer.fresh_until <= self._s.clock.monotonic()
+        with self._s.locked:
+            if flight.refresh and not flight.over:  # somebody has asked for another one meanwhile
+                return False
+            if not flight.over:
+                self._f.land(flight, answer)
+                self.use(memo, answer)
+                if stale:
+                    self._s.defer(partial(self._f.renew, flight))
+        self._look_again(memo, flight.key, row)
+        return True
+
+    def _look_again(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
+        """What was invalidated between the look and the landing, and was not known here by then."""
+        now = self._cache.look(row.function, row.key)
+        if now is None or now.version != row.version:
+            self._take_in(memo, key, now)
+
+    def _counts(self, row: AnswerRow, basis: Basis) -> bool:
+        """Whether an answer is of values that are no older than those that this process knows of ``after=``."""
+        return serves(row.basis, basis) and (row.basis == basis or self._age(row) < LAG)
+
+    def _age(self, row: AnswerRow) -> float:
+        assert row.updated_at is not None
+        return max(0.0, (self._s.clock.now() - row.updated_at).total_seconds())
+
+    def _answer(self, memo: Memoized[Any, Any], row: AnswerRow) -> Answer:
+        assert row.updated_at is not None
+        return Answer(
+            self._cache.value(row), row.version, row.updated_at, row.duration, row.basis, memo.until(self._age(row)),
+            row.size, row.key, row.call,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ a computation of this process
+
+    def publish(self, flight: Flight, item: Any) -> None:
+        """Let the pages of other processes show a partial answer."""
+        try:
+            self._cache.publish(flight.memo.name, flight.digest, flight.fence, item)
+        except (StoreError, RunFenced) as error:
+            log.debug("%s: a partial answer is not shown by other processes: %s", flight.name, error)
+
+    def deposit(self, flight: Flight, value: Any, now: datetime, duration: float) -> Answer | None:
+        """
+        The answer as all processes read it; None when the store cannot take it now.
+
+        Raises
+        ------
+        RunFenced
+            When it was invalidated meanwhile.
+        ValueRefused
+        """
+        memo = flight.memo
+        lasts = memo.lasts
+        try:
+            with hurried(lambda: flight.held):
+                self._tell_used()
+                row, value = self._cache.put(
+                    memo.name, flight.digest, flight.fence, value, now=now, duration=duration,
+                    expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits,
+                )  # fmt: skip
+        except (StoreError, OSError) as error:
+            log.error("%s: other processes do not get what it gave, as it cannot be stored. %s", flight.name, error)
+            with self._s.locked:
+                self.give_up(flight, flight.fence)
+            return None
+        return Answer(
+            value, row.version, now, duration, row.basis, memo.until(0.0), row.size, flight.digest, row.call
+        )  # fmt: skip
+
+    def failed(self, flight: Flight, error: BaseException) -> None:
+        """Tell those who wait for it in other processes."""
+        if not flight.fence or flight.remote:
+            return
+        try:
+            with hurried(lambda: flight.held):
+                memo, now = flight.memo, self._s.clock.now()
+                self._cache.fail(
+                    memo.name, flight.digest, flight.fence, error, now=now, limits=memo.policy.limits
+                )  # fmt: skip
+        except RunFenced:
+            pass
+        except (StoreError, OSError) as trouble:
+            log.error("%s: other processes do not hear that it failed. %s", flight.name, trouble)
+            with self._s.locked:
+                self.give_up(flight, flight.fence)
+
+    def give_up(self, flight: Flight, fence: int) -> None:
+        """Let them compute it, as soon as the store can hear of it. Under the lock."""
+        self._s.ledger.ask((), partial(self._cache.give_up, flight.memo.name, flight.digest, fence))
+
+    def last(self, flight: Flight) -> Answer | None:
+        """The last answer that the store has, however old."""
+        try:
+            row = self._cache.look(flight.memo.name, flight.digest)
+            return self._answer(flight.memo, row) if row is not None and row.version else None
+        except (ScheduleError, OSError, KeyError):
+            return None
+
+    def over(self, flight: Flight) -> None:
+        """It has ended; under the lock."""
+        name = flight.memo.name, flight.digest
+        if name in self._flights:
+            self._flights[name].pop(flight, None)
+            if not self._flights[name]:
+                del self._flights[name]
+
+    # ------------------------------------------------------------ a computation of another process
+
+    def _noticed(self, function: str, digest: str) -> None:
+        """A process may have changed a row; on the store's thread."""
+        if (memo := self.memos.get(function)) is None:
+            return
+        if not digest:
+            self._f.archive.forget(memo)
+            return
+        with self._s.locked:
+            flights = list(self._flights.get((function, digest), ()))
+        for flight in flights:
+            if flight.remote:
+                self._follow(flight)
+        if all(flight.fence and not flight.remote for flight in flights):
+            self._hear(memo, digest, flights)
+        elif (row := self._cache.look(function, digest)) is not None and not row.version:
+            # One looks at the row itself, but what it is to replace is served meanwhile.
+            with self._s.locked:
+                self._f.archive.drop(memo, flights[0].key)
+
+    def _hear(self, memo: Memoized[Any, Any], digest: str, flights: list[Flight]) -> None:
+        """Of a row that may say something new about what is computed, or known, in this process."""
+        with self._s.locked:
+            key = flights[0].key if flights else memo.recall.find(digest)
+        if key is None:
+            key = next((each for each in self._f.failing(memo) if memo.digest(each) == digest), None)
+        if key is None:
+            return
+        row = self._cache.look(memo.name, digest)
+        if row is not None and any(_is_own_doing(flight, row) for flight in flights):
+            return
+        if row is not None and flights and not row.mine and all(row.fence != flight.fence for flight in flights):
+            self._f.archive.forget(memo, key)  # another process computes it, as what is computed here is of before
+            return
+        self._take_in(memo, key, row)
+
+    def _take_in(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow | None) -> None:
+        """Bring what this process knows of a call in line with its row."""
+        known, watched = memo.recall.answers.get(key), memo.recall.watched.get(key)
+        if row is None:
+            return  # others needed the room; it is as good as it was
+        if not row.version and (known is not None or not (row.held or row.failed)):
+            self._f.archive.forget(memo, key)
+        if row.version and (known is None or row.version > known.version):
+            try:
+                answer = self._answer(memo, row)
+            except (KeyError, ValueUnreadable):  # it is read, or computed, when somebody asks for it
+                return
+            with self._s.locked:
+                newer = memo.recall.answers.get(key)
+                if newer is None or newer.version < answer.version:
+                    self._f.archive.keep(memo, key, answer)
+        elif watched is not None and row.failed:
+            error = self._cache.failure(row)
+            with self._s.locked:
+                self._f.archive.tell_failure(memo, key, error)
+        elif watched is not None and row.held and not row.mine:
+            self._show_partial(memo, key, row)
+
+    def _keep_looking(self) -> None:
+        """What is followed may be lost without a word, with the database or for want of room. Under the lock."""
+        if not self._looking and any(flight.remote for flights in self._flights.values() for flight in flights):
+            self._looking = True
+            self._s.timers.after(LOOK, self._look, None)
+
+    def _look(self, _: None) -> None:
+        self._looking = False
+        for flight in [flight for flights in self._flights.values() for flight in flights if flight.remote]:
+            self._s.ledger.aside(partial(self._follow, flight, writes=True))
+        self._keep_looking()
+
+    def _follow(self, flight: Flight, writes: bool = False) -> None:
+        """
+        See how far another process is, and do it here where none does it.
+
+        Parameters
+        ----------
+        writes : bool
+            Whether to see first that the store can be written to: on a full disk that process cannot even say that it
+            has ended.
+        """
+        try:
+            if writes:
+                self._cache.use(flight.memo.name, [flight.digest], self._s.clock.now())
+            row = self._cache.look(flight.memo.name, flight.digest)
+            if flight.over:
+                return
+            if row is not None and self._arrives(flight, row):
+                return
+            if self._take_over(flight):
+                self.depart(flight)
+        except (ScheduleError, OSError) as error:
+            if self._take_over(flight):
+                log.error("%s: it is computed here, as the store fails. %s", flight.name, error)
+                self._f.crew.board(flight)
+
+    def _take_over(self, flight: Flight) -> bool:
+        """Whether this thread is the first to see that nobody else does it."""
+        with self._s.locked:
+            if flight.over or not flight.remote:
+                return False
+            flight.remote, flight.fence = False, 0
+            return True
+
+    def _arrives(self, flight: Flight, row: AnswerRow) -> bool:
+        """Whether the process that computes it has ended, or goes on."""
+        if row.version > flight.known and serves(row.basis, flight.basis):
+            try:
+                answer = self._answer(flight.memo, row)
+            except (KeyError, ValueUnreadable):
+                return False
+            with self._s.locked:
+                if not flight.over:
+                    self._f.land(flight, answer)
+            self._look_again(flight.memo, flight.key, row)
+        elif 0 < flight.fence <= row.failed:
+            self._fail(flight, row)
+        elif row.held and not row.mine and serves(row.wanted, flight.basis):
+            if row.fence != flight.fence:
+                flight.fence, flight.partials = row.fence, 0
+            if row.partials > flight.partials:
+                flight.partials = row.partials
+                self._show_partial(flight.memo, flight.key, row)
+        else:
+            return False
+        return True
+
+    def _fail(self, flight: Flight, row: AnswerRow, ago: float = 0.0) -> None:
+        error, old = self._cache.failure(row), self._f.crew.last_resort(flight)
+        with self._s.locked:
+            if not flight.over:
+                self._f.crash(flight, error, old, ago)
+
+    def _show_partial(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
+        if memo.recall.watched.get(key) is None or not row.partials:
+            return
+        try:
+            item = self._cache.partial(row)
+        except (KeyError, ValueUnreadable):  # there is a newer one
+            return
+        with self._s.locked:
+            self._f.archive.tell_partial(memo, key, item)
+
+    # ------------------------------------------------------------ what is kept
+
+    def use(self, memo: Memoized[Any, Any], answer: Answer) -> None:
+        """It was read; the store hears of it in a moment."""
+        answer.told = True
+        with self._s.locked:
+            self._used[memo.name][answer.digest] = answer
+            if not self._telling:
+                self._telling = True
+                self._s.timers.after(TOLD, self._tell_in_time, None)
+
+    def _tell_in_time(self, _: None) -> None:
+        self._telling = False
+        self._s.ledger.ask((), self._tell_used)
+
+    def _tell_used(self) -> None:
+        with self._s.locked:
+            used, self._used = self._used, defaultdict(dict)
+        for function, answers in used.items():
+            for answer in answers.values():
+                answer.told = False
+            try:
+                self._cache.use(function, list(answers), self._s.clock.now())
+            except (StoreError, OSError) as error:
+                log.debug("Which answers were used is not known to the store: %s", error)
+
+    def entry(self, memo: Memoized[Any, Any], key: Hashable) -> Entry | None:
+        row = self._cache.look(memo.name, memo.digest(key))
+        return self._entry(memo, row) if row is not None and row.version else None
+
+    def entries(self, memo: Memoized[Any, Any]) -> dict[str, Entry]:
+        found = {row.call: self._entry(memo, row) for row in self._cache.answers(memo.name)}
+        return {call: entry for call, entry in found.items() if entry is not None}
+
+    def _entry(self, memo: Memoized[Any, Any], row: AnswerRow) -> Entry | None:
+        try:
+            return self._answer(memo, row).entry
+        except (KeyError, ValueUnreadable):  # it was replaced, or is lost
+            return None
+
+    def invalidate_soon(self, memo: Memoized[Any, Any], key: Hashable | None) -> None:
+        """From now on the store is asked for nothing before it has forgotten this."""
+        self._due.append((memo.name, None if key is None else memo.digest(key)))
+
+    def invalidate(self) -> None:
+        """Let the store forget it now."""
+        self._forget_due()
+
+    def _forget_due(self) -> None:
+        if not self._forgetting.acquire(timeout=SOON if in_a_hurry() else -1):
+            raise StoreError("The store is busy with forgetting what was invalidated.")
+        try:
+            while self._due:
+                self._cache.invalidate(*self._due[0])
+                self._due.popleft()
+        finally:
+            self._forgetting.release()
+
+
+def _is_own_doing(flight: Flight, row: AnswerRow) -> bool:
+    """Whether a computation of this process has left the row so."""
+    return row.fence == flight.fence and (row.mine or row.version > flight.known or row.failed == row.fence)

@@ -1,0 +1,168 @@
+"""The answers of a memoized function that this process has at hand, and who looks at them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from datetime import datetime
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
+
+from ..serialize.copies import is_frame
+from ..serialize.entry import Entry
+from ..stores.cache import Basis, Limits
+
+
+class Answer:
+    """
+    What a function gave for some arguments.
+
+    Attributes
+    ----------
+    value : object
+        The very object, which everybody shares.
+    version : int
+        Grows with each new answer of the store.
+    updated_at : datetime
+        When its computation ended: from then on it counts.
+    duration : float or None
+        Seconds.
+    basis : tuple of int
+        The versions of the tasks of ``after=`` for which it was computed.
+    fresh_until, good_until, kept_until : float
+        On the monotonic clock: until then it is served as it is; while it is computed anew; where that fails.
+    size : int
+        Bytes, where that matters.
+    digest : str
+        Its key in a shared store.
+    call : str
+        The call as text.
+    is_frame : bool
+        Whether each reader gets a copy of his own.
+    told : bool
+        Whether the store need not hear that it is used, as it has heard a moment ago.
+    """
+
+    __slots__ = (
+        "__weakref__", "_entry", "basis", "call", "digest", "duration", "fresh_until", "good_until", "is_frame",
+        "kept_until", "size", "told", "updated_at", "value", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        value: Any,
+        version: int,
+        updated_at: datetime,
+        duration: float | None,
+        basis: Basis,
+        until: tuple[float, float, float],
+        size: int = 0,
+        digest: str = "",
+        call: str = "",
+    ):
+        self.value = value
+        self.version = version
+        self.updated_at = updated_at
+        self.duration = duration
+        self.basis = basis
+        self.fresh_until, self.good_until, self.kept_until = until
+        self.size = size
+        self.digest = digest
+        self.call = call
+        self.told = not digest
+        self.is_frame = is_frame(value)
+        self._entry: Entry | None = None
+
+    @property
+    def entry(self) -> Entry:
+        """It in the envelope of all values."""
+        if self._entry is None:
+            self._entry = Entry(self.value, self.version, self.updated_at, self.duration)
+        return self._entry
+
+
+class Watched:
+    """One call that live views show: its newest answer, or what went wrong."""
+
+    __slots__ = ("__weakref__", "answer", "digest", "error", "key", "partial", "stirred", "viewers")
+
+    def __init__(self, key: Hashable, digest: str, answer: Answer | None):
+        self.key = key
+        self.digest = digest
+        self.answer = answer
+        # The newest partial answer of the computation under way, or of one that has failed then.
+        self.partial: Entry | None = None
+        self.error: BaseException | None = None
+        # How often it was invalidated.
+        self.stirred = 0
+        # What they want to be called when something is new. They know nothing of their sessions.
+        self.viewers: WeakSet[Callable[[], None]] = WeakSet()
+
+
+class Recall:
+    """
+    Answers by the keys of their calls, the one that was used last at the end.
+
+    Read by everybody, changed under the scheduler's lock.
+
+    Parameters
+    ----------
+    limits : Limits
+    """
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self.answers: OrderedDict[Hashable, Answer] = OrderedDict()
+        self.keys: dict[str, Hashable] = {}
+        self.watched: WeakValueDictionary[Hashable, Watched] = WeakValueDictionary()
+        self._size = 0
+
+    def used(self, key: Hashable) -> None:
+        """It was read."""
+        try:  # noqa: SIM105  (`suppress` takes longer than all the rest)
+            self.answers.move_to_end(key)
+        except KeyError:  # it has just gone
+            pass
+
+    def put(self, key: Hashable, answer: Answer, now: float) -> bool:
+        """Keep an answer; False when it is larger than all that may be kept."""
+        self.drop(key)
+        entries, size = self.limits
+        if size is not None and answer.size > size:
+            return False
+        self.answers[key] = answer
+        self._size += answer.size
+        if answer.digest:
+            self.keys[answer.digest] = key
+        while self.answers:
+            try:
+                oldest, its = next(iter(self.answers.items()))
+            except RuntimeError:  # a hit, which needs no lock, has just moved one to the end
+                continue
+            beyond = (entries is not None and len(self.answers) > entries) or (size is not None and self._size > size)
+            if not beyond and its.kept_until > now:
+                break
+            self.drop(oldest)
+        return True
+
+    def drop(self, key: Hashable) -> None:
+        if (answer := self.answers.pop(key, None)) is not None:
+            self._size -= answer.size
+            self.keys.pop(answer.digest, None)
+
+    def clear(self) -> None:
+        self.answers.clear()
+        self.keys.clear()
+        self._size = 0
+
+    def find(self, digest: str) -> Hashable | None:
+        """The key of this digest, if it is here or somebody looks at it."""
+        if (key := self.keys.get(digest)) is None:
+            key = next((each.key for each in list(self.watched.values()) if each.digest == digest), None)
+        return key
+
+    def watch(self, key: Hashable, digest: str) -> Watched:
+        """What the views of this call share."""
+        if (watched := self.watched.get(key)) is None:
+            watched = self.watched[key] = Watched(key, digest, self.answers.get(key))
+        return watched

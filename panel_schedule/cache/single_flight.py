@@ -1,0 +1,415 @@
+"""One computation for all who ask for the same: who begins it, who waits for it, and who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Hashable
+from contextlib import nullcontext
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from ..errors import RunCancelled
+from ..executors.loop import LoopExecutor
+from ..executors.threads import PlacedFuture
+from ..functions.calls import PUBLISHED, async_outcome, outcome
+from ..functions.memoize import Memoized
+from ..functions.run import Run, RunState, on_a_loop
+from ..scheduling.execution import STOPS
+from ..scheduling.hooks import FORGET
+from ..serialize.checks import is_light
+from ..serialize.copies import snapshot
+from ..serialize.errors import LARGEST, another, shortened
+from ..session import leave_session, without_session
+from ..stores.cache import Basis, serves
+from .answers import Archive
+from .computation import Desk, Flight
+from .execution import Crew
+from .follower import Neighbours
+from .lru import Answer
+
+log = logging.getLogger("panel_schedule")
+
+Memo = Memoized[Any, Any]
+
+
+class Flights:
+    """
+    All computations of memoized functions that are under way.
+
+    Parameters
+    ----------
+    desk : Desk
+    loops : LoopExecutor
+    """
+
+    def __init__(self, desk: Desk, loops: LoopExecutor):
+        self._s = desk
+        self._loops = loops
+        self._under_way: dict[tuple[Memo, Hashable], Flight] = {}
+        # Those, too, whose answers are not kept, as they were invalidated.
+        self._all: dict[Flight, None] = {}
+        # Failures that are given again for a while: until when, on the monotonic clock.
+        self._failed: defaultdict[Memo, dict[Hashable, tuple[float, BaseException]]] = defaultdict(dict)
+        self._warned: set[str] = set()
+        self.crew = Crew(desk, self)
+        self.archive = Archive(desk, self._detach)
+        # None where no other process can know of the answers of this one.
+        self.neighbours = Neighbours(desk, self, desk.store.cache) if desk.store.cache is not None else None
+        self.crew.shared = self.archive.shared = self.neighbours
+
+    def add(self, memo: Memo) -> None:
+        """Know a function by its name, for what other processes say of it."""
+        if self.neighbours is not None:
+            self.neighbours.memos[memo.name] = memo
+
+    # ------------------------------------------------------------ asking
+
+    def call(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
+        """The answer, which this thread waits for, and computes itself where that is quicker."""
+        if self._s.stopping:
+            items = list[Any]()
+            value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
+            return items[-1] if value is PUBLISHED else value
+        on_loop, guest = on_a_loop(), self._guest(memo)
+        flight = self._ask(memo, key, args, kwargs, guest, held=on_loop, here=not on_loop and self.crew.can_help)
+        if flight is None:
+            return guest.result()
+        try:
+            with self.crew.awaiting(flight):
+                if on_loop:
+                    self._warn_of_loop(memo)
+                else:
+                    self.crew.help(flight)
+                with nullcontext() if guest.state.final else self._loops.hold() if on_loop else self.crew.lend():
+                    guest._completion().result()
+                return guest.outcome()
+        except BaseException:
+            guest.cancel()  # Ctrl-C, say: the others go on waiting
+            self.crew.leave(flight)
+            raise
+
+    async def awaited(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
+        """The same for a coroutine."""
+        if self._s.stopping:
+            items = list[Any]()
+
+            async def take(item: Any) -> None:
+                items.append(item)
+
+            async def compute() -> Any:
+                leave_session(_named(memo))
+                return await async_outcome(memo.function(*args, **kwargs), take)
+
+            value = await asyncio.create_task(compute(), context=Context())
+            return items[-1] if value is PUBLISHED else value
+        guest = self._guest(memo)
+        self._ask(memo, key, args, kwargs, guest, copied=True)
+        try:
+            return await guest
+        except BaseException:
+            guest.cancel()
+            raise
+
+    def submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool = False) -> Run:
+        """
+        A run of the caller's own that gives the answer.
+
+        Parameters
+        ----------
+        refresh : bool
+            Whether an answer that is there is not good enough.
+        """
+        if not on_a_loop() or is_light((args, kwargs)) or self._s.stopping:
+            return self.join(memo, memo.keys.local(args, kwargs), args, kwargs, refresh, heard=True)
+        # To make a key of it takes long, and the loop has pages to serve.
+        memo.keys.bind(args, kwargs)
+        self._s.start()
+        guest = self._guest(memo)
+        self._s.ledger.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, guest))
+        return guest
+
+    def _submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool, guest: Run) -> None:
+        try:
+            self._ask(memo, memo.keys.local(args, kwargs), args, kwargs, guest, refresh=refresh, copied=True)
+        except BaseException as error:  # of a thread of ours
+            with self._s.locked:
+                if not guest.state.final:
+                    self._end(guest, RunState.FAILED, error)
+
+    def join(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, refresh: bool, heard: bool = False) -> Run:
+        """
+        The same of who knows the key.
+
+        Parameters
+        ----------
+        heard : bool
+            Whether the caller gets to hear of a failure as an error that is raised.
+        """
+        guest = self._guest(memo)
+        self._ask(memo, key, args, kwargs, guest, refresh=refresh, heard=heard)
+        return guest
+
+    def _guest(self, memo: Memo) -> Run:
+        run = Run(memo.name, "", self._s.clock.now())
+        run.key = f"request {run.id}"
+        return run
+
+    def _ask(
+        self,
+        memo: Memo,
+        key: Hashable,
+        args: Any,
+        kwargs: Any,
+        guest: Run | None,
+        *,
+        refresh: bool = False,
+        heard: bool = True,
+        held: bool = False,
+        here: bool = False,
+        copied: bool = False,
+    ) -> Flight | None:
+        """
+        Take part in a computation, or begin one; None when the answer is there, and the guest has it.
+
+        Parameters
+        ----------
+        guest : Run or None
+            None of what is computed for nobody in particular.
+        held : bool
+            The calling thread is an event loop's, which stands still until the answer is there.
+        here : bool
+            The calling thread is going to compute it.
+        copied : bool
+            Whether nobody else has the arguments.
+        """
+        if self._s.stopping:
+            if guest is not None:
+                with self._s.locked:
+                    stops = RunCancelled(f"{_named(memo)}: the server stops.")
+                    self._end(guest, RunState.CANCELLED, stops)
+            return None
+        if heard and guest is not None:
+            memo.require_values(args, kwargs)
+        self._s.start()
+        basis, loop = memo.basis, asyncio._get_running_loop()
+        if loop is not None and memo.executor == "loop":
+            self._loops.offer(loop)
+        with self._s.locked:
+            if guest is not None and not refresh and self._serve(memo, key, args, kwargs, basis, guest):
+                return None
+            flight = self._under_way.get((memo, key))
+            if flight is not None and serves(flight.basis, basis):
+                flight.refresh |= refresh
+                flight.held |= held
+                self._welcome(flight, guest, heard)
+                return flight
+            flight = self._under_way[memo, key] = Flight(memo, key, args, kwargs, basis, self._guest(memo))
+            flight.refresh, flight.renews, flight.held = refresh, guest is None, held
+            self._all[flight] = None
+            self._welcome(flight, guest, heard)
+        if not copied:
+            # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
+            flight.args, flight.kwargs = snapshot(args, kwargs)
+        depart = self.crew.board if self.neighbours is None else self.neighbours.depart
+        # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
+        works = self.neighbours is not None or memo.executor == "process"
+        try:
+            if works and not held and (loop is not None or guest is None):
+                self._s.ledger.aside(partial(depart, flight))
+            else:
+                depart(flight, here)
+        except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
+            with self._s.locked:
+                if not flight.over and not flight.begun:
+                    self.fail(flight, error)
+            raise
+        return flight
+
+    def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, guest: Run) -> bool:
+        """Give what is there, if it is good enough. Under the lock."""
+        now, failure = self._s.clock.monotonic(), self._failure(memo, key)
+        answer = memo.recall.answers.get(key)
+        if answer is not None and not serves(answer.basis, basis):
+            answer = None
+        if answer is not None and answer.good_until > now:
+            self.archive.use(memo, key, answer)
+            if answer.fresh_until <= now and failure is None:
+                self._s.defer(partial(self._ask, memo, key, args, kwargs, None))
+        elif failure is None:
+            return False
+        elif answer is None or answer.kept_until <= now or not memo.policy.stale_if_error:
+            self._end(guest, RunState.FAILED, another(failure))
+            return True
+        self._end(guest, RunState.SUCCEEDED, value=answer.value)
+        return True
+
+    def _failure(self, memo: Memo, key: Hashable) -> BaseException | None:
+        """Why it has failed, so shortly ago that it is not tried again."""
+        until, error = self._failed[memo].get(key, (0.0, None))
+        return error if until > self._s.clock.monotonic() else None
+
+    def failing(self, memo: Memo) -> list[Hashable]:
+        """The calls whose failure is given again for a while."""
+        return list(self._failed[memo])
+
+    def renew(self, flight: Flight) -> None:
+        """Compute it anew, in the background."""
+        if self._failure(flight.memo, flight.key) is None:
+            self._ask(flight.memo, flight.key, flight.args, flight.kwargs, None)
+
+    # ------------------------------------------------------------ waiting; under the lock
+
+    def _welcome(self, flight: Flight, guest: Run | None, heard: bool) -> None:
+        if guest is None:
+            flight.wanted = True
+            return
+        flight.heard |= heard
+        guest._stop = partial(self._leave, flight)
+        guest._waiting = partial(self.crew.awaiting, flight)
+        guest.state, guest.started_at = flight.run.state, flight.run.started_at
+        flight.guests.append(guest)
+
+    def _leave(self, flight: Flight, guest: Run, reason: str) -> None:
+        """Who gives up ends nothing for the others; what nobody waits for and has not begun never begins."""
+        with self._s.locked:
+            if guest.state.final or guest not in flight.guests:
+                return
+            flight.guests.remove(guest)
+            guest.reason = reason
+            self._end(guest, RunState.CANCELLED, RunCancelled(f"{flight.name}: the run was {reason}."))
+            if flight.guests or flight.wanted:
+                return
+            if not flight.begun:
+                self._drop(flight, reason)
+            elif isinstance(flight.future, PlacedFuture):
+                flight.future.leave()  # its answer is kept, if one comes
+
+    def _drop(self, flight: Flight, reason: str) -> None:
+        """Never begin it."""
+        future, fence = flight.future, 0 if flight.remote else flight.fence
+        self._finish(flight, RunState.CANCELLED, RunCancelled(f"{flight.name}: the run was {reason}."))
+        if future is not None:
+            future.cancel()
+        if fence and self.neighbours is not None:
+            self.neighbours.give_up(flight, fence)
+
+    def _detach(self, memo: Memo, key: Hashable | None) -> list[Hashable]:
+        """What is computed right now is for those who wait for it, and not kept."""
+        keys = [key]
+        if key is None:
+            keys = [*(known for owner, known in self._under_way if owner is memo), *self._failed[memo]]
+        for each in keys:
+            self._failed[memo].pop(each, None)
+            flight = self._under_way.get((memo, each))
+            if flight is not None and not flight.remote:  # that one looks at the store itself
+                del self._under_way[memo, each]
+                flight.kept = False
+        return keys
+
+    # ------------------------------------------------------------ ending; under the lock
+
+    def published(self, flight: Flight, item: Any) -> None:
+        """It has given a partial answer."""
+        self.archive.tell_partial(flight.memo, flight.key, item)
+
+    def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None:
+        """There is an answer; None of one that is not kept, with its value."""
+        memo, key = flight.memo, flight.key
+        self._finish(flight, RunState.SUCCEEDED, value=value if answer is None else answer.value)
+        if answer is not None and flight.kept:
+            self._failed[memo].pop(key, None)
+            self.archive.keep(memo, key, answer)
+
+    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None, ago: float = 0.0) -> None:
+        """There is none, since some seconds `ago`; who waits gets the `old` one, if there is one."""
+        memo, key = flight.memo, flight.key
+        if isinstance(error, RunCancelled) and self._s.stopping:
+            self._drop(flight, STOPS)
+            return
+        if (ttl := memo.policy.error_ttl.total_seconds() - ago) > 0 and flight.kept:
+            self._keep_failure(memo, key, self._s.clock.monotonic() + ttl, shortened(error))
+            self._s.timers.after(ttl, partial(self._forget_failure, memo), key)
+        if not flight.kept:  # it was invalidated meanwhile
+            old = None
+        if old is None:
+            self._finish(flight, RunState.FAILED, error)
+        else:
+            self._finish(flight, RunState.SUCCEEDED, value=old.value)
+            self.archive.keep(memo, key, old)
+        if (old is not None or not flight.heard) and not flight.remote:
+            self._s.defer(partial(self._complain, flight, error, old))
+        if flight.kept:
+            self.archive.tell_failure(memo, key, another(error))
+
+    def fail(self, flight: Flight, error: BaseException) -> None:
+        """It cannot even be concluded: nobody is to wait for it for ever, here or in another process."""
+        if flight.fence and not flight.remote and self.neighbours is not None:
+            self.neighbours.give_up(flight, flight.fence)
+        self._finish(flight, RunState.FAILED, error)
+
+    def _keep_failure(self, memo: Memo, key: Hashable, until: float, error: BaseException) -> None:
+        """As many as answers, and at most so many as have room: visitors can make many of them."""
+        kept, (entries, size) = self._failed[memo], memo.policy.limits
+        kept.pop(key, None)
+        kept[key] = until, error
+        most = min(sys.maxsize if entries is None else entries, sys.maxsize if size is None else size // LARGEST)
+        while len(kept) > max(1, most):
+            del kept[next(iter(kept))]
+
+    def _forget_failure(self, memo: Memo, key: Hashable) -> None:
+        if key in self._failed[memo] and self._failure(memo, key) is None:
+            del self._failed[memo][key]
+
+    def _complain(self, flight: Flight, error: BaseException, old: Answer | None) -> None:
+        """Log a failure that nobody hears of otherwise."""
+        stays = "the last good answer is served" if old is not None else "there is no answer"
+        what = f"{flight.call} failed (run {flight.run.id}), {stays}"
+        self._s.news.failures.failed(("memo", flight.memo.name), what, error, FORGET)
+
+    def _finish(self, flight: Flight, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
+        if self._under_way.get((flight.memo, flight.key)) is flight:
+            del self._under_way[flight.memo, flight.key]
+        self._all.pop(flight, None)
+        if self.neighbours is not None:
+            self.neighbours.over(flight)
+        guests, flight.guests = flight.guests, []
+        for run in (flight.run, *guests):
+            self._end(run, state, error, value)
+
+    def _end(self, run: Run, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
+        run.end(state, self._s.clock.now(), error, value)
+        run._stop = run._waiting = run._publish = None
+        self._s.defer(run.touch)
+        self._s.defer(partial(run.resolve, value))
+
+    # ------------------------------------------------------------ lifecycle
+
+    def stop(self) -> None:
+        """What has not begun never does; another process may compute it."""
+        with self._s.locked:
+            for flight in list(self._all):
+                if not flight.begun:
+                    self._drop(flight, STOPS)
+
+    def release(self) -> None:
+        """Nothing runs here any more: nobody waits for what has not ended."""
+        with self._s.locked:
+            for flight in list(self._all):
+                self._drop(flight, STOPS)
+
+    def _warn_of_loop(self, memo: Memo) -> None:
+        if memo.name not in self._warned:
+            self._warned.add(memo.name)
+            log.warning(
+                "Memoized function %r was called on the event loop, which waits while it is computed, and with it "
+                "every open page. In a page write %s.view(...), which computes in the background; in a coroutine "
+                "`await %s.submit(...)`.", memo.name, memo.name, memo.name,
+            )  # fmt: skip
+
+
+def _named(memo: Memo) -> str:
+    return f"Memoized function {memo.name!r}"

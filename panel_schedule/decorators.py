@@ -1,0 +1,547 @@
+"""The public functions: what a dashboard's author calls."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from functools import partial, wraps
+from typing import Any, TypeVar
+
+from .errors import RegistrationError, ScheduleError
+from .functions.background import build_job_policy
+from .functions.calls import is_async
+from .functions.memoize import build_memo_policy
+from .functions.registry import Registry, build_policy, choose_trigger, duration, flag, panels_trigger, same_function
+from .functions.run import Run, refuse_to_block
+from .functions.task import FirstRun, Policy, Retry, Task
+from .runtime import Runtime
+from .scheduling.hooks import EVENTS, Handler
+from .serialize.errors import traceback_text
+from .server.shutdown import Stopping
+from .shared_values import NamedValues
+from .triggers import Computed, Dates, Every, Trigger
+
+log = logging.getLogger("panel_schedule")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def named(method: F) -> F:
+    """Be called in errors as its users call it: a misspelt option is one of ``ps.memoize()``; the near one is named."""
+    method.__qualname__ = f"ps.{method.__name__}"
+    options = list(inspect.signature(method).parameters)[1:]
+
+    @wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs.keys() - set(options):
+            near = get_close_matches(name, options, n=1)
+            remedy = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(options)}."
+            raise TypeError(f"{method.__qualname__}() got an unexpected keyword argument {name!r}. {remedy}")
+        return method(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+class _OnRequest:
+    """The public decorators ``background`` and ``memoize`` of one runtime."""
+
+    def __init__(self, functions: Runtime):
+        self._functions = functions
+
+    @named
+    def background(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        executor: str = "process",
+        timeout: str | float | timedelta | None = None,
+        retry: int | Retry = 0,
+        durable: bool = False,
+        ttl: str | float | timedelta | None = None,
+        key: Callable[..., Any] | None = None,
+        retrigger: str = "replace",
+        on_session_end: str = "cancel",
+        result_ttl: str | float | timedelta = "1d",
+        name: str | None = None,
+    ) -> Any:
+        """
+        Make a function run in the background, on request: with progress, partial results and cancel.
+
+        Parameters
+        ----------
+        function : callable
+            The function, where the decorator is used bare.
+        executor : {"process", "thread", "loop"}
+            A worker process, which can be stopped whatever it does; a thread, which cannot, for functions that mostly
+            wait; the server's event loop, for an ``async def`` that only waits.
+        timeout : period
+            A run that takes longer, from its beginning, ends ``timed_out``.
+        retry : int or Retry
+            How many times a run is tried again that has failed, timed out, or whose process died. A thread's timeout
+            is final.
+        durable : bool
+            Function, arguments and options are on the disk before ``submit`` returns, on an event loop before the run
+            begins, and stay until it has ended: when the server dies another process, or the next server, runs it
+            again, at least once more. Needs ``ps.config.store = "file:///..."``, a result and arguments that can be
+            pickled, and a function that may run twice.
+        ttl : period
+            Share results: equal calls in flight join, and for this long after the end of a run that succeeded its
+            result is given again, to everybody. By default nothing is shared.
+        key : callable
+            With `ttl`, called as the function is: what it returns says which calls are equal, in place of all
+            arguments.
+        retrigger : {"replace", "queue", "ignore"}
+            What a second start of a session's job does while its run is under way: it cancels that one, waits for
+            its end, or is dropped.
+        on_session_end : {"cancel", "continue"}
+            What becomes of a job's run when its session ends and no other one has attached to it.
+        result_ttl : period
+            How long a run that has ended can be found by ``function.runs()`` and ``job.attach(id)``.
+        name : str
+            By default the function's.
+
+        Returns
+        -------
+        Background
+            Or a decorator that makes one.
+
+        Raises
+        ------
+        RegistrationError, TriggerError
+            When the function or an option means nothing.
+
+        Examples
+        --------
+        >>> import panel_schedule as ps
+        >>> @ps.background(executor="thread", timeout="10m")
+        ... def total(items):
+        ...     return sum(ps.track(items))
+        >>> run = total.submit([1, 2, 3])
+        >>> run.result(), run.percent
+        (6, 100)
+        """
+        try:
+            _require_function(function, "timeout='10m'")
+            policy = build_job_policy(
+                executor=executor, timeout=timeout, retry=retry, durable=durable, ttl=ttl, retrigger=retrigger,
+                on_session_end=on_session_end, result_ttl=result_ttl,
+            )  # fmt: skip
+        except ScheduleError as error:
+            raise _placed(error, name and f"Job {name!r}", "@ps.background") from None
+        decorate = partial(self._functions.register_job, policy, name, key)
+        return decorate if function is None else decorate(function)
+
+    @named
+    def memoize(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        ttl: str | float | timedelta | None = None,
+        max_stale: str | float | timedelta = 0,
+        after: Task[Any] | Iterable[Task[Any]] = (),
+        max_entries: int | None = 128,
+        max_bytes: int | None = None,
+        key: Callable[..., Any] | None = None,
+        executor: str | None = None,
+        stale_if_error: bool = True,
+        error_ttl: str | float | timedelta = 0,
+        name: str | None = None,
+    ) -> Any:
+        """
+        Compute a function once for everybody who asks for the same, in all sessions and processes.
+
+        Equal calls at the same time share one computation. Its answer is fresh for `ttl` after its end; for
+        `max_stale` after that it is served at once, while one computation in the background renews it; from then on
+        callers wait.
+
+        Parameters
+        ----------
+        function : callable
+            The function, where the decorator is used bare. A generator function shows each value that it yields in
+            live views; the answer is the last one, or what it returns.
+        ttl : period
+            How long an answer is fresh; by default for ever.
+        max_stale : period
+            By default not at all.
+        after : Task or list of Task
+            Tasks that the function reads: an answer is good only as long as none of them has a new value, and live
+            views compute anew when one has.
+        max_entries, max_bytes : int or None
+            How many answers, and how many bytes of them, are kept, in each process and in the store that they share.
+            Those used longest ago go first. None is no limit.
+        key : callable
+            Called as the function is: what it returns says which calls are equal, in place of all arguments.
+        executor : {"thread", "process", "loop"}
+            By default a plain function runs in a thread, be it the caller's own, and an ``async def`` on the server's
+            loop. A function that computes for seconds slows no page down in a worker process.
+        stale_if_error : bool
+            Whether the last answer is served when a new one cannot be had, for a week beyond its lifetime. Live views
+            show it as stale, with the error. Not when a task of `after` has a new value.
+        error_ttl : period
+            How long a failure is given again to those who ask for the same, without another attempt. By default who
+            waited shares it, and who comes later tries again.
+        name : str
+            By default the function's.
+
+        Returns
+        -------
+        Memoized
+            Or a decorator that makes one.
+
+        Raises
+        ------
+        RegistrationError, TriggerError
+            When the function or an option means nothing.
+
+        Examples
+        --------
+        >>> import panel_schedule as ps
+        >>> @ps.memoize(ttl="5m", max_stale="1h")
+        ... def filtered(region, year):
+        ...     return f"{region} in {year}"
+        >>> filtered("north", 2026)
+        'north in 2026'
+        >>> filtered.entry(year=2026, region="north").value
+        'north in 2026'
+        """
+        try:
+            _require_function(function, "ttl='5m'")
+            policy = build_memo_policy(
+                ttl=ttl, max_stale=max_stale, after=after, max_entries=max_entries, max_bytes=max_bytes,
+                executor=executor, stale_if_error=stale_if_error, error_ttl=error_ttl,
+            )  # fmt: skip
+        except ScheduleError as error:
+            raise _placed(error, name and f"Memoized function {name!r}", "@ps.memoize") from None
+        decorate = partial(self._functions.register_memo, policy, name, key)
+        return decorate if function is None else decorate(function)
+
+
+def _require_function(function: Any, example: str) -> None:
+    if function is not None and not callable(function):
+        raise RegistrationError(f"options go by name, as in {example}, and {function!r} is no function.")
+
+
+def _placed(error: ScheduleError, what: str | None, decorator: str) -> ScheduleError:
+    """The error with the place of the decorator, whose function, and with it the name, comes after this."""
+    frame = sys._getframe(3)
+    return type(error)(f"{what or f'{decorator} in {frame.f_code.co_filename}:{frame.f_lineno}'}: {error}")
+
+
+class Front(_OnRequest):
+    """
+    The public functions of one runtime. The package has one; a test may make others.
+
+    Attributes
+    ----------
+    tasks : mapping of str to Task
+        Live, and read-only.
+    store : NamedValues
+    """
+
+    def __init__(self, runtime: Runtime):
+        super().__init__(runtime)
+        self._runtime = runtime
+        self.tasks: Registry = runtime.tasks
+        self.store = NamedValues(
+            lambda: runtime.scheduler.store,
+            lambda: runtime.views,
+            runtime.clock,
+            lambda call: runtime.scheduler.ledger.aside(call),
+            lambda function: runtime.flights.archive.entries(function),
+        )
+
+    @named
+    def schedule(
+        self,
+        when: Any = None,
+        /,
+        *,
+        period: str | float | timedelta | None = None,
+        cron: str | None = None,
+        at: Any = None,
+        after: Task[Any] | Iterable[Task[Any]] | None = None,
+        timezone: str | None = None,
+        name: str | None = None,
+        first_run: str | None = None,
+        executor: str | None = None,
+        timeout: str | float | timedelta | None = None,
+        retry: int | Retry = 0,
+        overlap: str = "skip",
+        catch_up: bool = True,
+        when_idle: str = "run",
+        needs: Task[Any] | Iterable[Task[Any]] = (),
+        default: Any = None,
+        stale_after: str | float | timedelta | None = None,
+        isolate: bool | None = None,
+    ) -> Callable[[Callable[[], Any]], Task[Any]]:
+        """
+        Run a function on a schedule, once for every visitor.
+
+        Exactly one of `when`, `period`, `cron`, `at` and `after` says when.
+
+        Parameters
+        ----------
+        when : str, timedelta, datetime, list of datetime or Trigger
+            A period, a cron expression, dates, or a trigger of ``panel_schedule.triggers``.
+        period : str, float or timedelta
+            ``"30s"``, ``"1h30m"``, ``"1d"``, ``"5 minutes"``, seconds. The slots stand on the Unix
+            epoch: ``"1d"`` is midnight in UTC. For local days use `cron`.
+        cron : str
+            5 fields; 6 with seconds first; or ``@daily`` and the like. Needs a time zone.
+        at : datetime, iterable of datetime, or callable
+            Aware dates, or ``f(now_utc)`` that returns the next one, None after the last.
+        after : Task or list of Task
+            Whenever one of them has a new final value. Several within one wave cause one run. Never
+            skips the newest value, whatever `overlap` says.
+        timezone : str
+            IANA name, for `cron`; by default ``ps.config.timezone``.
+        name : str
+            By default the function's.
+        first_run : {"wait", "background", "skip"}
+            ``"wait"``: no page is built before the first value, and the server stops when it cannot be
+            had. ``"background"``: serve at once. ``"skip"``: wait for the first slot. By default
+            ``"wait"``, but ``"skip"`` for `at`.
+        executor : {"loop", "thread", "process"}
+            By default an ``async def`` runs on the server's loop and a plain function in a thread. A function that
+            computes for seconds belongs into a worker process: there it slows no page down, can be stopped
+            whatever it does, and takes nothing with it when it crashes.
+        timeout : period
+            A run that takes longer ends ``timed_out``. A thread's function cannot be interrupted: it is
+            abandoned, what it still publishes is dropped, and slots are skipped until it returns.
+        retry : int or Retry
+            How many times a failed run is tried again. A thread's timeout is final.
+        overlap : {"skip", "queue", "replace"}
+            What a slot does while the task still runs. ``"queue"`` keeps one, the newest.
+        catch_up : bool
+            Whether slots that were missed lead to one late run, of the latest. A slot counts as missed
+            when it is more than 30 s late.
+        when_idle : {"run", "skip"}
+            ``"skip"``: no refresh while nobody watches; the first viewer of a stale value causes one.
+        needs : Task or list of Task
+            Tasks whose values for the same slot must be there first.
+        default : object
+            What the task is before its first value.
+        stale_after : period
+            The age at which a value is stale. By default it is stale when the last run failed or two
+            slots passed without a new value.
+        isolate : bool, optional
+            By default a data frame or series is read as a shallow copy of the reader's own (copy-on-write; before
+            pandas 3 only new columns are its own), and any other value is the shared object itself. True: each
+            ``task()`` is a private copy-on-write view of whatever it is. False: the very object, always.
+
+        Returns
+        -------
+        callable
+            A decorator that turns a function into a :class:`Task`. A generator function publishes each
+            value that it yields.
+
+        Raises
+        ------
+        RegistrationError
+            When the function or an option cannot be scheduled.
+        TriggerError
+            When the schedule means nothing.
+
+        Examples
+        --------
+        >>> import panel_schedule as ps
+        >>> @ps.schedule(period="15m", first_run="skip")
+        ... def sales():
+        ...     return 100
+        >>> @ps.schedule(after=sales)
+        ... def doubled():
+        ...     return sales() * 2
+        >>> ps.tasks["doubled"]
+        <Task 'doubled': after sales>
+        """
+        try:
+            trigger = choose_trigger(
+                when, period=period, cron=cron, at=at, after=after, timezone=timezone,
+                default_timezone=self._runtime.config.timezone,
+            )  # fmt: skip
+            policy = build_policy(
+                trigger, first_run=first_run, executor=executor, timeout=timeout, retry=retry, overlap=overlap,
+                catch_up=catch_up, when_idle=when_idle, needs=needs, default=default, stale_after=stale_after,
+                isolate=isolate, given=self._given(trigger),
+            )  # fmt: skip
+        except ScheduleError as error:
+            # The function, and with it the task's name, comes after this; but the line is known.
+            frame = sys._getframe(2)
+            place = f"Task {name!r}" if name else f"@ps.schedule in {frame.f_code.co_filename}:{frame.f_lineno}"
+            raise type(error)(f"{place}: {error}") from None
+        self.tasks.warn_of(trigger)
+        return partial(self._runtime.register, policy, name)
+
+    def _given(self, trigger: Trigger) -> datetime | None:
+        return self._runtime.clock.now() if isinstance(trigger, (Dates, Computed)) else None
+
+    @named
+    def schedule_task(
+        self,
+        name: str,
+        callback: Callable[[], Any],
+        at: Any = None,
+        period: str | timedelta | None = None,
+        cron: str | None = None,
+        threaded: bool = False,
+    ) -> Task[Any]:
+        """
+        Schedule a callback the way ``pn.state.schedule_task`` does; a drop-in for it.
+
+        Differs from ``ps.schedule`` where Panel does: a naive `at` is local time and one of a callable
+        is UTC, a cron expression is read in UTC with the seconds last, a `period` counts from `at`
+        or from now, and a plain function runs on the event loop.
+
+        Parameters
+        ----------
+        name : str
+            Another callback under a taken name is ignored, with a warning.
+        callback : callable
+        at : datetime, iterator of datetime, or callable, optional
+        period : str or timedelta, optional
+            Without `at` the first run is at once.
+        cron : str, optional
+        threaded : bool
+            Run a plain function in a thread, every time.
+
+        Returns
+        -------
+        Task
+
+        Raises
+        ------
+        RegistrationError, TriggerError
+            When it cannot be scheduled.
+        """
+        threaded = flag("threaded", threaded)
+        known: Task[Any] | None = self.tasks.get(name)
+        if known is not None:
+            if not same_function(known.function, callback):
+                log.warning(
+                    "A separate task is already scheduled under the name %r; the new one is ignored. To replace it, "
+                    "call ps.cancel_task(%r) first.", name, name,
+                )  # fmt: skip
+            return known
+        trigger, start = panels_trigger(name, at, period, cron, self._runtime.clock.now())
+        self.tasks.warn_of(trigger)
+        executor = None if is_async(callback) else "thread" if threaded else "loop"
+        # Panel runs a period without a date at once, and everything else at its time only.
+        first_run = FirstRun.BACKGROUND if isinstance(trigger, Every) and start is None else FirstRun.SKIP
+        given = self._given(trigger)
+        policy = Policy(
+            trigger, first_run=first_run, executor=executor, start=start, given=given, forget=given is not None
+        )
+        return self._runtime.register(policy, name, callback)
+
+    @named
+    def cancel_task(self, name: str, wait: bool = False) -> None:
+        """
+        Forget a task: no more runs, and its name is free again. A run in flight ends by itself.
+
+        Parameters
+        ----------
+        name : str
+        wait : bool
+            Let its next run happen first.
+
+        Raises
+        ------
+        KeyError
+            When there is no such task.
+        """
+        task = self.tasks[name]
+        if not flag("wait", wait):
+            self._runtime.cancel(task)
+            return
+
+        def forget() -> None:
+            if self.tasks.get(name) is task:
+                self.cancel_task(name)
+
+        self._runtime.scheduler.last_run(task, forget)
+
+    @named
+    def on(
+        self, event: str, handler: Callable[[Task[Any], Run], Any], *, timeout: str | float | timedelta | None = "30s"
+    ) -> Callable[[], None]:
+        """
+        Call a function when something happens to any task.
+
+        Parameters
+        ----------
+        event : {"succeeded", "failed", "recovered", "stale", "skipped"}
+        handler : callable
+            ``handler(task, run)``, sync (in a thread) or async (on the loop), for one event after another. What it
+            raises is logged.
+        timeout : period or None
+            A call that takes longer is left behind, with an error in the log, and the next one begins; that of an
+            async handler is cancelled. None is no limit.
+
+        Returns
+        -------
+        callable
+            Takes the handler away again.
+
+        Raises
+        ------
+        RegistrationError
+            When there is no such event, or the handler is no function.
+        TriggerError
+            When the timeout means nothing.
+        """
+        if event not in EVENTS:
+            raise RegistrationError(f"There is no event {event!r}; there are {', '.join(map(repr, EVENTS))}.")
+        if not callable(handler):
+            raise RegistrationError(f"The handler of {event!r} must be a function of (task, run), and not {handler!r}.")
+        made = Handler(handler, None if timeout is None else duration("timeout", timeout).total_seconds())
+        handlers = self._runtime.handlers[event]
+        for known in handlers:
+            # Of a file that is executed again, as a notebook's cell or under --dev.
+            if same_function(known.function, handler):
+                handlers.remove(known)
+                break
+        handlers.append(made)
+        return lambda: handlers.remove(made) if made in handlers else None
+
+    @named
+    def run_forever(self) -> None:
+        """
+        Run all scheduled tasks in this process, without a web server, until Ctrl-C or SIGTERM.
+
+        Raises
+        ------
+        WouldBlock
+            On the thread of a running event loop.
+        StoreError
+            When the store cannot be opened.
+        """
+        refuse_to_block("run_forever()", "panel serve")
+        self._runtime.scheduler  # noqa: B018
+        loop = asyncio.new_event_loop()
+        stopping = Stopping(self._runtime)
+        watched = stopping.watch(loop)
+
+        def fatal(task: Task[Any], run: Run) -> None:
+            message = f"Task {task.name!r}: its first run failed.\n\n{traceback_text(run.error)}"
+            if watched:
+                stopping.fail(message)
+            else:
+                loop.call_soon_threadsafe(sys.exit, message)
+
+        self._runtime.fatal = fatal
+        self._runtime.start(loop)
+        try:
+            loop.run_forever()
+        except KeyboardInterrupt:
+            log.info("Interrupted, shutting down.")
+        finally:
+            self._runtime.stop()
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()

@@ -1,0 +1,92 @@
+"""The scheduler's lock, and what happens when it is given back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from ..errors import is_interrupt
+from ..executors.base import Executor
+from ..functions.task import Task
+from ..scheduling.state import Waves
+
+log = logging.getLogger("panel_schedule")
+
+
+class Bell:
+    """Wakes one sleeping thread; rung before it sleeps, it wakes it at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        with suppress(RuntimeError):  # rung already
+            self._lock.release()
+
+    def wait(self, timeout: float) -> None:
+        self._lock.acquire(timeout=timeout)
+
+
+class Locked:
+    """The scheduler's lock. What was deferred while it was held is called when it is free again."""
+
+    def __init__(
+        self,
+        lock: threading.RLock,
+        waves: Waves,
+        released: Callable[[], object],
+        changed: Callable[[Task[Any]], object],
+    ):
+        self._lock = lock
+        self._waves = waves
+        self._released = released
+        self._changed = changed
+        self._depth = 0
+        self.deferred: list[Callable[[], object]] = []
+        self.touched: set[Task[Any]] = set()
+        self.submitted: set[Executor] = set()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            if self._depth == 1 and self._waves.waits:
+                # Something may have ended, or will not come: who waited for it goes on.
+                self._waves.settle()
+        finally:
+            self._depth -= 1
+            if self._depth:
+                self._lock.release()
+            else:
+                self._open()
+
+    def _open(self) -> None:
+        if not (self.submitted or self.touched or self.deferred):
+            self._lock.release()
+            self._released()
+            return
+        # The next holder collects into sets of its own.
+        submitted, self.submitted = self.submitted, set()
+        touched, self.touched = self.touched, set()
+        deferred, self.deferred = self.deferred, []
+        self._lock.release()
+        calls: list[Callable[[], object]] = [executor.flush for executor in submitted]
+        calls += [self._released, *(partial(self._changed, task) for task in touched), *deferred]
+        interrupt = None
+        for call in calls:
+            try:
+                call()
+            except BaseException as error:
+                if is_interrupt(error):
+                    interrupt = error  # once the other ones are called
+                else:
+                    log.exception("A callback of a run failed; the other ones are not affected.")
+        if interrupt is not None:
+            raise interrupt

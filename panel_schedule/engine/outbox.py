@@ -1,0 +1,171 @@
+"""What the scheduler has to say to the store, in order, and what it answers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any, Protocol
+
+from ..clock import Clock
+from ..errors import StoreError, is_interrupt
+from ..executors.base import Executor
+from ..scheduling.state import Lane
+from ..stores.base import DATES, Row, Store
+from .lock import Locked
+
+log = logging.getLogger("panel_schedule")
+
+# Pauses, in seconds, before a call that failed is tried again: the first, and the longest.
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+
+
+class Desk(Protocol):
+    """What the ledger finds at the scheduler's."""
+
+    clock: Clock
+    store: Store
+    executors: dict[str, Executor]
+    lanes: dict[str, Lane]
+    locked: Locked
+
+
+class Ledger:
+    """
+    Calls to the store.
+
+    A store in memory answers at once. One on a disk may let its caller wait, so it is asked by a
+    thread of the ledger's own, one call after another, outside of the scheduler's lock: a disk
+    that hangs stops no page and no clock. A call that the store cannot serve now is tried until it can.
+
+    Parameters
+    ----------
+    desk : Desk
+    follow : callable
+        ``follow(lane, row)``, under the lock, when another process may have changed the row of a task.
+    """
+
+    def __init__(self, desk: Desk, follow: Callable[[Lane, Row | None], object]):
+        self._s = desk
+        self._follow = follow
+        self._pending: set[Future[Any]] = set()
+        self._trouble = ""
+        self._hurry = threading.Event()
+        # Whether the store is closed: what comes now comes too late, and nobody needs to know.
+        self._over = False
+
+    def ask(self, lanes: Sequence[Lane], call: Callable[[], Any], then: Callable[[Any], object] | None = None) -> None:
+        """Make a call about these lanes, and give its answer to `then`. Under the lock, both."""
+        if not self._s.store.blocking:
+            answer = call()
+            if then is not None:
+                then(answer)
+            return
+        for lane in lanes:
+            lane.writing += 1
+        self._submit("store", partial(self._make, lanes, call, then))
+
+    def aside(self, call: Callable[[], Any]) -> Future[Any]:
+        """Do at once, in another thread, what is too slow for the event loop: to serialise a value and store it."""
+        executor = self._s.executors["publisher"]
+        future = executor.submit(call)
+        self._remember(future)
+        executor.flush()
+        return future
+
+    def noticed(self, task: str) -> None:
+        """Another process has perhaps changed the row of a task; on any thread."""
+        with self._s.locked:
+            lane = self._s.lanes.get(task.removeprefix(DATES))
+            if lane is None:
+                return
+            if lane.writing:
+                # What is read now would be without what is still to be written, and undo that here.
+                lane.unread = True
+            elif not lane.reading:
+                lane.reading = True
+                self._submit("store", partial(self._read, lane))
+
+    @property
+    def troubled(self) -> bool:
+        """Whether the store cannot serve what it was asked last."""
+        return self._trouble != ""
+
+    def drain(self, timeout: float) -> None:
+        """Wait until everything is written, up to `timeout` seconds; what fails is not tried again."""
+        self._hurry.set()
+        until = self._s.clock.monotonic() + timeout
+        while (pending := set(self._pending)) and (left := until - self._s.clock.monotonic()) > 0:
+            wait(pending, timeout=left)
+        self._over = True
+
+    def reopen(self) -> None:
+        """There is a future after all: what fails is tried again."""
+        self._hurry.clear()
+        self._over = False
+
+    def _submit(self, name: str, call: Callable[[], object]) -> None:
+        executor = self._s.executors[name]
+        self._s.locked.submitted.add(executor)
+        self._remember(executor.submit(call))
+
+    def _remember(self, future: Future[Any]) -> None:
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+
+    def _make(self, lanes: Sequence[Lane], call: Callable[[], Any], then: Callable[[Any], object] | None) -> None:
+        done, answer = self._try(call)
+        with self._s.locked:
+            for lane in lanes:
+                lane.writing -= 1
+            if done and then is not None:
+                then(answer)
+            for lane in lanes:
+                if lane.unread and not lane.writing:
+                    lane.unread, lane.reading = False, True
+                    self._submit("store", partial(self._read, lane))
+
+    def _read(self, lane: Lane) -> None:
+        lane.reading = False
+        done, row = self._try(partial(self._s.store.row, lane.task.name))
+        with self._s.locked:
+            if lane.writing:
+                lane.unread = True
+            elif done and self._s.lanes.get(lane.task.name) is lane:
+                self._follow(lane, row)
+
+    def _try(self, call: Callable[[], Any]) -> tuple[bool, Any]:
+        """Whether there is an answer, and the answer."""
+        try:
+            return True, self._insist(call)
+        except (StoreError, OSError) as error:
+            if not self._over:
+                log.error("%s The server stops, so that it is not tried again.", error)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            log.exception("The store refused something that is a bug of panel-schedule; it goes on.")
+        return False, None
+
+    def _insist(self, call: Callable[[], Any]) -> Any:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                answer = call()
+            except (StoreError, OSError) as error:
+                if self._hurry.is_set():
+                    raise
+                if str(error) != self._trouble:
+                    self._trouble = str(error)
+                    log.error("%s It is tried again; what was stored before goes on being served.", error)
+                if self._hurry.wait(pause):
+                    raise
+                pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                if self._trouble:
+                    self._trouble = ""
+                    log.info("The store works again.")
+                return answer

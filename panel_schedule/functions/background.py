@@ -1,0 +1,282 @@
+"""A background function: what runs on request, once for each who asks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+from ..errors import RegistrationError, TriggerError
+from ..hashing.keys import Keys, signature_of
+from ..serialize.checks import require_arguments
+from ..serialize.references import references
+from ..stores.queue import ANYBODY
+from . import remote
+from .calls import is_async
+from .registry import as_retry, choice, duration, flag
+from .remote import RemoteRun, function_named
+from .run import Run
+from .task import ONCE, Retry, Task
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EXECUTORS = ("process", "thread", "loop")
+
+
+class Retrigger(StrEnum):
+    """What a second start of a session's job does while its first run is under way."""
+
+    REPLACE = "replace"
+    QUEUE = "queue"
+    IGNORE = "ignore"
+
+
+class OnSessionEnd(StrEnum):
+    """What becomes of a job's run when the session that started it ends."""
+
+    CANCEL = "cancel"
+    CONTINUE = "continue"
+
+
+@dataclass(frozen=True, slots=True)
+class JobPolicy:
+    """Everything about a background function but its name and code; see ``ps.background`` for the meanings."""
+
+    executor: str = "process"
+    timeout: float | None = None
+    retry: Retry = ONCE
+    durable: bool = False
+    ttl: timedelta | None = None
+    retrigger: Retrigger = Retrigger.REPLACE
+    on_session_end: OnSessionEnd = OnSessionEnd.CANCEL
+    result_ttl: timedelta = timedelta(days=1)
+
+
+def build_job_policy(
+    *,
+    executor: str,
+    timeout: Any,
+    retry: Any,
+    durable: bool,
+    ttl: Any,
+    retrigger: str,
+    on_session_end: str,
+    result_ttl: Any,
+) -> JobPolicy:
+    """
+    Turn the arguments of ``ps.background`` into a policy.
+
+    Raises
+    ------
+    RegistrationError, TriggerError
+        When one of them means nothing.
+    """
+    if executor not in EXECUTORS:
+        raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
+    if ttl is not None and duration("ttl", ttl) > duration("result_ttl", result_ttl):
+        raise TriggerError(f"ttl={ttl!r} is longer than result_ttl={result_ttl!r}, after which a result is gone.")
+    return JobPolicy(
+        executor=executor,
+        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
+        retry=as_retry(retry),
+        durable=flag("durable", durable),
+        ttl=None if ttl is None else duration("ttl", ttl),
+        retrigger=choice(Retrigger, "retrigger", retrigger),
+        on_session_end=choice(OnSessionEnd, "on_session_end", on_session_end),
+        result_ttl=duration("result_ttl", result_ttl),
+    )
+
+
+class Host(Protocol):
+    """Who runs a background function and shows it."""
+
+    @property
+    def dispatcher(self) -> Dispatcher: ...
+    @property
+    def user(self) -> str | None: ...
+
+    def job(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+
+class Dispatcher(Protocol):
+    """What a background function asks of the layers above."""
+
+    def submit(
+        self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], user: str | None
+    ) -> Run: ...
+    def runs(self, function: Background[Any, Any], user: str | None) -> list[Run]: ...
+
+
+class Background(Generic[P, T]):
+    """
+    A function that runs in the background, on request. Made by ``ps.background``.
+
+    To call it is a plain call of the plain function.
+
+    Attributes
+    ----------
+    name : str
+    function : callable
+        The undecorated function.
+    policy : JobPolicy
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> @ps.background(executor="thread")
+    ... def power(base, exponent=2):
+    ...     return base**exponent
+    >>> power(3)
+    9
+    >>> run = power.submit(3, exponent=4)
+    >>> run.result()
+    81
+    >>> run.state
+    <RunState.SUCCEEDED: 'succeeded'>
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[P, T],
+        policy: JobPolicy,
+        host: Host,
+        key: Callable[..., Any] | None = None,
+    ):
+        self.name = name
+        self._host = host
+        self.become(function, policy, key)
+
+    def become(self, function: Callable[P, T], policy: JobPolicy, key: Callable[..., Any] | None) -> None:
+        """Be this from now on: what it was, defined anew."""
+        _require_fitting(self.name, function, policy, key)
+        functools.update_wrapper(self, function, updated=())  # its own attributes are not ours
+        self.function = function
+        self.policy = policy
+        self.signature = signature_of(function)
+        self.keys = Keys(self.name, function, key)
+
+    def __repr__(self) -> str:
+        return f"<Background {self.name!r}>"
+
+    def __reduce__(self) -> Any:
+        return function_named, (self.name, self.function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the plain function, here and now."""
+        return self.function(*args, **kwargs)
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+        """
+        Run the function in the background.
+
+        Returns
+        -------
+        Run
+            ``await run`` or ``run.result()`` gives what the function returns; ``run.cancel()`` stops it.
+
+        Raises
+        ------
+        TypeError
+            When the function does not take these arguments.
+        ValueRefused
+            When an argument belongs to a session, or can be used once, or cannot travel to another process: names
+            it. Of arguments that are large and submitted on an event loop to a process it is the run that fails so, a
+            moment later.
+        ArgumentUnkeyable
+            With `ttl`, when an argument has no key.
+        """
+        if remote.asker is not None:  # of a module that a worker process has imported
+            return RemoteRun.submit(self.name, args, kwargs)  # type: ignore[return-value]
+        return self.submit_for(self._host.user, args, kwargs)
+
+    def submit_for(self, user: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+        """`submit`, of a session whose user this is."""
+        self.check(args, kwargs)
+        return self._host.dispatcher.submit(self, args, kwargs, user)
+
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise TypeError unless the function takes these arguments, and they are values."""
+        try:
+            arguments = self.signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"Job {self.name!r}: {error}. It is called as {self.name}{self.signature}.") from None
+        for name, value in arguments.items():
+            if not isinstance(value, Task) and references(value):
+                raise TypeError(
+                    f"Job {self.name!r}: argument {name!r} is a reference ({type(value).__name__}), and submit() takes "
+                    f"values. Pass its value, or let a job take it when it starts: {self.name}.job(...)."
+                )
+        require_arguments(arguments, f"Job {self.name!r}")
+
+    def job(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        This session's :class:`Job`: what its buttons start, and what it shows.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Arguments of the function: values, or references (widgets, params, ``rx`` expressions, tasks) whose
+            values at the start are taken. What is missing must come with ``job.start(...)``.
+        """
+        return self._host.job(self, args, kwargs)
+
+    def runs(self, user: str | None = ANYBODY) -> list[Run]:
+        """
+        The runs under way and the last 50 that ended, of all sessions and processes, newest first.
+
+        Older ones are found by their ids, until their ``result_ttl`` is over.
+
+        Parameters
+        ----------
+        user : str or None
+            Only those that a session of this user has started: ``pn.state.user``, where a page shows them. None means
+            those that were started without a login; by default those of everybody, which no page should show.
+
+        Returns
+        -------
+        list of Run
+        """
+        runs = self._host.dispatcher.runs(self, user)
+        return runs if user is ANYBODY else [run for run in runs if run.user == user]
+
+
+def _require_fitting(name: str, function: Any, policy: JobPolicy, key: Any) -> None:
+    if policy.executor == "loop" and not is_async(function):
+        raise RegistrationError(
+            f"Job {name!r}: a plain function would hold the event loop, and with it every open page. "
+            "Write it as an `async def`, or let it run in a thread or a process: executor='thread'."
+        )
+    if policy.executor == "thread" and is_async(function):
+        raise RegistrationError(
+            f"Job {name!r}: an async function runs on an event loop, not in a thread. Write executor='loop', or "
+            "'process' for a loop of its own."
+        )
+    require_no_method(f"Job {name!r}", "background", function)
+    if key is not None and not callable(key):
+        raise RegistrationError(f"Job {name!r}: key={key!r} must be a function, which is called as the job's own is.")
+    if key is not None and policy.ttl is None:
+        raise RegistrationError(
+            f"Job {name!r}: key= says which calls share a result, and without ttl= none do. Give a ttl."
+        )
+
+
+def require_no_method(what: str, decorator: str, function: Any) -> None:
+    """
+    Raise when a decorator was given a method.
+
+    Raises
+    ------
+    RegistrationError
+    """
+    qualname = getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
+    if "." in qualname and list(signature_of(function).parameters)[:1] in (["self"], ["cls"]):
+        raise RegistrationError(
+            f"{what} is a method, and the decorator sees no object that it belongs to. Make a function of it that "
+            "takes what it needs of the object, or decorate the object's own method: "
+            f"ps.{decorator}(name='...')(obj.{function.__name__})."
+        )

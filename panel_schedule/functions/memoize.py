@@ -1,0 +1,419 @@
+"""A memoized function: computed once for everybody who asks for the same."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from numbers import Integral
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+from ..cache.lru import Answer, Recall
+from ..clock import Clock
+from ..errors import NotReady, RegistrationError, TriggerError
+from ..hashing.fingerprint import fingerprint
+from ..hashing.keys import Keys, call_text, digested, signature_of
+from ..serialize.copies import own_copy, snapshot
+from ..serialize.entry import Entry
+from ..serialize.references import references
+from ..stores.cache import LAST_RESORT, UNLIMITED, Basis, Limits, serves
+from . import remote
+from .background import require_no_method
+from .calls import is_async
+from .registry import duration, flag, tasks_of
+from .run import Run
+from .task import Task
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EXECUTORS = ("thread", "process", "loop")
+NEVER = float("inf")
+
+# How a call stands in messages and in ``ps.store.entries``.
+
+
+@dataclass(frozen=True, slots=True)
+class MemoPolicy:
+    """Everything about a memoized function but its name and code; see ``ps.memoize`` for the meanings."""
+
+    ttl: timedelta | None = None
+    max_stale: timedelta = timedelta()
+    after: tuple[Task[Any], ...] = ()
+    limits: Limits = UNLIMITED
+    executor: str | None = None
+    stale_if_error: bool = True
+    error_ttl: timedelta = timedelta()
+
+
+def build_memo_policy(
+    *,
+    ttl: Any,
+    max_stale: Any,
+    after: Any,
+    max_entries: int | None,
+    max_bytes: int | None,
+    executor: str | None,
+    stale_if_error: bool,
+    error_ttl: Any,
+) -> MemoPolicy:
+    """
+    Turn the arguments of ``ps.memoize`` into a policy.
+
+    Raises
+    ------
+    RegistrationError, TriggerError
+        When one of them means nothing.
+    """
+    if executor not in (None, *EXECUTORS):
+        raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
+    stale = duration("max_stale", max_stale, zero=True)
+    if stale and ttl is None:
+        raise TriggerError(f"max_stale={max_stale!r} begins when ttl= is over, and there is none. Give a ttl.")
+    return MemoPolicy(
+        ttl=None if ttl is None else duration("ttl", ttl),
+        max_stale=stale,
+        after=tasks_of("after", after),
+        limits=Limits(_limit("max_entries", max_entries), _limit("max_bytes", max_bytes)),
+        executor=executor,
+        stale_if_error=flag("stale_if_error", stale_if_error),
+        error_ttl=duration("error_ttl", error_ttl, zero=True),
+    )
+
+
+def _limit(option: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise RegistrationError(f"{option}={value!r} must be a whole number of at least 1, or None for no limit.")
+    return int(value)
+
+
+class Archive(Protocol):
+    """What is kept, as a memoized function sees it."""
+
+    def use(self, memo: Memoized[Any, Any], key: Hashable, answer: Answer) -> None: ...
+    def invalidate(self, memo: Memoized[Any, Any], key: Hashable | None = None) -> None: ...
+    def entry(self, memo: Memoized[Any, Any], key: Hashable) -> Entry | None: ...
+
+
+class Flights(Protocol):
+    """What a memoized function asks of the layers above."""
+
+    @property
+    def archive(self) -> Archive: ...
+    def call(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any) -> Any: ...
+    async def awaited(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any) -> Any: ...
+    def submit(self, memo: Memoized[Any, Any], args: Any, kwargs: Any, refresh: bool = False) -> Run: ...
+
+
+class Host(Protocol):
+    """Who computes, keeps and shows the answers."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def flights(self) -> Flights: ...
+
+    def memo_view(self, memo: Memoized[Any, Any], args: Any, kwargs: Any) -> Any: ...
+
+
+class Memoized(Generic[P, T]):
+    """
+    A function whose answers are kept, for all sessions and processes. Made by ``ps.memoize``.
+
+    To call it gives the answer that there is, and else computes it; equal calls at the same time share one
+    computation. An answer that is a data frame or series is a shallow copy of the caller's own; any other one is the
+    shared object itself: read-only by convention.
+
+    Attributes
+    ----------
+    name : str
+    function : callable
+        The undecorated function.
+    policy : MemoPolicy
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> @ps.memoize(ttl="5m")
+    ... def squared(number):
+    ...     print("computes")
+    ...     return number**2
+    >>> squared(3)
+    computes
+    9
+    >>> squared(number=3)
+    9
+    >>> squared.invalidate(3)
+    >>> squared(3)
+    computes
+    9
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[P, T],
+        policy: MemoPolicy,
+        host: Host,
+        key: Callable[..., Any] | None = None,
+    ):
+        self.name = name
+        self._host = host
+        self._now = host.clock.monotonic
+        self.recall = Recall(policy.limits)
+        self._answers = self.recall.answers
+        self.become(function, policy, key)
+
+    def become(self, function: Callable[P, T], policy: MemoPolicy, key: Callable[..., Any] | None) -> None:
+        """Be this from now on: what it was, defined anew."""
+        is_coroutine = is_async(function)
+        _require_fitting(self.name, function, policy, key, is_coroutine)
+        functools.update_wrapper(self, function, updated=())  # its own attributes are not ours
+        if is_coroutine:
+            _mark(self)
+        self.function = function
+        self.policy = policy
+        self.signature = signature_of(function)
+        self.keys = Keys(self.name, function, key)
+        self.executor = policy.executor or ("loop" if is_coroutine else "thread")
+        # What was computed by other code is no answer of this one.
+        self.fingerprint = fingerprint(function, key, *(task.name for task in policy.after))
+        self.recall.limits = policy.limits
+        self._key = self.keys.local
+        self._is_async = is_coroutine
+        self._after = policy.after
+
+    def __repr__(self) -> str:
+        return f"<Memoized {self.name!r}>"
+
+    def __panel__(self) -> Any:
+        raise TypeError(
+            f"{self!r} is a function of arguments, and a page can show what it gives: {self.name}.view(...)."
+        )
+
+    def __reduce__(self) -> Any:
+        return remote.memo_named, (self.name, self._is_async)
+
+    # ------------------------------------------------------------ asking
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """
+        The answer; of an ``async def`` a coroutine that gives it.
+
+        On the thread of a running event loop a plain function is computed elsewhere, and the loop waits for it.
+
+        Raises
+        ------
+        TypeError
+            When the function does not take these arguments.
+        ArgumentUnkeyable
+            When an argument has no key.
+        """
+        if self._is_async:
+            # It begins when it is awaited.
+            return self._awaited(*snapshot(args, kwargs))  # type: ignore[return-value]
+        key = self._key(args, kwargs)
+        answer = self._answers.get(key)
+        if answer is None or answer.fresh_until <= self._now() or (self._after and not self.is_current(answer)):
+            if remote.asker is not None:  # of a module that a worker process has imported
+                return remote.ask("memo", self.name, (args, kwargs))  # type: ignore[no-any-return]
+            return self._host.flights.call(self, key, args, kwargs)  # type: ignore[no-any-return]
+        return self._take(key, answer)  # type: ignore[no-any-return]
+
+    def _take(self, key: Hashable, answer: Answer) -> Any:
+        if answer.told:
+            self.recall.used(key)
+        else:
+            self._host.flights.archive.use(self, key, answer)
+        return own_copy(answer.value) if answer.is_frame else answer.value
+
+    async def _awaited(self, args: Any, kwargs: Any) -> Any:
+        if remote.asker is not None:
+            return remote.ask("memo", self.name, (args, kwargs))
+        key = self._key(args, kwargs)
+        answer = self._answers.get(key)
+        if answer is None or answer.fresh_until <= self._now() or (self._after and not self.is_current(answer)):
+            return await self._host.flights.awaited(self, key, args, kwargs)
+        return self._take(key, answer)
+
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
+        """
+        The answer without blocking.
+
+        Returns
+        -------
+        Run
+            Of this caller's own: ``await run`` or ``run.result()`` gives the answer, ``run.cancel()`` gives up for
+            this caller alone. What nobody waits for any more before it has begun never begins.
+
+        Raises
+        ------
+        TypeError, ArgumentUnkeyable
+            As a call does; of large arguments on an event loop it is the run that fails so.
+        """
+        return self._host.flights.submit(self, args, kwargs)
+
+    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
+        """
+        Compute the answer anew, whatever is there, or join the computation under way. Live views get it, too.
+
+        Returns
+        -------
+        Run
+        """
+        return self._host.flights.submit(self, args, kwargs, refresh=True)
+
+    def view(self, /, *args: Any, **kwargs: Any) -> Any:
+        """
+        This session's :class:`MemoView`: the live answer to arguments that may change.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Arguments of the function: values, or references (widgets, params, ``rx`` expressions, tasks). A change
+            of one computes in the background, and the newest ones win.
+        """
+        return self._host.memo_view(self, args, kwargs)
+
+    def rx(self, /, *args: Any, **kwargs: Any) -> Any:
+        """The live answer as a reactive expression; it is None until there is one. Arguments as of `view`."""
+        return self.view(*args, **kwargs).rx()
+
+    # ------------------------------------------------------------ what is kept
+
+    def entry(self, /, *args: P.args, **kwargs: P.kwargs) -> Entry | None:
+        """
+        The answer that is kept for these arguments, with its version and time.
+
+        Returns
+        -------
+        Entry or None
+            Fresh or not; None where there is none.
+
+        Raises
+        ------
+        TypeError, ArgumentUnkeyable
+            As a call does.
+        StoreError
+            When a shared store cannot be read now.
+        """
+        return self._host.flights.archive.entry(self, self._key(args, kwargs))
+
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """
+        Forget the answer to these arguments, in all processes: what it was made of has changed.
+
+        Who asks from now on waits for a new one, and live views get it. What is being computed right now goes to
+        those who wait for it, and is not kept.
+
+        Raises
+        ------
+        TypeError, ArgumentUnkeyable
+            As a call does.
+        StoreError
+            When a shared store cannot forget it now, as it does as soon as it can; not on an event loop.
+        """
+        self._host.flights.archive.invalidate(self, self._key(args, kwargs))
+
+    def clear(self) -> None:
+        """Forget all answers, in all processes, as `invalidate` does each of them."""
+        self._host.flights.archive.invalidate(self)
+
+    # ------------------------------------------------------------ for the layers above
+
+    @property
+    def missing(self) -> Task[Any] | None:
+        """A task of ``after=`` that has nothing yet that an answer could be made of."""
+        return next((task for task in self._after if task.entry is None and task.policy.default is None), None)
+
+    def require_values(self, args: Any, kwargs: Any) -> None:
+        """
+        Raise unless there is something that an answer can be made of.
+
+        Raises
+        ------
+        NotReady
+            When a task of ``after=`` has no value yet.
+        TypeError
+            When an argument is a widget or another reference.
+        """
+        if (task := self.missing) is not None:
+            raise NotReady(
+                f"{self.name}() is made from the task {task.name!r}, which has no value yet. Wait for it: "
+                f"{task.name}.wait_ready(), or `await {task.name}.ready()`; and let a page show {self.name}.view(...), "
+                "which waits by itself. A server has the value before its first page when the task's module is named "
+                "in --setup."
+            )
+        for value in (*args, *kwargs.values()):
+            if references(value):
+                raise TypeError(
+                    f"{self.name}(): an argument is a reference ({type(value).__name__}), and a call takes values. "
+                    f"Pass the value that it has now, or let a live answer follow it: {self.name}.view(...)."
+                )
+
+    @property
+    def basis(self) -> Basis:
+        """The versions that the tasks of ``after=`` have now."""
+        return tuple([0 if (entry := task.entry) is None else entry.version for task in self._after])
+
+    def is_current(self, answer: Answer) -> bool:
+        """Whether no task of ``after=`` has a newer value than the answer was computed for."""
+        return serves(answer.basis, self.basis)
+
+    def digest(self, key: Hashable) -> str:
+        """The key of a call for a store that several processes share."""
+        return sha256(f"{self.fingerprint} {digested(key)}".encode()).hexdigest()
+
+    def until(self, age: float) -> tuple[float, float, float]:
+        """Until when, on the monotonic clock, an answer of this age in seconds is fresh, good and kept."""
+        if (ttl := self.policy.ttl) is None:
+            return NEVER, NEVER, NEVER
+        fresh = self._now() - age + ttl.total_seconds()
+        good = fresh + self.policy.max_stale.total_seconds()
+        return fresh, good, good + (LAST_RESORT.total_seconds() if self.policy.stale_if_error else 0)
+
+    @property
+    def lasts(self) -> timedelta | None:
+        """How long after its computation an answer may be of use; None without end."""
+        if (ttl := self.policy.ttl) is None:
+            return None
+        return ttl + self.policy.max_stale + (LAST_RESORT if self.policy.stale_if_error else timedelta())
+
+    def call_text(self, args: Any, kwargs: Any) -> str:
+        """``filtered('north', year=2026)``, shortened."""
+        return call_text(self.name, args, kwargs)
+
+
+def _mark(memo: Any) -> None:
+    """Let `inspect` and `asyncio` know that a call gives a coroutine: ``pn.bind`` awaits it then."""
+    if hasattr(inspect, "markcoroutinefunction"):
+        inspect.markcoroutinefunction(memo)
+    else:
+        memo._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+        # What looks like a function is one for `inspect`, and it looks at the flags of its code.
+        memo.__code__, memo.__defaults__, memo.__kwdefaults__ = Memoized._awaited.__code__, None, None
+
+
+def _require_fitting(name: str, function: Any, policy: MemoPolicy, key: Any, is_coroutine: bool) -> None:
+    if policy.executor == "loop" and not is_coroutine:
+        raise RegistrationError(
+            f"Memoized function {name!r}: a plain function would hold the event loop, and with it every open page. "
+            "Leave executor= out, and it runs in a thread."
+        )
+    if policy.executor == "thread" and is_coroutine:
+        raise RegistrationError(
+            f"Memoized function {name!r}: an async function runs on an event loop, not in a thread. Leave executor= "
+            "out, or write 'process' for a loop of its own."
+        )
+    require_no_method(f"Memoized function {name!r}", "memoize", function)
+    if key is not None and not callable(key):
+        raise RegistrationError(
+            f"Memoized function {name!r}: key={key!r} must be a function, which is called as it is itself, and returns "
+            "what counts of the arguments."
+        )

@@ -1,0 +1,423 @@
+"""Which tasks there are, and what may be registered."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from numbers import Integral, Real
+from types import FunctionType
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import CycleError, RegistrationError, TriggerError
+from ..hashing.fingerprint import Origin, difference
+from ..serialize.checks import require_data
+from ..triggers import After, Computed, Cron, Dates, Every, Trigger, parse_period
+from .task import ONCE, FirstRun, Overlap, Policy, Retry, Task, WhenIdle
+
+log = logging.getLogger("panel_schedule")
+
+ACCEPTED = (
+    "Accepted are a period ('15m', '1 hour', a timedelta), a cron expression ('*/15 * * * *'), "
+    "an aware datetime or a list of them, or a trigger of panel_schedule.triggers."
+)
+
+_CRON_FIELD = re.compile(r"[\d*?LW/,#a-z-]+", re.IGNORECASE)
+
+
+class Registry(Mapping[str, Task[Any]]):
+    """The tasks of this process by name, in the order of their registration. Read-only: ``ps.tasks``."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Task[Any]] = {}
+        self._warnings: set[str] = set()
+
+    def __getitem__(self, name: str) -> Task[Any]:
+        try:
+            return self._tasks[name]
+        except KeyError:
+            raise KeyError(f"There is no task {name!r}; there are: {', '.join(self._tasks) or 'none'}.") from None
+
+    def get(self, name: str, default: Any = None) -> Task[Any] | Any:
+        # Not Mapping's, which would first write the long message above.
+        return self._tasks.get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._tasks))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __repr__(self) -> str:
+        return f"<tasks: {', '.join(self._tasks) or 'none'}>"
+
+    def add(self, task: Task[Any]) -> None:
+        self._tasks[task.name] = task
+
+    def discard(self, task: Task[Any]) -> None:
+        if self._tasks.get(task.name) is task:
+            del self._tasks[task.name]
+
+    def warn_of(self, trigger: Trigger) -> None:
+        """Log, once, what is rarely meant as a cron expression says it."""
+        if isinstance(trigger, Cron) and trigger.warning and trigger.warning not in self._warnings:
+            self._warnings.add(trigger.warning)
+            log.warning("%s", trigger.warning)
+
+
+class Named(Protocol):
+    """A function that is known by a name: a task or a background function."""
+
+    name: str
+    function: Any
+
+
+def same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions are one, perhaps from two executions of its file (invariant 1)."""
+    return one is other or (difference(one, other) is None and may_replace(one, other))
+
+
+def may_replace(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether they are written in the same place, so that after an edit the one is the other's new definition."""
+    return Origin.of(one).same(Origin.of(other))
+
+
+def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) -> bool:
+    """Whether the same function comes with other code or another policy. Dates relative to now differ each time."""
+    if getattr(task.function, "__code__", None) != getattr(function, "__code__", None):
+        return True
+    dates = isinstance(policy.trigger, (Dates, Computed))
+    return not dates and replace(policy, default=None) != replace(task.policy, default=None)
+
+
+def taken(task: Named, function: Callable[..., Any], kind: str = "task") -> RegistrationError:
+    """The error for another function under a taken name."""
+    same_place = may_replace(task.function, function)
+    differ = f" They differ in the {difference(task.function, function)}." if same_place else ""
+    return RegistrationError(
+        f"{kind.capitalize()} {task.name!r} is defined twice: first as {Origin.of(task.function)}, now as "
+        f"{Origin.of(function)}.{differ} Give one of them another name, with name=..."
+    )
+
+
+def require_schedulable(function: Any, name: str | None) -> str:
+    """
+    Check a function, and return the name of its task.
+
+    Raises
+    ------
+    RegistrationError
+        When it is no function, has required parameters, has no name, or is defined in the served script.
+    """
+    name = require_nameable(function, name)
+    if required := _required_parameters(function):
+        raise RegistrationError(
+            f"Task {name!r}: its function needs {', '.join(required)}, and a schedule has nothing to give it. "
+            "Give the parameters defaults, or schedule functools.partial(function, ...) with name='...'."
+        )
+    return name
+
+
+def require_nameable(function: Any, name: str | None, kind: str = "task") -> str:
+    """
+    Check what is to be known by name in all processes, and return the name.
+
+    Raises
+    ------
+    RegistrationError
+        When it is no function, has no name, or is defined in the served script.
+    """
+    if not callable(function):
+        raise RegistrationError(f"Only a function can be made a {kind}, and not {function!r}.")
+    if name is not None and (not isinstance(name, str) or not name):
+        raise RegistrationError(f"name={name!r} must be a text, and not an empty one: the {kind} is known by it.")
+    name = name or getattr(function, "__name__", None)
+    if not isinstance(name, str) or name in ("", "<lambda>"):
+        raise RegistrationError(f"{function!r} has no name of its own: give the {kind} one, with name='...'.")
+    if not _is_text(name):
+        raise RegistrationError(
+            f"{name!r} is no valid text: give the {kind} a name that can be written, with name='...'."
+        )
+    if (getattr(function, "__module__", "") or "").startswith("bokeh_app_"):
+        raise RegistrationError(
+            f"{kind.capitalize()} {name!r} is defined in the served script itself, which runs anew for each visitor "
+            "and is cleaned up with the session. Move the function to a module of its own, say tasks.py, import it "
+            "from there, and serve with `panel serve app.py --setup tasks.py`."
+        )
+    return name
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a pair of code units, as file names of unknown encoding have
+        return False
+    return True
+
+
+def require_no_cycle(task: Task[Any], policy: Policy) -> None:
+    """
+    Raise when tasks wait for each other.
+
+    Raises
+    ------
+    CycleError
+        Naming the way round.
+    """
+
+    def visit(here: Task[Any], path: list[str]) -> None:
+        waits_for = policy if here is task else here.policy
+        for upstream in (*waits_for.upstream, *waits_for.needs):
+            if upstream is task:
+                raise CycleError(
+                    f"Task {task.name!r} waits for itself: {' -> '.join([*path, here.name, task.name])}. "
+                    "Take one of these out of after= or needs=."
+                )
+            visit(upstream, [*path, here.name])
+
+    visit(task, [])
+
+
+def choose_trigger(
+    when: Any = None,
+    *,
+    period: Any = None,
+    cron: str | None = None,
+    at: Any = None,
+    after: Any = None,
+    timezone: str | None = None,
+    default_timezone: str | None = None,
+) -> Trigger:
+    """
+    Build the one trigger that the arguments of ``ps.schedule`` describe.
+
+    Raises
+    ------
+    RegistrationError
+        When none is given, or more than one.
+    TriggerError
+        When it means nothing.
+    """
+    given = {"when": when, "period": period, "cron": cron, "at": at, "after": after}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        what = "none is given" if not named else f"{' and '.join(named)} are given"
+        raise RegistrationError(
+            f"A schedule is exactly one of the first argument, period=, cron=, at= and after=, and {what}. {ACCEPTED}"
+        )
+    zone = timezone or default_timezone
+    if after is not None:
+        trigger: Trigger = After(*tasks_of("after", after))
+    elif cron is not None:
+        trigger = Cron(cron, timezone=zone)
+    elif period is not None:
+        trigger = Every(period)
+    elif at is not None:
+        trigger = _dates(at)
+    else:
+        trigger = _positional(when, zone)
+    if timezone is not None and not isinstance(trigger, Cron):
+        raise RegistrationError(
+            f"timezone={timezone!r} has a meaning for cron schedules only: periods stand on the Unix epoch in UTC, "
+            "and dates carry their own. For a local time of day use cron=."
+        )
+    return trigger
+
+
+def panels_trigger(name: str, at: Any, period: Any, cron: str | None, now: datetime) -> tuple[Trigger, datetime | None]:
+    """
+    What ``pn.state.schedule_task`` means by its arguments: a trigger, and the instant before which it is silent.
+
+    Raises
+    ------
+    RegistrationError, TriggerError
+        When they mean nothing.
+    """
+    moving = isinstance(at, Iterator) or callable(at)
+    if cron is not None:
+        if moving:
+            raise RegistrationError(f"Task {name!r}: with cron=, at= is one datetime, from which it begins.")
+        return Cron(cron, timezone="UTC", dialect="panel"), None if at is None else _local(at)
+    if isinstance(at, Iterator):
+        return Computed.from_iterable(map(_local, at), _label(at)), None
+    if callable(at):
+
+        def naive_utc(instant: datetime) -> datetime | None:
+            answer = at(instant.replace(tzinfo=None))
+            return answer.replace(tzinfo=UTC) if isinstance(answer, datetime) and answer.tzinfo is None else answer
+
+        return Computed(naive_utc, _label(at)), None
+    if period is not None:
+        start = None if at is None else _local(at)
+        return Every(parse_period(period), anchor=start or now), start
+    if at is None:
+        raise RegistrationError(f"Task {name!r}: give one of period=, cron= and at=, to say when it runs.")
+    return Dates(_local(at)), None
+
+
+def _local(at: Any) -> datetime:
+    if not isinstance(at, datetime):
+        raise TriggerError(f"at= takes a datetime, an iterator of them or a callable, and not {at!r}.")
+    return at.astimezone(UTC)
+
+
+def _label(source: Any) -> str:
+    return getattr(source, "__qualname__", None) or type(source).__name__
+
+
+def build_policy(
+    trigger: Trigger,
+    *,
+    executor: str | None,
+    timeout: Any,
+    retry: int | Retry,
+    overlap: str,
+    first_run: str | None,
+    when_idle: str,
+    catch_up: bool,
+    needs: Any,
+    stale_after: Any,
+    isolate: bool | None,
+    **others: Any,
+) -> Policy:
+    """
+    Turn the arguments of ``ps.schedule`` into a policy.
+
+    Raises
+    ------
+    RegistrationError
+        When one of them means nothing.
+    """
+    if executor not in (None, "loop", "thread", "process"):
+        raise RegistrationError(
+            f"executor={executor!r} is unknown; accepted are 'loop', 'thread', 'process' and None (by function)."
+        )
+    if not (isolate is None or isinstance(isolate, (bool, np.bool_))):
+        raise RegistrationError(f"isolate={isolate!r} must be True, False or None (data frames only).")
+    if first_run is None:
+        # Dates are appointments: running at some other time as well is nobody's expectation.
+        first_run = FirstRun.SKIP if isinstance(trigger, (Dates, Computed)) else FirstRun.WAIT
+    require_data(others.get("default"), "default=")
+    return Policy(
+        trigger,
+        executor=executor,
+        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
+        retry=as_retry(retry),
+        overlap=choice(Overlap, "overlap", overlap),
+        first_run=choice(FirstRun, "first_run", first_run),
+        catch_up=flag("catch_up", catch_up),
+        when_idle=choice(WhenIdle, "when_idle", when_idle),
+        needs=tasks_of("needs", needs),
+        stale_after=None if stale_after is None else duration("stale_after", stale_after),
+        isolate=None if isolate is None else bool(isolate),
+        **others,
+    )
+
+
+def as_retry(retry: Any) -> Retry:
+    """The policy that ``retry=`` means."""
+    if isinstance(retry, Retry):
+        return retry
+    if isinstance(retry, bool) or not isinstance(retry, Integral) or retry < 0:
+        raise RegistrationError(f"retry={retry!r} must be a count of 0 or more, or a Retry(...).")
+    return Retry(max_attempts=int(retry) + 1) if retry else ONCE
+
+
+def flag(option: str, value: Any) -> bool:
+    """True or False, numpy's too: nothing else, as ``"no"`` would be true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise RegistrationError(f"{option}={value!r} must be True or False.")
+    return bool(value)
+
+
+def tasks_of(option: str, value: Any) -> tuple[Task[Any], ...]:
+    """The tasks that a value of an option names: one, or several."""
+    several = isinstance(value, Iterable) and not isinstance(value, str) and not callable(value)
+    tasks = tuple(value) if several else (value,)
+    for task in tasks:
+        if not issubclass(type(task), Task):  # a Mock says of itself that it is one
+            error = TriggerError if option == "after" else RegistrationError
+            raise error(f"{option}= takes a task or a list of tasks, and not {task!r}.")
+    return tasks
+
+
+def choice(kind: type[StrEnum], option: str, value: Any) -> Any:
+    """The member that a value of an option means."""
+    try:
+        return kind(value)
+    except ValueError:
+        accepted = ", ".join(map(repr, map(str, kind)))
+        raise RegistrationError(f"{option}={value!r} is unknown; accepted are {accepted}.") from None
+
+
+def duration(option: str, value: Any, *, zero: bool = False) -> timedelta:
+    """The time that a value of an option means; with `zero` it may be none at all."""
+    if zero and not isinstance(value, bool) and value in (None, 0, timedelta()):
+        return timedelta()
+    try:
+        return parse_period(value)
+    except TriggerError as exc:
+        raise TriggerError(f"{option}={value!r} is no duration. {exc}") from None
+
+
+def _positional(when: Any, zone: str | None) -> Trigger:
+    if isinstance(when, Trigger) and isinstance(when.fingerprint, str):
+        return when
+    if callable(when):
+        raise RegistrationError(
+            f"@ps.schedule needs a schedule: @ps.schedule(period='15m') above "
+            f"{getattr(when, '__name__', when)!r}. {ACCEPTED}"
+        )
+    if isinstance(when, (timedelta, Real)):
+        return Every(when)  # type: ignore[arg-type]  # mypy knows no numbers.Real
+    if not isinstance(when, str):
+        return _dates(when)
+    if when.strip().startswith("@") or (len(when.split()) > 4 and _looks_like_cron(when)):
+        return Cron(when, timezone=zone)
+    try:
+        return Every(when)
+    except TriggerError:
+        if _looks_like_cron(when):
+            return Cron(when, timezone=zone)
+        raise
+
+
+def _looks_like_cron(text: str) -> bool:
+    fields = text.split()
+    return len(fields) > 1 and all(map(_CRON_FIELD.fullmatch, fields)) and not fields[1].isalpha()
+
+
+def _dates(at: Any) -> Trigger:
+    if isinstance(at, (datetime, list, tuple, set, frozenset)):
+        return Dates(at)
+    if isinstance(at, Iterator):
+        return Computed.from_iterable(at, _label(at))
+    if callable(at):
+        return Computed(at, _label(at))
+    if isinstance(at, Iterable) and not isinstance(at, (str, bytes)):
+        return Dates(list(at))
+    raise TriggerError(f"{at!r} is no schedule. {ACCEPTED}")
+
+
+def _required_parameters(function: Callable[..., Any]) -> list[str]:
+    if isinstance(function, FunctionType) and not hasattr(function, "__wrapped__"):
+        # The quick way, for plain functions: thousands of tasks may be registered.
+        code, defaults = function.__code__, function.__kwdefaults__ or {}
+        count = code.co_argcount - len(function.__defaults__ or ())
+        keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        return [*code.co_varnames[:count], *(name for name in keywords if name not in defaults)]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]

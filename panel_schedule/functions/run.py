@@ -1,0 +1,619 @@
+"""A run: one execution of a task, its states, and the progress it reports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import threading
+from base64 import urlsafe_b64encode
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from ..errors import RunCancelled, RunTimedOut, WouldBlock, is_interrupt
+from ..serialize.copies import own_copy
+from ..serialize.entry import Entry
+from ..serialize.errors import another, bare, first_line, for_waiter, traceback_text
+
+T = TypeVar("T")
+
+log = logging.getLogger("panel_schedule")
+
+
+# Ids that nobody has yet, made many at once: one at a time takes ten times as long.
+_ids: deque[str] = deque()
+_completing = threading.Lock()
+
+# Characters of a message: it reaches every page.
+LONGEST_MESSAGE = 1000
+
+# Where a message of `track` has the item. A width of more digits makes a text that fills the memory.
+_FIELD = re.compile(r"\{(?::((?:[^{}\d]|\d{1,3}(?!\d))*))?\}")
+
+
+def renew_ids() -> None:
+    """In the child of a fork: its runs are others than its parent's and its siblings'."""
+    _ids.clear()
+
+
+def new_id() -> str:
+    """
+    An id that nobody can guess: who knows the id of a job's run may follow and cancel it.
+
+    72 random bits, fit for an address. The letter before them keeps Panel from reading a number there.
+    """
+    try:
+        return _ids.popleft()
+    except IndexError:
+        text = urlsafe_b64encode(os.urandom(9 * 256)).decode()
+        first, *others = (f"r{text[start : start + 12]}" for start in range(0, len(text), 12))
+        _ids.extend(others)
+        return first
+
+
+class RunState(StrEnum):
+    """The states of a run. It is queued, then running, and ends in exactly one of the others."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+    SKIPPED = "skipped"
+
+    @property
+    def final(self) -> bool:
+        """Whether a run stays in this state for good."""
+        return self not in (RunState.QUEUED, RunState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """
+    What ``task.history`` keeps of a finished run, or of a stretch of skipped slots.
+
+    Attributes
+    ----------
+    id : str
+    key : datetime or str
+        The slot (aware UTC) of a clock, the upstream's version of ``after=``, or a request id.
+    state : RunState
+    attempt : int
+        From 1.
+    queued_at, started_at, finished_at : datetime or None
+        Aware UTC.
+    error : str
+        First line of what went wrong; ``""`` when nothing did.
+    reason : str
+        Why slots were skipped: ``"overlap"``, ``"missed"``, ``"paused"``, ``"idle"``...
+    until : datetime or None
+        Last slot of a skipped stretch that begins at `key`.
+    """
+
+    id: str
+    key: datetime | str | None
+    state: RunState
+    attempt: int = 1
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: str = ""
+    reason: str = ""
+    until: datetime | None = None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from start to end, None of a run that never started."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return (self.finished_at - self.started_at).total_seconds()
+
+
+class Partials(list[Any]):
+    """Partial results, which are read as all values are, and kept as they were when they came."""
+
+    def append(self, value: Any) -> None:
+        super().append(own_copy(value))
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return [own_copy(each) for each in found] if isinstance(at, slice) else own_copy(found)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(own_copy, super().__iter__())
+
+
+class Run:
+    """
+    One execution of a task: what ``task.refresh()`` returns. ``await run`` gives its result.
+
+    Attributes
+    ----------
+    id : str
+        Nobody can guess it: who knows that of a job's run may follow it.
+    task : str
+        Name of the task.
+    user : str or None
+        Of a background job: ``pn.state.user`` of the session that started it; None without a login.
+    key : datetime or str
+        The slot, the upstream's version or the request that caused the run.
+    state : RunState
+    attempt : int
+        From 1; more after retries.
+    percent : int
+        0 to 100, -1 while unknown.
+    message : str
+    error : BaseException or None
+        What the function raised: a copy of it, whose traceback has the places, and no variables. Who waits for the run
+        gets another one.
+    queued_at, started_at, finished_at : datetime or None
+        Aware UTC.
+    reason : str
+        Why it was skipped or cancelled.
+    partials : list
+        What it has published on the way, in order; a data frame is the reader's own copy.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_changed",
+        "_ended",
+        "_future",
+        "_load",
+        "_publish",
+        "_rank",
+        "_stop",
+        "_value",
+        "_waiting",
+        "_watchers",
+        "attempt",
+        "error",
+        "expired",
+        "finished_at",
+        "first",
+        "id",
+        "key",
+        "mark",
+        "message",
+        "partials",
+        "percent",
+        "queued_at",
+        "reason",
+        "started_at",
+        "state",
+        "task",
+        "until",
+        "user",
+        "wave",
+    )
+
+    def __init__(
+        self,
+        task: str,
+        key: datetime | str | None,
+        queued_at: datetime,
+        wave: datetime | None = None,
+        mark: datetime | int | None = None,
+    ):
+        self.id = new_id()
+        self.task = task
+        self.user: str | None = None
+        self.key = key
+        self.queued_at = queued_at
+        # The instant whose upstream values this run must see (invariant 9). None: whatever is there.
+        self.wave = wave
+        # The occasion that is handled once by all processes: the slot, or the sum of the upstream's versions.
+        self.mark = mark
+        # Whether it is only to make the first value, and needless where there is one.
+        self.first = False
+        self.state = RunState.QUEUED
+        self.attempt = 1
+        self.percent = -1
+        self.message = ""
+        self.error: BaseException | None = None
+        self.started_at: datetime | None = None
+        self.finished_at: datetime | None = None
+        self.reason = ""
+        self.expired = False
+        self.until: datetime | None = None
+        self.partials: Sequence[Any] = ()
+        self._future: Future[Any] | None = None
+        self._ended = False
+        self._value: Any = None
+        self._changed: Callable[[], object] | None = None
+        self._stop: Callable[[Run, str], object] | None = None
+        self._publish: Callable[[Any], object] | None = None
+        # What the function that waits for it does meanwhile: it is seen to wait.
+        self._waiting: Callable[[], AbstractContextManager[object]] | None = None
+        self._rank: Callable[[], int] | None = None
+        self._watchers: frozenset[Callable[[], object]] = frozenset()
+        # Fetches the value from a shared store, of a run that has ended in another process.
+        self._load: Callable[[], Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Run {self.task!r} {self.state} attempt {self.attempt}>"
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run has ended from outside: the function should return soon."""
+        return self.expired or self.state in (RunState.CANCELLED, RunState.TIMED_OUT)
+
+    @property
+    def value(self) -> Any:
+        """What the function has returned, a data frame as the reader's own copy; None before it has succeeded."""
+        value = self.shared
+        return value.value if isinstance(value, Entry) else own_copy(value)
+
+    @property
+    def shared(self) -> Any:
+        """The very object, or the entry of it."""
+        if (load := self._load) is not None:
+            self._value, self._load = load(), None
+        return self._value
+
+    @property
+    def position(self) -> int:
+        """Place in the queue, from 1; 0 when it has begun. Of a run in this process."""
+        rank = self._rank
+        return rank() if rank is not None and self.state is RunState.QUEUED else 0
+
+    def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
+        """
+        Call `changed` when something about the run is new, on whatever thread; it must return at once.
+
+        Returns
+        -------
+        callable
+            Ends it.
+        """
+        with _completing:
+            self._watchers |= {changed}
+
+        def unwatch() -> None:
+            with _completing:
+                self._watchers -= {changed}
+
+        return unwatch
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody follows it."""
+        return bool(self._watchers)
+
+    @property
+    def traceback(self) -> str:
+        """The traceback of `error` from the user's function on, in whichever process it was; ``""`` without one."""
+        return traceback_text(self.error)
+
+    def publish(self, partial: Any) -> None:
+        """
+        Show a partial result, from inside of the function: the next of `partials`, or a task's next version.
+
+        Raises
+        ------
+        RunCancelled, RunTimedOut
+            When the run was ended meanwhile.
+        """
+        self.check()
+        if (publish := self._publish) is not None:
+            publish(partial)
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """End the run now. A thread's function that does not listen is abandoned: its writes are dropped."""
+        if (stop := self._stop) is not None:
+            stop(self, reason)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """
+        Wait for the end of the run and return the function's value.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; None waits for as long as it takes.
+
+        Raises
+        ------
+        WouldBlock
+            On the thread of a running event loop, where ``await run`` belongs.
+        TimeoutError
+            When the run has not ended in time; it goes on.
+        RunCancelled, RunTimedOut, RunSkipped
+            When it ended so. An exception that the function itself raised is raised unchanged.
+        RunFailed
+            When the function raised what is no Exception, such as SystemExit, or a CancelledError: caused by it.
+        """
+        if not self._ended:
+            self._refuse_itself()
+            refuse_to_block(f"result() of an unfinished run of {self.task!r}", "await run")
+        waiting = self._waiting  # None from its end on
+        with nullcontext() if waiting is None else waiting(), place:
+            self._completion().result(timeout)
+        return self.outcome()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        self._refuse_itself()
+        future = asyncio.wrap_future(self._completion())
+        # Shielded: he must not cancel the run for the others.
+        waiting = self._waiting  # None from its end on
+        with nullcontext() if waiting is None else waiting(), place:
+            yield from asyncio.shield(future).__await__()
+        return self.outcome()
+
+    def outcome(self) -> Any:
+        """Of a run that has ended: its value, or its error raised, an instance of the caller's own."""
+        if self.error is not None:
+            raise for_waiter(self.task, self.error)
+        return self.value
+
+    def _refuse_itself(self) -> None:
+        if _current.get() is self:
+            raise WouldBlock(f"{self.task!r} waits for its own run, which would never end. Return instead.")
+
+    def add_done_callback(self, fn: Callable[[Run], object]) -> None:
+        """Call ``fn(run)`` when the run has ended, at once if it has; on the thread that ended it."""
+
+        def call(_: Future[Any]) -> None:
+            try:
+                fn(self)
+            except BaseException as error:  # others wait for the same run
+                if is_interrupt(error):
+                    raise
+                log.error(
+                    "A callback of a run of %r failed: %s", self.task, first_line(error), exc_info=bare(error)
+                )  # fmt: skip
+
+        self._completion().add_done_callback(call)
+
+    def record(self) -> RunRecord:
+        """This run as ``task.history`` keeps it: without its value."""
+        return RunRecord(
+            id=self.id,
+            key=self.key,
+            state=self.state,
+            attempt=self.attempt,
+            queued_at=self.queued_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            error=first_line(self.error),
+            reason=self.reason,
+            until=self.until,
+        )
+
+    # ------------------------------------------------------------ for the scheduler alone
+
+    def begin(self, now: datetime) -> None:
+        self.state = RunState.RUNNING
+        self.started_at = now
+
+    def again(self, error: BaseException) -> None:
+        self.state = RunState.QUEUED
+        self.error = another(error)
+        self.attempt += 1
+        self.expired = False
+
+    def end(self, state: RunState, now: datetime, error: BaseException | None = None, value: Any = None) -> None:
+        # First: whoever sees that it has succeeded sees what it gave, and not what becomes of a frame that it kept.
+        self._value = own_copy(value)
+        self.state = state
+        self.error = None if error is None else another(error)
+        self.finished_at = now
+        if state is RunState.SUCCEEDED:
+            self.percent = 100 if self.percent >= 0 else -1
+
+    def resolve(self, value: Any = None) -> None:
+        """Wake who waits for the result; apart from `end`, so that it happens outside of locks."""
+        with _completing:
+            self._value, self._ended = own_copy(value), True
+            future = self._future
+        if future is not None:
+            self._settle(future)
+
+    def _completion(self) -> Future[Any]:
+        """Made when first asked for: nobody waits for most scheduled runs."""
+        with _completing:
+            future, late = self._future, False
+            if future is None:
+                future, late = Future(), self._ended
+                self._future = future
+        if late:
+            self._settle(future)
+        return future
+
+    def _settle(self, future: Future[Any]) -> None:
+        try:
+            self.shared  # noqa: B018  # fetched here, where nobody is kept waiting
+        except BaseException as error:  # who waits gets to hear of it
+            if is_interrupt(error):
+                raise
+        finally:
+            future.set_result(None)
+
+    def touch(self) -> None:
+        """Tell those who watch it."""
+        for changed in self._watchers:
+            try:
+                changed()
+            except BaseException as error:  # others watch the same run
+                if is_interrupt(error):
+                    raise
+                log.error("A watcher of a run of %r failed: %s", self.task, first_line(error), exc_info=bare(error))
+
+    def report(self, percent: int, message: str) -> None:
+        if (percent, message) != (self.percent, self.message):
+            self.percent, self.message = percent, message
+            if (changed := self._changed) is not None:
+                changed()
+
+    def check(self) -> None:
+        """Raise in the function's own thread once the run has been ended from outside."""
+        if self.expired or self.state is RunState.TIMED_OUT:
+            raise RunTimedOut(f"The run of {self.task!r} has timed out; its function was told to stop.")
+        if self.state.final:
+            how = self.reason or self.state
+            raise RunCancelled(f"The run of {self.task!r} was {how}; its function was told to stop.")
+
+
+class Place(threading.local):
+    """
+    The place of the calling thread's body in its executor; ``with place:`` others have it while the body only waits.
+
+    For coroutines as well: it is theirs again when none of the thread's waits any more.
+    """
+
+    lend: Callable[[], AbstractContextManager[object]] | None = None
+    _waiting = 0
+    _lent: AbstractContextManager[object] | None = None
+
+    def __enter__(self) -> None:
+        self._waiting += 1
+        if self._lent is None and self.lend is not None:
+            self._lent = self.lend()
+            self._lent.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._waiting -= 1
+        if not self._waiting and self._lent is not None:
+            lent, self._lent = self._lent, None
+            lent.__exit__(None, None, None)
+
+
+place = Place()
+
+_current: ContextVar[Run | None] = ContextVar("panel_schedule_run", default=None)
+
+
+def current_run() -> Run | None:
+    """
+    The run that the calling function is part of; None outside of one.
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> ps.current_run() is None
+    True
+    """
+    return _current.get()
+
+
+def progress(current: float, total: float = 100, message: str = "") -> None:
+    """
+    Report how far the current run has come. Does nothing outside of a run.
+
+    Parameters
+    ----------
+    current, total : float
+        ``current`` of ``total`` steps are done. What is no number, or NaN, or infinite, is shown as unknown.
+    message : str
+        Shown beside the bar, up to 1,000 characters of it; of anything else its text.
+
+    Raises
+    ------
+    RunCancelled, RunTimedOut
+        When the run was ended meanwhile: the way a thread's function hears of it.
+    """
+    run = _current.get()
+    if run is not None:
+        run.check()
+        run.report(_percent(current, total), _text(message))
+
+
+def _percent(current: Any, total: Any) -> int:
+    """0 to 100; -1 where these are no numbers, or none that say how far it is: that ends no run."""
+    try:
+        current = current if isinstance(current, int) else float(current)
+        total = total if isinstance(total, int) else float(total)
+        return max(0, min(100, int(100 * current // total))) if total > 0 else -1
+    except (RunCancelled, RunTimedOut):  # in a worker process one may come at any moment
+        raise
+    except Exception:
+        return -1
+
+
+def _text(message: Any) -> str:
+    """What can be shown of it, whatever it is."""
+    if type(message) is str and message.isascii():
+        return message[:LONGEST_MESSAGE]
+    try:
+        text = "" if message is None else str(message)
+    except (RunCancelled, RunTimedOut):
+        raise
+    except Exception:
+        text = f"<{type(message).__name__}>"
+    text = str.__getitem__(text, slice(LONGEST_MESSAGE))
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _filled(message: str, item: Any) -> str:
+    """
+    The message with the item for each ``{}``, or ``{:.1f}``, and nothing else changed.
+
+    `str.format` stumbles over any other brace, and reads attributes of the item.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        try:
+            return format(item, found[1]) if found[1] else _text(item)
+        except (RunCancelled, RunTimedOut):
+            raise
+        except Exception:
+            return found[0]
+
+    return _FIELD.sub(fill, message)
+
+
+def track(items: Iterable[T], total: int | None = None, message: str = "") -> Iterator[T]:
+    """
+    Iterate over `items` and report each step as progress of the current run.
+
+    Parameters
+    ----------
+    items : iterable
+    total : int, optional
+        How many there are; by default ``len(items)`` where it is known.
+    message : str
+        May contain ``{}``, which stands for the item, or ``{:.1f}``, for the item in a format of one value. Other
+        braces are shown as they are.
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> [year * 2 for year in ps.track(range(3), message="year {}")]
+    [0, 2, 4]
+    """
+    if total is None and isinstance(items, Sized):
+        with suppress(Exception):  # then nobody knows
+            total = len(items)
+    done, message = 0, _text(message)
+    for done, item in enumerate(items, start=1):
+        progress(done - 1, total, _filled(message, item) if "{" in message else message)  # type: ignore[arg-type]
+        yield item
+    progress(done, total, message and "done")  # type: ignore[arg-type]
+
+
+def refuse_to_block(what: str, instead: str) -> None:
+    """
+    Raise when the calling thread runs an event loop, which a blocking call would stop.
+
+    Raises
+    ------
+    WouldBlock
+        Naming `what` would block and what to write `instead`.
+    """
+    if on_a_loop():
+        raise WouldBlock(f"{what} would block the event loop of this thread. Write `{instead}` there.")
+
+
+def on_a_loop() -> bool:
+    """Whether an event loop runs on the calling thread."""
+    return asyncio._get_running_loop() is not None

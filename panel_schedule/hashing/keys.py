@@ -1,0 +1,205 @@
+"""
+What makes two calls the same call: the key of a call's arguments.
+
+A key stands for the whole content of the arguments, in every process and after every restart. It has two forms: of a
+few plain values it is these values, quick to make and to look up; of anything else it is a digest, of the content in
+a form in which no two contents are alike. A shared store takes digests only, see `digested`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import reprlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from hashlib import sha256  # which processors have in hardware; without, blake2b were quicker
+from types import FunctionType, NoneType
+from typing import Any
+
+from ..errors import ArgumentUnkeyable, is_interrupt
+from ..serialize.references import references
+from ..session import without_session
+from .content import Content, Refusal
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+
+# What a key of plain values may hold; more than that is kept and compared as a digest.
+_LONG = 256
+_WIDE = 2**64
+
+
+class Keys:
+    """
+    The keys of the calls of one function.
+
+    Calls with the same arguments have the same key: by position or by name, a default given or left out. Types count,
+    so that ``1``, ``1.0`` and ``True`` differ; the order of dicts and sets and the layout of arrays do not.
+
+    Parameters
+    ----------
+    name : str
+        Of the function, for messages.
+    key : callable, optional
+        Called with the arguments of each call; what it returns makes the key in their place.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], key: Callable[..., Any] | None = None):
+        self.name = name
+        self._key = key
+        parameters = list(signature_of(function).parameters.values())
+        self._names = [parameter.name for parameter in parameters]
+        self._sorts = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+        self._bind = _binder(name, parameters)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """
+        The value of each parameter, in their order, defaults included.
+
+        Raises
+        ------
+        TypeError
+            As the call itself would raise it.
+        """
+        return self._bind(*args, **kwargs)
+
+    def local(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+        """
+        The key of a call, for a dict of this function in this process.
+
+        Raises
+        ------
+        TypeError
+            As the call itself would raise it.
+        ArgumentUnkeyable
+            When an argument has no content that a key could be made of, or ``key=`` fails.
+        """
+        try:
+            if self._key is not None:
+                values = flat = (self._chosen(args, kwargs),)
+            else:
+                values = flat = self._bind(*args, **kwargs)
+                if self._sorts:
+                    flat = (*values[:-1], tuple(sorted(values[-1].items())))
+            return _plain(flat) or self._digest(values)
+        except RecursionError as error:
+            raise ArgumentUnkeyable(f"{self.name}(): its arguments are nested too deeply. {_REMEDY}") from error
+        except BaseException as error:
+            if isinstance(error, Exception) or is_interrupt(error):
+                raise
+            raise ArgumentUnkeyable(
+                f"{self.name}(): an argument raised {type(error).__name__} when a key was made of it. {_REMEDY}"
+            ) from error
+
+    def digest(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """The key of a call, for a store: ``digested(local(args, kwargs))``."""
+        return digested(self.local(args, kwargs))
+
+    def _chosen(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        assert self._key is not None
+        try:
+            return without_session(f"The key= of {self.name}()", self._key, *args, **kwargs)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            self._bind(*args, **kwargs)  # a wrong call is no fault of key=
+            raise ArgumentUnkeyable(
+                f"{self.name}(): its key= raised {type(error).__name__}: {error}. Give it the parameters of the "
+                "function, and let it return what counts of them."
+            ) from error
+
+    def _digest(self, values: tuple[Any, ...]) -> str:
+        names = ["key(...)"] if self._key else [f"argument {name}" for name in self._names]
+        content = Content()
+        try:
+            for name, value in zip(names, values, strict=True):
+                content.part("{}", name, value)
+        except Refusal as refusal:
+            if references(value):
+                raise ArgumentUnkeyable(
+                    f"{self.name}(): {name} is a reference ({type(value).__name__}). Pass the value that it has now; "
+                    f"where the answer is to follow it, write {self.name}.view(...) of a memoized function, and "
+                    f"{self.name}.job(...) of a background function."
+                ) from None
+            raise ArgumentUnkeyable(f"{self.name}(): {refusal.path} {refusal}. {_REMEDY}") from refusal.__cause__
+        return content.digest().hex()
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """What it takes; of some built-in functions nobody knows."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args, **kwargs: None)
+
+
+def digested(key: Hashable) -> str:
+    """The local key of a call as 64 hexadecimal digits, the same in every process."""
+    return key if isinstance(key, str) else sha256(repr(key).encode()).hexdigest()
+
+
+_REMEDY = "Pass plain data, or say what counts of the arguments, with key=: a function of the same arguments."
+
+
+def _binder(name: str, parameters: Sequence[inspect.Parameter]) -> Callable[..., tuple[Any, ...]]:
+    """A function with the same parameters that returns their values. A tenth of the time of `Signature.bind`."""
+    empty = inspect.Parameter.empty
+    bare = [p.replace(annotation=empty, default=p.default if p.default is empty else None) for p in parameters]
+    names = "".join(f"{parameter.name}, " for parameter in parameters)
+    bind: FunctionType = eval(f"lambda {str(inspect.Signature(bare))[1:-1]}: ({names})")
+    given = [parameter for parameter in parameters if parameter.default is not empty]
+    bind.__defaults__ = tuple(p.default for p in given if p.kind is not p.KEYWORD_ONLY)
+    bind.__kwdefaults__ = {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY}
+    bind.__name__ = bind.__qualname__ = name
+    return bind
+
+
+def _plain(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Few and short plain values with their types; None for others. `repr` tells any two of these apart."""
+    if len(values) > _LONG:
+        return None
+    kinds, plain = tuple(map(type, values)), None
+    for at, kind in enumerate(kinds):
+        value = values[at]
+        if kind is str or kind is bytes:
+            if len(value) > _LONG:
+                return None
+            continue
+        if kind is int:
+            if not -_WIDE < value < _WIDE:
+                return None
+            continue
+        if kind is bool or kind is NoneType:
+            continue
+        if kind is float:
+            if value and value == value:
+                continue
+            value = repr(value)  # 0.0 == -0.0, and no nan equals another
+        elif kind is not tuple or (value := _plain(value)) is None:
+            return None
+        if plain is None:
+            plain = list(values)
+        plain[at] = value
+    return values if plain is None else tuple(plain), kinds
+
+
+def call_text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """``filtered('north', year=2026)``, shortened, for the log; never fails."""
+    told = [_told(each) for each in args] + [f"{name}={_told(each)}" for name, each in kwargs.items()]
+    return f"{name}({', '.join(told)})"[:200]
+
+
+def _told(value: Any) -> str:
+    try:
+        return _short.repr(value) if isinstance(value, (str, bytes, int, float, NoneType)) else _plainly(value)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        return f"<{type(value).__name__}>"
+
+
+def _plainly(value: Any) -> str:
+    """Of what may be large, nothing that takes long."""
+    if isinstance(value, (list, tuple, dict, set, frozenset)):
+        return _short.repr(value) if len(value) < 10 else f"<{type(value).__name__} of {len(value)}>"
+    shape = getattr(value, "shape", None)
+    return f"<{type(value).__name__} {shape}>" if isinstance(shape, tuple) else _short.repr(value)

@@ -1,0 +1,1 @@
+"""Background functions: the queue of their runs, and what the other processes do with them."""

@@ -1,0 +1,271 @@
+"""Executions of background functions: those under way, and what is still known of those that were."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+from ..clock import Clock
+from ..engine.timers import Timer, Timers
+from ..functions.background import Background
+from ..functions.run import Partials, Run, RunState
+from ..hashing.keys import call_text
+from ..serialize.checks import size_of
+
+# Who follows a run hears of its progress this often, in seconds.
+PROGRESS = 0.05
+
+# The bytes of results and partial results that are kept of runs that have ended, by default.
+MOST_BYTES = 256 * 1024**2
+
+# Of each function so many runs that have ended are kept, for as long as their results are.
+KEPT = 50
+
+
+class Work:
+    """
+    One execution of a background function.
+
+    With ``ttl=`` several who ask for the same share it: each has a run of their own, a guest.
+    """
+
+    __slots__ = (
+        "args", "body", "dropped", "fence", "function", "future", "guests", "key", "kwargs", "remote", "run", "size",
+        "stored", "telling", "timer", "told", "unwatch",
+    )  # fmt: skip
+
+    def __init__(self, function: Background[Any, Any], run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.function = function
+        self.run = run
+        self.args = args
+        self.kwargs = kwargs
+        self.key = ""
+        self.guests: list[Run] = []
+        self.body: Callable[[], Any] | None = None
+        self.future: Future[Any] | None = None
+        self.timer: Timer | None = None
+        # Whether its progress was told a moment ago, and what that was.
+        self.telling = False
+        self.told: tuple[Any, ...] = ()
+        # Ends the watching that says that it has guests.
+        self.unwatch: Callable[[], object] | None = None
+        # Its right to change the row in a shared store; 0 where it has none.
+        self.fence = 0
+        # Set when it is known whether a shared store has it.
+        self.stored = threading.Event()
+        # Bytes of its partial results, and how many of these were dropped as they were too many.
+        self.size = self.dropped = 0
+        # Whether another process runs it; its body is there only if somebody here asked for the same.
+        self.remote = False
+
+    @property
+    def name(self) -> str:
+        """As errors and the log have it."""
+        return f"Job {self.function.name!r}"
+
+    @property
+    def call(self) -> str:
+        """``optimise('A', 10)``, shortened."""
+        return call_text(self.function.name, self.args, self.kwargs)
+
+    @property
+    def queued(self) -> bool:
+        """Whether it has still to begin in this process."""
+        return self.run.state is RunState.QUEUED and not self.remote
+
+    @property
+    def runs(self) -> list[Run]:
+        """Its run, and those of its guests."""
+        return [self.run, *self.guests]
+
+    def inform(self, guest: Run) -> None:
+        """Bring a guest up to date."""
+        run = self.run
+        guest.percent, guest.message = run.percent, run.message
+        guest.attempt, guest.partials, guest.started_at = run.attempt, run.partials, run.started_at
+        if not run.state.final:
+            guest.state = run.state
+
+
+class Recent:
+    """The runs of one function, in the order in which they came, until they have ended too long ago."""
+
+    __slots__ = ("over", "runs", "waiting")
+
+    def __init__(self) -> None:
+        self.runs: dict[Run, None] = {}
+        # Those of them that have ended, in the order of that.
+        self.over: deque[Run] = deque()
+        # Whether the next one is forgotten in time.
+        self.waiting = False
+
+
+class Desk(Protocol):
+    """What the works find at the scheduler's."""
+
+    clock: Clock
+    timers: Timers
+
+    def defer(self, call: Callable[[], object]) -> None: ...
+
+
+class Works:
+    """
+    Those under way by the id of their runs, in the order in which they came, and the runs of late.
+
+    Those of other processes are among them as far as anybody here follows them. Under the scheduler's lock, but for
+    `new` and `rank`.
+
+    Parameters
+    ----------
+    desk : Desk
+    most_bytes : int
+        Of what is kept of the runs of all functions that have ended, and of one that is under way.
+    """
+
+    def __init__(self, desk: Desk, most_bytes: int = MOST_BYTES):
+        self._s = desk
+        self.most_bytes = most_bytes
+        # How many of each function are under way in this process.
+        self._counts = Counter[Background[Any, Any]]()
+        # What is kept of those that have ended, in the order of that.
+        self._sizes: dict[Run, tuple[Background[Any, Any], int]] = {}
+        self._size = 0
+        self._under_way: dict[str, Work] = {}
+        self._recent: defaultdict[Background[Any, Any], Recent] = defaultdict(Recent)
+        # Counts what changes the ranks; and the ranks as they were after so many changes.
+        self._changes = 0
+        self._ranked: tuple[int, dict[Work, int]] = (0, {})
+        # Whether who waits is about to be told that it moves up.
+        self._moving = False
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def __iter__(self) -> Iterator[Work]:
+        return iter(list(self._under_way.values()))
+
+    def new(self, name: str) -> Run:
+        """A run of the function of this name."""
+        run = Run(name, "", self._s.clock.now())
+        run.key, run.partials = f"request {run.id}", Partials()
+        return run
+
+    def add(self, work: Work) -> None:
+        """It is under way."""
+        self._under_way[work.run.id] = work
+        self._changes += 1
+        if not work.remote:
+            self._counts[work.function] += 1
+            self._recent[work.function].runs[work.run] = None
+            work.run._rank = partial(self.rank, work)
+
+    def drop(self, work: Work) -> None:
+        """Know nothing of it, as if it had never come."""
+        self._leave(work)
+        self._recent[work.function].runs.pop(work.run, None)
+
+    def _leave(self, work: Work) -> None:
+        self._changes += 1
+        if self._under_way.pop(work.run.id, None) is work and not work.remote:
+            self._counts[work.function] -= 1
+
+    def count(self, function: Background[Any, Any]) -> int:
+        """How many of a function are under way in this process, or wait."""
+        return self._counts[function]
+
+    def get(self, id: str) -> Work | None:
+        """The one under way whose run has this id."""
+        return self._under_way.get(id)
+
+    # ------------------------------------------------------------ looking back
+
+    def over(self, work: Work) -> None:
+        """It has ended."""
+        self._leave(work)
+        recent = self._recent[work.function]
+        if work.run in recent.runs:
+            recent.over.append(work.run)
+            error = work.run.error
+            size = work.size + size_of(work.run._value if error is None else (error.args, vars(error)))
+            self._sizes[work.run] = work.function, size
+            self._size += size
+            self._forget(work.function)
+            while self._size > self.most_bytes and len(self._sizes) > 1:
+                oldest, (function, _) = next(iter(self._sizes.items()))
+                with suppress(ValueError):
+                    self._recent[function].over.remove(oldest)
+                self._let_go(function, oldest)
+
+    def _let_go(self, function: Background[Any, Any], run: Run) -> None:
+        """Who still holds the run has what it gave; here it is not known any more."""
+        self._recent[function].runs.pop(run, None)
+        _, size = self._sizes.pop(run, (function, 0))
+        self._size -= size
+
+    def runs(self, function: Background[Any, Any]) -> list[Run]:
+        """Those of this process, newest first."""
+        self._forget(function)
+        return list(reversed(self._recent[function].runs))
+
+    def find(self, id: str) -> Run | None:
+        """The run of late that has this id."""
+        return next((run for recent in self._recent.values() for run in recent.runs if run.id == id), None)
+
+    def _forget(self, function: Background[Any, Any]) -> None:
+        """The runs that ended too long ago."""
+        recent, until = self._recent[function], self._s.clock.now() - function.policy.result_ttl
+        over = recent.over
+        while over and (len(over) > KEPT or (over[0].finished_at or until) <= until):
+            self._let_go(function, over.popleft())
+        if over and not recent.waiting:
+            recent.waiting = True
+            left = (over[0].finished_at or until) - until
+            self._s.timers.after(left.total_seconds(), self._forget_in_time, function)
+
+    def _forget_in_time(self, function: Background[Any, Any]) -> None:
+        self._recent[function].waiting = False
+        self._forget(function)
+
+    # ------------------------------------------------------------ those who follow them
+
+    def touch(self, work: Work) -> None:
+        """Something about it is new: tell those who follow its runs."""
+        self._changes += 1
+        for guest in work.guests:
+            work.inform(guest)
+        for run in work.runs:
+            if run.watched:
+                self._s.defer(run.touch)
+
+    def rank(self, work: Work) -> int:
+        """How many queued runs have to begin until it does, itself included; 0 when it has begun."""
+        if not work.queued:
+            return 0
+        if self._ranked[0] != self._changes:
+            changes, ranks, last = self._changes, dict[Work, int](), Counter[str]()
+            for other in self:
+                if other.queued:
+                    kind = other.function.policy.executor
+                    last[kind] += 1
+                    ranks[other] = last[kind]
+            self._ranked = changes, ranks
+        return self._ranked[1].get(work, 0)
+
+    def moved(self) -> None:
+        """A queued one has begun or gone: the others move up."""
+        self._changes += 1
+        if self._under_way and not self._moving:
+            self._moving = True
+            self._s.timers.after(PROGRESS, self._move, None)
+
+    def _move(self, _: None) -> None:
+        self._moving = False
+        for work in self:
+            if work.queued:
+                self.touch(work)

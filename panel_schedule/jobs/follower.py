@@ -1,0 +1,403 @@
+"""What the other processes do with the same background functions: what `peers` are to tasks."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
+from ..functions.background import Background
+from ..functions.run import Partials, Run, RunState, on_a_loop
+from ..serialize.codec import Encoded
+from ..stores.base import TAKEOVERS
+from ..stores.queue import JobRow, Queue
+from .execution import Desk as Workplace
+from .execution import Workshop
+from .executions import Work, Works
+from .single_flight import Guests
+
+log = logging.getLogger("panel_schedule")
+
+# Seconds until the store is asked again for what could not be taken up.
+PAUSE = 5.0
+
+
+class Desk(Workplace, Protocol):
+    """What the colleagues find at the scheduler's."""
+
+    begun: bool
+
+
+class Dispatcher(Protocol):
+    """Who takes background runs in."""
+
+    works: Works
+    guests: Guests
+    workshop: Workshop
+
+    def enter(self, work: Work) -> None: ...
+
+
+class Colleagues:
+    """
+    The part of the dispatcher that follows the rows of a store that several processes share.
+
+    Parameters
+    ----------
+    desk : Desk
+    dispatcher : Dispatcher
+    queue : Queue
+    """
+
+    def __init__(self, desk: Desk, dispatcher: Dispatcher, queue: Queue):
+        self._s = desk
+        self._d = dispatcher
+        self._queue = queue
+        self._functions: dict[str, Background[Any, Any]] = {}
+        # Functions that this process does not know, as it has said.
+        self._unknown: set[str] = set()
+        # The runs of other processes that somebody here looks at.
+        self._elsewhere: WeakValueDictionary[str, Run] = WeakValueDictionary()
+        # How many sessions of this process follow each.
+        self._followers: Counter[str] = Counter()
+        queue.watch_jobs(self._noticed)
+
+    def add(self, function: Background[Any, Any]) -> None:
+        """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
+        self._functions[function.name] = function
+        if self._s.begun:
+            self.recover()
+
+    # ------------------------------------------------------------ telling them
+
+    def announce(self, work: Work, payload: Encoded | None) -> None:
+        """Start it unless another process does the same. What is durable and cannot be stored fails."""
+        run, durable = work.run, work.function.policy.durable
+        enqueue = partial(
+            self._queue.enqueue, run.id, run.task,
+            now=run.queued_at, payload=payload, key=work.key, durable=durable, synced=durable, user=run.user,
+        )  # fmt: skip
+        if durable and on_a_loop():
+            # The loop has pages to serve, and a disk takes its time.
+            self._s.ledger.aside(partial(self._accept, work, enqueue))
+        elif durable:
+            # On the disk before anybody is told that it was accepted.
+            self._accept(work, enqueue)
+        elif not work.key:
+            # First this: at its end it waits for it, in a thread of the same few.
+            self._s.ledger.aside(partial(self._enqueue, work, enqueue))
+            self._d.workshop.start(work)
+        elif on_a_loop():
+            self._s.ledger.aside(partial(self._enqueue, work, enqueue, self._d.workshop.start))
+        else:
+            # Whether another process does the same must be known before it starts.
+            self._enqueue(work, enqueue, self._d.workshop.start)
+
+    def _accept(self, work: Work, enqueue: Callable[[], JobRow | None]) -> None:
+        try:
+            self._entered(work, enqueue())
+        except Exception as error:
+            self._d.workshop.refuse(work, error)
+            raise
+        self._d.workshop.start(work)
+
+    def follow(self, id: str, more: int) -> None:
+        """So many more sessions of this process follow a run, or fewer."""
+        with self._s.locked:
+            before = self._followers[id]
+            self._followers[id] += more
+            after = self._followers[id]
+            if not after:
+                del self._followers[id]
+            if (before > 0) != (after > 0):
+                self._s.ledger.ask((), partial(self._queue.follow, id, after > 0))
+
+    def abandon(self, run: Run, reason: str) -> None:
+        """Cancel it, unless somebody follows it in another process."""
+        self._s.ledger.aside(partial(self._abandon, run, reason))
+
+    def _abandon(self, run: Run, reason: str) -> None:
+        try:
+            followed = self._queue.followed(run.id)
+        except ScheduleError as error:
+            log.error("The run %s of %r goes on, as nobody can say who follows it. %s", run.id, run.task, error)
+            return
+        if not (followed or run.watched or self._s.stopping):
+            run.cancel(reason)
+
+    def _enqueue(
+        self, work: Work, enqueue: Callable[[], JobRow | None], then: Callable[[Work], object] = lambda work: None
+    ) -> None:
+        try:
+            self._entered(work, enqueue())
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            log.error("%s: other processes do not hear of it, as it could not be stored. %s", work.name, error)
+            work.stored.set()
+        then(work)
+
+    def _entered(self, work: Work, row: JobRow | None) -> None:
+        with self._s.locked:
+            if row is None:
+                work.fence = 1
+                self._d.workshop.tell_all(work)
+            elif not work.run.state.final:  # else nobody wants it any more
+                self._leave_it_to_another(work, row)
+        work.stored.set()
+        if row is not None:
+            self._noticed(row.id)
+
+    def _leave_it_to_another(self, work: Work, row: JobRow) -> None:
+        """Another process does the same, or has done it: follow that."""
+        self._d.works.drop(work)
+        known = self._d.works.get(row.id)
+        if known is not None:  # as somebody here does already
+            known.key, known.args, known.kwargs, known.body = work.key, work.args, work.kwargs, work.body
+            guests, work.guests = work.guests, []
+            for guest in guests:
+                self._d.guests.welcome(known, guest)
+        else:
+            known = work
+            for run in work.runs:
+                run.id = row.id
+            work.remote, work.run.user, work.run._stop = True, row.user, partial(self._cancel_there, row.id)
+            self._d.works.add(work)
+        self._d.guests.shared[work.run.task, work.key] = known
+
+    def release(self) -> None:
+        """Leave to them what has not ended."""
+        with self._s.locked:
+            self._s.ledger.ask((), self._queue.release)
+
+    # ------------------------------------------------------------ following them
+
+    def runs(self, name: str, known: Collection[str], user: str | None) -> list[Run]:
+        """Those of a function but the ones whose ids are known."""
+        try:
+            rows = self._queue.jobs(name, user)
+        except ScheduleError as error:
+            log.error("%s", error)
+            return []
+        return [self._run(row) for row in rows if row.id not in known]
+
+    def find(self, id: str) -> Run | None:
+        """The run of this id; where nobody has it any more it is taken up here, as somebody wants it."""
+        row = self._queue.job(id)
+        if row is None:
+            return None
+        run = self._run(row)
+        if row.orphan:
+            self._s.ledger.aside(partial(self._noticed, row.id))
+        return run
+
+    def _run(self, row: JobRow) -> Run:
+        """The run of a row: this process's own, or one that follows it."""
+        with self._s.locked:
+            known = self._d.works.get(row.id)
+            run = known.run if known is not None else self._elsewhere.get(row.id)
+            if run is not None:
+                return run
+            run = self._elsewhere[row.id] = self._d.works.new(row.function)
+            run.id, run.key, run.queued_at = row.id, f"request {row.id}", row.queued_at or run.queued_at
+            run.user, run._stop = row.user, partial(self._cancel_there, row.id)
+            function = self._functions.get(row.function)
+            if not row.state.final and function is not None:
+                work = Work(function, run, (), {})
+                work.remote, work.key = True, row.key
+                work.stored.set()
+                self._d.works.add(work)
+        self._sync(run, row)
+        return run
+
+    def _cancel_there(self, id: str, run: Run, reason: str) -> None:
+        if not run.state.final:
+            with self._s.locked:
+                self._s.ledger.ask((), partial(self._queue.cancel, id))
+
+    def _noticed(self, id: str) -> None:
+        """Another process may have changed the row of a run; on any thread but the loop."""
+        row, work = self._queue.job(id), self._d.works.get(id)
+        if row is None:
+            if work is not None and work.remote:
+                self._lost(work)
+        elif row.orphan:
+            self._take(row)
+        elif work is not None and work.remote:
+            self._sync(work.run, row, work)
+        elif work is not None and row.cancelled:
+            work.run.cancel()
+        elif work is not None and work.fence and not row.mine and not row.state.final:
+            self._d.workshop.lose(work)
+
+    def _lost(self, work: Work) -> None:
+        """It ended, and has expired before this process looked."""
+        if self._is_wanted(work):
+            self._do_it_here(work)
+            return
+        with self._s.locked:
+            error = RunCrashed(f"{work.name}: the run has ended in another process, and what came of it has expired.")
+            self._d.workshop.end(work, RunState.CRASHED, error, told=True)
+
+    def _sync(self, run: Run, row: JobRow, work: Work | None = None) -> None:
+        """Bring a run in line with what the store says of it."""
+        queue = self._queue
+        if row.state is RunState.CANCELLED and work is not None and self._is_wanted(work):
+            self._do_it_here(work)
+            return
+        partials: Sequence[Any] = run.partials
+        if (row.attempt, row.partials) != (run.attempt, len(partials)):
+            if row.state.final and work is None:
+                partials = _Stored(row.partials, partial(queue.partials, row.id))
+            else:
+                known = [] if row.attempt != run.attempt or row.partials < len(partials) else list(partials)
+                try:
+                    partials = Partials([*known, *queue.partials(row.id, len(known))])
+                except ValueUnreadable as unreadable:
+                    log.error("%s", unreadable)
+        value: Any = None
+        error: BaseException | None = None
+        state = row.state
+        if state is RunState.SUCCEEDED and work is not None:
+            try:
+                value = queue.value(row.id)
+            except KeyError:
+                self._lost(work)
+                return
+            except ValueUnreadable as lost:
+                if self._is_wanted(work):
+                    self._do_it_here(work)
+                    return
+                state, error = RunState.FAILED, lost
+        elif row.state.final and row.state is not RunState.SUCCEEDED:
+            error = queue.failure(row.id) or _error_of(row)
+        with self._s.locked:
+            if run.state.final:
+                return
+            run.attempt, run.percent, run.message, run.partials = row.attempt, row.percent, row.message, partials
+            run.reason, run.started_at = row.reason, row.started_at
+            if not row.state.final:
+                run.state = row.state
+                if work is not None:
+                    self._d.works.touch(work)
+            elif work is not None:
+                self._d.workshop.end(work, state, error, value, told=True, at=row.finished_at)
+            else:
+                run.end(row.state, row.finished_at or self._s.clock.now(), error)
+                run._load = partial(queue.value, row.id) if error is None else None
+                run.resolve()
+
+    def _is_wanted(self, work: Work) -> bool:
+        """Whether somebody here waits for what another process does."""
+        return bool(work.guests) and work.body is not None and not self._s.stopping
+
+    def _do_it_here(self, work: Work) -> None:
+        """The other process was told to stop, or what it left has expired: they who wait for it here still want it."""
+        with self._s.locked:
+            self._d.works.drop(work)
+            self._d.guests.expire(work)
+            own = [Work(work.function, guest, work.args, work.kwargs) for guest in work.guests]
+            work.guests = []
+            for each in own:
+                run = each.run
+                run.id, run.state = self._d.works.new(run.task).id, RunState.QUEUED
+                run._stop = partial(self._d.workshop.cancel, each)
+        for each in own:
+            self._d.enter(each)
+
+    # ------------------------------------------------------------ taking over
+
+    def recover(self) -> None:
+        """Go on with what earlier processes have left behind."""
+        self._s.ledger.aside(self._take_all)
+
+    def _take_all(self) -> None:
+        try:
+            orphans = self._queue.orphans()
+        except ScheduleError as error:
+            self._try_later(error)
+            return
+        for row in orphans:
+            self._take(row)
+            if row.function not in self._functions and row.function not in self._unknown and self._s.begun:
+                self._unknown.add(row.function)
+                log.warning(
+                    "Job %r has runs that an earlier process left unfinished, and no function of that name is defined "
+                    "here. They are kept until one is: import its module in the file that --setup names.", row.function,
+                )  # fmt: skip
+
+    def _try_later(self, error: ScheduleError) -> None:
+        log.error("What other processes have left behind is not taken up now: %s", error)
+        with self._s.locked:
+            self._s.timers.after(PAUSE, lambda _: self.recover(), None)
+
+    def _take(self, row: JobRow) -> None:
+        try:
+            self._take_over(row)
+        except ScheduleError as error:
+            self._try_later(error)
+
+    def _take_over(self, row: JobRow) -> None:
+        function, work = self._functions.get(row.function), self._d.works.get(row.id)
+        # In a script only for somebody who waits for it: the others are for those with a server.
+        if function is None or self._s.stopping or not (self._s.begun or work is not None):
+            return
+        taken = self._queue.take(row.id, self._s.clock.now())
+        if taken is None:
+            return
+        row, (args, kwargs) = taken
+        workshop = self._d.workshop
+        with self._s.locked:
+            if work is None:
+                work = Work(function, self._d.works.new(row.function), args, kwargs)
+                work.run.id, work.run.queued_at = row.id, row.queued_at or work.run.queued_at
+                work.run.user = row.user
+            run, work.key = work.run, row.key
+            run.attempt, work.fence, work.remote, work.args, work.kwargs = row.attempt, row.fence, False, args, kwargs
+            work.stored.set()
+            run.state, run.partials, run.started_at = RunState.QUEUED, Partials(), None
+            workshop.admit(work)
+            if work.key:
+                self._d.guests.shared.setdefault((run.task, work.key), work)
+            if run.attempt > max(function.policy.retry.max_attempts, 1 + TAKEOVERS):
+                error = RunCrashed(
+                    f"{work.name}: the process that ran it died, as did those before. It is not tried again; look "
+                    "for what kills them, and submit it again."
+                )
+                workshop.end(work, RunState.CRASHED, error)
+                return
+        log.log(
+            logging.WARNING if row.attempt > 1 else logging.INFO,
+            "%s: the process that had run %s is gone; attempt %d runs here.", work.name, row.id, row.attempt,
+        )  # fmt: skip
+        try:
+            workshop.prepare(work)
+        except BaseException as error:  # of a thread of ours
+            workshop.refuse(work, error)
+        workshop.start(work)
+
+
+class _Stored(Sequence[Any]):
+    """Partial results in a shared store, read when somebody looks."""
+
+    def __init__(self, count: int, load: Callable[[], list[Any]]):
+        self._count = count
+        self._load = load
+        self._items: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._items is None:
+            self._items = self._load()
+        return self._items[index]
+
+
+def _error_of(row: JobRow) -> RunError:
+    kind = RunCancelled if row.state is RunState.CANCELLED else RunCrashed
+    return kind(f"Job {row.function!r}: {row.error or f'the run was {row.reason or row.state}.'}")

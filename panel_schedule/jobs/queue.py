@@ -1,0 +1,205 @@
+"""Background runs: who asks for one, who shares it, which process has it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from ..errors import RunCancelled, RunSkipped
+from ..functions.background import Background
+from ..functions.run import Run, RunState, on_a_loop
+from ..scheduling.execution import STOPS
+from ..serialize.checks import is_light
+from ..serialize.codec import encode
+from ..serialize.copies import snapshot
+from .execution import Workshop
+from .executions import MOST_BYTES, Work, Works
+from .follower import Colleagues
+from .follower import Desk as Workplace
+from .single_flight import Guests
+
+log = logging.getLogger("panel_schedule")
+
+
+class Desk(Workplace, Protocol):
+    """What the dispatcher finds at the scheduler's."""
+
+    def start(self) -> None: ...
+
+
+class Dispatcher:
+    """
+    Takes background runs in, and knows them all.
+
+    Parameters
+    ----------
+    desk : Desk
+    most_bytes : int
+        Of what is kept of runs that have ended.
+    most_queued : int
+        Of the runs of one function that have still to begin.
+    """
+
+    def __init__(self, desk: Desk, most_bytes: int = MOST_BYTES, most_queued: int = sys.maxsize):
+        self._s = desk
+        self._most_queued = most_queued
+        self.works = Works(desk, most_bytes)
+        self.guests = Guests(desk, self.works)
+        self.workshop = Workshop(desk, self.works, self.guests.over)
+        queue = desk.store.queue
+        # None where no other process can know of the runs of this one.
+        self.colleagues = Colleagues(desk, self, queue) if queue is not None else None
+
+    def add(self, function: Background[Any, Any]) -> None:
+        """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
+        if self.colleagues is not None:
+            self.colleagues.add(function)
+        elif function.policy.durable:
+            log.warning(
+                "Job %r is durable=True, and the store is in memory: its runs are lost when this process ends. Set "
+                "ps.config.store = 'file:///var/lib/myapp', say.", function.name,
+            )  # fmt: skip
+
+    # ------------------------------------------------------------ submitting
+
+    def submit(
+        self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], user: str | None
+    ) -> Run:
+        """Start a run, or join one that does the same."""
+        self._s.start()
+        args, kwargs = snapshot(args, kwargs)
+        work = Work(function, self.works.new(function.name), args, kwargs)
+        run = work.run
+        run.user, run._stop = user, partial(self.workshop.cancel, work)
+        if self._s.stopping:
+            with self._s.locked:
+                run.reason = STOPS
+                self.workshop.end(work, RunState.CANCELLED, RunCancelled(f"{work.name}: the server stops."))
+        elif on_a_loop() and not is_light((args, kwargs)):
+            # To pickle it would take long, and the loop has pages to serve.
+            self._s.ledger.aside(partial(self.enter, work))
+        else:
+            self._enter(work)
+        return run
+
+    def enter(self, work: Work) -> None:
+        """Start it, or let it join one that does the same; what is wrong with its arguments ends it."""
+        try:
+            self._enter(work)
+        except BaseException as error:  # of a thread of ours
+            self.workshop.refuse(work, error)
+
+    def _enter(self, work: Work) -> None:
+        """Raises what is wrong with the arguments; nothing has begun then."""
+        function, caller, payload = work.function, work.run, None
+        if function.policy.ttl is not None:
+            key = function.keys.digest(work.args, work.kwargs)
+            with self._s.locked:
+                if self.guests.join(function.name, key, caller):
+                    return
+            # Its run is nobody's own: the caller is a guest of it, as are those who ask for the same later.
+            work = Work(function, self.works.new(function.name), work.args, work.kwargs)
+            work.key, work.run.id, work.run.user = key, caller.id, caller.user
+        self.workshop.prepare(work)
+        if function.policy.durable and self.colleagues is not None:
+            payload = encode((work.args, work.kwargs), work.name)
+        with self._s.locked:
+            if caller.state.final or (work.key and self.guests.join(function.name, work.key, caller)):
+                return
+            if self.works.count(function) >= self._most_queued:
+                self._skip(function, caller)
+                return
+            if work.key:
+                self.guests.shared[function.name, work.key] = work
+                self.guests.welcome(work, caller)
+            self.workshop.admit(work)
+        if self.colleagues is None:
+            self.workshop.start(work)
+        else:
+            self.colleagues.announce(work, payload)
+
+    def _skip(self, function: Background[Any, Any], run: Run) -> None:
+        """It does not begin, as too many wait. Under the lock."""
+        run.reason = "too many wait"
+        error = RunSkipped(
+            f"Job {function.name!r}: {self._most_queued:,} of its runs are under way or wait in this process, and no "
+            "further one is taken. Try again later; ps.config.max_queued allows for more."
+        )
+        log.warning("%s", error)
+        self.workshop.end(Work(function, run, (), {}), RunState.SKIPPED, error)
+
+    # ------------------------------------------------------------ looking
+
+    def runs(self, function: Background[Any, Any], user: str | None) -> list[Run]:
+        """Newest first; of everybody, or of one user."""
+        with self._s.locked:
+            here = {run.id: run for run in self.works.runs(function)}
+        there = self.colleagues.runs(function.name, here, user) if self.colleagues is not None else []
+        return sorted([*here.values(), *there], key=lambda run: run.queued_at, reverse=True)
+
+    def find(self, id: str) -> Run | None:
+        """The run of this id, in whichever process it is. Who cancels it ends nothing for others who share it."""
+        self._s.start()
+        with self._s.locked:
+            if (work := self.works.get(id)) is not None:
+                if not work.key:
+                    return work.run
+                guest = self.works.new(work.function.name)
+                guest.queued_at, guest.user = work.run.queued_at, work.run.user
+                self.guests.welcome(work, guest)
+                return guest
+            run = self.works.find(id)
+        if run is None and self.colleagues is not None:
+            run = self.colleagues.find(id)
+        return run
+
+    # ------------------------------------------------------------ following
+
+    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]:
+        """Call `changed` when something about a run is new, until what is returned is called; for sessions."""
+        unwatch, id, colleagues = run.watch(changed), run.id, self.colleagues
+        counted = colleagues is not None and not run.state.final
+        if colleagues is not None and counted:
+            colleagues.follow(id, 1)
+
+        def leave() -> None:
+            nonlocal counted
+            unwatch()
+            if colleagues is not None and counted:
+                counted = False
+                colleagues.follow(id, -1)
+
+        return leave
+
+    def abandon(self, run: Run, reason: str) -> None:
+        """Cancel a run that a session has no use for any more, unless another one follows it."""
+        if run.state.final or run.watched or self._s.stopping:
+            return
+        if self.colleagues is None:
+            run.cancel(reason)
+        else:
+            self.colleagues.abandon(run, reason)
+
+    # ------------------------------------------------------------ lifecycle
+
+    def recover(self) -> None:
+        """Go on with what earlier processes have left behind."""
+        if self.colleagues is not None:
+            self.colleagues.recover()
+
+    def stop(self) -> None:
+        """What has not begun is left to other processes, or ends."""
+        for work in self.works:
+            if work.queued:
+                self.workshop.cancel(work, work.run, STOPS)
+
+    def release(self) -> None:
+        """Leave what has not ended to other processes, now that nothing runs here any more."""
+        for work in self.works:
+            if not work.remote:
+                self.workshop.cancel(work, work.run, STOPS)
+        if self.colleagues is not None:
+            self.colleagues.release()

@@ -1,0 +1,1 @@
+"""Tasks: slots, runs, and what the other processes do with them."""

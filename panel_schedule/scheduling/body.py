@@ -1,0 +1,150 @@
+"""Inside a run: the user's function, and what it publishes on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from ..clock import Clock
+from ..engine.lock import Locked
+from ..engine.outbox import Ledger
+from ..errors import RunFenced, ValueRefused
+from ..executors.processes import Parcel
+from ..functions.calls import PUBLISHED, async_outcome, outcome
+from ..functions.run import Run, _current, on_a_loop
+from ..serialize.copies import own_copy
+from ..session import leave_session
+from ..stores.base import TASK, Store
+from .state import Lane
+
+log = logging.getLogger("panel_schedule")
+
+# A plain function that holds the event loop for longer than this, in seconds, is named in a warning.
+HELD_TOO_LONG = 0.1
+
+
+class Desk(Protocol):
+    """What a body finds at the scheduler's."""
+
+    clock: Clock
+    store: Store
+    locked: Locked
+    ledger: Ledger
+
+    def touch(self, lane: Lane) -> None: ...
+    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
+
+
+class Bodies:
+    """
+    Makes the bodies that executors run; outside of the scheduler's lock.
+
+    Parameters
+    ----------
+    desk : Desk
+    limit : callable
+        ``limit(lane, run)`` when the function begins: from then on its timeout runs.
+    """
+
+    def __init__(self, desk: Desk, limit: Callable[[Lane, Run], object]):
+        self._s = desk
+        self._limit = limit
+        self._warned: set[str] = set()
+
+    def make(self, lane: Lane, run: Run) -> Callable[[], Any]:
+        """What an executor is to call."""
+        run._publish = partial(self._published, lane, run)
+        if lane.abroad:
+            return Parcel(
+                f"Task {run.task!r}", lane.task.function, run=run,
+                begin=partial(self._begin, lane, run), receive=partial(self._yielded, lane, run),
+                answer=partial(self._s.answer, run),
+            )  # fmt: skip
+        return self._async_body(lane, run) if lane.is_async else self._body(lane, run)
+
+    def _body(self, lane: Lane, run: Run) -> Callable[[], Any]:
+        function, on_loop = lane.task.function, lane.on_loop
+
+        def body() -> Any:
+            self._begin(lane, run)
+            _current.set(run)
+            leave_session(f"Task {run.task!r}")
+            started = self._s.clock.monotonic()
+            result = function()
+            if on_loop and self._s.store.blocking and inspect.isgenerator(result):
+                result = async_outcome(result, partial(self._yielded_aside, lane, run))
+            else:
+                result = outcome(result, partial(self._yielded, lane, run))
+            if on_loop:
+                self._warn_if_held(lane.task.name, self._s.clock.monotonic() - started)
+            return result
+
+        return body
+
+    def _async_body(self, lane: Lane, run: Run) -> Callable[[], Any]:
+        function = lane.task.function
+
+        async def body() -> Any:
+            self._begin(lane, run)
+            _current.set(run)
+            leave_session(f"Task {run.task!r}")
+            return await async_outcome(function(), partial(self._yielded_aside, lane, run))
+
+        return body
+
+    def _begin(self, lane: Lane, run: Run) -> None:
+        with self._s.locked:
+            run.check()
+            run.begin(self._s.clock.now())
+            self._limit(lane, run)
+            self._s.touch(lane)
+
+    def _yielded(self, lane: Lane, run: Run, value: Any) -> None:
+        run.check()
+        self.publish(lane, run, value, final=False)
+
+    async def _yielded_aside(self, lane: Lane, run: Run, value: Any) -> None:
+        if not self._s.store.blocking:
+            self._yielded(lane, run, value)
+        else:
+            await asyncio.wrap_future(self._s.ledger.aside(partial(self._yielded, lane, run, value)))
+
+    def _published(self, lane: Lane, run: Run, value: Any) -> None:
+        """What the function itself publishes; an async one cannot be made to wait for it."""
+        if not (self._s.store.blocking and on_a_loop()):
+            self._yielded(lane, run, value)
+            return
+        with self._s.locked:
+            self._s.ledger.ask([lane], partial(self._publish_late, lane, run, value))
+
+    def _publish_late(self, lane: Lane, run: Run, value: Any) -> None:
+        try:
+            self.publish(lane, run, value, final=False)
+        except (RunFenced, ValueRefused) as error:
+            log.error("%s", error)
+
+    def publish(self, lane: Lane, run: Run, value: Any, final: bool = True) -> Any:
+        claim = lane.claim
+        if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
+            raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
+        if value is PUBLISHED:
+            entry = self._s.store.seal(claim)
+            return lane.task.readable(entry) if entry is not None else None
+        now = self._s.clock.now()
+        duration = (now - run.started_at).total_seconds()
+        if lane.task.policy.isolate is not False:
+            value = own_copy(value)  # a frame that the function keeps, and goes on to change
+        entry = self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final)
+        return lane.task.readable(entry)
+
+    def _warn_if_held(self, name: str, seconds: float) -> None:
+        if seconds > HELD_TOO_LONG and name not in self._warned:
+            self._warned.add(name)
+            log.warning(
+                "Task %r held the event loop, and with it every open page, for %.0f ms. Run it in a thread: "
+                "threaded=True of ps.schedule_task, executor='thread' of ps.schedule.", name, seconds * 1000,
+            )  # fmt: skip

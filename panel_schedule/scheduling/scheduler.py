@@ -1,0 +1,514 @@
+"""The service thread: one timer; what is due goes to the agenda, what runs to the runner."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import Context
+from datetime import UTC, datetime, tzinfo
+from functools import partial
+from typing import Any
+
+from ..clock import Clock
+from ..engine.lock import Bell, Locked
+from ..engine.outbox import Ledger
+from ..engine.timers import Timers
+from ..errors import NotReady, RegistrationError
+from ..executors.base import Executor
+from ..functions.calls import is_async
+from ..functions.run import Run, RunRecord, RunState
+from ..functions.task import FirstRun, Task, TaskStatus, WhenIdle
+from ..serialize.entry import Entry
+from ..stores.base import TASK, Plan, Store
+from ..triggers import Computed, Trigger
+from .execution import STOPS, Runner
+from .follower import Peers
+from .hooks import EVENTS, Handler, News
+from .planner import ALLOWANCE, second_slot
+from .rpc import answer
+from .slots import Agenda
+from .state import Lane, Waves
+
+log = logging.getLogger("panel_schedule")
+
+
+# The executors that serve the store; they end last.
+STORING = ("store", "publisher")
+
+# Seconds that the store gets at the end to take what is still to be written.
+LAST_WRITES = 2.0
+
+
+class Scheduler:
+    """
+    Runs tasks when they are due. One thread, one heap, one timer.
+
+    Parameters
+    ----------
+    clock : Clock
+    store : Store
+    executors : dict
+        By name: ``"loop"``, ``"thread"``, ``"handler"`` for the functions of ``ps.on``, and, for a store that
+        may block, ``"store"`` with one thread and ``"publisher"``.
+    handlers : dict
+        By event, those of ``ps.on``.
+    changed : callable
+        ``changed(task)`` after each change of a task's status, on any thread, outside of locks.
+    exhausted : callable
+        ``exhausted(task)`` when a task that is to be forgotten has no date left.
+    fatal : callable
+        ``fatal(task, run)`` when a first run that the server waits for has failed.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        store: Store,
+        executors: dict[str, Executor],
+        handlers: dict[str, list[Handler]] | None = None,
+        changed: Callable[[Task[Any]], object] = lambda task: None,
+        exhausted: Callable[[Task[Any]], object] = lambda task: None,
+        fatal: Callable[[Task[Any], Run], object] = lambda task, run: None,
+        zone: tzinfo = UTC,
+    ):
+        self.clock = clock
+        self.store = store
+        self.executors = executors
+        self.handlers = handlers or {event: [] for event in EVENTS}
+        self.changed = changed
+        self.exhausted = exhausted
+        self.fatal = fatal
+        # In which people are told times, where a schedule has no zone of its own.
+        self.zone = zone
+        # What a memoized function is asked in a worker process; the layer above knows these functions.
+        self.compute: Callable[[str, Any, Any], Any]
+        self.submit: Callable[[Run, str, Any, Any], Run]
+        self.find: Callable[[Run, str], Run]
+        self.lanes: dict[str, Lane] = {}
+        self.timers = Timers(clock)
+        self.lock = threading.RLock()
+        self.begun = self.stopping = False
+        # Whether values that other processes store come by themselves, and need not be looked for.
+        self._told = not store.blocking
+        # From the beginning of a stop to its end: whoever asks for a run then is late.
+        self._closing = False
+        # Names that are used again are other tasks, and no late comers of this server.
+        self._discarded: set[str] = set()
+        self.waves = Waves(self.lanes, self.lock)
+        self.news = News(self)
+        self.runner = Runner(self)
+        self.peers = Peers(self)
+        self.ledger = Ledger(self, self.peers.follow)
+        self.agenda = Agenda(self)
+        self.locked = Locked(self.lock, self.waves, self._released, lambda task: self.changed(task))
+        self._bell = Bell()
+        self._asleep_until = float("inf")
+        # The thread that serves now; another one that finds itself replaced goes.
+        self._serving: threading.Thread | None = None
+        store.subscribe(self._stored, self.ledger.noticed)
+
+    # ------------------------------------------------------------ lifecycle
+
+    def start(self) -> None:
+        """Start the service thread: timeouts and retries work, no clock decides yet. Idempotent."""
+        self.store.listen()
+        with self.lock:
+            if self._serving is None and not self._closing:
+                self.stopping = False
+                self.ledger.reopen()
+                self._serving = threading.Thread(target=self._serve, name="panel-schedule", daemon=True)
+                Context().run(self._serving.start)
+                self._listening()
+
+    def begin(self) -> None:
+        """Start the clocks: first runs, then slots. Idempotent."""
+        self.start()
+        with self.locked:
+            if self._closing:
+                return
+            if not self.begun:
+                self.begun, self.stopping = True, False
+                self._listening()
+                self.agenda.enter(self.lanes.values())
+
+    def _listening(self) -> None:
+        """From now on values of other processes come by themselves."""
+        self._told = True
+        for lane in self.lanes.values():
+            lane.task.become(plain=lane.removed)
+
+    def stop(self, grace: float, still: Callable[[], object] = lambda: None) -> None:
+        """
+        No new runs; those in flight get `grace` seconds, async ones are cancelled. Idempotent.
+
+        `still` is called when nothing runs any more, and the store is still open.
+        """
+        with self.locked:
+            self._serving, self.begun, self.stopping, self._closing = None, False, True, True
+            for lane in self.lanes.values():
+                self.timers.cancel(lane.slot_timer)
+                lane.next = None
+                self.agenda.resign(lane)
+                if lane.queued is not None:
+                    self.runner.cancel(lane, lane.queued, STOPS)
+                if lane.run is not None and lane.run.state is RunState.QUEUED:
+                    self.runner.cancel(lane, lane.run, STOPS)
+        self._bell.ring()
+        deadline = self.clock.monotonic() + grace
+        for name, executor in self.executors.items():
+            if name not in STORING:
+                executor.stop(max(0.0, deadline - self.clock.monotonic()))
+        with self.locked:
+            for lane in self.lanes.values():
+                if lane.run is not None:
+                    self.runner.abandon(lane, lane.run)
+        still()
+        self.ledger.drain(LAST_WRITES)
+        self.store.close()
+        self._closing = False
+
+    def defer(self, call: Callable[[], object]) -> None:
+        """Call it once the lock is free: what may run a stranger's code."""
+        self.locked.deferred.append(call)
+
+    def _released(self) -> None:
+        """The lock is free: wake the service thread if it would oversleep."""
+        if self.timers.earliest < self._asleep_until:
+            self._asleep_until = 0.0
+            self._bell.ring()
+
+    def tick(self) -> float:
+        """Do all that is due, and return how many seconds there are until the next look."""
+        with self.locked:
+            self._asleep_until = 0.0
+            now, monotonic = self.clock.now(), self.clock.monotonic()
+            self.agenda.look(now, monotonic)
+            self.timers.fire(monotonic)
+            self.agenda.plan(now)
+            self._asleep_until = self.timers.earliest
+            return self.timers.delay()
+
+    def _serve(self) -> None:
+        while self._serving is threading.current_thread():
+            try:
+                delay = self.tick()
+            except BaseException:  # of its own thread, which serves everybody
+                log.exception("The scheduler failed at something that is a bug of panel-schedule; it goes on.")
+                delay = 1.0
+            if self._serving is threading.current_thread():
+                self._bell.wait(delay)
+
+    # ------------------------------------------------------------ tasks
+
+    def add(self, task: Task[Any], gated: bool = True) -> None:
+        """Take a task in; it runs as soon as the clocks do."""
+        lane = Lane(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
+        if task.policy.isolate:
+            self.store.isolate(task.name)
+        if (entry := self.store.entry(TASK, task.name)) is not None:
+            task.take(entry)
+        task.become(plain=False, told=self._told)
+        with self.locked:
+            if (former := self.lanes.get(task.name)) is not None:
+                self.discard(former.task)
+            self.lanes[task.name] = lane
+            self.waves.follow(lane, lane.upstream)
+            if self.begun:
+                self.agenda.enter([lane], late=True)
+            elif task.name in self._discarded:
+                plan = Plan(task.name, task.policy.trigger, self.clock.now())
+                self.ledger.ask([lane], partial(self.store.enroll, [plan], late=True))
+
+    def redefine(self, task: Task[Any]) -> None:
+        """The task got another function or policy: keep its value and history, run it anew."""
+        with self.locked:
+            lane = self.lanes[task.name]
+            lane.executor, lane.on_loop, lane.abroad = self._executor(task)
+            lane.is_async, lane.reads, lane.depends = is_async(task.function), (), None
+            lane.removed = lane.gated = False
+            self.news.failures.ended(("task", task.name))
+            lane.trigger = lane.base = task.policy.trigger
+            lane.override = None
+            self.waves.follow(lane, lane.upstream)
+            if self.begun:
+                self.agenda.enter([lane], again=True)
+
+    def discard(self, task: Task[Any]) -> None:
+        """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
+        with self.locked:
+            lane = self.lanes.get(task.name)
+            if lane is not None and lane.task is task:
+                self._let_go(lane)
+                # What a run of it publishes now comes too late, and the next task of its name need not wait for it.
+                self._discarded.add(task.name)
+                self.ledger.ask([lane], partial(self.store.forget, task.name))
+
+    def drop(self, task: Task[Any]) -> None:
+        """Forget a task in this process; what is stored of it stays."""
+        with self.locked:
+            lane = self.lanes.get(task.name)
+            if lane is not None and lane.task is task:
+                self._let_go(lane)
+
+    def lose(self, lane: Lane) -> None:
+        """Another process has forgotten the task."""
+        self._let_go(lane)
+        self.defer(partial(self.exhausted, lane.task))
+
+    def _let_go(self, lane: Lane) -> None:
+        self.remove(lane.task, told=True)
+        self.waves.follow(lane, ())
+        del self.lanes[lane.task.name]
+        self.news.failures.ended(("task", lane.task.name))
+
+    def _lane(self, task: Task[Any]) -> Lane:
+        lane = self.lanes.get(task.name)
+        if lane is None or lane.task is not task:
+            raise RegistrationError(f"Task {task.name!r} was cancelled; schedule its function again.")
+        return lane
+
+    def remove(self, task: Task[Any], told: bool = False) -> None:
+        with self.locked:
+            lane = self._lane(task)
+            if not told:
+                self.ledger.ask([lane], partial(self.store.amend, task.name, removed=True))
+            first, lane.first = lane.first, None
+            if first is not None:
+                error = NotReady(f"Task {task.name!r}: its schedule was removed before it had a value.")
+                self.defer(lambda: first.set_exception(error))
+            lane.removed, lane.next, lane.stale = True, None, False
+            self.agenda.resign(lane)
+            task.become(plain=True, told=self._told)
+            for timer in (lane.slot_timer, lane.stale_timer):
+                self.timers.cancel(timer)
+            for run in (lane.queued, lane.run):
+                if run is not None and run.state is RunState.QUEUED:
+                    self.runner.cancel(lane, run, "cancelled: the schedule was removed")
+            self.touch(lane)
+
+    def exhaust(self, task: Task[Any]) -> None:
+        """Its dates are used up: its name is free at once, and it goes when its last run has ended."""
+        self.exhausted(task)
+        self._outlive(task)
+
+    def _outlive(self, task: Task[Any]) -> None:
+        lane = self.lanes.get(task.name)
+        if lane is None or lane.task is not task:
+            return
+        for run in (lane.run, lane.queued, lane.remote):
+            if run is not None and not run.state.final:
+                run.add_done_callback(lambda _: self._outlive(task))
+                return
+        self.discard(task)
+
+    def last_run(self, task: Task[Any], then: Callable[[], object]) -> None:
+        """Call `then` when the run that begins next has ended."""
+        self._lane(task).farewell = then
+
+    def pause(self, task: Task[Any], paused: bool) -> None:
+        self.look(task)
+        with self.locked:
+            lane = self._lane(task)
+            lane.paused = paused
+            self.ledger.ask([lane], partial(self._amend, lane, paused=paused))
+            self.touch(lane)
+
+    def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
+        self.look(task)
+        with self.locked:
+            lane = self._lane(task)
+            if lane.removed:
+                raise RegistrationError(f"Task {task.name!r}: its schedule was removed; define it again instead.")
+            if self.store.blocking and isinstance(trigger, Computed):
+                raise RegistrationError(
+                    f"Task {task.name!r}: a function that works out the dates is known to this process alone, and the "
+                    "new schedule is for all that share the store. Give dates, a period or a cron expression."
+                )
+            now = self.clock.now()
+            slot = trigger.next_after(now)  # may be a function of the user's, and fail
+            lane.override = lane.trigger = trigger
+            lane.depends = None
+            self.ledger.ask([lane], partial(self._amend, lane, reschedule=trigger, now=now))
+            self.waves.follow(lane, lane.upstream)
+            if self.begun:
+                self.agenda.arm(lane, slot)
+            self.touch(lane)
+
+    def refresh(self, task: Task[Any]) -> Run:
+        self.start()
+        self.look(task)
+        with self.locked:
+            lane = self._lane(task)
+            if self._closing:
+                return self.runner.refuse(lane)
+            if lane.removed:
+                raise RegistrationError(
+                    f"Task {task.name!r}: its schedule was removed, so there is nothing to refresh; call it instead."
+                )
+            if lane.run is not None and not lane.run.state.final:
+                return lane.run
+            if lane.queued is not None or lane.remote is not None:
+                return lane.queued or lane.remote  # type: ignore[return-value]
+            run = self.runner.new(lane, "", None)
+            run.key = f"request {run.id}"
+            self.runner.launch(lane, run)
+            return run
+
+    def answer(self, run: Run, question: str, *args: Any) -> Any:
+        """Answer what a function asks in its worker process."""
+        return answer(self, run, question, *args)
+
+    def await_turn(self, task: Task[Any], run: Run) -> None:
+        reader, upstream = self.lanes.get(run.task), self.lanes.get(task.name)
+        if reader is not None and upstream is not None:
+            self.waves.wait(reader, run, upstream)
+
+    def first_value(self, task: Task[Any]) -> Future[Entry]:
+        """A future of the first value's entry, shared by all who wait."""
+        with self.lock:
+            lane = self._lane(task)
+            if task.known is not None:
+                there: Future[Entry] = Future()
+                there.set_result(task.known)
+                return there
+            if lane.first is None:
+                lane.first = Future()
+            return lane.first
+
+    def gate(self) -> list[Lane]:
+        """The tasks without whose first value no page is built."""
+        with self.lock:
+            empty = [lane for lane in self.lanes.values() if lane.gated and lane.task.known is None]
+            return [lane for lane in empty if self._comes(lane)]
+
+    def serve_without(self, task: Task[Any], run: Run) -> None:
+        """The first run that pages wait for has failed: they wait no longer, and say so."""
+        with self.locked:
+            lane = self.lanes.get(task.name)
+            if lane is not None and lane.task is task:
+                lane.gated = False
+                error, lane.withheld = lane.withheld, None
+                if error is not None:
+                    self.news.complain(lane, run, error)
+
+    def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]:
+        """The time, and until when the value is what its task has promised; None where nothing says so."""
+        now = self.clock.now()
+        with self.lock:
+            lane, entry = self.lanes.get(task.name), task.known
+            if lane is None or lane.task is not task or entry is None or lane.paused or lane.removed:
+                return now, None
+            if (limit := task.policy.stale_after) is not None:
+                return now, entry.updated_at + limit + ALLOWANCE
+            if lane.promised[0] is not entry or lane.promised[1] is not lane.trigger:
+                lane.promised = entry, lane.trigger, second_slot(lane.trigger, entry.wave or entry.updated_at)
+            return now, lane.promised[2]
+
+    def watch(self, task: Task[Any], viewers: int) -> None:
+        """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""
+        with self.locked:
+            lane = self.lanes.get(task.name)
+            if lane is None or lane.task is not task:
+                return
+            lane.viewers += viewers
+            if task.policy.when_idle is not WhenIdle.SKIP:
+                return
+            self.ledger.ask([lane], partial(self.store.watch, task.name, lane.viewers))
+            welcome = viewers > 0 and lane.viewers == viewers and not lane.elsewhere
+            outdated = lane.stale or (lane.missed > 0 and lane.run is None)
+            if welcome and outdated and self.begun and not lane.paused and not lane.removed:
+                self.refresh(task)
+
+    def look(self, task: Task[Any]) -> Run | None:
+        """
+        Where no clocks run, in a script: take in what the store says of a task, without beginning anything.
+
+        Returns
+        -------
+        Run or None
+            The one that another process has under way; with clocks it is known without looking.
+        """
+        with self.lock:
+            lane = self.lanes.get(task.name)
+            if lane is None or lane.task is not task:
+                return None
+            if self.begun or self.stopping or lane.writing or not self.store.blocking:
+                # What is still to be written is not in the store, but here.
+                return lane.remote
+        row = self.store.row(task.name, task.policy.trigger.fingerprint)
+        with self.locked:
+            if row is None or self.begun or lane.writing or self.lanes.get(task.name) is not lane:
+                return lane.remote
+            return self.peers.look(lane, row)
+
+    def status(self, task: Task[Any]) -> TaskStatus:
+        elsewhere = self.look(task)
+        with self.lock:
+            lane = self.lanes.get(task.name)
+            if lane is None or lane.task is not task:
+                lane = Lane(task, *self._executor(task), gated=False)
+                lane.removed = True
+            return lane.status(self.zone, elsewhere)
+
+    def history(self, task: Task[Any]) -> list[RunRecord]:
+        return self.store.history(task.name)
+
+    def touch(self, lane: Lane) -> None:
+        """The task's status has changed: tell those who show it."""
+        if lane.viewers:
+            self.locked.touched.add(lane.task)
+
+    def _stored(self, space: str, name: str, entry: Entry | None) -> None:
+        lane = self.lanes.get(name) if space == TASK else None
+        if lane is None or entry is None:
+            return
+        task = lane.task
+        with self.locked:
+            known = task.known
+            if known is not None and (known.version, known.final) >= (entry.version, entry.final):
+                return
+            task.take(entry)
+            first, lane.first = lane.first, None
+            if first is not None:
+                self.defer(partial(first.set_result, task.readable(entry)))
+            if lane.viewers:
+                self.locked.touched.add(task)
+            if lane.claim is None or lane.claim.run_id != entry.run_id:
+                self._came_from_elsewhere(lane, entry)
+
+    def _came_from_elsewhere(self, lane: Lane, entry: Entry) -> None:
+        """Another process has published it."""
+        lane.missed = 0
+        if not self.begun:  # in a script: it judges nobody's runs but its own
+            return
+        self.news.judge(lane)
+        if entry.final:
+            # Each process tries to follow it: the one that published it may have died since.
+            for dependent in lane.dependents:
+                self.runner.trigger(dependent, entry.wave or entry.updated_at)
+
+    def _executor(self, task: Task[Any]) -> tuple[Executor, bool, bool]:
+        name = task.policy.executor or ("loop" if is_async(task.function) else "thread")
+        return self.executors[name], name == "loop", name == "process"
+
+    def _comes(self, lane: Lane) -> bool:
+        """Whether a first run is on its way: not where it waits for a task that skips its own."""
+        if lane.task.policy.first_run is FirstRun.SKIP or lane.removed or lane.paused:
+            return False
+        if lane.clockless:
+            upstream = [(up, self.lanes.get(up.name)) for up in lane.upstream]
+            return any(up.known or (at is not None and not at.failed and self._comes(at)) for up, at in upstream)
+        return True
+
+    def _amend(self, lane: Lane, **changes: Any) -> None:
+        name = lane.task.name
+        if self.store.row(name) is None:  # in a script, where no clock has enrolled it
+            self.store.enroll([Plan(name, lane.task.policy.trigger, self.clock.now())])
+        self.store.amend(name, **changes)
+
+    def arm_anew(self, lane: Lane) -> None:
+        """It has got another schedule: its slots count from now."""
+        if self.begun and not lane.removed:
+            self.agenda.advance(lane, self.clock.now())

@@ -1,0 +1,331 @@
+"""A lane: what the scheduler knows of one task, and who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from datetime import datetime, tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from ..engine.timers import Timer
+from ..executors.base import Executor
+from ..functions.calls import is_async
+from ..functions.run import Run, RunState
+from ..functions.task import Task, TaskStatus, named_tasks
+from ..stores.base import Claim
+from ..triggers import After, Computed, Cron, Trigger
+from .planner import Busy
+
+
+class Lane:
+    """
+    The scheduler's state of one task.
+
+    A task has at most one `run` that holds its claim and one `queued` behind it. A run
+    whose `body` outlives it (timed out, cancelled, replaced) keeps the lane busy until the
+    body returns: two bodies of one task never run at once.
+    """
+
+    __slots__ = (
+        "abroad",
+        "asking",
+        "base",
+        "body",
+        "claim",
+        "dates",
+        "dependents",
+        "depends",
+        "elsewhere",
+        "error",
+        "executor",
+        "farewell",
+        "fault",
+        "first",
+        "follows",
+        "gated",
+        "held",
+        "is_async",
+        "joiners",
+        "missed",
+        "next",
+        "on_loop",
+        "override",
+        "paused",
+        "promised",
+        "queued",
+        "read",
+        "reading",
+        "reads",
+        "remote",
+        "removed",
+        "run",
+        "slot_timer",
+        "stale",
+        "stale_timer",
+        "task",
+        "telling",
+        "timeout_timer",
+        "trigger",
+        "unread",
+        "untold",
+        "viewers",
+        "withheld",
+        "writing",
+    )
+
+    def __init__(self, task: Task[Any], executor: Executor, on_loop: bool, abroad: bool, gated: bool):
+        self.task = task
+        # The schedule in force: the override of a reschedule, or the one in the code.
+        self.base: Trigger = task.policy.trigger
+        self.override: Trigger | None = None
+        self.trigger: Trigger = self.base
+        self.executor = executor
+        self.on_loop = on_loop
+        # Whether its function runs in a process of its own.
+        self.abroad = abroad
+        self.is_async = is_async(task.function)
+        # Whether the server serves nothing before this task's first value.
+        self.gated = gated
+        self.next: datetime | None = None
+        self.run: Run | None = None
+        self.queued: Run | None = None
+        self.body: Future[Any] | None = None
+        self.claim: Claim | None = None
+        # The right to ask a function for its dates, which each process would get other ones from.
+        self.dates: Claim | None = None
+        # Whether the store has been asked for the claim of `run` and has not answered yet.
+        self.asking = False
+        # What became of later slots, to be recorded after the one that is asked for.
+        self.untold: tuple[Callable[[], object], ...] = ()
+        self.paused = False
+        self.removed = False
+        # First line of the last failure, wherever it ran; "" when the last finished run succeeded.
+        self.error = ""
+        # A failure of which those say that wait for the first value.
+        self.withheld: BaseException | None = None
+        # Slots that came since the last value.
+        self.missed = 0
+        # Whether it is stale; and whether by itself, and not for the sake of what it is made of.
+        self.stale = self.fault = False
+        self.viewers = 0
+        # Of a value and a schedule: until when it is what they promise.
+        self.promised: tuple[Any, Trigger | None, datetime | None] = (None, None, None)
+        # What other processes do with the task: the run of one of them, those that wait for its end, whether
+        # one holds the claim (also when only the body of its run is left), and how many sessions show it there.
+        self.remote: Run | None = None
+        self.joiners: tuple[Run, ...] = ()
+        self.held = False
+        self.elsewhere = 0
+        # Writes to the store that it has not answered yet, and what is to be read of it afterwards.
+        self.writing = 0
+        self.unread = self.reading = False
+        # Whether its progress is going to be told to the other processes.
+        self.telling = False
+        # What is to be called when the next run has ended.
+        self.farewell: Callable[[], object] | None = None
+        self.first: Future[Any] | None = None
+        # Whose values cause its runs, by name, and the lanes whose runs its own values cause.
+        self.follows: tuple[str, ...] = ()
+        self.dependents: tuple[Lane, ...] = ()
+        self.reads: tuple[Task[Any], ...] = ()
+        # The tasks that its runs have read.
+        self.read = frozenset[Task[Any]]()
+        # The tasks it is ordered behind, worked out when first needed.
+        self.depends: tuple[Task[Any], ...] | None = None
+        self.slot_timer: Timer | None = None
+        self.timeout_timer: Timer | None = None
+        self.stale_timer: Timer | None = None
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether its function can be ended, so that it may be tried again after a timeout."""
+        return self.abroad or self.is_async
+
+    @property
+    def busy(self) -> Busy | None:
+        """Why no run can start now."""
+        if self.run is None:
+            # One that waits for another process gives way to a newer one, as behind a run of this process.
+            return Busy.OVERLAP if self.queued is not None else None
+        return Busy.ABANDONED if self.run.state.final else Busy.OVERLAP
+
+    @property
+    def failed(self) -> bool:
+        """Whether its last run, wherever it was, has failed, and the next one is still to come."""
+        to_come = any(run is not None and not run.state.final for run in (self.run, self.queued, self.remote))
+        return self.error != "" and not to_come and not self.gated
+
+    @property
+    def clockless(self) -> bool:
+        """Whether values of other tasks, and no clock, decide when it runs."""
+        return isinstance(self.trigger, After)
+
+    @property
+    def computed(self) -> bool:
+        """Whether a function works out when it runs."""
+        return isinstance(self.trigger, Computed)
+
+    @property
+    def upstream(self) -> tuple[Task[Any], ...]:
+        """The tasks whose values cause a run, by the schedule that is in force."""
+        return self.trigger.tasks if isinstance(self.trigger, After) else ()
+
+    @property
+    def sources(self) -> tuple[Task[Any], ...]:
+        """The tasks whose values its own is made of, as far as is known."""
+        return (*self.upstream, *self.task.policy.needs, *self.read)
+
+    def status(self, zone: tzinfo, elsewhere: Run | None) -> TaskStatus:
+        """A snapshot; the next run in the zone of its schedule, or in `zone`. `elsewhere` is another process's run."""
+        task, entry, run = self.task, self.task.known, self.run
+        if run is None or run.state.final:
+            run = elsewhere or self.queued
+        if self.removed:
+            state = "removed"
+        elif run is not None:
+            state = "queued" if run.state is RunState.QUEUED else "running"
+        elif self.paused:
+            state = "paused"
+        else:
+            state = "failed" if self.error else "idle"
+        if isinstance(self.trigger, Cron):
+            zone = ZoneInfo(self.trigger.timezone)
+        return TaskStatus(
+            name=task.name,
+            state=state,
+            version=entry.version if entry else 0,
+            updated_at=entry.updated_at if entry else None,
+            stale=self.stale,
+            error=self.error,
+            next_run=None if self.paused or self.removed or self.next is None else _told_in(zone, self.next),
+            percent=run.percent if run else -1,
+            message=run.message if run else "",
+            schedule=str(self.trigger),
+            hanging=self.executor.hanging,
+        )
+
+
+def _told_in(zone: tzinfo, instant: datetime) -> datetime:
+    try:
+        return instant.astimezone(zone)
+    except OverflowError:  # on the last day of the calendar
+        return instant
+
+
+class Wait:
+    """Somebody in the run of `owner` who waits until `upstream` has its values for `wave`."""
+
+    __slots__ = ("owner", "proceed", "run", "upstream")
+
+    def __init__(self, owner: Lane, run: Run, upstream: tuple[Lane, ...], proceed: Callable[[], object]):
+        self.owner = owner
+        self.run = run
+        self.upstream = upstream
+        self.proceed = proceed
+
+
+class Waves:
+    """
+    The ordering of invariant 9: a run for slot t sees its upstream's values for slot t.
+
+    Under the scheduler's lock, but for `wait`.
+    """
+
+    def __init__(self, lanes: dict[str, Lane], lock: threading.RLock):
+        self._lanes = lanes
+        self._lock = lock
+        self.waits: list[Wait] = []
+
+    def follow(self, lane: Lane, tasks: tuple[Task[Any], ...]) -> None:
+        """Let values of these tasks, and of no others, cause its runs."""
+        for name in lane.follows:
+            if (other := self._lanes.get(name)) is not None:
+                other.dependents = tuple(dependent for dependent in other.dependents if dependent is not lane)
+        lane.follows = tuple(task.name for task in tasks if task.name in self._lanes)
+        for name in lane.follows:
+            self._lanes[name].dependents += (lane,)
+
+    def pending(self, lane: Lane, wave: datetime) -> bool:
+        """Whether a value of `lane` for its latest slot up to `wave` is still to come."""
+        if lane.removed:
+            return False
+        for run in (lane.run, lane.queued, lane.remote):
+            if run is None or run.state.final or run.wave is None:
+                continue
+            # Of first runs each process has the wave at which it came itself: any of them is the one to wait for.
+            if run.wave <= wave or lane.task.known is None:
+                return True
+        if lane.clockless:
+            return any(self.pending(upstream, wave) for upstream in self._known(lane.upstream))
+        return lane.next is not None and lane.next <= wave and not lane.paused
+
+    def hold(self, lane: Lane, run: Run, proceed: Callable[[], object]) -> bool:
+        """Call `proceed` later, once all that the run depends on is there; False when nothing is missing."""
+        depends = self._depends_on(lane) if run.wave is not None else ()
+        missing = self._missing(lane, run, self._known(depends)) if depends else ()
+        if missing:
+            self.waits.append(Wait(lane, run, missing, proceed))
+        return bool(missing)
+
+    def wait(self, lane: Lane, run: Run, upstream: Lane) -> None:
+        """Block the run's own thread until `upstream` is there; its place goes to another meanwhile."""
+        with self._lock:
+            if upstream is not lane and upstream.task not in lane.read:
+                lane.read |= {upstream.task}
+            if lane.on_loop and upstream.task not in lane.reads:
+                lane.reads += (upstream.task,)
+                lane.depends = None
+            missing = () if lane.on_loop else self._missing(lane, run, [upstream])
+            if not missing:
+                return
+            there = threading.Event()
+            self.waits.append(Wait(lane, run, missing, there.set))
+        with lane.executor.lend():
+            there.wait()
+        run.check()
+
+    def settle(self) -> None:
+        """Let everybody go on for whom nothing is missing any more, or whose run has ended."""
+        while ready := [wait for wait in self.waits if wait.run.state.final or not self._blocking(wait)]:
+            self.waits = [wait for wait in self.waits if wait not in ready]
+            for wait in ready:
+                wait.proceed()
+
+    def _blocking(self, wait: Wait) -> bool:
+        assert wait.run.wave is not None
+        return any(self.pending(upstream, wait.run.wave) for upstream in wait.upstream)
+
+    def _missing(self, lane: Lane, run: Run, upstream: Iterable[Lane]) -> tuple[Lane, ...]:
+        assert run.wave is not None
+        return tuple(
+            up for up in upstream if up is not lane and self.pending(up, run.wave) and not self._leads_to(up, lane)
+        )
+
+    def _leads_to(self, start: Lane, goal: Lane) -> bool:
+        """Whether `start` waits, directly or not, for `goal`: then `goal` must not wait for it."""
+        seen, stack = {start}, [start]
+        while stack:
+            lane = stack.pop()
+            for wait in self.waits:
+                if wait.owner is lane:
+                    if goal in wait.upstream:
+                        return True
+                    new = [up for up in wait.upstream if up not in seen]
+                    seen.update(new)
+                    stack += new
+        return False
+
+    def _depends_on(self, lane: Lane) -> tuple[Task[Any], ...]:
+        if lane.depends is None:
+            policy = lane.task.policy
+            depends = {*policy.needs, *lane.upstream, *lane.reads}
+            if lane.on_loop:
+                # It cannot be stopped at a read without stopping the loop, so its reads are foreseen.
+                depends.update(named_tasks(lane.task.function))
+            lane.depends = tuple(depends)
+        return lane.depends
+
+    def _known(self, tasks: Iterable[Task[Any]]) -> list[Lane]:
+        return [self._lanes[task.name] for task in tasks if task.name in self._lanes]

@@ -1,0 +1,1 @@
+"""How values and errors are checked, copied and made into bytes."""

@@ -1,0 +1,1 @@
+"""Where Panel's server meets the package."""

@@ -1,0 +1,1 @@
+"""The store of all processes on one machine."""

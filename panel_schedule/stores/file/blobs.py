@@ -1,0 +1,149 @@
+"""The values of a file store as bytes: small ones for the database, each large one in a file that all processes map."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from ...errors import StoreError, ValueRefused, ValueUnreadable
+from ...serialize.codec import Encoded, Inline, Mapped, encode, write_file
+from .liveness import Owners
+
+# Values up to this size, in bytes, stand in the database; larger ones get a file that all processes map.
+INLINE = 64 * 1024
+
+# How many of the files that it has checked a process remembers.
+REMEMBERED = 10_000
+
+
+class Shelf:
+    """
+    A directory of files, each written once, under a name that begins with its process and is never used again.
+
+    Parameters
+    ----------
+    folder : Path
+    owners : Owners
+    synced : bool
+        Whether a file is to be on the disk before the database names it.
+    restore : callable
+        Makes the store's directory again, where somebody has deleted it.
+    """
+
+    def __init__(self, folder: Path, owners: Owners, synced: bool, restore: Callable[[], object]):
+        self.folder = folder
+        self._owners = owners
+        self._synced = synced
+        self._restore = restore
+        self._number = count(1)
+        # Files of the dead that this process has found to be whole.
+        self._verified: set[str] = set()
+
+    def size(self, file: str | None) -> int:
+        """Bytes of a file; 0 of none, or one that is gone."""
+        try:
+            return 0 if file is None else os.stat(self.folder / file).st_size
+        except OSError:
+            return 0
+
+    def put(self, value: Any, what: str, whose: str) -> tuple[bytes | None, str | None]:
+        """
+        The value as bytes, or the name of a file that is complete before anybody hears of it.
+
+        Parameters
+        ----------
+        what : str
+            The value, for messages.
+        whose : str
+            The row's, which no other row has.
+        """
+        encoded = encode(value, what)
+        try:
+            return self.place(encoded, whose, self._synced)
+        finally:
+            encoded.close()
+
+    def place(self, encoded: Encoded, whose: str, synced: bool) -> tuple[bytes | None, str | None]:
+        """The same of what is encoded already."""
+        file = f"{self._owners.me}.{next(self._number)}"
+        try:
+            if encoded.size <= INLINE:
+                encoded.seal(whose)
+                return encoded.tobytes(), None
+            self._write(file, encoded, synced)
+        except OSError as error:
+            raise StoreError(
+                f"The store {self.folder.parent} cannot take a value of {encoded.size / 1e6:.1f} MB: "
+                f"{error.strerror or error}. Free some space there, give the user that runs the server the right to "
+                "write, or name another directory in ps.config.store."
+            ) from error
+        return None, file
+
+    def _write(self, file: str, encoded: Encoded, synced: bool) -> None:
+        try:
+            write_file(self.folder / file, encoded, sync=synced)
+        except FileNotFoundError:  # somebody has deleted the directory
+            self._restore()
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            write_file(self.folder / file, encoded, sync=synced)
+        if synced:
+            _sync(self.folder)
+
+    def source(self, inline: bytes | None, file: str | None, whose: str) -> Inline | Mapped:
+        """
+        What the value is loaded from: nothing but what was put there.
+
+        A file whose process lives cannot have been torn by a loss of power; it is read only if it has been changed.
+
+        Raises
+        ------
+        ValueUnreadable
+        OSError
+        """
+        if inline is not None:
+            small = Inline(inline)
+            small.verify(whose)
+            return small
+        name = str(file)
+        large = Mapped.open(self.folder / name)
+        try:
+            large.verify(name, trusted=name in self._verified or self._owners.alive(name.rpartition(".")[0]))
+        except BaseException:
+            large.close()
+            raise
+        if len(self._verified) >= REMEMBERED:
+            self._verified.clear()
+        self._verified.add(name)
+        return large
+
+    def reread(self, source: Inline | Mapped, what: str) -> Any:
+        """The value that was just put, as everybody gets it: what cannot be read is refused."""
+        try:
+            return source.load()
+        except ValueUnreadable as error:
+            raise ValueRefused(
+                f"{what}: the value can be pickled, but {error}. Return plain data, or mend how its class pickles."
+            ) from error
+        except OSError as error:
+            raise StoreError(f"{what}: what was just written to {self.folder} cannot be read: {error}.") from error
+
+    def unlink(self, file: str | None) -> None:
+        if file is not None:
+            with suppress(OSError):  # what stays is removed when this process is gone
+                (self.folder / file).unlink()
+
+    def of_the_dead(self) -> list[str]:
+        """Files of processes that are gone, which may be anybody's by now."""
+        return [path.name for path in self.folder.iterdir() if not self._owners.alive(path.name.rpartition(".")[0])]
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

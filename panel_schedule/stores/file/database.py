@@ -1,0 +1,439 @@
+"""The database of a file store: SQLite, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ...errors import StoreError
+from ..base import SOON, in_a_hurry
+from .locks import OF_BYTES, LockFile
+
+log = logging.getLogger("panel_schedule")
+
+# Of the tables below: a newer one is refused.
+SCHEMA_VERSION = 3
+
+# Seconds for which a writer waits for the others. Long enough for a burst, and no deadlock.
+PATIENCE = 5.0
+
+_TASKS = """
+CREATE TABLE entries (
+    space TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, updated_at INTEGER, duration REAL,
+    run_id TEXT, final INTEGER, wave INTEGER, inline BLOB, file TEXT, change INTEGER NOT NULL,
+    PRIMARY KEY (space, name)
+);
+CREATE INDEX changed_entries ON entries (change);
+CREATE TABLE tasks (
+    name TEXT PRIMARY KEY, server TEXT NOT NULL, fingerprint TEXT NOT NULL, trigger BLOB, override BLOB,
+    first_seen INTEGER NOT NULL, last_slot INTEGER, last_version INTEGER NOT NULL DEFAULT 0,
+    paused INTEGER NOT NULL DEFAULT 0, removed INTEGER NOT NULL DEFAULT 0, forgotten INTEGER NOT NULL DEFAULT 0,
+    stale INTEGER NOT NULL DEFAULT 0, outcome TEXT, error TEXT NOT NULL DEFAULT '', cancelled TEXT NOT NULL DEFAULT '',
+    owner TEXT, run_id TEXT, fence INTEGER NOT NULL DEFAULT 0, attempt INTEGER NOT NULL DEFAULT 0,
+    takeovers INTEGER NOT NULL DEFAULT 0, key TEXT, wave INTEGER, started_at INTEGER,
+    percent INTEGER NOT NULL DEFAULT -1, message TEXT NOT NULL DEFAULT '',
+    published INTEGER NOT NULL DEFAULT 0, over INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL
+);
+CREATE INDEX changed_tasks ON tasks (change);
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY, task TEXT NOT NULL, id TEXT NOT NULL, key TEXT, state TEXT NOT NULL,
+    attempt INTEGER NOT NULL, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
+    error TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER
+);
+CREATE INDEX runs_of_task ON runs (task, number);
+CREATE TABLE viewers (
+    owner TEXT NOT NULL, task TEXT NOT NULL, viewers INTEGER NOT NULL, PRIMARY KEY (owner, task)
+) WITHOUT ROWID;
+"""
+
+# Since version 2. Apart from its job stands what is not to be written again with each of its changes.
+_JOBS = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, function TEXT NOT NULL, key TEXT NOT NULL,
+    durable INTEGER NOT NULL, owner TEXT, state TEXT NOT NULL, attempt INTEGER NOT NULL DEFAULT 1,
+    fence INTEGER NOT NULL DEFAULT 1, percent INTEGER NOT NULL DEFAULT -1, message TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '', error TEXT NOT NULL DEFAULT '', cancelled INTEGER NOT NULL DEFAULT 0,
+    partials INTEGER NOT NULL DEFAULT 0, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
+    expires_at INTEGER, change INTEGER NOT NULL, user TEXT
+);
+CREATE INDEX IF NOT EXISTS changed_jobs ON jobs (change);
+CREATE INDEX IF NOT EXISTS jobs_of_function ON jobs (function, key);
+CREATE INDEX IF NOT EXISTS unfinished_jobs ON jobs (owner) WHERE owner IS NOT NULL;
+CREATE INDEX IF NOT EXISTS expiring_jobs ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS parts (
+    job TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, attempt INTEGER NOT NULL, inline BLOB, file TEXT
+);
+CREATE UNIQUE INDEX IF NOT EXISTS parts_of_job ON parts (job, kind, number);
+CREATE INDEX IF NOT EXISTS files_of_jobs ON parts (file) WHERE file IS NOT NULL;
+CREATE TABLE IF NOT EXISTS swept (change INTEGER NOT NULL);
+"""
+
+# Since version 3: what memoized functions gave, and what they are asked.
+_ANSWERS = """
+CREATE TABLE IF NOT EXISTS answers (
+    function TEXT NOT NULL, key TEXT NOT NULL, call TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 0,
+    basis TEXT NOT NULL DEFAULT '', updated_at INTEGER, duration REAL, size INTEGER NOT NULL DEFAULT 0,
+    used_at INTEGER NOT NULL, expires_at INTEGER, owner TEXT, fence INTEGER NOT NULL DEFAULT 0,
+    wanted TEXT NOT NULL DEFAULT '', takeovers INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
+    failed_at INTEGER, partials INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL, file TEXT, partial_file TEXT,
+    error BLOB, inline BLOB, partial_inline BLOB, PRIMARY KEY (function, key)
+);
+CREATE INDEX IF NOT EXISTS changed_answers ON answers (change);
+CREATE INDEX IF NOT EXISTS used_answers ON answers (function, used_at, size, updated_at) WHERE updated_at NOT NULL;
+CREATE INDEX IF NOT EXISTS files_of_answers ON answers (file) WHERE file NOT NULL;
+CREATE INDEX IF NOT EXISTS partials_of_answers ON answers (partial_file) WHERE partial_file NOT NULL;
+CREATE INDEX IF NOT EXISTS empty_answers ON answers (used_at) WHERE updated_at IS NULL;
+CREATE INDEX IF NOT EXISTS expiring_answers ON answers (expires_at) WHERE expires_at NOT NULL;
+CREATE INDEX IF NOT EXISTS unfinished_answers ON answers (owner) WHERE owner NOT NULL;
+CREATE TABLE IF NOT EXISTS counted (changes INTEGER NOT NULL);
+INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
+"""
+
+# Columns that came later, by table, and indexes: who does not know of them does without.
+_LATER = {"jobs": {"user": "TEXT"}}
+_RECENT = "CREATE INDEX IF NOT EXISTS recent_jobs ON jobs (function, number) WHERE owner IS NULL"
+
+# What is worth saving of a corrupt database. Claims of tasks are not: who has one publishes under the new one in vain.
+_COLUMNS = {
+    "entries": "space, name, version, updated_at, duration, run_id, final, wave, inline, file, change",
+    "tasks": "name, server, fingerprint, trigger, override, first_seen, last_slot, last_version, paused, fence, change",
+    "runs": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
+    "jobs": "number, id, function, key, durable, owner, state, attempt, fence, percent, message, reason, error, "
+    "cancelled, partials, queued_at, started_at, finished_at, expires_at, change, user",
+    "parts": "job, kind, number, attempt, inline, file",
+    "answers": "function, key, call, version, basis, updated_at, duration, size, used_at, expires_at, change, inline, "
+    "file",
+    "counted": "changes",
+}
+
+
+# The number that orders a change among all: one more than the last. The rows that carry them are never deleted.
+NEXT = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM entries), (SELECT ifnull(max(change), 0) FROM tasks)))"
+
+# The same for jobs, of which the last one may have been swept.
+NEXT_OF_JOBS = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM jobs), (SELECT ifnull(max(change), 0) FROM swept)))"
+
+# Bytes of the files that SQLite locks (its file format, "Locking"; its WAL format, 2.3.1): read locks on the first two
+# say that somebody has the database open; the last is nobody's there.
+_SHARED = (0x40000000 + 2, 510)
+_OPEN = (120 + 8, 1)
+_WRITING = (1 << 40, 1)
+
+# That alone is a reason to set a database aside: an error of any other kind says nothing about the file.
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class Corrupt(Exception):
+    """The file is no database, or no longer a whole one."""
+
+
+class Transaction:
+    """What is done in one transaction; `changed` once anything was."""
+
+    def __init__(self, connection: sqlite3.Connection):
+        self._connection = connection
+        self.changed = False
+
+    def one(self, question: str, *values: Any) -> sqlite3.Row | None:
+        """The first row of the answer."""
+        row: sqlite3.Row | None = self._connection.execute(question, values).fetchone()
+        return row
+
+    def all(self, question: str, *values: Any) -> list[sqlite3.Row]:
+        return self._connection.execute(question, values).fetchall()
+
+    def do(self, command: str, *values: Any) -> int:
+        """How many rows were affected."""
+        return self._connection.execute(command, values).rowcount
+
+    def change(self, number: str = NEXT) -> int:
+        """The number of the change that is being made."""
+        self.changed = True
+        return int(self._connection.execute(f"SELECT {number}").fetchone()[0])
+
+
+class Guards:
+    """
+    Locks beside those of SQLite, which are POSIX record locks: a process loses these as soon as it closes any other
+    descriptor of the files, as every copy of the directory does. Another process that opens and closes the database
+    would then delete its log under the feet of this one.
+
+    Raises
+    ------
+    StoreError
+    """
+
+    def __init__(self, path: Path):
+        self._database = LockFile(path)
+        try:
+            self._log = LockFile(f"{path}-shm")
+        except BaseException:
+            self._database.close()
+            raise
+        for file, (start, length) in ((self._database, _SHARED), (self._log, _OPEN)):
+            if not file.lock(shared=True, start=start, length=length):
+                self.close()
+                raise sqlite3.OperationalError("database is locked")
+
+    def begin(self) -> bool:
+        """Whether no other process writes."""
+        return self._log.lock(start=_WRITING[0], length=_WRITING[1])
+
+    def end(self) -> None:
+        self._log.unlock(start=_WRITING[0], length=_WRITING[1])
+
+    def lift(self) -> None:
+        """Before SQLite closes the files: the last one to do so puts its log away."""
+        for file in (self._database, self._log):
+            if not file.closed:
+                file.unlock()
+
+    def close(self) -> None:
+        """After that: it takes SQLite's locks away."""
+        self._database.close()
+        self._log.close()
+
+
+class Database:
+    """
+    Two connections to one file: a reader never waits for a writer.
+
+    Parameters
+    ----------
+    path : Path
+    synchronous : {"OFF", "NORMAL"}
+        OFF for what need not survive a loss of power.
+
+    Raises
+    ------
+    StoreError
+        From each method, when it cannot be done now.
+    Corrupt
+        From each method, when the file must be set aside.
+    """
+
+    def __init__(self, path: Path, synchronous: str):
+        self.path = path
+        self._synchronous = synchronous
+        self._writing = threading.Lock()
+        self._guards: Guards | None = None
+        self._reading = threading.Lock()
+        # What has been taken in of it: the last changes of values, and of tasks.
+        self.read_up_to = (0, 0)
+        with self._translated():
+            self._writer = self._connect(timeout=PATIENCE)
+            try:
+                self._migrate()
+                self._writer.execute("PRAGMA busy_timeout = 0")  # from here on `_patiently` waits
+                self._reader = self._connect(timeout=PATIENCE)
+                self._inode = os.stat(path).st_ino
+                self._guards = Guards(path) if OF_BYTES else None
+            except BaseException:
+                self._writer.close()
+                raise
+
+    def _connect(self, timeout: float) -> sqlite3.Connection:
+        if not self.path.exists():
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        connection.execute("PRAGMA journal_size_limit = 4000000")
+        return connection
+
+    def _migrate(self) -> None:
+        if self._writer.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise Corrupt("its pages do not fit together")
+        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"The store {self.path.parent} was written by a newer panel-schedule (schema {version}, this one knows "
+                f"{SCHEMA_VERSION}). Upgrade panel-schedule, or name another directory in ps.config.store."
+            )
+        if version == 0 and self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise Corrupt("it is a database of something else")
+        missing = {0: _TASKS + _JOBS + _ANSWERS, 1: _JOBS + _ANSWERS, 2: _ANSWERS}.get(version)
+        if missing is not None:
+            self._writer.executescript(f"BEGIN IMMEDIATE; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        for table, columns in _LATER.items():
+            for column in columns.keys() - _columns(self._writer, table):
+                self._writer.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
+        self._writer.execute(_RECENT)
+
+    @property
+    def there(self) -> bool:
+        """Whether the path still leads to the file that is open."""
+        try:
+            return os.stat(self.path).st_ino == self._inode
+        except OSError:
+            return False
+
+    @contextmanager
+    def write(self, durable: bool = False) -> Iterator[Transaction]:
+        """
+        A transaction, alone among all processes.
+
+        Parameters
+        ----------
+        durable : bool
+            On the disk before it returns.
+        """
+        with self._translated(), self._turn():
+            if not self.there:
+                raise StoreError(f"The store's database {self.path} has been deleted or replaced. It is made again.")
+            if durable:
+                self._writer.execute("PRAGMA synchronous = FULL")
+            try:
+                self._patiently("BEGIN IMMEDIATE")
+                try:
+                    yield Transaction(self._writer)
+                    self._writer.execute("COMMIT")
+                except BaseException:
+                    if self._writer.in_transaction:
+                        self._writer.execute("ROLLBACK")
+                    raise
+                finally:
+                    if self._guards is not None:
+                        self._guards.end()
+            finally:
+                if durable:
+                    self._writer.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    def do(self, command: str, *values: Any) -> int:
+        """
+        A transaction of one statement: how many rows were affected.
+
+        Nothing of Python happens while it has the lock, least of all a wait for the interpreter's own.
+        """
+        with self._translated(), self._turn():
+            done = self._patiently(command, values)
+            if self._guards is not None:
+                self._guards.end()
+            return done.rowcount
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Alone among the threads of this process."""
+        while not self._writing.acquire(timeout=SOON):
+            if in_a_hurry():
+                raise sqlite3.OperationalError("database is locked")
+        try:
+            yield
+        finally:
+            self._writing.release()
+
+    def _patiently(self, command: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """
+        Begin to write; to be followed by the end of the guards.
+
+        SQLite's own waiting doubles its pauses up to 100 ms; the transactions here take a tenth of one.
+        """
+        pause, waited = 0.0001, 0.0
+        while True:
+            if self._guards is None or self._guards.begin():
+                try:
+                    return self._writer.execute(command, values)
+                except BaseException as error:
+                    if self._guards is not None:
+                        self._guards.end()
+                    if (
+                        not isinstance(error, sqlite3.OperationalError)
+                        or not _is_busy(error)
+                        or waited > (SOON if in_a_hurry() else PATIENCE)
+                    ):
+                        raise
+            elif waited > (SOON if in_a_hurry() else PATIENCE):
+                raise sqlite3.OperationalError("database is locked")
+            slept = pause * random.random()
+            time.sleep(slept)
+            waited += slept
+            pause = min(pause * 1.1, 0.01)
+
+    def read(self, question: str, *values: Any) -> list[sqlite3.Row]:
+        """Rows of the last state that was committed."""
+        with self._reading, self._translated():
+            return self._reader.execute(question, values).fetchall()
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._writing, self._reading, suppress(sqlite3.Error):
+            # The number may be given to the next file.
+            self._inode = -1
+            if self._guards is not None:
+                self._guards.lift()
+            self._writer.close()
+            self._reader.close()
+            if self._guards is not None:
+                self._guards.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT:
+                raise Corrupt(str(error)) from error
+            raise StoreError(f"The store {self.path.parent} cannot be used now: {error}. {_remedy(error)}") from error
+        except OSError as error:
+            raise StoreError(f"The store {self.path.parent} cannot be used now: {error}.") from error
+
+
+def set_aside(path: Path, why: object) -> Path:
+    """Rename a corrupt database and what belongs to it; the new name is returned."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    log.error(
+        "The store's database %s is corrupt (%s). It is kept as %s, and a new one takes over what can still be read.",
+        path, why, aside.name,
+    )  # fmt: skip
+    return aside
+
+
+def salvage(aside: Path, into: Transaction) -> int:
+    """Copy what can be read of a corrupt database, values first; how many rows that were."""
+    copied = 0
+    with suppress(sqlite3.Error):
+        old = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True)
+        # From the end, too: a page in the middle stops the first pass.
+        for (table, columns), order in product(_COLUMNS.items(), ("ASC", "DESC")):
+            with suppress(sqlite3.Error):
+                there = _columns(old, table)
+                columns = ", ".join(column for column in columns.split(", ") if column in there)
+                for row in old.execute(f"SELECT {columns} FROM {table} ORDER BY rowid {order}"):
+                    marks = ", ".join("?" * len(row))
+                    copied += into.do(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", *row)
+        old.close()
+    return copied
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return "locked" in str(error) or "busy" in str(error)
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    text = str(error)
+    if "full" in text:
+        return "Free some space on that disk."
+    if "readonly" in text or "unable to open" in text:
+        return "Give the user that runs the server the right to write there."
+    if _is_busy(error):
+        return "Another process holds it for seconds: is one stopped, or is the disk overloaded?"
+    return "Look at that disk."

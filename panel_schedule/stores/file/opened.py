@@ -1,0 +1,285 @@
+"""The directory of a file store while it is open: what can happen to it, and what the other processes do there."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sqlite3
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextvars import Context
+from pathlib import Path
+from typing import Any
+
+from ...clock import Clock
+from ...errors import ScheduleError, StoreError
+from ...serialize.entry import Entry
+from ..base import Listener
+from .blobs import Shelf
+from .database import Corrupt, Database, Transaction, salvage, set_aside
+from .directory import door, private
+from .liveness import Owners
+from .wakeup import Bells
+
+log = logging.getLogger("panel_schedule")
+
+# How often, in seconds, a process looks who has died, and for changes that no bell told it of.
+LOOK = 1.0
+
+# The same where a process can have no bell.
+LOOK_WITHOUT_BELL = 0.05
+
+_FILES = """SELECT file FROM entries WHERE file NOT NULL UNION ALL SELECT file FROM parts WHERE file NOT NULL
+UNION ALL SELECT file FROM answers WHERE file NOT NULL
+UNION ALL SELECT partial_file AS file FROM answers WHERE partial_file NOT NULL"""
+
+
+class House(ABC):
+    """The part of a file store that keeps it open; the others know the values, and schedules and runs."""
+
+    _entries: dict[tuple[str, str], Entry]
+
+    def __init__(self, folder: Path, clock: Clock, persistent: bool):
+        self._folder = folder
+        self._clock = clock
+        self._persistent = persistent
+        # Held while the directory is opened.
+        self._opening = threading.RLock()
+        self._listener: threading.Thread | None = None
+        self._closed = False
+        self._stored: list[Listener] = []
+        self._noticed: list[Callable[[str], object]] = []
+        self._trouble = ""
+        self._owners = Owners(folder)
+        self._shelf = Shelf(folder / "values", self._owners, persistent, self._renew)
+        self._open()
+
+    @abstractmethod
+    def seed(self, entries: dict[tuple[str, str], Entry]) -> None: ...
+    @abstractmethod
+    def _catch_up(self) -> None: ...
+    @abstractmethod
+    def _rescue(self, former: Database) -> None: ...
+    @abstractmethod
+    def _replace_files(self) -> None: ...
+
+    @property
+    def _files(self) -> Path:
+        return self._shelf.folder
+
+    # ------------------------------------------------------------ the directory
+
+    def _open(self, corrupt: Database | None = None, why: object = None) -> None:
+        private(self._folder)
+        try:
+            with door(self._folder), ExitStack() as undo:
+                self._files.mkdir(mode=0o700, exist_ok=True)
+                self._me = self._owners.join()
+                undo.callback(self._owners.leave)
+                bells = Bells(self._folder, self._me)
+                undo.callback(bells.close)
+                # Another process may have set it aside meanwhile.
+                self._database = self._connect(why if corrupt is not None and corrupt.there else None)
+                self._bells = bells
+                undo.pop_all()
+            self._sweep()
+        except OSError as error:
+            raise StoreError(
+                f"The store {self._folder} cannot be used: {error.strerror or error}. Give the user that runs the "
+                "server the right to write there, or name another directory in ps.config.store."
+            ) from error
+
+    def _connect(self, why: object = None) -> Database:
+        path, synchronous = self._folder / "store.db", "NORMAL" if self._persistent else "OFF"
+        if why is None:
+            try:
+                return Database(path, synchronous)
+            except Corrupt as found:
+                why = found
+        aside = set_aside(path, why)
+        try:
+            database = Database(path, synchronous)
+            with database.write() as tx:
+                salvage(aside, tx)
+        except Corrupt as error:
+            raise StoreError(f"The store {self._folder} cannot be used: a new database is corrupt ({error}).") from None
+        return database
+
+    def _renew(self, corrupt: Database | None = None, why: object = None) -> None:
+        """
+        Go on with another database, where the one that is open is corrupt or gone.
+
+        Values that this process has in memory are not lost.
+        """
+        if corrupt is None and self._database.there and self._owners.known:
+            return
+        with self._opening:
+            former = self._database
+            if self._closed or (corrupt is not former if corrupt else former.there and self._owners.known):
+                return
+            self._bells.close()
+            self._open(corrupt, why)
+            if corrupt is None and not former.there:
+                # It can be read as long as it is open, be it deleted.
+                self._rescue(former)
+            # Only now: as long as it is open no other file gets its number, by which it is told from others.
+            former.close()
+            if corrupt is None:
+                log.error(
+                    "Files of the store's directory %s were deleted or replaced while it was in use. It goes on with "
+                    "the values that this process has.", self._folder,
+                )  # fmt: skip
+            self.seed(self._entries)
+            self._bells.ring()
+        self._catch_up()
+
+    @contextmanager
+    def _transaction(self, durable: bool = False, news: bool = False) -> Iterator[Transaction]:
+        """The others hear of it in a moment, of `news` at once."""
+        self._require_open()
+        self._renew()
+        database = self._database
+        try:
+            with database.write(durable) as tx:
+                yield tx
+        except Corrupt as why:
+            self._renew(database, why)
+            raise self._renewed(why) from why
+        if tx.changed:
+            self._ring(at_once=news)
+
+    def _do(self, command: str, *values: Any) -> int:
+        """A transaction of one statement: how many rows were affected."""
+        self._require_open()
+        self._renew()
+        database = self._database
+        try:
+            done = database.do(command, *values)
+        except Corrupt as why:
+            self._renew(database, why)
+            raise self._renewed(why) from why
+        if done:
+            self._ring()
+        return done
+
+    def _ring(self, at_once: bool = False) -> None:
+        if at_once or self._listener is None or not self._bells.works:
+            self._bells.ring()
+        else:
+            self._bells.ring_soon()
+
+    def _read(self, question: str, *values: Any, of: Database | None = None) -> list[sqlite3.Row]:
+        self._require_open()
+        database = of or self._database
+        try:
+            return database.read(question, *values)
+        except Corrupt as why:
+            self._renew(database, why)
+            raise self._renewed(why) from why
+
+    def _unlink_unless_known(self, file: str | None) -> None:
+        """After a failure that may have come behind the commit: Ctrl-C comes anywhere."""
+        with suppress(ScheduleError):  # it is swept some day
+            if file is not None and not self._read(f"SELECT 1 FROM ({_FILES}) WHERE file = ?", file):
+                self._shelf.unlink(file)
+
+    def _sweep(self) -> None:
+        """Remove the value files that nothing refers to, of processes that died before they could."""
+        # Asked in this order: what the dead have committed is to be seen.
+        left = self._shelf.of_the_dead()
+        known = {row["file"] for row in self._read(_FILES)}
+        for file in left:
+            if file not in known:
+                self._shelf.unlink(file)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"The store {self._folder} is closed. Make another one.")
+
+    def _renewed(self, why: object) -> StoreError:
+        return StoreError(f"The store {self._folder} was corrupt ({why}) and has been made anew. Try again.")
+
+    def _alive(self, owner: str) -> bool:
+        return self._owners.alive(owner)
+
+    def close(self) -> None:
+        with self._opening:
+            if self._closed:
+                return
+            self._closed = True
+        self._bells.ring_here()
+        if self._listener is not None and self._listener is not threading.current_thread():
+            self._listener.join(LOOK)
+        with suppress(ScheduleError, Corrupt), self._database.write() as tx:
+            tx.do("DELETE FROM viewers WHERE owner = ?", self._me)
+        with suppress(OSError), door(self._folder) if self._database.there else nullcontext():
+            self._leave()
+            if not self._persistent and not self._owners.anyone():
+                shutil.rmtree(self._folder, ignore_errors=True)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Idempotent."""
+        self._database.close()
+        self._bells.close()
+        self._owners.leave()
+
+    # ------------------------------------------------------------ what the others do
+
+    def _notice(self, task: str) -> None:
+        for noticed in self._noticed:
+            noticed(task)
+
+    def _complain_once(self, error: Exception) -> None:
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            log.error("What other processes have stored cannot be read now: %s", error)
+
+    def subscribe(self, stored: Listener, noticed: Callable[[str], object] = lambda task: None) -> None:
+        self._stored.append(stored)
+        self._noticed.append(noticed)
+
+    def listen(self) -> None:
+        with self._opening:
+            if self._listener is None and not self._closed:
+                self._listener = threading.Thread(target=self._listen, name="panel-schedule-store", daemon=True)
+                Context().run(self._listener.start)
+
+    def _listen(self) -> None:
+        looked = self._clock.monotonic()
+        while not self._closed:
+            # Also when it rings all the time.
+            pause = looked + LOOK - self._clock.monotonic()
+            self._bells.wait(pause if self._bells.works else min(pause, LOOK_WITHOUT_BELL))
+            if self._closed:
+                return
+            try:
+                self._catch_up()
+                if self._clock.monotonic() - looked >= LOOK:
+                    looked = self._clock.monotonic()
+                    self._renew()
+                    self._replace_files()
+                    self._look_for_the_dead()
+            except (ScheduleError, OSError) as error:
+                if not self._closed:
+                    self._complain_once(error)
+                    self._bells.wait(LOOK)
+            except BaseException:  # of the store's own thread
+                log.exception("Reading the store failed at something that is a bug of panel-schedule; it goes on.")
+                self._bells.wait(LOOK)
+
+    def _look_for_the_dead(self) -> None:
+        for owner in self._owners.others():
+            if not self._owners.alive(owner):
+                tasks = self._read("SELECT name FROM tasks WHERE owner = ?", owner)
+                for task in tasks:
+                    self._notice(task["name"])
+                if not tasks:
+                    with self._transaction() as tx:
+                        tx.do("UPDATE tasks SET change = ? WHERE name IN (SELECT task FROM viewers WHERE owner = ?)",
+                              tx.change(), owner)  # fmt: skip
+                        tx.do("DELETE FROM viewers WHERE owner = ?", owner)
+                    self._owners.bury(owner)
+                    self._sweep()

@@ -1,0 +1,209 @@
+"""What every store promises of runs, as tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import RunFenced
+from ...functions.run import RunRecord, RunState
+from ...stores.base import TASK, Claim, Refusal, Store
+from .tools import claim, ended, enroll, put, raises, refusal, second, skipped
+
+
+class RunContract:
+    """One run at a time has a task, it alone publishes, and the history has what became of it."""
+
+    history_limit = 5
+
+    # ------------------------------------------------------------ claims
+
+    def test_a_claim_is_exclusive(self, store: Store) -> None:
+        """One run holds a task, the others are told so; each task has its own (invariant 6)."""
+        got = claim(store, "sales", "run1", mark=second(1))
+        assert (got.task, got.run_id, got.attempt) == ("sales", "run1", 1)
+        assert refusal(store, "sales", mark=second(2)) == refusal(store, "sales") == Refusal.HELD
+        assert refusal(store, "rates", mark=second(1)) is None
+
+    def test_a_slot_is_claimed_once(self, store: Store) -> None:
+        """Also after its run has ended; earlier slots are gone with it (invariant 14)."""
+        store.release(claim(store, "sales", mark=second(10)))
+        answers = [refusal(store, "sales", mark=second(number)) for number in (10, 9, 11)]
+        assert answers == [Refusal.HANDLED, Refusal.HANDLED, None]
+
+    def test_an_upstreams_versions_are_claimed_once(self, store: Store) -> None:
+        """As a slot is."""
+        store.release(claim(store, "sales", mark=10))
+        answers = [refusal(store, "sales", mark=number) for number in (10, 9, 11)]
+        assert answers == [Refusal.HANDLED, Refusal.HANDLED, None]
+
+    def test_a_run_can_see_more_of_its_upstream(self, store: Store) -> None:
+        """Those versions are handled with it; a claim that is lost handles nothing."""
+        held = claim(store, "sales", mark=3)
+        store.advance(held, 5)
+        store.release(held)
+        store.advance(held, 9)
+        assert [refusal(store, "sales", mark=number) for number in (5, 6)] == [Refusal.HANDLED, None]
+
+    def test_a_refused_claim_handles_no_slot(self, store: Store) -> None:
+        """The slot is still there for the next one."""
+        held = claim(store, "sales", mark=second(1))
+        assert refusal(store, "sales", mark=second(2)) == Refusal.HELD
+        store.release(held)
+        assert refusal(store, "sales", mark=second(2)) is None
+
+    def test_a_request_needs_no_slot(self, store: Store) -> None:
+        """And handles none."""
+        enroll(store, "sales")
+        store.release(claim(store, "sales", mark=second(10)))
+        store.release(claim(store, "sales"))
+        row = store.row("sales")
+        assert row is not None
+        assert row.last_slot == second(10)
+        assert refusal(store, "sales", mark=second(11)) is None
+
+    def test_a_first_run_is_for_nothing_where_there_is_a_value(self, store: Store) -> None:
+        """Another process was quicker; the slot is not used up."""
+        assert refusal(store, "sales", mark=second(1), first=True) is None
+        put(store, "sales", 1, TASK)
+        assert refusal(store, "sales", mark=second(2), first=True) == Refusal.HANDLED
+        assert refusal(store, "sales", mark=second(2)) is None
+
+    def test_later_claims_have_later_fences(self, store: Store) -> None:
+        """Of one task, always, also after it was forgotten."""
+        fences = []
+        for number in range(4):
+            if number == 3:
+                store.forget("sales")
+                enroll(store, "sales", late=True)
+            held = claim(store, "sales", f"run{number}")
+            fences.append(held.fence)
+            store.release(held)
+        assert fences == sorted(set(fences))
+
+    def test_the_holder_may_publish(self, store: Store) -> None:
+        """As often as it likes; the entries name its run and its wave."""
+        held = claim(store, "sales", "run1", mark=second(1), wave=second(1))
+        entries = [put(store, "sales", value, TASK, claim=held) for value in (1, 2)]
+        found = [(entry.version, entry.run_id, entry.wave) for entry in entries]
+        assert found == [(1, "run1", second(1)), (2, "run1", second(1))]
+
+    def test_a_lost_claim_publishes_nothing(self, store: Store) -> None:
+        """RunFenced, and nothing changes, however it was lost (invariant 10)."""
+        for task, lose in (
+            ("released", store.release),
+            ("void", store.void),
+            ("handed over", store.hand_over),
+            ("forgotten", lambda lost: store.forget(lost.task)),
+        ):
+            enroll(store, task)
+            put(store, task, "good", TASK)
+            lost = claim(store, task)
+            lose(lost)
+            before = store.entry(TASK, task)
+            with raises(RunFenced, repr(task)):
+                put(store, task, "late", TASK, claim=lost)
+            with raises(RunFenced, repr(task)):
+                store.seal(lost)
+            assert store.entry(TASK, task) == before
+            assert put(store, task, "next", TASK).version == 2
+
+    def test_a_claim_that_another_run_has_by_now_publishes_nothing(self, store: Store) -> None:
+        """The newer value stays."""
+        lost = claim(store, "sales", "run1")
+        store.release(lost)
+        newer = put(store, "sales", "newer", TASK, claim=claim(store, "sales", "run2"))
+        with raises(RunFenced):
+            put(store, "sales", "late", TASK, claim=lost)
+        assert store.entry(TASK, "sales") == newer
+
+    def test_a_void_claim_still_holds_the_task(self, store: Store) -> None:
+        """Until the one that void returned is released (invariant 6)."""
+        held = store.void(claim(store, "sales"))
+        assert refusal(store, "sales") == Refusal.HELD
+        store.release(store.void(held))
+        assert refusal(store, "sales") is None
+
+    def test_what_is_done_with_a_lost_claim_takes_nothing_from_its_successor(self, store: Store) -> None:
+        """Void, release, hand over and advance are harmless."""
+        lost = claim(store, "sales", "run1", mark=1)
+        store.release(lost)
+        current = claim(store, "sales", "run2", mark=2)
+        store.void(lost)
+        store.release(lost)
+        store.hand_over(lost)
+        store.advance(lost, 9)
+        assert refusal(store, "sales") == Refusal.HELD
+        assert put(store, "sales", "value", TASK, claim=current).version == 1
+        store.release(current)
+        assert refusal(store, "sales", mark=3) is None
+
+    def test_a_run_that_is_handed_over_can_be_had(self, store: Store) -> None:
+        """By whoever takes it over, or, where it cannot outlive the process, by the next claim."""
+        store.hand_over(claim(store, "sales", "run1", mark=second(1), key=second(1)))
+        taken = store.take_over("sales", second(2))
+        if taken is None:
+            taken = claim(store, "sales", "run2")
+        assert isinstance(taken, Claim)
+        assert put(store, "sales", 1, TASK, claim=taken).run_id == taken.run_id
+
+    def test_a_live_run_is_not_taken_over(self, store: Store) -> None:
+        """However long it takes."""
+        held = claim(store, "sales")
+        assert store.take_over("sales", second(10**6)) is None
+        assert put(store, "sales", 1, TASK, claim=held).version == 1
+
+    def test_the_last_value_of_several_can_be_made_the_final_one(self, store: Store) -> None:
+        """The same version, and listeners hear of it."""
+        heard: list[Any] = []
+        store.subscribe(lambda space, name, entry: heard.append((entry and entry.version, entry and entry.final)))
+        held = claim(store, "sales")
+        assert not put(store, "sales", 1, TASK, claim=held, final=False).final
+        sealed, entry = store.seal(held), store.entry(TASK, "sales")
+        assert sealed is not None
+        assert sealed == entry
+        assert (sealed.value, sealed.version, sealed.final) == (1, 1, True)
+        assert heard == [(1, False), (1, True)]
+
+    def test_progress_and_cancel_of_a_run_that_is_over_are_harmless(self, store: Store) -> None:
+        """They come late."""
+        held = claim(store, "sales", "run1")
+        store.progress(held, 50, "half")
+        store.cancel("sales", "run1")
+        store.release(held)
+        store.progress(held, 60, "more")
+        store.cancel("sales", "run1")
+        assert refusal(store, "sales") is None
+
+    # ------------------------------------------------------------ history
+
+    def test_the_history_has_the_newest_first(self, store: Store) -> None:
+        """And no more than its limit; nothing where there were no runs."""
+        assert store.history("sales") == []
+        for number in range(self.history_limit + 3):
+            assert store.record("sales", ended(number))
+        read = store.history("sales")
+        store.record("sales", ended(99))
+        assert read == [ended(number) for number in range(self.history_limit + 2, 2, -1)]
+
+    def test_a_record_comes_back_whole(self, store: Store) -> None:
+        """Each of its facts."""
+        record = RunRecord(
+            "run", "key", RunState.FAILED, 2, second(1), second(2), second(3), "ValueError: no", "reason", second(4)
+        )
+        store.record("sales", record)
+        assert store.history("sales") == [record]
+
+    def test_a_skipped_stretch_that_goes_on_becomes_longer(self, store: Store) -> None:
+        """For one reason; after another record it is one of its own (invariant 5)."""
+        enroll(store, "sales")
+        new = [store.record("sales", skipped(at, at, why)) for at, why in enumerate(["overlap", "overlap", "paused"])]
+        store.record("sales", ended(3))
+        new.append(store.record("sales", skipped(4, 4, "paused")))
+        assert new == [True, False, True, True]
+        stretches = [(record.key, record.until, record.reason) for record in store.history("sales")]
+        assert stretches == [
+            (second(4), second(4), "paused"),
+            (second(3), None, ""),
+            (second(2), second(2), "paused"),
+            (second(0), second(1), "overlap"),
+        ]

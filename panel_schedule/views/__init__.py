@@ -1,0 +1,1 @@
+"""What a page shows: reactive views and components."""

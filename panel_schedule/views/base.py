@@ -1,0 +1,576 @@
+"""The session's own reactive face of a task or a stored value; it dies with the session."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from contextvars import Context
+from datetime import datetime
+from functools import partial
+from itertools import count
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import panel as pn
+import param
+from bokeh.document import Document
+from panel.io.state import set_curdoc
+from param import Skip
+from param.parameterized import Event, Watcher, _batch_call_watchers, discard_events
+
+from ..clock import Clock
+from ..errors import is_interrupt
+from ..functions.task import Task, TaskStatus
+from ..serialize.copies import holding_frames, own_copies
+from ..serialize.entry import Entry
+from ..serialize.errors import first_line
+from ..stores.base import TASK, USER
+from .widgets import Percent, Text
+
+log = logging.getLogger("panel_schedule")
+
+# The fan-out updates up to this many documents, for up to this many seconds, then lets the
+# event loop turn: 200 sessions at once would stall every page otherwise.
+BURST = 5
+BURST_SECONDS = 0.005
+PAUSE_SECONDS = 0.001
+
+# An update that fails is repeated so often, the first time after twice so many seconds, then after twice as many.
+REPEATS = 6
+REPEAT_SECONDS = 0.05
+
+
+# So many of one session are more than a page needs.
+MANY = 50
+
+# No value is the same as this one: param compares the old one with the new one, item by item.
+outdated = object()
+
+
+class _OwnValue(param.Parameter):  # type: ignore[type-arg]
+    """A value that belongs to one session: reading it in another one warns."""
+
+    def __get__(self, obj: Any, objtype: Any = None) -> Any:
+        if obj is not None:
+            obj._warn_abroad()
+        return super().__get__(obj, objtype)
+
+
+class View(param.Parameterized):
+    """
+    A stored value as seen by one session. Its params serve as references for any component.
+
+    A data frame is handed over as the session's own shallow copy (copy-on-write; a full copy before pandas 3), also one
+    in a dict, list, tuple or dataclass, so that an editable table changes nobody else's data.
+    """
+
+    value = _OwnValue(doc="The last good value.")
+
+    version = param.Integer(default=0, doc="Number of the value, from 1; 0 before the first one.")
+
+    updated_at = param.Parameter(doc="When the value was stored: an aware datetime in UTC, None before the first one.")
+
+    def __init__(self, home: weakref.ref[Document] | None, **params: Any):
+        self._home = home
+        self._abroad = False
+        # What it shows before there is a value: a copy of this.
+        self._default: Any = None
+        # The watchers that have failed, with what they are still to be told; and how the last one did.
+        self._untold: dict[int, tuple[Watcher, list[Event]]] = {}
+        self._trouble: BaseException | None = None
+        super().__init__(**params)
+
+    def pipe(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """
+        Bind a function to the live value: ``pn.panel(view.pipe(chart))``.
+
+        Parameters
+        ----------
+        function : callable
+            Called as ``function(value, *args, **kwargs)`` after each update, and not before
+            there is a value: until then nothing is shown.
+        *args, **kwargs
+            Values or references, as in ``pn.bind``.
+        """
+
+        def piped(value: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.version == 0:
+                raise Skip
+            return function(value, *args, **kwargs)
+
+        return pn.bind(piped, self.param.value, *args, **kwargs)
+
+    def _set(self, **changes: Any) -> None:
+        """
+        Set params, and tell each watcher of all that concerns it: one that fails stops no other one.
+
+        It is told again with the next call.
+        """
+        told = self.param
+        with _batch_call_watchers(self, enable=True, run=False):
+            told.update(**changes)
+        events, watchers = list(told._events), list(told._state_watchers)
+        untold, self._untold, self._trouble = self._untold, {}, None
+        calls = {id(watcher): (watcher, events) for watcher in sorted(watchers, key=lambda each: each.precedence)}
+        for watcher, earlier in untold.values():
+            later = {event.name for event in events} if id(watcher) in calls else set()
+            missed = [event._replace(new=getattr(self, event.name)) for event in earlier if event.name not in later]
+            calls[id(watcher)] = watcher, [*missed, *(events if later else [])]
+        for watcher, due in calls.values():
+            told._events, told._state_watchers = list(due), [watcher]
+            try:
+                told._batch_call_watchers()
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
+                self._trouble = error
+                self._untold[id(watcher)] = watcher, due
+
+    def _attempt(self, follow: Callable[[], None], changed: Callable[[], None]) -> None:
+        """Bring it up to date at once; where that fails, soon."""
+        try:
+            follow()
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            changed()
+        else:
+            if self._trouble is not None:
+                changed()
+
+    def _give_up(self) -> None:
+        self._untold, self._trouble = {}, None
+
+    def _take(self, entry: Entry | None, default: Any) -> dict[str, Any]:
+        if entry is None:
+            if self.version or default is self._default:
+                return {}
+            self._default = default
+            return {"value": own_copies(default, holding_frames(default))}
+        if entry.version == self.version:
+            return {}
+        value = entry.for_page()
+        with discard_events(self):
+            # param compares the old value with the new one, item by item, to see whether it changed.
+            # A new version is news by itself, also when a task returns the list that it returned before.
+            self.value = outdated
+        return {"value": value, "version": entry.version, "updated_at": entry.updated_at}
+
+    def _warn_abroad(self) -> None:
+        if self._abroad or (here := pn.state.curdoc) is None or here.session_context is None:
+            return
+        if self._home is not None and here is self._home():
+            return
+        self._abroad = True
+        warnings.warn(
+            f"{self!r} belongs to another session than the one that reads it now. Make one with .view() (or .rx) in "
+            "the code of the page, once per session, instead of sharing one through a global.",
+            stacklevel=4,
+        )
+
+
+class TaskView(View):
+    """
+    A task as seen by one session; made by ``task.view()``.
+
+    Besides its value it carries what there is to say about it: state, progress, errors.
+    """
+
+    state: Any = param.Selector(
+        default="idle",
+        objects=["idle", "queued", "running", "failed", "paused", "removed"],
+        doc="What the task is doing.",
+    )
+
+    running = param.Boolean(default=False, doc="True from queued on, until the run has ended.")
+
+    percent = Percent(doc="Progress of the run; -1 while unknown.")
+
+    message = Text(doc="What the run says about its progress.")
+
+    error = Text(doc='First line of the last failure; "" when the last run succeeded.')
+
+    stale = param.Boolean(default=False, doc="The value is older than the task promised.")
+
+    next_run = param.Parameter(
+        doc="""
+        When it is due next: an aware datetime, in the zone of its cron schedule, else of ``ps.config.timezone`` or
+        UTC. None where no clock decides."""
+    )
+
+    _task: Task[Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<TaskView {self.name!r} version {self.version}>"
+
+    def _promise(self) -> tuple[datetime, datetime | None]:
+        """What time it is, and until when the value is what the task promised."""
+        assert self._task is not None
+        return self._task.promise()
+
+    def _follow(self, task: Task[Any]) -> None:
+        self._task = task
+        status: TaskStatus = task.status
+        news = {}
+        try:
+            news = self._take(task.entry, task.policy.default)
+        finally:  # whatever becomes of the value
+            self._set(
+                state=status.state,
+                running=status.running,
+                percent=status.percent,
+                message=status.message,
+                error=status.error,
+                stale=status.stale,
+                next_run=status.next_run,
+                **news,
+            )
+
+
+class Own(Protocol):
+    """A view that belongs to one session alone."""
+
+    def _follow(self) -> None: ...
+    def _leave(self) -> None: ...
+
+
+V = TypeVar("V", bound=Own)
+
+# The namespace of what belongs to one session, beside those of the store.
+OWN = "own"
+
+
+class _Shown(NamedTuple):
+    """A view, what brings it up to date, the task that it shows, if it is one, and what the session's end calls."""
+
+    view: Any
+    follow: Callable[[], None]
+    task: Task[Any] | None = None
+    left: Callable[[], object] = lambda: None
+
+
+class _Session:
+    """What one document shows, and what of it has changed. Never refers to the document strongly."""
+
+    __slots__ = ("__weakref__", "changed", "document", "failing", "loaded", "views")
+
+    def __init__(self, document: weakref.ref[Document] | None):
+        self.document = document
+        # A change that is sent while the browser still loads the page can be lost: it waits until then.
+        self.loaded = document is None or pn.state.loaded
+        self.views: dict[tuple[str, str], _Shown] = {}
+        self.changed: set[tuple[str, str]] = set()
+        # How often the update of a view has failed.
+        self.failing: dict[tuple[str, str], int] = {}
+
+
+class Views:
+    """
+    All views of this process, and the way a new value takes to them.
+
+    Parameters
+    ----------
+    clock : Clock
+    loop : callable
+        Returns the server's (or the notebook's) event loop, None where there is none.
+    watch : callable
+        ``watch(task, 1)`` and ``watch(task, -1)`` when a session begins and ceases to show a task.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        loop: Callable[[], asyncio.AbstractEventLoop | None],
+        watch: Callable[[Task[Any], int], object],
+    ):
+        self._clock = clock
+        self._loop = loop
+        self._watch = watch
+        self._lock = threading.Lock()
+        self._number = count(1)
+        # By document, so that the lookup is one per session; emptied by the session's end.
+        self._sessions: dict[Document | None, _Session] = {}
+        self._showing: dict[tuple[str, str], set[_Session]] = {}
+        self._waiting: dict[_Session, None] = {}
+        self._pumping: object = None
+        # Seconds that one document takes, a running mean; it begins high, so that the first burst is short.
+        self._cost = BURST_SECONDS
+
+    def __len__(self) -> int:
+        """How many views are alive."""
+        with self._lock:
+            return sum(len(session.views) for session in self._sessions.values())
+
+    def of_task(self, task: Task[Any]) -> TaskView:
+        """This session's view of a task."""
+        key = (TASK, task.name)
+        view, follow, new = self._find(key, task, lambda home: self._new_task_view(task, home))
+        if new:
+            if self._is_shown(key):
+                self._watch(task, 1)
+            # After subscribing, read once more: a value may have come in between.
+            view._attempt(follow, partial(self.changed, *key))
+        return view  # type: ignore[return-value]
+
+    def of_name(self, name: str, entry: Callable[[], Entry | None]) -> View:
+        """This session's view of a value in ``ps.store``."""
+        view, follow, new = self._find((USER, name), None, lambda home: self._new_named_view(entry, home, name))
+        if new:
+            view._attempt(follow, partial(self.changed, USER, name))
+        return view
+
+    def admit(
+        self, make: Callable[[weakref.ref[Document] | None, Callable[[], None]], V], name: str | None = None
+    ) -> V:
+        """
+        A view of this session's own of something that no other session sees.
+
+        Parameters
+        ----------
+        make : callable
+            Called as ``make(home, changed)``; the view's ``_follow()`` comes after each ``changed()``, and its
+            ``_leave()`` at the end of the session.
+        name : str, optional
+            With the same one a session gets the same view again.
+        """
+        document = pn.state.curdoc
+        key = (OWN, name or str(next(self._number)))
+        with self._lock:
+            session = self._sessions.get(document)
+            if session is not None and key in session.views:
+                return session.views[key].view  # type: ignore[no-any-return]
+        view = make(None if document is None else weakref.ref(document), partial(self.changed, *key))
+        if document is None or document.session_context is not None:
+            self._enter(document, key, _Shown(view, view._follow, left=view._leave))
+        return view
+
+    def _is_shown(self, key: tuple[str, str]) -> bool:
+        with self._lock:
+            return key in self._showing
+
+    def changed(self, space: str, name: str) -> None:
+        """Something about it is new; callable from any thread, returns at once."""
+        key = (space, name)
+        if key not in self._showing:
+            return
+        with self._lock:
+            sessions = list(self._showing.get(key, ()))
+        self._update(key, sessions)
+
+    def _update(self, key: tuple[str, str], sessions: list[_Session]) -> None:
+        with self._lock:
+            for session in sessions:
+                session.changed.add(key)
+                if session.loaded:
+                    self._waiting[session] = None
+            if not self._waiting:
+                return
+            loop = self._loop()
+            # One at a time: two threads that update one view would disturb each other in param.
+            if self._pumping is (loop or self):
+                return
+            self._pumping = loop or self
+        if loop is None:
+            self._push_everything()
+        else:
+            loop.call_soon_threadsafe(self._pump, loop, context=Context())
+
+    # ------------------------------------------------------------ sessions
+
+    def _find(
+        self,
+        key: tuple[str, str],
+        task: Task[Any] | None,
+        make: Callable[[weakref.ref[Document] | None], tuple[View, Callable[[], None]]],
+    ) -> tuple[View, Callable[[], None], bool]:
+        document = pn.state.curdoc
+        if document is not None and document.session_context is None:
+            # A document that no browser will ever see, as --warm makes them: nobody would end its session.
+            return (*make(None), True)
+        home = None if document is None else weakref.ref(document)
+        with self._lock:
+            session = self._sessions.get(document)
+            known = session.views.get(key) if session is not None else None
+        if known is not None and known.task is task:
+            return known.view, known.follow, False
+        if known is not None and known.task is not None:
+            # Of a task of that name which was cancelled: its view keeps the last value, for those who have it.
+            self._watch(known.task, -1)
+        view, follow = make(home)
+        self._enter(document, key, _Shown(view, follow, task))
+        return view, follow, True
+
+    def _enter(self, document: Document | None, key: tuple[str, str], shown: _Shown) -> None:
+        home = None if document is None else weakref.ref(document)
+        with self._lock:
+            session = self._sessions.get(document)
+            opened = session is None
+            if session is None:
+                session = self._sessions[document] = _Session(home)
+            session.views[key] = shown
+            many = len(session.views) == MANY and document is not None
+            self._showing.setdefault(key, set()).add(session)
+        if many:
+            log.warning(
+                "One session has made %d views and jobs, the last one of %r. Those that are made in a callback, or in "
+                "a function of pn.bind, pile up until the session ends: make one outside, and give it the widgets "
+                "themselves as arguments.", MANY, shown.view.name,
+            )  # fmt: skip
+        if opened and document is not None:
+            document.on_session_destroyed(_forgetter(weakref.ref(self), weakref.ref(document)))
+            if not session.loaded:
+                document.on_event("document_ready", _loader(weakref.ref(self), weakref.ref(session)))
+
+    def _new_task_view(self, task: Task[Any], home: weakref.ref[Document] | None) -> tuple[View, Callable[[], None]]:
+        view = TaskView(home, name=task.name)
+        return view, partial(view._follow, task)
+
+    def _new_named_view(
+        self, entry: Callable[[], Entry | None], home: weakref.ref[Document] | None, name: str
+    ) -> tuple[View, Callable[[], None]]:
+        view = View(home, name=name)
+
+        def follow() -> None:
+            now = entry()
+            # A value that was deleted leaves nothing behind, unlike a task's.
+            view._set(**({"value": None, "version": 0, "updated_at": None} if now is None else view._take(now, None)))
+
+        return view, follow
+
+    def loaded(self, session: _Session) -> None:
+        """The browser has loaded the page: tell it what has changed meanwhile."""
+        with self._lock:
+            session.loaded = True
+            changed = list(session.changed)
+        for key in changed:
+            self.changed(*key)
+
+    def forget(self, document: Document | None) -> None:
+        """The session of a document has ended."""
+        with self._lock:
+            session = self._sessions.pop(document, None)
+            if session is None:
+                return
+            self._waiting.pop(session, None)
+            for key in session.views:
+                showing = self._showing[key]
+                showing.discard(session)
+                if not showing:
+                    del self._showing[key]
+            left = list(session.views.values())
+            session.views.clear()
+        for shown in left:
+            shown.left()
+            if shown.task is not None:
+                self._watch(shown.task, -1)
+
+    # ------------------------------------------------------------ fan-out
+
+    def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Update a few documents, then let the loop turn."""
+        burst = max(1, min(BURST, int(BURST_SECONDS / max(self._cost, 1e-6))))
+        for _ in range(burst):
+            session = self._next_waiting()
+            if session is None:
+                return
+            self._deliver(session)
+        loop.call_later(PAUSE_SECONDS, self._pump, loop, context=Context())
+
+    def _next_waiting(self) -> _Session | None:
+        with self._lock:
+            if not self._waiting:
+                self._pumping = None
+                return None
+            session = next(iter(self._waiting))
+            del self._waiting[session]
+            return session
+
+    def _deliver(self, session: _Session) -> None:
+        if session.document is None:
+            self._push(session, None)
+            return
+        document = session.document()
+        if document is None:
+            return
+        try:
+            # Bokeh runs it under the document's lock; by then it may have newer values still.
+            document.add_next_tick_callback(partial(self._push, session, session.document))
+        except AttributeError:
+            # The document was destroyed a moment ago.
+            self.forget(document)
+
+    def _push(self, session: _Session, home: weakref.ref[Document] | None) -> None:
+        document = None if home is None else home()
+        if home is not None and document is None:
+            return
+        with self._lock:
+            changed, session.changed = session.changed, set()
+            shown = {key: session.views[key] for key in changed if key in session.views}
+        started = self._clock.monotonic()
+        with set_curdoc(document):
+            for key, each in shown.items():
+                try:
+                    each.follow()
+                    trouble = each.view._trouble
+                except BaseException as error:
+                    if is_interrupt(error):
+                        raise
+                    trouble = error
+                if trouble is None:
+                    session.failing.pop(key, None)
+                else:
+                    self._repeat(session, key, each.view, trouble)
+        self._cost += 0.2 * (self._clock.monotonic() - started - self._cost)
+
+    def _repeat(self, session: _Session, key: tuple[str, str], view: Any, trouble: BaseException) -> None:
+        """Update it again in a moment, when what was in its way may be over: a module that was half imported, say."""
+        session.failing[key] = attempt = session.failing.get(key, 0) + 1
+        loop = self._loop()
+        if attempt <= REPEATS and loop is not None:
+            again = partial(self._once_more, weakref.ref(session), key)
+            loop.call_soon_threadsafe(loop.call_later, REPEAT_SECONDS * 2**attempt, again, context=Context())
+            return
+        del session.failing[key]
+        view._give_up()
+        log.error(
+            "A watcher of the view of %r failed%s; no other watcher and no other session is affected: %s",
+            view.name, f" {attempt} times" if attempt > 1 else "", first_line(trouble), exc_info=trouble,
+        )  # fmt: skip
+
+    def _once_more(self, session: weakref.ref[_Session], key: tuple[str, str]) -> None:
+        if (known := session()) is not None and key in known.views:
+            self._update(key, [known])
+
+    def _push_everything(self) -> None:
+        """In a script there is no loop to hand it to: watchers run where the value was published."""
+        while (session := self._next_waiting()) is not None:
+            self._deliver(session)
+
+
+def as_reference(value: Any) -> Any:
+    """A task stands for its live value wherever param accepts a reference."""
+    return value.view().param.value if isinstance(value, Task) else value
+
+
+def _loader(views: weakref.ref[Views], session: weakref.ref[_Session]) -> Callable[[Any], None]:
+    def load(event: Any) -> None:
+        owner, loaded = views(), session()
+        if owner is not None and loaded is not None:
+            owner.loaded(loaded)
+
+    return load
+
+
+def _forgetter(views: weakref.ref[Views], document: weakref.ref[Document]) -> Callable[[Any], None]:
+    def forget(session_context: Any) -> None:
+        owner, ended = views(), document()
+        if owner is not None and ended is not None:
+            owner.forget(ended)
+
+    return forget
+
+
+param.parameterized.register_reference_transform(as_reference)
