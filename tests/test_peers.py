@@ -8,9 +8,9 @@ import random
 from contextlib import ExitStack
 from datetime import timedelta
 
-import panel_schedule.ledger
 import pytest
 
+import panel_schedule.engine.outbox
 from core import PATIENCE, START, Core, keys, messages, second, short
 from panel_schedule.errors import RegistrationError, RunCancelled, RunCrashed, RunFailed, StoreError
 from panel_schedule.functions.run import RunState, progress
