@@ -10,7 +10,7 @@ from typing import Any
 
 from .abroad import store_here
 from .clock import Clock
-from .copies import as_it_is_now, own_copy
+from .copies import PLAIN, as_it_is_now, own_copy
 from .data import require_data
 from .entry import Entry
 from .errors import ScheduleError
@@ -89,7 +89,8 @@ class NamedValues(MutableMapping[str, Any]):
         entry = self.entry(name)
         if entry is None:
             raise KeyError(name)
-        return entry.value
+        shared = entry.shared
+        return shared if type(shared) in PLAIN else entry.value
 
     def __setitem__(self, name: str, value: Any) -> None:
         require_data(value, whose(USER, _name(name)))
