@@ -34,11 +34,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 def named(method: F) -> F:
     """Be called in errors as its users call it: a misspelt option is one of ``ps.memoize()``; the near one is named."""
     method.__qualname__ = f"ps.{method.__name__}"
-    options = list(inspect.signature(method).parameters)[1:]
+    options = dict.fromkeys(list(inspect.signature(method).parameters)[1:])
 
     @wraps(method)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        for name in kwargs.keys() - set(options):
+        for name in kwargs:
+            if name in options:
+                continue
             near = get_close_matches(name, options, n=1)
             remedy = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(options)}."
             raise TypeError(f"{method.__qualname__}() got an unexpected keyword argument {name!r}. {remedy}")

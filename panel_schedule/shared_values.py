@@ -14,7 +14,7 @@ from .functions.memoize import Memoized
 from .functions.remote import store_here
 from .functions.run import on_a_loop
 from .serialize.checks import require_data
-from .serialize.copies import as_it_is_now, own_copy
+from .serialize.copies import PLAIN, as_it_is_now, own_copy
 from .serialize.entry import Entry
 from .serialize.errors import bare, first_line
 from .stores.base import USER, Store, whose
@@ -89,7 +89,8 @@ class NamedValues(MutableMapping[str, Any]):
         entry = self.entry(name)
         if entry is None:
             raise KeyError(name)
-        return entry.value
+        shared = entry.shared
+        return shared if type(shared) in PLAIN else entry.value
 
     def __setitem__(self, name: str, value: Any) -> None:
         require_data(value, whose(USER, _name(name)))

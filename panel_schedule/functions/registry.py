@@ -327,6 +327,8 @@ def as_retry(retry: Any) -> Retry:
     """The policy that ``retry=`` means."""
     if isinstance(retry, Retry):
         return retry
+    if type(retry) is int and not retry:  # nearly always; to ask an abstract class takes long
+        return ONCE
     if isinstance(retry, bool) or not isinstance(retry, Integral) or retry < 0:
         raise RegistrationError(f"retry={retry!r} must be a count of 0 or more, or a Retry(...).")
     return Retry(max_attempts=int(retry) + 1) if retry else ONCE
@@ -341,6 +343,8 @@ def flag(option: str, value: Any) -> bool:
 
 def tasks_of(option: str, value: Any) -> tuple[Task[Any], ...]:
     """The tasks that a value of an option names: one, or several."""
+    if type(value) is tuple and not value:
+        return value
     several = isinstance(value, Iterable) and not isinstance(value, str) and not callable(value)
     tasks = tuple(value) if several else (value,)
     for task in tasks:

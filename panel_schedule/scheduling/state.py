@@ -131,7 +131,7 @@ class Lane:
         self.dependents: tuple[Lane, ...] = ()
         self.reads: tuple[Task[Any], ...] = ()
         # The tasks that its runs have read.
-        self.read = frozenset[Task[Any]]()
+        self.read: frozenset[Task[Any]] = frozenset()
         # The tasks it is ordered behind, worked out when first needed.
         self.depends: tuple[Task[Any], ...] | None = None
         self.slot_timer: Timer | None = None

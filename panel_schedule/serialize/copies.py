@@ -170,6 +170,10 @@ def holding_frames(value: Any) -> frozenset[int]:
     return frozenset(holding)
 
 
+# In the modules of what is read most there are none, which is known sooner than what a class inherits.
+_NO_FRAMES = frozenset({"builtins", "collections", "datetime", "decimal", "numpy"})
+
+
 def own_copy(value: Any) -> Any:
     """
     A data frame or series as a shallow copy of the reader's own; everything else as it is.
@@ -177,12 +181,13 @@ def own_copy(value: Any) -> Any:
     What is written into it is copied first, so that nobody else sees it; before pandas 3 new columns only are the
     reader's own, unless pandas' option ``mode.copy_on_write`` is set.
     """
-    if type(value) in PLAIN:
+    kind = type(value)
+    if kind in PLAIN or kind.__module__ in _NO_FRAMES:
         return value
     pandas, polars = frame_types()
-    if issubclass(type(value), pandas):
+    if issubclass(kind, pandas):
         return _copied(value, deep=False)
-    return value.clone() if issubclass(type(value), polars) else value
+    return value.clone() if issubclass(kind, polars) else value
 
 
 def own_copies(value: Any, holding: frozenset[int]) -> Any:
