@@ -374,7 +374,7 @@ def make(rows):
 READ = """
 import sys
 import textwrap
-from panel_schedule.codec import Mapped
+from panel_schedule.serialize.codec import Mapped
 for value in Mapped.open(sys.argv[1]).load():
     result = value["make"]([1, 2, 3])
     print(value["result"].total(), result.total(), result.colour.name, value["half"](8), value["array"].base is None)
@@ -904,7 +904,7 @@ def test_a_full_disk_leaves_no_views_to_the_garbage_collector():
     code = """
         import gc, os
         import numpy as np
-        from panel_schedule.codec import encode
+        from panel_schedule.serialize.codec import encode
 
         def fail():
             encoded = encode({"a": np.zeros(100_000), "b": np.ones(50_000)}, "it")

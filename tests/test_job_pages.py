@@ -162,7 +162,7 @@ def test_times_are_counted_by_the_browser(serve: Serve, new_page: NewPage) -> No
     """Elapsed and remaining time go on while the server says nothing at all."""
     app = """
         import panel as pn
-        from panel_schedule.jobpanel import ProgressBar
+        from panel_schedule.views.job_panel import ProgressBar
 
         def bar(**told):
             nothing = {"state": "running", "percent": -1, "message": "", "error": "", "position": 0, "elapsed": None}

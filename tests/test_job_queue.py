@@ -40,8 +40,8 @@ LARGE = 20_000  # numbers of 8 bytes: more than stands in the database
 THERE = """
 import queue as queues
 import numpy as np
-from panel_schedule.run import RunState
-from panel_schedule.codec import encode
+from panel_schedule.functions.run import RunState
+from panel_schedule.serialize.codec import encode
 jobs = queues.Queue()
 def enter(id, payload=None, **options):
     options = {"now": second(0), "synced": False} | options

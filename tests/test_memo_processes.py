@@ -792,7 +792,7 @@ def test_the_answers_outlive_the_seed_of_hashes(tmp_path):
 
 BREAK = """
 from panel_schedule.errors import StoreError
-from panel_schedule.stores.database import Database
+from panel_schedule.stores.file.database import Database
 write = Database.write
 def fails(*args, **options):
     raise StoreError("the disk is on fire")

@@ -199,14 +199,15 @@ def test_workers_of_another_server_are_told_to_share_a_store(tmp_path: Path) -> 
     script = """
         import asyncio, logging
         logging.basicConfig()
-        from panel_schedule import _runtime, schedule, server
+        from panel_schedule import _runtime, schedule
+            from panel_schedule.server.panel import Gate
 
         @schedule(period="1h", first_run="skip")
         def task():
             pass
 
         async def main():
-            server.Gate(_runtime)._start()
+            Gate(_runtime)._start()
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
