@@ -200,7 +200,7 @@ def test_workers_of_another_server_are_told_to_share_a_store(tmp_path: Path) -> 
         import asyncio, logging
         logging.basicConfig()
         from panel_schedule import _runtime, schedule
-            from panel_schedule.server.panel import Gate
+        from panel_schedule.server.panel import Gate
 
         @schedule(period="1h", first_run="skip")
         def task():
