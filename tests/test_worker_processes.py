@@ -1159,7 +1159,8 @@ def test_nothing_leaks(executor):
     before = me.num_fds()
     bodies(100)
     gc.collect()
-    assert me.num_fds() <= before + 4
+    # Those of the worker that was cancelled last are just being closed, and its successor's are there.
+    assert eventually(lambda: me.num_fds() <= before + 4)
     assert len(children()) <= 2
     executor.stop(1)
     gc.collect()
