@@ -24,7 +24,7 @@ from types import (
 from typing import Any, NamedTuple
 
 from .copies import CLOSED, CONTAINERS, ITEMS, PLAIN, Found, Parts, attributes, containers, frame_types, is_plain, walk
-from .errors import ValueRefused
+from .errors import ValueRefused, is_interrupt
 
 # What belongs to the one session that shows it. By module, as a worker process may have loaded none.
 _BOUND = {
@@ -33,7 +33,13 @@ _BOUND = {
     "panel.viewable": ["Viewable", "Viewer"],
     "panel_schedule.views": ["View"],
 }
-_RUNS = {"panel_schedule.run": ["Run"]}
+# Of files in memory each attempt of a run has a copy, for another run one can wait again, and a mock is whatever it is
+# asked for.
+_ALLOWED = {
+    "io": ["BytesIO", "StringIO"],
+    "panel_schedule.run": ["Run"],
+    "unittest.mock": ["NonCallableMock"],
+}
 _REFERENCES = {"param.parameterized": ["Parameter", "Parameters"], "param.reactive": ["rx", "reactive_ops"]}
 
 # How messages have the way to what is inside, see `_parts`. What is used once may be in the last two: there it serves
@@ -116,18 +122,20 @@ def require_arguments(arguments: Mapping[str, Any], what: str) -> None:
     ValueRefused
         Naming `what` is called, the argument, the type and the path inside the argument.
     """
-    judge, allowed = (
-        None,
-        (io.BytesIO, io.StringIO, *_loaded(_RUNS)),
-    )  # each attempt has a copy; a run can be awaited again
+    judge, allowed = _Judge(), _loaded(_ALLOWED)
     for name, value in arguments.items():
         if type(value) in PLAIN:
             continue
-        judge = judge or _Judge()
-        for found, reason in _no_data(value, judge, _SOME):
-            if not isinstance(found.thing, allowed):
+        try:
+            found = list(_no_data(value, judge, _SOME))
+        except BaseException as error:  # of an object that can be asked for nothing
+            if is_interrupt(error):
+                raise
+            continue
+        for thing, reason in found:
+            if not issubclass(type(thing.thing), allowed):
                 raise ValueRefused(
-                    f"{what}: argument {name!r}: {name}{found.path} is a {found.kind}, which {reason.of_argument}"
+                    f"{what}: argument {name!r}: {name}{thing.path} is a {thing.kind}, which {reason.of_argument}"
                 )
 
 
