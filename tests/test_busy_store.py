@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from panel_schedule.stores.base import hurried, in_a_hurry
+
 # Milliseconds: a plain call of a memoized function waits a tenth of a second for the store, and is computed without.
 MOST = 400
 
@@ -102,3 +104,12 @@ def test_a_database_that_is_held_by_another_program_holds_no_loop(tmp_path: Path
         if max(best.values()) < MOST:
             break
     assert {} == {what: stall for what, stall in best.items() if stall >= MOST}
+
+
+def test_a_hurry_inside_of_another_ends_by_itself() -> None:
+    """A body may compute another answer on its own thread."""
+    with hurried(lambda: True):
+        with hurried(lambda: False):
+            assert not in_a_hurry()
+        assert in_a_hurry()
+    assert not in_a_hurry()

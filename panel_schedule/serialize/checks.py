@@ -23,8 +23,8 @@ from types import (
 )
 from typing import Any, NamedTuple
 
-from ..errors import ValueRefused
-from .copies import CLOSED, ITEMS, PLAIN, Found, Parts, attributes, containers, frame_types, is_plain, walk
+from ..errors import ValueRefused, is_interrupt
+from .copies import CLOSED, CONTAINERS, ITEMS, PLAIN, Found, Parts, attributes, containers, frame_types, is_plain, walk
 
 # What belongs to the one session that shows it. By module, as a worker process may have loaded none.
 _BOUND = {
@@ -33,7 +33,13 @@ _BOUND = {
     "panel.viewable": ["Viewable", "Viewer"],
     "panel_schedule.views.base": ["View"],
 }
-_RUNS = {"panel_schedule.functions.run": ["Run"]}
+# Of files in memory each attempt of a run has a copy, for another run one can wait again, and a mock is whatever it is
+# asked for.
+_ALLOWED = {
+    "io": ["BytesIO", "StringIO"],
+    "panel_schedule.functions.run": ["Run"],
+    "unittest.mock": ["NonCallableMock"],
+}
 _REFERENCES = {"param.parameterized": ["Parameter", "Parameters"], "param.reactive": ["rx", "reactive_ops"]}
 
 # How messages have the way to what is inside, see `_parts`. What is used once may be in the last two: there it serves
@@ -103,36 +109,42 @@ def require_data(value: Any, what: str) -> None:
         raise ValueRefused(
             f"{what}: the value is a coroutine that nobody awaited. Write the function as an `async def`."
         )
-    for found, reason in _no_data(value, _Judge()):
+    for found, reason in _no_data(value, _Judge(), CONTAINERS):
         raise ValueRefused(f"{what}: value{found.path} is a {found.kind}, which {reason.of_value}")
 
 
 def require_arguments(arguments: Mapping[str, Any], what: str) -> None:
     """
-    The same of the arguments of a run.
+    The same of the arguments of a run, of which less is looked into: its caller may be an event loop.
 
     Raises
     ------
     ValueRefused
         Naming `what` is called, the argument, the type and the path inside the argument.
     """
-    judge, allowed = (
-        None,
-        (io.BytesIO, io.StringIO, *_loaded(_RUNS)),
-    )  # each attempt has a copy; a run can be awaited again
+    judge, allowed = _Judge(), _loaded(_ALLOWED)
     for name, value in arguments.items():
         if type(value) in PLAIN:
             continue
-        judge = judge or _Judge()
-        for found, reason in _no_data(value, judge):
-            if not isinstance(found.thing, allowed):
+        try:
+            found = list(_no_data(value, judge, _SOME))
+        except BaseException as error:  # of an object that can be asked for nothing
+            if is_interrupt(error):
+                raise
+            continue
+        for thing, reason in found:
+            if not issubclass(type(thing.thing), allowed):
                 raise ValueRefused(
-                    f"{what}: argument {name!r}: {name}{found.path} is a {found.kind}, which {reason.of_argument}"
+                    f"{what}: argument {name!r}: {name}{thing.path} is a {thing.kind}, which {reason.of_argument}"
                 )
 
 
-def _no_data(value: Any, judge: _Judge) -> Iterator[tuple[Found, _Reason]]:
-    for found, _ in walk(value, partial(_parts, judge)):
+# So many containers take some 5 ms.
+_SOME = 1_000
+
+
+def _no_data(value: Any, judge: _Judge, room: int) -> Iterator[tuple[Found, _Reason]]:
+    for found, _ in walk(value, partial(_parts, judge), room):
         reason = judge(found.thing)
         if reason is not None and not (found.form in (_HIDDEN, _USES) and reason.once):
             yield found, reason
@@ -237,18 +249,23 @@ def _objects(thing: Any) -> Parts:
     """What an array of objects holds, or a frame in its columns, and in what it carries beside them."""
     kind, numpy, (pandas, _) = type(thing), sys.modules.get("numpy"), frame_types()
     if issubclass(kind, getattr(numpy, "ndarray", ())):
-        held = [("[{}]", range(thing.size), list(islice(thing.flat, ITEMS)))] if thing.dtype.kind == "O" else []
+        held = [("[{}]", range(thing.size), list(islice(thing.flat, ITEMS)))] if thing.dtype.hasobject else []
     elif not issubclass(kind, pandas):
         return ()
     elif thing.ndim == 1:
-        held = [("[{}]", range(len(thing)), list(thing.iloc[:ITEMS].array))] if thing.dtype.kind == "O" else []
+        held = [("[{}]", range(len(thing)), list(thing.iloc[:ITEMS].array))] if _has_objects(thing.dtype) else []
     else:
-        columns = [(at, _as_form(name)) for at, (name, kind) in enumerate(thing.dtypes.items()) if kind.kind == "O"]
+        columns = [(at, _as_form(name)) for at, (name, kind) in enumerate(thing.dtypes.items()) if _has_objects(kind)]
         held = [(form + "[{}]", range(len(thing)), list(thing.iloc[:ITEMS, at].array)) for at, form in columns]
     own: dict[str, Any] = getattr(thing, "__dict__", {})
     carried = {"_attrs", *getattr(kind, "_metadata", ())} if issubclass(kind, pandas) else own.keys()
     names = [name for name in own if name in carried]
     return [*held, (_ATTRIBUTE, [name.replace("_attrs", "attrs") for name in names], [own[name] for name in names])]
+
+
+def _has_objects(dtype: Any) -> bool:
+    """Of pandas' own types none has, and to make objects of its texts takes long."""
+    return getattr(dtype, "hasobject", False)
 
 
 def _as_form(name: Any) -> str:

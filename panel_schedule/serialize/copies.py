@@ -40,8 +40,9 @@ PLAIN: frozenset[type] = frozenset(
     {bool, int, float, complex, str, bytes, NoneType, EllipsisType, range, date, datetime, time, timedelta, Decimal}
 )
 
-# How many containers are looked into, and how many items of each: some 2 ms of a long list, 50 ms of many short ones.
-_CONTAINERS = 20_000
+# How many containers are looked into, and of how many items of each the types: some 2 ms of a long list, 50 ms of many
+# short ones.
+CONTAINERS = 20_000
 ITEMS = 100_000
 
 # What is found in something: how a message has the way there, with the keys, and the things.
@@ -71,7 +72,7 @@ class Found(NamedTuple):
         return f"{type(self.thing).__module__}.{type(self.thing).__qualname__}"
 
 
-def walk(value: Any, inside: Callable[[Any], Parts]) -> Iterator[tuple[Found, bool]]:
+def walk(value: Any, inside: Callable[[Any], Parts], room: int = CONTAINERS) -> Iterator[tuple[Found, bool]]:
     """
     What is in a value, itself first, plain things left out; what is near comes before what is deep inside.
 
@@ -79,13 +80,15 @@ def walk(value: Any, inside: Callable[[Any], Parts]) -> Iterator[tuple[Found, bo
     ----------
     inside : callable
         Gives the parts of one thing. Of a list of plain things only the types are looked at.
+    room : int
+        How many containers are looked into, and five times as many items of each.
 
     Yields
     ------
     Found, bool
         And whether it is seen for the first time: only then it is looked into.
     """
-    waiting, seen, room = deque([Found(value)]), set[int](), _CONTAINERS
+    waiting, seen, items = deque([Found(value)]), set[int](), 5 * room
     while waiting:
         found = waiting.popleft()
         new = id(found.thing) not in seen
@@ -98,7 +101,7 @@ def walk(value: Any, inside: Callable[[Any], Parts]) -> Iterator[tuple[Found, bo
             if room < 0:
                 return
             if kinds := set(map(type, islice(things, ITEMS))) - PLAIN:
-                for key, thing in islice(zip(keys, things, strict=False), ITEMS):
+                for key, thing in islice(zip(keys, things, strict=False), items):
                     if type(thing) in kinds:
                         waiting.append(Found(thing, found, form, key))
 

@@ -379,11 +379,11 @@ _hurry = threading.local()
 @contextmanager
 def hurried(so: Callable[[], bool]) -> Iterator[None]:
     """While ``so()`` an event loop waits for what this thread does: a store that is busy then fails, and soon."""
-    _hurry.so = so
+    outer, _hurry.so = getattr(_hurry, "so", None), so  # in a body that computes another answer on its own thread
     try:
         yield
     finally:
-        del _hurry.so
+        _hurry.so = outer
 
 
 def in_a_hurry() -> bool:
