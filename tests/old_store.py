@@ -19,6 +19,8 @@ import pandas as pd
 
 import panel_schedule as ps
 
+computed: list[int] = []
+
 
 @ps.schedule(period="1d", first_run="skip")
 def sales() -> pd.DataFrame:
@@ -44,7 +46,7 @@ def failing() -> int:
 
 @ps.memoize(ttl="3650d")
 def answer(number: int) -> int:
-    print("computed", flush=True)
+    computed.append(number)
     return 2 * number
 
 
@@ -84,6 +86,7 @@ def read(id: str) -> None:
         "failing": [failing(), [record.state for record in failing.history]],
         "answer": answer(21),
         "tasks": [task.entry is not None and task.entry.version for task in ps.tasks.values()],
+        "computed": computed,
         "total": total.runs() and ps._runtime.find(id).result(20),
     }
     print(json.dumps(found), flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import old_store
 
 # The run that was left behind there: a durable job whose argument is a task.
-LEFT_BEHIND = "rH3yF2SzWTU_W"
+LEFT_BEHIND = "rKbzlE9S-TW57"
 
 
 def test_a_store_of_before_the_modules_moved_is_read(tmp_path: Path) -> None:
@@ -35,5 +35,7 @@ def test_a_store_of_before_the_modules_moved_is_read(tmp_path: Path) -> None:
         "failing": [7, ["failed", "succeeded"]],
         "answer": 42,
         "tasks": [1, 1, 1, 1],
+        # Its code is other bytes in another Python, which may give another answer.
+        "computed": [] if sys.version_info[:2] == (3, 11) else [21],
         "total": 40,
     }
