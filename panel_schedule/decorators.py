@@ -255,7 +255,7 @@ class Front(_OnRequest):
             lambda: runtime.scheduler.store,
             lambda: runtime.views,
             runtime.clock,
-            lambda call: runtime.scheduler.ledger.aside(call),
+            lambda call: runtime.scheduler.outbox.aside(call),
             lambda function: runtime.flights.archive.entries(function),
         )
 

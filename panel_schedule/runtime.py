@@ -639,7 +639,7 @@ class Runtime:
         return cancel
 
     def aside(self, call: Callable[[], object]) -> object:
-        return self.scheduler.ledger.aside(call)
+        return self.scheduler.outbox.aside(call)
 
     def show_memo(self, view: MemoView) -> Any:
         return show(view)

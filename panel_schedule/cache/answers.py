@@ -123,7 +123,7 @@ class Archive:
             invalidate = partial(self._invalidate_there, self.shared, memo, key)
             if on_a_loop():
                 with self._s.locked:  # which tries again until the store can take it
-                    self._s.ledger.ask((), invalidate)
+                    self._s.outbox.ask((), invalidate)
             else:
                 invalidate()
 

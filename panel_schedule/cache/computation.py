@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from ..clock import Clock
 from ..engine.lock import Locked
-from ..engine.outbox import Ledger
+from ..engine.outbox import Outbox
 from ..engine.timers import Timers
 from ..executors.base import Executor
 from ..functions.memoize import Memoized
 from ..functions.run import Run
-from ..scheduling.hooks import News
+from ..scheduling.hooks import Hooks
 from ..stores.base import Store
 from ..stores.cache import Basis
 
@@ -26,8 +26,8 @@ class Desk(Protocol):
     executors: dict[str, Executor]
     timers: Timers
     locked: Locked
-    ledger: Ledger
-    news: News
+    outbox: Outbox
+    hooks: Hooks
     stopping: bool
 
     def start(self) -> None: ...

@@ -148,7 +148,7 @@ class Crew:
             if self.shared is None:
                 self._publish(flight, item)
             else:
-                await asyncio.wrap_future(self._s.ledger.aside(partial(self._publish, flight, item)))
+                await asyncio.wrap_future(self._s.outbox.aside(partial(self._publish, flight, item)))
 
         return async_body if kind == "loop" else partial(self._compute, flight)
 
@@ -247,7 +247,7 @@ class Crew:
         if result is _NOTHING:
             return
         if on_a_loop() and (self.shared is not None or flight.memo.policy.limits.size is not None):
-            self._s.ledger.aside(partial(self._surely, flight, result, error))
+            self._s.outbox.aside(partial(self._surely, flight, result, error))
         else:
             self._surely(flight, result, error)
 

@@ -44,7 +44,7 @@ class Flights(Protocol):
     def failing(self, memo: Memoized[Any, Any]) -> list[Hashable]: ...
 
 
-class Neighbours:
+class Follower:
     """
     The part of the flights that follows the rows of a store that several processes share; never on an event loop.
 
@@ -224,7 +224,7 @@ class Neighbours:
 
     def give_up(self, flight: Flight, fence: int) -> None:
         """Let them compute it, as soon as the store can hear of it. Under the lock."""
-        self._s.ledger.ask((), partial(self._cache.give_up, flight.memo.name, flight.digest, fence))
+        self._s.outbox.ask((), partial(self._cache.give_up, flight.memo.name, flight.digest, fence))
 
     def last(self, flight: Flight) -> Answer | None:
         """The last answer that the store has, however old."""
@@ -311,7 +311,7 @@ class Neighbours:
     def _look(self, _: None) -> None:
         self._looking = False
         for flight in [flight for flights in self._flights.values() for flight in flights if flight.remote]:
-            self._s.ledger.aside(partial(self._follow, flight, writes=True))
+            self._s.outbox.aside(partial(self._follow, flight, writes=True))
         self._keep_looking()
 
     def _follow(self, flight: Flight, writes: bool = False) -> None:
@@ -399,7 +399,7 @@ class Neighbours:
 
     def _tell_in_time(self, _: None) -> None:
         self._telling = False
-        self._s.ledger.ask((), self._tell_used)
+        self._s.outbox.ask((), self._tell_used)
 
     def _tell_used(self) -> None:
         with self._s.locked:

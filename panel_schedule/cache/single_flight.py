@@ -28,7 +28,7 @@ from ..stores.cache import Basis, serves
 from .answers import Archive
 from .computation import Desk, Flight
 from .execution import Crew
-from .follower import Neighbours
+from .follower import Follower
 from .lru import Answer
 
 log = logging.getLogger("panel_schedule")
@@ -58,13 +58,13 @@ class Flights:
         self.crew = Crew(desk, self)
         self.archive = Archive(desk, self._detach)
         # None where no other process can know of the answers of this one.
-        self.neighbours = Neighbours(desk, self, desk.store.cache) if desk.store.cache is not None else None
-        self.crew.shared = self.archive.shared = self.neighbours
+        self.follower = Follower(desk, self, desk.store.cache) if desk.store.cache is not None else None
+        self.crew.shared = self.archive.shared = self.follower
 
     def add(self, memo: Memo) -> None:
         """Know a function by its name, for what other processes say of it."""
-        if self.neighbours is not None:
-            self.neighbours.memos[memo.name] = memo
+        if self.follower is not None:
+            self.follower.memos[memo.name] = memo
 
     # ------------------------------------------------------------ asking
 
@@ -129,7 +129,7 @@ class Flights:
         memo.keys.bind(args, kwargs)
         self._s.start()
         guest = self._guest(memo)
-        self._s.ledger.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, guest))
+        self._s.outbox.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, guest))
         return guest
 
     def _submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool, guest: Run) -> None:
@@ -214,12 +214,12 @@ class Flights:
         if not copied:
             # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
             flight.args, flight.kwargs = snapshot(args, kwargs)
-        depart = self.crew.board if self.neighbours is None else self.neighbours.depart
+        depart = self.crew.board if self.follower is None else self.follower.depart
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
-        works = self.neighbours is not None or memo.executor == "process"
+        works = self.follower is not None or memo.executor == "process"
         try:
             if works and not held and (loop is not None or guest is None):
-                self._s.ledger.aside(partial(depart, flight))
+                self._s.outbox.aside(partial(depart, flight))
             else:
                 depart(flight, here)
         except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
@@ -294,8 +294,8 @@ class Flights:
         self._finish(flight, RunState.CANCELLED, RunCancelled(f"{flight.name}: the run was {reason}."))
         if future is not None:
             future.cancel()
-        if fence and self.neighbours is not None:
-            self.neighbours.give_up(flight, fence)
+        if fence and self.follower is not None:
+            self.follower.give_up(flight, fence)
 
     def _detach(self, memo: Memo, key: Hashable | None) -> list[Hashable]:
         """What is computed right now is for those who wait for it, and not kept."""
@@ -347,8 +347,8 @@ class Flights:
 
     def fail(self, flight: Flight, error: BaseException) -> None:
         """It cannot even be concluded: nobody is to wait for it for ever, here or in another process."""
-        if flight.fence and not flight.remote and self.neighbours is not None:
-            self.neighbours.give_up(flight, flight.fence)
+        if flight.fence and not flight.remote and self.follower is not None:
+            self.follower.give_up(flight, flight.fence)
         self._finish(flight, RunState.FAILED, error)
 
     def _keep_failure(self, memo: Memo, key: Hashable, until: float, error: BaseException) -> None:
@@ -368,14 +368,14 @@ class Flights:
         """Log a failure that nobody hears of otherwise."""
         stays = "the last good answer is served" if old is not None else "there is no answer"
         what = f"{flight.call} failed (run {flight.run.id}), {stays}"
-        self._s.news.failures.failed(("memo", flight.memo.name), what, error, FORGET)
+        self._s.hooks.failures.failed(("memo", flight.memo.name), what, error, FORGET)
 
     def _finish(self, flight: Flight, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
         if self._under_way.get((flight.memo, flight.key)) is flight:
             del self._under_way[flight.memo, flight.key]
         self._all.pop(flight, None)
-        if self.neighbours is not None:
-            self.neighbours.over(flight)
+        if self.follower is not None:
+            self.follower.over(flight)
         guests, flight.guests = flight.guests, []
         for run in (flight.run, *guests):
             self._end(run, state, error, value)

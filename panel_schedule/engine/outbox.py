@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ..clock import Clock
 from ..errors import StoreError, is_interrupt
 from ..executors.base import Executor
-from ..scheduling.state import Lane
+from ..scheduling.state import TaskState
 from ..stores.base import DATES, Row, Store
 from .lock import Locked
 
@@ -24,21 +24,21 @@ LONGEST_PAUSE = 5.0
 
 
 class Desk(Protocol):
-    """What the ledger finds at the scheduler's."""
+    """What the outbox finds at the scheduler's."""
 
     clock: Clock
     store: Store
     executors: dict[str, Executor]
-    lanes: dict[str, Lane]
+    lanes: dict[str, TaskState]
     locked: Locked
 
 
-class Ledger:
+class Outbox:
     """
     Calls to the store.
 
     A store in memory answers at once. One on a disk may let its caller wait, so it is asked by a
-    thread of the ledger's own, one call after another, outside of the scheduler's lock: a disk
+    thread of the outbox's own, one call after another, outside of the scheduler's lock: a disk
     that hangs stops no page and no clock. A call that the store cannot serve now is tried until it can.
 
     Parameters
@@ -48,7 +48,7 @@ class Ledger:
         ``follow(lane, row)``, under the lock, when another process may have changed the row of a task.
     """
 
-    def __init__(self, desk: Desk, follow: Callable[[Lane, Row | None], object]):
+    def __init__(self, desk: Desk, follow: Callable[[TaskState, Row | None], object]):
         self._s = desk
         self._follow = follow
         self._pending: set[Future[Any]] = set()
@@ -57,7 +57,9 @@ class Ledger:
         # Whether the store is closed: what comes now comes too late, and nobody needs to know.
         self._over = False
 
-    def ask(self, lanes: Sequence[Lane], call: Callable[[], Any], then: Callable[[Any], object] | None = None) -> None:
+    def ask(
+        self, lanes: Sequence[TaskState], call: Callable[[], Any], then: Callable[[Any], object] | None = None
+    ) -> None:
         """Make a call about these lanes, and give its answer to `then`. Under the lock, both."""
         if not self._s.store.blocking:
             answer = call()
@@ -116,7 +118,7 @@ class Ledger:
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
 
-    def _make(self, lanes: Sequence[Lane], call: Callable[[], Any], then: Callable[[Any], object] | None) -> None:
+    def _make(self, lanes: Sequence[TaskState], call: Callable[[], Any], then: Callable[[Any], object] | None) -> None:
         done, answer = self._try(call)
         with self._s.locked:
             for lane in lanes:
@@ -128,7 +130,7 @@ class Ledger:
                     lane.unread, lane.reading = False, True
                     self._submit("store", partial(self._read, lane))
 
-    def _read(self, lane: Lane) -> None:
+    def _read(self, lane: TaskState) -> None:
         lane.reading = False
         done, row = self._try(partial(self._s.store.row, lane.task.name))
         with self._s.locked:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ..clock import Clock
 from ..engine.lock import Locked
-from ..engine.outbox import Ledger
+from ..engine.outbox import Outbox
 from ..engine.timers import Timers
 from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, ValueRefused
 from ..executors.base import Executor
@@ -22,7 +22,7 @@ from ..executors.processes import Parcel
 from ..functions.calls import CANCELLED, PUBLISHED, async_outcome, cancelled_inside, outcome
 from ..functions.run import Partials, Run, RunState, _current, on_a_loop
 from ..scheduling.execution import LAST_WORDS, STOPS, TROUBLE
-from ..scheduling.hooks import FORGET, News
+from ..scheduling.hooks import FORGET, Hooks
 from ..serialize.checks import is_light, require_data, size_of
 from ..serialize.codec import encode
 from ..serialize.copies import snapshot
@@ -52,8 +52,8 @@ class Desk(Protocol):
     executors: dict[str, Executor]
     timers: Timers
     locked: Locked
-    ledger: Ledger
-    news: News
+    outbox: Outbox
+    hooks: Hooks
     stopping: bool
 
     def defer(self, call: Callable[[], object]) -> None: ...
@@ -113,7 +113,7 @@ class Workshop:
         async def async_body() -> Any:
             begin()
             if self._counts(work):
-                await asyncio.wrap_future(self._s.ledger.aside(partial(self._settle, work)))
+                await asyncio.wrap_future(self._s.outbox.aside(partial(self._settle, work)))
             _current.set(work.run)
             leave_session(work.name)
             return await async_outcome(call(), publish)
@@ -121,7 +121,7 @@ class Workshop:
         async def publish(item: Any) -> None:
             receive(item)
             if self._s.store.queue is not None:
-                await asyncio.wrap_future(self._s.ledger.aside(partial(self._settle, work)))
+                await asyncio.wrap_future(self._s.outbox.aside(partial(self._settle, work)))
 
         work.body = async_body if kind == "loop" else body
 
@@ -198,14 +198,14 @@ class Workshop:
 
     def _tell_progress(self, work: Work) -> None:
         run = work.run
-        # In this order: who makes news from here on finds that nobody is about to tell.
+        # In this order: who makes hooks from here on finds that nobody is about to tell.
         work.telling = False
-        news = (run.attempt, run.percent, run.message, len(run.partials))
-        if news != work.told and not run.state.final:
-            work.telling, work.told = True, news
+        hooks = (run.attempt, run.percent, run.message, len(run.partials))
+        if hooks != work.told and not run.state.final:
+            work.telling, work.told = True, hooks
             self._s.timers.after(PROGRESS, self._tell_progress, work)
             self._works.touch(work)
-            _, percent, message, _ = news
+            _, percent, message, _ = hooks
             self.tell(work, lambda queue: queue.tell(run.id, work.fence, percent, message))
 
     # ------------------------------------------------------------ ending
@@ -213,7 +213,7 @@ class Workshop:
     def _over(self, work: Work, future: Future[Any]) -> None:
         """The body is over, wherever it ran; called there, without the lock."""
         if on_a_loop() and self._s.store.blocking:
-            self._s.ledger.aside(partial(self._conclude, work, future))
+            self._s.outbox.aside(partial(self._conclude, work, future))
         else:
             self._conclude(work, future)
 
@@ -263,7 +263,7 @@ class Workshop:
             return
         delay = retry.delay(run.attempt)
         log.log(
-            logging.DEBUG if self._s.news.failures.known(("job", work.function.name)) else logging.WARNING,
+            logging.DEBUG if self._s.hooks.failures.known(("job", work.function.name)) else logging.WARNING,
             "%s: attempt %d of %d failed (run %s: %s), the next follows in %g s: %s",
             work.name, run.attempt, retry.max_attempts, run.id, work.call, delay, first_line(error),
         )  # fmt: skip
@@ -344,10 +344,10 @@ class Workshop:
         elif state in TROUBLE:
             assert error is not None
             what = f"{work.name} {state.replace('_', ' ')} (run {work.run.id}: {work.call})"
-            self._s.news.failures.failed(("job", work.function.name), what, error, FORGET)
-            self._s.news.emit("failed", work.function, work.run)
+            self._s.hooks.failures.failed(("job", work.function.name), what, error, FORGET)
+            self._s.hooks.emit("failed", work.function, work.run)
         elif state is RunState.SUCCEEDED:
-            self._s.news.emit("succeeded", work.function, work.run)
+            self._s.hooks.emit("succeeded", work.function, work.run)
         work.guests, work.args, work.kwargs, work.body = [], (), {}, None
         self._works.over(work)
         self._ended(work)
@@ -359,7 +359,7 @@ class Workshop:
         """Let the store know, in order, once it has the row. Under the lock."""
         queue = self._s.store.queue
         if queue is not None and work.fence and not work.remote:
-            self._s.ledger.ask((), partial(self._try, work, call, queue))
+            self._s.outbox.ask((), partial(self._try, work, call, queue))
 
     def _try(self, work: Work, call: Callable[[Queue], object], queue: Queue) -> None:
         try:
@@ -404,7 +404,7 @@ class Workshop:
             self.tell(work, lambda queue: done.set())
             if not work.fence:
                 return
-        while not done.wait(LOOK) and not self._s.ledger.troubled:
+        while not done.wait(LOOK) and not self._s.outbox.troubled:
             pass
 
     def _tell_end(self, queue: Queue, work: Work, state: RunState, value: Any) -> Any:

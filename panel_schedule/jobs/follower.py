@@ -27,7 +27,7 @@ PAUSE = 5.0
 
 
 class Desk(Workplace, Protocol):
-    """What the colleagues find at the scheduler's."""
+    """What the follower find at the scheduler's."""
 
     begun: bool
 
@@ -42,7 +42,7 @@ class Dispatcher(Protocol):
     def enter(self, work: Work) -> None: ...
 
 
-class Colleagues:
+class Follower:
     """
     The part of the dispatcher that follows the rows of a store that several processes share.
 
@@ -83,16 +83,16 @@ class Colleagues:
         )  # fmt: skip
         if durable and on_a_loop():
             # The loop has pages to serve, and a disk takes its time.
-            self._s.ledger.aside(partial(self._accept, work, enqueue))
+            self._s.outbox.aside(partial(self._accept, work, enqueue))
         elif durable:
             # On the disk before anybody is told that it was accepted.
             self._accept(work, enqueue)
         elif not work.key:
             # First this: at its end it waits for it, in a thread of the same few.
-            self._s.ledger.aside(partial(self._enqueue, work, enqueue))
+            self._s.outbox.aside(partial(self._enqueue, work, enqueue))
             self._d.workshop.start(work)
         elif on_a_loop():
-            self._s.ledger.aside(partial(self._enqueue, work, enqueue, self._d.workshop.start))
+            self._s.outbox.aside(partial(self._enqueue, work, enqueue, self._d.workshop.start))
         else:
             # Whether another process does the same must be known before it starts.
             self._enqueue(work, enqueue, self._d.workshop.start)
@@ -114,11 +114,11 @@ class Colleagues:
             if not after:
                 del self._followers[id]
             if (before > 0) != (after > 0):
-                self._s.ledger.ask((), partial(self._queue.follow, id, after > 0))
+                self._s.outbox.ask((), partial(self._queue.follow, id, after > 0))
 
     def abandon(self, run: Run, reason: str) -> None:
         """Cancel it, unless somebody follows it in another process."""
-        self._s.ledger.aside(partial(self._abandon, run, reason))
+        self._s.outbox.aside(partial(self._abandon, run, reason))
 
     def _abandon(self, run: Run, reason: str) -> None:
         try:
@@ -172,7 +172,7 @@ class Colleagues:
     def release(self) -> None:
         """Leave to them what has not ended."""
         with self._s.locked:
-            self._s.ledger.ask((), self._queue.release)
+            self._s.outbox.ask((), self._queue.release)
 
     # ------------------------------------------------------------ following them
 
@@ -192,7 +192,7 @@ class Colleagues:
             return None
         run = self._run(row)
         if row.orphan:
-            self._s.ledger.aside(partial(self._noticed, row.id))
+            self._s.outbox.aside(partial(self._noticed, row.id))
         return run
 
     def _run(self, row: JobRow) -> Run:
@@ -217,7 +217,7 @@ class Colleagues:
     def _cancel_there(self, id: str, run: Run, reason: str) -> None:
         if not run.state.final:
             with self._s.locked:
-                self._s.ledger.ask((), partial(self._queue.cancel, id))
+                self._s.outbox.ask((), partial(self._queue.cancel, id))
 
     def _noticed(self, id: str) -> None:
         """Another process may have changed the row of a run; on any thread but the loop."""
@@ -313,7 +313,7 @@ class Colleagues:
 
     def recover(self) -> None:
         """Go on with what earlier processes have left behind."""
-        self._s.ledger.aside(self._take_all)
+        self._s.outbox.aside(self._take_all)
 
     def _take_all(self) -> None:
         try:

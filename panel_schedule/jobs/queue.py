@@ -17,8 +17,8 @@ from ..serialize.codec import encode
 from ..serialize.copies import snapshot
 from .execution import Workshop
 from .executions import MOST_BYTES, Work, Works
-from .follower import Colleagues
 from .follower import Desk as Workplace
+from .follower import Follower
 from .single_flight import Guests
 
 log = logging.getLogger("panel_schedule")
@@ -51,12 +51,12 @@ class Dispatcher:
         self.workshop = Workshop(desk, self.works, self.guests.over)
         queue = desk.store.queue
         # None where no other process can know of the runs of this one.
-        self.colleagues = Colleagues(desk, self, queue) if queue is not None else None
+        self.follower = Follower(desk, self, queue) if queue is not None else None
 
     def add(self, function: Background[Any, Any]) -> None:
         """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
-        if self.colleagues is not None:
-            self.colleagues.add(function)
+        if self.follower is not None:
+            self.follower.add(function)
         elif function.policy.durable:
             log.warning(
                 "Job %r is durable=True, and the store is in memory: its runs are lost when this process ends. Set "
@@ -80,7 +80,7 @@ class Dispatcher:
                 self.workshop.end(work, RunState.CANCELLED, RunCancelled(f"{work.name}: the server stops."))
         elif on_a_loop() and not is_light((args, kwargs)):
             # To pickle it would take long, and the loop has pages to serve.
-            self._s.ledger.aside(partial(self.enter, work))
+            self._s.outbox.aside(partial(self.enter, work))
         else:
             self._enter(work)
         return run
@@ -104,7 +104,7 @@ class Dispatcher:
             work = Work(function, self.works.new(function.name), work.args, work.kwargs)
             work.key, work.run.id, work.run.user = key, caller.id, caller.user
         self.workshop.prepare(work)
-        if function.policy.durable and self.colleagues is not None:
+        if function.policy.durable and self.follower is not None:
             payload = encode((work.args, work.kwargs), work.name)
         with self._s.locked:
             if caller.state.final or (work.key and self.guests.join(function.name, work.key, caller)):
@@ -116,10 +116,10 @@ class Dispatcher:
                 self.guests.shared[function.name, work.key] = work
                 self.guests.welcome(work, caller)
             self.workshop.admit(work)
-        if self.colleagues is None:
+        if self.follower is None:
             self.workshop.start(work)
         else:
-            self.colleagues.announce(work, payload)
+            self.follower.announce(work, payload)
 
     def _skip(self, function: Background[Any, Any], run: Run) -> None:
         """It does not begin, as too many wait. Under the lock."""
@@ -137,7 +137,7 @@ class Dispatcher:
         """Newest first; of everybody, or of one user."""
         with self._s.locked:
             here = {run.id: run for run in self.works.runs(function)}
-        there = self.colleagues.runs(function.name, here, user) if self.colleagues is not None else []
+        there = self.follower.runs(function.name, here, user) if self.follower is not None else []
         return sorted([*here.values(), *there], key=lambda run: run.queued_at, reverse=True)
 
     def find(self, id: str) -> Run | None:
@@ -152,25 +152,25 @@ class Dispatcher:
                 self.guests.welcome(work, guest)
                 return guest
             run = self.works.find(id)
-        if run is None and self.colleagues is not None:
-            run = self.colleagues.find(id)
+        if run is None and self.follower is not None:
+            run = self.follower.find(id)
         return run
 
     # ------------------------------------------------------------ following
 
     def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]:
         """Call `changed` when something about a run is new, until what is returned is called; for sessions."""
-        unwatch, id, colleagues = run.watch(changed), run.id, self.colleagues
-        counted = colleagues is not None and not run.state.final
-        if colleagues is not None and counted:
-            colleagues.follow(id, 1)
+        unwatch, id, follower = run.watch(changed), run.id, self.follower
+        counted = follower is not None and not run.state.final
+        if follower is not None and counted:
+            follower.follow(id, 1)
 
         def leave() -> None:
             nonlocal counted
             unwatch()
-            if colleagues is not None and counted:
+            if follower is not None and counted:
                 counted = False
-                colleagues.follow(id, -1)
+                follower.follow(id, -1)
 
         return leave
 
@@ -178,17 +178,17 @@ class Dispatcher:
         """Cancel a run that a session has no use for any more, unless another one follows it."""
         if run.state.final or run.watched or self._s.stopping:
             return
-        if self.colleagues is None:
+        if self.follower is None:
             run.cancel(reason)
         else:
-            self.colleagues.abandon(run, reason)
+            self.follower.abandon(run, reason)
 
     # ------------------------------------------------------------ lifecycle
 
     def recover(self) -> None:
         """Go on with what earlier processes have left behind."""
-        if self.colleagues is not None:
-            self.colleagues.recover()
+        if self.follower is not None:
+            self.follower.recover()
 
     def stop(self) -> None:
         """What has not begun is left to other processes, or ends."""
@@ -201,5 +201,5 @@ class Dispatcher:
         for work in self.works:
             if not work.remote:
                 self.workshop.cancel(work, work.run, STOPS)
-        if self.colleagues is not None:
-            self.colleagues.release()
+        if self.follower is not None:
+            self.follower.release()

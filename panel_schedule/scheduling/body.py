@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..clock import Clock
 from ..engine.lock import Locked
-from ..engine.outbox import Ledger
+from ..engine.outbox import Outbox
 from ..errors import RunFenced, ValueRefused
 from ..executors.processes import Parcel
 from ..functions.calls import PUBLISHED, async_outcome, outcome
@@ -19,7 +19,7 @@ from ..functions.run import Run, _current, on_a_loop
 from ..serialize.copies import own_copy
 from ..session import leave_session
 from ..stores.base import TASK, Store
-from .state import Lane
+from .state import TaskState
 
 log = logging.getLogger("panel_schedule")
 
@@ -33,13 +33,13 @@ class Desk(Protocol):
     clock: Clock
     store: Store
     locked: Locked
-    ledger: Ledger
+    outbox: Outbox
 
-    def touch(self, lane: Lane) -> None: ...
+    def touch(self, lane: TaskState) -> None: ...
     def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
-class Bodies:
+class Body:
     """
     Makes the bodies that executors run; outside of the scheduler's lock.
 
@@ -50,12 +50,12 @@ class Bodies:
         ``limit(lane, run)`` when the function begins: from then on its timeout runs.
     """
 
-    def __init__(self, desk: Desk, limit: Callable[[Lane, Run], object]):
+    def __init__(self, desk: Desk, limit: Callable[[TaskState, Run], object]):
         self._s = desk
         self._limit = limit
         self._warned: set[str] = set()
 
-    def make(self, lane: Lane, run: Run) -> Callable[[], Any]:
+    def make(self, lane: TaskState, run: Run) -> Callable[[], Any]:
         """What an executor is to call."""
         run._publish = partial(self._published, lane, run)
         if lane.abroad:
@@ -66,7 +66,7 @@ class Bodies:
             )  # fmt: skip
         return self._async_body(lane, run) if lane.is_async else self._body(lane, run)
 
-    def _body(self, lane: Lane, run: Run) -> Callable[[], Any]:
+    def _body(self, lane: TaskState, run: Run) -> Callable[[], Any]:
         function, on_loop = lane.task.function, lane.on_loop
 
         def body() -> Any:
@@ -85,7 +85,7 @@ class Bodies:
 
         return body
 
-    def _async_body(self, lane: Lane, run: Run) -> Callable[[], Any]:
+    def _async_body(self, lane: TaskState, run: Run) -> Callable[[], Any]:
         function = lane.task.function
 
         async def body() -> Any:
@@ -96,38 +96,38 @@ class Bodies:
 
         return body
 
-    def _begin(self, lane: Lane, run: Run) -> None:
+    def _begin(self, lane: TaskState, run: Run) -> None:
         with self._s.locked:
             run.check()
             run.begin(self._s.clock.now())
             self._limit(lane, run)
             self._s.touch(lane)
 
-    def _yielded(self, lane: Lane, run: Run, value: Any) -> None:
+    def _yielded(self, lane: TaskState, run: Run, value: Any) -> None:
         run.check()
         self.publish(lane, run, value, final=False)
 
-    async def _yielded_aside(self, lane: Lane, run: Run, value: Any) -> None:
+    async def _yielded_aside(self, lane: TaskState, run: Run, value: Any) -> None:
         if not self._s.store.blocking:
             self._yielded(lane, run, value)
         else:
-            await asyncio.wrap_future(self._s.ledger.aside(partial(self._yielded, lane, run, value)))
+            await asyncio.wrap_future(self._s.outbox.aside(partial(self._yielded, lane, run, value)))
 
-    def _published(self, lane: Lane, run: Run, value: Any) -> None:
+    def _published(self, lane: TaskState, run: Run, value: Any) -> None:
         """What the function itself publishes; an async one cannot be made to wait for it."""
         if not (self._s.store.blocking and on_a_loop()):
             self._yielded(lane, run, value)
             return
         with self._s.locked:
-            self._s.ledger.ask([lane], partial(self._publish_late, lane, run, value))
+            self._s.outbox.ask([lane], partial(self._publish_late, lane, run, value))
 
-    def _publish_late(self, lane: Lane, run: Run, value: Any) -> None:
+    def _publish_late(self, lane: TaskState, run: Run, value: Any) -> None:
         try:
             self.publish(lane, run, value, final=False)
         except (RunFenced, ValueRefused) as error:
             log.error("%s", error)
 
-    def publish(self, lane: Lane, run: Run, value: Any, final: bool = True) -> Any:
+    def publish(self, lane: TaskState, run: Run, value: Any, final: bool = True) -> Any:
         claim = lane.claim
         if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
             raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..clock import Clock
 from ..engine.lock import Locked
-from ..engine.outbox import Ledger
+from ..engine.outbox import Outbox
 from ..engine.timers import Timers
 from ..errors import RunCancelled, RunCrashed, RunFenced, RunSkipped, RunTimedOut
 from ..executors.base import Executor
@@ -22,9 +22,9 @@ from ..functions.run import Run, RunState
 from ..functions.task import Overlap, Task, WhenIdle
 from ..serialize.errors import first_line
 from ..stores.base import Claim, Refusal, Row, Store
-from .body import Bodies
-from .hooks import News
-from .state import Lane, Waves
+from .body import Body
+from .hooks import Hooks
+from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
 
@@ -38,51 +38,53 @@ TROUBLE = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
 STOPS = "cancelled: the server stops"
 
 
-class Peers(Protocol):
+class Follower(Protocol):
     """What the other processes do."""
 
-    def refused(self, lane: Lane, run: Run, refusal: Refusal, row: Row | None) -> None: ...
+    def refused(self, lane: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None: ...
 
 
 class Desk(Protocol):
-    """What the runner finds at the scheduler's."""
+    """What the execution finds at the scheduler's."""
 
     clock: Clock
     store: Store
     executors: dict[str, Executor]
-    lanes: dict[str, Lane]
+    lanes: dict[str, TaskState]
     timers: Timers
     waves: Waves
     locked: Locked
-    ledger: Ledger
-    news: News
-    peers: Peers
+    outbox: Outbox
+    hooks: Hooks
+    follower: Follower
     begun: bool
     stopping: bool
     changed: Callable[[Task[Any]], object]
     fatal: Callable[[Task[Any], Run], object]
 
     def defer(self, call: Callable[[], object]) -> None: ...
-    def touch(self, lane: Lane) -> None: ...
+    def touch(self, lane: TaskState) -> None: ...
     def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
-class Runner:
+class Execution:
     """The part of the scheduler that deals with single runs; under its lock unless it says otherwise."""
 
     def __init__(self, desk: Desk):
         self._s = desk
-        self._bodies = Bodies(desk, self._limit)
+        self._bodies = Body(desk, self._limit)
 
     # ------------------------------------------------------------ starting
 
-    def new(self, lane: Lane, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None) -> Run:
+    def new(
+        self, lane: TaskState, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None
+    ) -> Run:
         run = Run(lane.task.name, key, self._s.clock.now(), wave, mark)
         run._stop = partial(self.cancel, lane)
-        run._changed = partial(self._s.news.progressed, lane)
+        run._changed = partial(self._s.hooks.progressed, lane)
         return run
 
-    def refuse(self, lane: Lane) -> Run:
+    def refuse(self, lane: TaskState) -> Run:
         """A run that is over before it begins: the server stops."""
         run = self.new(lane, "late", None)
         error = RunCancelled(f"Task {run.task!r}: the server stops, so that nothing new begins.")
@@ -90,7 +92,7 @@ class Runner:
         self._s.defer(run.resolve)
         return run
 
-    def launch(self, lane: Lane, run: Run) -> None:
+    def launch(self, lane: TaskState, run: Run) -> None:
         """Start now, or as soon as the body of an earlier run has ended."""
         if lane.run is not None:
             self.queue(lane, run)
@@ -98,14 +100,14 @@ class Runner:
             lane.run = run
             self.start(lane, run)
 
-    def queue(self, lane: Lane, run: Run) -> None:
+    def queue(self, lane: TaskState, run: Run) -> None:
         """Let it follow the run in flight. There is one place, for the newest."""
         if lane.queued is not None:
             self.drop(lane, lane.queued, "overlap")
         lane.queued = run
         self._s.touch(lane)
 
-    def trigger(self, lane: Lane, wave: datetime) -> None:
+    def trigger(self, lane: TaskState, wave: datetime) -> None:
         """An upstream has a new final value. A task that follows others never skips the newest."""
         if lane.removed or self._s.stopping:
             return
@@ -114,7 +116,7 @@ class Runner:
         if lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers + lane.elsewhere == 0):
             lane.missed += 1
             self.drop(lane, self.new(lane, key, wave, version), "paused" if lane.paused else "idle")
-            self._s.news.judge(lane)
+            self._s.hooks.judge(lane)
             return
         for waiting in (lane.run, lane.queued):
             if waiting is not None and waiting.state is RunState.QUEUED:
@@ -122,7 +124,7 @@ class Runner:
                 waiting.key, waiting.mark = key, version
                 waiting.wave = max(waiting.wave, wave) if waiting.wave is not None else None
                 if waiting is lane.run and (lane.asking or lane.claim is not None):
-                    self._s.ledger.ask([lane], partial(self._advance, lane, version))
+                    self._s.outbox.ask([lane], partial(self._advance, lane, version))
                 return
         run = self.new(lane, key, wave, version)
         replaced = lane.run if lane.task.policy.overlap is Overlap.REPLACE else None
@@ -130,32 +132,32 @@ class Runner:
         if replaced is not None:
             self.cancel(lane, replaced, "replaced")
 
-    def _advance(self, lane: Lane, version: int) -> None:
+    def _advance(self, lane: TaskState, version: int) -> None:
         if (claim := lane.claim) is not None:
             self._s.store.advance(claim, version)
 
-    def start(self, lane: Lane, run: Run) -> None:
+    def start(self, lane: TaskState, run: Run) -> None:
         """Claim the slot of ``lane.run``, and hand it to its executor once its upstream is there."""
         self.tell(lane)
         self._s.touch(lane)
         lane.asking = True
-        self._s.ledger.ask([lane], partial(self._ask, run), partial(self._answered, lane, run))
+        self._s.outbox.ask([lane], partial(self._ask, run), partial(self._answered, lane, run))
 
     def _ask(self, run: Run) -> tuple[Claim | Refusal, Row | None]:
         store, now = self._s.store, self._s.clock.now()
         answer = store.claim(run.task, run.id, now=now, key=run.key, mark=run.mark, wave=run.wave, first=run.first)
         return answer, None if isinstance(answer, Claim) or not store.blocking else store.row(run.task)
 
-    def _answered(self, lane: Lane, run: Run, answer: tuple[Claim | Refusal, Row | None]) -> None:
+    def _answered(self, lane: TaskState, run: Run, answer: tuple[Claim | Refusal, Row | None]) -> None:
         lane.asking = False
         claim, row = answer
         if isinstance(claim, Claim):
             self.claimed(lane, run, claim)
         else:
-            self._s.peers.refused(lane, run, claim, row)
+            self._s.follower.refused(lane, run, claim, row)
         self.tell(lane)
 
-    def claimed(self, lane: Lane, run: Run, claim: Claim) -> None:
+    def claimed(self, lane: TaskState, run: Run, claim: Claim) -> None:
         """The run may begin."""
         lane.claim = claim
         if lane.farewell is not None:
@@ -171,13 +173,13 @@ class Runner:
         else:
             proceed()
 
-    def _limit(self, lane: Lane, run: Run) -> None:
+    def _limit(self, lane: TaskState, run: Run) -> None:
         """From now on the timeout runs: of the function, and before that of the wait for its upstream."""
         self._s.timers.cancel(lane.timeout_timer)
         if (timeout := lane.task.policy.timeout) is not None:
             lane.timeout_timer = self._s.timers.after(timeout, partial(self._timed_out, lane), run)
 
-    def _submit(self, lane: Lane, run: Run) -> None:
+    def _submit(self, lane: TaskState, run: Run) -> None:
         if lane.run is not run or run.state.final:
             return
         self._s.timers.cancel(lane.timeout_timer)
@@ -188,14 +190,14 @@ class Runner:
 
     # ------------------------------------------------------------ ending
 
-    def _ended(self, lane: Lane, run: Run, future: Future[Any]) -> None:
+    def _ended(self, lane: TaskState, run: Run, future: Future[Any]) -> None:
         """The body is over, wherever it ran; called there, without the lock."""
         if lane.on_loop and self._s.store.blocking:
-            self._s.ledger.aside(partial(self._conclude, lane, run, future))
+            self._s.outbox.aside(partial(self._conclude, lane, run, future))
         else:
             self._conclude(lane, run, future)
 
-    def _conclude(self, lane: Lane, run: Run, future: Future[Any]) -> None:
+    def _conclude(self, lane: TaskState, run: Run, future: Future[Any]) -> None:
         error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
         value = None
         if error is None and not run.state.final:
@@ -224,18 +226,18 @@ class Runner:
             else:
                 self._failed(lane, run, error, RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED)
 
-    def _succeeded(self, lane: Lane, run: Run, value: Any) -> None:
+    def _succeeded(self, lane: TaskState, run: Run, value: Any) -> None:
         troubled = lane.error != "" or lane.stale
         lane.error, lane.missed = "", 0
         self._finish(lane, run, RunState.SUCCEEDED, value=value)
         if troubled and not lane.stale:
-            self._s.news.recovered(lane, run)
-            self._s.news.emit("recovered", lane.task, run)
-        self._s.news.emit("succeeded", lane.task, run)
+            self._s.hooks.recovered(lane, run)
+            self._s.hooks.emit("recovered", lane.task, run)
+        self._s.hooks.emit("succeeded", lane.task, run)
         for dependent in lane.dependents:
             self.trigger(dependent, run.wave or run.queued_at)
 
-    def _failed(self, lane: Lane, run: Run, error: BaseException, state: RunState) -> None:
+    def _failed(self, lane: TaskState, run: Run, error: BaseException, state: RunState) -> None:
         retry = lane.task.policy.retry
         if run.attempt < retry.max_attempts and not lane.removed and not self._s.stopping:
             delay = retry.delay(run.attempt)
@@ -252,11 +254,11 @@ class Runner:
             return
         self._finish(lane, run, state, error)
 
-    def _retry(self, lane: Lane, run: Run) -> None:
+    def _retry(self, lane: TaskState, run: Run) -> None:
         if lane.run is run and not run.state.final:
             self._submit(lane, run)
 
-    def _timed_out(self, lane: Lane, run: Run) -> None:
+    def _timed_out(self, lane: TaskState, run: Run) -> None:
         if lane.run is not run or run.state.final:
             return
         body, again = lane.body, run.attempt < lane.task.policy.retry.max_attempts
@@ -270,13 +272,13 @@ class Runner:
         if body is not None:
             body.cancel()
 
-    def _timeout_error(self, lane: Lane) -> RunTimedOut:
+    def _timeout_error(self, lane: TaskState) -> RunTimedOut:
         return RunTimedOut(
             f"Task {lane.task.name!r}: it did not finish within its timeout of {lane.task.policy.timeout:g} s. "
             "The last good value stays; give it a longer timeout or make it faster."
         )
 
-    def cancel(self, lane: Lane, run: Run, reason: str) -> None:
+    def cancel(self, lane: TaskState, run: Run, reason: str) -> None:
         """End a run from outside, at once. Its body is asked to stop and keeps the lane busy until it does."""
         with self._s.locked:
             if run.state.final:
@@ -293,7 +295,7 @@ class Runner:
                     body.cancel()
 
     def _finish(
-        self, lane: Lane, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
+        self, lane: TaskState, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
         """Bring ``lane.run`` to its one terminal state, and the lane to the next run if its body is gone."""
         store = self._s.store
@@ -306,17 +308,17 @@ class Runner:
             if waited_for:  # whoever waits for it says so
                 lane.withheld = error
             else:
-                self._s.news.complain(lane, run, error)
+                self._s.hooks.complain(lane, run, error)
         self._close(lane, run, state, error, value)
-        self._s.news.judge(lane)
+        self._s.hooks.judge(lane)
         if state in TROUBLE:
-            self._s.news.emit("failed", lane.task, run)
+            self._s.hooks.emit("failed", lane.task, run)
         if waited_for:
             self._s.defer(lambda: self._s.fatal(lane.task, run))
         if lane.body is None and not lane.asking:
             self._free(lane)
 
-    def abandon(self, lane: Lane, run: Run) -> None:
+    def abandon(self, lane: TaskState, run: Run) -> None:
         """The grace period is over, and the body is not: it ends with the process, and another one may begin anew."""
         if not run.state.final:
             run.reason = STOPS
@@ -324,22 +326,22 @@ class Runner:
         if lane.run is run and not lane.asking:
             self._free(lane)
 
-    def crashed(self, lane: Lane, run: Run, error: RunCrashed) -> None:
+    def crashed(self, lane: TaskState, run: Run, error: RunCrashed) -> None:
         """It has ended two processes; it will not end this one, unless the server waits for its value."""
-        self._s.news.complain(lane, run, error)
+        self._s.hooks.complain(lane, run, error)
         if not run.state.final:
             run.end(RunState.CRASHED, self._s.clock.now(), error)
             self.resolve(lane, run)
-        self._s.news.emit("failed", lane.task, run)
+        self._s.hooks.emit("failed", lane.task, run)
         self.disappoint(lane, run)
 
-    def disappoint(self, lane: Lane, run: Run) -> None:
+    def disappoint(self, lane: TaskState, run: Run) -> None:
         """It has failed in another process; whoever waits here for its value waits in vain."""
         if lane.gated and lane.task.known is None:
             self._s.defer(lambda: self._s.fatal(lane.task, run))
 
     def _close(
-        self, lane: Lane, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
+        self, lane: TaskState, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
         run.end(state, self._s.clock.now(), error)
         if not (lane.asking and lane.run is run):  # else when it is known whether this process has the claim
@@ -347,50 +349,50 @@ class Runner:
         self._s.touch(lane)
         self._s.defer(lambda: run.resolve(value))
 
-    def record(self, lane: Lane, run: Run, then: Callable[[bool], object] | None = None) -> None:
+    def record(self, lane: TaskState, run: Run, then: Callable[[bool], object] | None = None) -> None:
         if self._s.lanes.get(run.task) is lane and not self._unfinished(run):
             claimed = lane.claim is not None and lane.claim.run_id == run.id
             # Without a claim the first process that says what became of the slot is the one that is heard.
             self.note(lane, run, None if claimed else run.mark, then)
 
     def note(
-        self, lane: Lane, run: Run, mark: datetime | int | None, then: Callable[[bool], object] | None = None
+        self, lane: TaskState, run: Run, mark: datetime | int | None, then: Callable[[bool], object] | None = None
     ) -> None:
         """Record what became of a slot: in the order of the slots, as the store takes the earlier ones for handled."""
         if lane.asking:
             lane.untold += (partial(self.note, lane, run, mark, then),)
         else:
-            self._s.ledger.ask([lane], partial(self._s.store.record, run.task, run.record(), mark), then)
+            self._s.outbox.ask([lane], partial(self._s.store.record, run.task, run.record(), mark), then)
 
-    def tell(self, lane: Lane) -> None:
+    def tell(self, lane: TaskState) -> None:
         """Record what had to wait until it was known who has the claim."""
         untold, lane.untold = lane.untold, ()
         if not self._s.stopping:  # else the slot before them is left to others, and so are they
             for note in untold:
                 note()
 
-    def drop(self, lane: Lane, run: Run, reason: str) -> None:
+    def drop(self, lane: TaskState, run: Run, reason: str) -> None:
         """End a run that never started."""
         run.reason = reason
         error = RunSkipped(f"Task {run.task!r}: the run was skipped ({reason}).")
         run.end(RunState.SKIPPED, self._s.clock.now(), error)
-        self.record(lane, run, partial(self._s.news.skipped, lane, run))
+        self.record(lane, run, partial(self._s.hooks.skipped, lane, run))
         self._s.touch(lane)
         self._s.defer(run.resolve)
 
-    def resolve(self, lane: Lane, run: Run) -> None:
+    def resolve(self, lane: TaskState, run: Run) -> None:
         """Wake who waits for a run that ended elsewhere."""
         entry = lane.task.known if run.error is None else None
         self._s.defer(lambda: run.resolve(entry))
 
-    def _free(self, lane: Lane) -> None:
+    def _free(self, lane: TaskState) -> None:
         """The body is gone: give the claim back, and let the next one start."""
         claim, run = lane.claim, lane.run
         lane.run = lane.claim = None
         if claim is not None:
             unfinished = run is not None and self._unfinished(run)
             give_back = self._s.store.hand_over if unfinished else self._s.store.release
-            self._s.ledger.ask([lane], partial(give_back, claim))
+            self._s.outbox.ask([lane], partial(give_back, claim))
         self.next(lane)
 
     def _unfinished(self, run: Run) -> bool:
@@ -401,7 +403,7 @@ class Runner:
         occasion = run.mark is not None or run.wave is not None  # nobody waits any more for a request
         return ended_here and occasion
 
-    def next(self, lane: Lane) -> None:
+    def next(self, lane: TaskState) -> None:
         """Let the run start that has waited for the end of another one."""
         if lane.queued is not None and not lane.removed:
             lane.run, lane.queued = lane.queued, None

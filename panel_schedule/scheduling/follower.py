@@ -9,56 +9,56 @@ from typing import Any, Protocol
 
 from ..clock import Clock
 from ..engine.lock import Locked
-from ..engine.outbox import Ledger
+from ..engine.outbox import Outbox
 from ..errors import RunCancelled, RunCrashed, RunError, RunFailed, RunTimedOut
 from ..functions.run import Run, RunRecord, RunState
 from ..functions.task import Overlap, Task
 from ..stores.base import Claim, Holder, Refusal, Row, Store
 from ..triggers import Trigger
-from .execution import Runner
-from .hooks import News
-from .state import Lane, Waves
+from .execution import Execution
+from .hooks import Hooks
+from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
 
 _ERRORS = {RunState.CANCELLED: RunCancelled, RunState.TIMED_OUT: RunTimedOut, RunState.CRASHED: RunCrashed}
 
 
-class Agenda(Protocol):
+class Slots(Protocol):
     """When each task runs."""
 
-    def elect(self, lane: Lane) -> None: ...
+    def elect(self, lane: TaskState) -> None: ...
 
 
 class Desk(Protocol):
-    """What the peers find at the scheduler's."""
+    """What the follower find at the scheduler's."""
 
     clock: Clock
     store: Store
-    lanes: dict[str, Lane]
+    lanes: dict[str, TaskState]
     waves: Waves
-    runner: Runner
-    news: News
-    agenda: Agenda
-    ledger: Ledger
+    execution: Execution
+    hooks: Hooks
+    slots: Slots
+    outbox: Outbox
     locked: Locked
     begun: bool
     stopping: bool
 
-    def touch(self, lane: Lane) -> None: ...
-    def lose(self, lane: Lane) -> None: ...
+    def touch(self, lane: TaskState) -> None: ...
+    def lose(self, lane: TaskState) -> None: ...
     def remove(self, task: Task[Any], told: bool = False) -> None: ...
-    def arm_anew(self, lane: Lane) -> None: ...
+    def arm_anew(self, lane: TaskState) -> None: ...
     def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]: ...
 
 
-class Peers:
+class Follower:
     """The part of the scheduler that follows the rows of the store; under its lock."""
 
     def __init__(self, desk: Desk):
         self._s = desk
 
-    def follow(self, lane: Lane, row: Row | None) -> None:
+    def follow(self, lane: TaskState, row: Row | None) -> None:
         """Bring a lane in line with what the store says of its task."""
         if row is None:
             return
@@ -69,19 +69,19 @@ class Peers:
             self._s.remove(lane.task, told=True)
         self.reschedule(lane, row.override)
         if lane.computed and self._s.begun:
-            self._s.agenda.elect(lane)
+            self._s.slots.elect(lane)
         lane.elsewhere = row.viewers
         lane.paused = row.paused
         self._follow_run(lane, row)
         if lane.error != row.error:
-            self._s.news.follow(lane, row.error)
+            self._s.hooks.follow(lane, row.error)
             if self._s.begun:
-                self._s.news.judge(lane)
+                self._s.hooks.judge(lane)
         if row.cancelled and lane.run is not None and lane.run.id == row.cancelled:
-            self._s.runner.cancel(lane, lane.run, "cancelled")
+            self._s.execution.cancel(lane, lane.run, "cancelled")
         self._s.touch(lane)
 
-    def look(self, lane: Lane, row: Row) -> Run | None:
+    def look(self, lane: TaskState, row: Row) -> Run | None:
         """Let a lane say what the store says, where no clocks run; the run of another process, if there is one."""
         task, now = lane.task, self._s.clock.now()
         if (row.removed or row.forgotten) and not lane.removed:
@@ -102,7 +102,7 @@ class Peers:
         run.report(holder.percent, holder.message)
         return run
 
-    def reschedule(self, lane: Lane, override: Trigger | None, base: Trigger | None = None) -> None:
+    def reschedule(self, lane: TaskState, override: Trigger | None, base: Trigger | None = None) -> None:
         """Put a schedule into force that another process, or an earlier one, has given the task."""
         lane.base = base or lane.base
         trigger = override or lane.base
@@ -113,7 +113,7 @@ class Peers:
         self._s.waves.follow(lane, lane.upstream)
         self._s.arm_anew(lane)
 
-    def _follow_run(self, lane: Lane, row: Row) -> None:
+    def _follow_run(self, lane: TaskState, row: Row) -> None:
         holder, ended = row.holder, None
         active = holder is not None and not holder.over
         lane.held = holder is not None
@@ -132,9 +132,9 @@ class Peers:
             for run in joiners:
                 self._end(lane, run, row)
         if not lane.held and lane.run is None:
-            self._s.runner.next(lane)
+            self._s.execution.next(lane)
 
-    def _mirror(self, lane: Lane, holder: Holder) -> Run:
+    def _mirror(self, lane: TaskState, holder: Holder) -> Run:
         """The run of another process, for those who look at it, wait for it or cancel it here."""
         run = Run(lane.task.name, holder.key, holder.started_at or self._s.clock.now(), holder.wave)
         run.id, run.attempt = holder.run_id, holder.attempt
@@ -142,12 +142,12 @@ class Peers:
         run._stop = partial(self._cancel_there, lane)
         return run
 
-    def _cancel_there(self, lane: Lane, run: Run, reason: str) -> None:
+    def _cancel_there(self, lane: TaskState, run: Run, reason: str) -> None:
         with self._s.locked:
             if not run.state.final:
-                self._s.ledger.ask([lane], partial(self._s.store.cancel, run.task, run.id))
+                self._s.outbox.ask([lane], partial(self._s.store.cancel, run.task, run.id))
 
-    def _end(self, lane: Lane, run: Run, row: Row) -> None:
+    def _end(self, lane: TaskState, run: Run, row: Row) -> None:
         """It has ended there, so it ends here; its record is written already."""
         state = row.outcome or RunState.CANCELLED
         error: RunError | None = None
@@ -155,17 +155,17 @@ class Peers:
             kind = _ERRORS.get(state, RunFailed)
             error = kind(f"Task {run.task!r}: the run {state.replace('_', ' ')} in another process. {row.error}")
         run.end(state, self._s.clock.now(), error)
-        self._s.runner.resolve(lane, run)
+        self._s.execution.resolve(lane, run)
         if run.first and error is not None and not isinstance(error, RunCancelled):
-            self._s.runner.disappoint(lane, run)
+            self._s.execution.disappoint(lane, run)
 
     # ------------------------------------------------------------ claims that others have
 
-    def refused(self, lane: Lane, run: Run, refusal: Refusal, row: Row | None) -> None:
+    def refused(self, lane: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None:
         """Another process was quicker, or is at it still."""
         lane.run = None
         if run.state.final:  # cancelled meanwhile
-            self._s.runner.record(lane, run)
+            self._s.execution.record(lane, run)
         else:
             over = row is not None and row.holder is not None and row.holder.over
             wanted = run.mark is None or run.first
@@ -173,42 +173,42 @@ class Peers:
                 # A request joins what runs there; a slot that is handled there is handled.
                 self._join(lane, run)
             elif lane.task.policy.overlap is Overlap.SKIP and not lane.clockless and not wanted:
-                self._s.runner.drop(lane, run, "abandoned" if over else "overlap")
+                self._s.execution.drop(lane, run, "abandoned" if over else "overlap")
             elif lane.queued is None and (run.mark is None or not lane.untold):
                 lane.queued = run
             else:
-                self._s.runner.drop(lane, run, "overlap")
+                self._s.execution.drop(lane, run, "overlap")
         if row is None:
             # A store of this process alone: only a claim of the same name that somebody else took by hand.
             for joiner in lane.joiners:
-                self._s.runner.drop(lane, joiner, "claimed elsewhere")
+                self._s.execution.drop(lane, joiner, "claimed elsewhere")
             lane.joiners = ()
-            self._s.runner.next(lane)
+            self._s.execution.next(lane)
             return
         self.follow(lane, row)
 
-    def _join(self, lane: Lane, run: Run) -> None:
+    def _join(self, lane: TaskState, run: Run) -> None:
         lane.joiners += (run,)
         run._stop = partial(self._cancel_joined, lane)
 
-    def _cancel_joined(self, lane: Lane, run: Run, reason: str) -> None:
+    def _cancel_joined(self, lane: TaskState, run: Run, reason: str) -> None:
         with self._s.locked:
             joined = lane.remote or lane.run
             if joined is not None and not run.state.final:
                 joined.cancel(reason)
 
-    def _take_over(self, lane: Lane) -> None:
+    def _take_over(self, lane: TaskState) -> None:
         """The process of a run is gone: finish it here."""
         # In a script only for somebody who waits for it: what is due is for those with a clock.
         wanted = self._s.begun or lane.joiners
         if lane.run is not None or lane.removed or not wanted or self._s.stopping:
             return
-        run = lane.run = self._s.runner.new(lane, "takeover", None)
+        run = lane.run = self._s.execution.new(lane, "takeover", None)
         lane.asking = True
         take = partial(self._s.store.take_over, run.task, self._s.clock.now())
-        self._s.ledger.ask([lane], take, partial(self._taken, lane, run))
+        self._s.outbox.ask([lane], take, partial(self._taken, lane, run))
 
-    def _taken(self, lane: Lane, run: Run, claim: Claim | RunRecord | None) -> None:
+    def _taken(self, lane: TaskState, run: Run, claim: Claim | RunRecord | None) -> None:
         lane.asking = False
         if isinstance(claim, Claim):
             run.id, run.key, run.wave, run.attempt = claim.run_id, claim.key, claim.wave, claim.attempt
@@ -221,18 +221,18 @@ class Peers:
             lane.remote, lane.held = None, False
             for joiner in joiners:
                 run.add_done_callback(partial(_echo, joiner))
-            self._s.runner.claimed(lane, run, claim)
-            self._s.runner.tell(lane)
+            self._s.execution.claimed(lane, run, claim)
+            self._s.execution.tell(lane)
             return
         lane.run = None
         if isinstance(claim, RunRecord):
             run.id, run.key, run.attempt = claim.id, claim.key, claim.attempt
-            self._s.runner.crashed(lane, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
+            self._s.execution.crashed(lane, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
         elif not run.state.final:
             self._join(lane, run)
         # Whatever became of it, the row knows.
         lane.unread = True
-        self._s.runner.tell(lane)
+        self._s.execution.tell(lane)
 
 
 def _echo(joiner: Run, run: Run) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ..clock import Clock
 from ..engine.lock import Locked
-from ..engine.outbox import Ledger
+from ..engine.outbox import Outbox
 from ..engine.timers import Timer, Timers
 from ..errors import RunSkipped
 from ..executors.base import Executor
@@ -25,7 +25,7 @@ from ..functions.task import Task
 from ..serialize.errors import bare, first_line
 from ..session import leave_session
 from ..stores.base import Store
-from .state import Lane
+from .state import TaskState
 
 log = logging.getLogger("panel_schedule")
 
@@ -83,21 +83,21 @@ class HandlerCall:
 
 
 class Desk(Protocol):
-    """What the news need of the scheduler."""
+    """What the hooks need of the scheduler."""
 
     clock: Clock
     store: Store
     executors: dict[str, Executor]
     handlers: dict[str, list[Handler]]
-    lanes: dict[str, Lane]
+    lanes: dict[str, TaskState]
     timers: Timers
     locked: Locked
-    ledger: Ledger
+    outbox: Outbox
     stopping: bool
     changed: Callable[[Task[Any]], object]
 
     def defer(self, call: Callable[[], object]) -> None: ...
-    def touch(self, lane: Lane) -> None: ...
+    def touch(self, lane: TaskState) -> None: ...
 
 
 class _Failing:
@@ -183,14 +183,14 @@ def _lasting(seconds: float) -> str:
     return f"{seconds / MINUTE:.0f} min" if seconds < 120 * MINUTE else f"{seconds / (60 * MINUTE):.1f} h"
 
 
-class News:
+class Hooks:
     """The part of the scheduler that tells: the log, the handlers of ``ps.on``, the pages; under its lock."""
 
     def __init__(self, desk: Desk):
         self._s = desk
         self.failures = FailureLog(desk.clock)
 
-    def judge(self, lane: Lane) -> None:
+    def judge(self, lane: TaskState) -> None:
         """Work out whether the value is stale, and say so when that has changed."""
         limit, entry = lane.task.policy.stale_after, lane.task.known
         if limit is not None:
@@ -215,19 +215,19 @@ class News:
             error = RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
             run.end(RunState.SKIPPED, run.queued_at, error)
             self._s.defer(run.resolve)
-        self._s.ledger.ask(
+        self._s.outbox.ask(
             [lane], partial(self._s.store.flip, lane.task.name, stale), partial(self._flipped, lane, run)
         )
         for dependent in list(self._s.lanes.values()):
             if lane.task in dependent.sources:
                 self.judge(dependent)
 
-    def _flipped(self, lane: Lane, run: Run, first: bool) -> None:
+    def _flipped(self, lane: TaskState, run: Run, first: bool) -> None:
         """All processes find it stale; one of them says so."""
         if first and lane.stale:
             self.emit("stale", lane.task, run)
 
-    def _sources(self, lane: Lane) -> Iterator[Lane]:
+    def _sources(self, lane: TaskState) -> Iterator[TaskState]:
         """It, and all whose values its own is made of."""
         seen, ahead = {lane}, [lane]
         while ahead:
@@ -237,12 +237,12 @@ class News:
             seen |= new
             ahead += new
 
-    def complain(self, lane: Lane, run: Run, error: BaseException) -> None:
+    def complain(self, lane: TaskState, run: Run, error: BaseException) -> None:
         """Log a failure of this process's own."""
         last_good = "the last good value stays" if lane.task.known else "there is no value yet"
         self.failures.failed(("task", run.task), f"Task {run.task!r} failed (run {run.id}), {last_good}", error)
 
-    def recovered(self, lane: Lane, run: Run) -> None:
+    def recovered(self, lane: TaskState, run: Run) -> None:
         """Log that a task is well again."""
         lasted = self.failures.ended(("task", run.task))
         if lasted is not None:
@@ -250,7 +250,7 @@ class News:
         else:
             log.info("Task %r has recovered (run %s).", run.task, run.id)
 
-    def follow(self, lane: Lane, error: str) -> None:
+    def follow(self, lane: TaskState, error: str) -> None:
         """Another process says how the last run has ended: what its log says, and from when on it counts here."""
         if error and not lane.error:
             self.failures.began(("task", lane.task.name))
@@ -308,12 +308,12 @@ class News:
         if error is not None and not stopped:
             log.error("Task %r: the %s failed: %s", call.task.name, call.name, first_line(error), exc_info=bare(error))
 
-    def skipped(self, lane: Lane, run: Run, new: bool) -> None:
-        """Say so, if it is news."""
+    def skipped(self, lane: TaskState, run: Run, new: bool) -> None:
+        """Say so, if it is hooks."""
         if new:
             self.emit("skipped", lane.task, run)
 
-    def progressed(self, lane: Lane) -> None:
+    def progressed(self, lane: TaskState) -> None:
         """On the thread of the run: the pages hear of it here, and now and then in the other processes."""
         self._s.changed(lane.task)
         if self._s.store.blocking and not lane.telling:
@@ -321,8 +321,8 @@ class News:
             with self._s.locked:
                 self._s.timers.after(TELL, self._tell_progress, lane)
 
-    def _tell_progress(self, lane: Lane) -> None:
+    def _tell_progress(self, lane: TaskState) -> None:
         lane.telling = False
         if lane.claim is not None and lane.run is not None and not lane.run.state.final:
             run, store = lane.run, self._s.store
-            self._s.ledger.ask([lane], partial(store.progress, lane.claim, run.percent, run.message))
+            self._s.outbox.ask([lane], partial(store.progress, lane.claim, run.percent, run.message))

@@ -10,7 +10,7 @@ from ..clock import Clock
 from ..errors import RegistrationError, ScheduleError
 from ..functions.run import Run, _current, place
 from ..stores.base import USER, Store
-from .state import Lane
+from .state import TaskState
 
 
 class Desk(Protocol):
@@ -18,7 +18,7 @@ class Desk(Protocol):
 
     clock: Clock
     store: Store
-    lanes: dict[str, Lane]
+    lanes: dict[str, TaskState]
     compute: Callable[[str, Any, Any], Any]
     submit: Callable[[Run, str, Any, Any], Run]
     find: Callable[[Run, str], Run]

@@ -1,4 +1,4 @@
-"""The service thread: one timer; what is due goes to the agenda, what runs to the runner."""
+"""The service thread: one timer; what is due goes to the slots, what runs to the execution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..engine.lock import Bell, Locked
-from ..engine.outbox import Ledger
+from ..engine.outbox import Outbox
 from ..engine.timers import Timers
 from ..errors import NotReady, RegistrationError
 from ..executors.base import Executor
@@ -23,13 +23,13 @@ from ..functions.task import FirstRun, Task, TaskStatus, WhenIdle
 from ..serialize.entry import Entry
 from ..stores.base import TASK, Plan, Store
 from ..triggers import Computed, Trigger
-from .execution import STOPS, Runner
-from .follower import Peers
-from .hooks import EVENTS, Handler, News
+from .execution import STOPS, Execution
+from .follower import Follower
+from .hooks import EVENTS, Handler, Hooks
 from .planner import ALLOWANCE, second_slot
 from .rpc import answer
-from .slots import Agenda
-from .state import Lane, Waves
+from .slots import Slots
+from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
 
@@ -86,7 +86,7 @@ class Scheduler:
         self.compute: Callable[[str, Any, Any], Any]
         self.submit: Callable[[Run, str, Any, Any], Run]
         self.find: Callable[[Run, str], Run]
-        self.lanes: dict[str, Lane] = {}
+        self.lanes: dict[str, TaskState] = {}
         self.timers = Timers(clock)
         self.lock = threading.RLock()
         self.begun = self.stopping = False
@@ -97,17 +97,17 @@ class Scheduler:
         # Names that are used again are other tasks, and no late comers of this server.
         self._discarded: set[str] = set()
         self.waves = Waves(self.lanes, self.lock)
-        self.news = News(self)
-        self.runner = Runner(self)
-        self.peers = Peers(self)
-        self.ledger = Ledger(self, self.peers.follow)
-        self.agenda = Agenda(self)
+        self.hooks = Hooks(self)
+        self.execution = Execution(self)
+        self.follower = Follower(self)
+        self.outbox = Outbox(self, self.follower.follow)
+        self.slots = Slots(self)
         self.locked = Locked(self.lock, self.waves, self._released, lambda task: self.changed(task))
         self._bell = Bell()
         self._asleep_until = float("inf")
         # The thread that serves now; another one that finds itself replaced goes.
         self._serving: threading.Thread | None = None
-        store.subscribe(self._stored, self.ledger.noticed)
+        store.subscribe(self._stored, self.outbox.noticed)
 
     # ------------------------------------------------------------ lifecycle
 
@@ -117,7 +117,7 @@ class Scheduler:
         with self.lock:
             if self._serving is None and not self._closing:
                 self.stopping = False
-                self.ledger.reopen()
+                self.outbox.reopen()
                 self._serving = threading.Thread(target=self._serve, name="panel-schedule", daemon=True)
                 Context().run(self._serving.start)
                 self._listening()
@@ -131,7 +131,7 @@ class Scheduler:
             if not self.begun:
                 self.begun, self.stopping = True, False
                 self._listening()
-                self.agenda.enter(self.lanes.values())
+                self.slots.enter(self.lanes.values())
 
     def _listening(self) -> None:
         """From now on values of other processes come by themselves."""
@@ -150,11 +150,11 @@ class Scheduler:
             for lane in self.lanes.values():
                 self.timers.cancel(lane.slot_timer)
                 lane.next = None
-                self.agenda.resign(lane)
+                self.slots.resign(lane)
                 if lane.queued is not None:
-                    self.runner.cancel(lane, lane.queued, STOPS)
+                    self.execution.cancel(lane, lane.queued, STOPS)
                 if lane.run is not None and lane.run.state is RunState.QUEUED:
-                    self.runner.cancel(lane, lane.run, STOPS)
+                    self.execution.cancel(lane, lane.run, STOPS)
         self._bell.ring()
         deadline = self.clock.monotonic() + grace
         for name, executor in self.executors.items():
@@ -163,9 +163,9 @@ class Scheduler:
         with self.locked:
             for lane in self.lanes.values():
                 if lane.run is not None:
-                    self.runner.abandon(lane, lane.run)
+                    self.execution.abandon(lane, lane.run)
         still()
-        self.ledger.drain(LAST_WRITES)
+        self.outbox.drain(LAST_WRITES)
         self.store.close()
         self._closing = False
 
@@ -184,9 +184,9 @@ class Scheduler:
         with self.locked:
             self._asleep_until = 0.0
             now, monotonic = self.clock.now(), self.clock.monotonic()
-            self.agenda.look(now, monotonic)
+            self.slots.look(now, monotonic)
             self.timers.fire(monotonic)
-            self.agenda.plan(now)
+            self.slots.plan(now)
             self._asleep_until = self.timers.earliest
             return self.timers.delay()
 
@@ -204,7 +204,7 @@ class Scheduler:
 
     def add(self, task: Task[Any], gated: bool = True) -> None:
         """Take a task in; it runs as soon as the clocks do."""
-        lane = Lane(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
+        lane = TaskState(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
         if task.policy.isolate:
             self.store.isolate(task.name)
         if (entry := self.store.entry(TASK, task.name)) is not None:
@@ -216,10 +216,10 @@ class Scheduler:
             self.lanes[task.name] = lane
             self.waves.follow(lane, lane.upstream)
             if self.begun:
-                self.agenda.enter([lane], late=True)
+                self.slots.enter([lane], late=True)
             elif task.name in self._discarded:
                 plan = Plan(task.name, task.policy.trigger, self.clock.now())
-                self.ledger.ask([lane], partial(self.store.enroll, [plan], late=True))
+                self.outbox.ask([lane], partial(self.store.enroll, [plan], late=True))
 
     def redefine(self, task: Task[Any]) -> None:
         """The task got another function or policy: keep its value and history, run it anew."""
@@ -228,12 +228,12 @@ class Scheduler:
             lane.executor, lane.on_loop, lane.abroad = self._executor(task)
             lane.is_async, lane.reads, lane.depends = is_async(task.function), (), None
             lane.removed = lane.gated = False
-            self.news.failures.ended(("task", task.name))
+            self.hooks.failures.ended(("task", task.name))
             lane.trigger = lane.base = task.policy.trigger
             lane.override = None
             self.waves.follow(lane, lane.upstream)
             if self.begun:
-                self.agenda.enter([lane], again=True)
+                self.slots.enter([lane], again=True)
 
     def discard(self, task: Task[Any]) -> None:
         """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
@@ -243,7 +243,7 @@ class Scheduler:
                 self._let_go(lane)
                 # What a run of it publishes now comes too late, and the next task of its name need not wait for it.
                 self._discarded.add(task.name)
-                self.ledger.ask([lane], partial(self.store.forget, task.name))
+                self.outbox.ask([lane], partial(self.store.forget, task.name))
 
     def drop(self, task: Task[Any]) -> None:
         """Forget a task in this process; what is stored of it stays."""
@@ -252,18 +252,18 @@ class Scheduler:
             if lane is not None and lane.task is task:
                 self._let_go(lane)
 
-    def lose(self, lane: Lane) -> None:
+    def lose(self, lane: TaskState) -> None:
         """Another process has forgotten the task."""
         self._let_go(lane)
         self.defer(partial(self.exhausted, lane.task))
 
-    def _let_go(self, lane: Lane) -> None:
+    def _let_go(self, lane: TaskState) -> None:
         self.remove(lane.task, told=True)
         self.waves.follow(lane, ())
         del self.lanes[lane.task.name]
-        self.news.failures.ended(("task", lane.task.name))
+        self.hooks.failures.ended(("task", lane.task.name))
 
-    def _lane(self, task: Task[Any]) -> Lane:
+    def _lane(self, task: Task[Any]) -> TaskState:
         lane = self.lanes.get(task.name)
         if lane is None or lane.task is not task:
             raise RegistrationError(f"Task {task.name!r} was cancelled; schedule its function again.")
@@ -273,19 +273,19 @@ class Scheduler:
         with self.locked:
             lane = self._lane(task)
             if not told:
-                self.ledger.ask([lane], partial(self.store.amend, task.name, removed=True))
+                self.outbox.ask([lane], partial(self.store.amend, task.name, removed=True))
             first, lane.first = lane.first, None
             if first is not None:
                 error = NotReady(f"Task {task.name!r}: its schedule was removed before it had a value.")
                 self.defer(lambda: first.set_exception(error))
             lane.removed, lane.next, lane.stale = True, None, False
-            self.agenda.resign(lane)
+            self.slots.resign(lane)
             task.become(plain=True, told=self._told)
             for timer in (lane.slot_timer, lane.stale_timer):
                 self.timers.cancel(timer)
             for run in (lane.queued, lane.run):
                 if run is not None and run.state is RunState.QUEUED:
-                    self.runner.cancel(lane, run, "cancelled: the schedule was removed")
+                    self.execution.cancel(lane, run, "cancelled: the schedule was removed")
             self.touch(lane)
 
     def exhaust(self, task: Task[Any]) -> None:
@@ -312,7 +312,7 @@ class Scheduler:
         with self.locked:
             lane = self._lane(task)
             lane.paused = paused
-            self.ledger.ask([lane], partial(self._amend, lane, paused=paused))
+            self.outbox.ask([lane], partial(self._amend, lane, paused=paused))
             self.touch(lane)
 
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
@@ -330,10 +330,10 @@ class Scheduler:
             slot = trigger.next_after(now)  # may be a function of the user's, and fail
             lane.override = lane.trigger = trigger
             lane.depends = None
-            self.ledger.ask([lane], partial(self._amend, lane, reschedule=trigger, now=now))
+            self.outbox.ask([lane], partial(self._amend, lane, reschedule=trigger, now=now))
             self.waves.follow(lane, lane.upstream)
             if self.begun:
-                self.agenda.arm(lane, slot)
+                self.slots.arm(lane, slot)
             self.touch(lane)
 
     def refresh(self, task: Task[Any]) -> Run:
@@ -342,7 +342,7 @@ class Scheduler:
         with self.locked:
             lane = self._lane(task)
             if self._closing:
-                return self.runner.refuse(lane)
+                return self.execution.refuse(lane)
             if lane.removed:
                 raise RegistrationError(
                     f"Task {task.name!r}: its schedule was removed, so there is nothing to refresh; call it instead."
@@ -351,9 +351,9 @@ class Scheduler:
                 return lane.run
             if lane.queued is not None or lane.remote is not None:
                 return lane.queued or lane.remote  # type: ignore[return-value]
-            run = self.runner.new(lane, "", None)
+            run = self.execution.new(lane, "", None)
             run.key = f"request {run.id}"
-            self.runner.launch(lane, run)
+            self.execution.launch(lane, run)
             return run
 
     def answer(self, run: Run, question: str, *args: Any) -> Any:
@@ -377,7 +377,7 @@ class Scheduler:
                 lane.first = Future()
             return lane.first
 
-    def gate(self) -> list[Lane]:
+    def gate(self) -> list[TaskState]:
         """The tasks without whose first value no page is built."""
         with self.lock:
             empty = [lane for lane in self.lanes.values() if lane.gated and lane.task.known is None]
@@ -391,7 +391,7 @@ class Scheduler:
                 lane.gated = False
                 error, lane.withheld = lane.withheld, None
                 if error is not None:
-                    self.news.complain(lane, run, error)
+                    self.hooks.complain(lane, run, error)
 
     def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]:
         """The time, and until when the value is what its task has promised; None where nothing says so."""
@@ -415,7 +415,7 @@ class Scheduler:
             lane.viewers += viewers
             if task.policy.when_idle is not WhenIdle.SKIP:
                 return
-            self.ledger.ask([lane], partial(self.store.watch, task.name, lane.viewers))
+            self.outbox.ask([lane], partial(self.store.watch, task.name, lane.viewers))
             welcome = viewers > 0 and lane.viewers == viewers and not lane.elsewhere
             outdated = lane.stale or (lane.missed > 0 and lane.run is None)
             if welcome and outdated and self.begun and not lane.paused and not lane.removed:
@@ -441,21 +441,21 @@ class Scheduler:
         with self.locked:
             if row is None or self.begun or lane.writing or self.lanes.get(task.name) is not lane:
                 return lane.remote
-            return self.peers.look(lane, row)
+            return self.follower.look(lane, row)
 
     def status(self, task: Task[Any]) -> TaskStatus:
         elsewhere = self.look(task)
         with self.lock:
             lane = self.lanes.get(task.name)
             if lane is None or lane.task is not task:
-                lane = Lane(task, *self._executor(task), gated=False)
+                lane = TaskState(task, *self._executor(task), gated=False)
                 lane.removed = True
             return lane.status(self.zone, elsewhere)
 
     def history(self, task: Task[Any]) -> list[RunRecord]:
         return self.store.history(task.name)
 
-    def touch(self, lane: Lane) -> None:
+    def touch(self, lane: TaskState) -> None:
         """The task's status has changed: tell those who show it."""
         if lane.viewers:
             self.locked.touched.add(lane.task)
@@ -478,22 +478,22 @@ class Scheduler:
             if lane.claim is None or lane.claim.run_id != entry.run_id:
                 self._came_from_elsewhere(lane, entry)
 
-    def _came_from_elsewhere(self, lane: Lane, entry: Entry) -> None:
+    def _came_from_elsewhere(self, lane: TaskState, entry: Entry) -> None:
         """Another process has published it."""
         lane.missed = 0
         if not self.begun:  # in a script: it judges nobody's runs but its own
             return
-        self.news.judge(lane)
+        self.hooks.judge(lane)
         if entry.final:
             # Each process tries to follow it: the one that published it may have died since.
             for dependent in lane.dependents:
-                self.runner.trigger(dependent, entry.wave or entry.updated_at)
+                self.execution.trigger(dependent, entry.wave or entry.updated_at)
 
     def _executor(self, task: Task[Any]) -> tuple[Executor, bool, bool]:
         name = task.policy.executor or ("loop" if is_async(task.function) else "thread")
         return self.executors[name], name == "loop", name == "process"
 
-    def _comes(self, lane: Lane) -> bool:
+    def _comes(self, lane: TaskState) -> bool:
         """Whether a first run is on its way: not where it waits for a task that skips its own."""
         if lane.task.policy.first_run is FirstRun.SKIP or lane.removed or lane.paused:
             return False
@@ -502,13 +502,13 @@ class Scheduler:
             return any(up.known or (at is not None and not at.failed and self._comes(at)) for up, at in upstream)
         return True
 
-    def _amend(self, lane: Lane, **changes: Any) -> None:
+    def _amend(self, lane: TaskState, **changes: Any) -> None:
         name = lane.task.name
         if self.store.row(name) is None:  # in a script, where no clock has enrolled it
             self.store.enroll([Plan(name, lane.task.policy.trigger, self.clock.now())])
         self.store.amend(name, **changes)
 
-    def arm_anew(self, lane: Lane) -> None:
+    def arm_anew(self, lane: TaskState) -> None:
         """It has got another schedule: its slots count from now."""
         if self.begun and not lane.removed:
-            self.agenda.advance(lane, self.clock.now())
+            self.slots.advance(lane, self.clock.now())

@@ -19,7 +19,7 @@ from ..triggers import After, Computed, Cron, Trigger
 from .planner import Busy
 
 
-class Lane:
+class TaskState:
     """
     The scheduler's state of one task.
 
@@ -128,7 +128,7 @@ class Lane:
         self.first: Future[Any] | None = None
         # Whose values cause its runs, by name, and the lanes whose runs its own values cause.
         self.follows: tuple[str, ...] = ()
-        self.dependents: tuple[Lane, ...] = ()
+        self.dependents: tuple[TaskState, ...] = ()
         self.reads: tuple[Task[Any], ...] = ()
         # The tasks that its runs have read.
         self.read: frozenset[Task[Any]] = frozenset()
@@ -219,7 +219,7 @@ class Wait:
 
     __slots__ = ("owner", "proceed", "run", "upstream")
 
-    def __init__(self, owner: Lane, run: Run, upstream: tuple[Lane, ...], proceed: Callable[[], object]):
+    def __init__(self, owner: TaskState, run: Run, upstream: tuple[TaskState, ...], proceed: Callable[[], object]):
         self.owner = owner
         self.run = run
         self.upstream = upstream
@@ -233,12 +233,12 @@ class Waves:
     Under the scheduler's lock, but for `wait`.
     """
 
-    def __init__(self, lanes: dict[str, Lane], lock: threading.RLock):
+    def __init__(self, lanes: dict[str, TaskState], lock: threading.RLock):
         self._lanes = lanes
         self._lock = lock
         self.waits: list[Wait] = []
 
-    def follow(self, lane: Lane, tasks: tuple[Task[Any], ...]) -> None:
+    def follow(self, lane: TaskState, tasks: tuple[Task[Any], ...]) -> None:
         """Let values of these tasks, and of no others, cause its runs."""
         for name in lane.follows:
             if (other := self._lanes.get(name)) is not None:
@@ -247,7 +247,7 @@ class Waves:
         for name in lane.follows:
             self._lanes[name].dependents += (lane,)
 
-    def pending(self, lane: Lane, wave: datetime) -> bool:
+    def pending(self, lane: TaskState, wave: datetime) -> bool:
         """Whether a value of `lane` for its latest slot up to `wave` is still to come."""
         if lane.removed:
             return False
@@ -261,7 +261,7 @@ class Waves:
             return any(self.pending(upstream, wave) for upstream in self._known(lane.upstream))
         return lane.next is not None and lane.next <= wave and not lane.paused
 
-    def hold(self, lane: Lane, run: Run, proceed: Callable[[], object]) -> bool:
+    def hold(self, lane: TaskState, run: Run, proceed: Callable[[], object]) -> bool:
         """Call `proceed` later, once all that the run depends on is there; False when nothing is missing."""
         depends = self._depends_on(lane) if run.wave is not None else ()
         missing = self._missing(lane, run, self._known(depends)) if depends else ()
@@ -269,7 +269,7 @@ class Waves:
             self.waits.append(Wait(lane, run, missing, proceed))
         return bool(missing)
 
-    def wait(self, lane: Lane, run: Run, upstream: Lane) -> None:
+    def wait(self, lane: TaskState, run: Run, upstream: TaskState) -> None:
         """Block the run's own thread until `upstream` is there; its place goes to another meanwhile."""
         with self._lock:
             if upstream is not lane and upstream.task not in lane.read:
@@ -297,13 +297,13 @@ class Waves:
         assert wait.run.wave is not None
         return any(self.pending(upstream, wait.run.wave) for upstream in wait.upstream)
 
-    def _missing(self, lane: Lane, run: Run, upstream: Iterable[Lane]) -> tuple[Lane, ...]:
+    def _missing(self, lane: TaskState, run: Run, upstream: Iterable[TaskState]) -> tuple[TaskState, ...]:
         assert run.wave is not None
         return tuple(
             up for up in upstream if up is not lane and self.pending(up, run.wave) and not self._leads_to(up, lane)
         )
 
-    def _leads_to(self, start: Lane, goal: Lane) -> bool:
+    def _leads_to(self, start: TaskState, goal: TaskState) -> bool:
         """Whether `start` waits, directly or not, for `goal`: then `goal` must not wait for it."""
         seen, stack = {start}, [start]
         while stack:
@@ -317,7 +317,7 @@ class Waves:
                     stack += new
         return False
 
-    def _depends_on(self, lane: Lane) -> tuple[Task[Any], ...]:
+    def _depends_on(self, lane: TaskState) -> tuple[Task[Any], ...]:
         if lane.depends is None:
             policy = lane.task.policy
             depends = {*policy.needs, *lane.upstream, *lane.reads}
@@ -327,5 +327,5 @@ class Waves:
             lane.depends = tuple(depends)
         return lane.depends
 
-    def _known(self, tasks: Iterable[Task[Any]]) -> list[Lane]:
+    def _known(self, tasks: Iterable[Task[Any]]) -> list[TaskState]:
         return [self._lanes[task.name] for task in tasks if task.name in self._lanes]

@@ -17,7 +17,7 @@ from ..base import TAKEOVERS
 from ..cache import UNLIMITED, AnswerRow, Basis, Limits, serves
 from .columns import instant_of, micros
 from .database import Corrupt, Database, Transaction
-from .opened import House
+from .opened import OpenDirectory
 
 log = logging.getLogger("panel_schedule")
 
@@ -44,11 +44,11 @@ _FREE = "owner = NULL, wanted = '', takeovers = 0, partials = 0, partial_inline 
 _VALUELESS = "updated_at = NULL, inline = NULL, file = NULL, size = 0, failed = 0, failed_at = NULL, error = NULL"
 
 
-class Pantry:
+class AnswerRows:
     """The part of a file store that is its `Cache`."""
 
-    def __init__(self, house: House):
-        self._house = house
+    def __init__(self, directory: OpenDirectory):
+        self._directory = directory
         self._noticed: list[Callable[[str, str], object]] = []
         # The last change that was taken in, and of which database.
         self._seen: tuple[Database | None, int] = (None, 0)
@@ -56,19 +56,19 @@ class Pantry:
     # ------------------------------------------------------------ looking
 
     def look(self, function: str, key: str) -> AnswerRow | None:
-        rows = self._house._read(f"SELECT {_SEEN} FROM answers WHERE {_ONE}", function, key)
+        rows = self._directory._read(f"SELECT {_SEEN} FROM answers WHERE {_ONE}", function, key)
         return self._row(rows[0]) if rows else None
 
     def answers(self, function: str) -> list[AnswerRow]:
         question = f"SELECT {_SEEN} FROM answers WHERE function = ? AND updated_at NOT NULL ORDER BY used_at DESC"
-        return [self._row(row) for row in self._house._read(question, function)]
+        return [self._row(row) for row in self._directory._read(question, function)]
 
     def _row(self, row: sqlite3.Row) -> AnswerRow:
-        mine, there = row["owner"] == self._house._me, row["updated_at"] is not None
+        mine, there = row["owner"] == self._directory._me, row["updated_at"] is not None
         return AnswerRow(
             row["function"], row["key"], row["call"], row["version"] if there else 0, _basis(row["basis"]),
             instant_of(row["updated_at"]), row["duration"], row["size"], row["fence"],
-            row["owner"] is not None and (mine or self._house._alive(row["owner"])), mine, _basis(row["wanted"]),
+            row["owner"] is not None and (mine or self._directory._alive(row["owner"])), mine, _basis(row["wanted"]),
             row["failed"], instant_of(row["failed_at"]), row["partials"],
         )  # fmt: skip
 
@@ -82,25 +82,27 @@ class Pantry:
 
     def _load(self, columns: str, which: str, row: AnswerRow, number: int) -> Any:
         question = f"SELECT {columns} FROM answers WHERE {_ONE} AND {which}"
-        found = self._house._read(question, row.function, row.key, number)
+        found = self._directory._read(question, row.function, row.key, number)
         if not found:
             raise KeyError(row.key)
         try:
             whose = _whose(row.function, row.key)
-            source = self._house._shelf.source(found[0]["inline"], found[0]["file"], whose)
+            source = self._directory._blobs.source(found[0]["inline"], found[0]["file"], whose)
             try:
                 return source.load()
             finally:
                 source.close()
         except FileNotFoundError:
-            if not self._house._read(f"SELECT 1 FROM answers WHERE {_ONE} AND {which}", row.function, row.key, number):
+            if not self._directory._read(
+                f"SELECT 1 FROM answers WHERE {_ONE} AND {which}", row.function, row.key, number
+            ):
                 raise KeyError(row.key) from None  # it was replaced meanwhile
             raise ValueUnreadable(f"{_what(row.function)}: the file of {row.call} was deleted.") from None
         except (OSError, ValueError, TypeError, OverflowError) as error:
             raise ValueUnreadable(f"{_what(row.function)}: {row.call} cannot be read: {error}.") from error
 
     def failure(self, row: AnswerRow) -> BaseException:
-        found = self._house._read(f"SELECT error FROM answers WHERE {_ONE}", row.function, row.key)
+        found = self._directory._read(f"SELECT error FROM answers WHERE {_ONE}", row.function, row.key)
         if not found or found[0]["error"] is None:
             return RunFailed(f"{_what(row.function)}: {row.call} failed in another process.")
         try:
@@ -115,9 +117,9 @@ class Pantry:
         self, function: str, key: str, call: str, *, known: int, basis: Basis, now: datetime
     ) -> tuple[bool, AnswerRow]:
         former = None
-        with self._house._transaction() as tx:
+        with self._directory._transaction() as tx:
             row = tx.one(f"SELECT {_SEEN} FROM answers WHERE {_ONE}", function, key)
-            if row is not None and row["owner"] is not None and not self._house._alive(row["owner"]):
+            if row is not None and row["owner"] is not None and not self._directory._alive(row["owner"]):
                 self._bury(tx, row)
                 row = tx.one(f"SELECT {_SEEN} FROM answers WHERE {_ONE}", function, key)
                 assert row is not None
@@ -133,14 +135,14 @@ class Pantry:
                 tx.do(
                     "INSERT INTO answers (function, key, call, used_at, owner, fence, wanted, change) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    *(function, key, call, micros(now), self._house._me, fence, wanted, fence),
+                    *(function, key, call, micros(now), self._directory._me, fence, wanted, fence),
                 )
             else:
                 former = tx.one(f"SELECT partial_file AS file FROM answers WHERE {_ONE}", function, key)
                 tx.do(
                     "UPDATE answers SET owner = ?, fence = ?, wanted = ?, call = ?, used_at = max(used_at, ?), "
                     f"partials = 0, partial_inline = NULL, partial_file = NULL WHERE {_ONE}",
-                    *(self._house._me, fence, wanted, call, micros(now), function, key),
+                    *(self._directory._me, fence, wanted, call, micros(now), function, key),
                 )
             row = tx.one(f"SELECT {_SEEN} FROM answers WHERE {_ONE}", function, key)
         self._unlink([former["file"] if former is not None else None])
@@ -161,15 +163,15 @@ class Pantry:
 
     def _held(self, tx: Transaction, function: str, key: str, fence: int) -> sqlite3.Row:
         row = tx.one(f"SELECT * FROM answers WHERE {_ONE}", function, key)
-        if row is None or (row["fence"], row["owner"]) != (fence, self._house._me):
+        if row is None or (row["fence"], row["owner"]) != (fence, self._directory._me):
             raise RunFenced(f"{_what(function)}: its arguments were invalidated meanwhile, or are another process's.")
         return row
 
     def publish(self, function: str, key: str, fence: int, value: Any) -> None:
         require_data(value, _what(function))
-        inline, file = self._house._shelf.put(value, _what(function), _whose(function, key))
+        inline, file = self._directory._blobs.put(value, _what(function), _whose(function, key))
         try:
-            with self._house._transaction(news=True) as tx:
+            with self._directory._transaction(news=True) as tx:
                 old = self._held(tx, function, key, fence)["partial_file"]
                 tx.do(
                     "UPDATE answers SET partials = partials + 1, partial_inline = ?, partial_file = ?, change = ? "
@@ -177,9 +179,9 @@ class Pantry:
                     *(inline, file, self._changed(tx), function, key),
                 )
         except BaseException:
-            self._house._unlink_unless_known(file)
+            self._directory._unlink_unless_known(file)
             raise
-        self._house._shelf.unlink(old)
+        self._directory._blobs.unlink(old)
 
     def put(
         self,
@@ -193,22 +195,22 @@ class Pantry:
         expires_at: datetime | None,
         limits: Limits,
     ) -> tuple[AnswerRow, Any]:
-        what, whose, shelf = _what(function), _whose(function, key), self._house._shelf
+        what, whose, blobs = _what(function), _whose(function, key), self._directory._blobs
         require_data(value, what)
         encoded = encode(value, what)
         try:
             size = encoded.size
             # Not on the disk before its row is: what a loss of power takes is computed again.
-            inline, file = shelf.place(encoded, whose, False)
+            inline, file = blobs.place(encoded, whose, False)
         finally:
             encoded.close()
         if limits.size is not None and size > limits.size:
             expires_at = now + PASSING
         try:
-            source = shelf.source(inline, file, whose)
-            value = shelf.reread(source, what)
+            source = blobs.source(inline, file, whose)
+            value = blobs.reread(source, what)
             source.close()
-            with self._house._transaction(news=True) as tx:
+            with self._directory._transaction(news=True) as tx:
                 old = self._held(tx, function, key, fence)
                 change = self._changed(tx)
                 tx.do(
@@ -221,7 +223,7 @@ class Pantry:
                 gone = [old["file"], old["partial_file"], *self._make_room(tx, function, key, limits)]
                 new = tx.one(f"SELECT {_SEEN} FROM answers WHERE {_ONE}", function, key)
         except BaseException:
-            self._house._unlink_unless_known(file)
+            self._directory._unlink_unless_known(file)
             raise
         self._unlink(gone)
         assert new is not None
@@ -261,7 +263,7 @@ class Pantry:
         limits: Limits = UNLIMITED,
     ) -> None:
         kept = encode(packed_short(error), "").tobytes()
-        with self._house._transaction(news=True) as tx:
+        with self._directory._transaction(news=True) as tx:
             gone = [self._held(tx, function, key, fence)["partial_file"]]
             self._fail(tx, function, key, fence, kept, now)
             gone += self._make_room(tx, function, key, limits)
@@ -275,16 +277,16 @@ class Pantry:
         )
 
     def give_up(self, function: str, key: str, fence: int) -> None:
-        self._give_up(f"{_ONE} AND fence = ? AND owner = ?", function, key, fence, self._house._me)
+        self._give_up(f"{_ONE} AND fence = ? AND owner = ?", function, key, fence, self._directory._me)
 
     def release(self) -> None:
         # Most processes have none, and a directory that is gone is not to be made again for that.
-        if self._house._read("SELECT 1 FROM answers WHERE owner = ? LIMIT 1", self._house._me):
-            self._give_up("owner = ?", self._house._me)
+        if self._directory._read("SELECT 1 FROM answers WHERE owner = ? LIMIT 1", self._directory._me):
+            self._give_up("owner = ?", self._directory._me)
 
     def _give_up(self, which: str, *values: Any) -> None:
-        now = micros(self._house._clock.now())
-        with self._house._transaction(news=True) as tx:
+        now = micros(self._directory._clock.now())
+        with self._directory._transaction(news=True) as tx:
             gone = tx.all(f"SELECT partial_file FROM answers WHERE {which}", *values)
             tx.do(
                 f"UPDATE answers SET {_FREE}, used_at = max(used_at, ?), change = ? WHERE {which}",
@@ -301,45 +303,45 @@ class Pantry:
                 "again when somebody asks for it anew; look for what kills them."
             )
             self._fail(
-                tx, function, key, row["fence"], encode(packed_short(died), "").tobytes(), self._house._clock.now()
+                tx, function, key, row["fence"], encode(packed_short(died), "").tobytes(), self._directory._clock.now()
             )
         else:
             tx.do(
                 f"UPDATE answers SET {_FREE}, takeovers = ?, used_at = max(used_at, ?), change = ? WHERE {_ONE}",
-                *(taken, micros(self._house._clock.now()), self._changed(tx), function, key),
+                *(taken, micros(self._directory._clock.now()), self._changed(tx), function, key),
             )
 
     # ------------------------------------------------------------ forgetting
 
     def invalidate(self, function: str, key: str | None = None) -> None:
         which, values = ("function = ?", [function]) if key is None else (_ONE, [function, key])
-        with self._house._transaction(news=True) as tx:
+        with self._directory._transaction(news=True) as tx:
             gone = tx.all(f"SELECT file, partial_file FROM answers WHERE {which}", *values)
             # A row for those, too, that have gone from here and that other processes may still have at hand.
             tx.do("INSERT OR IGNORE INTO answers (function, key, call, used_at, change) VALUES (?, ?, '', 0, 0)",
                   function, key or ALL)  # fmt: skip
-            now = micros(self._house._clock.now())
+            now = micros(self._directory._clock.now())
             tx.do(
                 f"UPDATE answers SET {_VALUELESS}, {_FREE}, used_at = ?, change = ? WHERE {which}",
                 *(now, self._changed(tx), *values),
             )
             if key is None:
-                tx.do(f"UPDATE answers SET call = ? WHERE {_ONE}", self._house._me, function, ALL)
+                tx.do(f"UPDATE answers SET call = ? WHERE {_ONE}", self._directory._me, function, ALL)
         self._unlink(file for row in gone for file in row)
 
     def use(self, function: str, keys: Collection[str], now: datetime) -> None:
-        with self._house._transaction() as tx:
+        with self._directory._transaction() as tx:
             for key in keys:
                 tx.do(f"UPDATE answers SET used_at = max(used_at, ?) WHERE {_ONE}", micros(now), function, key)
 
     def _unlink(self, files: Iterable[str | None]) -> None:
         for file in files:
-            self._house._shelf.unlink(file)
+            self._directory._blobs.unlink(file)
 
     def rescue(self, former: Database) -> None:
         """Go on counting where a database was that was deleted: its answers are still in use."""
         try:
-            with self._house._database.write() as tx:
+            with self._directory._database.write() as tx:
                 tx.do("INSERT INTO counted VALUES (?)", former.read(_COUNTED)[0]["changes"])
         except (ScheduleError, Corrupt) as error:
             log.error("The answers of memoized functions are computed anew: %s", error)
@@ -348,24 +350,24 @@ class Pantry:
 
     def watch_answers(self, noticed: Callable[[str, str], object]) -> None:
         if not self._noticed:
-            database = self._house._database
-            self._seen = database, self._house._read(_COUNTED, of=database)[0]["changes"]
+            database = self._directory._database
+            self._seen = database, self._directory._read(_COUNTED, of=database)[0]["changes"]
         self._noticed.append(noticed)
 
     def catch_up(self) -> None:
         """Tell of what has changed since the last time."""
         if not self._noticed:
             return
-        database, (former, last) = self._house._database, self._seen
+        database, (former, last) = self._directory._database, self._seen
         question = "SELECT function, key, call, change FROM answers WHERE change > ? ORDER BY change, key"
-        rows = self._house._read(question, last if database is former else 0, of=database)
+        rows = self._directory._read(question, last if database is former else 0, of=database)
         if database is not former:
             self._seen = database, 0
         for row in rows:
             # One that cannot be taken in comes again.
             self._seen = database, row["change"] - 1
             # What this process has forgotten itself, it may have anew.
-            if row["key"] != ALL or row["call"] != self._house._me:
+            if row["key"] != ALL or row["call"] != self._directory._me:
                 for noticed in self._noticed:
                     noticed(row["function"], row["key"])
         if rows:
@@ -373,22 +375,22 @@ class Pantry:
 
     def look_for_the_dead(self) -> None:
         """Let others take what processes have left undone that are gone; and forget what time asks for."""
-        owners = self._house._read("SELECT DISTINCT owner FROM answers WHERE owner NOT NULL")
-        for row in owners:
-            if not self._house._alive(row["owner"]):
-                with self._house._transaction(news=True) as tx:
+        liveness = self._directory._read("SELECT DISTINCT owner FROM answers WHERE owner NOT NULL")
+        for row in liveness:
+            if not self._directory._alive(row["owner"]):
+                with self._directory._transaction(news=True) as tx:
                     for left in tx.all(f"SELECT {_SEEN} FROM answers WHERE owner = ?", row["owner"]):
                         self._bury(tx, left)
         self.sweep()
 
     def sweep(self) -> None:
         """Forget what has expired, and rows without a value that all have heard of."""
-        now = self._house._clock.now()
+        now = self._directory._clock.now()
         times = micros(now), micros(now - EMPTY)
         which = "owner IS NULL AND (expires_at <= ? OR (updated_at IS NULL AND used_at <= ?))"
-        if not self._house._read(f"SELECT 1 FROM answers WHERE {which} LIMIT 1", *times):
+        if not self._directory._read(f"SELECT 1 FROM answers WHERE {which} LIMIT 1", *times):
             return
-        with self._house._transaction() as tx:
+        with self._directory._transaction() as tx:
             gone = tx.all(f"SELECT file FROM answers WHERE {which}", *times)
             tx.do(f"DELETE FROM answers WHERE {which}", *times)
         self._unlink(row["file"] for row in gone)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import StoreError, ValueRefused, ValueUnreadable
 from ...serialize.codec import Encoded, Inline, Mapped, encode, write_file
-from .liveness import Owners
+from .liveness import Liveness
 
 # Values up to this size, in bytes, stand in the database; larger ones get a file that all processes map.
 INLINE = 64 * 1024
@@ -20,23 +20,23 @@ INLINE = 64 * 1024
 REMEMBERED = 10_000
 
 
-class Shelf:
+class Blobs:
     """
     A directory of files, each written once, under a name that begins with its process and is never used again.
 
     Parameters
     ----------
     folder : Path
-    owners : Owners
+    liveness : Liveness
     synced : bool
         Whether a file is to be on the disk before the database names it.
     restore : callable
         Makes the store's directory again, where somebody has deleted it.
     """
 
-    def __init__(self, folder: Path, owners: Owners, synced: bool, restore: Callable[[], object]):
+    def __init__(self, folder: Path, liveness: Liveness, synced: bool, restore: Callable[[], object]):
         self.folder = folder
-        self._owners = owners
+        self._liveness = liveness
         self._synced = synced
         self._restore = restore
         self._number = count(1)
@@ -69,7 +69,7 @@ class Shelf:
 
     def place(self, encoded: Encoded, whose: str, synced: bool) -> tuple[bytes | None, str | None]:
         """The same of what is encoded already."""
-        file = f"{self._owners.me}.{next(self._number)}"
+        file = f"{self._liveness.me}.{next(self._number)}"
         try:
             if encoded.size <= INLINE:
                 encoded.seal(whose)
@@ -111,7 +111,7 @@ class Shelf:
         name = str(file)
         large = Mapped.open(self.folder / name)
         try:
-            large.verify(name, trusted=name in self._verified or self._owners.alive(name.rpartition(".")[0]))
+            large.verify(name, trusted=name in self._verified or self._liveness.alive(name.rpartition(".")[0]))
         except BaseException:
             large.close()
             raise
@@ -138,7 +138,7 @@ class Shelf:
 
     def of_the_dead(self) -> list[str]:
         """Files of processes that are gone, which may be anybody's by now."""
-        return [path.name for path in self.folder.iterdir() if not self._owners.alive(path.name.rpartition(".")[0])]
+        return [path.name for path in self.folder.iterdir() if not self._liveness.alive(path.name.rpartition(".")[0])]
 
 
 def _sync(folder: Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import StoreError
-from .liveness import Owners
+from .liveness import Liveness
 from .locks import LockFile
 
 _NAME = re.compile(r"(\d+)-(\w+)")
@@ -80,7 +80,7 @@ def door(folder: Path) -> Iterator[None]:
         try:
             file.lock(wait=True)
             with suppress(FileNotFoundError):
-                # The one who had it before may have torn the house down.
+                # The one who had it before may have torn the directory down.
                 if os.stat(path).st_ino == os.fstat(file.fd).st_ino:
                     yield
                     return
@@ -91,7 +91,7 @@ def door(folder: Path) -> Iterator[None]:
 def remove_if_left(folder: Path) -> None:
     """Remove the directory of a server, if no process of it is alive."""
     with suppress(OSError), door(folder):
-        if not Owners(folder).anyone():
+        if not Liveness(folder).anyone():
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import StoreError, ValueUnreadable
 from .database import Transaction
-from .opened import House
+from .opened import OpenDirectory
 
 ARGUMENTS, PARTIAL, VALUE, ERROR = "arguments", "partial result", "value", "error"
 
@@ -18,11 +18,11 @@ def whose(job: str, kind: str, number: int = 0) -> str:
     return f"{kind} {number} of run {job}"
 
 
-class Parts:
+class JobBlobs:
     """Each one is stored once; a large one is a file, which is its row's."""
 
-    def __init__(self, house: House):
-        self._house = house
+    def __init__(self, directory: OpenDirectory):
+        self._directory = directory
 
     def keep(
         self,
@@ -44,7 +44,7 @@ class Parts:
 
     def unlink(self, files: Iterable[str]) -> None:
         for file in files:
-            self._house._shelf.unlink(file)
+            self._directory._blobs.unlink(file)
 
     def all(self, job: str, what: str, kind: str, start: int = 0) -> list[Any]:
         """
@@ -55,7 +55,7 @@ class Parts:
         ValueUnreadable
         """
         question = "SELECT number, inline, file FROM parts WHERE job = ? AND kind = ? AND number >= ? ORDER BY number"
-        rows = self._house._read(question, job, kind, start)
+        rows = self._directory._read(question, job, kind, start)
         return [self._load(row, f"{what}: its {kind}", whose(job, kind, row["number"])) for row in rows]
 
     def one(self, job: str, what: str, kind: str) -> Any:
@@ -67,7 +67,7 @@ class Parts:
 
     def _load(self, row: sqlite3.Row, what: str, whose: str) -> Any:
         try:
-            source = self._house._shelf.source(row["inline"], row["file"], whose)
+            source = self._directory._blobs.source(row["inline"], row["file"], whose)
             try:
                 return source.load()
             finally:

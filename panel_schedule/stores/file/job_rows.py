@@ -17,8 +17,8 @@ from ...serialize.errors import first_line, packed, unpacked
 from ..queue import ANYBODY, JobRow
 from .columns import instant_of, micros, storable
 from .database import NEXT_OF_JOBS, Corrupt, Database, Transaction
-from .job_blobs import ARGUMENTS, ERROR, PARTIAL, VALUE, Parts, whose
-from .opened import House
+from .job_blobs import ARGUMENTS, ERROR, PARTIAL, VALUE, JobBlobs, whose
+from .opened import OpenDirectory
 
 log = logging.getLogger("panel_schedule")
 
@@ -50,19 +50,19 @@ partials, queued_at, started_at, finished_at, expires_at, user"""
 _Ask = Callable[..., list[sqlite3.Row]]
 
 
-class Backlog:
+class JobRows:
     """The part of a file store that is its `Queue`."""
 
-    def __init__(self, house: House, most_bytes: int = MOST_BYTES):
-        self._house = house
+    def __init__(self, directory: OpenDirectory, most_bytes: int = MOST_BYTES):
+        self._directory = directory
         self._most_bytes = most_bytes
-        self._parts = Parts(house)
+        self._parts = JobBlobs(directory)
         # When it is looked again whether too many are kept, and the last change before it was.
         self._counts_at, self._counted = 0.0, 0
         self._noticed: list[Callable[[str], object]] = []
         # The last change that was taken in, and of which database.
         self._seen: tuple[Database | None, int] = (None, 0)
-        # Owners that had no file when this process looked last.
+        # Liveness that had no file when this process looked last.
         self._missing: set[str] = set()
 
     # ------------------------------------------------------------ entering
@@ -80,30 +80,30 @@ class Backlog:
         user: str | None = None,
     ) -> JobRow | None:
         # A hit costs no lock.
-        if key and (known := self._equal(self._house._read, function, key, now)) is not None:
+        if key and (known := self._equal(self._directory._read, function, key, now)) is not None:
             return known
         if payload is None and durable:
             payload = encode(None, _what(function))  # so that one that is missing is known to be lost
-        inline, file = self._house._shelf.place(payload, whose(id, ARGUMENTS), synced) if payload else (None, None)
+        inline, file = self._directory._blobs.place(payload, whose(id, ARGUMENTS), synced) if payload else (None, None)
         known = None
         try:
-            with self._house._transaction(durable=self._house._persistent and (durable or synced)) as tx:
+            with self._directory._transaction(durable=self._directory._persistent and (durable or synced)) as tx:
                 if key:
                     known = self._equal(tx.all, function, key, now)
                 if known is None:
                     tx.do(
                         "INSERT INTO jobs (id, function, key, durable, owner, state, queued_at, user, change) "
                         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                        *(id, function, key, durable, self._house._me, str(RunState.QUEUED), micros(now), user),
+                        *(id, function, key, durable, self._directory._me, str(RunState.QUEUED), micros(now), user),
                         tx.change(NEXT_OF_JOBS),
                     )
                     if payload is not None:
                         self._parts.keep(tx, id, ARGUMENTS, inline, file)
         except BaseException:
-            self._house._unlink_unless_known(file)
+            self._directory._unlink_unless_known(file)
             raise
         if known is not None:
-            self._house._shelf.unlink(file)
+            self._directory._blobs.unlink(file)
         return known
 
     def _equal(self, ask: _Ask, function: str, key: str, now: datetime) -> JobRow | None:
@@ -120,13 +120,13 @@ class Backlog:
         return found
 
     def _find(self, id: str) -> JobRow | None:
-        rows = self._house._read(f"SELECT * FROM jobs WHERE id = ? AND {_SEEN}", id, self._now())
+        rows = self._directory._read(f"SELECT * FROM jobs WHERE id = ? AND {_SEEN}", id, self._now())
         return self._job(rows[0]) if rows else None
 
     def jobs(self, function: str, user: str | None = ANYBODY) -> list[JobRow]:
         theirs, values = ("", ()) if user is ANYBODY else ("AND user IS ?", (user,))
         ended = f"SELECT * FROM jobs WHERE function = ? AND owner IS NULL {theirs} AND {_SEEN}"
-        rows = self._house._read(
+        rows = self._directory._read(
             f"SELECT * FROM jobs WHERE function = ? AND owner NOT NULL {theirs} UNION ALL "
             f"SELECT * FROM ({ended} ORDER BY number DESC LIMIT {LISTED}) ORDER BY number DESC",
             *(function, *values, function, *values, self._now()),
@@ -135,34 +135,34 @@ class Backlog:
 
     def orphans(self) -> list[JobRow]:
         question = "SELECT * FROM jobs WHERE owner IS NOT NULL AND durable AND NOT cancelled ORDER BY number"
-        return [job for job in map(self._job, self._house._read(question)) if job.orphan]
+        return [job for job in map(self._job, self._directory._read(question)) if job.orphan]
 
     def _job(self, row: sqlite3.Row) -> JobRow:
         queued_at, started_at, finished_at, expires_at = (
             instant_of(row[f"{what}_at"]) for what in ("queued", "started", "finished", "expires")
         )
-        mine = row["owner"] == self._house._me
+        mine = row["owner"] == self._directory._me
         return JobRow(
             row["id"], row["function"], row["key"], bool(row["durable"]), RunState(row["state"]), row["attempt"],
-            row["fence"], not mine and row["owner"] is not None and not self._house._alive(row["owner"]), mine,
+            row["fence"], not mine and row["owner"] is not None and not self._directory._alive(row["owner"]), mine,
             row["percent"], row["message"], row["reason"], row["error"], row["partials"], bool(row["cancelled"]),
             row["user"], queued_at, started_at, finished_at, expires_at, row["change"],
         )  # fmt: skip
 
     def _now(self) -> int | None:
-        return micros(self._house._clock.now())
+        return micros(self._directory._clock.now())
 
     # ------------------------------------------------------------ running
 
     def take(self, id: str, now: datetime) -> tuple[JobRow, Any] | None:
-        with self._house._transaction() as tx:
+        with self._directory._transaction() as tx:
             row = tx.one("SELECT * FROM jobs WHERE id = ? AND durable AND NOT cancelled", id)
-            if row is None or row["owner"] is None or self._house._alive(row["owner"]):
+            if row is None or row["owner"] is None or self._directory._alive(row["owner"]):
                 return None
             tx.do(
                 "UPDATE jobs SET owner = ?, fence = fence + 1, attempt = attempt + (state = ?), state = ?, "
                 "percent = -1, message = '', change = ? WHERE id = ?",
-                *(self._house._me, str(RunState.RUNNING), str(RunState.QUEUED), tx.change(NEXT_OF_JOBS), id),
+                *(self._directory._me, str(RunState.RUNNING), str(RunState.QUEUED), tx.change(NEXT_OF_JOBS), id),
             )
             row = tx.one("SELECT * FROM jobs WHERE id = ?", id)
             assert row is not None
@@ -190,23 +190,23 @@ class Backlog:
         self._set(id, fence, "percent = ?, message = ?", percent, storable(message))
 
     def _set(self, id: str, fence: int, columns: str, *values: Any) -> int:
-        return self._house._do(
+        return self._directory._do(
             f"UPDATE jobs SET {columns}, change = {NEXT_OF_JOBS} WHERE id = ? AND fence = ? AND owner = ?",
-            *(*values, id, fence, self._house._me),
+            *(*values, id, fence, self._directory._me),
         )
 
     def _held(self, ask: _Ask, id: str, fence: int) -> sqlite3.Row:
-        rows = ask("SELECT * FROM jobs WHERE id = ? AND fence = ? AND owner = ?", id, fence, self._house._me)
+        rows = ask("SELECT * FROM jobs WHERE id = ? AND fence = ? AND owner = ?", id, fence, self._directory._me)
         if not rows:
             raise _fenced(id)
         return rows[0]
 
     def add_partial(self, id: str, fence: int, number: int, value: Any) -> None:
-        what = _what(self._held(self._house._read, id, fence)["function"])
+        what = _what(self._held(self._directory._read, id, fence)["function"])
         require_data(value, what)
-        inline, file = self._house._shelf.put(value, what, whose(id, PARTIAL, number))
+        inline, file = self._directory._blobs.put(value, what, whose(id, PARTIAL, number))
         try:
-            with self._house._transaction() as tx:
+            with self._directory._transaction() as tx:
                 attempt = self._held(tx.all, id, fence)["attempt"]
                 former = "job = ? AND kind = ? AND number >= ? AND (attempt < ? OR number = ?)"
                 gone = self._parts.drop(tx, former, id, PARTIAL, number, attempt, number)
@@ -217,7 +217,7 @@ class Backlog:
                     *(PARTIAL, tx.change(NEXT_OF_JOBS), id),
                 )
         except BaseException:
-            self._house._unlink_unless_known(file)
+            self._directory._unlink_unless_known(file)
             raise
         self._parts.unlink(gone)
 
@@ -236,58 +236,58 @@ class Backlog:
         reason: str = "",
         expires_at: datetime | None,
     ) -> Any:
-        row = self._held(self._house._read, id, fence)
-        what, shelf = _what(row["function"]), self._house._shelf
+        row = self._held(self._directory._read, id, fence)
+        what, blobs = _what(row["function"]), self._directory._blobs
         kind, inline, file, returned = "", None, None, None
         try:
             if state is RunState.SUCCEEDED:
                 require_data(value, what)
-                kind, (inline, file) = VALUE, shelf.put(value, what, whose(id, VALUE))
+                kind, (inline, file) = VALUE, blobs.put(value, what, whose(id, VALUE))
                 # What the others get, this process gets as well, as with every value.
-                source = shelf.source(inline, file, whose(id, VALUE))
-                returned = shelf.reread(source, what)
+                source = blobs.source(inline, file, whose(id, VALUE))
+                returned = blobs.reread(source, what)
                 source.close()
             elif error is not None:
-                kind, (inline, file) = ERROR, shelf.put(packed(error, traceback), what, whose(id, ERROR))
-            on_disk = self._house._persistent and (bool(row["durable"]) or file is not None)
-            with self._house._transaction(durable=on_disk) as tx:
+                kind, (inline, file) = ERROR, blobs.put(packed(error, traceback), what, whose(id, ERROR))
+            on_disk = self._directory._persistent and (bool(row["durable"]) or file is not None)
+            with self._directory._transaction(durable=on_disk) as tx:
                 self._held(tx.all, id, fence)
                 gone = self._close(tx, id, state, now, first_line(error), reason, expires_at)
                 if kind:
                     self._parts.keep(tx, id, kind, inline, file)
         except BaseException:
-            self._house._unlink_unless_known(file)
+            self._directory._unlink_unless_known(file)
             raise
         self._parts.unlink(gone)
         return returned
 
     def cancel(self, id: str) -> None:
         gone: list[str] = []
-        with self._house._transaction() as tx:
+        with self._directory._transaction() as tx:
             row = tx.one("SELECT * FROM jobs WHERE id = ? AND owner IS NOT NULL", id)
-            if row is not None and self._house._alive(row["owner"]):
+            if row is not None and self._directory._alive(row["owner"]):
                 tx.do("UPDATE jobs SET cancelled = 1, change = ? WHERE id = ?", tx.change(NEXT_OF_JOBS), id)
             elif row is not None:
                 gone = self._cancelled(tx, row, "the run was cancelled")
         self._parts.unlink(gone)
 
     def follow(self, id: str, followed: bool) -> None:
-        me = self._house._me
+        me = self._directory._me
         if followed:
-            self._house._do("INSERT OR REPLACE INTO viewers VALUES (?, ?, 1)", me, _FOLLOWED + id)
+            self._directory._do("INSERT OR REPLACE INTO viewers VALUES (?, ?, 1)", me, _FOLLOWED + id)
         else:
-            self._house._do("DELETE FROM viewers WHERE owner = ? AND task = ?", me, _FOLLOWED + id)
+            self._directory._do("DELETE FROM viewers WHERE owner = ? AND task = ?", me, _FOLLOWED + id)
 
     def followed(self, id: str) -> bool:
         question = "SELECT 1 FROM viewers WHERE task = ? AND owner != ? LIMIT 1"
-        return bool(self._house._read(question, _FOLLOWED + id, self._house._me))
+        return bool(self._directory._read(question, _FOLLOWED + id, self._directory._me))
 
     def release(self) -> None:
-        me, gone = self._house._me, list[str]()
+        me, gone = self._directory._me, list[str]()
         # Most processes have none, and a directory that is gone is not to be made again for that.
-        if not self._house._read("SELECT 1 FROM jobs WHERE owner = ?", me):
+        if not self._directory._read("SELECT 1 FROM jobs WHERE owner = ?", me):
             return
-        with self._house._transaction(durable=self._house._persistent) as tx:
+        with self._directory._transaction(durable=self._directory._persistent) as tx:
             for row in tx.all("SELECT * FROM jobs WHERE owner = ?", me):
                 if row["durable"] and not row["cancelled"]:
                     self._give_away(tx, row, RunState.QUEUED)
@@ -297,7 +297,7 @@ class Backlog:
 
     def _bury(self, owner: str) -> None:
         gone = list[str]()
-        with self._house._transaction() as tx:
+        with self._directory._transaction() as tx:
             for row in tx.all("SELECT * FROM jobs WHERE owner = ?", owner):
                 if row["cancelled"]:
                     gone += self._cancelled(tx, row, "the run was cancelled")
@@ -322,7 +322,7 @@ class Backlog:
 
     def _stop(self, tx: Transaction, row: sqlite3.Row, state: RunState, error: RunError) -> list[str]:
         """End one for its process; the files that are nobody's then."""
-        now = self._house._clock.now()
+        now = self._directory._clock.now()
         reason = str(state) if state is RunState.CANCELLED else ""
         self._parts.keep(tx, row["id"], ERROR, encode(packed(error), "").tobytes())
         return self._close(tx, row["id"], state, now, first_line(error), reason, now + KEPT)
@@ -358,7 +358,7 @@ class Backlog:
             if self._find(id) is None:  # it was swept meanwhile
                 raise KeyError(id) from None
             # Who asks for the same gets another one.
-            if self._house._do(f"UPDATE jobs SET key = '', change = {NEXT_OF_JOBS} WHERE id = ? AND key != ''", id):
+            if self._directory._do(f"UPDATE jobs SET key = '', change = {NEXT_OF_JOBS} WHERE id = ? AND key != ''", id):
                 log.error("%s", error)
             raise
 
@@ -379,8 +379,8 @@ class Backlog:
 
     def watch_jobs(self, noticed: Callable[[str], object]) -> None:
         if not self._noticed:
-            database = self._house._database
-            last = self._house._read(f"SELECT {NEXT_OF_JOBS} - 1 AS change", of=database)[0]["change"]
+            database = self._directory._database
+            last = self._directory._read(f"SELECT {NEXT_OF_JOBS} - 1 AS change", of=database)[0]["change"]
             self._seen = database, last
         self._noticed.append(noticed)
 
@@ -388,22 +388,24 @@ class Backlog:
         """Tell of what has changed since the last time."""
         if not self._noticed:
             return
-        database, (former, last) = self._house._database, self._seen
+        database, (former, last) = self._directory._database, self._seen
         question = "SELECT id, owner, cancelled, change FROM jobs WHERE change > ? ORDER BY change"
-        rows = self._house._read(question, last if database is former else 0, of=database)
+        rows = self._directory._read(question, last if database is former else 0, of=database)
         if rows or database is not former:
             self._seen = database, rows[-1]["change"] if rows else 0
         for row in rows:
             # Of those that it holds a process knows everything but this.
-            if row["owner"] != self._house._me or row["cancelled"]:
+            if row["owner"] != self._directory._me or row["cancelled"]:
                 for noticed in self._noticed:
                     noticed(row["id"])
 
     def look(self) -> None:
         """Do what processes have left undone that are gone, and what time asks for."""
-        owners = self._house._read("SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL AND owner != ?", NOBODY)
-        gone = {row["owner"] for row in owners if not self._house._alive(row["owner"])}
-        there = set(self._house._owners.others())
+        liveness = self._directory._read(
+            "SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL AND owner != ?", NOBODY
+        )
+        gone = {row["owner"] for row in liveness if not self._directory._alive(row["owner"])}
+        there = set(self._directory._liveness.others())
         for owner in gone & (there | self._missing):
             self._bury(owner)
         # Somebody may have deleted the file of one that is alive: then it is there again before the next look.
@@ -413,13 +415,13 @@ class Backlog:
     def sweep(self) -> None:
         """Forget what has expired, and the oldest of too many."""
         now = self._now()
-        if self._house._read("SELECT 1 FROM jobs WHERE expires_at <= ? LIMIT 1", now):
+        if self._directory._read("SELECT 1 FROM jobs WHERE expires_at <= ? LIMIT 1", now):
             self._forget("expires_at <= ?", now)
         if (last := self._beyond()) is not None:
             self._forget("owner IS NULL AND number <= ?", last)
 
     def _forget(self, which: str, value: int | None) -> None:
-        with self._house._transaction() as tx:
+        with self._directory._transaction() as tx:
             # The next change gets a greater number than this, whatever is deleted.
             last = tx.change(NEXT_OF_JOBS)
             gone = self._parts.drop(tx, f"job IN (SELECT id FROM jobs WHERE {which})", value)
@@ -430,22 +432,22 @@ class Backlog:
 
     def _beyond(self) -> int | None:
         """The number of the newest one that has ended and is beyond what is kept; None where there is room."""
-        now = self._house._clock.monotonic()
+        now = self._directory._clock.monotonic()
         if now < self._counts_at:
             return None
         self._counts_at = now + LOOK
-        change = self._house._read("SELECT ifnull(max(change), 0) AS change FROM jobs")[0]["change"]
+        change = self._directory._read("SELECT ifnull(max(change), 0) AS change FROM jobs")[0]["change"]
         if change == self._counted:
             return None
         self._counted = change
-        rows = self._house._read(
+        rows = self._directory._read(
             "SELECT jobs.number, ifnull(length(parts.inline), 0) AS size, parts.file FROM jobs "
             "LEFT JOIN parts ON parts.job = jobs.id WHERE owner IS NULL ORDER BY jobs.number DESC"
         )
         size, seen = 0, set[int]()
         for row in rows:
             seen.add(row["number"])
-            size += row["size"] + self._house._shelf.size(row["file"])
+            size += row["size"] + self._directory._blobs.size(row["file"])
             if len(seen) > MOST or (size > self._most_bytes and len(seen) > 1):
                 return int(row["number"])
         return None
@@ -453,7 +455,7 @@ class Backlog:
     def rescue(self, former: Database) -> None:
         """Go on with what stands in a database that was deleted, but for what is there already."""
         try:
-            with self._house._database.write() as tx:
+            with self._directory._database.write() as tx:
                 for job in former.read(f"SELECT {_CARRIED} FROM jobs ORDER BY number"):
                     marks = ", ".join("?" * len(job))
                     if tx.do(

@@ -12,7 +12,7 @@ from .locks import LockFile
 _LIVING = ".owner"
 
 
-class Owners:
+class Liveness:
     """
     The processes that share a directory.
 

@@ -17,11 +17,11 @@ from ...clock import Clock
 from ...errors import ScheduleError, StoreError
 from ...serialize.entry import Entry
 from ..base import Listener
-from .blobs import Shelf
+from .blobs import Blobs
 from .database import Corrupt, Database, Transaction, salvage, set_aside
 from .directory import door, private
-from .liveness import Owners
-from .wakeup import Bells
+from .liveness import Liveness
+from .wakeup import WakeUps
 
 log = logging.getLogger("panel_schedule")
 
@@ -36,7 +36,7 @@ UNION ALL SELECT file FROM answers WHERE file NOT NULL
 UNION ALL SELECT partial_file AS file FROM answers WHERE partial_file NOT NULL"""
 
 
-class House(ABC):
+class OpenDirectory(ABC):
     """The part of a file store that keeps it open; the others know the values, and schedules and runs."""
 
     _entries: dict[tuple[str, str], Entry]
@@ -52,8 +52,8 @@ class House(ABC):
         self._stored: list[Listener] = []
         self._noticed: list[Callable[[str], object]] = []
         self._trouble = ""
-        self._owners = Owners(folder)
-        self._shelf = Shelf(folder / "values", self._owners, persistent, self._renew)
+        self._liveness = Liveness(folder)
+        self._blobs = Blobs(folder / "values", self._liveness, persistent, self._renew)
         self._open()
 
     @abstractmethod
@@ -67,7 +67,7 @@ class House(ABC):
 
     @property
     def _files(self) -> Path:
-        return self._shelf.folder
+        return self._blobs.folder
 
     # ------------------------------------------------------------ the directory
 
@@ -76,13 +76,13 @@ class House(ABC):
         try:
             with door(self._folder), ExitStack() as undo:
                 self._files.mkdir(mode=0o700, exist_ok=True)
-                self._me = self._owners.join()
-                undo.callback(self._owners.leave)
-                bells = Bells(self._folder, self._me)
-                undo.callback(bells.close)
+                self._me = self._liveness.join()
+                undo.callback(self._liveness.leave)
+                wake_ups = WakeUps(self._folder, self._me)
+                undo.callback(wake_ups.close)
                 # Another process may have set it aside meanwhile.
                 self._database = self._connect(why if corrupt is not None and corrupt.there else None)
-                self._bells = bells
+                self._wake_ups = wake_ups
                 undo.pop_all()
             self._sweep()
         except OSError as error:
@@ -113,13 +113,13 @@ class House(ABC):
 
         Values that this process has in memory are not lost.
         """
-        if corrupt is None and self._database.there and self._owners.known:
+        if corrupt is None and self._database.there and self._liveness.known:
             return
         with self._opening:
             former = self._database
-            if self._closed or (corrupt is not former if corrupt else former.there and self._owners.known):
+            if self._closed or (corrupt is not former if corrupt else former.there and self._liveness.known):
                 return
-            self._bells.close()
+            self._wake_ups.close()
             self._open(corrupt, why)
             if corrupt is None and not former.there:
                 # It can be read as long as it is open, be it deleted.
@@ -132,7 +132,7 @@ class House(ABC):
                     "the values that this process has.", self._folder,
                 )  # fmt: skip
             self.seed(self._entries)
-            self._bells.ring()
+            self._wake_ups.ring()
         self._catch_up()
 
     @contextmanager
@@ -165,10 +165,10 @@ class House(ABC):
         return done
 
     def _ring(self, at_once: bool = False) -> None:
-        if at_once or self._listener is None or not self._bells.works:
-            self._bells.ring()
+        if at_once or self._listener is None or not self._wake_ups.works:
+            self._wake_ups.ring()
         else:
-            self._bells.ring_soon()
+            self._wake_ups.ring_soon()
 
     def _read(self, question: str, *values: Any, of: Database | None = None) -> list[sqlite3.Row]:
         self._require_open()
@@ -183,16 +183,16 @@ class House(ABC):
         """After a failure that may have come behind the commit: Ctrl-C comes anywhere."""
         with suppress(ScheduleError):  # it is swept some day
             if file is not None and not self._read(f"SELECT 1 FROM ({_FILES}) WHERE file = ?", file):
-                self._shelf.unlink(file)
+                self._blobs.unlink(file)
 
     def _sweep(self) -> None:
         """Remove the value files that nothing refers to, of processes that died before they could."""
         # Asked in this order: what the dead have committed is to be seen.
-        left = self._shelf.of_the_dead()
+        left = self._blobs.of_the_dead()
         known = {row["file"] for row in self._read(_FILES)}
         for file in left:
             if file not in known:
-                self._shelf.unlink(file)
+                self._blobs.unlink(file)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -202,29 +202,29 @@ class House(ABC):
         return StoreError(f"The store {self._folder} was corrupt ({why}) and has been made anew. Try again.")
 
     def _alive(self, owner: str) -> bool:
-        return self._owners.alive(owner)
+        return self._liveness.alive(owner)
 
     def close(self) -> None:
         with self._opening:
             if self._closed:
                 return
             self._closed = True
-        self._bells.ring_here()
+        self._wake_ups.ring_here()
         if self._listener is not None and self._listener is not threading.current_thread():
             self._listener.join(LOOK)
         with suppress(ScheduleError, Corrupt), self._database.write() as tx:
             tx.do("DELETE FROM viewers WHERE owner = ?", self._me)
         with suppress(OSError), door(self._folder) if self._database.there else nullcontext():
             self._leave()
-            if not self._persistent and not self._owners.anyone():
+            if not self._persistent and not self._liveness.anyone():
                 shutil.rmtree(self._folder, ignore_errors=True)
         self._leave()
 
     def _leave(self) -> None:
         """Idempotent."""
         self._database.close()
-        self._bells.close()
-        self._owners.leave()
+        self._wake_ups.close()
+        self._liveness.leave()
 
     # ------------------------------------------------------------ what the others do
 
@@ -252,7 +252,7 @@ class House(ABC):
         while not self._closed:
             # Also when it rings all the time.
             pause = looked + LOOK - self._clock.monotonic()
-            self._bells.wait(pause if self._bells.works else min(pause, LOOK_WITHOUT_BELL))
+            self._wake_ups.wait(pause if self._wake_ups.works else min(pause, LOOK_WITHOUT_BELL))
             if self._closed:
                 return
             try:
@@ -265,14 +265,14 @@ class House(ABC):
             except (ScheduleError, OSError) as error:
                 if not self._closed:
                     self._complain_once(error)
-                    self._bells.wait(LOOK)
+                    self._wake_ups.wait(LOOK)
             except BaseException:  # of the store's own thread
                 log.exception("Reading the store failed at something that is a bug of panel-schedule; it goes on.")
-                self._bells.wait(LOOK)
+                self._wake_ups.wait(LOOK)
 
     def _look_for_the_dead(self) -> None:
-        for owner in self._owners.others():
-            if not self._owners.alive(owner):
+        for owner in self._liveness.others():
+            if not self._liveness.alive(owner):
                 tasks = self._read("SELECT name FROM tasks WHERE owner = ?", owner)
                 for task in tasks:
                     self._notice(task["name"])
@@ -281,5 +281,5 @@ class House(ABC):
                         tx.do("UPDATE tasks SET change = ? WHERE name IN (SELECT task FROM viewers WHERE owner = ?)",
                               tx.change(), owner)  # fmt: skip
                         tx.do("DELETE FROM viewers WHERE owner = ?", owner)
-                    self._owners.bury(owner)
+                    self._liveness.bury(owner)
                     self._sweep()

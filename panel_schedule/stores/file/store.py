@@ -19,19 +19,19 @@ from ...serialize.checks import require_data
 from ...serialize.codec import Inline, Mapped
 from ...serialize.entry import Entry
 from ..base import TASK, USER, Claim, fenced, whose
-from .answer_rows import Pantry
+from .answer_rows import AnswerRows
 from .columns import instant_of, micros
 from .database import Corrupt, Database, Transaction
-from .job_rows import MOST_BYTES, Backlog
-from .opened import House
-from .task_rows import Rows
+from .job_rows import MOST_BYTES, JobRows
+from .opened import OpenDirectory
+from .task_rows import TaskRows
 
 log = logging.getLogger("panel_schedule")
 
 _THERE = "updated_at IS NOT NULL"
 
 
-class FileStore(House, Rows):
+class FileStore(OpenDirectory, TaskRows):
     """
     Values, claims and history in a directory that several processes share.
 
@@ -80,8 +80,8 @@ class FileStore(House, Rows):
         self._applying = threading.Lock()
         # When the directory of the value files had changed, the last time that it was looked at.
         self._shelved = 0
-        self.queue = Backlog(self, max_result_bytes)
-        self.cache = Pantry(self)
+        self.queue = JobRows(self, max_result_bytes)
+        self.cache = AnswerRows(self)
         super().__init__(folder, clock, persistent)
         self._server = server or self._me
         self._catch_up()
@@ -142,7 +142,7 @@ class FileStore(House, Rows):
             if wrote is not None and wrote[0] < row["version"]:
                 # Whoever has replaced it should have, but may have died since.
                 del self._wrote[space, name]
-                self._shelf.unlink(wrote[1])
+                self._blobs.unlink(wrote[1])
             if row["updated_at"] is None:
                 self._apply(space, name, None, row["version"])
                 continue
@@ -152,7 +152,7 @@ class FileStore(House, Rows):
                     self._apply(space, name, replace(known, final=True))
                 continue
             try:
-                source = self._shelf.source(row["inline"], row["file"], whose(space, name))
+                source = self._blobs.source(row["inline"], row["file"], whose(space, name))
                 entry = Entry(
                     source.load(), row["version"], instant_of(row["updated_at"]) or self._clock.now(), row["duration"],
                     row["run_id"], bool(row["final"]), instant_of(row["wave"]), self._kept(space, name, source),
@@ -224,12 +224,12 @@ class FileStore(House, Rows):
         final: bool = True,
     ) -> Entry:
         require_data(value, whose(space, name))
-        inline, file = self._shelf.put(value, whose(space, name), whose(space, name))
+        inline, file = self._blobs.put(value, whose(space, name), whose(space, name))
         try:
             # What the others get, this process gets as well: one copy in memory, and no surprise on one of them only.
             # And before the others hear of it: what cannot be read is refused, what they replace is unlinked.
-            source = self._shelf.source(inline, file, whose(space, name))
-            value = self._shelf.reread(source, whose(space, name))
+            source = self._blobs.source(inline, file, whose(space, name))
+            value = self._blobs.reread(source, whose(space, name))
             with self._transaction(durable=self._persistent and file is not None, news=True) as tx:
                 if claim is not None:
                     self._require_claim(tx, claim, final)
@@ -242,7 +242,7 @@ class FileStore(House, Rows):
             self._unlink_unless_known(file)
             raise
         # From here on nothing points to the old file; who has it mapped keeps it.
-        self._shelf.unlink(old["file"] if old else None)
+        self._blobs.unlink(old["file"] if old else None)
         if file is not None:
             self._wrote[space, name] = version, file
         self._apply(space, name, entry)
@@ -281,7 +281,7 @@ class FileStore(House, Rows):
             if row is None:
                 raise KeyError(name)
             self._clear(tx, space, name)
-        self._shelf.unlink(row["file"])
+        self._blobs.unlink(row["file"])
         self._catch_up()
 
     def _clear(self, tx: Transaction, space: str, name: str) -> None:
@@ -313,7 +313,7 @@ class FileStore(House, Rows):
         return None
 
     def _unlink(self, file: str | None) -> None:
-        self._shelf.unlink(file)
+        self._blobs.unlink(file)
 
     def seed(self, entries: dict[tuple[str, str], Entry]) -> None:
         """Store these, but for what is there already."""
@@ -326,14 +326,14 @@ class FileStore(House, Rows):
     def _seed(self, space: str, name: str, entry: Entry) -> None:
         question = "SELECT version, file FROM entries WHERE space = ? AND name = ?"
         if self._outdated(next(iter(self._database.read(question, space, name)), None), entry):
-            inline, file = self._shelf.put(entry.shared, whose(space, name), whose(space, name))
+            inline, file = self._blobs.put(entry.shared, whose(space, name), whose(space, name))
             try:
                 with self._database.write() as tx:
                     if self._outdated(tx.one(question, space, name), entry):
                         self._set_entry(tx, space, name, entry, inline, file)
                         file = None
             finally:
-                self._shelf.unlink(file)
+                self._blobs.unlink(file)
 
     def _outdated(self, row: sqlite3.Row | None, entry: Entry) -> bool:
         if row is None or row["version"] < entry.version:

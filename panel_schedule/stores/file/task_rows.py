@@ -27,7 +27,7 @@ _ROW = """SELECT *, (SELECT sum(viewers) FROM viewers WHERE task = tasks.name AN
 FROM tasks WHERE name = ?"""
 
 
-class Rows(ABC):
+class TaskRows(ABC):
     """The half of a file store that deals with schedules and runs; the other half knows the values."""
 
     _me: str

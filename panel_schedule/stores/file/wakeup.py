@@ -1,4 +1,4 @@
-"""The bells of the processes that share a directory: one datagram socket each."""
+"""The wake_ups of the processes that share a directory: one datagram socket each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOMENT = 0.001
 _PAUSE = 0.05
 
 
-class Bells:
+class WakeUps:
     """
     Wakes the other processes; a ring says no more than "look".
 
