@@ -280,7 +280,7 @@ class Runtime:
 
     def waiting_for(self) -> list[Task[Any]]:
         """What the first visitors wait for: the tasks without a first value."""
-        return [lane.task for lane in self.scheduler.gate()] if self.tasks else []
+        return [state.task for state in self.scheduler.gate()] if self.tasks else []
 
     def _first_run_failed(self, task: Task[Any], run: Run) -> None:
         default = "exit" if has_setup_script() else "serve"
@@ -460,10 +460,10 @@ class Runtime:
 
     def _show_first_run(self, task: Task[Any]) -> None:
         """In a notebook the cell waits for the first value, shows the traceback of a failure, and has its name."""
-        run = self.scheduler.lanes[task.name].run
+        run = self.scheduler.states[task.name].run
         if run is None or task.policy.first_run is not FirstRun.WAIT:
             return
-        if any(lane.on_loop and lane.run is not None for lane in list(self.scheduler.lanes.values())):
+        if any(state.on_loop and state.run is not None for state in list(self.scheduler.states.values())):
             # It may wait for the kernel's loop, which the cell itself holds: the traceback follows the cell.
             run.add_done_callback(_show_traceback)
         else:

@@ -325,12 +325,12 @@ class Core:
 
     def run_of(self, task: Task[Any]) -> Run:
         """The run that holds the task now."""
-        run = self.scheduler.lanes[task.name].run
+        run = self.scheduler.states[task.name].run
         assert run is not None, f"{task.name} has no run"
         return run
 
     def queued(self, task: Task[Any]) -> Run | None:
-        return self.scheduler.lanes[task.name].queued
+        return self.scheduler.states[task.name].queued
 
     def events(self, *names: str) -> list[tuple[str, str]]:
         """(event, task) of what is told to the handlers of ``ps.on`` from now on."""

@@ -91,14 +91,14 @@ class World:
     def step(self):
         """One thing that a user, a server or the clock may do."""
         core, task = self.core, self.chance.choice(self.tasks)
-        lane = core.scheduler.lanes[task.name]
+        state = core.scheduler.states[task.name]
         match self.chance.randrange(12):
             case 0:
                 task.refresh()
-            case 1 if lane.run is not None:
-                lane.run.cancel()
-            case 2 if lane.queued is not None:
-                lane.queued.cancel()
+            case 1 if state.run is not None:
+                state.run.cancel()
+            case 2 if state.queued is not None:
+                state.queued.cancel()
             case 3:
                 self.chance.choice([task.pause, task.resume])()
             case 4 if core.thread.parked:
@@ -135,9 +135,9 @@ def test_a_random_hour_leaves_the_scheduler_sane(seed, ledger):
         for _ in range(250):
             world.step()
             claims = core.scheduler.store._claims
-            for lane in core.scheduler.lanes.values():
-                assert (lane.run is None) == (lane.claim is None)
-                assert claims.get(lane.task.name) == lane.claim
+            for state in core.scheduler.states.values():
+                assert (state.run is None) == (state.claim is None)
+                assert claims.get(state.task.name) == state.claim
         for task in world.tasks:
             task.pause()
         world.come_to_rest()

@@ -721,7 +721,7 @@ def test_ctrl_c_behind_the_commit_loses_nothing(opened, monkeypatch, call):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store._bells, "ring", interrupt)
+    monkeypatch.setattr(store._wake_ups, "ring", interrupt)
     with pytest.raises(KeyboardInterrupt):
         put(store, fence, large(5)) if call == "put" else store.cache.publish("f", "a", fence, large(5))
 

@@ -271,7 +271,7 @@ def test_a_function_that_is_gone_keeps_its_run(house):
     eventually(lambda: not script.alive)
     empty = house.host(jobs="import panel_schedule as ps\n")
     eventually(lambda: "Job 'durable' has runs" in house.log())
-    empty("ps._runtime.dispatcher.colleagues._take_all()")
+    empty("ps._runtime.dispatcher.follower._take_all()")
     assert 1 == house.log().count("Job 'durable' has runs")
     assert 2 == len(house.states())
     empty.kill()
@@ -356,7 +356,7 @@ def test_who_gives_up_before_the_store_has_answered_spoils_nothing(house):
 import threading
 
 async def hasty():
-    queue, ledger, go = ps._runtime.dispatcher.colleagues._queue, ps._runtime.scheduler.ledger, threading.Event()
+    queue, ledger, go = ps._runtime.dispatcher.follower._queue, ps._runtime.scheduler.outbox, threading.Event()
     enqueue = queue.enqueue
     queue.enqueue = lambda *args, **kwargs: (go.wait(10), enqueue(*args, **kwargs))[1]
     run = shared.submit("a")

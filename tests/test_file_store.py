@@ -1030,7 +1030,7 @@ def test_ctrl_c_behind_the_commit_loses_nothing(opened, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store._bells, "ring", interrupt)
+    monkeypatch.setattr(store._wake_ups, "ring", interrupt)
     with pytest.raises(KeyboardInterrupt):
         put(store, "big", large(2))
 

@@ -165,7 +165,7 @@ def test_who_gives_up_before_the_store_has_answered_keeps_nothing(shared):
     one, other, *_ = shared.hosts
     one("""
 async def hasty(name):
-    cache, go = ps._runtime.flights.neighbours._cache, threading.Event()
+    cache, go = ps._runtime.flights.follower._cache, threading.Event()
     claim = type(cache).claim
     cache.claim = lambda *args, **kwargs: (go.wait(10), claim(cache, *args, **kwargs))[1]
     try:
@@ -173,7 +173,7 @@ async def hasty(name):
         run.cancel()
     finally:
         go.set()
-        while ps._runtime.scheduler.ledger._pending:
+        while ps._runtime.scheduler.outbox._pending:
             await asyncio.sleep(0.001)
         del cache.claim
     return run.state.value
@@ -609,8 +609,8 @@ def growing(name):
     for number in range(3):
         eventually(lambda number=number: (dead, number) == viewer("view.value"))
         house.go(f"{dead} {number}")
-    viewer("follow = ps._runtime.flights.neighbours.depart")  # it is the other one that takes over
-    viewer("ps._runtime.flights.neighbours.depart = lambda *args: (await_go('viewer'), follow(*args))")
+    viewer("follow = ps._runtime.flights.follower.depart")  # it is the other one that takes over
+    viewer("ps._runtime.flights.follower.depart = lambda *args: (await_go('viewer'), follow(*args))")
     other("(run := growing.submit('g')) and 0")
     first.kill()
     house.await_begun("g", 2)

@@ -434,9 +434,9 @@ def test_cancelling_between_two_attempts_leaves_the_successor_alone(core):
     core.begin()
     core.run_for(10)
     run = core.run_of(fetch)
-    queued = core.scheduler.runner.new(core.scheduler.lanes["fetch"], "request test", None)
+    queued = core.scheduler.execution.new(core.scheduler.states["fetch"], "request test", None)
     with core.scheduler.locked:
-        core.scheduler.runner.queue(core.scheduler.lanes["fetch"], queued)
+        core.scheduler.execution.queue(core.scheduler.states["fetch"], queued)
     run.cancel()
     core.go()
 
@@ -684,12 +684,12 @@ def test_a_read_in_a_refresh_never_waits(core):
 
 
 def test_a_sync_read_waits_at_most_its_timeout(core):
-    """Then its run is timed out, its body ends, and its lane is free for the next slot."""
+    """Then its run is timed out, its body ends, and its state is free for the next slot."""
     raw_function = core.held("raw")
     raw = core.schedule(period="1h", first_run="background")(raw_function)
     reader = core.schedule(period="1m", first_run="background", timeout="5s", name="reader")(lambda: raw())
     core.begin()
-    run, body = core.run_of(reader), core.scheduler.lanes["reader"].body
+    run, body = core.run_of(reader), core.scheduler.states["reader"].body
     core.run_for(5)
 
     with pytest.raises(RunTimedOut):
@@ -704,7 +704,7 @@ def test_a_sync_read_that_is_cancelled_ends(core):
     raw = core.schedule(period="1h", first_run="background")(raw_function)
     reader = core.schedule(period="1m", first_run="background", name="reader")(lambda: raw())
     core.begin()
-    run, body = core.run_of(reader), core.scheduler.lanes["reader"].body
+    run, body = core.run_of(reader), core.scheduler.states["reader"].body
     run.cancel()
 
     assert body.exception(PATIENCE) is not None
@@ -784,11 +784,11 @@ def test_a_circle_of_reads_is_no_deadlock(core, kind):
     for name, other in zip(ring, "bca", strict=True):
         tasks[name] = core.schedule(period="1m", first_run="background", name=name, default="none")(make(other))
     core.begin()
-    runs = [core.scheduler.lanes[name].run for name in ring]
+    runs = [core.scheduler.states[name].run for name in ring]
     for run in filter(None, runs):
         run.result(PATIENCE)
     core.run_for(60)
-    for run in filter(None, [core.scheduler.lanes[name].run for name in ring]):
+    for run in filter(None, [core.scheduler.states[name].run for name in ring]):
         run.result(PATIENCE)
 
     assert [2, 2, 2] == [tasks[name].entry.version for name in ring]

@@ -38,7 +38,7 @@ class Server:
         """Another process."""
         store = FileStore(self.folder, self.clock, server=self.name, persistent=self.persistent, history_limit=10_000)
         core = self._stack.enter_context(Core(self.clock, store))
-        core.scheduler.ledger.drain = lambda timeout: core.go()
+        core.scheduler.outbox.drain = lambda timeout: core.go()
         self.cores.append(core)
         return core
 
@@ -92,7 +92,7 @@ class Server:
     def kill(self, core):
         """It is gone, without a word."""
         self.cores.remove(core)
-        core.store._owners._living.close()
+        core.store._liveness._living.close()
 
     def look(self):
         """What each process does once a second."""
@@ -812,7 +812,7 @@ def test_the_process_that_sees_a_task_recover_says_how_long_it_lasted(pair, capl
     first, last = messages(caplog)
     assert "no route" in first
     assert "has recovered after 30 s" in last
-    assert not any(core.scheduler.news.failures.known(("task", tasks[0].name)) for core in pair.cores)
+    assert not any(core.scheduler.hooks.failures.known(("task", tasks[0].name)) for core in pair.cores)
 
 
 def test_a_restarted_server_tries_a_failed_first_run_again(pair):
@@ -1126,7 +1126,7 @@ def test_the_last_date_ends_no_run_of_another_process(pair):
     pair.settle()
 
     assert [("succeeded", "task")] == told
-    assert [{}, {}] == [core.scheduler.lanes for core in pair.cores]
+    assert [{}, {}] == [core.scheduler.states for core in pair.cores]
 
 
 # ------------------------------------------------------------ clocks and disks
@@ -1305,15 +1305,15 @@ class World:
         """One thing that a user, a server or the clock may do."""
         chance, core = self.chance, self.chance.choice(self.server.cores)
         task = chance.choice(list(self.tasks[core].values()))
-        lane = core.scheduler.lanes[task.name]
+        state = core.scheduler.states[task.name]
         mine = [(there, event) for there, event in self.lingering if there is core]
         match chance.randrange(12):
             case 0:
                 task.refresh()
-            case 1 if lane.run is not None:
-                lane.run.cancel()
-            case 2 if lane.queued or lane.remote:
-                (lane.queued or lane.remote).cancel()
+            case 1 if state.run is not None:
+                state.run.cancel()
+            case 2 if state.queued or state.remote:
+                (state.queued or state.remote).cancel()
             case 3:
                 chance.choice([task.pause, task.resume])()
             case 4 if core.thread.parked:

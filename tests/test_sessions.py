@@ -100,7 +100,7 @@ async def test_a_thousand_sessions_leave_nothing_behind() -> None:
             await until(lambda: len(runtime.views) == 0)
             gc.collect()
             resident.append(process.memory_info().rss / 2**20)
-    assert runtime.scheduler.lanes["thousand"].viewers == 0
+    assert runtime.scheduler.states["thousand"].viewers == 0
     ps.cancel_task("thousand")
     # A callback of the last session may still be on its way through the loop.
     await until(lambda: alive(View) == views and alive(Document) <= documents)

@@ -567,7 +567,7 @@ def on_disk(tmp_path):
     config = Config({})
     config.store = f"file://{tmp_path / 'store'}"
     runtime = Runtime(config)
-    yield Front(runtime).store, runtime.scheduler.ledger.drain
+    yield Front(runtime).store, runtime.scheduler.outbox.drain
     runtime.close()
 
 

@@ -387,7 +387,7 @@ def test_what_a_coroutine_stores_and_cannot_be_stored_holds_up_nothing(ps: Front
             await asyncio.sleep(0)
 
     asyncio.run(page())
-    ps._runtime.scheduler.ledger.drain(PATIENCE)
+    ps._runtime.scheduler.outbox.drain(PATIENCE)
     ps.store["name"] = 2
     assert (2, True) == (ps.store["name"], ps.store["other"])
     assert_all_goes_on(ps)

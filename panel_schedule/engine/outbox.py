@@ -29,7 +29,7 @@ class Desk(Protocol):
     clock: Clock
     store: Store
     executors: dict[str, Executor]
-    lanes: dict[str, TaskState]
+    states: dict[str, TaskState]
     locked: Locked
 
 
@@ -45,7 +45,7 @@ class Outbox:
     ----------
     desk : Desk
     follow : callable
-        ``follow(lane, row)``, under the lock, when another process may have changed the row of a task.
+        ``follow(state, row)``, under the lock, when another process may have changed the row of a task.
     """
 
     def __init__(self, desk: Desk, follow: Callable[[TaskState, Row | None], object]):
@@ -58,17 +58,17 @@ class Outbox:
         self._over = False
 
     def ask(
-        self, lanes: Sequence[TaskState], call: Callable[[], Any], then: Callable[[Any], object] | None = None
+        self, states: Sequence[TaskState], call: Callable[[], Any], then: Callable[[Any], object] | None = None
     ) -> None:
-        """Make a call about these lanes, and give its answer to `then`. Under the lock, both."""
+        """Make a call about these states, and give its answer to `then`. Under the lock, both."""
         if not self._s.store.blocking:
             answer = call()
             if then is not None:
                 then(answer)
             return
-        for lane in lanes:
-            lane.writing += 1
-        self._submit("store", partial(self._make, lanes, call, then))
+        for state in states:
+            state.writing += 1
+        self._submit("store", partial(self._make, states, call, then))
 
     def aside(self, call: Callable[[], Any]) -> Future[Any]:
         """Do at once, in another thread, what is too slow for the event loop: to serialise a value and store it."""
@@ -81,15 +81,15 @@ class Outbox:
     def noticed(self, task: str) -> None:
         """Another process has perhaps changed the row of a task; on any thread."""
         with self._s.locked:
-            lane = self._s.lanes.get(task.removeprefix(DATES))
-            if lane is None:
+            state = self._s.states.get(task.removeprefix(DATES))
+            if state is None:
                 return
-            if lane.writing:
+            if state.writing:
                 # What is read now would be without what is still to be written, and undo that here.
-                lane.unread = True
-            elif not lane.reading:
-                lane.reading = True
-                self._submit("store", partial(self._read, lane))
+                state.unread = True
+            elif not state.reading:
+                state.reading = True
+                self._submit("store", partial(self._read, state))
 
     @property
     def troubled(self) -> bool:
@@ -118,26 +118,26 @@ class Outbox:
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
 
-    def _make(self, lanes: Sequence[TaskState], call: Callable[[], Any], then: Callable[[Any], object] | None) -> None:
+    def _make(self, states: Sequence[TaskState], call: Callable[[], Any], then: Callable[[Any], object] | None) -> None:
         done, answer = self._try(call)
         with self._s.locked:
-            for lane in lanes:
-                lane.writing -= 1
+            for state in states:
+                state.writing -= 1
             if done and then is not None:
                 then(answer)
-            for lane in lanes:
-                if lane.unread and not lane.writing:
-                    lane.unread, lane.reading = False, True
-                    self._submit("store", partial(self._read, lane))
+            for state in states:
+                if state.unread and not state.writing:
+                    state.unread, state.reading = False, True
+                    self._submit("store", partial(self._read, state))
 
-    def _read(self, lane: TaskState) -> None:
-        lane.reading = False
-        done, row = self._try(partial(self._s.store.row, lane.task.name))
+    def _read(self, state: TaskState) -> None:
+        state.reading = False
+        done, row = self._try(partial(self._s.store.row, state.task.name))
         with self._s.locked:
-            if lane.writing:
-                lane.unread = True
-            elif done and self._s.lanes.get(lane.task.name) is lane:
-                self._follow(lane, row)
+            if state.writing:
+                state.unread = True
+            elif done and self._s.states.get(state.task.name) is state:
+                self._follow(state, row)
 
     def _try(self, call: Callable[[], Any]) -> tuple[bool, Any]:
         """Whether there is an answer, and the answer."""

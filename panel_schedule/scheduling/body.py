@@ -35,7 +35,7 @@ class Desk(Protocol):
     locked: Locked
     outbox: Outbox
 
-    def touch(self, lane: TaskState) -> None: ...
+    def touch(self, state: TaskState) -> None: ...
     def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
@@ -47,7 +47,7 @@ class Body:
     ----------
     desk : Desk
     limit : callable
-        ``limit(lane, run)`` when the function begins: from then on its timeout runs.
+        ``limit(state, run)`` when the function begins: from then on its timeout runs.
     """
 
     def __init__(self, desk: Desk, limit: Callable[[TaskState, Run], object]):
@@ -55,91 +55,91 @@ class Body:
         self._limit = limit
         self._warned: set[str] = set()
 
-    def make(self, lane: TaskState, run: Run) -> Callable[[], Any]:
+    def make(self, state: TaskState, run: Run) -> Callable[[], Any]:
         """What an executor is to call."""
-        run._publish = partial(self._published, lane, run)
-        if lane.abroad:
+        run._publish = partial(self._published, state, run)
+        if state.abroad:
             return Parcel(
-                f"Task {run.task!r}", lane.task.function, run=run,
-                begin=partial(self._begin, lane, run), receive=partial(self._yielded, lane, run),
+                f"Task {run.task!r}", state.task.function, run=run,
+                begin=partial(self._begin, state, run), receive=partial(self._yielded, state, run),
                 answer=partial(self._s.answer, run),
             )  # fmt: skip
-        return self._async_body(lane, run) if lane.is_async else self._body(lane, run)
+        return self._async_body(state, run) if state.is_async else self._body(state, run)
 
-    def _body(self, lane: TaskState, run: Run) -> Callable[[], Any]:
-        function, on_loop = lane.task.function, lane.on_loop
+    def _body(self, state: TaskState, run: Run) -> Callable[[], Any]:
+        function, on_loop = state.task.function, state.on_loop
 
         def body() -> Any:
-            self._begin(lane, run)
+            self._begin(state, run)
             _current.set(run)
             leave_session(f"Task {run.task!r}")
             started = self._s.clock.monotonic()
             result = function()
             if on_loop and self._s.store.blocking and inspect.isgenerator(result):
-                result = async_outcome(result, partial(self._yielded_aside, lane, run))
+                result = async_outcome(result, partial(self._yielded_aside, state, run))
             else:
-                result = outcome(result, partial(self._yielded, lane, run))
+                result = outcome(result, partial(self._yielded, state, run))
             if on_loop:
-                self._warn_if_held(lane.task.name, self._s.clock.monotonic() - started)
+                self._warn_if_held(state.task.name, self._s.clock.monotonic() - started)
             return result
 
         return body
 
-    def _async_body(self, lane: TaskState, run: Run) -> Callable[[], Any]:
-        function = lane.task.function
+    def _async_body(self, state: TaskState, run: Run) -> Callable[[], Any]:
+        function = state.task.function
 
         async def body() -> Any:
-            self._begin(lane, run)
+            self._begin(state, run)
             _current.set(run)
             leave_session(f"Task {run.task!r}")
-            return await async_outcome(function(), partial(self._yielded_aside, lane, run))
+            return await async_outcome(function(), partial(self._yielded_aside, state, run))
 
         return body
 
-    def _begin(self, lane: TaskState, run: Run) -> None:
+    def _begin(self, state: TaskState, run: Run) -> None:
         with self._s.locked:
             run.check()
             run.begin(self._s.clock.now())
-            self._limit(lane, run)
-            self._s.touch(lane)
+            self._limit(state, run)
+            self._s.touch(state)
 
-    def _yielded(self, lane: TaskState, run: Run, value: Any) -> None:
+    def _yielded(self, state: TaskState, run: Run, value: Any) -> None:
         run.check()
-        self.publish(lane, run, value, final=False)
+        self.publish(state, run, value, final=False)
 
-    async def _yielded_aside(self, lane: TaskState, run: Run, value: Any) -> None:
+    async def _yielded_aside(self, state: TaskState, run: Run, value: Any) -> None:
         if not self._s.store.blocking:
-            self._yielded(lane, run, value)
+            self._yielded(state, run, value)
         else:
-            await asyncio.wrap_future(self._s.outbox.aside(partial(self._yielded, lane, run, value)))
+            await asyncio.wrap_future(self._s.outbox.aside(partial(self._yielded, state, run, value)))
 
-    def _published(self, lane: TaskState, run: Run, value: Any) -> None:
+    def _published(self, state: TaskState, run: Run, value: Any) -> None:
         """What the function itself publishes; an async one cannot be made to wait for it."""
         if not (self._s.store.blocking and on_a_loop()):
-            self._yielded(lane, run, value)
+            self._yielded(state, run, value)
             return
         with self._s.locked:
-            self._s.outbox.ask([lane], partial(self._publish_late, lane, run, value))
+            self._s.outbox.ask([state], partial(self._publish_late, state, run, value))
 
-    def _publish_late(self, lane: TaskState, run: Run, value: Any) -> None:
+    def _publish_late(self, state: TaskState, run: Run, value: Any) -> None:
         try:
-            self.publish(lane, run, value, final=False)
+            self.publish(state, run, value, final=False)
         except (RunFenced, ValueRefused) as error:
             log.error("%s", error)
 
-    def publish(self, lane: TaskState, run: Run, value: Any, final: bool = True) -> Any:
-        claim = lane.claim
+    def publish(self, state: TaskState, run: Run, value: Any, final: bool = True) -> Any:
+        claim = state.claim
         if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
             raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
         if value is PUBLISHED:
             entry = self._s.store.seal(claim)
-            return lane.task.readable(entry) if entry is not None else None
+            return state.task.readable(entry) if entry is not None else None
         now = self._s.clock.now()
         duration = (now - run.started_at).total_seconds()
-        if lane.task.policy.isolate is not False:
+        if state.task.policy.isolate is not False:
             value = own_copy(value)  # a frame that the function keeps, and goes on to change
         entry = self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final)
-        return lane.task.readable(entry)
+        return state.task.readable(entry)
 
     def _warn_if_held(self, name: str, seconds: float) -> None:
         if seconds > HELD_TOO_LONG and name not in self._warned:

@@ -41,7 +41,7 @@ STOPS = "cancelled: the server stops"
 class Follower(Protocol):
     """What the other processes do."""
 
-    def refused(self, lane: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None: ...
+    def refused(self, state: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None: ...
 
 
 class Desk(Protocol):
@@ -50,7 +50,7 @@ class Desk(Protocol):
     clock: Clock
     store: Store
     executors: dict[str, Executor]
-    lanes: dict[str, TaskState]
+    states: dict[str, TaskState]
     timers: Timers
     waves: Waves
     locked: Locked
@@ -63,7 +63,7 @@ class Desk(Protocol):
     fatal: Callable[[Task[Any], Run], object]
 
     def defer(self, call: Callable[[], object]) -> None: ...
-    def touch(self, lane: TaskState) -> None: ...
+    def touch(self, state: TaskState) -> None: ...
     def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
@@ -77,323 +77,323 @@ class Execution:
     # ------------------------------------------------------------ starting
 
     def new(
-        self, lane: TaskState, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None
+        self, state: TaskState, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None
     ) -> Run:
-        run = Run(lane.task.name, key, self._s.clock.now(), wave, mark)
-        run._stop = partial(self.cancel, lane)
-        run._changed = partial(self._s.hooks.progressed, lane)
+        run = Run(state.task.name, key, self._s.clock.now(), wave, mark)
+        run._stop = partial(self.cancel, state)
+        run._changed = partial(self._s.hooks.progressed, state)
         return run
 
-    def refuse(self, lane: TaskState) -> Run:
+    def refuse(self, state: TaskState) -> Run:
         """A run that is over before it begins: the server stops."""
-        run = self.new(lane, "late", None)
+        run = self.new(state, "late", None)
         error = RunCancelled(f"Task {run.task!r}: the server stops, so that nothing new begins.")
         run.end(RunState.CANCELLED, run.queued_at, error)
         self._s.defer(run.resolve)
         return run
 
-    def launch(self, lane: TaskState, run: Run) -> None:
+    def launch(self, state: TaskState, run: Run) -> None:
         """Start now, or as soon as the body of an earlier run has ended."""
-        if lane.run is not None:
-            self.queue(lane, run)
+        if state.run is not None:
+            self.queue(state, run)
         else:
-            lane.run = run
-            self.start(lane, run)
+            state.run = run
+            self.start(state, run)
 
-    def queue(self, lane: TaskState, run: Run) -> None:
+    def queue(self, state: TaskState, run: Run) -> None:
         """Let it follow the run in flight. There is one place, for the newest."""
-        if lane.queued is not None:
-            self.drop(lane, lane.queued, "overlap")
-        lane.queued = run
-        self._s.touch(lane)
+        if state.queued is not None:
+            self.drop(state, state.queued, "overlap")
+        state.queued = run
+        self._s.touch(state)
 
-    def trigger(self, lane: TaskState, wave: datetime) -> None:
+    def trigger(self, state: TaskState, wave: datetime) -> None:
         """An upstream has a new final value. A task that follows others never skips the newest."""
-        if lane.removed or self._s.stopping:
+        if state.removed or self._s.stopping:
             return
-        version = sum(upstream.known.version for upstream in lane.upstream if upstream.known is not None)
+        version = sum(upstream.known.version for upstream in state.upstream if upstream.known is not None)
         key = f"version {version}"
-        if lane.paused or (lane.task.policy.when_idle is WhenIdle.SKIP and lane.viewers + lane.elsewhere == 0):
-            lane.missed += 1
-            self.drop(lane, self.new(lane, key, wave, version), "paused" if lane.paused else "idle")
-            self._s.hooks.judge(lane)
+        if state.paused or (state.task.policy.when_idle is WhenIdle.SKIP and state.viewers + state.elsewhere == 0):
+            state.missed += 1
+            self.drop(state, self.new(state, key, wave, version), "paused" if state.paused else "idle")
+            self._s.hooks.judge(state)
             return
-        for waiting in (lane.run, lane.queued):
+        for waiting in (state.run, state.queued):
             if waiting is not None and waiting.state is RunState.QUEUED:
                 # It has not begun, so it will read this value: one run for a whole wave.
                 waiting.key, waiting.mark = key, version
                 waiting.wave = max(waiting.wave, wave) if waiting.wave is not None else None
-                if waiting is lane.run and (lane.asking or lane.claim is not None):
-                    self._s.outbox.ask([lane], partial(self._advance, lane, version))
+                if waiting is state.run and (state.asking or state.claim is not None):
+                    self._s.outbox.ask([state], partial(self._advance, state, version))
                 return
-        run = self.new(lane, key, wave, version)
-        replaced = lane.run if lane.task.policy.overlap is Overlap.REPLACE else None
-        self.launch(lane, run)
+        run = self.new(state, key, wave, version)
+        replaced = state.run if state.task.policy.overlap is Overlap.REPLACE else None
+        self.launch(state, run)
         if replaced is not None:
-            self.cancel(lane, replaced, "replaced")
+            self.cancel(state, replaced, "replaced")
 
-    def _advance(self, lane: TaskState, version: int) -> None:
-        if (claim := lane.claim) is not None:
+    def _advance(self, state: TaskState, version: int) -> None:
+        if (claim := state.claim) is not None:
             self._s.store.advance(claim, version)
 
-    def start(self, lane: TaskState, run: Run) -> None:
-        """Claim the slot of ``lane.run``, and hand it to its executor once its upstream is there."""
-        self.tell(lane)
-        self._s.touch(lane)
-        lane.asking = True
-        self._s.outbox.ask([lane], partial(self._ask, run), partial(self._answered, lane, run))
+    def start(self, state: TaskState, run: Run) -> None:
+        """Claim the slot of ``state.run``, and hand it to its executor once its upstream is there."""
+        self.tell(state)
+        self._s.touch(state)
+        state.asking = True
+        self._s.outbox.ask([state], partial(self._ask, run), partial(self._answered, state, run))
 
     def _ask(self, run: Run) -> tuple[Claim | Refusal, Row | None]:
         store, now = self._s.store, self._s.clock.now()
         answer = store.claim(run.task, run.id, now=now, key=run.key, mark=run.mark, wave=run.wave, first=run.first)
         return answer, None if isinstance(answer, Claim) or not store.blocking else store.row(run.task)
 
-    def _answered(self, lane: TaskState, run: Run, answer: tuple[Claim | Refusal, Row | None]) -> None:
-        lane.asking = False
+    def _answered(self, state: TaskState, run: Run, answer: tuple[Claim | Refusal, Row | None]) -> None:
+        state.asking = False
         claim, row = answer
         if isinstance(claim, Claim):
-            self.claimed(lane, run, claim)
+            self.claimed(state, run, claim)
         else:
-            self._s.follower.refused(lane, run, claim, row)
-        self.tell(lane)
+            self._s.follower.refused(state, run, claim, row)
+        self.tell(state)
 
-    def claimed(self, lane: TaskState, run: Run, claim: Claim) -> None:
+    def claimed(self, state: TaskState, run: Run, claim: Claim) -> None:
         """The run may begin."""
-        lane.claim = claim
-        if lane.farewell is not None:
-            farewell, lane.farewell = lane.farewell, None
+        state.claim = claim
+        if state.farewell is not None:
+            farewell, state.farewell = state.farewell, None
             run.add_done_callback(lambda _: farewell())
         if run.state.final:  # cancelled meanwhile
-            self.record(lane, run)
-            self._free(lane)
+            self.record(state, run)
+            self._free(state)
             return
-        proceed = partial(self._submit, lane, run)
-        if self._s.waves.hold(lane, run, proceed):
-            self._limit(lane, run)
+        proceed = partial(self._submit, state, run)
+        if self._s.waves.hold(state, run, proceed):
+            self._limit(state, run)
         else:
             proceed()
 
-    def _limit(self, lane: TaskState, run: Run) -> None:
+    def _limit(self, state: TaskState, run: Run) -> None:
         """From now on the timeout runs: of the function, and before that of the wait for its upstream."""
-        self._s.timers.cancel(lane.timeout_timer)
-        if (timeout := lane.task.policy.timeout) is not None:
-            lane.timeout_timer = self._s.timers.after(timeout, partial(self._timed_out, lane), run)
+        self._s.timers.cancel(state.timeout_timer)
+        if (timeout := state.task.policy.timeout) is not None:
+            state.timeout_timer = self._s.timers.after(timeout, partial(self._timed_out, state), run)
 
-    def _submit(self, lane: TaskState, run: Run) -> None:
-        if lane.run is not run or run.state.final:
+    def _submit(self, state: TaskState, run: Run) -> None:
+        if state.run is not run or run.state.final:
             return
-        self._s.timers.cancel(lane.timeout_timer)
-        body = self._bodies.make(lane, run)
-        self._s.locked.submitted.add(lane.executor)
-        lane.body = lane.executor.submit(body, f"Task {run.task!r}")
-        lane.body.add_done_callback(partial(self._ended, lane, run))
+        self._s.timers.cancel(state.timeout_timer)
+        body = self._bodies.make(state, run)
+        self._s.locked.submitted.add(state.executor)
+        state.body = state.executor.submit(body, f"Task {run.task!r}")
+        state.body.add_done_callback(partial(self._ended, state, run))
 
     # ------------------------------------------------------------ ending
 
-    def _ended(self, lane: TaskState, run: Run, future: Future[Any]) -> None:
+    def _ended(self, state: TaskState, run: Run, future: Future[Any]) -> None:
         """The body is over, wherever it ran; called there, without the lock."""
-        if lane.on_loop and self._s.store.blocking:
-            self._s.outbox.aside(partial(self._conclude, lane, run, future))
+        if state.on_loop and self._s.store.blocking:
+            self._s.outbox.aside(partial(self._conclude, state, run, future))
         else:
-            self._conclude(lane, run, future)
+            self._conclude(state, run, future)
 
-    def _conclude(self, lane: TaskState, run: Run, future: Future[Any]) -> None:
+    def _conclude(self, state: TaskState, run: Run, future: Future[Any]) -> None:
         error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
         value = None
         if error is None and not run.state.final:
             try:
-                value = self._bodies.publish(lane, run, future.result())
+                value = self._bodies.publish(state, run, future.result())
             except BaseException as exc:  # a value can raise anything while it is stored
                 error = exc
         ended = future.cancelled() or isinstance(error, Interrupted) or self._s.stopping
         if isinstance(error, CANCELLED) and not ended:
             error = cancelled_inside(f"Task {run.task!r}", error)
         with self._s.locked:
-            lane.body = None
+            state.body = None
             # Else it is what the function itself has got from a run that was cancelled, and raises.
             stopped = self._s.stopping
-            self._s.timers.cancel(lane.timeout_timer)
+            self._s.timers.cancel(state.timeout_timer)
             if run.state.final:
-                self._free(lane)
+                self._free(state)
             elif run.expired and error is not None:
-                self._failed(lane, run, self._timeout_error(lane), RunState.TIMED_OUT)
+                self._failed(state, run, self._timeout_error(state), RunState.TIMED_OUT)
             elif error is None:
-                self._succeeded(lane, run, value)
+                self._succeeded(state, run, value)
             elif isinstance(error, (*CANCELLED, RunFenced)) or (stopped and isinstance(error, RunCancelled)):
                 fenced = error if isinstance(error, RunFenced) else None
                 told = fenced or RunCancelled(f"Task {run.task!r}: the run was cancelled.")
-                self._finish(lane, run, RunState.CANCELLED, told)
+                self._finish(state, run, RunState.CANCELLED, told)
             else:
-                self._failed(lane, run, error, RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED)
+                self._failed(state, run, error, RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED)
 
-    def _succeeded(self, lane: TaskState, run: Run, value: Any) -> None:
-        troubled = lane.error != "" or lane.stale
-        lane.error, lane.missed = "", 0
-        self._finish(lane, run, RunState.SUCCEEDED, value=value)
-        if troubled and not lane.stale:
-            self._s.hooks.recovered(lane, run)
-            self._s.hooks.emit("recovered", lane.task, run)
-        self._s.hooks.emit("succeeded", lane.task, run)
-        for dependent in lane.dependents:
+    def _succeeded(self, state: TaskState, run: Run, value: Any) -> None:
+        troubled = state.error != "" or state.stale
+        state.error, state.missed = "", 0
+        self._finish(state, run, RunState.SUCCEEDED, value=value)
+        if troubled and not state.stale:
+            self._s.hooks.recovered(state, run)
+            self._s.hooks.emit("recovered", state.task, run)
+        self._s.hooks.emit("succeeded", state.task, run)
+        for dependent in state.dependents:
             self.trigger(dependent, run.wave or run.queued_at)
 
-    def _failed(self, lane: TaskState, run: Run, error: BaseException, state: RunState) -> None:
-        retry = lane.task.policy.retry
-        if run.attempt < retry.max_attempts and not lane.removed and not self._s.stopping:
+    def _failed(self, state: TaskState, run: Run, error: BaseException, outcome: RunState) -> None:
+        retry = state.task.policy.retry
+        if run.attempt < retry.max_attempts and not state.removed and not self._s.stopping:
             delay = retry.delay(run.attempt)
             # While it keeps failing each attempt is more of the same.
-            level = logging.DEBUG if lane.error else logging.WARNING
+            level = logging.DEBUG if state.error else logging.WARNING
             log.log(
                 level,
                 "Task %r: attempt %d of %d failed (run %s), the next follows in %g s: %s",
                 run.task, run.attempt, retry.max_attempts, run.id, delay, first_line(error),
             )  # fmt: skip
             run.again(error)
-            self._s.timers.after(delay, partial(self._retry, lane), run)
-            self._s.touch(lane)
+            self._s.timers.after(delay, partial(self._retry, state), run)
+            self._s.touch(state)
             return
-        self._finish(lane, run, state, error)
+        self._finish(state, run, outcome, error)
 
-    def _retry(self, lane: TaskState, run: Run) -> None:
-        if lane.run is run and not run.state.final:
-            self._submit(lane, run)
+    def _retry(self, state: TaskState, run: Run) -> None:
+        if state.run is run and not run.state.final:
+            self._submit(state, run)
 
-    def _timed_out(self, lane: TaskState, run: Run) -> None:
-        if lane.run is not run or run.state.final:
+    def _timed_out(self, state: TaskState, run: Run) -> None:
+        if state.run is not run or run.state.final:
             return
-        body, again = lane.body, run.attempt < lane.task.policy.retry.max_attempts
-        if body is not None and lane.stoppable and again and not run.expired:
+        body, again = state.body, run.attempt < state.task.policy.retry.max_attempts
+        if body is not None and state.stoppable and again and not run.expired:
             # A coroutine and a process can be ended and tried again; a thread cannot, so its timeout is final.
             run.expired = True
-            if lane.is_async and not lane.abroad:  # a process will have ended soon, whatever it does
-                lane.timeout_timer = self._s.timers.after(LAST_WORDS, partial(self._timed_out, lane), run)
+            if state.is_async and not state.abroad:  # a process will have ended soon, whatever it does
+                state.timeout_timer = self._s.timers.after(LAST_WORDS, partial(self._timed_out, state), run)
         else:
-            self._finish(lane, run, RunState.TIMED_OUT, self._timeout_error(lane))
+            self._finish(state, run, RunState.TIMED_OUT, self._timeout_error(state))
         if body is not None:
             body.cancel()
 
-    def _timeout_error(self, lane: TaskState) -> RunTimedOut:
+    def _timeout_error(self, state: TaskState) -> RunTimedOut:
         return RunTimedOut(
-            f"Task {lane.task.name!r}: it did not finish within its timeout of {lane.task.policy.timeout:g} s. "
+            f"Task {state.task.name!r}: it did not finish within its timeout of {state.task.policy.timeout:g} s. "
             "The last good value stays; give it a longer timeout or make it faster."
         )
 
-    def cancel(self, lane: TaskState, run: Run, reason: str) -> None:
-        """End a run from outside, at once. Its body is asked to stop and keeps the lane busy until it does."""
+    def cancel(self, state: TaskState, run: Run, reason: str) -> None:
+        """End a run from outside, at once. Its body is asked to stop and keeps the state busy until it does."""
         with self._s.locked:
             if run.state.final:
                 return
             error = RunCancelled(f"Task {run.task!r}: the run was {reason}.")
             run.reason = reason
-            if lane.queued is run:
-                lane.queued = None
-                self._close(lane, run, RunState.CANCELLED, error)
-            elif lane.run is run:
-                body = lane.body
-                self._finish(lane, run, RunState.CANCELLED, error)
+            if state.queued is run:
+                state.queued = None
+                self._close(state, run, RunState.CANCELLED, error)
+            elif state.run is run:
+                body = state.body
+                self._finish(state, run, RunState.CANCELLED, error)
                 if body is not None:
                     body.cancel()
 
     def _finish(
-        self, lane: TaskState, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
+        self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
-        """Bring ``lane.run`` to its one terminal state, and the lane to the next run if its body is gone."""
+        """Bring ``state.run`` to its one terminal outcome, and the state to the next run if its body is gone."""
         store = self._s.store
-        self._s.timers.cancel(lane.timeout_timer)
-        if lane.body is not None and lane.claim is not None:
-            lane.claim = store.void(lane.claim)
-        waited_for = lane.gated and lane.task.known is None and state is not RunState.SUCCEEDED and self._s.begun
-        if error is not None and state in TROUBLE:
-            lane.error = first_line(error)
+        self._s.timers.cancel(state.timeout_timer)
+        if state.body is not None and state.claim is not None:
+            state.claim = store.void(state.claim)
+        waited_for = state.gated and state.task.known is None and outcome is not RunState.SUCCEEDED and self._s.begun
+        if error is not None and outcome in TROUBLE:
+            state.error = first_line(error)
             if waited_for:  # whoever waits for it says so
-                lane.withheld = error
+                state.withheld = error
             else:
-                self._s.hooks.complain(lane, run, error)
-        self._close(lane, run, state, error, value)
-        self._s.hooks.judge(lane)
-        if state in TROUBLE:
-            self._s.hooks.emit("failed", lane.task, run)
+                self._s.hooks.complain(state, run, error)
+        self._close(state, run, outcome, error, value)
+        self._s.hooks.judge(state)
+        if outcome in TROUBLE:
+            self._s.hooks.emit("failed", state.task, run)
         if waited_for:
-            self._s.defer(lambda: self._s.fatal(lane.task, run))
-        if lane.body is None and not lane.asking:
-            self._free(lane)
+            self._s.defer(lambda: self._s.fatal(state.task, run))
+        if state.body is None and not state.asking:
+            self._free(state)
 
-    def abandon(self, lane: TaskState, run: Run) -> None:
+    def abandon(self, state: TaskState, run: Run) -> None:
         """The grace period is over, and the body is not: it ends with the process, and another one may begin anew."""
         if not run.state.final:
             run.reason = STOPS
-            self._finish(lane, run, RunState.CANCELLED, RunCancelled(f"Task {run.task!r}: the server stops."))
-        if lane.run is run and not lane.asking:
-            self._free(lane)
+            self._finish(state, run, RunState.CANCELLED, RunCancelled(f"Task {run.task!r}: the server stops."))
+        if state.run is run and not state.asking:
+            self._free(state)
 
-    def crashed(self, lane: TaskState, run: Run, error: RunCrashed) -> None:
+    def crashed(self, state: TaskState, run: Run, error: RunCrashed) -> None:
         """It has ended two processes; it will not end this one, unless the server waits for its value."""
-        self._s.hooks.complain(lane, run, error)
+        self._s.hooks.complain(state, run, error)
         if not run.state.final:
             run.end(RunState.CRASHED, self._s.clock.now(), error)
-            self.resolve(lane, run)
-        self._s.hooks.emit("failed", lane.task, run)
-        self.disappoint(lane, run)
+            self.resolve(state, run)
+        self._s.hooks.emit("failed", state.task, run)
+        self.disappoint(state, run)
 
-    def disappoint(self, lane: TaskState, run: Run) -> None:
+    def disappoint(self, state: TaskState, run: Run) -> None:
         """It has failed in another process; whoever waits here for its value waits in vain."""
-        if lane.gated and lane.task.known is None:
-            self._s.defer(lambda: self._s.fatal(lane.task, run))
+        if state.gated and state.task.known is None:
+            self._s.defer(lambda: self._s.fatal(state.task, run))
 
     def _close(
-        self, lane: TaskState, run: Run, state: RunState, error: BaseException | None = None, value: Any = None
+        self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
-        run.end(state, self._s.clock.now(), error)
-        if not (lane.asking and lane.run is run):  # else when it is known whether this process has the claim
-            self.record(lane, run)
-        self._s.touch(lane)
+        run.end(outcome, self._s.clock.now(), error)
+        if not (state.asking and state.run is run):  # else when it is known whether this process has the claim
+            self.record(state, run)
+        self._s.touch(state)
         self._s.defer(lambda: run.resolve(value))
 
-    def record(self, lane: TaskState, run: Run, then: Callable[[bool], object] | None = None) -> None:
-        if self._s.lanes.get(run.task) is lane and not self._unfinished(run):
-            claimed = lane.claim is not None and lane.claim.run_id == run.id
+    def record(self, state: TaskState, run: Run, then: Callable[[bool], object] | None = None) -> None:
+        if self._s.states.get(run.task) is state and not self._unfinished(run):
+            claimed = state.claim is not None and state.claim.run_id == run.id
             # Without a claim the first process that says what became of the slot is the one that is heard.
-            self.note(lane, run, None if claimed else run.mark, then)
+            self.note(state, run, None if claimed else run.mark, then)
 
     def note(
-        self, lane: TaskState, run: Run, mark: datetime | int | None, then: Callable[[bool], object] | None = None
+        self, state: TaskState, run: Run, mark: datetime | int | None, then: Callable[[bool], object] | None = None
     ) -> None:
         """Record what became of a slot: in the order of the slots, as the store takes the earlier ones for handled."""
-        if lane.asking:
-            lane.untold += (partial(self.note, lane, run, mark, then),)
+        if state.asking:
+            state.untold += (partial(self.note, state, run, mark, then),)
         else:
-            self._s.outbox.ask([lane], partial(self._s.store.record, run.task, run.record(), mark), then)
+            self._s.outbox.ask([state], partial(self._s.store.record, run.task, run.record(), mark), then)
 
-    def tell(self, lane: TaskState) -> None:
+    def tell(self, state: TaskState) -> None:
         """Record what had to wait until it was known who has the claim."""
-        untold, lane.untold = lane.untold, ()
+        untold, state.untold = state.untold, ()
         if not self._s.stopping:  # else the slot before them is left to others, and so are they
             for note in untold:
                 note()
 
-    def drop(self, lane: TaskState, run: Run, reason: str) -> None:
+    def drop(self, state: TaskState, run: Run, reason: str) -> None:
         """End a run that never started."""
         run.reason = reason
         error = RunSkipped(f"Task {run.task!r}: the run was skipped ({reason}).")
         run.end(RunState.SKIPPED, self._s.clock.now(), error)
-        self.record(lane, run, partial(self._s.hooks.skipped, lane, run))
-        self._s.touch(lane)
+        self.record(state, run, partial(self._s.hooks.skipped, state, run))
+        self._s.touch(state)
         self._s.defer(run.resolve)
 
-    def resolve(self, lane: TaskState, run: Run) -> None:
+    def resolve(self, state: TaskState, run: Run) -> None:
         """Wake who waits for a run that ended elsewhere."""
-        entry = lane.task.known if run.error is None else None
+        entry = state.task.known if run.error is None else None
         self._s.defer(lambda: run.resolve(entry))
 
-    def _free(self, lane: TaskState) -> None:
+    def _free(self, state: TaskState) -> None:
         """The body is gone: give the claim back, and let the next one start."""
-        claim, run = lane.claim, lane.run
-        lane.run = lane.claim = None
+        claim, run = state.claim, state.run
+        state.run = state.claim = None
         if claim is not None:
             unfinished = run is not None and self._unfinished(run)
             give_back = self._s.store.hand_over if unfinished else self._s.store.release
-            self._s.outbox.ask([lane], partial(give_back, claim))
-        self.next(lane)
+            self._s.outbox.ask([state], partial(give_back, claim))
+        self.next(state)
 
     def _unfinished(self, run: Run) -> bool:
         """Whether this process stops before the end of the run: another one finishes it, or the next server."""
@@ -403,8 +403,8 @@ class Execution:
         occasion = run.mark is not None or run.wave is not None  # nobody waits any more for a request
         return ended_here and occasion
 
-    def next(self, lane: TaskState) -> None:
+    def next(self, state: TaskState) -> None:
         """Let the run start that has waited for the end of another one."""
-        if lane.queued is not None and not lane.removed:
-            lane.run, lane.queued = lane.queued, None
-            self.start(lane, lane.run)
+        if state.queued is not None and not state.removed:
+            state.run, state.queued = state.queued, None
+            self.start(state, state.run)

@@ -27,7 +27,7 @@ _ERRORS = {RunState.CANCELLED: RunCancelled, RunState.TIMED_OUT: RunTimedOut, Ru
 class Slots(Protocol):
     """When each task runs."""
 
-    def elect(self, lane: TaskState) -> None: ...
+    def elect(self, state: TaskState) -> None: ...
 
 
 class Desk(Protocol):
@@ -35,7 +35,7 @@ class Desk(Protocol):
 
     clock: Clock
     store: Store
-    lanes: dict[str, TaskState]
+    states: dict[str, TaskState]
     waves: Waves
     execution: Execution
     hooks: Hooks
@@ -45,10 +45,10 @@ class Desk(Protocol):
     begun: bool
     stopping: bool
 
-    def touch(self, lane: TaskState) -> None: ...
-    def lose(self, lane: TaskState) -> None: ...
+    def touch(self, state: TaskState) -> None: ...
+    def lose(self, state: TaskState) -> None: ...
     def remove(self, task: Task[Any], told: bool = False) -> None: ...
-    def arm_anew(self, lane: TaskState) -> None: ...
+    def arm_anew(self, state: TaskState) -> None: ...
     def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]: ...
 
 
@@ -58,158 +58,158 @@ class Follower:
     def __init__(self, desk: Desk):
         self._s = desk
 
-    def follow(self, lane: TaskState, row: Row | None) -> None:
-        """Bring a lane in line with what the store says of its task."""
+    def follow(self, state: TaskState, row: Row | None) -> None:
+        """Bring a state in line with what the store says of its task."""
         if row is None:
             return
         if row.forgotten:
-            self._s.lose(lane)
+            self._s.lose(state)
             return
-        if row.removed and not lane.removed:
-            self._s.remove(lane.task, told=True)
-        self.reschedule(lane, row.override)
-        if lane.computed and self._s.begun:
-            self._s.slots.elect(lane)
-        lane.elsewhere = row.viewers
-        lane.paused = row.paused
-        self._follow_run(lane, row)
-        if lane.error != row.error:
-            self._s.hooks.follow(lane, row.error)
+        if row.removed and not state.removed:
+            self._s.remove(state.task, told=True)
+        self.reschedule(state, row.override)
+        if state.computed and self._s.begun:
+            self._s.slots.elect(state)
+        state.elsewhere = row.viewers
+        state.paused = row.paused
+        self._follow_run(state, row)
+        if state.error != row.error:
+            self._s.hooks.follow(state, row.error)
             if self._s.begun:
-                self._s.hooks.judge(lane)
-        if row.cancelled and lane.run is not None and lane.run.id == row.cancelled:
-            self._s.execution.cancel(lane, lane.run, "cancelled")
-        self._s.touch(lane)
+                self._s.hooks.judge(state)
+        if row.cancelled and state.run is not None and state.run.id == row.cancelled:
+            self._s.execution.cancel(state, state.run, "cancelled")
+        self._s.touch(state)
 
-    def look(self, lane: TaskState, row: Row) -> Run | None:
-        """Let a lane say what the store says, where no clocks run; the run of another process, if there is one."""
-        task, now = lane.task, self._s.clock.now()
-        if (row.removed or row.forgotten) and not lane.removed:
+    def look(self, state: TaskState, row: Row) -> Run | None:
+        """Let a state say what the store says, where no clocks run; the run of another process, if there is one."""
+        task, now = state.task, self._s.clock.now()
+        if (row.removed or row.forgotten) and not state.removed:
             self._s.remove(task, told=True)
-        self.reschedule(lane, row.override, row.trigger or task.policy.trigger)
-        lane.paused, lane.error = row.paused, row.error
+        self.reschedule(state, row.override, row.trigger or task.policy.trigger)
+        state.paused, state.error = row.paused, row.error
         # Also when nobody is there to find it stale.
         until = self._s.promise(task)[1]
         failed = row.error != "" and task.policy.stale_after is None
-        lane.stale = not lane.removed and (row.stale or failed or (until is not None and until < now))
+        state.stale = not state.removed and (row.stale or failed or (until is not None and until < now))
         # The store has the schedule of a task only if clocks run, or have run, for it.
-        scheduled = row.fingerprint != "" and not (lane.computed or lane.removed)
-        lane.next = lane.trigger.next_after(max(now, task.policy.start or now)) if scheduled else None
+        scheduled = row.fingerprint != "" and not (state.computed or state.removed)
+        state.next = state.trigger.next_after(max(now, task.policy.start or now)) if scheduled else None
         holder = row.holder
         if holder is None or holder.over or holder.orphan:
             return None
-        run = self._mirror(lane, holder)
+        run = self._mirror(state, holder)
         run.report(holder.percent, holder.message)
         return run
 
-    def reschedule(self, lane: TaskState, override: Trigger | None, base: Trigger | None = None) -> None:
+    def reschedule(self, state: TaskState, override: Trigger | None, base: Trigger | None = None) -> None:
         """Put a schedule into force that another process, or an earlier one, has given the task."""
-        lane.base = base or lane.base
-        trigger = override or lane.base
-        lane.override = override
-        if trigger is lane.trigger or trigger.fingerprint == lane.trigger.fingerprint:
+        state.base = base or state.base
+        trigger = override or state.base
+        state.override = override
+        if trigger is state.trigger or trigger.fingerprint == state.trigger.fingerprint:
             return
-        lane.trigger, lane.depends = trigger, None
-        self._s.waves.follow(lane, lane.upstream)
-        self._s.arm_anew(lane)
+        state.trigger, state.depends = trigger, None
+        self._s.waves.follow(state, state.upstream)
+        self._s.arm_anew(state)
 
-    def _follow_run(self, lane: TaskState, row: Row) -> None:
+    def _follow_run(self, state: TaskState, row: Row) -> None:
         holder, ended = row.holder, None
         active = holder is not None and not holder.over
-        lane.held = holder is not None
-        if lane.remote is not None and not (active and holder is not None and holder.run_id == lane.remote.id):
-            ended, lane.remote = lane.remote, None
+        state.held = holder is not None
+        if state.remote is not None and not (active and holder is not None and holder.run_id == state.remote.id):
+            ended, state.remote = state.remote, None
         if holder is not None and holder.orphan:
-            self._take_over(lane)
-        elif holder is not None and active and lane.remote is None:
-            lane.remote = self._mirror(lane, holder)
-        if holder is not None and lane.remote is not None:
-            lane.remote.report(holder.percent, holder.message)
+            self._take_over(state)
+        elif holder is not None and active and state.remote is None:
+            state.remote = self._mirror(state, holder)
+        if holder is not None and state.remote is not None:
+            state.remote.report(holder.percent, holder.message)
         if ended is not None:
-            self._end(lane, ended, row)
+            self._end(state, ended, row)
         if not active:
-            joiners, lane.joiners = lane.joiners, ()
+            joiners, state.joiners = state.joiners, ()
             for run in joiners:
-                self._end(lane, run, row)
-        if not lane.held and lane.run is None:
-            self._s.execution.next(lane)
+                self._end(state, run, row)
+        if not state.held and state.run is None:
+            self._s.execution.next(state)
 
-    def _mirror(self, lane: TaskState, holder: Holder) -> Run:
+    def _mirror(self, state: TaskState, holder: Holder) -> Run:
         """The run of another process, for those who look at it, wait for it or cancel it here."""
-        run = Run(lane.task.name, holder.key, holder.started_at or self._s.clock.now(), holder.wave)
+        run = Run(state.task.name, holder.key, holder.started_at or self._s.clock.now(), holder.wave)
         run.id, run.attempt = holder.run_id, holder.attempt
         run.begin(run.queued_at)
-        run._stop = partial(self._cancel_there, lane)
+        run._stop = partial(self._cancel_there, state)
         return run
 
-    def _cancel_there(self, lane: TaskState, run: Run, reason: str) -> None:
+    def _cancel_there(self, state: TaskState, run: Run, reason: str) -> None:
         with self._s.locked:
             if not run.state.final:
-                self._s.outbox.ask([lane], partial(self._s.store.cancel, run.task, run.id))
+                self._s.outbox.ask([state], partial(self._s.store.cancel, run.task, run.id))
 
-    def _end(self, lane: TaskState, run: Run, row: Row) -> None:
+    def _end(self, state: TaskState, run: Run, row: Row) -> None:
         """It has ended there, so it ends here; its record is written already."""
-        state = row.outcome or RunState.CANCELLED
+        outcome = row.outcome or RunState.CANCELLED
         error: RunError | None = None
-        if state is not RunState.SUCCEEDED:
-            kind = _ERRORS.get(state, RunFailed)
-            error = kind(f"Task {run.task!r}: the run {state.replace('_', ' ')} in another process. {row.error}")
-        run.end(state, self._s.clock.now(), error)
-        self._s.execution.resolve(lane, run)
+        if outcome is not RunState.SUCCEEDED:
+            kind = _ERRORS.get(outcome, RunFailed)
+            error = kind(f"Task {run.task!r}: the run {outcome.replace('_', ' ')} in another process. {row.error}")
+        run.end(outcome, self._s.clock.now(), error)
+        self._s.execution.resolve(state, run)
         if run.first and error is not None and not isinstance(error, RunCancelled):
-            self._s.execution.disappoint(lane, run)
+            self._s.execution.disappoint(state, run)
 
     # ------------------------------------------------------------ claims that others have
 
-    def refused(self, lane: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None:
+    def refused(self, state: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None:
         """Another process was quicker, or is at it still."""
-        lane.run = None
+        state.run = None
         if run.state.final:  # cancelled meanwhile
-            self._s.execution.record(lane, run)
+            self._s.execution.record(state, run)
         else:
             over = row is not None and row.holder is not None and row.holder.over
             wanted = run.mark is None or run.first
             if refusal is Refusal.HANDLED or (wanted and not over):
                 # A request joins what runs there; a slot that is handled there is handled.
-                self._join(lane, run)
-            elif lane.task.policy.overlap is Overlap.SKIP and not lane.clockless and not wanted:
-                self._s.execution.drop(lane, run, "abandoned" if over else "overlap")
-            elif lane.queued is None and (run.mark is None or not lane.untold):
-                lane.queued = run
+                self._join(state, run)
+            elif state.task.policy.overlap is Overlap.SKIP and not state.clockless and not wanted:
+                self._s.execution.drop(state, run, "abandoned" if over else "overlap")
+            elif state.queued is None and (run.mark is None or not state.untold):
+                state.queued = run
             else:
-                self._s.execution.drop(lane, run, "overlap")
+                self._s.execution.drop(state, run, "overlap")
         if row is None:
             # A store of this process alone: only a claim of the same name that somebody else took by hand.
-            for joiner in lane.joiners:
-                self._s.execution.drop(lane, joiner, "claimed elsewhere")
-            lane.joiners = ()
-            self._s.execution.next(lane)
+            for joiner in state.joiners:
+                self._s.execution.drop(state, joiner, "claimed elsewhere")
+            state.joiners = ()
+            self._s.execution.next(state)
             return
-        self.follow(lane, row)
+        self.follow(state, row)
 
-    def _join(self, lane: TaskState, run: Run) -> None:
-        lane.joiners += (run,)
-        run._stop = partial(self._cancel_joined, lane)
+    def _join(self, state: TaskState, run: Run) -> None:
+        state.joiners += (run,)
+        run._stop = partial(self._cancel_joined, state)
 
-    def _cancel_joined(self, lane: TaskState, run: Run, reason: str) -> None:
+    def _cancel_joined(self, state: TaskState, run: Run, reason: str) -> None:
         with self._s.locked:
-            joined = lane.remote or lane.run
+            joined = state.remote or state.run
             if joined is not None and not run.state.final:
                 joined.cancel(reason)
 
-    def _take_over(self, lane: TaskState) -> None:
+    def _take_over(self, state: TaskState) -> None:
         """The process of a run is gone: finish it here."""
         # In a script only for somebody who waits for it: what is due is for those with a clock.
-        wanted = self._s.begun or lane.joiners
-        if lane.run is not None or lane.removed or not wanted or self._s.stopping:
+        wanted = self._s.begun or state.joiners
+        if state.run is not None or state.removed or not wanted or self._s.stopping:
             return
-        run = lane.run = self._s.execution.new(lane, "takeover", None)
-        lane.asking = True
+        run = state.run = self._s.execution.new(state, "takeover", None)
+        state.asking = True
         take = partial(self._s.store.take_over, run.task, self._s.clock.now())
-        self._s.outbox.ask([lane], take, partial(self._taken, lane, run))
+        self._s.outbox.ask([state], take, partial(self._taken, state, run))
 
-    def _taken(self, lane: TaskState, run: Run, claim: Claim | RunRecord | None) -> None:
-        lane.asking = False
+    def _taken(self, state: TaskState, run: Run, claim: Claim | RunRecord | None) -> None:
+        state.asking = False
         if isinstance(claim, Claim):
             run.id, run.key, run.wave, run.attempt = claim.run_id, claim.key, claim.wave, claim.attempt
             log.log(
@@ -217,22 +217,22 @@ class Follower:
                 logging.WARNING if run.attempt > 1 else logging.INFO,
                 "Task %r: the process that ran it is gone; attempt %d of %s runs here.", run.task, run.attempt, run.key,
             )  # fmt: skip
-            joiners, lane.joiners = [*lane.joiners, *filter(None, [lane.remote])], ()
-            lane.remote, lane.held = None, False
+            joiners, state.joiners = [*state.joiners, *filter(None, [state.remote])], ()
+            state.remote, state.held = None, False
             for joiner in joiners:
                 run.add_done_callback(partial(_echo, joiner))
-            self._s.execution.claimed(lane, run, claim)
-            self._s.execution.tell(lane)
+            self._s.execution.claimed(state, run, claim)
+            self._s.execution.tell(state)
             return
-        lane.run = None
+        state.run = None
         if isinstance(claim, RunRecord):
             run.id, run.key, run.attempt = claim.id, claim.key, claim.attempt
-            self._s.execution.crashed(lane, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
+            self._s.execution.crashed(state, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
         elif not run.state.final:
-            self._join(lane, run)
+            self._join(state, run)
         # Whatever became of it, the row knows.
-        lane.unread = True
-        self._s.execution.tell(lane)
+        state.unread = True
+        self._s.execution.tell(state)
 
 
 def _echo(joiner: Run, run: Run) -> None:

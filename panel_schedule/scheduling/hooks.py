@@ -89,7 +89,7 @@ class Desk(Protocol):
     store: Store
     executors: dict[str, Executor]
     handlers: dict[str, list[Handler]]
-    lanes: dict[str, TaskState]
+    states: dict[str, TaskState]
     timers: Timers
     locked: Locked
     outbox: Outbox
@@ -97,7 +97,7 @@ class Desk(Protocol):
     changed: Callable[[Task[Any]], object]
 
     def defer(self, call: Callable[[], object]) -> None: ...
-    def touch(self, lane: TaskState) -> None: ...
+    def touch(self, state: TaskState) -> None: ...
 
 
 class _Failing:
@@ -190,59 +190,59 @@ class Hooks:
         self._s = desk
         self.failures = FailureLog(desk.clock)
 
-    def judge(self, lane: TaskState) -> None:
+    def judge(self, state: TaskState) -> None:
         """Work out whether the value is stale, and say so when that has changed."""
-        limit, entry = lane.task.policy.stale_after, lane.task.known
+        limit, entry = state.task.policy.stale_after, state.task.known
         if limit is not None:
             now = self._s.clock.now()
             stale = entry is not None and now - entry.updated_at >= limit
             if entry is not None and not stale:
-                self._s.timers.cancel(lane.stale_timer)
-                lane.stale_timer = self._s.timers.at(entry.updated_at + limit, self.judge, lane)
+                self._s.timers.cancel(state.stale_timer)
+                state.stale_timer = self._s.timers.at(entry.updated_at + limit, self.judge, state)
         else:
-            stale = lane.error != "" or (lane.missed >= 2 and entry is not None)
-        lane.fault = stale
+            stale = state.error != "" or (state.missed >= 2 and entry is not None)
+        state.fault = stale
         # What is made of a stale value is stale, too. Tasks may read each other: neither is stale for the other's sake.
-        stale = any(each.fault for each in self._sources(lane))
-        if stale == lane.stale:
+        stale = any(each.fault for each in self._sources(state))
+        if stale == state.stale:
             return
-        lane.stale = stale
-        self._s.touch(lane)
-        run = lane.run
+        state.stale = stale
+        self._s.touch(state)
+        run = state.run
         if run is None:
-            run = Run(lane.task.name, None, self._s.clock.now())
+            run = Run(state.task.name, None, self._s.clock.now())
             run.reason = "stale"
             error = RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
             run.end(RunState.SKIPPED, run.queued_at, error)
             self._s.defer(run.resolve)
         self._s.outbox.ask(
-            [lane], partial(self._s.store.flip, lane.task.name, stale), partial(self._flipped, lane, run)
+            [state], partial(self._s.store.flip, state.task.name, stale), partial(self._flipped, state, run)
         )
-        for dependent in list(self._s.lanes.values()):
-            if lane.task in dependent.sources:
+        for dependent in list(self._s.states.values()):
+            if state.task in dependent.sources:
                 self.judge(dependent)
 
-    def _flipped(self, lane: TaskState, run: Run, first: bool) -> None:
+    def _flipped(self, state: TaskState, run: Run, first: bool) -> None:
         """All processes find it stale; one of them says so."""
-        if first and lane.stale:
-            self.emit("stale", lane.task, run)
+        if first and state.stale:
+            self.emit("stale", state.task, run)
 
-    def _sources(self, lane: TaskState) -> Iterator[TaskState]:
+    def _sources(self, state: TaskState) -> Iterator[TaskState]:
         """It, and all whose values its own is made of."""
-        seen, ahead = {lane}, [lane]
+        seen, ahead = {state}, [state]
         while ahead:
             yield (each := ahead.pop())
-            there = {self._s.lanes.get(task.name) for task in each.sources}
+            there = {self._s.states.get(task.name) for task in each.sources}
             new = {source for source in there if source is not None} - seen
             seen |= new
             ahead += new
 
-    def complain(self, lane: TaskState, run: Run, error: BaseException) -> None:
+    def complain(self, state: TaskState, run: Run, error: BaseException) -> None:
         """Log a failure of this process's own."""
-        last_good = "the last good value stays" if lane.task.known else "there is no value yet"
+        last_good = "the last good value stays" if state.task.known else "there is no value yet"
         self.failures.failed(("task", run.task), f"Task {run.task!r} failed (run {run.id}), {last_good}", error)
 
-    def recovered(self, lane: TaskState, run: Run) -> None:
+    def recovered(self, state: TaskState, run: Run) -> None:
         """Log that a task is well again."""
         lasted = self.failures.ended(("task", run.task))
         if lasted is not None:
@@ -250,13 +250,13 @@ class Hooks:
         else:
             log.info("Task %r has recovered (run %s).", run.task, run.id)
 
-    def follow(self, lane: TaskState, error: str) -> None:
+    def follow(self, state: TaskState, error: str) -> None:
         """Another process says how the last run has ended: what its log says, and from when on it counts here."""
-        if error and not lane.error:
-            self.failures.began(("task", lane.task.name))
+        if error and not state.error:
+            self.failures.began(("task", state.task.name))
         elif not error:
-            self.failures.ended(("task", lane.task.name))
-        lane.error = error
+            self.failures.ended(("task", state.task.name))
+        state.error = error
 
     def emit(self, event: str, task: Named, run: Run) -> None:
         """Call the handlers of an event, in an executor: they can never hurt a run."""
@@ -308,21 +308,21 @@ class Hooks:
         if error is not None and not stopped:
             log.error("Task %r: the %s failed: %s", call.task.name, call.name, first_line(error), exc_info=bare(error))
 
-    def skipped(self, lane: TaskState, run: Run, new: bool) -> None:
+    def skipped(self, state: TaskState, run: Run, new: bool) -> None:
         """Say so, if it is hooks."""
         if new:
-            self.emit("skipped", lane.task, run)
+            self.emit("skipped", state.task, run)
 
-    def progressed(self, lane: TaskState) -> None:
+    def progressed(self, state: TaskState) -> None:
         """On the thread of the run: the pages hear of it here, and now and then in the other processes."""
-        self._s.changed(lane.task)
-        if self._s.store.blocking and not lane.telling:
-            lane.telling = True
+        self._s.changed(state.task)
+        if self._s.store.blocking and not state.telling:
+            state.telling = True
             with self._s.locked:
-                self._s.timers.after(TELL, self._tell_progress, lane)
+                self._s.timers.after(TELL, self._tell_progress, state)
 
-    def _tell_progress(self, lane: TaskState) -> None:
-        lane.telling = False
-        if lane.claim is not None and lane.run is not None and not lane.run.state.final:
-            run, store = lane.run, self._s.store
-            self._s.outbox.ask([lane], partial(store.progress, lane.claim, run.percent, run.message))
+    def _tell_progress(self, state: TaskState) -> None:
+        state.telling = False
+        if state.claim is not None and state.run is not None and not state.run.state.final:
+            run, store = state.run, self._s.store
+            self._s.outbox.ask([state], partial(store.progress, state.claim, run.percent, run.message))

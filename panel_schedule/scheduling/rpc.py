@@ -18,7 +18,7 @@ class Desk(Protocol):
 
     clock: Clock
     store: Store
-    lanes: dict[str, TaskState]
+    states: dict[str, TaskState]
     compute: Callable[[str, Any, Any], Any]
     submit: Callable[[Run, str, Any, Any], Run]
     find: Callable[[Run, str], Run]
@@ -35,11 +35,11 @@ def answer(desk: Desk, run: Run, question: str, name: str = "", value: Any = Non
     """
     match question:
         case "task":
-            if (lane := desk.lanes.get(name)) is None:
+            if (state := desk.states.get(name)) is None:
                 raise RegistrationError(f"Task {name!r} is not scheduled any more; schedule its function again.")
             # Its own slot says which value it is to see, and for which it waits.
             _current.set(run)
-            return lane.task()
+            return state.task()
         case "memo":
             # Its own run says what waits for what.
             _current.set(run)

@@ -86,7 +86,7 @@ class Scheduler:
         self.compute: Callable[[str, Any, Any], Any]
         self.submit: Callable[[Run, str, Any, Any], Run]
         self.find: Callable[[Run, str], Run]
-        self.lanes: dict[str, TaskState] = {}
+        self.states: dict[str, TaskState] = {}
         self.timers = Timers(clock)
         self.lock = threading.RLock()
         self.begun = self.stopping = False
@@ -96,7 +96,7 @@ class Scheduler:
         self._closing = False
         # Names that are used again are other tasks, and no late comers of this server.
         self._discarded: set[str] = set()
-        self.waves = Waves(self.lanes, self.lock)
+        self.waves = Waves(self.states, self.lock)
         self.hooks = Hooks(self)
         self.execution = Execution(self)
         self.follower = Follower(self)
@@ -131,13 +131,13 @@ class Scheduler:
             if not self.begun:
                 self.begun, self.stopping = True, False
                 self._listening()
-                self.slots.enter(self.lanes.values())
+                self.slots.enter(self.states.values())
 
     def _listening(self) -> None:
         """From now on values of other processes come by themselves."""
         self._told = True
-        for lane in self.lanes.values():
-            lane.task.become(plain=lane.removed)
+        for state in self.states.values():
+            state.task.become(plain=state.removed)
 
     def stop(self, grace: float, still: Callable[[], object] = lambda: None) -> None:
         """
@@ -147,23 +147,23 @@ class Scheduler:
         """
         with self.locked:
             self._serving, self.begun, self.stopping, self._closing = None, False, True, True
-            for lane in self.lanes.values():
-                self.timers.cancel(lane.slot_timer)
-                lane.next = None
-                self.slots.resign(lane)
-                if lane.queued is not None:
-                    self.execution.cancel(lane, lane.queued, STOPS)
-                if lane.run is not None and lane.run.state is RunState.QUEUED:
-                    self.execution.cancel(lane, lane.run, STOPS)
+            for state in self.states.values():
+                self.timers.cancel(state.slot_timer)
+                state.next = None
+                self.slots.resign(state)
+                if state.queued is not None:
+                    self.execution.cancel(state, state.queued, STOPS)
+                if state.run is not None and state.run.state is RunState.QUEUED:
+                    self.execution.cancel(state, state.run, STOPS)
         self._bell.ring()
         deadline = self.clock.monotonic() + grace
         for name, executor in self.executors.items():
             if name not in STORING:
                 executor.stop(max(0.0, deadline - self.clock.monotonic()))
         with self.locked:
-            for lane in self.lanes.values():
-                if lane.run is not None:
-                    self.execution.abandon(lane, lane.run)
+            for state in self.states.values():
+                if state.run is not None:
+                    self.execution.abandon(state, state.run)
         still()
         self.outbox.drain(LAST_WRITES)
         self.store.close()
@@ -204,89 +204,89 @@ class Scheduler:
 
     def add(self, task: Task[Any], gated: bool = True) -> None:
         """Take a task in; it runs as soon as the clocks do."""
-        lane = TaskState(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
+        state = TaskState(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
         if task.policy.isolate:
             self.store.isolate(task.name)
         if (entry := self.store.entry(TASK, task.name)) is not None:
             task.take(entry)
         task.become(plain=False, told=self._told)
         with self.locked:
-            if (former := self.lanes.get(task.name)) is not None:
+            if (former := self.states.get(task.name)) is not None:
                 self.discard(former.task)
-            self.lanes[task.name] = lane
-            self.waves.follow(lane, lane.upstream)
+            self.states[task.name] = state
+            self.waves.follow(state, state.upstream)
             if self.begun:
-                self.slots.enter([lane], late=True)
+                self.slots.enter([state], late=True)
             elif task.name in self._discarded:
                 plan = Plan(task.name, task.policy.trigger, self.clock.now())
-                self.outbox.ask([lane], partial(self.store.enroll, [plan], late=True))
+                self.outbox.ask([state], partial(self.store.enroll, [plan], late=True))
 
     def redefine(self, task: Task[Any]) -> None:
         """The task got another function or policy: keep its value and history, run it anew."""
         with self.locked:
-            lane = self.lanes[task.name]
-            lane.executor, lane.on_loop, lane.abroad = self._executor(task)
-            lane.is_async, lane.reads, lane.depends = is_async(task.function), (), None
-            lane.removed = lane.gated = False
+            state = self.states[task.name]
+            state.executor, state.on_loop, state.abroad = self._executor(task)
+            state.is_async, state.reads, state.depends = is_async(task.function), (), None
+            state.removed = state.gated = False
             self.hooks.failures.ended(("task", task.name))
-            lane.trigger = lane.base = task.policy.trigger
-            lane.override = None
-            self.waves.follow(lane, lane.upstream)
+            state.trigger = state.base = task.policy.trigger
+            state.override = None
+            self.waves.follow(state, state.upstream)
             if self.begun:
-                self.slots.enter([lane], again=True)
+                self.slots.enter([state], again=True)
 
     def discard(self, task: Task[Any]) -> None:
         """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
         with self.locked:
-            lane = self.lanes.get(task.name)
-            if lane is not None and lane.task is task:
-                self._let_go(lane)
+            state = self.states.get(task.name)
+            if state is not None and state.task is task:
+                self._let_go(state)
                 # What a run of it publishes now comes too late, and the next task of its name need not wait for it.
                 self._discarded.add(task.name)
-                self.outbox.ask([lane], partial(self.store.forget, task.name))
+                self.outbox.ask([state], partial(self.store.forget, task.name))
 
     def drop(self, task: Task[Any]) -> None:
         """Forget a task in this process; what is stored of it stays."""
         with self.locked:
-            lane = self.lanes.get(task.name)
-            if lane is not None and lane.task is task:
-                self._let_go(lane)
+            state = self.states.get(task.name)
+            if state is not None and state.task is task:
+                self._let_go(state)
 
-    def lose(self, lane: TaskState) -> None:
+    def lose(self, state: TaskState) -> None:
         """Another process has forgotten the task."""
-        self._let_go(lane)
-        self.defer(partial(self.exhausted, lane.task))
+        self._let_go(state)
+        self.defer(partial(self.exhausted, state.task))
 
-    def _let_go(self, lane: TaskState) -> None:
-        self.remove(lane.task, told=True)
-        self.waves.follow(lane, ())
-        del self.lanes[lane.task.name]
-        self.hooks.failures.ended(("task", lane.task.name))
+    def _let_go(self, state: TaskState) -> None:
+        self.remove(state.task, told=True)
+        self.waves.follow(state, ())
+        del self.states[state.task.name]
+        self.hooks.failures.ended(("task", state.task.name))
 
-    def _lane(self, task: Task[Any]) -> TaskState:
-        lane = self.lanes.get(task.name)
-        if lane is None or lane.task is not task:
+    def _state(self, task: Task[Any]) -> TaskState:
+        state = self.states.get(task.name)
+        if state is None or state.task is not task:
             raise RegistrationError(f"Task {task.name!r} was cancelled; schedule its function again.")
-        return lane
+        return state
 
     def remove(self, task: Task[Any], told: bool = False) -> None:
         with self.locked:
-            lane = self._lane(task)
+            state = self._state(task)
             if not told:
-                self.outbox.ask([lane], partial(self.store.amend, task.name, removed=True))
-            first, lane.first = lane.first, None
+                self.outbox.ask([state], partial(self.store.amend, task.name, removed=True))
+            first, state.first = state.first, None
             if first is not None:
                 error = NotReady(f"Task {task.name!r}: its schedule was removed before it had a value.")
                 self.defer(lambda: first.set_exception(error))
-            lane.removed, lane.next, lane.stale = True, None, False
-            self.slots.resign(lane)
+            state.removed, state.next, state.stale = True, None, False
+            self.slots.resign(state)
             task.become(plain=True, told=self._told)
-            for timer in (lane.slot_timer, lane.stale_timer):
+            for timer in (state.slot_timer, state.stale_timer):
                 self.timers.cancel(timer)
-            for run in (lane.queued, lane.run):
+            for run in (state.queued, state.run):
                 if run is not None and run.state is RunState.QUEUED:
-                    self.execution.cancel(lane, run, "cancelled: the schedule was removed")
-            self.touch(lane)
+                    self.execution.cancel(state, run, "cancelled: the schedule was removed")
+            self.touch(state)
 
     def exhaust(self, task: Task[Any]) -> None:
         """Its dates are used up: its name is free at once, and it goes when its last run has ended."""
@@ -294,10 +294,10 @@ class Scheduler:
         self._outlive(task)
 
     def _outlive(self, task: Task[Any]) -> None:
-        lane = self.lanes.get(task.name)
-        if lane is None or lane.task is not task:
+        state = self.states.get(task.name)
+        if state is None or state.task is not task:
             return
-        for run in (lane.run, lane.queued, lane.remote):
+        for run in (state.run, state.queued, state.remote):
             if run is not None and not run.state.final:
                 run.add_done_callback(lambda _: self._outlive(task))
                 return
@@ -305,21 +305,21 @@ class Scheduler:
 
     def last_run(self, task: Task[Any], then: Callable[[], object]) -> None:
         """Call `then` when the run that begins next has ended."""
-        self._lane(task).farewell = then
+        self._state(task).farewell = then
 
     def pause(self, task: Task[Any], paused: bool) -> None:
         self.look(task)
         with self.locked:
-            lane = self._lane(task)
-            lane.paused = paused
-            self.outbox.ask([lane], partial(self._amend, lane, paused=paused))
-            self.touch(lane)
+            state = self._state(task)
+            state.paused = paused
+            self.outbox.ask([state], partial(self._amend, state, paused=paused))
+            self.touch(state)
 
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
         self.look(task)
         with self.locked:
-            lane = self._lane(task)
-            if lane.removed:
+            state = self._state(task)
+            if state.removed:
                 raise RegistrationError(f"Task {task.name!r}: its schedule was removed; define it again instead.")
             if self.store.blocking and isinstance(trigger, Computed):
                 raise RegistrationError(
@@ -328,32 +328,32 @@ class Scheduler:
                 )
             now = self.clock.now()
             slot = trigger.next_after(now)  # may be a function of the user's, and fail
-            lane.override = lane.trigger = trigger
-            lane.depends = None
-            self.outbox.ask([lane], partial(self._amend, lane, reschedule=trigger, now=now))
-            self.waves.follow(lane, lane.upstream)
+            state.override = state.trigger = trigger
+            state.depends = None
+            self.outbox.ask([state], partial(self._amend, state, reschedule=trigger, now=now))
+            self.waves.follow(state, state.upstream)
             if self.begun:
-                self.slots.arm(lane, slot)
-            self.touch(lane)
+                self.slots.arm(state, slot)
+            self.touch(state)
 
     def refresh(self, task: Task[Any]) -> Run:
         self.start()
         self.look(task)
         with self.locked:
-            lane = self._lane(task)
+            state = self._state(task)
             if self._closing:
-                return self.execution.refuse(lane)
-            if lane.removed:
+                return self.execution.refuse(state)
+            if state.removed:
                 raise RegistrationError(
                     f"Task {task.name!r}: its schedule was removed, so there is nothing to refresh; call it instead."
                 )
-            if lane.run is not None and not lane.run.state.final:
-                return lane.run
-            if lane.queued is not None or lane.remote is not None:
-                return lane.queued or lane.remote  # type: ignore[return-value]
-            run = self.execution.new(lane, "", None)
+            if state.run is not None and not state.run.state.final:
+                return state.run
+            if state.queued is not None or state.remote is not None:
+                return state.queued or state.remote  # type: ignore[return-value]
+            run = self.execution.new(state, "", None)
             run.key = f"request {run.id}"
-            self.execution.launch(lane, run)
+            self.execution.launch(state, run)
             return run
 
     def answer(self, run: Run, question: str, *args: Any) -> Any:
@@ -361,64 +361,64 @@ class Scheduler:
         return answer(self, run, question, *args)
 
     def await_turn(self, task: Task[Any], run: Run) -> None:
-        reader, upstream = self.lanes.get(run.task), self.lanes.get(task.name)
+        reader, upstream = self.states.get(run.task), self.states.get(task.name)
         if reader is not None and upstream is not None:
             self.waves.wait(reader, run, upstream)
 
     def first_value(self, task: Task[Any]) -> Future[Entry]:
         """A future of the first value's entry, shared by all who wait."""
         with self.lock:
-            lane = self._lane(task)
+            state = self._state(task)
             if task.known is not None:
                 there: Future[Entry] = Future()
                 there.set_result(task.known)
                 return there
-            if lane.first is None:
-                lane.first = Future()
-            return lane.first
+            if state.first is None:
+                state.first = Future()
+            return state.first
 
     def gate(self) -> list[TaskState]:
         """The tasks without whose first value no page is built."""
         with self.lock:
-            empty = [lane for lane in self.lanes.values() if lane.gated and lane.task.known is None]
-            return [lane for lane in empty if self._comes(lane)]
+            empty = [state for state in self.states.values() if state.gated and state.task.known is None]
+            return [state for state in empty if self._comes(state)]
 
     def serve_without(self, task: Task[Any], run: Run) -> None:
         """The first run that pages wait for has failed: they wait no longer, and say so."""
         with self.locked:
-            lane = self.lanes.get(task.name)
-            if lane is not None and lane.task is task:
-                lane.gated = False
-                error, lane.withheld = lane.withheld, None
+            state = self.states.get(task.name)
+            if state is not None and state.task is task:
+                state.gated = False
+                error, state.withheld = state.withheld, None
                 if error is not None:
-                    self.hooks.complain(lane, run, error)
+                    self.hooks.complain(state, run, error)
 
     def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]:
         """The time, and until when the value is what its task has promised; None where nothing says so."""
         now = self.clock.now()
         with self.lock:
-            lane, entry = self.lanes.get(task.name), task.known
-            if lane is None or lane.task is not task or entry is None or lane.paused or lane.removed:
+            state, entry = self.states.get(task.name), task.known
+            if state is None or state.task is not task or entry is None or state.paused or state.removed:
                 return now, None
             if (limit := task.policy.stale_after) is not None:
                 return now, entry.updated_at + limit + ALLOWANCE
-            if lane.promised[0] is not entry or lane.promised[1] is not lane.trigger:
-                lane.promised = entry, lane.trigger, second_slot(lane.trigger, entry.wave or entry.updated_at)
-            return now, lane.promised[2]
+            if state.promised[0] is not entry or state.promised[1] is not state.trigger:
+                state.promised = entry, state.trigger, second_slot(state.trigger, entry.wave or entry.updated_at)
+            return now, state.promised[2]
 
     def watch(self, task: Task[Any], viewers: int) -> None:
         """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""
         with self.locked:
-            lane = self.lanes.get(task.name)
-            if lane is None or lane.task is not task:
+            state = self.states.get(task.name)
+            if state is None or state.task is not task:
                 return
-            lane.viewers += viewers
+            state.viewers += viewers
             if task.policy.when_idle is not WhenIdle.SKIP:
                 return
-            self.outbox.ask([lane], partial(self.store.watch, task.name, lane.viewers))
-            welcome = viewers > 0 and lane.viewers == viewers and not lane.elsewhere
-            outdated = lane.stale or (lane.missed > 0 and lane.run is None)
-            if welcome and outdated and self.begun and not lane.paused and not lane.removed:
+            self.outbox.ask([state], partial(self.store.watch, task.name, state.viewers))
+            welcome = viewers > 0 and state.viewers == viewers and not state.elsewhere
+            outdated = state.stale or (state.missed > 0 and state.run is None)
+            if welcome and outdated and self.begun and not state.paused and not state.removed:
                 self.refresh(task)
 
     def look(self, task: Task[Any]) -> Run | None:
@@ -431,84 +431,84 @@ class Scheduler:
             The one that another process has under way; with clocks it is known without looking.
         """
         with self.lock:
-            lane = self.lanes.get(task.name)
-            if lane is None or lane.task is not task:
+            state = self.states.get(task.name)
+            if state is None or state.task is not task:
                 return None
-            if self.begun or self.stopping or lane.writing or not self.store.blocking:
+            if self.begun or self.stopping or state.writing or not self.store.blocking:
                 # What is still to be written is not in the store, but here.
-                return lane.remote
+                return state.remote
         row = self.store.row(task.name, task.policy.trigger.fingerprint)
         with self.locked:
-            if row is None or self.begun or lane.writing or self.lanes.get(task.name) is not lane:
-                return lane.remote
-            return self.follower.look(lane, row)
+            if row is None or self.begun or state.writing or self.states.get(task.name) is not state:
+                return state.remote
+            return self.follower.look(state, row)
 
     def status(self, task: Task[Any]) -> TaskStatus:
         elsewhere = self.look(task)
         with self.lock:
-            lane = self.lanes.get(task.name)
-            if lane is None or lane.task is not task:
-                lane = TaskState(task, *self._executor(task), gated=False)
-                lane.removed = True
-            return lane.status(self.zone, elsewhere)
+            state = self.states.get(task.name)
+            if state is None or state.task is not task:
+                state = TaskState(task, *self._executor(task), gated=False)
+                state.removed = True
+            return state.status(self.zone, elsewhere)
 
     def history(self, task: Task[Any]) -> list[RunRecord]:
         return self.store.history(task.name)
 
-    def touch(self, lane: TaskState) -> None:
+    def touch(self, state: TaskState) -> None:
         """The task's status has changed: tell those who show it."""
-        if lane.viewers:
-            self.locked.touched.add(lane.task)
+        if state.viewers:
+            self.locked.touched.add(state.task)
 
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:
-        lane = self.lanes.get(name) if space == TASK else None
-        if lane is None or entry is None:
+        state = self.states.get(name) if space == TASK else None
+        if state is None or entry is None:
             return
-        task = lane.task
+        task = state.task
         with self.locked:
             known = task.known
             if known is not None and (known.version, known.final) >= (entry.version, entry.final):
                 return
             task.take(entry)
-            first, lane.first = lane.first, None
+            first, state.first = state.first, None
             if first is not None:
                 self.defer(partial(first.set_result, task.readable(entry)))
-            if lane.viewers:
+            if state.viewers:
                 self.locked.touched.add(task)
-            if lane.claim is None or lane.claim.run_id != entry.run_id:
-                self._came_from_elsewhere(lane, entry)
+            if state.claim is None or state.claim.run_id != entry.run_id:
+                self._came_from_elsewhere(state, entry)
 
-    def _came_from_elsewhere(self, lane: TaskState, entry: Entry) -> None:
+    def _came_from_elsewhere(self, state: TaskState, entry: Entry) -> None:
         """Another process has published it."""
-        lane.missed = 0
+        state.missed = 0
         if not self.begun:  # in a script: it judges nobody's runs but its own
             return
-        self.hooks.judge(lane)
+        self.hooks.judge(state)
         if entry.final:
             # Each process tries to follow it: the one that published it may have died since.
-            for dependent in lane.dependents:
+            for dependent in state.dependents:
                 self.execution.trigger(dependent, entry.wave or entry.updated_at)
 
     def _executor(self, task: Task[Any]) -> tuple[Executor, bool, bool]:
         name = task.policy.executor or ("loop" if is_async(task.function) else "thread")
         return self.executors[name], name == "loop", name == "process"
 
-    def _comes(self, lane: TaskState) -> bool:
+    def _comes(self, state: TaskState) -> bool:
         """Whether a first run is on its way: not where it waits for a task that skips its own."""
-        if lane.task.policy.first_run is FirstRun.SKIP or lane.removed or lane.paused:
+        if state.task.policy.first_run is FirstRun.SKIP or state.removed or state.paused:
             return False
-        if lane.clockless:
-            upstream = [(up, self.lanes.get(up.name)) for up in lane.upstream]
+        if state.clockless:
+            upstream = [(up, self.states.get(up.name)) for up in state.upstream]
             return any(up.known or (at is not None and not at.failed and self._comes(at)) for up, at in upstream)
         return True
 
-    def _amend(self, lane: TaskState, **changes: Any) -> None:
-        name = lane.task.name
+    def _amend(self, state: TaskState, **changes: Any) -> None:
+        name = state.task.name
         if self.store.row(name) is None:  # in a script, where no clock has enrolled it
-            self.store.enroll([Plan(name, lane.task.policy.trigger, self.clock.now())])
+            self.store.enroll([Plan(name, state.task.policy.trigger, self.clock.now())])
         self.store.amend(name, **changes)
 
-    def arm_anew(self, lane: TaskState) -> None:
+    def arm_anew(self, state: TaskState) -> None:
         """It has got another schedule: its slots count from now."""
-        if self.begun and not lane.removed:
-            self.slots.advance(lane, self.clock.now())
+        if self.begun and not state.removed:
+            self.slots.advance(state, self.clock.now())

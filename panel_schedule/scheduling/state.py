@@ -1,4 +1,4 @@
-"""A lane: what the scheduler knows of one task, and who waits for whom."""
+"""A state: what the scheduler knows of one task, and who waits for whom."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TaskState:
     The scheduler's state of one task.
 
     A task has at most one `run` that holds its claim and one `queued` behind it. A run
-    whose `body` outlives it (timed out, cancelled, replaced) keeps the lane busy until the
+    whose `body` outlives it (timed out, cancelled, replaced) keeps the state busy until the
     body returns: two bodies of one task never run at once.
     """
 
@@ -126,7 +126,7 @@ class TaskState:
         # What is to be called when the next run has ended.
         self.farewell: Callable[[], object] | None = None
         self.first: Future[Any] | None = None
-        # Whose values cause its runs, by name, and the lanes whose runs its own values cause.
+        # Whose values cause its runs, by name, and the states whose runs its own values cause.
         self.follows: tuple[str, ...] = ()
         self.dependents: tuple[TaskState, ...] = ()
         self.reads: tuple[Task[Any], ...] = ()
@@ -233,56 +233,56 @@ class Waves:
     Under the scheduler's lock, but for `wait`.
     """
 
-    def __init__(self, lanes: dict[str, TaskState], lock: threading.RLock):
-        self._lanes = lanes
+    def __init__(self, states: dict[str, TaskState], lock: threading.RLock):
+        self._states = states
         self._lock = lock
         self.waits: list[Wait] = []
 
-    def follow(self, lane: TaskState, tasks: tuple[Task[Any], ...]) -> None:
+    def follow(self, state: TaskState, tasks: tuple[Task[Any], ...]) -> None:
         """Let values of these tasks, and of no others, cause its runs."""
-        for name in lane.follows:
-            if (other := self._lanes.get(name)) is not None:
-                other.dependents = tuple(dependent for dependent in other.dependents if dependent is not lane)
-        lane.follows = tuple(task.name for task in tasks if task.name in self._lanes)
-        for name in lane.follows:
-            self._lanes[name].dependents += (lane,)
+        for name in state.follows:
+            if (other := self._states.get(name)) is not None:
+                other.dependents = tuple(dependent for dependent in other.dependents if dependent is not state)
+        state.follows = tuple(task.name for task in tasks if task.name in self._states)
+        for name in state.follows:
+            self._states[name].dependents += (state,)
 
-    def pending(self, lane: TaskState, wave: datetime) -> bool:
-        """Whether a value of `lane` for its latest slot up to `wave` is still to come."""
-        if lane.removed:
+    def pending(self, state: TaskState, wave: datetime) -> bool:
+        """Whether a value of `state` for its latest slot up to `wave` is still to come."""
+        if state.removed:
             return False
-        for run in (lane.run, lane.queued, lane.remote):
+        for run in (state.run, state.queued, state.remote):
             if run is None or run.state.final or run.wave is None:
                 continue
             # Of first runs each process has the wave at which it came itself: any of them is the one to wait for.
-            if run.wave <= wave or lane.task.known is None:
+            if run.wave <= wave or state.task.known is None:
                 return True
-        if lane.clockless:
-            return any(self.pending(upstream, wave) for upstream in self._known(lane.upstream))
-        return lane.next is not None and lane.next <= wave and not lane.paused
+        if state.clockless:
+            return any(self.pending(upstream, wave) for upstream in self._known(state.upstream))
+        return state.next is not None and state.next <= wave and not state.paused
 
-    def hold(self, lane: TaskState, run: Run, proceed: Callable[[], object]) -> bool:
+    def hold(self, state: TaskState, run: Run, proceed: Callable[[], object]) -> bool:
         """Call `proceed` later, once all that the run depends on is there; False when nothing is missing."""
-        depends = self._depends_on(lane) if run.wave is not None else ()
-        missing = self._missing(lane, run, self._known(depends)) if depends else ()
+        depends = self._depends_on(state) if run.wave is not None else ()
+        missing = self._missing(state, run, self._known(depends)) if depends else ()
         if missing:
-            self.waits.append(Wait(lane, run, missing, proceed))
+            self.waits.append(Wait(state, run, missing, proceed))
         return bool(missing)
 
-    def wait(self, lane: TaskState, run: Run, upstream: TaskState) -> None:
+    def wait(self, state: TaskState, run: Run, upstream: TaskState) -> None:
         """Block the run's own thread until `upstream` is there; its place goes to another meanwhile."""
         with self._lock:
-            if upstream is not lane and upstream.task not in lane.read:
-                lane.read |= {upstream.task}
-            if lane.on_loop and upstream.task not in lane.reads:
-                lane.reads += (upstream.task,)
-                lane.depends = None
-            missing = () if lane.on_loop else self._missing(lane, run, [upstream])
+            if upstream is not state and upstream.task not in state.read:
+                state.read |= {upstream.task}
+            if state.on_loop and upstream.task not in state.reads:
+                state.reads += (upstream.task,)
+                state.depends = None
+            missing = () if state.on_loop else self._missing(state, run, [upstream])
             if not missing:
                 return
             there = threading.Event()
-            self.waits.append(Wait(lane, run, missing, there.set))
-        with lane.executor.lend():
+            self.waits.append(Wait(state, run, missing, there.set))
+        with state.executor.lend():
             there.wait()
         run.check()
 
@@ -297,19 +297,19 @@ class Waves:
         assert wait.run.wave is not None
         return any(self.pending(upstream, wait.run.wave) for upstream in wait.upstream)
 
-    def _missing(self, lane: TaskState, run: Run, upstream: Iterable[TaskState]) -> tuple[TaskState, ...]:
+    def _missing(self, state: TaskState, run: Run, upstream: Iterable[TaskState]) -> tuple[TaskState, ...]:
         assert run.wave is not None
         return tuple(
-            up for up in upstream if up is not lane and self.pending(up, run.wave) and not self._leads_to(up, lane)
+            up for up in upstream if up is not state and self.pending(up, run.wave) and not self._leads_to(up, state)
         )
 
     def _leads_to(self, start: TaskState, goal: TaskState) -> bool:
         """Whether `start` waits, directly or not, for `goal`: then `goal` must not wait for it."""
         seen, stack = {start}, [start]
         while stack:
-            lane = stack.pop()
+            state = stack.pop()
             for wait in self.waits:
-                if wait.owner is lane:
+                if wait.owner is state:
                     if goal in wait.upstream:
                         return True
                     new = [up for up in wait.upstream if up not in seen]
@@ -317,15 +317,15 @@ class Waves:
                     stack += new
         return False
 
-    def _depends_on(self, lane: TaskState) -> tuple[Task[Any], ...]:
-        if lane.depends is None:
-            policy = lane.task.policy
-            depends = {*policy.needs, *lane.upstream, *lane.reads}
-            if lane.on_loop:
+    def _depends_on(self, state: TaskState) -> tuple[Task[Any], ...]:
+        if state.depends is None:
+            policy = state.task.policy
+            depends = {*policy.needs, *state.upstream, *state.reads}
+            if state.on_loop:
                 # It cannot be stopped at a read without stopping the loop, so its reads are foreseen.
-                depends.update(named_tasks(lane.task.function))
-            lane.depends = tuple(depends)
-        return lane.depends
+                depends.update(named_tasks(state.task.function))
+            state.depends = tuple(depends)
+        return state.depends
 
     def _known(self, tasks: Iterable[Task[Any]]) -> list[TaskState]:
-        return [self._lanes[task.name] for task in tasks if task.name in self._lanes]
+        return [self._states[task.name] for task in tasks if task.name in self._states]
