@@ -93,7 +93,7 @@ class _OnRequest:
             again, at least once more. Needs ``ps.config.store = "file:///..."``, a result and arguments that can be
             pickled, and a function that may run twice.
         ttl : period
-            Share results: equal calls in flight join, and for this long after the end of a run that succeeded its
+            Share results: equal calls in computation join, and for this long after the end of a run that succeeded its
             result is given again, to everybody. By default nothing is shared.
         key : callable
             With `ttl`, called as the function is: what it returns says which calls are equal, in place of all
@@ -256,7 +256,7 @@ class Front(_OnRequest):
             lambda: runtime.views,
             runtime.clock,
             lambda call: runtime.scheduler.outbox.aside(call),
-            lambda function: runtime.flights.archive.entries(function),
+            lambda function: runtime.single_flight.archive.entries(function),
         )
 
     @named
@@ -445,7 +445,7 @@ class Front(_OnRequest):
     @named
     def cancel_task(self, name: str, wait: bool = False) -> None:
         """
-        Forget a task: no more runs, and its name is free again. A run in flight ends by itself.
+        Forget a task: no more runs, and its name is free again. A run in computation ends by itself.
 
         Parameters
         ----------

@@ -20,7 +20,7 @@ import panel as pn
 from bokeh.io.doc import _PATCHED_CURDOCS
 
 from .cache.lru import Watched
-from .cache.single_flight import Flights
+from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
 from .config import Config
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
@@ -245,26 +245,26 @@ class Runtime:
         return self._scheduler is not None and self._scheduler.begun
 
     def stop(self) -> None:
-        """Stop the clocks; runs in flight get the grace period. Idempotent."""
+        """Stop the clocks; runs in computation get the grace period. Idempotent."""
         if self._started:
             self.close()
 
     def close(self) -> None:
         """
-        When the interpreter exits: let runs in flight end within the grace period, unless a stop has done so.
+        When the interpreter exits: let runs in computation end within the grace period, unless a stop has done so.
 
         A thread that is still inside of a C++ extension when Python goes aborts the whole process.
         """
         if self._scheduler is not None and not self._scheduler.stopping:
             self._started = False
             self._dispatcher.stop()
-            self._flights.stop()
+            self._single_flight.stop()
             grace = self.config.grace_period if self.grace is None else self.grace
             self._scheduler.stop(grace, self._release)
 
     def _release(self) -> None:
         self._dispatcher.release()
-        self._flights.release()
+        self._single_flight.release()
 
     def forget(self) -> None:
         """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
@@ -479,27 +479,27 @@ class Runtime:
         return self._dispatcher
 
     @property
-    def flights(self) -> Flights:
+    def single_flight(self) -> SingleFlight:
         """What computes answers; made with the scheduler."""
         self.scheduler  # noqa: B018
-        return self._flights
+        return self._single_flight
 
     def _attach(self, scheduler: Scheduler) -> None:
         """Serve the functions that there are with a new scheduler."""
         config = self.config
         self._dispatcher = Dispatcher(scheduler, config.max_result_bytes, config.max_queued)
-        self._flights = Flights(scheduler, self.loops)
+        self._single_flight = SingleFlight(scheduler, self.loops)
         scheduler.compute, scheduler.submit, scheduler.find = self._compute, self._submit, self._find
         for job in self.jobs.values():
             self._dispatcher.add(job)
         for memo in self.memos.values():
-            self._flights.add(memo)
+            self._single_flight.add(memo)
 
     def _compute(self, name: str, args: Any, kwargs: Any) -> Any:
         """The answer of a memoized function, for a worker process."""
         if (memo := self.memos.get(name)) is None:
             raise RegistrationError(f"There is no memoized function {name!r} in the server: import its module there.")
-        return self.flights.call(memo, memo.keys.local(args, kwargs), args, kwargs)
+        return self.single_flight.call(memo, memo.keys.local(args, kwargs), args, kwargs)
 
     def _submit(self, run: Run, name: str, args: Any, kwargs: Any) -> Run:
         """Start a run of a background function for a function in a worker process, whose own run this is."""
@@ -561,12 +561,12 @@ class Runtime:
         with self._lock:
             if (known := self.memos.get(name)) is not None:
                 if _again(known, "memoized function", policy, key, function) and self._scheduler is not None:
-                    self._flights.archive.forget(known)
+                    self._single_flight.archive.forget(known)
                 return known
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             if self._scheduler is not None:
-                self._flights.add(memo)
+                self._single_flight.add(memo)
             return memo
 
     # ------------------------------------------------------------ what jobs ask of the layers above them
@@ -618,13 +618,13 @@ class Runtime:
         return view
 
     def ask(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run:
-        return self.flights.join(memo, key, args, kwargs, refresh)
+        return self.single_flight.join(memo, key, args, kwargs, refresh)
 
     def watch_call(self, memo: Memoized[Any, Any], key: Hashable, changed: Callable[[], None]) -> Watched:
-        return self.flights.archive.watch(memo, key, changed)
+        return self.single_flight.archive.watch(memo, key, changed)
 
     def unwatch_call(self, watched: Watched, changed: Callable[[], None]) -> None:
-        self.flights.archive.unwatch(watched, changed)
+        self.single_flight.archive.unwatch(watched, changed)
 
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:
         scheduler = self.scheduler

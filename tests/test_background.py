@@ -864,7 +864,7 @@ def test_who_waits_is_not_told_of_by_the_store(core):
     """Nothing about those has changed that others would have to know: a thousand cost it nothing."""
     function = core.ps.background(executor="thread", name="f")(lambda: None)
     told = []
-    core.runtime.dispatcher.workshop.tell = lambda *args: told.append(args)
+    core.runtime.dispatcher.runner.tell = lambda *args: told.append(args)
     runs = [function.submit() for _ in range(200)]
     core.go()
     core.run_for(1)
@@ -1238,7 +1238,7 @@ def test_whatever_happens_each_run_ends_once(store, real, shared, ledger):
         assert run.state.final
     assert {1} == {ledger[run] for run in runs}
     assert 1 == max(ledger.values())
-    assert 0 == len(ps._runtime.dispatcher.works)
+    assert 0 == len(ps._runtime.dispatcher.executions)
     if store == "file":
         queue = ps._runtime.scheduler.store.queue
         when(lambda: all(row.state.final for each in functions for row in queue.jobs(each.name)))

@@ -1015,8 +1015,8 @@ async def test_after_the_end_a_coroutine_computes(ps, runtime):
 def test_what_is_over_at_once_is_given_and_not_kept(core):
     """A lifetime that is shorter than the computation's last step."""
     f = core.ps.memoize(ttl="1ms", stale_if_error=False, name="f")(lambda n: n)
-    keep = core.runtime.flights.archive.keep
-    core.runtime.flights.archive.keep = lambda *answer: core.clock.advance(1) or keep(*answer)
+    keep = core.runtime.single_flight.archive.keep
+    core.runtime.single_flight.archive.keep = lambda *answer: core.clock.advance(1) or keep(*answer)
     assert [1, 2, 1] == [f(1), f(2), f(1)]
 
 
@@ -1104,8 +1104,8 @@ def test_a_deep_recursion_ends(tmp_path, store):
     for _ in range(2):
         with pytest.raises(RecursionError):
             endless(1)
-    assert not runtime.flights._all
-    assert not runtime.flights.crew._by_run
+    assert not runtime.single_flight._all
+    assert not runtime.single_flight.crew._by_run
     runtime.grace = 0.0
     runtime.close()
 
@@ -1266,8 +1266,8 @@ def test_what_is_invalidated_while_it_fails_does_not_come_back(core):
     core.clock.advance("2m")
     run = f.submit()
     core.go()
-    conclude = core.runtime.flights.crew.last_resort
-    core.runtime.flights.crew.last_resort = lambda flight: (conclude(flight), f.invalidate())[0]
+    conclude = core.runtime.single_flight.crew.last_resort
+    core.runtime.single_flight.crew.last_resort = lambda flight: (conclude(flight), f.invalidate())[0]
     function.finish(OSError("no database"))
     core.go()
     assert RunState.FAILED is run.state
@@ -1299,6 +1299,6 @@ def test_failures_that_are_given_again_have_a_bound(runtime, ps):
         with pytest.raises(ValueError, match=f"customer: {number}"):
             fails(f"{number} " + "x" * 20_000)
 
-    kept = runtime.flights._failed[fails]
+    kept = runtime.single_flight._failed[fails]
     assert 3 == len(kept)
     assert max(len(str(error)) for _, error in kept.values()) < 2_100

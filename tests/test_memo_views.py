@@ -627,7 +627,7 @@ def test_a_view_dies_with_its_session(core):
     with set_curdoc(document):
         view = weakref.ref(f.view(widget))
     core.go()
-    queued = core.runtime.flights._all
+    queued = core.runtime.single_flight._all
     assert 1 == len(queued)
     core.runtime.views.forget(document)
     gc.collect()
@@ -712,8 +712,8 @@ def test_a_function_may_publish_by_hand(core):
 
     view = f.view()
     view.param.watch(lambda event: values.append(event.new), "value")
-    publish = core.runtime.flights.crew._publish
-    core.runtime.flights.crew._publish = lambda *item: (publish(*item), core._turn())
+    publish = core.runtime.single_flight.crew._publish
+    core.runtime.single_flight.crew._publish = lambda *item: (publish(*item), core._turn())
     core.go()
     assert "last" == view.value
     assert "last" == values[-1]

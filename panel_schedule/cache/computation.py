@@ -35,7 +35,7 @@ class Desk(Protocol):
     def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
-class Flight:
+class Computation:
     """
     A computation, in this process or followed in another one.
 
@@ -67,7 +67,7 @@ class Flight:
     begun : bool
     future : Future or None
         Its place in an executor.
-    waits_for : list of Flight
+    waits_for : list of Computation
         What its function waits for; a coroutine may wait for several.
     last : object
         Its newest partial answer.
@@ -98,7 +98,7 @@ class Flight:
         self.refresh = self.renews = self.wanted = self.heard = self.ready = self.begun = self.remote = False
         self.held, self.kept = False, True
         self.future: Future[Any] | None = None
-        self.waits_for: list[Flight] = []
+        self.waits_for: list[Computation] = []
         self.last: Any = None
         self.digest = ""
         self.fence = self.known = self.partials = 0

@@ -24,7 +24,7 @@ from ..serialize.codec import encode
 from ..serialize.copies import own_copy
 from ..session import leave_session
 from ..stores.cache import serves
-from .computation import Desk, Flight
+from .computation import Computation, Desk
 from .lru import Answer
 
 # Where each kind runs: apart from tasks and jobs, which somebody else waits for.
@@ -40,22 +40,22 @@ _NOTHING = object()
 class Tower(Protocol):
     """Who hears what comes of a computation."""
 
-    def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None: ...
-    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None) -> None: ...
-    def fail(self, flight: Flight, error: BaseException) -> None: ...
-    def published(self, flight: Flight, item: Any) -> None: ...
+    def land(self, computation: Computation, answer: Answer | None, value: Any = None) -> None: ...
+    def crash(self, computation: Computation, error: BaseException, old: Answer | None = None) -> None: ...
+    def fail(self, computation: Computation, error: BaseException) -> None: ...
+    def published(self, computation: Computation, item: Any) -> None: ...
 
 
 class Shared(Protocol):
     """The store that the processes share."""
 
-    def publish(self, flight: Flight, item: Any) -> None: ...
-    def deposit(self, flight: Flight, value: Any, now: datetime, duration: float) -> Answer | None: ...
-    def failed(self, flight: Flight, error: BaseException) -> None: ...
-    def last(self, flight: Flight) -> Answer | None: ...
+    def publish(self, computation: Computation, item: Any) -> None: ...
+    def deposit(self, computation: Computation, value: Any, now: datetime, duration: float) -> Answer | None: ...
+    def failed(self, computation: Computation, error: BaseException) -> None: ...
+    def last(self, computation: Computation) -> Answer | None: ...
 
 
-class Crew:
+class Runner:
     """
     Computes, once each, what it is given.
 
@@ -69,117 +69,119 @@ class Crew:
         self._s = desk
         self._tower = tower
         self._version = count(1)
-        self._by_run: dict[Run, Flight] = {}
+        self._by_run: dict[Run, Computation] = {}
         self.shared: Shared | None = None
         self._here = threading.local()
 
     # ------------------------------------------------------------ beginning
 
-    def board(self, flight: Flight, here: bool = False) -> None:
+    def board(self, computation: Computation, here: bool = False) -> None:
         """Compute it in an executor; or on the calling thread, if it is `here` for that and calls `help` next."""
-        kind = flight.memo.executor
+        kind = computation.memo.executor
         executor = self._s.executors[EXECUTORS[kind]]
         try:
-            body = self._body(flight, kind)
+            body = self._body(computation, kind)
         except BaseException as error:  # an argument that cannot travel
             if is_interrupt(error):
                 raise
-            self._surely(flight, None, error)
+            self._surely(computation, None, error)
             return
         with self._s.locked:
-            flight.ready = True
-            if flight.over or (here and kind == "thread"):
+            computation.ready = True
+            if computation.over or (here and kind == "thread"):
                 return
             self._s.locked.submitted.add(executor)
-            flight.future = executor.submit(body, flight.name)
-            flight.future.add_done_callback(partial(self._over, flight))
+            computation.future = executor.submit(body, computation.name)
+            computation.future.add_done_callback(partial(self._over, computation))
 
     @property
     def can_help(self) -> bool:
         """Whether this thread's stack has room for one more function: deep in a recursion another thread goes on."""
         return getattr(self._here, "depth", 0) < DEEPEST
 
-    def help(self, flight: Flight) -> None:
+    def help(self, computation: Computation) -> None:
         """Compute it on this thread if it has still to begin: one of a full pool that waits would wait for itself."""
-        if flight.memo.executor != "thread" or not flight.ready or flight.begun or not self.can_help:
+        if computation.memo.executor != "thread" or not computation.ready or computation.begun or not self.can_help:
             return
         self._here.depth = getattr(self._here, "depth", 0) + 1
         try:
-            result = Context().run(self._compute, flight)
+            result = Context().run(self._compute, computation)
         except BaseException as error:
             if not is_interrupt(error):
-                self._surely(flight, None, error)
+                self._surely(computation, None, error)
                 return
             # Ctrl-C of this thread's own is none of the others'.
             with self._s.locked:
-                self._by_run.pop(flight.run, None)
-                flight.begun, flight.future = False, None
+                self._by_run.pop(computation.run, None)
+                computation.begun, computation.future = False, None
             raise
         else:
             if result is not _NOTHING:
-                self._surely(flight, result)
+                self._surely(computation, result)
         finally:
             self._here.depth -= 1
 
-    def leave(self, flight: Flight) -> None:
+    def leave(self, computation: Computation) -> None:
         """The thread that was here for it goes: an executor computes it for the others."""
-        if flight.ready and not flight.begun and flight.future is None:
-            self.board(flight)
+        if computation.ready and not computation.begun and computation.future is None:
+            self.board(computation)
 
-    def _body(self, flight: Flight, kind: str) -> Callable[[], Any]:
-        function, args, kwargs = flight.memo.function, flight.args, flight.kwargs
+    def _body(self, computation: Computation, kind: str) -> Callable[[], Any]:
+        function, args, kwargs = computation.memo.function, computation.args, computation.kwargs
         if kind == "process":
             parcel = Parcel(
-                flight.name, function, args, kwargs, run=flight.run,
-                begin=partial(self._begin_abroad, flight), receive=partial(self._publish, flight),
-                answer=partial(self._s.answer, flight.run),
+                computation.name, function, args, kwargs, run=computation.run,
+                begin=partial(self._begin_abroad, computation), receive=partial(self._publish, computation),
+                answer=partial(self._s.answer, computation.run),
             )  # fmt: skip
             parcel.pack()
             return parcel
 
         async def async_body() -> Any:
-            if not self._begin(flight):
+            if not self._begin(computation):
                 return _NOTHING
-            _current.set(flight.run)
-            leave_session(flight.name)
+            _current.set(computation.run)
+            leave_session(computation.name)
             return await async_outcome(function(*args, **kwargs), publish)
 
         async def publish(item: Any) -> None:
             if self.shared is None:
-                self._publish(flight, item)
+                self._publish(computation, item)
             else:
-                await asyncio.wrap_future(self._s.outbox.aside(partial(self._publish, flight, item)))
+                await asyncio.wrap_future(self._s.outbox.aside(partial(self._publish, computation, item)))
 
-        return async_body if kind == "loop" else partial(self._compute, flight)
+        return async_body if kind == "loop" else partial(self._compute, computation)
 
-    def _compute(self, flight: Flight) -> Any:
-        if not self._begin(flight):
+    def _compute(self, computation: Computation) -> Any:
+        if not self._begin(computation):
             return _NOTHING
-        _current.set(flight.run)
-        leave_session(flight.name)
-        return outcome(flight.memo.function(*flight.args, **flight.kwargs), partial(self._publish, flight))
+        _current.set(computation.run)
+        leave_session(computation.name)
+        return outcome(
+            computation.memo.function(*computation.args, **computation.kwargs), partial(self._publish, computation)
+        )
 
-    def _begin(self, flight: Flight) -> bool:
+    def _begin(self, computation: Computation) -> bool:
         with self._s.locked:
-            if flight.begun or flight.over:
+            if computation.begun or computation.over:
                 return False
-            flight.begun = True
-            if flight.memo.executor == "thread":
-                flight.run._publish = partial(self._publish, flight)
-            self._by_run[flight.run] = flight
+            computation.begun = True
+            if computation.memo.executor == "thread":
+                computation.run._publish = partial(self._publish, computation)
+            self._by_run[computation.run] = computation
             now = self._s.clock.now()
-            for run in (flight.run, *flight.guests):
+            for run in (computation.run, *computation.guests):
                 run.begin(now)
         return True
 
-    def _begin_abroad(self, flight: Flight) -> None:
-        if not self._begin(flight):
-            raise RunCancelled(f"{flight.name}: nobody waits for it any more.")
+    def _begin_abroad(self, computation: Computation) -> None:
+        if not self._begin(computation):
+            raise RunCancelled(f"{computation.name}: nobody waits for it any more.")
 
     # ------------------------------------------------------------ waiting
 
     @contextmanager
-    def awaiting(self, other: Flight) -> Iterator[None]:
+    def awaiting(self, other: Computation) -> Iterator[None]:
         """
         What the calling function does until it has the answer of another one.
 
@@ -193,22 +195,22 @@ class Crew:
             yield
             return
         with self._s.locked:
-            ahead, seen = [other], set[Flight]()
+            ahead, seen = [other], set[Computation]()
             while ahead:
-                flight = ahead.pop()
-                if flight is own and other is own:
+                computation = ahead.pop()
+                if computation is own and other is own:
                     raise WouldBlock(
                         f"{own.call} waits for itself, which would never end. Call the plain function there, "
                         f"{own.memo.name}.function(...), or let the recursion come to other arguments."
                     )
-                if flight is own:
+                if computation is own:
                     raise WouldBlock(
                         f"{own.call} waits for {other.call}, which waits for it: neither would ever end. Let one of "
                         "them do without the other."
                     )
-                if flight not in seen:
-                    seen.add(flight)
-                    ahead += flight.waits_for
+                if computation not in seen:
+                    seen.add(computation)
+                    ahead += computation.waits_for
             own.waits_for.append(other)
         try:
             yield
@@ -222,101 +224,101 @@ class Crew:
         return nullcontext() if own is None else self._s.executors[EXECUTORS[own.memo.executor]].lend()
 
     @property
-    def _calling(self) -> Flight | None:
+    def _calling(self) -> Computation | None:
         run = _current.get()
         return self._by_run.get(run) if run is not None else None
 
     # ------------------------------------------------------------ ending
 
-    def _publish(self, flight: Flight, item: Any) -> None:
+    def _publish(self, computation: Computation, item: Any) -> None:
         """A partial answer: for the pages that show it; who waits wants the last one."""
-        require_data(item, flight.name)
-        if self.shared is not None and flight.fence:
-            self.shared.publish(flight, item)
+        require_data(item, computation.name)
+        if self.shared is not None and computation.fence:
+            self.shared.publish(computation, item)
         with self._s.locked:
-            flight.run.check()
-            flight.last = item
-            self._tower.published(flight, item)
+            computation.run.check()
+            computation.last = item
+            self._tower.published(computation, item)
 
-    def _over(self, flight: Flight, future: Future[Any]) -> None:
+    def _over(self, computation: Computation, future: Future[Any]) -> None:
         """The body is over, wherever it ran; called there, without the lock."""
-        if flight.over:
+        if computation.over:
             return
         error: BaseException | None = Interrupted() if future.cancelled() else future.exception()
         result = None if error is not None else future.result()
         if result is _NOTHING:
             return
-        if on_a_loop() and (self.shared is not None or flight.memo.policy.limits.size is not None):
-            self._s.outbox.aside(partial(self._surely, flight, result, error))
+        if on_a_loop() and (self.shared is not None or computation.memo.policy.limits.size is not None):
+            self._s.outbox.aside(partial(self._surely, computation, result, error))
         else:
-            self._surely(flight, result, error)
+            self._surely(computation, result, error)
 
-    def _surely(self, flight: Flight, result: Any, error: BaseException | None = None) -> None:
+    def _surely(self, computation: Computation, result: Any, error: BaseException | None = None) -> None:
         """Conclude it, whatever happens: what does not end has everybody wait who asks for the same."""
         try:
-            self._conclude(flight, result, error)
+            self._conclude(computation, result, error)
         except BaseException as trouble:
             with self._s.locked:
-                self._by_run.pop(flight.run, None)
-                if not flight.over:
-                    self._tower.fail(flight, error or trouble)
+                self._by_run.pop(computation.run, None)
+                if not computation.over:
+                    self._tower.fail(computation, error or trouble)
             raise
 
-    def _conclude(self, flight: Flight, result: Any, error: BaseException | None = None) -> None:
+    def _conclude(self, computation: Computation, result: Any, error: BaseException | None = None) -> None:
         """Store what came of it, and tell who waits."""
         value, answer, old = None, None, None
         if isinstance(error, CANCELLED) and not (self._s.stopping or isinstance(error, Interrupted)):
-            error = cancelled_inside(flight.name, error)
+            error = cancelled_inside(computation.name, error)
         elif isinstance(error, CANCELLED):
-            error = RunCancelled(f"{flight.name}: the run was {STOPS if self._s.stopping else 'cancelled'}.")
+            error = RunCancelled(f"{computation.name}: the run was {STOPS if self._s.stopping else 'cancelled'}.")
         if error is None:
             try:
-                value = flight.last if result is PUBLISHED else result
-                require_data(value, flight.name)
-                answer = self._deposit(flight, value)
+                value = computation.last if result is PUBLISHED else result
+                require_data(value, computation.name)
+                answer = self._deposit(computation, value)
             except RunFenced:
-                flight.kept = False
+                computation.kept = False
             except BaseException as refusal:  # a value can raise anything while it is stored
                 error = refusal
         if error is not None:
             # What the stop has ended another process may do, see `crash`.
             if self.shared is not None and not (self._s.stopping and isinstance(error, RunCancelled)):
-                self.shared.failed(flight, error)
-            old = self.last_resort(flight)
+                self.shared.failed(computation, error)
+            old = self.last_resort(computation)
         with self._s.locked:
-            self._by_run.pop(flight.run, None)
-            if flight.over:
+            self._by_run.pop(computation.run, None)
+            if computation.over:
                 return
             if error is None:
-                self._tower.land(flight, answer, value)
+                self._tower.land(computation, answer, value)
             else:
-                self._tower.crash(flight, error, old)
+                self._tower.crash(computation, error, old)
 
-    def _deposit(self, flight: Flight, value: Any) -> Answer:
-        memo, now = flight.memo, self._s.clock.now()
-        duration = max(0.0, (now - (flight.run.started_at or now)).total_seconds())
-        if self.shared is not None and flight.fence:
-            stored = self.shared.deposit(flight, value, now, duration)
+    def _deposit(self, computation: Computation, value: Any) -> Answer:
+        memo, now = computation.memo, self._s.clock.now()
+        duration = max(0.0, (now - (computation.run.started_at or now)).total_seconds())
+        if self.shared is not None and computation.fence:
+            stored = self.shared.deposit(computation, value, now, duration)
             if stored is not None:
                 return stored
         size = 0
         if memo.policy.limits.size is not None:
-            encoded = encode(value, flight.name)
+            encoded = encode(value, computation.name)
             size = encoded.size
             encoded.close()
         until = memo.until(0.0)
         return Answer(
-            own_copy(value), max(flight.known, next(self._version)), now, duration, flight.basis, until, size,
-            flight.digest, flight.call,
+            own_copy(value), max(computation.known, next(self._version)), now, duration, computation.basis, until, size,
+            computation.digest, computation.call,
         )  # fmt: skip
 
-    def last_resort(self, flight: Flight) -> Answer | None:
+    def last_resort(self, computation: Computation) -> Answer | None:
         """What is served in place of an answer that could not be computed."""
-        memo = flight.memo
-        if not memo.policy.stale_if_error or not flight.kept:
+        memo = computation.memo
+        if not memo.policy.stale_if_error or not computation.kept:
             return None
-        old = memo.recall.answers.get(flight.key)
+        old = memo.recall.answers.get(computation.key)
         if old is None and self.shared is not None:
-            old = self.shared.last(flight)
-        good = old is not None and old.kept_until > self._s.clock.monotonic() and serves(old.basis, flight.basis)
+            old = self.shared.last(computation)
+        good = old is not None and old.kept_until > self._s.clock.monotonic() and serves(old.basis, computation.basis)
         return old if good else None

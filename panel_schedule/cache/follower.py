@@ -16,8 +16,8 @@ from ..serialize.entry import Entry
 from ..stores.base import SOON, hurried, in_a_hurry
 from ..stores.cache import AnswerRow, Basis, Cache, serves
 from .answers import Archive
-from .computation import Desk, Flight
-from .execution import Crew
+from .computation import Computation, Desk
+from .execution import Runner
 from .lru import Answer
 
 log = logging.getLogger("panel_schedule")
@@ -32,36 +32,38 @@ TOLD = 1.0
 LAG = 10.0
 
 
-class Flights(Protocol):
+class SingleFlight(Protocol):
     """Who asks in this process."""
 
-    crew: Crew
+    runner: Runner
     archive: Archive
 
-    def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None: ...
-    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None, ago: float = 0.0) -> None: ...
-    def renew(self, flight: Flight) -> None: ...
+    def land(self, computation: Computation, answer: Answer | None, value: Any = None) -> None: ...
+    def crash(
+        self, computation: Computation, error: BaseException, old: Answer | None = None, ago: float = 0.0
+    ) -> None: ...
+    def renew(self, computation: Computation) -> None: ...
     def failing(self, memo: Memoized[Any, Any]) -> list[Hashable]: ...
 
 
 class Follower:
     """
-    The part of the flights that follows the rows of a store that several processes share; never on an event loop.
+    The part of the computations that follows the rows of a store that several processes share; never on an event loop.
 
     Parameters
     ----------
     desk : Desk
-    flights : Flights
+    computations : SingleFlight
     cache : Cache
     """
 
-    def __init__(self, desk: Desk, flights: Flights, cache: Cache):
+    def __init__(self, desk: Desk, computations: SingleFlight, cache: Cache):
         self._s = desk
-        self._f = flights
+        self._f = computations
         self._cache = cache
         self.memos: dict[str, Memoized[Any, Any]] = {}
         # The computations by function and digest, here and elsewhere: of several values of a task there may be several.
-        self._flights: defaultdict[tuple[str, str], dict[Flight, None]] = defaultdict(dict)
+        self._computations: defaultdict[tuple[str, str], dict[Computation, None]] = defaultdict(dict)
         self._looking = False
         # What the store has still to forget, before it is asked for anything.
         self._due: deque[tuple[str, str | None]] = deque()
@@ -72,61 +74,63 @@ class Follower:
 
     # ------------------------------------------------------------ before a computation
 
-    def depart(self, flight: Flight, here: bool = False) -> None:
+    def depart(self, computation: Computation, here: bool = False) -> None:
         """Take what the store has, or follow the process that computes it, or compute it."""
-        memo = flight.memo
-        flight.digest = memo.digest(flight.key)
+        memo = computation.memo
+        computation.digest = memo.digest(computation.key)
         try:
-            with hurried(lambda: flight.held):
-                self._depart(flight, here)
+            with hurried(lambda: computation.held):
+                self._depart(computation, here)
         except RunFenced:  # of this process itself, which has just left
-            self._f.crew.board(flight, here)
+            self._f.runner.board(computation, here)
         except BaseException as error:
             if is_interrupt(error):
                 raise
             if not isinstance(error, (ScheduleError, OSError)):
-                log.exception("%s: its store failed at something that is a bug of panel-schedule.", flight.name)
+                log.exception("%s: its store failed at something that is a bug of panel-schedule.", computation.name)
             else:
-                log.error("%s: it is computed by each process for itself, as the store fails. %s", flight.name, error)
-            self._f.crew.board(flight, here)
+                log.error(
+                    "%s: it is computed by each process for itself, as the store fails. %s", computation.name, error
+                )
+            self._f.runner.board(computation, here)
 
-    def _depart(self, flight: Flight, here: bool) -> None:
-        memo = flight.memo
+    def _depart(self, computation: Computation, here: bool) -> None:
+        memo = computation.memo
         with self._s.locked:
-            if flight.over:
+            if computation.over:
                 return
-            self._flights[memo.name, flight.digest][flight] = None
+            self._computations[memo.name, computation.digest][computation] = None
         self._forget_due()
-        flight.partials = 0
-        row = self._cache.look(memo.name, flight.digest)
-        flight.known = row.version if row is not None else 0
-        if row is not None and not flight.refresh and self._settles(flight, row):
+        computation.partials = 0
+        row = self._cache.look(memo.name, computation.digest)
+        computation.known = row.version if row is not None else 0
+        if row is not None and not computation.refresh and self._settles(computation, row):
             return
         mine, row = self._cache.claim(
-            memo.name, flight.digest, flight.call,
-            known=flight.known, basis=flight.basis, now=self._s.clock.now(),
+            memo.name, computation.digest, computation.call,
+            known=computation.known, basis=computation.basis, now=self._s.clock.now(),
         )  # fmt: skip
         with self._s.locked:
-            flight.fence, flight.remote = row.fence, not mine
-            if flight.over and mine:  # nobody wants it any more
-                self.give_up(flight, row.fence)
+            computation.fence, computation.remote = row.fence, not mine
+            if computation.over and mine:  # nobody wants it any more
+                self.give_up(computation, row.fence)
             self._keep_looking()
         if mine:
-            self._f.crew.board(flight, here)
+            self._f.runner.board(computation, here)
         else:
             # It may have ended before this process was listening.
-            self._follow(flight)
+            self._follow(computation)
 
-    def _settles(self, flight: Flight, row: AnswerRow) -> bool:
-        """Whether what the store has is good enough: then it is the flight's."""
-        memo, now = flight.memo, self._s.clock.now()
+    def _settles(self, computation: Computation, row: AnswerRow) -> bool:
+        """Whether what the store has is good enough: then it is the computation's."""
+        memo, now = computation.memo, self._s.clock.now()
         if row.failed and row.failed_at is not None and row.failed_at + memo.policy.error_ttl > now:
-            self._fail(flight, row, (now - row.failed_at).total_seconds())
+            self._fail(computation, row, (now - row.failed_at).total_seconds())
             return True
-        if not row.version or not self._counts(row, flight.basis):
+        if not row.version or not self._counts(row, computation.basis):
             return False
         lifetime = memo.until(self._age(row))
-        if lifetime[0 if flight.renews else 1] <= self._s.clock.monotonic():
+        if lifetime[0 if computation.renews else 1] <= self._s.clock.monotonic():
             return False
         try:
             answer = self._answer(memo, row)
@@ -137,14 +141,14 @@ class Follower:
             return False
         stale = answer.fresh_until <= self._s.clock.monotonic()
         with self._s.locked:
-            if flight.refresh and not flight.over:  # somebody has asked for another one meanwhile
+            if computation.refresh and not computation.over:  # somebody has asked for another one meanwhile
                 return False
-            if not flight.over:
-                self._f.land(flight, answer)
+            if not computation.over:
+                self._f.land(computation, answer)
                 self.use(memo, answer)
                 if stale:
-                    self._s.defer(partial(self._f.renew, flight))
-        self._look_again(memo, flight.key, row)
+                    self._s.defer(partial(self._f.renew, computation))
+        self._look_again(memo, computation.key, row)
         return True
 
     def _look_again(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
@@ -170,14 +174,14 @@ class Follower:
 
     # ------------------------------------------------------------ a computation of this process
 
-    def publish(self, flight: Flight, item: Any) -> None:
+    def publish(self, computation: Computation, item: Any) -> None:
         """Let the pages of other processes show a partial answer."""
         try:
-            self._cache.publish(flight.memo.name, flight.digest, flight.fence, item)
+            self._cache.publish(computation.memo.name, computation.digest, computation.fence, item)
         except (StoreError, RunFenced) as error:
-            log.debug("%s: a partial answer is not shown by other processes: %s", flight.name, error)
+            log.debug("%s: a partial answer is not shown by other processes: %s", computation.name, error)
 
-    def deposit(self, flight: Flight, value: Any, now: datetime, duration: float) -> Answer | None:
+    def deposit(self, computation: Computation, value: Any, now: datetime, duration: float) -> Answer | None:
         """
         The answer as all processes read it; None when the store cannot take it now.
 
@@ -187,60 +191,62 @@ class Follower:
             When it was invalidated meanwhile.
         ValueRefused
         """
-        memo = flight.memo
+        memo = computation.memo
         lasts = memo.lasts
         try:
-            with hurried(lambda: flight.held):
+            with hurried(lambda: computation.held):
                 self._tell_used()
                 row, value = self._cache.put(
-                    memo.name, flight.digest, flight.fence, value, now=now, duration=duration,
+                    memo.name, computation.digest, computation.fence, value, now=now, duration=duration,
                     expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits,
                 )  # fmt: skip
         except (StoreError, OSError) as error:
-            log.error("%s: other processes do not get what it gave, as it cannot be stored. %s", flight.name, error)
+            log.error(
+                "%s: other processes do not get what it gave, as it cannot be stored. %s", computation.name, error
+            )
             with self._s.locked:
-                self.give_up(flight, flight.fence)
+                self.give_up(computation, computation.fence)
             return None
         return Answer(
-            value, row.version, now, duration, row.basis, memo.until(0.0), row.size, flight.digest, row.call
+            value, row.version, now, duration, row.basis, memo.until(0.0), row.size, computation.digest, row.call
         )  # fmt: skip
 
-    def failed(self, flight: Flight, error: BaseException) -> None:
+    def failed(self, computation: Computation, error: BaseException) -> None:
         """Tell those who wait for it in other processes."""
-        if not flight.fence or flight.remote:
+        if not computation.fence or computation.remote:
             return
         try:
-            with hurried(lambda: flight.held):
-                memo, now = flight.memo, self._s.clock.now()
+            with hurried(lambda: computation.held):
+                memo, now = computation.memo, self._s.clock.now()
                 self._cache.fail(
-                    memo.name, flight.digest, flight.fence, error, now=now, limits=memo.policy.limits
+                    memo.name, computation.digest, computation.fence, error, now=now, limits=memo.policy.limits
                 )  # fmt: skip
         except RunFenced:
             pass
         except (StoreError, OSError) as trouble:
-            log.error("%s: other processes do not hear that it failed. %s", flight.name, trouble)
+            log.error("%s: other processes do not hear that it failed. %s", computation.name, trouble)
             with self._s.locked:
-                self.give_up(flight, flight.fence)
+                self.give_up(computation, computation.fence)
 
-    def give_up(self, flight: Flight, fence: int) -> None:
+    def give_up(self, computation: Computation, fence: int) -> None:
         """Let them compute it, as soon as the store can hear of it. Under the lock."""
-        self._s.outbox.ask((), partial(self._cache.give_up, flight.memo.name, flight.digest, fence))
+        self._s.outbox.ask((), partial(self._cache.give_up, computation.memo.name, computation.digest, fence))
 
-    def last(self, flight: Flight) -> Answer | None:
+    def last(self, computation: Computation) -> Answer | None:
         """The last answer that the store has, however old."""
         try:
-            row = self._cache.look(flight.memo.name, flight.digest)
-            return self._answer(flight.memo, row) if row is not None and row.version else None
+            row = self._cache.look(computation.memo.name, computation.digest)
+            return self._answer(computation.memo, row) if row is not None and row.version else None
         except (ScheduleError, OSError, KeyError):
             return None
 
-    def over(self, flight: Flight) -> None:
+    def over(self, computation: Computation) -> None:
         """It has ended; under the lock."""
-        name = flight.memo.name, flight.digest
-        if name in self._flights:
-            self._flights[name].pop(flight, None)
-            if not self._flights[name]:
-                del self._flights[name]
+        name = computation.memo.name, computation.digest
+        if name in self._computations:
+            self._computations[name].pop(computation, None)
+            if not self._computations[name]:
+                del self._computations[name]
 
     # ------------------------------------------------------------ a computation of another process
 
@@ -252,29 +258,34 @@ class Follower:
             self._f.archive.forget(memo)
             return
         with self._s.locked:
-            flights = list(self._flights.get((function, digest), ()))
-        for flight in flights:
-            if flight.remote:
-                self._follow(flight)
-        if all(flight.fence and not flight.remote for flight in flights):
-            self._hear(memo, digest, flights)
+            computations = list(self._computations.get((function, digest), ()))
+        for computation in computations:
+            if computation.remote:
+                self._follow(computation)
+        if all(computation.fence and not computation.remote for computation in computations):
+            self._hear(memo, digest, computations)
         elif (row := self._cache.look(function, digest)) is not None and not row.version:
             # One looks at the row itself, but what it is to replace is served meanwhile.
             with self._s.locked:
-                self._f.archive.drop(memo, flights[0].key)
+                self._f.archive.drop(memo, computations[0].key)
 
-    def _hear(self, memo: Memoized[Any, Any], digest: str, flights: list[Flight]) -> None:
+    def _hear(self, memo: Memoized[Any, Any], digest: str, computations: list[Computation]) -> None:
         """Of a row that may say something new about what is computed, or known, in this process."""
         with self._s.locked:
-            key = flights[0].key if flights else memo.recall.find(digest)
+            key = computations[0].key if computations else memo.recall.find(digest)
         if key is None:
             key = next((each for each in self._f.failing(memo) if memo.digest(each) == digest), None)
         if key is None:
             return
         row = self._cache.look(memo.name, digest)
-        if row is not None and any(_is_own_doing(flight, row) for flight in flights):
+        if row is not None and any(_is_own_doing(computation, row) for computation in computations):
             return
-        if row is not None and flights and not row.mine and all(row.fence != flight.fence for flight in flights):
+        if (
+            row is not None
+            and computations
+            and not row.mine
+            and all(row.fence != computation.fence for computation in computations)
+        ):
             self._f.archive.forget(memo, key)  # another process computes it, as what is computed here is of before
             return
         self._take_in(memo, key, row)
@@ -304,17 +315,24 @@ class Follower:
 
     def _keep_looking(self) -> None:
         """What is followed may be lost without a word, with the database or for want of room. Under the lock."""
-        if not self._looking and any(flight.remote for flights in self._flights.values() for flight in flights):
+        if not self._looking and any(
+            computation.remote for computations in self._computations.values() for computation in computations
+        ):
             self._looking = True
             self._s.timers.after(LOOK, self._look, None)
 
     def _look(self, _: None) -> None:
         self._looking = False
-        for flight in [flight for flights in self._flights.values() for flight in flights if flight.remote]:
-            self._s.outbox.aside(partial(self._follow, flight, writes=True))
+        for computation in [
+            computation
+            for computations in self._computations.values()
+            for computation in computations
+            if computation.remote
+        ]:
+            self._s.outbox.aside(partial(self._follow, computation, writes=True))
         self._keep_looking()
 
-    def _follow(self, flight: Flight, writes: bool = False) -> None:
+    def _follow(self, computation: Computation, writes: bool = False) -> None:
         """
         See how far another process is, and do it here where none does it.
 
@@ -326,55 +344,55 @@ class Follower:
         """
         try:
             if writes:
-                self._cache.use(flight.memo.name, [flight.digest], self._s.clock.now())
-            row = self._cache.look(flight.memo.name, flight.digest)
-            if flight.over:
+                self._cache.use(computation.memo.name, [computation.digest], self._s.clock.now())
+            row = self._cache.look(computation.memo.name, computation.digest)
+            if computation.over:
                 return
-            if row is not None and self._arrives(flight, row):
+            if row is not None and self._arrives(computation, row):
                 return
-            if self._take_over(flight):
-                self.depart(flight)
+            if self._take_over(computation):
+                self.depart(computation)
         except (ScheduleError, OSError) as error:
-            if self._take_over(flight):
-                log.error("%s: it is computed here, as the store fails. %s", flight.name, error)
-                self._f.crew.board(flight)
+            if self._take_over(computation):
+                log.error("%s: it is computed here, as the store fails. %s", computation.name, error)
+                self._f.runner.board(computation)
 
-    def _take_over(self, flight: Flight) -> bool:
+    def _take_over(self, computation: Computation) -> bool:
         """Whether this thread is the first to see that nobody else does it."""
         with self._s.locked:
-            if flight.over or not flight.remote:
+            if computation.over or not computation.remote:
                 return False
-            flight.remote, flight.fence = False, 0
+            computation.remote, computation.fence = False, 0
             return True
 
-    def _arrives(self, flight: Flight, row: AnswerRow) -> bool:
+    def _arrives(self, computation: Computation, row: AnswerRow) -> bool:
         """Whether the process that computes it has ended, or goes on."""
-        if row.version > flight.known and serves(row.basis, flight.basis):
+        if row.version > computation.known and serves(row.basis, computation.basis):
             try:
-                answer = self._answer(flight.memo, row)
+                answer = self._answer(computation.memo, row)
             except (KeyError, ValueUnreadable):
                 return False
             with self._s.locked:
-                if not flight.over:
-                    self._f.land(flight, answer)
-            self._look_again(flight.memo, flight.key, row)
-        elif 0 < flight.fence <= row.failed:
-            self._fail(flight, row)
-        elif row.held and not row.mine and serves(row.wanted, flight.basis):
-            if row.fence != flight.fence:
-                flight.fence, flight.partials = row.fence, 0
-            if row.partials > flight.partials:
-                flight.partials = row.partials
-                self._show_partial(flight.memo, flight.key, row)
+                if not computation.over:
+                    self._f.land(computation, answer)
+            self._look_again(computation.memo, computation.key, row)
+        elif 0 < computation.fence <= row.failed:
+            self._fail(computation, row)
+        elif row.held and not row.mine and serves(row.wanted, computation.basis):
+            if row.fence != computation.fence:
+                computation.fence, computation.partials = row.fence, 0
+            if row.partials > computation.partials:
+                computation.partials = row.partials
+                self._show_partial(computation.memo, computation.key, row)
         else:
             return False
         return True
 
-    def _fail(self, flight: Flight, row: AnswerRow, ago: float = 0.0) -> None:
-        error, old = self._cache.failure(row), self._f.crew.last_resort(flight)
+    def _fail(self, computation: Computation, row: AnswerRow, ago: float = 0.0) -> None:
+        error, old = self._cache.failure(row), self._f.runner.last_resort(computation)
         with self._s.locked:
-            if not flight.over:
-                self._f.crash(flight, error, old, ago)
+            if not computation.over:
+                self._f.crash(computation, error, old, ago)
 
     def _show_partial(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
         if memo.recall.watched.get(key) is None or not row.partials:
@@ -445,6 +463,6 @@ class Follower:
             self._forgetting.release()
 
 
-def _is_own_doing(flight: Flight, row: AnswerRow) -> bool:
+def _is_own_doing(computation: Computation, row: AnswerRow) -> bool:
     """Whether a computation of this process has left the row so."""
-    return row.fence == flight.fence and (row.mine or row.version > flight.known or row.failed == row.fence)
+    return row.fence == computation.fence and (row.mine or row.version > computation.known or row.failed == row.fence)

@@ -26,8 +26,8 @@ from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
 from ..stores.cache import Basis, serves
 from .answers import Archive
-from .computation import Desk, Flight
-from .execution import Crew
+from .computation import Computation, Desk
+from .execution import Runner
 from .follower import Follower
 from .lru import Answer
 
@@ -36,7 +36,7 @@ log = logging.getLogger("panel_schedule")
 Memo = Memoized[Any, Any]
 
 
-class Flights:
+class SingleFlight:
     """
     All computations of memoized functions that are under way.
 
@@ -49,17 +49,17 @@ class Flights:
     def __init__(self, desk: Desk, loops: LoopExecutor):
         self._s = desk
         self._loops = loops
-        self._under_way: dict[tuple[Memo, Hashable], Flight] = {}
+        self._under_way: dict[tuple[Memo, Hashable], Computation] = {}
         # Those, too, whose answers are not kept, as they were invalidated.
-        self._all: dict[Flight, None] = {}
+        self._all: dict[Computation, None] = {}
         # Failures that are given again for a while: until when, on the monotonic clock.
         self._failed: defaultdict[Memo, dict[Hashable, tuple[float, BaseException]]] = defaultdict(dict)
         self._warned: set[str] = set()
-        self.crew = Crew(desk, self)
+        self.runner = Runner(desk, self)
         self.archive = Archive(desk, self._detach)
         # None where no other process can know of the answers of this one.
         self.follower = Follower(desk, self, desk.store.cache) if desk.store.cache is not None else None
-        self.crew.shared = self.archive.shared = self.follower
+        self.runner.shared = self.archive.shared = self.follower
 
     def add(self, memo: Memo) -> None:
         """Know a function by its name, for what other processes say of it."""
@@ -75,21 +75,21 @@ class Flights:
             value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
             return items[-1] if value is PUBLISHED else value
         on_loop, guest = on_a_loop(), self._guest(memo)
-        flight = self._ask(memo, key, args, kwargs, guest, held=on_loop, here=not on_loop and self.crew.can_help)
-        if flight is None:
+        computation = self._ask(memo, key, args, kwargs, guest, held=on_loop, here=not on_loop and self.runner.can_help)
+        if computation is None:
             return guest.result()
         try:
-            with self.crew.awaiting(flight):
+            with self.runner.awaiting(computation):
                 if on_loop:
                     self._warn_of_loop(memo)
                 else:
-                    self.crew.help(flight)
-                with nullcontext() if guest.state.final else self._loops.hold() if on_loop else self.crew.lend():
+                    self.runner.help(computation)
+                with nullcontext() if guest.state.final else self._loops.hold() if on_loop else self.runner.lend():
                     guest._completion().result()
                 return guest.outcome()
         except BaseException:
             guest.cancel()  # Ctrl-C, say: the others go on waiting
-            self.crew.leave(flight)
+            self.runner.leave(computation)
             raise
 
     async def awaited(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
@@ -171,7 +171,7 @@ class Flights:
         held: bool = False,
         here: bool = False,
         copied: bool = False,
-    ) -> Flight | None:
+    ) -> Computation | None:
         """
         Take part in a computation, or begin one; None when the answer is there, and the guest has it.
 
@@ -201,33 +201,33 @@ class Flights:
         with self._s.locked:
             if guest is not None and not refresh and self._serve(memo, key, args, kwargs, basis, guest):
                 return None
-            flight = self._under_way.get((memo, key))
-            if flight is not None and serves(flight.basis, basis):
-                flight.refresh |= refresh
-                flight.held |= held
-                self._welcome(flight, guest, heard)
-                return flight
-            flight = self._under_way[memo, key] = Flight(memo, key, args, kwargs, basis, self._guest(memo))
-            flight.refresh, flight.renews, flight.held = refresh, guest is None, held
-            self._all[flight] = None
-            self._welcome(flight, guest, heard)
+            computation = self._under_way.get((memo, key))
+            if computation is not None and serves(computation.basis, basis):
+                computation.refresh |= refresh
+                computation.held |= held
+                self._welcome(computation, guest, heard)
+                return computation
+            computation = self._under_way[memo, key] = Computation(memo, key, args, kwargs, basis, self._guest(memo))
+            computation.refresh, computation.renews, computation.held = refresh, guest is None, held
+            self._all[computation] = None
+            self._welcome(computation, guest, heard)
         if not copied:
             # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
-            flight.args, flight.kwargs = snapshot(args, kwargs)
-        depart = self.crew.board if self.follower is None else self.follower.depart
+            computation.args, computation.kwargs = snapshot(args, kwargs)
+        depart = self.runner.board if self.follower is None else self.follower.depart
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
         works = self.follower is not None or memo.executor == "process"
         try:
             if works and not held and (loop is not None or guest is None):
-                self._s.outbox.aside(partial(depart, flight))
+                self._s.outbox.aside(partial(depart, computation))
             else:
-                depart(flight, here)
+                depart(computation, here)
         except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
             with self._s.locked:
-                if not flight.over and not flight.begun:
-                    self.fail(flight, error)
+                if not computation.over and not computation.begun:
+                    self.fail(computation, error)
             raise
-        return flight
+        return computation
 
     def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, guest: Run) -> bool:
         """Give what is there, if it is good enough. Under the lock."""
@@ -256,46 +256,46 @@ class Flights:
         """The calls whose failure is given again for a while."""
         return list(self._failed[memo])
 
-    def renew(self, flight: Flight) -> None:
+    def renew(self, computation: Computation) -> None:
         """Compute it anew, in the background."""
-        if self._failure(flight.memo, flight.key) is None:
-            self._ask(flight.memo, flight.key, flight.args, flight.kwargs, None)
+        if self._failure(computation.memo, computation.key) is None:
+            self._ask(computation.memo, computation.key, computation.args, computation.kwargs, None)
 
     # ------------------------------------------------------------ waiting; under the lock
 
-    def _welcome(self, flight: Flight, guest: Run | None, heard: bool) -> None:
+    def _welcome(self, computation: Computation, guest: Run | None, heard: bool) -> None:
         if guest is None:
-            flight.wanted = True
+            computation.wanted = True
             return
-        flight.heard |= heard
-        guest._stop = partial(self._leave, flight)
-        guest._waiting = partial(self.crew.awaiting, flight)
-        guest.state, guest.started_at = flight.run.state, flight.run.started_at
-        flight.guests.append(guest)
+        computation.heard |= heard
+        guest._stop = partial(self._leave, computation)
+        guest._waiting = partial(self.runner.awaiting, computation)
+        guest.state, guest.started_at = computation.run.state, computation.run.started_at
+        computation.guests.append(guest)
 
-    def _leave(self, flight: Flight, guest: Run, reason: str) -> None:
+    def _leave(self, computation: Computation, guest: Run, reason: str) -> None:
         """Who gives up ends nothing for the others; what nobody waits for and has not begun never begins."""
         with self._s.locked:
-            if guest.state.final or guest not in flight.guests:
+            if guest.state.final or guest not in computation.guests:
                 return
-            flight.guests.remove(guest)
+            computation.guests.remove(guest)
             guest.reason = reason
-            self._end(guest, RunState.CANCELLED, RunCancelled(f"{flight.name}: the run was {reason}."))
-            if flight.guests or flight.wanted:
+            self._end(guest, RunState.CANCELLED, RunCancelled(f"{computation.name}: the run was {reason}."))
+            if computation.guests or computation.wanted:
                 return
-            if not flight.begun:
-                self._drop(flight, reason)
-            elif isinstance(flight.future, PlacedFuture):
-                flight.future.leave()  # its answer is kept, if one comes
+            if not computation.begun:
+                self._drop(computation, reason)
+            elif isinstance(computation.future, PlacedFuture):
+                computation.future.leave()  # its answer is kept, if one comes
 
-    def _drop(self, flight: Flight, reason: str) -> None:
+    def _drop(self, computation: Computation, reason: str) -> None:
         """Never begin it."""
-        future, fence = flight.future, 0 if flight.remote else flight.fence
-        self._finish(flight, RunState.CANCELLED, RunCancelled(f"{flight.name}: the run was {reason}."))
+        future, fence = computation.future, 0 if computation.remote else computation.fence
+        self._finish(computation, RunState.CANCELLED, RunCancelled(f"{computation.name}: the run was {reason}."))
         if future is not None:
             future.cancel()
         if fence and self.follower is not None:
-            self.follower.give_up(flight, fence)
+            self.follower.give_up(computation, fence)
 
     def _detach(self, memo: Memo, key: Hashable | None) -> list[Hashable]:
         """What is computed right now is for those who wait for it, and not kept."""
@@ -304,52 +304,54 @@ class Flights:
             keys = [*(known for owner, known in self._under_way if owner is memo), *self._failed[memo]]
         for each in keys:
             self._failed[memo].pop(each, None)
-            flight = self._under_way.get((memo, each))
-            if flight is not None and not flight.remote:  # that one looks at the store itself
+            computation = self._under_way.get((memo, each))
+            if computation is not None and not computation.remote:  # that one looks at the store itself
                 del self._under_way[memo, each]
-                flight.kept = False
+                computation.kept = False
         return keys
 
     # ------------------------------------------------------------ ending; under the lock
 
-    def published(self, flight: Flight, item: Any) -> None:
+    def published(self, computation: Computation, item: Any) -> None:
         """It has given a partial answer."""
-        self.archive.tell_partial(flight.memo, flight.key, item)
+        self.archive.tell_partial(computation.memo, computation.key, item)
 
-    def land(self, flight: Flight, answer: Answer | None, value: Any = None) -> None:
+    def land(self, computation: Computation, answer: Answer | None, value: Any = None) -> None:
         """There is an answer; None of one that is not kept, with its value."""
-        memo, key = flight.memo, flight.key
-        self._finish(flight, RunState.SUCCEEDED, value=value if answer is None else answer.value)
-        if answer is not None and flight.kept:
+        memo, key = computation.memo, computation.key
+        self._finish(computation, RunState.SUCCEEDED, value=value if answer is None else answer.value)
+        if answer is not None and computation.kept:
             self._failed[memo].pop(key, None)
             self.archive.keep(memo, key, answer)
 
-    def crash(self, flight: Flight, error: BaseException, old: Answer | None = None, ago: float = 0.0) -> None:
+    def crash(
+        self, computation: Computation, error: BaseException, old: Answer | None = None, ago: float = 0.0
+    ) -> None:
         """There is none, since some seconds `ago`; who waits gets the `old` one, if there is one."""
-        memo, key = flight.memo, flight.key
+        memo, key = computation.memo, computation.key
         if isinstance(error, RunCancelled) and self._s.stopping:
-            self._drop(flight, STOPS)
+            self._drop(computation, STOPS)
             return
-        if (ttl := memo.policy.error_ttl.total_seconds() - ago) > 0 and flight.kept:
+        if (ttl := memo.policy.error_ttl.total_seconds() - ago) > 0 and computation.kept:
             self._keep_failure(memo, key, self._s.clock.monotonic() + ttl, shortened(error))
             self._s.timers.after(ttl, partial(self._forget_failure, memo), key)
-        if not flight.kept:  # it was invalidated meanwhile
+        if not computation.kept:  # it was invalidated meanwhile
             old = None
         if old is None:
-            self._finish(flight, RunState.FAILED, error)
+            self._finish(computation, RunState.FAILED, error)
         else:
-            self._finish(flight, RunState.SUCCEEDED, value=old.value)
+            self._finish(computation, RunState.SUCCEEDED, value=old.value)
             self.archive.keep(memo, key, old)
-        if (old is not None or not flight.heard) and not flight.remote:
-            self._s.defer(partial(self._complain, flight, error, old))
-        if flight.kept:
+        if (old is not None or not computation.heard) and not computation.remote:
+            self._s.defer(partial(self._complain, computation, error, old))
+        if computation.kept:
             self.archive.tell_failure(memo, key, another(error))
 
-    def fail(self, flight: Flight, error: BaseException) -> None:
+    def fail(self, computation: Computation, error: BaseException) -> None:
         """It cannot even be concluded: nobody is to wait for it for ever, here or in another process."""
-        if flight.fence and not flight.remote and self.follower is not None:
-            self.follower.give_up(flight, flight.fence)
-        self._finish(flight, RunState.FAILED, error)
+        if computation.fence and not computation.remote and self.follower is not None:
+            self.follower.give_up(computation, computation.fence)
+        self._finish(computation, RunState.FAILED, error)
 
     def _keep_failure(self, memo: Memo, key: Hashable, until: float, error: BaseException) -> None:
         """As many as answers, and at most so many as have room: visitors can make many of them."""
@@ -364,20 +366,22 @@ class Flights:
         if key in self._failed[memo] and self._failure(memo, key) is None:
             del self._failed[memo][key]
 
-    def _complain(self, flight: Flight, error: BaseException, old: Answer | None) -> None:
+    def _complain(self, computation: Computation, error: BaseException, old: Answer | None) -> None:
         """Log a failure that nobody hears of otherwise."""
         stays = "the last good answer is served" if old is not None else "there is no answer"
-        what = f"{flight.call} failed (run {flight.run.id}), {stays}"
-        self._s.hooks.failures.failed(("memo", flight.memo.name), what, error, FORGET)
+        what = f"{computation.call} failed (run {computation.run.id}), {stays}"
+        self._s.hooks.failures.failed(("memo", computation.memo.name), what, error, FORGET)
 
-    def _finish(self, flight: Flight, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
-        if self._under_way.get((flight.memo, flight.key)) is flight:
-            del self._under_way[flight.memo, flight.key]
-        self._all.pop(flight, None)
+    def _finish(
+        self, computation: Computation, state: RunState, error: BaseException | None = None, value: Any = None
+    ) -> None:
+        if self._under_way.get((computation.memo, computation.key)) is computation:
+            del self._under_way[computation.memo, computation.key]
+        self._all.pop(computation, None)
         if self.follower is not None:
-            self.follower.over(flight)
-        guests, flight.guests = flight.guests, []
-        for run in (flight.run, *guests):
+            self.follower.over(computation)
+        guests, computation.guests = computation.guests, []
+        for run in (computation.run, *guests):
             self._end(run, state, error, value)
 
     def _end(self, run: Run, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
@@ -391,15 +395,15 @@ class Flights:
     def stop(self) -> None:
         """What has not begun never does; another process may compute it."""
         with self._s.locked:
-            for flight in list(self._all):
-                if not flight.begun:
-                    self._drop(flight, STOPS)
+            for computation in list(self._all):
+                if not computation.begun:
+                    self._drop(computation, STOPS)
 
     def release(self) -> None:
         """Nothing runs here any more: nobody waits for what has not ended."""
         with self._s.locked:
-            for flight in list(self._all):
-                self._drop(flight, STOPS)
+            for computation in list(self._all):
+                self._drop(computation, STOPS)
 
     def _warn_of_loop(self, memo: Memo) -> None:
         if memo.name not in self._warned:

@@ -101,7 +101,7 @@ class Archive(Protocol):
     def entry(self, memo: Memoized[Any, Any], key: Hashable) -> Entry | None: ...
 
 
-class Flights(Protocol):
+class SingleFlight(Protocol):
     """What a memoized function asks of the layers above."""
 
     @property
@@ -117,7 +117,7 @@ class Host(Protocol):
     @property
     def clock(self) -> Clock: ...
     @property
-    def flights(self) -> Flights: ...
+    def single_flight(self) -> SingleFlight: ...
 
     def memo_view(self, memo: Memoized[Any, Any], args: Any, kwargs: Any) -> Any: ...
 
@@ -223,14 +223,14 @@ class Memoized(Generic[P, T]):
         if answer is None or answer.fresh_until <= self._now() or (self._after and not self.is_current(answer)):
             if remote.asker is not None:  # of a module that a worker process has imported
                 return remote.ask("memo", self.name, (args, kwargs))  # type: ignore[no-any-return]
-            return self._host.flights.call(self, key, args, kwargs)  # type: ignore[no-any-return]
+            return self._host.single_flight.call(self, key, args, kwargs)  # type: ignore[no-any-return]
         return self._take(key, answer)  # type: ignore[no-any-return]
 
     def _take(self, key: Hashable, answer: Answer) -> Any:
         if answer.told:
             self.recall.used(key)
         else:
-            self._host.flights.archive.use(self, key, answer)
+            self._host.single_flight.archive.use(self, key, answer)
         return own_copy(answer.value) if answer.is_frame else answer.value
 
     async def _awaited(self, args: Any, kwargs: Any) -> Any:
@@ -239,7 +239,7 @@ class Memoized(Generic[P, T]):
         key = self._key(args, kwargs)
         answer = self._answers.get(key)
         if answer is None or answer.fresh_until <= self._now() or (self._after and not self.is_current(answer)):
-            return await self._host.flights.awaited(self, key, args, kwargs)
+            return await self._host.single_flight.awaited(self, key, args, kwargs)
         return self._take(key, answer)
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
@@ -257,7 +257,7 @@ class Memoized(Generic[P, T]):
         TypeError, ArgumentUnkeyable
             As a call does; of large arguments on an event loop it is the run that fails so.
         """
-        return self._host.flights.submit(self, args, kwargs)
+        return self._host.single_flight.submit(self, args, kwargs)
 
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
         """
@@ -267,7 +267,7 @@ class Memoized(Generic[P, T]):
         -------
         Run
         """
-        return self._host.flights.submit(self, args, kwargs, refresh=True)
+        return self._host.single_flight.submit(self, args, kwargs, refresh=True)
 
     def view(self, /, *args: Any, **kwargs: Any) -> Any:
         """
@@ -303,7 +303,7 @@ class Memoized(Generic[P, T]):
         StoreError
             When a shared store cannot be read now.
         """
-        return self._host.flights.archive.entry(self, self._key(args, kwargs))
+        return self._host.single_flight.archive.entry(self, self._key(args, kwargs))
 
     def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """
@@ -319,11 +319,11 @@ class Memoized(Generic[P, T]):
         StoreError
             When a shared store cannot forget it now, as it does as soon as it can; not on an event loop.
         """
-        self._host.flights.archive.invalidate(self, self._key(args, kwargs))
+        self._host.single_flight.archive.invalidate(self, self._key(args, kwargs))
 
     def clear(self) -> None:
         """Forget all answers, in all processes, as `invalidate` does each of them."""
-        self._host.flights.archive.invalidate(self)
+        self._host.single_flight.archive.invalidate(self)
 
     # ------------------------------------------------------------ for the layers above
 

@@ -27,16 +27,31 @@ MOST_BYTES = 256 * 1024**2
 KEPT = 50
 
 
-class Work:
+class Execution:
     """
     One execution of a background function.
 
-    With ``ttl=`` several who ask for the same share it: each has a run of their own, a guest.
+    With ``ttl=`` several who ask for the same share it: each has a run of their own, a waiter.
     """
 
     __slots__ = (
-        "args", "body", "dropped", "fence", "function", "future", "guests", "key", "kwargs", "remote", "run", "size",
-        "stored", "telling", "timer", "told", "unwatch",
+        "args",
+        "body",
+        "dropped",
+        "fence",
+        "function",
+        "future",
+        "key",
+        "kwargs",
+        "remote",
+        "run",
+        "size",
+        "stored",
+        "telling",
+        "timer",
+        "told",
+        "unwatch",
+        "waiters",
     )  # fmt: skip
 
     def __init__(self, function: Background[Any, Any], run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -45,14 +60,14 @@ class Work:
         self.args = args
         self.kwargs = kwargs
         self.key = ""
-        self.guests: list[Run] = []
+        self.waiters: list[Run] = []
         self.body: Callable[[], Any] | None = None
         self.future: Future[Any] | None = None
         self.timer: Timer | None = None
         # Whether its progress was told a moment ago, and what that was.
         self.telling = False
         self.told: tuple[Any, ...] = ()
-        # Ends the watching that says that it has guests.
+        # Ends the watching that says that it has waiters.
         self.unwatch: Callable[[], object] | None = None
         # Its right to change the row in a shared store; 0 where it has none.
         self.fence = 0
@@ -80,16 +95,16 @@ class Work:
 
     @property
     def runs(self) -> list[Run]:
-        """Its run, and those of its guests."""
-        return [self.run, *self.guests]
+        """Its run, and those of its waiters."""
+        return [self.run, *self.waiters]
 
-    def inform(self, guest: Run) -> None:
-        """Bring a guest up to date."""
+    def inform(self, waiter: Run) -> None:
+        """Bring a waiter up to date."""
         run = self.run
-        guest.percent, guest.message = run.percent, run.message
-        guest.attempt, guest.partials, guest.started_at = run.attempt, run.partials, run.started_at
+        waiter.percent, waiter.message = run.percent, run.message
+        waiter.attempt, waiter.partials, waiter.started_at = run.attempt, run.partials, run.started_at
         if not run.state.final:
-            guest.state = run.state
+            waiter.state = run.state
 
 
 class Recent:
@@ -106,7 +121,7 @@ class Recent:
 
 
 class Desk(Protocol):
-    """What the works find at the scheduler's."""
+    """What the executions find at the scheduler's."""
 
     clock: Clock
     timers: Timers
@@ -114,7 +129,7 @@ class Desk(Protocol):
     def defer(self, call: Callable[[], object]) -> None: ...
 
 
-class Works:
+class Executions:
     """
     Those under way by the id of their runs, in the order in which they came, and the runs of late.
 
@@ -136,18 +151,18 @@ class Works:
         # What is kept of those that have ended, in the order of that.
         self._sizes: dict[Run, tuple[Background[Any, Any], int]] = {}
         self._size = 0
-        self._under_way: dict[str, Work] = {}
+        self._under_way: dict[str, Execution] = {}
         self._recent: defaultdict[Background[Any, Any], Recent] = defaultdict(Recent)
         # Counts what changes the ranks; and the ranks as they were after so many changes.
         self._changes = 0
-        self._ranked: tuple[int, dict[Work, int]] = (0, {})
+        self._ranked: tuple[int, dict[Execution, int]] = (0, {})
         # Whether who waits is about to be told that it moves up.
         self._moving = False
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def __iter__(self) -> Iterator[Work]:
+    def __iter__(self) -> Iterator[Execution]:
         return iter(list(self._under_way.values()))
 
     def new(self, name: str) -> Run:
@@ -156,46 +171,46 @@ class Works:
         run.key, run.partials = f"request {run.id}", Partials()
         return run
 
-    def add(self, work: Work) -> None:
+    def add(self, execution: Execution) -> None:
         """It is under way."""
-        self._under_way[work.run.id] = work
+        self._under_way[execution.run.id] = execution
         self._changes += 1
-        if not work.remote:
-            self._counts[work.function] += 1
-            self._recent[work.function].runs[work.run] = None
-            work.run._rank = partial(self.rank, work)
+        if not execution.remote:
+            self._counts[execution.function] += 1
+            self._recent[execution.function].runs[execution.run] = None
+            execution.run._rank = partial(self.rank, execution)
 
-    def drop(self, work: Work) -> None:
+    def drop(self, execution: Execution) -> None:
         """Know nothing of it, as if it had never come."""
-        self._leave(work)
-        self._recent[work.function].runs.pop(work.run, None)
+        self._leave(execution)
+        self._recent[execution.function].runs.pop(execution.run, None)
 
-    def _leave(self, work: Work) -> None:
+    def _leave(self, execution: Execution) -> None:
         self._changes += 1
-        if self._under_way.pop(work.run.id, None) is work and not work.remote:
-            self._counts[work.function] -= 1
+        if self._under_way.pop(execution.run.id, None) is execution and not execution.remote:
+            self._counts[execution.function] -= 1
 
     def count(self, function: Background[Any, Any]) -> int:
         """How many of a function are under way in this process, or wait."""
         return self._counts[function]
 
-    def get(self, id: str) -> Work | None:
+    def get(self, id: str) -> Execution | None:
         """The one under way whose run has this id."""
         return self._under_way.get(id)
 
     # ------------------------------------------------------------ looking back
 
-    def over(self, work: Work) -> None:
+    def over(self, execution: Execution) -> None:
         """It has ended."""
-        self._leave(work)
-        recent = self._recent[work.function]
-        if work.run in recent.runs:
-            recent.over.append(work.run)
-            error = work.run.error
-            size = work.size + size_of(work.run._value if error is None else (error.args, vars(error)))
-            self._sizes[work.run] = work.function, size
+        self._leave(execution)
+        recent = self._recent[execution.function]
+        if execution.run in recent.runs:
+            recent.over.append(execution.run)
+            error = execution.run.error
+            size = execution.size + size_of(execution.run._value if error is None else (error.args, vars(error)))
+            self._sizes[execution.run] = execution.function, size
             self._size += size
-            self._forget(work.function)
+            self._forget(execution.function)
             while self._size > self.most_bytes and len(self._sizes) > 1:
                 oldest, (function, _) = next(iter(self._sizes.items()))
                 with suppress(ValueError):
@@ -234,28 +249,28 @@ class Works:
 
     # ------------------------------------------------------------ those who follow them
 
-    def touch(self, work: Work) -> None:
+    def touch(self, execution: Execution) -> None:
         """Something about it is new: tell those who follow its runs."""
         self._changes += 1
-        for guest in work.guests:
-            work.inform(guest)
-        for run in work.runs:
+        for waiter in execution.waiters:
+            execution.inform(waiter)
+        for run in execution.runs:
             if run.watched:
                 self._s.defer(run.touch)
 
-    def rank(self, work: Work) -> int:
+    def rank(self, execution: Execution) -> int:
         """How many queued runs have to begin until it does, itself included; 0 when it has begun."""
-        if not work.queued:
+        if not execution.queued:
             return 0
         if self._ranked[0] != self._changes:
-            changes, ranks, last = self._changes, dict[Work, int](), Counter[str]()
+            changes, ranks, last = self._changes, dict[Execution, int](), Counter[str]()
             for other in self:
                 if other.queued:
                     kind = other.function.policy.executor
                     last[kind] += 1
                     ranks[other] = last[kind]
             self._ranked = changes, ranks
-        return self._ranked[1].get(work, 0)
+        return self._ranked[1].get(execution, 0)
 
     def moved(self) -> None:
         """A queued one has begun or gone: the others move up."""
@@ -266,6 +281,6 @@ class Works:
 
     def _move(self, _: None) -> None:
         self._moving = False
-        for work in self:
-            if work.queued:
-                self.touch(work)
+        for execution in self:
+            if execution.queued:
+                self.touch(execution)

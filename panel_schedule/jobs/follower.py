@@ -16,9 +16,9 @@ from ..serialize.codec import Encoded
 from ..stores.base import TAKEOVERS
 from ..stores.queue import JobRow, Queue
 from .execution import Desk as Workplace
-from .execution import Workshop
-from .executions import Work, Works
-from .single_flight import Guests
+from .execution import Runner
+from .executions import Execution, Executions
+from .single_flight import Waiters
 
 log = logging.getLogger("panel_schedule")
 
@@ -35,11 +35,11 @@ class Desk(Workplace, Protocol):
 class Dispatcher(Protocol):
     """Who takes background runs in."""
 
-    works: Works
-    guests: Guests
-    workshop: Workshop
+    executions: Executions
+    waiters: Waiters
+    runner: Runner
 
-    def enter(self, work: Work) -> None: ...
+    def enter(self, execution: Execution) -> None: ...
 
 
 class Follower:
@@ -74,36 +74,36 @@ class Follower:
 
     # ------------------------------------------------------------ telling them
 
-    def announce(self, work: Work, payload: Encoded | None) -> None:
+    def announce(self, execution: Execution, payload: Encoded | None) -> None:
         """Start it unless another process does the same. What is durable and cannot be stored fails."""
-        run, durable = work.run, work.function.policy.durable
+        run, durable = execution.run, execution.function.policy.durable
         enqueue = partial(
             self._queue.enqueue, run.id, run.task,
-            now=run.queued_at, payload=payload, key=work.key, durable=durable, synced=durable, user=run.user,
+            now=run.queued_at, payload=payload, key=execution.key, durable=durable, synced=durable, user=run.user,
         )  # fmt: skip
         if durable and on_a_loop():
             # The loop has pages to serve, and a disk takes its time.
-            self._s.outbox.aside(partial(self._accept, work, enqueue))
+            self._s.outbox.aside(partial(self._accept, execution, enqueue))
         elif durable:
             # On the disk before anybody is told that it was accepted.
-            self._accept(work, enqueue)
-        elif not work.key:
+            self._accept(execution, enqueue)
+        elif not execution.key:
             # First this: at its end it waits for it, in a thread of the same few.
-            self._s.outbox.aside(partial(self._enqueue, work, enqueue))
-            self._d.workshop.start(work)
+            self._s.outbox.aside(partial(self._enqueue, execution, enqueue))
+            self._d.runner.start(execution)
         elif on_a_loop():
-            self._s.outbox.aside(partial(self._enqueue, work, enqueue, self._d.workshop.start))
+            self._s.outbox.aside(partial(self._enqueue, execution, enqueue, self._d.runner.start))
         else:
             # Whether another process does the same must be known before it starts.
-            self._enqueue(work, enqueue, self._d.workshop.start)
+            self._enqueue(execution, enqueue, self._d.runner.start)
 
-    def _accept(self, work: Work, enqueue: Callable[[], JobRow | None]) -> None:
+    def _accept(self, execution: Execution, enqueue: Callable[[], JobRow | None]) -> None:
         try:
-            self._entered(work, enqueue())
+            self._entered(execution, enqueue())
         except Exception as error:
-            self._d.workshop.refuse(work, error)
+            self._d.runner.refuse(execution, error)
             raise
-        self._d.workshop.start(work)
+        self._d.runner.start(execution)
 
     def follow(self, id: str, more: int) -> None:
         """So many more sessions of this process follow a run, or fewer."""
@@ -130,44 +130,56 @@ class Follower:
             run.cancel(reason)
 
     def _enqueue(
-        self, work: Work, enqueue: Callable[[], JobRow | None], then: Callable[[Work], object] = lambda work: None
+        self,
+        execution: Execution,
+        enqueue: Callable[[], JobRow | None],
+        then: Callable[[Execution], object] = lambda execution: None,
     ) -> None:
         try:
-            self._entered(work, enqueue())
+            self._entered(execution, enqueue())
         except BaseException as error:
             if is_interrupt(error):
                 raise
-            log.error("%s: other processes do not hear of it, as it could not be stored. %s", work.name, error)
-            work.stored.set()
-        then(work)
+            log.error("%s: other processes do not hear of it, as it could not be stored. %s", execution.name, error)
+            execution.stored.set()
+        then(execution)
 
-    def _entered(self, work: Work, row: JobRow | None) -> None:
+    def _entered(self, execution: Execution, row: JobRow | None) -> None:
         with self._s.locked:
             if row is None:
-                work.fence = 1
-                self._d.workshop.tell_all(work)
-            elif not work.run.state.final:  # else nobody wants it any more
-                self._leave_it_to_another(work, row)
-        work.stored.set()
+                execution.fence = 1
+                self._d.runner.tell_all(execution)
+            elif not execution.run.state.final:  # else nobody wants it any more
+                self._leave_it_to_another(execution, row)
+        execution.stored.set()
         if row is not None:
             self._noticed(row.id)
 
-    def _leave_it_to_another(self, work: Work, row: JobRow) -> None:
+    def _leave_it_to_another(self, execution: Execution, row: JobRow) -> None:
         """Another process does the same, or has done it: follow that."""
-        self._d.works.drop(work)
-        known = self._d.works.get(row.id)
+        self._d.executions.drop(execution)
+        known = self._d.executions.get(row.id)
         if known is not None:  # as somebody here does already
-            known.key, known.args, known.kwargs, known.body = work.key, work.args, work.kwargs, work.body
-            guests, work.guests = work.guests, []
-            for guest in guests:
-                self._d.guests.welcome(known, guest)
+            known.key, known.args, known.kwargs, known.body = (
+                execution.key,
+                execution.args,
+                execution.kwargs,
+                execution.body,
+            )
+            waiters, execution.waiters = execution.waiters, []
+            for waiter in waiters:
+                self._d.waiters.welcome(known, waiter)
         else:
-            known = work
-            for run in work.runs:
+            known = execution
+            for run in execution.runs:
                 run.id = row.id
-            work.remote, work.run.user, work.run._stop = True, row.user, partial(self._cancel_there, row.id)
-            self._d.works.add(work)
-        self._d.guests.shared[work.run.task, work.key] = known
+            execution.remote, execution.run.user, execution.run._stop = (
+                True,
+                row.user,
+                partial(self._cancel_there, row.id),
+            )
+            self._d.executions.add(execution)
+        self._d.waiters.shared[execution.run.task, execution.key] = known
 
     def release(self) -> None:
         """Leave to them what has not ended."""
@@ -198,19 +210,19 @@ class Follower:
     def _run(self, row: JobRow) -> Run:
         """The run of a row: this process's own, or one that follows it."""
         with self._s.locked:
-            known = self._d.works.get(row.id)
+            known = self._d.executions.get(row.id)
             run = known.run if known is not None else self._elsewhere.get(row.id)
             if run is not None:
                 return run
-            run = self._elsewhere[row.id] = self._d.works.new(row.function)
+            run = self._elsewhere[row.id] = self._d.executions.new(row.function)
             run.id, run.key, run.queued_at = row.id, f"request {row.id}", row.queued_at or run.queued_at
             run.user, run._stop = row.user, partial(self._cancel_there, row.id)
             function = self._functions.get(row.function)
             if not row.state.final and function is not None:
-                work = Work(function, run, (), {})
-                work.remote, work.key = True, row.key
-                work.stored.set()
-                self._d.works.add(work)
+                execution = Execution(function, run, (), {})
+                execution.remote, execution.key = True, row.key
+                execution.stored.set()
+                self._d.executions.add(execution)
         self._sync(run, row)
         return run
 
@@ -221,37 +233,39 @@ class Follower:
 
     def _noticed(self, id: str) -> None:
         """Another process may have changed the row of a run; on any thread but the loop."""
-        row, work = self._queue.job(id), self._d.works.get(id)
+        row, execution = self._queue.job(id), self._d.executions.get(id)
         if row is None:
-            if work is not None and work.remote:
-                self._lost(work)
+            if execution is not None and execution.remote:
+                self._lost(execution)
         elif row.orphan:
             self._take(row)
-        elif work is not None and work.remote:
-            self._sync(work.run, row, work)
-        elif work is not None and row.cancelled:
-            work.run.cancel()
-        elif work is not None and work.fence and not row.mine and not row.state.final:
-            self._d.workshop.lose(work)
+        elif execution is not None and execution.remote:
+            self._sync(execution.run, row, execution)
+        elif execution is not None and row.cancelled:
+            execution.run.cancel()
+        elif execution is not None and execution.fence and not row.mine and not row.state.final:
+            self._d.runner.lose(execution)
 
-    def _lost(self, work: Work) -> None:
+    def _lost(self, execution: Execution) -> None:
         """It ended, and has expired before this process looked."""
-        if self._is_wanted(work):
-            self._do_it_here(work)
+        if self._is_wanted(execution):
+            self._do_it_here(execution)
             return
         with self._s.locked:
-            error = RunCrashed(f"{work.name}: the run has ended in another process, and what came of it has expired.")
-            self._d.workshop.end(work, RunState.CRASHED, error, told=True)
+            error = RunCrashed(
+                f"{execution.name}: the run has ended in another process, and what came of it has expired."
+            )
+            self._d.runner.end(execution, RunState.CRASHED, error, told=True)
 
-    def _sync(self, run: Run, row: JobRow, work: Work | None = None) -> None:
+    def _sync(self, run: Run, row: JobRow, execution: Execution | None = None) -> None:
         """Bring a run in line with what the store says of it."""
         queue = self._queue
-        if row.state is RunState.CANCELLED and work is not None and self._is_wanted(work):
-            self._do_it_here(work)
+        if row.state is RunState.CANCELLED and execution is not None and self._is_wanted(execution):
+            self._do_it_here(execution)
             return
         partials: Sequence[Any] = run.partials
         if (row.attempt, row.partials) != (run.attempt, len(partials)):
-            if row.state.final and work is None:
+            if row.state.final and execution is None:
                 partials = _Stored(row.partials, partial(queue.partials, row.id))
             else:
                 known = [] if row.attempt != run.attempt or row.partials < len(partials) else list(partials)
@@ -262,15 +276,15 @@ class Follower:
         value: Any = None
         error: BaseException | None = None
         state = row.state
-        if state is RunState.SUCCEEDED and work is not None:
+        if state is RunState.SUCCEEDED and execution is not None:
             try:
                 value = queue.value(row.id)
             except KeyError:
-                self._lost(work)
+                self._lost(execution)
                 return
             except ValueUnreadable as lost:
-                if self._is_wanted(work):
-                    self._do_it_here(work)
+                if self._is_wanted(execution):
+                    self._do_it_here(execution)
                     return
                 state, error = RunState.FAILED, lost
         elif row.state.final and row.state is not RunState.SUCCEEDED:
@@ -282,30 +296,32 @@ class Follower:
             run.reason, run.started_at = row.reason, row.started_at
             if not row.state.final:
                 run.state = row.state
-                if work is not None:
-                    self._d.works.touch(work)
-            elif work is not None:
-                self._d.workshop.end(work, state, error, value, told=True, at=row.finished_at)
+                if execution is not None:
+                    self._d.executions.touch(execution)
+            elif execution is not None:
+                self._d.runner.end(execution, state, error, value, told=True, at=row.finished_at)
             else:
                 run.end(row.state, row.finished_at or self._s.clock.now(), error)
                 run._load = partial(queue.value, row.id) if error is None else None
                 run.resolve()
 
-    def _is_wanted(self, work: Work) -> bool:
+    def _is_wanted(self, execution: Execution) -> bool:
         """Whether somebody here waits for what another process does."""
-        return bool(work.guests) and work.body is not None and not self._s.stopping
+        return bool(execution.waiters) and execution.body is not None and not self._s.stopping
 
-    def _do_it_here(self, work: Work) -> None:
+    def _do_it_here(self, execution: Execution) -> None:
         """The other process was told to stop, or what it left has expired: they who wait for it here still want it."""
         with self._s.locked:
-            self._d.works.drop(work)
-            self._d.guests.expire(work)
-            own = [Work(work.function, guest, work.args, work.kwargs) for guest in work.guests]
-            work.guests = []
+            self._d.executions.drop(execution)
+            self._d.waiters.expire(execution)
+            own = [
+                Execution(execution.function, waiter, execution.args, execution.kwargs) for waiter in execution.waiters
+            ]
+            execution.waiters = []
             for each in own:
                 run = each.run
-                run.id, run.state = self._d.works.new(run.task).id, RunState.QUEUED
-                run._stop = partial(self._d.workshop.cancel, each)
+                run.id, run.state = self._d.executions.new(run.task).id, RunState.QUEUED
+                run._stop = partial(self._d.runner.cancel, each)
         for each in own:
             self._d.enter(each)
 
@@ -342,43 +358,49 @@ class Follower:
             self._try_later(error)
 
     def _take_over(self, row: JobRow) -> None:
-        function, work = self._functions.get(row.function), self._d.works.get(row.id)
+        function, execution = self._functions.get(row.function), self._d.executions.get(row.id)
         # In a script only for somebody who waits for it: the others are for those with a server.
-        if function is None or self._s.stopping or not (self._s.begun or work is not None):
+        if function is None or self._s.stopping or not (self._s.begun or execution is not None):
             return
         taken = self._queue.take(row.id, self._s.clock.now())
         if taken is None:
             return
         row, (args, kwargs) = taken
-        workshop = self._d.workshop
+        runner = self._d.runner
         with self._s.locked:
-            if work is None:
-                work = Work(function, self._d.works.new(row.function), args, kwargs)
-                work.run.id, work.run.queued_at = row.id, row.queued_at or work.run.queued_at
-                work.run.user = row.user
-            run, work.key = work.run, row.key
-            run.attempt, work.fence, work.remote, work.args, work.kwargs = row.attempt, row.fence, False, args, kwargs
-            work.stored.set()
+            if execution is None:
+                execution = Execution(function, self._d.executions.new(row.function), args, kwargs)
+                execution.run.id, execution.run.queued_at = row.id, row.queued_at or execution.run.queued_at
+                execution.run.user = row.user
+            run, execution.key = execution.run, row.key
+            run.attempt, execution.fence, execution.remote, execution.args, execution.kwargs = (
+                row.attempt,
+                row.fence,
+                False,
+                args,
+                kwargs,
+            )
+            execution.stored.set()
             run.state, run.partials, run.started_at = RunState.QUEUED, Partials(), None
-            workshop.admit(work)
-            if work.key:
-                self._d.guests.shared.setdefault((run.task, work.key), work)
+            runner.admit(execution)
+            if execution.key:
+                self._d.waiters.shared.setdefault((run.task, execution.key), execution)
             if run.attempt > max(function.policy.retry.max_attempts, 1 + TAKEOVERS):
                 error = RunCrashed(
-                    f"{work.name}: the process that ran it died, as did those before. It is not tried again; look "
+                    f"{execution.name}: the process that ran it died, as did those before. It is not tried again; look "
                     "for what kills them, and submit it again."
                 )
-                workshop.end(work, RunState.CRASHED, error)
+                runner.end(execution, RunState.CRASHED, error)
                 return
         log.log(
             logging.WARNING if row.attempt > 1 else logging.INFO,
-            "%s: the process that had run %s is gone; attempt %d runs here.", work.name, row.id, row.attempt,
+            "%s: the process that had run %s is gone; attempt %d runs here.", execution.name, row.id, row.attempt,
         )  # fmt: skip
         try:
-            workshop.prepare(work)
+            runner.prepare(execution)
         except BaseException as error:  # of a thread of ours
-            workshop.refuse(work, error)
-        workshop.start(work)
+            runner.refuse(execution, error)
+        runner.start(execution)
 
 
 class _Stored(Sequence[Any]):

@@ -15,11 +15,11 @@ from ..scheduling.execution import STOPS
 from ..serialize.checks import is_light
 from ..serialize.codec import encode
 from ..serialize.copies import snapshot
-from .execution import Workshop
-from .executions import MOST_BYTES, Work, Works
+from .execution import Runner
+from .executions import MOST_BYTES, Execution, Executions
 from .follower import Desk as Workplace
 from .follower import Follower
-from .single_flight import Guests
+from .single_flight import Waiters
 
 log = logging.getLogger("panel_schedule")
 
@@ -46,9 +46,9 @@ class Dispatcher:
     def __init__(self, desk: Desk, most_bytes: int = MOST_BYTES, most_queued: int = sys.maxsize):
         self._s = desk
         self._most_queued = most_queued
-        self.works = Works(desk, most_bytes)
-        self.guests = Guests(desk, self.works)
-        self.workshop = Workshop(desk, self.works, self.guests.over)
+        self.executions = Executions(desk, most_bytes)
+        self.waiters = Waiters(desk, self.executions)
+        self.runner = Runner(desk, self.executions, self.waiters.over)
         queue = desk.store.queue
         # None where no other process can know of the runs of this one.
         self.follower = Follower(desk, self, queue) if queue is not None else None
@@ -71,55 +71,55 @@ class Dispatcher:
         """Start a run, or join one that does the same."""
         self._s.start()
         args, kwargs = snapshot(args, kwargs)
-        work = Work(function, self.works.new(function.name), args, kwargs)
-        run = work.run
-        run.user, run._stop = user, partial(self.workshop.cancel, work)
+        execution = Execution(function, self.executions.new(function.name), args, kwargs)
+        run = execution.run
+        run.user, run._stop = user, partial(self.runner.cancel, execution)
         if self._s.stopping:
             with self._s.locked:
                 run.reason = STOPS
-                self.workshop.end(work, RunState.CANCELLED, RunCancelled(f"{work.name}: the server stops."))
+                self.runner.end(execution, RunState.CANCELLED, RunCancelled(f"{execution.name}: the server stops."))
         elif on_a_loop() and not is_light((args, kwargs)):
             # To pickle it would take long, and the loop has pages to serve.
-            self._s.outbox.aside(partial(self.enter, work))
+            self._s.outbox.aside(partial(self.enter, execution))
         else:
-            self._enter(work)
+            self._enter(execution)
         return run
 
-    def enter(self, work: Work) -> None:
+    def enter(self, execution: Execution) -> None:
         """Start it, or let it join one that does the same; what is wrong with its arguments ends it."""
         try:
-            self._enter(work)
+            self._enter(execution)
         except BaseException as error:  # of a thread of ours
-            self.workshop.refuse(work, error)
+            self.runner.refuse(execution, error)
 
-    def _enter(self, work: Work) -> None:
+    def _enter(self, execution: Execution) -> None:
         """Raises what is wrong with the arguments; nothing has begun then."""
-        function, caller, payload = work.function, work.run, None
+        function, caller, payload = execution.function, execution.run, None
         if function.policy.ttl is not None:
-            key = function.keys.digest(work.args, work.kwargs)
+            key = function.keys.digest(execution.args, execution.kwargs)
             with self._s.locked:
-                if self.guests.join(function.name, key, caller):
+                if self.waiters.join(function.name, key, caller):
                     return
-            # Its run is nobody's own: the caller is a guest of it, as are those who ask for the same later.
-            work = Work(function, self.works.new(function.name), work.args, work.kwargs)
-            work.key, work.run.id, work.run.user = key, caller.id, caller.user
-        self.workshop.prepare(work)
+            # Its run is nobody's own: the caller is a waiter of it, as are those who ask for the same later.
+            execution = Execution(function, self.executions.new(function.name), execution.args, execution.kwargs)
+            execution.key, execution.run.id, execution.run.user = key, caller.id, caller.user
+        self.runner.prepare(execution)
         if function.policy.durable and self.follower is not None:
-            payload = encode((work.args, work.kwargs), work.name)
+            payload = encode((execution.args, execution.kwargs), execution.name)
         with self._s.locked:
-            if caller.state.final or (work.key and self.guests.join(function.name, work.key, caller)):
+            if caller.state.final or (execution.key and self.waiters.join(function.name, execution.key, caller)):
                 return
-            if self.works.count(function) >= self._most_queued:
+            if self.executions.count(function) >= self._most_queued:
                 self._skip(function, caller)
                 return
-            if work.key:
-                self.guests.shared[function.name, work.key] = work
-                self.guests.welcome(work, caller)
-            self.workshop.admit(work)
+            if execution.key:
+                self.waiters.shared[function.name, execution.key] = execution
+                self.waiters.welcome(execution, caller)
+            self.runner.admit(execution)
         if self.follower is None:
-            self.workshop.start(work)
+            self.runner.start(execution)
         else:
-            self.follower.announce(work, payload)
+            self.follower.announce(execution, payload)
 
     def _skip(self, function: Background[Any, Any], run: Run) -> None:
         """It does not begin, as too many wait. Under the lock."""
@@ -129,14 +129,14 @@ class Dispatcher:
             "further one is taken. Try again later; ps.config.max_queued allows for more."
         )
         log.warning("%s", error)
-        self.workshop.end(Work(function, run, (), {}), RunState.SKIPPED, error)
+        self.runner.end(Execution(function, run, (), {}), RunState.SKIPPED, error)
 
     # ------------------------------------------------------------ looking
 
     def runs(self, function: Background[Any, Any], user: str | None) -> list[Run]:
         """Newest first; of everybody, or of one user."""
         with self._s.locked:
-            here = {run.id: run for run in self.works.runs(function)}
+            here = {run.id: run for run in self.executions.runs(function)}
         there = self.follower.runs(function.name, here, user) if self.follower is not None else []
         return sorted([*here.values(), *there], key=lambda run: run.queued_at, reverse=True)
 
@@ -144,14 +144,14 @@ class Dispatcher:
         """The run of this id, in whichever process it is. Who cancels it ends nothing for others who share it."""
         self._s.start()
         with self._s.locked:
-            if (work := self.works.get(id)) is not None:
-                if not work.key:
-                    return work.run
-                guest = self.works.new(work.function.name)
-                guest.queued_at, guest.user = work.run.queued_at, work.run.user
-                self.guests.welcome(work, guest)
-                return guest
-            run = self.works.find(id)
+            if (execution := self.executions.get(id)) is not None:
+                if not execution.key:
+                    return execution.run
+                waiter = self.executions.new(execution.function.name)
+                waiter.queued_at, waiter.user = execution.run.queued_at, execution.run.user
+                self.waiters.welcome(execution, waiter)
+                return waiter
+            run = self.executions.find(id)
         if run is None and self.follower is not None:
             run = self.follower.find(id)
         return run
@@ -192,14 +192,14 @@ class Dispatcher:
 
     def stop(self) -> None:
         """What has not begun is left to other processes, or ends."""
-        for work in self.works:
-            if work.queued:
-                self.workshop.cancel(work, work.run, STOPS)
+        for execution in self.executions:
+            if execution.queued:
+                self.runner.cancel(execution, execution.run, STOPS)
 
     def release(self) -> None:
         """Leave what has not ended to other processes, now that nothing runs here any more."""
-        for work in self.works:
-            if not work.remote:
-                self.workshop.cancel(work, work.run, STOPS)
+        for execution in self.executions:
+            if not execution.remote:
+                self.runner.cancel(execution, execution.run, STOPS)
         if self.follower is not None:
             self.follower.release()
