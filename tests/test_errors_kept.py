@@ -165,10 +165,13 @@ def test_a_plain_call_of_a_memoized_function_that_fails_keeps_no_caller(ps: Fron
         with suppress(NeedsTwo):
             call()
     # The caller's own error has been its context, with arguments of his: these are no frames.
-    failure = ps._runtime.flights.failing(memo)
+    failure = ps._runtime.single_flight.failing(memo)
     assert 1 == len(failure)
     assert not [
-        frame for _, error in ps._runtime.flights._failed[memo].values() for frame in _frames(error) if frame.f_back
+        frame
+        for _, error in ps._runtime.single_flight._failed[memo].values()
+        for frame in _frames(error)
+        if frame.f_back
     ]
 
 
@@ -206,7 +209,7 @@ def test_what_a_log_keeps_of_a_failure_has_no_frame_of_its_function(ps: Front, k
             ps.background(executor="thread", name="job")(lambda: 1).submit()
         elif kind == "memoized function":
             memo = ps.memoize(fail)
-            ps._runtime.flights.join(memo, memo.keys.local((), {}), (), {}, refresh=True)
+            ps._runtime.single_flight.join(memo, memo.keys.local((), {}), (), {}, refresh=True)
         else:
             start(ps, kind)()
         record = kept.get(timeout=PATIENCE)

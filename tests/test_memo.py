@@ -973,10 +973,10 @@ def test_every_run_ends_once_whatever_happens(ps, ledger):
     for n in range(5):
         with suppress(ValueError):
             f.submit(n).result(PATIENCE)
-    flights = f._host.flights
+    flights = f._host.single_flight
     assert not flights._under_way
     assert not flights._all
-    assert not flights.crew._by_run
+    assert not flights.runner._by_run
     assert {1} == set(ledger.values())
 
 
@@ -1105,7 +1105,7 @@ def test_a_deep_recursion_ends(tmp_path, store):
         with pytest.raises(RecursionError):
             endless(1)
     assert not runtime.single_flight._all
-    assert not runtime.single_flight.crew._by_run
+    assert not runtime.single_flight.runner._by_run
     runtime.grace = 0.0
     runtime.close()
 
@@ -1146,7 +1146,7 @@ def test_odd_errors_keep_nobody_waiting(ps, error, kind):
     run = f.submit()
     with pytest.raises((error, RunFailed)):
         run.result(PATIENCE)
-    assert not f._host.flights._all
+    assert not f._host.single_flight._all
 
 
 async def test_a_loop_that_waits_for_an_answer_holds_up_no_async_function(ps):
@@ -1266,8 +1266,8 @@ def test_what_is_invalidated_while_it_fails_does_not_come_back(core):
     core.clock.advance("2m")
     run = f.submit()
     core.go()
-    conclude = core.runtime.single_flight.crew.last_resort
-    core.runtime.single_flight.crew.last_resort = lambda flight: (conclude(flight), f.invalidate())[0]
+    conclude = core.runtime.single_flight.runner.last_resort
+    core.runtime.single_flight.runner.last_resort = lambda flight: (conclude(flight), f.invalidate())[0]
     function.finish(OSError("no database"))
     core.go()
     assert RunState.FAILED is run.state

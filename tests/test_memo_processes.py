@@ -121,7 +121,7 @@ def unlucky(of):
         assert name == str(host("outcome(lambda: unlucky('unlucky'))"))
     assert 1 == shared.journal(name)
     one(how)
-    eventually(lambda: other("not ps._runtime.flights._failed[unlucky]"))
+    eventually(lambda: other("not ps._runtime.single_flight._failed[unlucky]"))
     for host in (one, other, third):
         assert name == str(host("outcome(lambda: unlucky('unlucky'))"))
     assert 2 == shared.journal(name)
@@ -165,7 +165,7 @@ def test_who_gives_up_before_the_store_has_answered_keeps_nothing(shared):
     one, other, *_ = shared.hosts
     one("""
 async def hasty(name):
-    cache, go = ps._runtime.flights.follower._cache, threading.Event()
+    cache, go = ps._runtime.single_flight.follower._cache, threading.Event()
     claim = type(cache).claim
     cache.claim = lambda *args, **kwargs: (go.wait(10), claim(cache, *args, **kwargs))[1]
     try:
@@ -323,7 +323,7 @@ def stamped(name):
     shared.await_begun("s")
     (shared.folder / "stamp s").write_text("new")
     other("stamped.invalidate('s')")
-    eventually(lambda: one("not any(each[0] is stamped for each in list(ps._runtime.flights._under_way))"))
+    eventually(lambda: one("not any(each[0] is stamped for each in list(ps._runtime.single_flight._under_way))"))
     for host in (one, other, third):
         host("(again := stamped.submit('s')) and 0")
     shared.go("s new")
@@ -609,8 +609,8 @@ def growing(name):
     for number in range(3):
         eventually(lambda number=number: (dead, number) == viewer("view.value"))
         house.go(f"{dead} {number}")
-    viewer("follow = ps._runtime.flights.follower.depart")  # it is the other one that takes over
-    viewer("ps._runtime.flights.follower.depart = lambda *args: (await_go('viewer'), follow(*args))")
+    viewer("follow = ps._runtime.single_flight.follower.depart")  # it is the other one that takes over
+    viewer("ps._runtime.single_flight.follower.depart = lambda *args: (await_go('viewer'), follow(*args))")
     other("(run := growing.submit('g')) and 0")
     first.kill()
     house.await_begun("g", 2)

@@ -712,8 +712,8 @@ def test_a_function_may_publish_by_hand(core):
 
     view = f.view()
     view.param.watch(lambda event: values.append(event.new), "value")
-    publish = core.runtime.single_flight.crew._publish
-    core.runtime.single_flight.crew._publish = lambda *item: (publish(*item), core._turn())
+    publish = core.runtime.single_flight.runner._publish
+    core.runtime.single_flight.runner._publish = lambda *item: (publish(*item), core._turn())
     core.go()
     assert "last" == view.value
     assert "last" == values[-1]

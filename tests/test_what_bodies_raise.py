@@ -185,7 +185,7 @@ def test_a_plain_call_of_a_memoized_function_that_raises_it_is_a_failure(ps: Fro
     memo = ps.memoize(name="memo")(lambda: throw(error))
     with pytest.raises(RunFailed, match=type(error).__name__):
         memo()
-    assert not ps._runtime.flights._all
+    assert not ps._runtime.single_flight._all
     assert_all_goes_on(ps)
 
 
@@ -300,7 +300,7 @@ def test_an_argument_that_raises_it_ends_the_call_and_no_thread(ps: Front, where
         with suppress(Exception):
             run.result(PATIENCE)
         assert run.state.final
-    assert not ps._runtime.flights._all
+    assert not ps._runtime.single_flight._all
     assert_all_goes_on(ps)
 
 

@@ -48,7 +48,7 @@ class Computation:
         The versions of the tasks of ``after=`` for which it is made.
     run : Run
         What ``ps.current_run()`` is inside.
-    guests : list of Run
+    waiters : list of Run
         Of each caller that waits for it.
     refresh : bool
         Whether an answer that is there is no reason not to compute.
@@ -84,8 +84,29 @@ class Computation:
     """
 
     __slots__ = (
-        "args", "basis", "begun", "digest", "fence", "future", "guests", "heard", "held", "kept", "key", "known",
-        "kwargs", "last", "memo", "partials", "ready", "refresh", "remote", "renews", "run", "waits_for", "wanted",
+        "args",
+        "basis",
+        "begun",
+        "digest",
+        "fence",
+        "future",
+        "heard",
+        "held",
+        "kept",
+        "key",
+        "known",
+        "kwargs",
+        "last",
+        "memo",
+        "partials",
+        "ready",
+        "refresh",
+        "remote",
+        "renews",
+        "run",
+        "waiters",
+        "waits_for",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, basis: Basis, run: Run):
@@ -94,7 +115,7 @@ class Computation:
         self.args, self.kwargs = args, kwargs
         self.basis = basis
         self.run = run
-        self.guests: list[Run] = []
+        self.waiters: list[Run] = []
         self.refresh = self.renews = self.wanted = self.heard = self.ready = self.begun = self.remote = False
         self.held, self.kept = False, True
         self.future: Future[Any] | None = None

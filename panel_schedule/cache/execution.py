@@ -170,7 +170,7 @@ class Runner:
                 computation.run._publish = partial(self._publish, computation)
             self._by_run[computation.run] = computation
             now = self._s.clock.now()
-            for run in (computation.run, *computation.guests):
+            for run in (computation.run, *computation.waiters):
                 run.begin(now)
         return True
 

@@ -74,21 +74,23 @@ class SingleFlight:
             items = list[Any]()
             value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
             return items[-1] if value is PUBLISHED else value
-        on_loop, guest = on_a_loop(), self._guest(memo)
-        computation = self._ask(memo, key, args, kwargs, guest, held=on_loop, here=not on_loop and self.runner.can_help)
+        on_loop, waiter = on_a_loop(), self._guest(memo)
+        computation = self._ask(
+            memo, key, args, kwargs, waiter, held=on_loop, here=not on_loop and self.runner.can_help
+        )
         if computation is None:
-            return guest.result()
+            return waiter.result()
         try:
             with self.runner.awaiting(computation):
                 if on_loop:
                     self._warn_of_loop(memo)
                 else:
                     self.runner.help(computation)
-                with nullcontext() if guest.state.final else self._loops.hold() if on_loop else self.runner.lend():
-                    guest._completion().result()
-                return guest.outcome()
+                with nullcontext() if waiter.state.final else self._loops.hold() if on_loop else self.runner.lend():
+                    waiter._completion().result()
+                return waiter.outcome()
         except BaseException:
-            guest.cancel()  # Ctrl-C, say: the others go on waiting
+            waiter.cancel()  # Ctrl-C, say: the others go on waiting
             self.runner.leave(computation)
             raise
 
@@ -106,12 +108,12 @@ class SingleFlight:
 
             value = await asyncio.create_task(compute(), context=Context())
             return items[-1] if value is PUBLISHED else value
-        guest = self._guest(memo)
-        self._ask(memo, key, args, kwargs, guest, copied=True)
+        waiter = self._guest(memo)
+        self._ask(memo, key, args, kwargs, waiter, copied=True)
         try:
-            return await guest
+            return await waiter
         except BaseException:
-            guest.cancel()
+            waiter.cancel()
             raise
 
     def submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool = False) -> Run:
@@ -128,17 +130,17 @@ class SingleFlight:
         # To make a key of it takes long, and the loop has pages to serve.
         memo.keys.bind(args, kwargs)
         self._s.start()
-        guest = self._guest(memo)
-        self._s.outbox.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, guest))
-        return guest
+        waiter = self._guest(memo)
+        self._s.outbox.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, waiter))
+        return waiter
 
-    def _submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool, guest: Run) -> None:
+    def _submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool, waiter: Run) -> None:
         try:
-            self._ask(memo, memo.keys.local(args, kwargs), args, kwargs, guest, refresh=refresh, copied=True)
+            self._ask(memo, memo.keys.local(args, kwargs), args, kwargs, waiter, refresh=refresh, copied=True)
         except BaseException as error:  # of a thread of ours
             with self._s.locked:
-                if not guest.state.final:
-                    self._end(guest, RunState.FAILED, error)
+                if not waiter.state.final:
+                    self._end(waiter, RunState.FAILED, error)
 
     def join(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, refresh: bool, heard: bool = False) -> Run:
         """
@@ -149,9 +151,9 @@ class SingleFlight:
         heard : bool
             Whether the caller gets to hear of a failure as an error that is raised.
         """
-        guest = self._guest(memo)
-        self._ask(memo, key, args, kwargs, guest, refresh=refresh, heard=heard)
-        return guest
+        waiter = self._guest(memo)
+        self._ask(memo, key, args, kwargs, waiter, refresh=refresh, heard=heard)
+        return waiter
 
     def _guest(self, memo: Memo) -> Run:
         run = Run(memo.name, "", self._s.clock.now())
@@ -164,7 +166,7 @@ class SingleFlight:
         key: Hashable,
         args: Any,
         kwargs: Any,
-        guest: Run | None,
+        waiter: Run | None,
         *,
         refresh: bool = False,
         heard: bool = True,
@@ -173,11 +175,11 @@ class SingleFlight:
         copied: bool = False,
     ) -> Computation | None:
         """
-        Take part in a computation, or begin one; None when the answer is there, and the guest has it.
+        Take part in a computation, or begin one; None when the answer is there, and the waiter has it.
 
         Parameters
         ----------
-        guest : Run or None
+        waiter : Run or None
             None of what is computed for nobody in particular.
         held : bool
             The calling thread is an event loop's, which stands still until the answer is there.
@@ -187,30 +189,30 @@ class SingleFlight:
             Whether nobody else has the arguments.
         """
         if self._s.stopping:
-            if guest is not None:
+            if waiter is not None:
                 with self._s.locked:
                     stops = RunCancelled(f"{_named(memo)}: the server stops.")
-                    self._end(guest, RunState.CANCELLED, stops)
+                    self._end(waiter, RunState.CANCELLED, stops)
             return None
-        if heard and guest is not None:
+        if heard and waiter is not None:
             memo.require_values(args, kwargs)
         self._s.start()
         basis, loop = memo.basis, asyncio._get_running_loop()
         if loop is not None and memo.executor == "loop":
             self._loops.offer(loop)
         with self._s.locked:
-            if guest is not None and not refresh and self._serve(memo, key, args, kwargs, basis, guest):
+            if waiter is not None and not refresh and self._serve(memo, key, args, kwargs, basis, waiter):
                 return None
             computation = self._under_way.get((memo, key))
             if computation is not None and serves(computation.basis, basis):
                 computation.refresh |= refresh
                 computation.held |= held
-                self._welcome(computation, guest, heard)
+                self._welcome(computation, waiter, heard)
                 return computation
             computation = self._under_way[memo, key] = Computation(memo, key, args, kwargs, basis, self._guest(memo))
-            computation.refresh, computation.renews, computation.held = refresh, guest is None, held
+            computation.refresh, computation.renews, computation.held = refresh, waiter is None, held
             self._all[computation] = None
-            self._welcome(computation, guest, heard)
+            self._welcome(computation, waiter, heard)
         if not copied:
             # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
             computation.args, computation.kwargs = snapshot(args, kwargs)
@@ -218,7 +220,7 @@ class SingleFlight:
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
         works = self.follower is not None or memo.executor == "process"
         try:
-            if works and not held and (loop is not None or guest is None):
+            if works and not held and (loop is not None or waiter is None):
                 self._s.outbox.aside(partial(depart, computation))
             else:
                 depart(computation, here)
@@ -229,7 +231,7 @@ class SingleFlight:
             raise
         return computation
 
-    def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, guest: Run) -> bool:
+    def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, waiter: Run) -> bool:
         """Give what is there, if it is good enough. Under the lock."""
         now, failure = self._s.clock.monotonic(), self._failure(memo, key)
         answer = memo.recall.answers.get(key)
@@ -242,9 +244,9 @@ class SingleFlight:
         elif failure is None:
             return False
         elif answer is None or answer.kept_until <= now or not memo.policy.stale_if_error:
-            self._end(guest, RunState.FAILED, another(failure))
+            self._end(waiter, RunState.FAILED, another(failure))
             return True
-        self._end(guest, RunState.SUCCEEDED, value=answer.value)
+        self._end(waiter, RunState.SUCCEEDED, value=answer.value)
         return True
 
     def _failure(self, memo: Memo, key: Hashable) -> BaseException | None:
@@ -263,25 +265,25 @@ class SingleFlight:
 
     # ------------------------------------------------------------ waiting; under the lock
 
-    def _welcome(self, computation: Computation, guest: Run | None, heard: bool) -> None:
-        if guest is None:
+    def _welcome(self, computation: Computation, waiter: Run | None, heard: bool) -> None:
+        if waiter is None:
             computation.wanted = True
             return
         computation.heard |= heard
-        guest._stop = partial(self._leave, computation)
-        guest._waiting = partial(self.runner.awaiting, computation)
-        guest.state, guest.started_at = computation.run.state, computation.run.started_at
-        computation.guests.append(guest)
+        waiter._stop = partial(self._leave, computation)
+        waiter._waiting = partial(self.runner.awaiting, computation)
+        waiter.state, waiter.started_at = computation.run.state, computation.run.started_at
+        computation.waiters.append(waiter)
 
-    def _leave(self, computation: Computation, guest: Run, reason: str) -> None:
+    def _leave(self, computation: Computation, waiter: Run, reason: str) -> None:
         """Who gives up ends nothing for the others; what nobody waits for and has not begun never begins."""
         with self._s.locked:
-            if guest.state.final or guest not in computation.guests:
+            if waiter.state.final or waiter not in computation.waiters:
                 return
-            computation.guests.remove(guest)
-            guest.reason = reason
-            self._end(guest, RunState.CANCELLED, RunCancelled(f"{computation.name}: the run was {reason}."))
-            if computation.guests or computation.wanted:
+            computation.waiters.remove(waiter)
+            waiter.reason = reason
+            self._end(waiter, RunState.CANCELLED, RunCancelled(f"{computation.name}: the run was {reason}."))
+            if computation.waiters or computation.wanted:
                 return
             if not computation.begun:
                 self._drop(computation, reason)
@@ -380,8 +382,8 @@ class SingleFlight:
         self._all.pop(computation, None)
         if self.follower is not None:
             self.follower.over(computation)
-        guests, computation.guests = computation.guests, []
-        for run in (computation.run, *guests):
+        waiters, computation.waiters = computation.waiters, []
+        for run in (computation.run, *waiters):
             self._end(run, state, error, value)
 
     def _end(self, run: Run, state: RunState, error: BaseException | None = None, value: Any = None) -> None:

@@ -295,8 +295,8 @@ class Runner:
 
     def _timeout_error(self, execution: Execution) -> RunTimedOut:
         return RunTimedOut(
-            f"{execution.name}: it did not finish within its timeout of {execution.function.policy.timeout:g} s. Give it a "
-            "longer one, or less to do."
+            f"{execution.name}: it did not finish within its timeout of {execution.function.policy.timeout:g} s. Give "
+            "it a longer one, or less to do."
         )
 
     def cancel(self, execution: Execution, run: Run, reason: str) -> None:
