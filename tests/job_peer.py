@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import panel_schedule as ps
-from panel_schedule.stores.file.job_rows import Backlog
+from panel_schedule.stores.file.job_rows import JobRows
 from store_peer import PATIENCE, _processes, evaluate
 
 # Jobs that say when they begin, and go on when the test lets them.
@@ -175,7 +175,7 @@ def answer(pipe: Connection, names: dict[str, Any]) -> None:
 
 def arm(explode: Callable[[str], None]) -> None:
     """Wrap what passes the points at which it may die."""
-    enqueue, end, close = Backlog.enqueue, Backlog.end, Backlog._close
+    enqueue, end, close = JobRows.enqueue, JobRows.end, JobRows._close
 
     def enqueue_here(*args: Any, **options: Any) -> Any:
         explode("before the enqueue")
@@ -193,4 +193,4 @@ def arm(explode: Callable[[str], None]) -> None:
         explode("after the end")
         return returned
 
-    Backlog.enqueue, Backlog.end, Backlog._close = enqueue_here, end_here, close_here  # type: ignore[method-assign]
+    JobRows.enqueue, JobRows.end, JobRows._close = enqueue_here, end_here, close_here  # type: ignore[method-assign]

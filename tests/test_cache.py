@@ -624,7 +624,7 @@ def test_the_end_of_what_took_hours_is_heard(opened, end, monkeypatch):
 
 def test_a_process_hears_of_the_answers_of_others(worker):
     """A bell wakes it: nobody looks by himself in this test (invariant 16)."""
-    first, other = worker("house.LOOK = 600"), worker("house.LOOK = 600")
+    first, other = worker("opened.LOOK = 600"), worker("opened.LOOK = 600")
     other("listen()")
     for told in ("fence = claim()[1].fence", "put(fence, 1)", "store.cache.invalidate('f')", "give(2)",
                  "fail_now = store.cache.fail('f', 'a', claim(known=10**9)[1].fence, ValueError(), now=second(0))",

@@ -57,7 +57,7 @@ def seen(peer, name):
 
 def test_processes_see_each_others_values(opened, peer):
     """A bell wakes them: nobody looks by himself in this test (invariant 16)."""
-    other = peer("house.LOOK = 600")
+    other = peer("opened.LOOK = 600")
     other("store.listen()")
     store = opened()
     for number in (1, 2, 3):
@@ -215,7 +215,7 @@ def test_a_stopped_process_blocks_nobody(opened, peer):
 
 def test_without_a_bell_a_process_looks_often(opened, peer):
     """Where the system can give it none."""
-    other = peer("house.LOOK = 600\nfrom panel_schedule.stores import wakeup\nwakeup.Bells._address = lambda *a: '/no'")
+    other = peer("opened.LOOK = 600\nfrom panel_schedule.stores.file import wakeup\nwakeup.WakeUps._address = lambda *a: '/no'")
     other("store.listen()")
     put(opened(), "rates", large(1))
 
@@ -225,7 +225,7 @@ def test_without_a_bell_a_process_looks_often(opened, peer):
 def test_paths_that_are_too_long_for_a_socket_have_a_bell(opened, peer, home):
     """The kernel takes about 104 bytes."""
     deep = home / ("deep" * 40) / "store"
-    other = peer("house.LOOK = opened.LOOK_WITHOUT_BELL = 600", path=deep)
+    other = peer("opened.LOOK = opened.LOOK_WITHOUT_BELL = 600", path=deep)
     other("store.listen()")
     put(opened(deep), "rates", large(1))
 

@@ -109,16 +109,16 @@ class Listening(Asking):
         import pandas  # noqa: F401
 
         import panel_schedule as ps
-        from panel_schedule.stores.file.wakeup import Bells
+        from panel_schedule.stores.file.wakeup import WakeUps
 
-        wait = Bells.wait
+        wait = WakeUps.wait
 
         def wait_here(bells: Any, seconds: float) -> Any:
             answer = wait(bells, seconds)
             self.told = time.perf_counter()
             return answer
 
-        Bells.wait = wait_here
+        WakeUps.wait = wait_here
         self.told = 0.0
         self.taken: list[tuple[Any, float]] = []
         task = ps.schedule(period="1d", first_run="skip", name="value")(lambda: None)
