@@ -215,7 +215,8 @@ def test_a_stopped_process_blocks_nobody(opened, peer):
 
 def test_without_a_bell_a_process_looks_often(opened, peer):
     """Where the system can give it none."""
-    other = peer("opened.LOOK = 600\nfrom panel_schedule.stores.file import wakeup\nwakeup.WakeUps._address = lambda *a: '/no'")
+    none = "from panel_schedule.stores.file import wakeup\nwakeup.WakeUps._address = lambda *a: '/no'"
+    other = peer(f"opened.LOOK = 600\n{none}")
     other("store.listen()")
     put(opened(), "rates", large(1))
 
@@ -400,7 +401,7 @@ def test_a_copy_of_the_directory_by_its_process_leaves_it_alive(opened, peer, ho
     other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
 
     other("import shutil; shutil.copytree(folder, to, ignore=shutil.ignore_patterns('*.sock'))", to=tmp_path / "backup")
-    other("[path.read_bytes() for path in directory.rglob('*') if path.is_file()]")
+    other("[path.read_bytes() for path in folder.rglob('*') if path.is_file()]")
 
     assert not store.row("sales").holder.orphan
     assert store.take_over("sales", second(9)) is None
