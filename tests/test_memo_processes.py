@@ -609,8 +609,8 @@ def growing(name):
     for number in range(3):
         eventually(lambda number=number: (dead, number) == viewer("view.value"))
         house.go(f"{dead} {number}")
-    viewer("follow = ps._runtime.single_flight.follower.depart")  # it is the other one that takes over
-    viewer("ps._runtime.single_flight.follower.depart = lambda *args: (await_go('viewer'), follow(*args))")
+    viewer("follow = ps._runtime.single_flight.follower.look_up")  # it is the other one that takes over
+    viewer("ps._runtime.single_flight.follower.look_up = lambda *args: (await_go('viewer'), follow(*args))")
     other("(run := growing.submit('g')) and 0")
     first.kill()
     house.await_begun("g", 2)

@@ -40,8 +40,8 @@ _NOTHING = object()
 class Tower(Protocol):
     """Who hears what comes of a computation."""
 
-    def land(self, computation: Computation, answer: Answer | None, value: Any = None) -> None: ...
-    def crash(self, computation: Computation, error: BaseException, old: Answer | None = None) -> None: ...
+    def succeed(self, computation: Computation, answer: Answer | None, value: Any = None) -> None: ...
+    def fail_with(self, computation: Computation, error: BaseException, old: Answer | None = None) -> None: ...
     def fail(self, computation: Computation, error: BaseException) -> None: ...
     def published(self, computation: Computation, item: Any) -> None: ...
 
@@ -75,7 +75,7 @@ class Runner:
 
     # ------------------------------------------------------------ beginning
 
-    def board(self, computation: Computation, here: bool = False) -> None:
+    def submit(self, computation: Computation, here: bool = False) -> None:
         """Compute it in an executor; or on the calling thread, if it is `here` for that and calls `help` next."""
         kind = computation.memo.executor
         executor = self._s.executors[EXECUTORS[kind]]
@@ -124,7 +124,7 @@ class Runner:
     def leave(self, computation: Computation) -> None:
         """The thread that was here for it goes: an executor computes it for the others."""
         if computation.ready and not computation.begun and computation.future is None:
-            self.board(computation)
+            self.submit(computation)
 
     def _body(self, computation: Computation, kind: str) -> Callable[[], Any]:
         function, args, kwargs = computation.memo.function, computation.args, computation.kwargs
@@ -281,7 +281,7 @@ class Runner:
             except BaseException as refusal:  # a value can raise anything while it is stored
                 error = refusal
         if error is not None:
-            # What the stop has ended another process may do, see `crash`.
+            # What the stop has ended another process may do, see `fail_with`.
             if self.shared is not None and not (self._s.stopping and isinstance(error, RunCancelled)):
                 self.shared.failed(computation, error)
             old = self.last_resort(computation)
@@ -290,9 +290,9 @@ class Runner:
             if computation.over:
                 return
             if error is None:
-                self._tower.land(computation, answer, value)
+                self._tower.succeed(computation, answer, value)
             else:
-                self._tower.crash(computation, error, old)
+                self._tower.fail_with(computation, error, old)
 
     def _deposit(self, computation: Computation, value: Any) -> Answer:
         memo, now = computation.memo, self._s.clock.now()

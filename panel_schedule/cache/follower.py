@@ -1,4 +1,4 @@
-"""What the other processes do with the same memoized functions: what `colleagues` are to background functions."""
+"""What the other processes do with the same memoized functions, and what this one makes of it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class SingleFlight(Protocol):
     runner: Runner
     archive: Archive
 
-    def land(self, computation: Computation, answer: Answer | None, value: Any = None) -> None: ...
-    def crash(
+    def succeed(self, computation: Computation, answer: Answer | None, value: Any = None) -> None: ...
+    def fail_with(
         self, computation: Computation, error: BaseException, old: Answer | None = None, ago: float = 0.0
     ) -> None: ...
     def renew(self, computation: Computation) -> None: ...
@@ -74,15 +74,15 @@ class Follower:
 
     # ------------------------------------------------------------ before a computation
 
-    def depart(self, computation: Computation, here: bool = False) -> None:
+    def look_up(self, computation: Computation, here: bool = False) -> None:
         """Take what the store has, or follow the process that computes it, or compute it."""
         memo = computation.memo
         computation.digest = memo.digest(computation.key)
         try:
             with hurried(lambda: computation.held):
-                self._depart(computation, here)
+                self._look_up(computation, here)
         except RunFenced:  # of this process itself, which has just left
-            self._f.runner.board(computation, here)
+            self._f.runner.submit(computation, here)
         except BaseException as error:
             if is_interrupt(error):
                 raise
@@ -92,9 +92,9 @@ class Follower:
                 log.error(
                     "%s: it is computed by each process for itself, as the store fails. %s", computation.name, error
                 )
-            self._f.runner.board(computation, here)
+            self._f.runner.submit(computation, here)
 
-    def _depart(self, computation: Computation, here: bool) -> None:
+    def _look_up(self, computation: Computation, here: bool) -> None:
         memo = computation.memo
         with self._s.locked:
             if computation.over:
@@ -116,7 +116,7 @@ class Follower:
                 self.give_up(computation, row.fence)
             self._keep_looking()
         if mine:
-            self._f.runner.board(computation, here)
+            self._f.runner.submit(computation, here)
         else:
             # It may have ended before this process was listening.
             self._follow(computation)
@@ -144,7 +144,7 @@ class Follower:
             if computation.refresh and not computation.over:  # somebody has asked for another one meanwhile
                 return False
             if not computation.over:
-                self._f.land(computation, answer)
+                self._f.succeed(computation, answer)
                 self.use(memo, answer)
                 if stale:
                     self._s.defer(partial(self._f.renew, computation))
@@ -351,11 +351,11 @@ class Follower:
             if row is not None and self._arrives(computation, row):
                 return
             if self._take_over(computation):
-                self.depart(computation)
+                self.look_up(computation)
         except (ScheduleError, OSError) as error:
             if self._take_over(computation):
                 log.error("%s: it is computed here, as the store fails. %s", computation.name, error)
-                self._f.runner.board(computation)
+                self._f.runner.submit(computation)
 
     def _take_over(self, computation: Computation) -> bool:
         """Whether this thread is the first to see that nobody else does it."""
@@ -374,7 +374,7 @@ class Follower:
                 return False
             with self._s.locked:
                 if not computation.over:
-                    self._f.land(computation, answer)
+                    self._f.succeed(computation, answer)
             self._look_again(computation.memo, computation.key, row)
         elif 0 < computation.fence <= row.failed:
             self._fail(computation, row)
@@ -392,7 +392,7 @@ class Follower:
         error, old = self._cache.failure(row), self._f.runner.last_resort(computation)
         with self._s.locked:
             if not computation.over:
-                self._f.crash(computation, error, old, ago)
+                self._f.fail_with(computation, error, old, ago)
 
     def _show_partial(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
         if memo.recall.watched.get(key) is None or not row.partials:

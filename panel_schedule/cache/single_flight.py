@@ -216,14 +216,14 @@ class SingleFlight:
         if not copied:
             # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
             computation.args, computation.kwargs = snapshot(args, kwargs)
-        depart = self.runner.board if self.follower is None else self.follower.depart
+        look_up = self.runner.submit if self.follower is None else self.follower.look_up
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
         works = self.follower is not None or memo.executor == "process"
         try:
             if works and not held and (loop is not None or waiter is None):
-                self._s.outbox.aside(partial(depart, computation))
+                self._s.outbox.aside(partial(look_up, computation))
             else:
-                depart(computation, here)
+                look_up(computation, here)
         except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
             with self._s.locked:
                 if not computation.over and not computation.begun:
@@ -318,7 +318,7 @@ class SingleFlight:
         """It has given a partial answer."""
         self.archive.tell_partial(computation.memo, computation.key, item)
 
-    def land(self, computation: Computation, answer: Answer | None, value: Any = None) -> None:
+    def succeed(self, computation: Computation, answer: Answer | None, value: Any = None) -> None:
         """There is an answer; None of one that is not kept, with its value."""
         memo, key = computation.memo, computation.key
         self._finish(computation, RunState.SUCCEEDED, value=value if answer is None else answer.value)
@@ -326,7 +326,7 @@ class SingleFlight:
             self._failed[memo].pop(key, None)
             self.archive.keep(memo, key, answer)
 
-    def crash(
+    def fail_with(
         self, computation: Computation, error: BaseException, old: Answer | None = None, ago: float = 0.0
     ) -> None:
         """There is none, since some seconds `ago`; who waits gets the `old` one, if there is one."""

@@ -1,4 +1,4 @@
-"""What the other processes do with the same background functions: what `peers` are to tasks."""
+"""What the other processes do with the same background functions, and what this one makes of it."""
 
 from __future__ import annotations
 
