@@ -246,7 +246,9 @@ class FileStore(OpenDirectory, TaskRows):
         if file is not None:
             self._wrote[space, name] = version, file
         self._apply(space, name, entry)
-        return entry
+        # The listener may have been quicker: there is one object for all, also for who waits for the run.
+        known = self._entries.get((space, name))
+        return known if known is not None and known.version == version else entry
 
     def _require_claim(self, tx: Transaction, claim: Claim, final: bool) -> None:
         held = tx.do(
