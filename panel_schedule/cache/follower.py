@@ -48,7 +48,7 @@ class SingleFlight(Protocol):
 
 class Follower:
     """
-    The part of the computations that follows the rows of a store that several processes share; never on an event loop.
+    Follows the rows of a store that several processes share; never on an event loop.
 
     Parameters
     ----------

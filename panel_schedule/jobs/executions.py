@@ -121,7 +121,7 @@ class Recent:
 
 
 class Desk(Protocol):
-    """What the executions find at the scheduler's."""
+    """What is found at the scheduler's."""
 
     clock: Clock
     timers: Timers

@@ -27,7 +27,7 @@ PAUSE = 5.0
 
 
 class Desk(Workplace, Protocol):
-    """What the follower find at the scheduler's."""
+    """What the follower finds at the scheduler's."""
 
     begun: bool
 

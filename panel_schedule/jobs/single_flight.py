@@ -13,7 +13,7 @@ from .executions import Execution, Executions
 
 
 class Desk(Workplace, Protocol):
-    """What the waiters find at the scheduler's."""
+    """What is found at the scheduler's."""
 
     locked: Locked
 

@@ -31,7 +31,7 @@ class Slots(Protocol):
 
 
 class Desk(Protocol):
-    """What the follower find at the scheduler's."""
+    """What the follower finds at the scheduler's."""
 
     clock: Clock
     store: Store

@@ -83,7 +83,7 @@ class HandlerCall:
 
 
 class Desk(Protocol):
-    """What the hooks need of the scheduler."""
+    """What hooks need of the scheduler."""
 
     clock: Clock
     store: Store

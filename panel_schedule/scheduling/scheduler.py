@@ -1,4 +1,4 @@
-"""The service thread: one timer; what is due goes to the slots, what runs to the execution."""
+"""The service thread: one timer; what is due goes to `slots`, what runs to `execution`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ ASK_AGAIN = 30.0
 
 
 class Desk(Protocol):
-    """What the slots finds at the scheduler's."""
+    """What is found at the scheduler's."""
 
     clock: Clock
     store: Store
