@@ -854,8 +854,8 @@ def test_the_places_of_all_who_wait_cost_one_look_at_the_queue(core, monkeypatch
     """A page that shows 2,000 of them would take a second otherwise."""
     first = core.ps.background(name="first")(lambda: None)
     runs = [first.submit() for _ in range(200)]
-    looks, look = [], executions.Works.__iter__
-    monkeypatch.setattr(executions.Works, "__iter__", lambda self: looks.append(1) or look(self))
+    looks, look = [], executions.Executions.__iter__
+    monkeypatch.setattr(executions.Executions, "__iter__", lambda self: looks.append(1) or look(self))
     assert list(range(1, 201)) == [run.position for run in runs]
     assert 1 == len(looks)
 

@@ -433,7 +433,7 @@ def test_an_orphan_is_cancelled_at_once(opened, home):
 
 def test_a_process_hears_of_others_jobs_and_not_of_its_own(worker):
     """A bell wakes it: nobody looks by himself in this test (invariant 16)."""
-    first, other = worker("house.LOOK = 600"), worker("house.LOOK = 600")
+    first, other = worker("opened.LOOK = 600"), worker("opened.LOOK = 600")
     first("listen()")
     other("listen()")
     first("enter('run1')")
@@ -446,7 +446,7 @@ def test_a_process_hears_of_others_jobs_and_not_of_its_own(worker):
 
 def test_those_whose_file_was_deleted_are_not_taken_for_dead(worker, home):
     """They come back before anybody calls it a crash."""
-    first, other = worker("house.LOOK = 0.1"), worker("house.LOOK = 0.3")
+    first, other = worker("opened.LOOK = 0.1"), worker("opened.LOOK = 0.3")
     first("listen()")
     first("enter('run1')")
     shutil.rmtree(home / "peers")
