@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-import old_store
+HERE = Path(__file__).parent
 
 # The run that was left behind there: a durable job whose argument is a task.
 LEFT_BEHIND = "rKbzlE9S-TW57"
@@ -17,12 +17,12 @@ LEFT_BEHIND = "rKbzlE9S-TW57"
 
 def test_a_store_of_before_the_modules_moved_is_read(tmp_path: Path) -> None:
     """By schema 3; nothing in it is computed anew, and the run that was left behind is run."""
-    with zipfile.ZipFile(Path(__file__).parent / "data" / "schema3.zip") as archive:
+    with zipfile.ZipFile(HERE / "data" / "schema3.zip") as archive:
         archive.extractall(tmp_path)
     for folder in (tmp_path / "store", *(tmp_path / "store").glob("*/")):
         folder.chmod(0o700)
     done = subprocess.run(
-        [sys.executable, old_store.__file__, "read", str(tmp_path / "store"), LEFT_BEHIND],
+        [sys.executable, str(HERE / "old_store.py"), "read", str(tmp_path / "store"), LEFT_BEHIND],
         capture_output=True, text=True, timeout=60, env=os.environ.copy(),
     )  # fmt: skip
 
