@@ -23,6 +23,7 @@ from .views.base import Views
 log = logging.getLogger("panel_schedule")
 
 _DELETED = object()
+_ABSENT = object()
 
 
 class NamedValues(MutableMapping[str, Any]):
@@ -61,10 +62,11 @@ class NamedValues(MutableMapping[str, Any]):
 
     def entry(self, name: str) -> Entry | None:
         """The value with its version and time; None where there is none."""
+        # First this: what is not on its way any more when it is looked for is in the store by then.
+        value = self._pending.get(name, _ABSENT)
         entry = self._store().entry(USER, name)
-        if name not in self._pending:
+        if value is _ABSENT:
             return entry
-        value = self._pending.get(name, _DELETED)
         version = entry.version if entry is not None else 0
         return None if value is _DELETED else Entry(value, version + 1, self._clock.now())
 
@@ -139,10 +141,11 @@ class NamedValues(MutableMapping[str, Any]):
         return isinstance(name, str) and self.entry(name) is not None
 
     def __iter__(self) -> Iterator[str]:
-        names = dict.fromkeys(self._store().names(USER))
         with self._lock:
-            for name, value in self._pending.items():
-                names.pop(name, None) if value is _DELETED else names.setdefault(name)
+            pending = dict(self._pending)
+        names = dict.fromkeys(self._store().names(USER))
+        for name, value in pending.items():
+            names.pop(name, None) if value is _DELETED else names.setdefault(name)
         return iter(list(names))
 
     def __len__(self) -> int:

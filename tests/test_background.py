@@ -48,6 +48,7 @@ from panel_schedule.executors import processes
 from panel_schedule.functions.run import RunState, current_run, progress, track
 from panel_schedule.functions.task import Retry
 from panel_schedule.jobs import executions
+from panel_schedule.jobs.single_flight import Waiters
 from panel_schedule.runtime import Runtime
 from panel_schedule.testing.contracts.tools import hammer
 
@@ -1714,3 +1715,21 @@ def test_a_run_too_many_is_not_taken(small, caplog):
         run.result(PATIENCE)
     gate.go.release()
     assert 4 == function.submit().result(PATIENCE)
+
+
+def test_who_cancels_just_as_the_run_joins_another_ends_it_once(core, ledger, monkeypatch):
+    """The one that was cancelled came to life again, and ended a second time."""
+    stops, welcome = [], Waiters.welcome
+
+    def seen(self, execution, waiter):
+        stops.append(waiter._stop)  # what another thread has read already, which waits for the lock
+        welcome(self, execution, waiter)
+
+    monkeypatch.setattr(Waiters, "welcome", seen)
+    function = core.ps.background(executor="thread", ttl="1h", name="f")(lambda: 1)
+    run, other = function.submit(), function.submit()
+    for stop, each in zip(stops, (run, other), strict=True):
+        stop(each, "cancelled")
+    core.go()
+    assert {RunState.CANCELLED} == {run.state, other.state}
+    assert 1 == max(ledger.values())

@@ -20,6 +20,8 @@ from panel_schedule.config import Config
 from panel_schedule.decorators import Front
 from panel_schedule.errors import ValueRefused
 from panel_schedule.runtime import Runtime
+from panel_schedule.serialize.entry import Entry
+from panel_schedule.stores.file.store import FileStore
 
 # ------------------------------------------------------------ a mapping
 
@@ -593,6 +595,30 @@ async def test_on_the_loop_a_value_is_there_at_once_and_stored_aside(on_disk):
     assert (False, 3, {}) == ("a" in on_disk, on_disk["b"], on_disk["spy"])
     assert threads
     assert threading.current_thread() not in threads
+
+
+async def test_on_the_loop_a_value_is_there_also_while_it_comes_in(on_disk, monkeypatch):
+    """It is written at the very moment at which somebody looks."""
+    (on_disk, drain), names, entry = on_disk, FileStore.names, FileStore.entry
+
+    def late(look):
+        def looked(*args):
+            found = look(*args)
+            found = found if found is None or isinstance(found, Entry) else iter(list(found))
+            drain(PATIENCE)
+            return found
+
+        return looked
+
+    monkeypatch.setattr(FileStore, "names", late(names))
+    on_disk["a"] = 1
+    assert ["a"] == list(on_disk)
+    monkeypatch.setattr(FileStore, "names", names)
+    monkeypatch.setattr(FileStore, "entry", late(entry))
+    on_disk["b"] = 2
+    assert 2 == on_disk["b"]
+    on_disk["b"] = 3
+    assert 3 == on_disk["b"]
 
 
 async def test_on_the_loop_a_figure_is_refused_at_once(on_disk):

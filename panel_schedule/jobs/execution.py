@@ -304,6 +304,9 @@ class Runner:
         with self._s.locked:
             if run.state.final:
                 return
+            if execution.joined:  # it has just moved to another execution
+                self._s.defer(lambda: run.cancel(reason))
+                return
             future = execution.future
             run.reason = reason
             self.end(execution, RunState.CANCELLED, RunCancelled(f"{execution.name}: the run was {reason}."))

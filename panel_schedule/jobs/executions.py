@@ -41,6 +41,7 @@ class Execution:
         "fence",
         "function",
         "future",
+        "joined",
         "key",
         "kwargs",
         "remote",
@@ -75,6 +76,8 @@ class Execution:
         self.stored = threading.Event()
         # Bytes of its partial results, and how many of these were dropped as they were too many.
         self.size = self.dropped = 0
+        # Whether its run waits for another execution that does the same, and ends with that.
+        self.joined = False
         # Whether another process runs it; its body is there only if somebody here asked for the same.
         self.remote = False
 

@@ -94,11 +94,12 @@ class Dispatcher:
 
     def _enter(self, execution: Execution) -> None:
         """Raises what is wrong with the arguments; nothing has begun then."""
-        function, caller, payload = execution.function, execution.run, None
+        function, caller, payload, asked = execution.function, execution.run, None, execution
         if function.policy.ttl is not None:
             key = function.keys.digest(execution.args, execution.kwargs)
             with self._s.locked:
                 if self.waiters.join(function.name, key, caller):
+                    asked.joined = True
                     return
             # Its run is nobody's own: the caller is a waiter of it, as are those who ask for the same later.
             execution = Execution(function, self.executions.new(function.name), execution.args, execution.kwargs)
@@ -107,6 +108,7 @@ class Dispatcher:
         if function.policy.durable and self.follower is not None:
             payload = encode((execution.args, execution.kwargs), execution.name)
         with self._s.locked:
+            asked.joined = bool(execution.key)
             if caller.state.final or (execution.key and self.waiters.join(function.name, execution.key, caller)):
                 return
             if self.executions.count(function) >= self._most_queued:
