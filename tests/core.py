@@ -23,8 +23,8 @@ from panel_schedule.decorators import Front
 from panel_schedule.functions.run import Run, RunRecord, RunState, place
 from panel_schedule.functions.task import Task
 from panel_schedule.runtime import Runtime
-from panel_schedule.stores.file.database import NEXT
 from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores.file.transaction import NEXT
 from panel_schedule.testing import VirtualClock
 
 # What a test waits at most for a thread that has nothing more to wait for.

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import panel_schedule as ps
-from panel_schedule.stores.file.job_rows import JobRows
+from panel_schedule.coordination.jobs import SPACE
+from panel_schedule.coordination.record import Record
+from panel_schedule.stores.file.records import FileRecords
+from panel_schedule.stores.queue import Queue
 from store_peer import PATIENCE, _processes, evaluate
 
 # Jobs that say when they begin, and go on when the test lets them.
@@ -175,7 +178,7 @@ def answer(pipe: Connection, names: dict[str, Any]) -> None:
 
 def arm(explode: Callable[[str], None]) -> None:
     """Wrap what passes the points at which it may die."""
-    enqueue, end, close = JobRows.enqueue, JobRows.end, JobRows._close
+    enqueue, end, set = Queue.enqueue, Queue.end, FileRecords._set
 
     def enqueue_here(*args: Any, **options: Any) -> Any:
         explode("before the enqueue")
@@ -183,14 +186,14 @@ def arm(explode: Callable[[str], None]) -> None:
         explode("after the enqueue")
         return row
 
-    def close_here(*args: Any) -> Any:
-        gone = close(*args)
-        explode("in the end")
-        return gone
+    def set_here(self: FileRecords, tx: Any, record: Record) -> None:
+        set(self, tx, record)
+        if record.space == SPACE and record.owner is None:
+            explode("in the end")
 
     def end_here(*args: Any, **options: Any) -> Any:
         returned = end(*args, **options)
         explode("after the end")
         return returned
 
-    JobRows.enqueue, JobRows.end, JobRows._close = enqueue_here, end_here, close_here  # type: ignore[method-assign]
+    Queue.enqueue, Queue.end, FileRecords._set = enqueue_here, end_here, set_here  # type: ignore[method-assign]

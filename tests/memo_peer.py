@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import views
 from job_peer import Host
 from panel_schedule.clock import SystemClock
 from panel_schedule.stores.file.store import FileStore
@@ -124,8 +123,7 @@ class Neighbourhood:
             host(source)
 
     def rows(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.path / "store.db", timeout=5)) as connection:
-            return connection.execute(question, values).fetchall()
+        return views.rows(self.path, question, *values)
 
     def journal(self, name: str) -> int:
         """How often this was computed."""

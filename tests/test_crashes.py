@@ -25,6 +25,7 @@ import psutil
 import pytest
 
 import crash_worker
+import views
 from panel_schedule.clock import SystemClock
 from panel_schedule.stores.base import TASK
 from panel_schedule.stores.file.store import FileStore
@@ -59,8 +60,7 @@ class Audited:
             connection.executescript(AUDIT)
 
     def rows(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.path / "store.db", timeout=5)) as connection:
-            return connection.execute(question, values).fetchall()
+        return views.rows(self.path, question, *values)
 
     def await_values(self, number: int, timeout: float = 10.0) -> None:
         """Wait until that many have been published from now on."""

@@ -18,11 +18,11 @@ import pytest
 
 from core import messages
 from panel_schedule.clock import SystemClock
+from panel_schedule.coordination.answers import UNLIMITED
 from panel_schedule.errors import ScheduleError
 from panel_schedule.functions.run import RunState
 from panel_schedule.serialize.codec import encode
 from panel_schedule.stores.base import TASK, USER
-from panel_schedule.stores.cache import UNLIMITED
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.testing.contracts.tools import START, put, second
 
@@ -276,6 +276,6 @@ def test_an_error_that_cannot_be_read_is_an_error(opened, home):
     store = opened()
     _, row = store.cache.claim("memo", "key", "memo(1)", known=0, basis=(), now=START)
     store.cache.fail("memo", "key", row.fence, ValueError("no"), now=START)
-    store._do("UPDATE answers SET error = substr(error, 1, 30)")
+    store._do("UPDATE blobs SET inline = substr(inline, 1, 30) WHERE kind = 'error'")
 
     assert "memo(1) failed" in str(store.cache.failure(store.cache.look("memo", "key")))

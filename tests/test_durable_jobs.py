@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import views
 from job_peer import Host
 from panel_schedule.clock import SystemClock
 from panel_schedule.functions.run import RunState
@@ -22,8 +23,9 @@ from servers import Serve, eventually
 
 AUDIT = """
     CREATE TABLE ended (id TEXT, state TEXT);
-    CREATE TRIGGER ends AFTER UPDATE OF owner ON jobs WHEN OLD.owner NOT NULL AND NEW.owner IS NULL BEGIN
-        INSERT INTO ended VALUES (NEW.id, NEW.state);
+    CREATE TRIGGER ends AFTER UPDATE OF owner ON records
+    WHEN NEW.space = 'run' AND OLD.owner NOT NULL AND NEW.owner IS NULL BEGIN
+        INSERT INTO ended VALUES (NEW.name, json_extract(NEW.state, '$[0].state'));
     END;
 """
 
@@ -44,8 +46,7 @@ class House:
         return self.hosts[-1]
 
     def rows(self, question: str, *values) -> list[tuple]:
-        with closing(sqlite3.connect(self.path / "store.db", timeout=5)) as connection:
-            return connection.execute(question, values).fetchall()
+        return views.rows(self.path, question, *values)
 
     def states(self) -> list[tuple[str, str, int]]:
         return self.rows("SELECT id, state, attempt FROM jobs ORDER BY number")
@@ -80,7 +81,7 @@ class House:
         """Nothing has ended twice, and no file is left that no row names."""
         assert [] == [each for each in Counter(self.rows("SELECT id FROM ended")).items() if each[1] > 1]
         FileStore(self.path, SystemClock()).close()
-        known = {file for (file,) in self.rows("SELECT file FROM parts WHERE file NOT NULL")}
+        known = {file for (file,) in self.rows("SELECT file FROM blobs WHERE file NOT NULL")}
         assert set() == {path.name for path in (self.path / "values").iterdir()} - known
 
 
@@ -537,8 +538,7 @@ def test_a_server_that_is_killed_goes_on_after_its_restart(serve: Serve, tmp_pat
 
 
 def _states(folder: Path) -> list[tuple[str, int]]:
-    with closing(sqlite3.connect(folder / "store" / "store.db", timeout=5)) as connection:
-        return connection.execute("SELECT state, attempt FROM jobs ORDER BY number").fetchall()
+    return views.rows(folder / "store", "SELECT state, attempt FROM jobs ORDER BY number")
 
 
 assert RunState.SUCCEEDED == "succeeded"

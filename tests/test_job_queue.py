@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sqlite3
 import sys
-from contextlib import closing, suppress
+from contextlib import suppress
 from datetime import timedelta
 from types import ModuleType
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from core import messages
+from old_schema import as_of_schema
 from panel_schedule.errors import (
     RunCancelled,
     RunCrashed,
@@ -27,7 +27,8 @@ from panel_schedule.errors import (
 from panel_schedule.functions.run import RunState
 from panel_schedule.serialize.codec import encode
 from panel_schedule.serialize.errors import RemoteTraceback, traceback_text
-from panel_schedule.stores.file import database, job_rows
+from panel_schedule.stores import queue
+from panel_schedule.stores.file import database
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import VirtualClock
 from panel_schedule.testing.contracts.tools import hammer
@@ -114,7 +115,7 @@ def test_a_job_is_followed_from_its_submit_to_its_end(opened):
     assert (RunState.SUCCEEDED, second(9), 100, False) == (ended.state, ended.finished_at, ended.percent, ended.orphan)
     assert [1] == other.queue.value("run1")
     assert (None, []) == (other.queue.failure("run1"), other.queue.orphans())
-    assert ended.change > running.change > queued.change
+    assert ended.record.revision > running.record.revision > queued.record.revision
 
 
 def test_jobs_are_listed_newest_first(opened):
@@ -203,7 +204,7 @@ class Odd:
 
 
 def test_partials_stay_in_order(opened, home):
-    """None is dropped, large ones are files, and those of an earlier attempt go as the next one has its own."""
+    """None is dropped, large ones are files, and those of an earlier attempt go as the next one begins."""
     store, other = opened(), opened()
     enter(store)
     store.queue.begin("run1", 1, second(1), 1)
@@ -213,7 +214,7 @@ def test_partials_stay_in_order(opened, home):
     assert (4, 2) == (other.queue.job("run1").partials, len(files(home)))
     assert [3] == [int(each[-1]) for each in other.queue.partials("run1", 3)]
     store.queue.begin("run1", 1, second(2), 2)
-    assert 4 == other.queue.job("run1").partials
+    assert 0 == other.queue.job("run1").partials
     store.queue.add_partial("run1", 1, 0, "anew")
     assert (["anew"], 1, []) == (other.queue.partials("run1"), other.queue.job("run1").partials, files(home))
 
@@ -371,7 +372,7 @@ def test_a_cancelled_job_of_a_dead_process_is_not_run_again(opened, worker):
     first.kill()
 
     assert (None, []) == (store.queue.take("run1", second(1)), store.queue.orphans())
-    store.queue.look()
+    store.records.look_for_the_dead()
     assert [RunState.CANCELLED] == states(store, "run1")
 
 
@@ -450,9 +451,9 @@ def test_those_whose_file_was_deleted_are_not_taken_for_dead(worker, home):
     first("listen()")
     first("enter('run1')")
     shutil.rmtree(home / "peers")
-    other("store.queue.look()")
+    other("store.records.look_for_the_dead()")
     eventually(lambda: other("store._alive(owner)", owner=first("store._me")))
-    other("store.queue.look()")
+    other("store.records.look_for_the_dead()")
 
     assert RunState.QUEUED is other("store.queue.job('run1').state")
 
@@ -487,22 +488,22 @@ def test_what_has_expired_is_gone_with_its_files(opened, home):
     succeed(store, value=large(3), expires_at=clock.now() + timedelta(seconds=60))
     assert 2 == len(files(home))
     other._catch_up()
-    last = store.queue.job("run1").change
+    last = store.queue.job("run1").record.revision
     clock.advance("1m")
 
     assert (None, ["kept"]) == (other.queue.job("run1"), [job.id for job in other.queue.jobs("optimise")])
     with pytest.raises(KeyError):
         other.queue.value("run1")
     assert ([], None) == (other.queue.partials("run1"), other.queue.failure("run1"))
-    other.queue.look()
+    other.records.look_for_the_dead()
 
     assert [] == files(home)
-    assert 0 == len(store._read("SELECT 1 FROM parts WHERE job = 'run1'"))
+    assert 0 == len(store._read("SELECT 1 FROM blobs WHERE name = 'run1'"))
     heard.clear()
     enter(store, "run2")
     other._catch_up()
     assert ["run2"] == heard
-    assert store.queue.job("run2").change > last
+    assert store.queue.job("run2").record.revision > last
 
 
 def test_what_has_expired_goes_when_a_store_is_opened(opened, home):
@@ -615,10 +616,7 @@ def test_a_store_of_the_first_version_gets_the_tables(opened, home):
     store = opened()
     store.publish("user", "rates", 1, now=second(0))
     store.close()
-    with closing(sqlite3.connect(home / "store.db")) as old:
-        for table in ("jobs", "parts", "swept", "answers", "counted"):
-            old.execute(f"DROP TABLE {table}")
-        old.execute("PRAGMA user_version = 1")
+    as_of_schema(1, home / "store.db")
     store = opened()
 
     assert 1 == store.entry("user", "rates").value
@@ -627,17 +625,28 @@ def test_a_store_of_the_first_version_gets_the_tables(opened, home):
     assert database.SCHEMA_VERSION == store._read("PRAGMA user_version")[0][0]
 
 
-def test_a_store_of_before_runs_had_users_goes_on(opened, home):
-    """Those that it holds are nobody's."""
-    store = opened()
-    enter(store, "old", durable=True)
-    store.close()
-    with closing(sqlite3.connect(home / "store.db")) as old:
-        old.execute("ALTER TABLE jobs DROP COLUMN user")
-    store = opened()
+@pytest.mark.parametrize("users", [True, False])
+def test_jobs_of_schema_3_go_on(opened, home, users):
+    """Those of before runs had users are nobody's; equal calls go on to share one."""
+    opened().close()
+    columns = "number, id, function, key, durable, owner, state, queued_at, expires_at, change"
+    old = [
+        "(1, 'old', 'optimise', '', 1, '', 'queued', 1000000, NULL, 3)",
+        "(2, 'done', 'optimise', 'k', 0, NULL, 'succeeded', 2000000, NULL, 4)",
+    ]
+    as_of_schema(
+        3, home / "store.db",
+        *(f"INSERT INTO jobs ({columns}) VALUES {row}" for row in old),
+        *(["UPDATE jobs SET user = 'bob'"] if users else ["ALTER TABLE jobs DROP COLUMN user"]),
+    )  # fmt: skip
+    store = opened(clock=VirtualClock())
     enter(store, "new", user="ann")
 
-    assert {"old": None, "new": "ann"} == {job.id: job.user for job in opened().queue.jobs("optimise")}
+    bob = "bob" if users else None
+    assert {"old": bob, "done": bob, "new": "ann"} == {job.id: job.user for job in store.queue.jobs("optimise")}
+    assert "done" == enter(store, "equal", key="k").id
+    assert ["old"] == [job.id for job in store.queue.orphans()]
+    assert ["new", "done", "old"] == [job.id for job in store.queue.jobs("optimise")]
 
 
 def test_jobs_of_a_corrupt_database_are_saved(opened, home, caplog):
@@ -730,7 +739,7 @@ def test_a_stopped_process_is_not_dead(opened, worker):
     other.signal(signal.SIGSTOP)
 
     assert ([], None) == (store.queue.orphans(), store.queue.take("run1", second(1)))
-    store.queue.look()
+    store.records.look_for_the_dead()
     assert [RunState.QUEUED] == states(store, "run1")
     other.signal(signal.SIGCONT)
 
@@ -739,8 +748,8 @@ def test_a_stopped_process_is_not_dead(opened, worker):
 
 
 def later(monkeypatch):
-    """Each sweep counts anew."""
-    monkeypatch.setattr(job_rows, "LOOK", 0.0)
+    """Each end counts anew."""
+    monkeypatch.setattr(queue, "LOOK", 0.0)
 
 
 def test_beyond_so_many_bytes_the_oldest_results_go(opened, home, monkeypatch):
@@ -750,27 +759,24 @@ def test_beyond_so_many_bytes_the_oldest_results_go(opened, home, monkeypatch):
     for number in range(4):
         enter(store, f"run{number}")
         succeed(store, f"run{number}", value=large(number))
-    store.queue.sweep()
 
     assert [None, None] == [store.queue.job(f"run{number}") for number in range(2)]
     assert [2, 3] == [int(store.queue.value(f"run{number}")[0]) for number in (2, 3)]
     assert 2 == len(files(home))
     enter(store, "huge")
     succeed(store, "huge", value=np.full(4 * LARGE, 5.0))
-    store.queue.sweep()
     assert (None, 5.0) == (store.queue.job("run3"), store.queue.value("huge")[0])
 
 
 def test_beyond_so_many_runs_the_oldest_go(opened, monkeypatch):
     """What is under way stays; and the others hear of what comes after."""
     later(monkeypatch)
-    monkeypatch.setattr(job_rows, "MOST", 3)
+    monkeypatch.setattr(queue, "MOST", 3)
     store = opened()
     enter(store, "open")
     for number in range(5):
         enter(store, f"run{number}")
         succeed(store, f"run{number}", value=number)
-    store.queue.sweep()
 
     left = [number for number in range(5) if store.queue.job(f"run{number}") is not None]
     assert [2, 3, 4] == left
@@ -779,5 +785,5 @@ def test_beyond_so_many_runs_the_oldest_go(opened, monkeypatch):
     store.queue.watch_jobs(heard.append)
     enter(store, "new")
     opened().queue.cancel("new")
-    store.queue.catch_up()
+    store.records.catch_up()
     assert ["new"] == heard

@@ -18,7 +18,7 @@ LAYERS = [
     {"session", "triggers"},
     {"serialize", "functions.calls", "functions.remote"},
     {"hashing"},
-    {"functions", "stores.cache", "stores.queue", "cache.lru"},
+    {"functions", "coordination", "cache.lru"},
     {"stores", "executors", "_worker"},
     {"engine", "scheduling"},
     {"jobs", "cache"},

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from ..clock import Clock
+from ..coordination.answers import Basis
 from ..engine.lock import Locked
 from ..engine.outbox import Outbox
 from ..engine.timers import Timers
@@ -15,7 +16,6 @@ from ..functions.memoize import Memoized
 from ..functions.run import Run
 from ..scheduling.hooks import Hooks
 from ..stores.base import Store
-from ..stores.cache import Basis
 
 
 class Desk(Protocol):

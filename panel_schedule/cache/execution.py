@@ -13,6 +13,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
+from ..coordination.answers import serves
 from ..errors import RunCancelled, RunFenced, WouldBlock, is_interrupt
 from ..executors.loop import Interrupted
 from ..executors.processes import Parcel
@@ -23,7 +24,6 @@ from ..serialize.checks import require_data
 from ..serialize.codec import encode
 from ..serialize.copies import own_copy
 from ..session import leave_session
-from ..stores.cache import serves
 from .computation import Computation, Desk
 from .lru import Answer
 

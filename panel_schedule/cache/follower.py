@@ -10,11 +10,12 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
+from ..coordination.answers import Basis, serves
 from ..errors import RunFenced, ScheduleError, StoreError, ValueUnreadable, is_interrupt
 from ..functions.memoize import Memoized
 from ..serialize.entry import Entry
 from ..stores.base import SOON, hurried, in_a_hurry
-from ..stores.cache import AnswerRow, Basis, Cache, serves
+from ..stores.cache import AnswerRow, Cache
 from .answers import Archive
 from .computation import Computation, Desk
 from .execution import Runner

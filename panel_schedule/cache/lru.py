@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
+from ..coordination.answers import Basis, Limits
 from ..serialize.copies import is_frame
 from ..serialize.entry import Entry
-from ..stores.cache import Basis, Limits
 
 
 class Answer:

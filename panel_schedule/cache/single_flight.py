@@ -12,6 +12,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
+from ..coordination.answers import Basis, serves
 from ..errors import RunCancelled
 from ..executors.loop import LoopExecutor
 from ..executors.threads import PlacedFuture
@@ -24,7 +25,6 @@ from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
-from ..stores.cache import Basis, serves
 from .answers import Archive
 from .computation import Computation, Desk
 from .execution import Runner

@@ -9,11 +9,11 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
+from ..coordination.jobs import ANYBODY
 from ..errors import RegistrationError, TriggerError
 from ..hashing.keys import Keys, signature_of
 from ..serialize.checks import require_arguments
 from ..serialize.references import references
-from ..stores.queue import ANYBODY
 from . import remote
 from .calls import is_async
 from .registry import as_retry, choice, duration, flag

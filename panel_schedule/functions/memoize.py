@@ -14,13 +14,13 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from ..cache.lru import Answer, Recall
 from ..clock import Clock
+from ..coordination.answers import LAST_RESORT, UNLIMITED, Basis, Limits, serves
 from ..errors import NotReady, RegistrationError, TriggerError
 from ..hashing.fingerprint import fingerprint
 from ..hashing.keys import Keys, call_text, digested, signature_of
 from ..serialize.copies import own_copy, snapshot
 from ..serialize.entry import Entry
 from ..serialize.references import references
-from ..stores.cache import LAST_RESORT, UNLIMITED, Basis, Limits, serves
 from . import remote
 from .background import require_no_method
 from .calls import is_async

@@ -15,6 +15,7 @@ from param.parameterized import Event
 
 from ..cache.lru import Answer, Watched
 from ..clock import Clock
+from ..coordination.answers import Basis
 from ..errors import is_interrupt
 from ..functions.memoize import Memoized
 from ..functions.run import Run, RunState, on_a_loop
@@ -24,7 +25,6 @@ from ..serialize.copies import as_it_is_now, snapshot
 from ..serialize.entry import Entry
 from ..serialize.errors import first_line
 from ..serialize.references import references, resolved
-from ..stores.cache import Basis
 from .base import View
 from .widgets import Text
 

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import logging
 import pickle
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
+from ...coordination.record import instant_of, micros
 from ...errors import ValueRefused, is_interrupt
 from ...triggers import Dates, Every
 from ..base import Mark
 
 log = logging.getLogger("panel_schedule")
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TICK = timedelta(microseconds=1)
-
-
-def micros(instant: datetime | None) -> int | None:
-    """Microseconds since 1970: exact, and in order."""
-    return None if instant is None else (instant - EPOCH) // _TICK
-
-
-def instant_of(micros: int | None) -> datetime | None:
-    """The other way round."""
-    return None if micros is None else EPOCH + micros * _TICK
 
 
 def stored_key(key: datetime | str | None) -> str | None:
@@ -37,11 +25,6 @@ def key_of(stored: str | None) -> datetime | str | None:
 
 def stored_mark(mark: Mark | None) -> Any:
     return micros(mark) if isinstance(mark, datetime) else mark
-
-
-def storable(text: str) -> str:
-    """What can be stored: a file name in an error may be no valid text."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def portable(trigger: Any) -> bytes | None:

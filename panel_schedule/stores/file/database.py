@@ -17,11 +17,13 @@ from typing import Any
 from ...errors import StoreError
 from ..base import SOON, in_a_hurry
 from .locks import OF_BYTES, LockFile
+from .schema3 import EARLIER, carry_over
+from .transaction import Transaction
 
 log = logging.getLogger("panel_schedule")
 
 # Of the tables below: a newer one is refused.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # Seconds for which a writer waits for the others. Long enough for a burst, and no deadlock.
 PATIENCE = 5.0
@@ -55,72 +57,37 @@ CREATE TABLE viewers (
 ) WITHOUT ROWID;
 """
 
-# Since version 2. Apart from its job stands what is not to be written again with each of its changes.
-_JOBS = """
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, function TEXT NOT NULL, key TEXT NOT NULL,
-    durable INTEGER NOT NULL, owner TEXT, state TEXT NOT NULL, attempt INTEGER NOT NULL DEFAULT 1,
-    fence INTEGER NOT NULL DEFAULT 1, percent INTEGER NOT NULL DEFAULT -1, message TEXT NOT NULL DEFAULT '',
-    reason TEXT NOT NULL DEFAULT '', error TEXT NOT NULL DEFAULT '', cancelled INTEGER NOT NULL DEFAULT 0,
-    partials INTEGER NOT NULL DEFAULT 0, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
-    expires_at INTEGER, change INTEGER NOT NULL, user TEXT
+# Since version 4: what background jobs and memoized functions are made of; see `Record`.
+_RECORDS = """
+CREATE TABLE IF NOT EXISTS records (
+    space TEXT NOT NULL, name TEXT NOT NULL, record_group TEXT NOT NULL, owner TEXT, used_at INTEGER,
+    expires_at INTEGER, size INTEGER NOT NULL, created INTEGER NOT NULL, revision INTEGER NOT NULL, state TEXT NOT NULL,
+    PRIMARY KEY (space, name)
 );
-CREATE INDEX IF NOT EXISTS changed_jobs ON jobs (change);
-CREATE INDEX IF NOT EXISTS jobs_of_function ON jobs (function, key);
-CREATE INDEX IF NOT EXISTS unfinished_jobs ON jobs (owner) WHERE owner IS NOT NULL;
-CREATE INDEX IF NOT EXISTS expiring_jobs ON jobs (expires_at) WHERE expires_at IS NOT NULL;
-CREATE TABLE IF NOT EXISTS parts (
-    job TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, attempt INTEGER NOT NULL, inline BLOB, file TEXT
+CREATE INDEX IF NOT EXISTS changed_records ON records (revision);
+CREATE INDEX IF NOT EXISTS groups_of_records ON records (space, record_group, created);
+CREATE INDEX IF NOT EXISTS used_records ON records (space, record_group, used_at, size);
+CREATE INDEX IF NOT EXISTS held_records ON records (owner) WHERE owner NOT NULL;
+CREATE INDEX IF NOT EXISTS expiring_records ON records (expires_at) WHERE expires_at NOT NULL;
+CREATE TABLE IF NOT EXISTS blobs (
+    space TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, revision INTEGER NOT NULL,
+    size INTEGER NOT NULL, inline BLOB, file TEXT, seal TEXT
 );
-CREATE UNIQUE INDEX IF NOT EXISTS parts_of_job ON parts (job, kind, number);
-CREATE INDEX IF NOT EXISTS files_of_jobs ON parts (file) WHERE file IS NOT NULL;
-CREATE TABLE IF NOT EXISTS swept (change INTEGER NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS blobs_of_record ON blobs (space, name, kind, number);
+CREATE INDEX IF NOT EXISTS files_of_blobs ON blobs (file) WHERE file NOT NULL;
+CREATE TABLE IF NOT EXISTS erased (revision INTEGER NOT NULL);
 """
-
-# Since version 3: what memoized functions gave, and what they are asked.
-_ANSWERS = """
-CREATE TABLE IF NOT EXISTS answers (
-    function TEXT NOT NULL, key TEXT NOT NULL, call TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 0,
-    basis TEXT NOT NULL DEFAULT '', updated_at INTEGER, duration REAL, size INTEGER NOT NULL DEFAULT 0,
-    used_at INTEGER NOT NULL, expires_at INTEGER, owner TEXT, fence INTEGER NOT NULL DEFAULT 0,
-    wanted TEXT NOT NULL DEFAULT '', takeovers INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
-    failed_at INTEGER, partials INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL, file TEXT, partial_file TEXT,
-    error BLOB, inline BLOB, partial_inline BLOB, PRIMARY KEY (function, key)
-);
-CREATE INDEX IF NOT EXISTS changed_answers ON answers (change);
-CREATE INDEX IF NOT EXISTS used_answers ON answers (function, used_at, size, updated_at) WHERE updated_at NOT NULL;
-CREATE INDEX IF NOT EXISTS files_of_answers ON answers (file) WHERE file NOT NULL;
-CREATE INDEX IF NOT EXISTS partials_of_answers ON answers (partial_file) WHERE partial_file NOT NULL;
-CREATE INDEX IF NOT EXISTS empty_answers ON answers (used_at) WHERE updated_at IS NULL;
-CREATE INDEX IF NOT EXISTS expiring_answers ON answers (expires_at) WHERE expires_at NOT NULL;
-CREATE INDEX IF NOT EXISTS unfinished_answers ON answers (owner) WHERE owner NOT NULL;
-CREATE TABLE IF NOT EXISTS counted (changes INTEGER NOT NULL);
-INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
-"""
-
-# Columns that came later, by table, and indexes: who does not know of them does without.
-_LATER = {"jobs": {"user": "TEXT"}}
-_RECENT = "CREATE INDEX IF NOT EXISTS recent_jobs ON jobs (function, number) WHERE owner IS NULL"
 
 # What is worth saving of a corrupt database. Claims of tasks are not: who has one publishes under the new one in vain.
 _COLUMNS = {
     "entries": "space, name, version, updated_at, duration, run_id, final, wave, inline, file, change",
     "tasks": "name, server, fingerprint, trigger, override, first_seen, last_slot, last_version, paused, fence, change",
     "runs": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
-    "jobs": "number, id, function, key, durable, owner, state, attempt, fence, percent, message, reason, error, "
-    "cancelled, partials, queued_at, started_at, finished_at, expires_at, change, user",
-    "parts": "job, kind, number, attempt, inline, file",
-    "answers": "function, key, call, version, basis, updated_at, duration, size, used_at, expires_at, change, inline, "
-    "file",
-    "counted": "changes",
+    "records": "space, name, record_group, owner, used_at, expires_at, size, created, revision, state",
+    "blobs": "space, name, kind, number, revision, size, inline, file, seal",
+    "erased": "revision",
 }
 
-
-# The number that orders a change among all: one more than the last. The rows that carry them are never deleted.
-NEXT = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM entries), (SELECT ifnull(max(change), 0) FROM tasks)))"
-
-# The same for jobs, of which the last one may have been swept.
-NEXT_OF_JOBS = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM jobs), (SELECT ifnull(max(change), 0) FROM swept)))"
 
 # Bytes of the files that SQLite locks (its file format, "Locking"; its WAL format, 2.3.1): read locks on the first two
 # say that somebody has the database open; the last is nobody's there.
@@ -134,31 +101,6 @@ _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 class Corrupt(Exception):
     """The file is no database, or no longer a whole one."""
-
-
-class Transaction:
-    """What is done in one transaction; `changed` once anything was."""
-
-    def __init__(self, connection: sqlite3.Connection):
-        self._connection = connection
-        self.changed = False
-
-    def one(self, question: str, *values: Any) -> sqlite3.Row | None:
-        """The first row of the answer."""
-        row: sqlite3.Row | None = self._connection.execute(question, values).fetchone()
-        return row
-
-    def all(self, question: str, *values: Any) -> list[sqlite3.Row]:
-        return self._connection.execute(question, values).fetchall()
-
-    def do(self, command: str, *values: Any) -> int:
-        """How many rows were affected."""
-        return self._connection.execute(command, values).rowcount
-
-    def change(self, number: str = NEXT) -> int:
-        """The number of the change that is being made."""
-        self.changed = True
-        return int(self._connection.execute(f"SELECT {number}").fetchone()[0])
 
 
 class Guards:
@@ -262,13 +204,20 @@ class Database:
             )
         if version == 0 and self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise Corrupt("it is a database of something else")
-        missing = {0: _TASKS + _JOBS + _ANSWERS, 1: _JOBS + _ANSWERS, 2: _ANSWERS}.get(version)
-        if missing is not None:
-            self._writer.executescript(f"BEGIN IMMEDIATE; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        for table, columns in _LATER.items():
-            for column in columns.keys() - _columns(self._writer, table):
-                self._writer.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
-        self._writer.execute(_RECENT)
+        if version == SCHEMA_VERSION:
+            return
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            for command in ((_TASKS if not version else "") + _RECORDS).split(";"):
+                self._writer.execute(command)
+            carry_over(self._writer, Transaction(self._writer))
+            for table in EARLIER:
+                self._writer.execute(f"DROP TABLE IF EXISTS {table}")
+            self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._writer.execute("COMMIT")
+        except BaseException:
+            self._writer.execute("ROLLBACK")
+            raise
 
     @property
     def there(self) -> bool:
@@ -416,6 +365,7 @@ def salvage(aside: Path, into: Transaction) -> int:
                 for row in old.execute(f"SELECT {columns} FROM {table} ORDER BY rowid {order}"):
                     marks = ", ".join("?" * len(row))
                     copied += into.do(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", *row)
+        copied += carry_over(old, into)
         old.close()
     return copied
 

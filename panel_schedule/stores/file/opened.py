@@ -18,9 +18,10 @@ from ...errors import ScheduleError, StoreError
 from ...serialize.entry import Entry
 from ..base import Listener
 from .blobs import Blobs
-from .database import Corrupt, Database, Transaction, salvage, set_aside
+from .database import Corrupt, Database, salvage, set_aside
 from .directory import door, private
 from .liveness import Liveness
+from .transaction import Transaction
 from .wakeup import WakeUps
 
 log = logging.getLogger("panel_schedule")
@@ -31,9 +32,7 @@ LOOK = 1.0
 # The same where a process can have no bell.
 LOOK_WITHOUT_BELL = 0.05
 
-_FILES = """SELECT file FROM entries WHERE file NOT NULL UNION ALL SELECT file FROM parts WHERE file NOT NULL
-UNION ALL SELECT file FROM answers WHERE file NOT NULL
-UNION ALL SELECT partial_file AS file FROM answers WHERE partial_file NOT NULL"""
+_FILES = "SELECT file FROM entries WHERE file NOT NULL UNION ALL SELECT file FROM blobs WHERE file NOT NULL"
 
 
 class OpenDirectory(ABC):

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ...clock import Clock
+from ...coordination.record import instant_of, micros
 from ...errors import ScheduleError, ValueUnreadable, is_interrupt
 from ...serialize.checks import require_data
 from ...serialize.codec import Inline, Mapped
 from ...serialize.entry import Entry
 from ..base import TASK, USER, Claim, fenced, whose
-from .answer_rows import AnswerRows
-from .columns import instant_of, micros
-from .database import Corrupt, Database, Transaction
-from .job_rows import MOST_BYTES, JobRows
+from ..cache import Cache
+from ..queue import MOST_BYTES, Queue
+from .database import Corrupt, Database
 from .opened import OpenDirectory
+from .records import FileRecords
 from .task_rows import TaskRows
+from .transaction import Transaction
 
 log = logging.getLogger("panel_schedule")
 
@@ -80,9 +82,10 @@ class FileStore(OpenDirectory, TaskRows):
         self._applying = threading.Lock()
         # When the directory of the value files had changed, the last time that it was looked at.
         self._shelved = 0
-        self.queue = JobRows(self, max_result_bytes)
-        self.cache = AnswerRows(self)
+        self.records = FileRecords(self)
         super().__init__(folder, clock, persistent)
+        self.queue = Queue(self.records, clock, max_result_bytes)
+        self.cache = Cache(self.records, clock)
         self._server = server or self._me
         self._catch_up()
 
@@ -132,8 +135,7 @@ class FileStore(OpenDirectory, TaskRows):
         self._trouble = ""
         for row in rows:
             self._notice(row["name"])
-        self.queue.catch_up()
-        self.cache.catch_up()
+        self.records.catch_up()
 
     def _load(self, rows: list[sqlite3.Row]) -> None:
         for row in rows:
@@ -357,17 +359,14 @@ class FileStore(OpenDirectory, TaskRows):
 
     def _sweep(self) -> None:
         with suppress(ScheduleError):  # on a full disk say: it is done some day
-            self.queue.sweep()
-            self.cache.sweep()
+            self.records.sweep(self._clock.now())
         super()._sweep()
 
     def _rescue(self, former: Database) -> None:
-        self.queue.rescue(former)
-        self.cache.rescue(former)
+        self.records.rescue(former)
 
     def _look_for_the_dead(self) -> None:
-        self.queue.look()
-        self.cache.look_for_the_dead()
+        self.records.look_for_the_dead()
         super()._look_for_the_dead()
 
     def close(self) -> None:

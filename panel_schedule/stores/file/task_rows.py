@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
+from ...coordination.record import EPOCH, instant_of, micros, storable
 from ...functions.run import RunRecord, RunState
 from ..base import TAKEOVERS, TASK, Claim, Holder, Mark, Plan, Refusal, Row, extended
-from .columns import EPOCH, instant_of, key_of, micros, pickled, portable, storable, stored_key, stored_mark, unpickled
-from .database import NEXT, Transaction
+from .columns import key_of, pickled, portable, stored_key, stored_mark, unpickled
+from .transaction import NEXT, Transaction
 
 # What says something about the task; that a run was cancelled does not.
 _OUTCOMES = (RunState.SUCCEEDED, RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)

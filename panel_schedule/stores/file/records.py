@@ -1,0 +1,378 @@
+"""The records of a file store: rows of its database, and their parts beside them or in files."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from ...coordination.record import NOBODY, Record, Refusal, instant_of, micros, of_text, text_of
+from ...errors import ScheduleError, StoreError, ValueUnreadable
+from ...serialize.codec import Encoded, encode
+from ..records import ALL, HELD, Change, Changed, Result, Tell
+from .database import Corrupt, Database
+from .opened import OpenDirectory
+from .transaction import Transaction
+
+log = logging.getLogger("panel_schedule")
+
+_ONE = "space = ? AND name = ?"
+_PART = f"{_ONE} AND kind = ? AND number = ?"
+_COLUMNS = "space, name, record_group, owner, used_at, expires_at, size, created, revision, state"
+
+# The number of the next change. Records are deleted, so that the last number of a deleted one stands apart.
+_NEXT = (
+    "(SELECT 1 + max((SELECT ifnull(max(revision), 0) FROM records), (SELECT ifnull(max(revision), 0) FROM erased)))"
+)
+
+
+class _Refused(Exception):
+    """Of changes that are made together one was refused."""
+
+
+class _Placed(NamedTuple):
+    """A part that is written, and that nobody knows of yet."""
+
+    inline: bytes | None
+    file: str | None
+    size: int
+    value: Any
+
+
+class FileRecords:
+    """
+    The part of a file store that is a `RecordStore`.
+
+    Parameters
+    ----------
+    directory : OpenDirectory
+    """
+
+    def __init__(self, directory: OpenDirectory):
+        self._directory = directory
+        self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
+        # The last change that was told of, and of which database.
+        self._seen: tuple[Database | None, int] = (None, 0)
+        # Owners that had no file when this process looked last.
+        self._missing: set[str] = set()
+
+    @property
+    def me(self) -> str:
+        return self._directory._me
+
+    def alive(self, owner: str) -> bool:
+        return owner != NOBODY and self._directory._alive(owner)
+
+    # ------------------------------------------------------------ reading
+
+    def read(self, space: str, name: str) -> Record | None:
+        rows = self._directory._read(f"SELECT {_COLUMNS} FROM records WHERE {_ONE}", space, name)
+        return _record(rows[0]) if rows else None
+
+    def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
+        which, values = "space = ?", [space]
+        if group is not ALL:
+            which, values = f"{which} AND record_group = ?", [*values, group]
+        if owner is HELD:
+            which = f"{which} AND owner NOT NULL"
+        elif owner is not ALL:
+            which, values = f"{which} AND owner IS ?", [*values, owner]  # type: ignore[list-item]
+        question = (
+            f"SELECT {_COLUMNS} FROM records WHERE {which} ORDER BY created DESC LIMIT {-1 if last is None else last}"
+        )
+        return list(map(_record, reversed(self._directory._read(question, *values))))
+
+    def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
+        key = (record.space, record.name, kind, number)
+        question = f"SELECT inline, file, seal FROM blobs WHERE {_PART} AND revision <= ?"
+        found = self._directory._read(question, *key, record.revision)
+        if not found:
+            raise KeyError(record.name)
+        what = what or f"The {kind} of {record.space} {record.name!r}"
+        try:
+            source = self._directory._blobs.source(
+                found[0]["inline"], found[0]["file"], found[0]["seal"] or _seal(*key)
+            )
+            try:
+                return source.load()
+            finally:
+                source.close()
+        except FileNotFoundError:
+            if not self._directory._read(question, *key, record.revision):
+                raise KeyError(record.name) from None  # it was replaced meanwhile
+            raise ValueUnreadable(f"{what} cannot be read, its file was deleted.") from None
+        except OSError as error:  # too many open files, say
+            raise StoreError(f"{what} cannot be read now: {error}.") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueUnreadable(f"{what} cannot be read: {error}.") from error
+
+    # ------------------------------------------------------------ writing
+
+    def write(
+        self, changes: Sequence[Change], *, durable: bool = False, together: bool = False, tell: Tell = Tell.SOON
+    ) -> list[Result]:
+        # What is refused anyhow costs no lock, which all processes wait for.
+        refused = [self._refused(change) for change in changes] if together or len(changes) == 1 else []
+        if any(refused):
+            return [Result(None, refusal) for refusal in refused]
+        placed: list[dict[tuple[str, int], _Placed]] = []
+        gone: list[str] = []
+        durable &= self._directory._persistent
+        try:
+            for change in changes:
+                placed.append(made := {})
+                for (kind, number), value in change.parts.items():
+                    made[kind, number] = self._place(change, kind, number, value, durable)
+            with suppress(_Refused), self._directory._transaction(durable=durable, news=tell is Tell.NOW) as tx:
+                revision = int(tx.all(f"SELECT {_NEXT}")[0][0])
+                done = [
+                    self._make(tx, change, made, revision, gone) for change, made in zip(changes, placed, strict=True)
+                ]
+                if together and any(result.refusal for result in done):
+                    done, gone = [Result(None, result.refusal) for result in done], []
+                    raise _Refused
+                tx.changed = tell is not Tell.LATER and any(not result.refusal for result in done)
+        except BaseException:
+            for part in (part for made in placed for part in made.values()):
+                self._directory._unlink_unless_known(part.file)
+            raise
+        self._unlink(gone)
+        for made, result in zip(placed, done, strict=True):
+            if result.record is None:
+                self._unlink(part.file for part in made.values())
+        return done
+
+    def _refused(self, change: Change) -> Refusal | None:
+        outcome = change.apply(self.read(change.space, change.name), 0)
+        return outcome if isinstance(outcome, Refusal) else None
+
+    def _place(self, change: Change, kind: str, number: int, value: Any, synced: bool) -> _Placed:
+        blobs, seal = self._directory._blobs, _seal(change.space, change.name, kind, number)
+        encoded = value if isinstance(value, Encoded) else encode(value, change.what)
+        try:
+            inline, file = blobs.place(encoded, seal, synced)
+            size = encoded.size
+        finally:
+            if encoded is not value:
+                encoded.close()
+        try:
+            # What the others get, this process gets as well: one copy in memory, and no surprise on one of them only.
+            # And before the others hear of it: what cannot be read is refused.
+            source = blobs.source(inline, file, seal)
+            try:
+                return _Placed(inline, file, size, blobs.reread(source, change.what))
+            finally:
+                source.close()
+        except BaseException:
+            blobs.unlink(file)
+            raise
+
+    def _make(
+        self,
+        tx: Transaction,
+        change: Change,
+        placed: Mapping[tuple[str, int], _Placed],
+        revision: int,
+        gone: list[str],
+    ) -> Result:
+        row = tx.one(f"SELECT {_COLUMNS} FROM records WHERE {_ONE}", change.space, change.name)
+        old = _record(row) if row is not None else None
+        new = change.apply(old, revision)
+        if isinstance(new, Refusal):
+            return Result(None, new)
+        before: Mapping[str, int] = old.parts if old is not None else {}
+        after: Mapping[str, int] = new.parts if new is not None else {}
+        size = old.size if old is not None else 0
+        for kind, count in before.items():
+            if (left := after.get(kind, 0)) < count:
+                size -= self._drop(tx, "kind = ? AND number >= ?", (change.space, change.name, kind, left), gone)
+        for (kind, number), part in placed.items():
+            if number < before.get(kind, 0):
+                size -= self._drop(tx, "kind = ? AND number = ?", (change.space, change.name, kind, number), gone)
+            tx.do(
+                "INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                *(change.space, change.name, kind, number, revision, part.size, part.inline, part.file),
+            )
+            size += part.size
+        if new is None:
+            if old is not None:
+                self._erase(tx, _ONE, change.space, change.name)
+            return Result(None)
+        new = replace(new, size=size, created=old.created if old is not None else revision, revision=revision)
+        self._set(tx, new)
+        return Result(new, None, {key: part.value for key, part in placed.items()})
+
+    def _set(self, tx: Transaction, record: Record) -> None:
+        tx.do(
+            f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "owner = excluded.owner, used_at = excluded.used_at, expires_at = excluded.expires_at, "
+            "size = excluded.size, revision = excluded.revision, state = excluded.state",
+            *(record.space, record.name, record.group, record.owner, micros(record.used_at), micros(record.expires_at)),
+            *(record.size, record.created, record.revision, text_of(record)),
+        )
+
+    def _drop(self, tx: Transaction, which: str, values: tuple[Any, ...], gone: list[str]) -> int:
+        """Delete parts; their bytes. Their files go after the commit."""
+        rows = tx.all(f"SELECT size, file FROM blobs WHERE {_ONE} AND {which}", *values)
+        tx.do(f"DELETE FROM blobs WHERE {_ONE} AND {which}", *values)
+        gone += [row["file"] for row in rows if row["file"] is not None]
+        return sum(row["size"] for row in rows)
+
+    def _erase(self, tx: Transaction, which: str, *values: Any) -> list[str]:
+        """Delete records; the files of their parts."""
+        # The next change gets a greater number than this, whatever is deleted.
+        last = tx.all(f"SELECT {_NEXT}")[0][0]
+        theirs = f"FROM blobs WHERE (space, name) IN (SELECT space, name FROM records WHERE {which})"
+        files = [row["file"] for row in tx.all(f"SELECT file {theirs} AND file NOT NULL", *values)]
+        tx.do(f"DELETE {theirs}", *values)
+        tx.do(f"DELETE FROM records WHERE {which}", *values)
+        tx.do("DELETE FROM erased")
+        tx.do("INSERT INTO erased VALUES (?)", last)
+        return files
+
+    def _unlink(self, files: Iterable[str | None]) -> None:
+        for file in files:
+            self._directory._blobs.unlink(file)
+
+    # ------------------------------------------------------------ what is used, and what must go
+
+    def use(self, space: str, names: Collection[str], now: datetime) -> None:
+        with self._directory._transaction() as tx:
+            for name in names:
+                tx.do(f"UPDATE records SET used_at = max(ifnull(used_at, 0), ?) WHERE {_ONE}", micros(now), space, name)
+
+    def trim(
+        self,
+        space: str,
+        group: str = ALL,
+        *,
+        entries: int | None = None,
+        size: int | None = None,
+        keep: str = "",
+        larger: bool = False,
+    ) -> None:
+        room = sys.maxsize if size is None else size
+        most = sys.maxsize if entries is None else entries
+        there, values = (
+            f"FROM records WHERE space = ? AND size BETWEEN 1 AND {sys.maxsize if larger else room}",
+            [space],
+        )
+        if group is not ALL:
+            there, values = f"{there} AND record_group = ?", [space, group]
+        totals = f"SELECT count(*) AS count, ifnull(sum(size), 0) AS size {there}"
+        total = self._directory._read(totals, *values)[0]
+        if total["count"] <= most and total["size"] <= room:
+            return
+        with self._directory._transaction() as tx:
+            total, gone = tx.all(totals, *values)[0], list[str]()
+            count, held = total["count"], total["size"]
+            for row in tx.all(f"SELECT name, size {there} AND name != ? ORDER BY used_at, created", *values, keep):
+                if count <= most and held <= room:
+                    break
+                count, held = count - 1, held - row["size"]
+                gone += self._erase(tx, _ONE, space, row["name"])
+        self._unlink(gone)
+
+    def sweep(self, now: datetime) -> None:
+        which, at = "owner IS NULL AND expires_at <= ?", micros(now)
+        if self._directory._read(f"SELECT 1 FROM records WHERE {which} LIMIT 1", at):
+            with self._directory._transaction() as tx:
+                gone = self._erase(tx, which, at)
+            self._unlink(gone)
+
+    # ------------------------------------------------------------ who follows what
+
+    def watch(self, space: str, name: str, sessions: int) -> None:
+        viewed = self.me, _viewed(space, name)
+        if sessions:
+            self._directory._do("INSERT OR REPLACE INTO viewers VALUES (?, ?, ?)", *viewed, sessions)
+        else:
+            self._directory._do("DELETE FROM viewers WHERE owner = ? AND task = ?", *viewed)
+
+    def watchers(self, space: str, name: str) -> int:
+        question = "SELECT ifnull(sum(viewers), 0) FROM viewers WHERE owner != ? AND task = ?"
+        return int(self._directory._read(question, self.me, _viewed(space, name))[0][0])
+
+    # ------------------------------------------------------------ who changed what
+
+    def subscribe(self, space: str, changed: Changed) -> None:
+        if not self._subscribers:
+            database = self._directory._database
+            self._seen = database, self._directory._read(f"SELECT {_NEXT} - 1", of=database)[0][0]
+        self._subscribers[space].append(changed)
+
+    def listen(self) -> None:
+        self._directory.listen()
+
+    def catch_up(self) -> None:
+        """Tell of what has changed since the last time."""
+        if not self._subscribers:
+            return
+        database, (former, last) = self._directory._database, self._seen
+        question = f"SELECT {_COLUMNS} FROM records WHERE revision > ? ORDER BY revision"
+        rows = self._directory._read(question, last if database is former else 0, of=database)
+        if database is not former:
+            self._seen = database, 0
+        for row in rows:
+            # What cannot be taken in now comes again.
+            self._seen = database, row["revision"] - 1
+            try:
+                self._tell(_record(row))
+            except BaseException as error:
+                if not isinstance(error, (ScheduleError, OSError)):  # a bug is not to hold up all others
+                    self._seen = database, row["revision"]
+                raise
+        if rows:
+            self._seen = database, rows[-1]["revision"]
+
+    def _tell(self, record: Record) -> None:
+        for changed in self._subscribers[record.space]:
+            changed(record)
+
+    def look_for_the_dead(self) -> None:
+        """Tell of what processes have left undone that are gone; and delete what time asks for."""
+        owners = self._directory._read("SELECT DISTINCT owner FROM records WHERE owner NOT NULL AND owner != ?", NOBODY)
+        gone = {row["owner"] for row in owners if not self.alive(row["owner"])}
+        there = set(self._directory._liveness.others())
+        for owner in gone & (there | self._missing):
+            for row in self._directory._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner):
+                self._tell(_record(row))
+        # Somebody may have deleted the file of one that is alive: then it is there again before the next look.
+        self._missing = gone - there
+        self.sweep(self._directory._clock.now())
+
+    def close(self) -> None:
+        self._directory.close()
+
+    def rescue(self, former: Database) -> None:
+        """Go on with what stands in a database that was deleted, but for what is there already."""
+        try:
+            with self._directory._database.write() as tx:
+                for table in ("records", "blobs", "erased"):
+                    for row in former.read(f"SELECT * FROM {table}"):
+                        tx.do(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
+        except (ScheduleError, Corrupt) as error:
+            log.error("Background jobs and answers of the store are lost: %s", error)
+
+
+def _record(row: sqlite3.Row) -> Record:
+    space, name, group, owner, used_at, expires_at, size, created, revision, text = row
+    state, parts = of_text(space, text)
+    return Record(
+        space, name, state, group, owner, instant_of(used_at), instant_of(expires_at), parts, size, created, revision
+    )
+
+
+def _seal(space: str, name: str, kind: str, number: int) -> str:
+    """What a part says of itself: nothing is read in place of another one."""
+    return f"{kind} {number} of {space} {name}"
+
+
+def _viewed(space: str, name: str) -> str:
+    return f"\x1f{space} {name}"

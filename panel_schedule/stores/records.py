@@ -1,0 +1,212 @@
+"""What a store is: records that are compared and set, bytes that belong to them, and word of who changed what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+from ..coordination.record import Record, Refusal
+
+# Every group, or every owner, where one could be named.
+ALL: Any = type("All", (), {"__repr__": lambda self: "ALL"})()
+
+# Of records: those that are held, or are to be taken.
+HELD: Any = type("Held", (), {"__repr__": lambda self: "HELD"})()
+
+
+class Tell(StrEnum):
+    """When other processes hear of a change: those that wait for it at once, else with what comes a moment later."""
+
+    NOW = "now"
+    SOON = "soon"
+    LATER = "later"  # when they look the next time
+
+
+Apply = Callable[[Record | None, int], Record | Refusal | None]
+
+
+NO_PARTS: Mapping[tuple[str, int], Any] = {}
+
+
+class Change(NamedTuple):
+    """
+    One change of one record.
+
+    Attributes
+    ----------
+    space, name : str
+    apply : callable
+        ``apply(record, revision)``, a pure function of the record as it is, None where there is none, and of the number
+        that the change will have. It gives the new record, None to delete it, or a Refusal. It may be called several
+        times.
+    parts : mapping of (str, int) to object
+        By kind and number: the values that the new record has from then on.
+    what : str
+        How errors name it.
+    """
+
+    space: str
+    name: str
+    apply: Apply
+    parts: Mapping[tuple[str, int], Any] = NO_PARTS
+    what: str = ""
+
+
+class Result(NamedTuple):
+    """
+    What came of a change.
+
+    Attributes
+    ----------
+    record : Record or None
+        As it is from now on; None where it was deleted, or refused.
+    refusal : Refusal or None
+    parts : mapping of (str, int) to object
+        The values of the change as every process reads them.
+    """
+
+    record: Record | None
+    refusal: Refusal | None = None
+    parts: Mapping[tuple[str, int], Any] = NO_PARTS
+
+
+Changed = Callable[[Record], object]
+
+
+class RecordStore(Protocol):
+    """
+    Callable from any thread; all that several processes share goes through this.
+
+    Raises
+    ------
+    StoreError
+        From every method, when it cannot be done now. It may be tried again.
+
+    Attributes
+    ----------
+    me : str
+        The owner that this process is.
+    """
+
+    @property
+    def me(self) -> str: ...
+
+    def read(self, space: str, name: str) -> Record | None: ...
+
+    def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
+        """
+        All of a space, of a group, or of an owner, in the order in which they were made.
+
+        Parameters
+        ----------
+        space, group : str
+        owner : str or None
+            None of those that nobody holds; HELD of all others.
+        last : int, optional
+            Only so many, those that were made last.
+        """
+        ...
+
+    def write(
+        self, changes: Sequence[Change], *, durable: bool = False, together: bool = False, tell: Tell = Tell.SOON
+    ) -> list[Result]:
+        """
+        Make changes in one atomic step.
+
+        Parameters
+        ----------
+        changes : sequence of Change
+            Of different records.
+        durable : bool
+            On the disk before this returns, where the store outlives its processes.
+        together : bool
+            When one is refused none is made.
+        tell : Tell
+
+        Returns
+        -------
+        list of Result
+            In the order of the changes.
+
+        Raises
+        ------
+        ValueRefused
+            When a part cannot be stored, or not be read again; nothing is changed then.
+        """
+        ...
+
+    def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
+        """
+        A part of the record as it was when it was read.
+
+        Raises
+        ------
+        KeyError
+            When it has another one by now, or none.
+        ValueUnreadable
+        """
+        ...
+
+    def alive(self, owner: str) -> bool:
+        """Whether the process of an owner lives; NOBODY does not."""
+        ...
+
+    def use(self, space: str, names: Collection[str], now: datetime) -> None:
+        """These were used now. Nobody is told."""
+        ...
+
+    def trim(
+        self,
+        space: str,
+        group: str = ALL,
+        *,
+        entries: int | None = None,
+        size: int | None = None,
+        keep: str = "",
+        larger: bool = False,
+    ) -> None:
+        """
+        Of the records that have parts and that nobody holds, delete those used longest ago.
+
+        Parameters
+        ----------
+        space, group : str
+        entries, size : int, optional
+            So many, with so many bytes, stay.
+        keep : str
+            The name of one that stays in any case.
+        larger : bool
+            Whether those count, too, each of which is larger than all the room.
+        """
+        ...
+
+    def watch(self, space: str, name: str, sessions: int) -> None:
+        """So many sessions of this process follow the record."""
+        ...
+
+    def watchers(self, space: str, name: str) -> int:
+        """How many of other processes do."""
+        ...
+
+    def subscribe(self, space: str, changed: Changed) -> None:
+        """
+        Call ``changed(record)`` after each change of a record of the space, also by this process; on whatever thread.
+
+        And when the process of its owner is gone. Changes that follow each other fast may be told as one; what fails
+        is told again.
+        """
+        ...
+
+    def listen(self) -> None:
+        """From now on hear of other processes without being asked. Idempotent."""
+        ...
+
+    def sweep(self, now: datetime) -> None:
+        """Delete what has expired by `now`, and is not held."""
+        ...
+
+    def close(self) -> None:
+        """This process is done with the store. Idempotent."""
+        ...

@@ -1,0 +1,62 @@
+"""The tables of earlier releases, and a database that is made one of theirs again."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+# Since schema 2.
+JOBS = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, function TEXT NOT NULL, key TEXT NOT NULL,
+    durable INTEGER NOT NULL, owner TEXT, state TEXT NOT NULL, attempt INTEGER NOT NULL DEFAULT 1,
+    fence INTEGER NOT NULL DEFAULT 1, percent INTEGER NOT NULL DEFAULT -1, message TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '', error TEXT NOT NULL DEFAULT '', cancelled INTEGER NOT NULL DEFAULT 0,
+    partials INTEGER NOT NULL DEFAULT 0, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
+    expires_at INTEGER, change INTEGER NOT NULL, user TEXT
+);
+CREATE INDEX IF NOT EXISTS changed_jobs ON jobs (change);
+CREATE INDEX IF NOT EXISTS jobs_of_function ON jobs (function, key);
+CREATE INDEX IF NOT EXISTS unfinished_jobs ON jobs (owner) WHERE owner IS NOT NULL;
+CREATE INDEX IF NOT EXISTS expiring_jobs ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS parts (
+    job TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, attempt INTEGER NOT NULL, inline BLOB, file TEXT
+);
+CREATE UNIQUE INDEX IF NOT EXISTS parts_of_job ON parts (job, kind, number);
+CREATE INDEX IF NOT EXISTS files_of_jobs ON parts (file) WHERE file IS NOT NULL;
+CREATE TABLE IF NOT EXISTS swept (change INTEGER NOT NULL);
+"""
+
+# Since schema 3.
+ANSWERS = """
+CREATE TABLE IF NOT EXISTS answers (
+    function TEXT NOT NULL, key TEXT NOT NULL, call TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 0,
+    basis TEXT NOT NULL DEFAULT '', updated_at INTEGER, duration REAL, size INTEGER NOT NULL DEFAULT 0,
+    used_at INTEGER NOT NULL, expires_at INTEGER, owner TEXT, fence INTEGER NOT NULL DEFAULT 0,
+    wanted TEXT NOT NULL DEFAULT '', takeovers INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
+    failed_at INTEGER, partials INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL, file TEXT, partial_file TEXT,
+    error BLOB, inline BLOB, partial_inline BLOB, PRIMARY KEY (function, key)
+);
+CREATE INDEX IF NOT EXISTS changed_answers ON answers (change);
+CREATE INDEX IF NOT EXISTS used_answers ON answers (function, used_at, size, updated_at) WHERE updated_at NOT NULL;
+CREATE INDEX IF NOT EXISTS files_of_answers ON answers (file) WHERE file NOT NULL;
+CREATE INDEX IF NOT EXISTS partials_of_answers ON answers (partial_file) WHERE partial_file NOT NULL;
+CREATE INDEX IF NOT EXISTS empty_answers ON answers (used_at) WHERE updated_at IS NULL;
+CREATE INDEX IF NOT EXISTS expiring_answers ON answers (expires_at) WHERE expires_at NOT NULL;
+CREATE INDEX IF NOT EXISTS unfinished_answers ON answers (owner) WHERE owner NOT NULL;
+CREATE TABLE IF NOT EXISTS counted (changes INTEGER NOT NULL);
+INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
+"""
+
+
+def as_of_schema(version: int, path: Path, *commands: str) -> None:
+    """Give a database the tables that this version had, and what the commands put there."""
+    with closing(sqlite3.connect(path)) as database:
+        for table in ("records", "blobs", "erased"):
+            database.execute(f"DROP TABLE {table}")
+        database.executescript((JOBS if version > 1 else "") + (ANSWERS if version > 2 else ""))
+        for command in commands:
+            database.execute(command)
+        database.execute(f"PRAGMA user_version = {version}")
+        database.commit()
