@@ -782,6 +782,7 @@ def test_beyond_so_many_runs_the_oldest_go(opened, monkeypatch):
     assert [2, 3, 4] == left
     assert store.queue.job("open") is not None
     heard = []
+    store.records.catch_up()
     store.queue.watch_jobs(heard.append)
     enter(store, "new")
     opened().queue.cancel("new")

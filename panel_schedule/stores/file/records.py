@@ -259,7 +259,8 @@ class FileRecords:
     ) -> None:
         room = sys.maxsize if size is None else size
         most = sys.maxsize if entries is None else entries
-        there, values = f"FROM records WHERE owner IS NULL AND size BETWEEN 1 AND {largest} AND space = ?", [space]
+        most_of_one = sys.maxsize if larger else room
+        there, values = f"FROM records WHERE owner IS NULL AND size BETWEEN 1 AND {most_of_one} AND space = ?", [space]
         if group is not ALL:
             there, values = f"{there} AND record_group = ?", [space, group]
         totals = f"SELECT count(*) AS count, ifnull(sum(size), 0) AS size {there}"

@@ -1,0 +1,157 @@
+"""The records of one process: by reference, and gone with it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from ..coordination.record import EPOCH, Record, Refusal
+from ..serialize.checks import size_of
+from ..serialize.codec import Encoded, decode
+from .records import ALL, HELD, Change, Changed, Result, Tell
+
+
+class MemoryRecords:
+    """
+    A `RecordStore` in this process.
+
+    Parts are kept as they are: who must not share an object with others gives a copy.
+    """
+
+    me = "here"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: defaultdict[str, dict[str, Record]] = defaultdict(dict)
+        self._parts: dict[tuple[str, str], dict[tuple[str, int], tuple[int, Any]]] = {}
+        self._revision = 0
+        self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
+
+    def read(self, space: str, name: str) -> Record | None:
+        return self._records[space].get(name)
+
+    def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
+        with self._lock:
+            records = list(self._records[space].values())
+        found = [record for record in records if group in (ALL, record.group) and _is_owned(record, owner)]
+        return found if last is None else found[-last:]
+
+    def write(
+        self, changes: Sequence[Change], *, durable: bool = False, together: bool = False, tell: Tell = Tell.SOON
+    ) -> list[Result]:
+        with self._lock:
+            revision = self._revision + 1
+            outcomes = [change.apply(self._records[change.space].get(change.name), revision) for change in changes]
+            if together and any(isinstance(outcome, Refusal) for outcome in outcomes):
+                return [Result(None, outcome if isinstance(outcome, Refusal) else None) for outcome in outcomes]
+            self._revision = revision
+            results = [self._set(change, outcome, revision) for change, outcome in zip(changes, outcomes, strict=True)]
+        for result in results:
+            if result.record is not None:
+                for changed in self._subscribers[result.record.space]:
+                    changed(result.record)
+        return results
+
+    def _set(self, change: Change, new: Record | Refusal | None, revision: int) -> Result:
+        if isinstance(new, Refusal):
+            return Result(None, new)
+        key, records = (change.space, change.name), self._records[change.space]
+        if new is None:
+            records.pop(change.name, None)
+            self._parts.pop(key, None)
+            return Result(None)
+        old = records.get(change.name)
+        if change.parts or (old is not None and old.parts != new.parts):
+            parts = self._parts.setdefault(key, {})
+            parts |= {each: (revision, value) for each, value in change.parts.items()}
+            for kind, number in [each for each in parts if each[1] >= new.parts.get(each[0], 0)]:
+                del parts[kind, number]
+            new = replace(new, size=sum(_size(value) for _, value in parts.values()))
+        created = old.created if old is not None else revision
+        records[change.name] = new = replace(new, created=created, revision=revision)
+        return Result(new, None, change.parts)
+
+    def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
+        revision, value = self._parts.get((record.space, record.name), {}).get((kind, number), (sys.maxsize, None))
+        if revision > record.revision:
+            raise KeyError(record.name)
+        return decode(bytearray(value.tobytes())) if isinstance(value, Encoded) else value
+
+    def alive(self, owner: str) -> bool:
+        return owner == self.me
+
+    def use(self, space: str, names: Collection[str], now: datetime) -> None:
+        with self._lock:
+            for name in names:
+                if (record := self._records[space].get(name)) is not None:
+                    used_at = max(record.used_at or now, now)
+                    self._records[space][name] = replace(record, used_at=used_at)
+
+    def trim(
+        self,
+        space: str,
+        group: str = ALL,
+        *,
+        entries: int | None = None,
+        size: int | None = None,
+        keep: str = "",
+        larger: bool = False,
+    ) -> None:
+        room, most = (sys.maxsize if limit is None else limit for limit in (size, entries))
+        with self._lock:
+            there = [
+                record
+                for record in self._records[space].values()
+                if record.owner is None and group in (ALL, record.group) and record.size > 0
+                and (larger or record.size <= room)
+            ]  # fmt: skip
+            count, held = len(there), sum(record.size for record in there)
+            for record in sorted(there, key=_used):
+                if count <= most and held <= room:
+                    break
+                if record.name != keep:
+                    count, held = count - 1, held - record.size
+                    self._erase(record)
+
+    def _erase(self, record: Record) -> None:
+        del self._records[record.space][record.name]
+        self._parts.pop((record.space, record.name), None)
+
+    def sweep(self, now: datetime) -> None:
+        with self._lock:
+            for records in list(self._records.values()):
+                for record in list(records.values()):
+                    if record.owner is None and record.expires_at is not None and record.expires_at <= now:
+                        self._erase(record)
+
+    def watch(self, space: str, name: str, sessions: int) -> None:
+        pass  # there is no other process that would ask
+
+    def watchers(self, space: str, name: str) -> int:
+        return 0
+
+    def subscribe(self, space: str, changed: Changed) -> None:
+        self._subscribers[space].append(changed)
+
+    def listen(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _is_owned(record: Record, owner: str | None) -> bool:
+    return owner is ALL or (record.owner is not None if owner is HELD else record.owner == owner)
+
+
+def _size(value: Any) -> int:
+    return value.size if isinstance(value, Encoded) else max(1, size_of(value))
+
+
+def _used(record: Record) -> tuple[datetime, int]:
+    return record.used_at or EPOCH, record.created
