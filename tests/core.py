@@ -24,7 +24,6 @@ from panel_schedule.functions.run import Run, RunRecord, RunState, place
 from panel_schedule.functions.task import Task
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores.file.store import FileStore
-from panel_schedule.stores.file.transaction import NEXT
 from panel_schedule.testing import VirtualClock
 
 # What a test waits at most for a thread that has nothing more to wait for.
@@ -281,8 +280,8 @@ class Core:
     def hear(self) -> bool:
         """Take in what other cores have stored; False when there was nothing."""
         assert self.store is not None
-        heard, self.heard = self.heard, self.store._read(f"SELECT {NEXT}")[0][0]
-        self.store._catch_up()
+        heard, self.heard = self.heard, self.store.records._read("SELECT max(revision) FROM records")[0][0]
+        self.store.records._catch_up()
         return heard != self.heard
 
     def tick(self) -> float:

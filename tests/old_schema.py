@@ -5,6 +5,37 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+# Since schema 1.
+TASKS = """
+CREATE TABLE entries (
+    space TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, updated_at INTEGER, duration REAL,
+    run_id TEXT, final INTEGER, wave INTEGER, inline BLOB, file TEXT, change INTEGER NOT NULL,
+    PRIMARY KEY (space, name)
+);
+CREATE INDEX changed_entries ON entries (change);
+CREATE TABLE tasks (
+    name TEXT PRIMARY KEY, server TEXT NOT NULL, fingerprint TEXT NOT NULL, trigger BLOB, override BLOB,
+    first_seen INTEGER NOT NULL, last_slot INTEGER, last_version INTEGER NOT NULL DEFAULT 0,
+    paused INTEGER NOT NULL DEFAULT 0, removed INTEGER NOT NULL DEFAULT 0, forgotten INTEGER NOT NULL DEFAULT 0,
+    stale INTEGER NOT NULL DEFAULT 0, outcome TEXT, error TEXT NOT NULL DEFAULT '', cancelled TEXT NOT NULL DEFAULT '',
+    owner TEXT, run_id TEXT, fence INTEGER NOT NULL DEFAULT 0, attempt INTEGER NOT NULL DEFAULT 0,
+    takeovers INTEGER NOT NULL DEFAULT 0, key TEXT, wave INTEGER, started_at INTEGER,
+    percent INTEGER NOT NULL DEFAULT -1, message TEXT NOT NULL DEFAULT '',
+    published INTEGER NOT NULL DEFAULT 0, over INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL
+);
+CREATE INDEX changed_tasks ON tasks (change);
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY, task TEXT NOT NULL, id TEXT NOT NULL, key TEXT, state TEXT NOT NULL,
+    attempt INTEGER NOT NULL, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
+    error TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER
+);
+CREATE INDEX runs_of_task ON runs (task, number);
+CREATE TABLE viewers (
+    owner TEXT NOT NULL, task TEXT NOT NULL, viewers INTEGER NOT NULL, PRIMARY KEY (owner, task)
+) WITHOUT ROWID;
+"""
 
 # Since schema 2.
 JOBS = """
@@ -50,13 +81,13 @@ INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
 """
 
 
-def as_of_schema(version: int, path: Path, *commands: str) -> None:
+def as_of_schema(version: int, path: Path, *commands: str, **values: Any) -> None:
     """Give a database the tables that this version had, and what the commands put there."""
     with closing(sqlite3.connect(path)) as database:
-        for table in ("records", "blobs", "erased"):
+        for table in ("records", "blobs", "erased", "runs", "viewers"):
             database.execute(f"DROP TABLE {table}")
-        database.executescript((JOBS if version > 1 else "") + (ANSWERS if version > 2 else ""))
+        database.executescript(TASKS + (JOBS if version > 1 else "") + (ANSWERS if version > 2 else ""))
         for command in commands:
-            database.execute(command)
+            database.execute(command, values)
         database.execute(f"PRAGMA user_version = {version}")
         database.commit()

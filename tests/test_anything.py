@@ -14,6 +14,7 @@ from panel_schedule.config import Config
 from panel_schedule.decorators import Front
 from panel_schedule.functions.run import RunState
 from panel_schedule.runtime import Runtime
+from panel_schedule.stores.records import HELD
 
 
 def real(ledger):
@@ -134,10 +135,11 @@ def test_a_random_hour_leaves_the_scheduler_sane(seed, ledger):
         core.begin()
         for _ in range(250):
             world.step()
-            claims = core.scheduler.store._claims
+            claims = {record.name: record.state for record in core.scheduler.store.records.scan("task", owner=HELD)}
             for state in core.scheduler.states.values():
                 assert (state.run is None) == (state.claim is None)
-                assert claims.get(state.task.name) == state.claim
+                held, claim = claims.get(state.task.name), state.claim
+                assert (held and (held.run_id, held.fence)) == (claim and (claim.run_id, claim.fence))
         for task in world.tasks:
             task.pause()
         world.come_to_rest()

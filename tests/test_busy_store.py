@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from panel_schedule.stores.base import hurried, in_a_hurry
+from panel_schedule.stores.hurry import hurried, in_a_hurry
 
 # Milliseconds: a plain call of a memoized function waits a tenth of a second for the store, and is computed without.
 MOST = 400

@@ -409,7 +409,7 @@ def test_a_death_spoils_no_answer(opened, worker):
     version = store.cache.look("f", "a").version
     first("claim(known=10**9)")
     first.kill()
-    store.records.look_for_the_dead()
+    store.records._look_around()
 
     assert (version, 7) == (store.cache.look("f", "a").version, value(opened())[0])
 
@@ -419,7 +419,7 @@ def test_a_stopped_process_is_not_dead(opened, worker):
     store, other = opened(), worker()
     other("claim()")
     other.signal(signal.SIGSTOP)
-    store.records.look_for_the_dead()
+    store.records._look_around()
 
     assert (False, True) == (claim(store)[0], store.cache.look("f", "a").held)
     other.signal(signal.SIGCONT)
@@ -531,7 +531,7 @@ def test_it_is_heard_though_the_store_has_let_go_of_it(opened, all_of_them):
     give(store, 2, "b", now=second(2), limits=Limits(1))
     heard = heard_by(other)
     store.cache.invalidate("f", None if all_of_them else "a")
-    other._catch_up()
+    other.records._catch_up()
 
     if all_of_them:
         assert "f" in [function for function, key in heard if key != "b"]
@@ -611,10 +611,10 @@ def test_the_end_of_what_took_hours_is_heard(opened, end, monkeypatch):
         case "release":
             store.cache.release()
         case "death":
-            monkeypatch.setattr(other, "_alive", lambda owner: owner != store._me)
-            other.records.look_for_the_dead()
+            monkeypatch.setattr(other.records, "alive", lambda owner: owner != store.records._me)
+            other.records._look_around()
     store.records.sweep(store._clock.now())
-    other._catch_up()
+    other.records._catch_up()
 
     assert {("f", "a")} == set(heard)
     row = other.cache.look("f", "a")
@@ -653,7 +653,7 @@ def test_what_a_listener_chokes_on_keeps_no_news_from_it(opened):
         give(store, 1, key)
     for _ in range(2):
         with suppress(StoreError):
-            other._catch_up()
+            other.records._catch_up()
 
     assert {"b", "c"} <= set(heard)
 
@@ -702,13 +702,13 @@ def test_files_of_answers_are_swept_if_no_row_names_them(worker, opened, home):
     first = worker()
     first("give(np.full(9000, 1))")
     named = files(home)
-    first("(store._files / f'{store._me}.77').write_bytes(b'half')")
+    first("(store.records._files / f'{store.records._me}.77').write_bytes(b'half')")
     first("store.cache.publish('f', 'b', claim('b')[1].fence, np.full(9000, 2))")
     assert 3 == len(files(home))
     first.kill()
     store = opened()
-    store.records.look_for_the_dead()
-    store._sweep()
+    store.records._look_around()
+    store.records._sweep()
 
     assert named == files(home)
     assert 1 == value(store)[0]
@@ -723,7 +723,7 @@ def test_ctrl_c_behind_the_commit_loses_nothing(opened, monkeypatch, call):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store._wake_ups, "ring", interrupt)
+    monkeypatch.setattr(store.records._wake_ups, "ring", interrupt)
     with pytest.raises(KeyboardInterrupt):
         put(store, fence, large(5)) if call == "put" else store.cache.publish("f", "a", fence, large(5))
 
@@ -760,8 +760,8 @@ def test_a_store_of_a_former_version_gets_the_tables(home, opened, version):
     as_of_schema(version, home / "store.db", *found)
     store, other = opened(), opened()
 
-    assert (4, 4) == (database.SCHEMA_VERSION, store._read("PRAGMA user_version")[0][0])
-    assert 4 == store._read("SELECT version FROM entries")[0][0]
+    assert (4, 4) == (database.SCHEMA_VERSION, store.records._read("PRAGMA user_version")[0][0])
+    assert 4 == store.records.read("user", "rates").state.version
     assert (["r"] if version > 1 else []) == [job.id for job in store.queue.jobs("j")]
     row = store.cache.look("f", "old")
     assert version < 3 or (7, (3, 1), "f(0)", 80) == (row.version, row.basis, row.call, row.size)
@@ -798,7 +798,9 @@ def test_answers_of_a_corrupt_database_are_saved(opened, home, caplog):
             whole[row.key] = int(store.cache.value(row)[0])
     assert len(whole) > 20
     assert all(key == str(number) for key, number in whole.items() if key != "large")
-    assert {path.name for path in files(home)} >= {r["file"] for r in store._read("SELECT file FROM blobs") if r[0]}
+    assert {path.name for path in files(home)} >= {
+        r["file"] for r in store.records._read("SELECT file FROM blobs") if r[0]
+    }
     assert claim(store, "new")[1].fence > max(row.version for row in rows)
     assert last >= max(row.version for row in rows)
 

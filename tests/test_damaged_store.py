@@ -213,7 +213,7 @@ def test_values_of_an_older_version_are_read(opened, home):
     (file,) = (home / "values").iterdir()
     file.write_bytes(unsealed(large))
     with sqlite3.connect(home / "store.db") as database:
-        database.execute("UPDATE entries SET inline = ? WHERE inline NOT NULL", [unsealed(small)])
+        database.execute("UPDATE blobs SET inline = ? WHERE inline NOT NULL", [unsealed(small)])
 
     store = opened()
 
@@ -226,7 +226,7 @@ def test_a_value_in_another_row_is_not_that_rows(opened, home):
     put(store, "one", 1), put(store, "other", 2)
     store.close()
     with sqlite3.connect(home / "store.db") as database:
-        database.execute("UPDATE entries SET inline = (SELECT inline FROM entries WHERE name = 'one')")
+        database.execute("UPDATE blobs SET inline = (SELECT inline FROM blobs WHERE name = 'one')")
 
     store = opened()
 
@@ -276,6 +276,6 @@ def test_an_error_that_cannot_be_read_is_an_error(opened, home):
     store = opened()
     _, row = store.cache.claim("memo", "key", "memo(1)", known=0, basis=(), now=START)
     store.cache.fail("memo", "key", row.fence, ValueError("no"), now=START)
-    store._do("UPDATE blobs SET inline = substr(inline, 1, 30) WHERE kind = 'error'")
+    store.records._do("UPDATE blobs SET inline = substr(inline, 1, 30) WHERE kind = 'error'")
 
     assert "memo(1) failed" in str(store.cache.failure(store.cache.look("memo", "key")))

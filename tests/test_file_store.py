@@ -235,22 +235,26 @@ def test_paths_that_are_too_long_for_a_socket_have_a_bell(opened, peer, home):
 
 def test_a_value_between_two_questions_is_not_overlooked(opened):
     """What another process stores while this one catches up is seen, at the latest with the next look."""
-    store, other = opened(), opened()
+    (store, other), heard = (opened(), opened()), []
     enroll(other, "sales")
-    read = store._read
+    store.records._catch_up()
+    store.subscribe(lambda space, name, entry: heard.append(name), heard.append)
+    read = store.records._read
 
     def interrupted(question, *values, **options):
         rows = read(question, *values, **options)
-        if "FROM entries WHERE change" in question:
-            store._read = read
+        if "FROM records WHERE revision" in question:
+            store.records._read = read
             put(other, "rates", 1)
             other.amend("sales", paused=True)
         return rows
 
-    store._read = interrupted
-    store.entry(USER, "rates")
+    store.records._read = interrupted
+    store.records._catch_up()
+    assert [] == heard
+    store.records._catch_up()
 
-    assert 1 == value(store, "rates")
+    assert ({"rates", "sales"}, 1) == (set(heard), value(store, "rates"))
 
 
 def test_listeners_are_called_without_a_lock(opened):
@@ -380,9 +384,9 @@ def test_the_child_of_a_fork_gives_no_lock_back(opened, peer):
         "def fork():\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"
-        "        alive = store._alive(store._me)\n"
+        "        alive = store.records.alive(store.records._me)\n"
         "        more = FileStore(folder, SystemClock(), server='server')\n"
-        "        alive = alive and more._alive(store._me) and more.row('sales').holder is not None\n"
+        "        alive = alive and more.records.alive(store.records._me) and more.row('sales').holder is not None\n"
         "        more.close()\n"
         "        os._exit(0 if alive else 1)\n"
         "    return os.waitpid(child, 0)[1]\n"
@@ -415,7 +419,7 @@ def test_a_copy_of_the_directory_by_its_process_leaves_it_its_database(opened, p
     other("store.publish(USER, 'first', 1, now=second(0))")
     other("import shutil; shutil.copytree(folder, to, ignore=shutil.ignore_patterns('*.sock'))", to=tmp_path / "backup")
     came = sqlite3.connect(home / "store.db")
-    came.execute("SELECT count(*) FROM entries").fetchone()
+    came.execute("SELECT count(*) FROM records").fetchone()
     came.close()
     other("store.publish(USER, 'second', 2, now=second(0))")
 
@@ -428,7 +432,7 @@ def test_a_copy_of_the_directory_by_its_process_leaves_it_its_database(opened, p
 def test_a_copy_of_the_directory_in_a_transaction_lets_nobody_else_write(opened, peer, home):
     """SQLite alone would have two writers then."""
     store, other = opened(), peer("database.PATIENCE = 0.01")
-    with store._transaction() as tx:
+    with store.records._transaction() as tx:
         tx.do("INSERT INTO erased VALUES (1)")
         for path in home.glob("store.db*"):
             path.read_bytes()
@@ -460,12 +464,12 @@ def test_processes_of_an_older_version_are_seen(opened, peer, home):
     """In a rolling update they hold POSIX record locks, and look by these."""
     store, other = opened(), peer()
     other("import fcntl; file = open(folder / 'peers' / '1-old.owner', 'w'); fcntl.lockf(file, fcntl.LOCK_EX)")
-    assert store._alive("1-old")
+    assert store.records.alive("1-old")
     look = "mine = open(path, 'r+'); fcntl.lockf(mine, fcntl.LOCK_SH | fcntl.LOCK_NB)"
     with pytest.raises(BlockingIOError):
-        other(look, path=home / "peers" / f"{store._me}.owner")
+        other(look, path=home / "peers" / f"{store.records._me}.owner")
     other("file.close()")
-    assert not store._alive("1-old")
+    assert not store.records.alive("1-old")
 
 
 def test_viewers_of_a_dead_process_do_not_count(opened, peer):
@@ -513,7 +517,7 @@ def test_orphaned_files_are_swept(opened, peer, home):
     put(store, "rates", large(1))
     dead("store.publish(USER, 'theirs', value, now=second(0))", value=large(2))
     for process in (dead, other):
-        process("(store._files / f'{store._me}.77').write_bytes(b'half')")
+        process("(store.records._files / f'{store.records._me}.77').write_bytes(b'half')")
     before = set(files(home))
     dead.kill()
     orphan = next(path for path in before if path.name == f"{dead_name(before, other)}.77")
@@ -526,7 +530,7 @@ def test_orphaned_files_are_swept(opened, peer, home):
 
 def dead_name(paths, living):
     owners = {path.name.rpartition(".")[0] for path in paths if path.name.endswith(".77")}
-    (dead,) = owners - {living("store._me")}
+    (dead,) = owners - {living("store.records._me")}
     return dead
 
 
@@ -782,8 +786,8 @@ def test_a_database_that_is_damaged_in_use_is_rebuilt(peer, home, damage):
               if number else "import numpy as np", number=number)  # fmt: skip
     first("store.publish(USER, 'value0', np.full(20_000, 0), now=second(0))")
     other("import numpy as np")
-    assert 60 == other("len(store._entries) if store.entry(USER, 'value1') else 0")
-    first("store._database._writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').close()")
+    assert 60 == other("len([entry for n in range(60) if (entry := store.entry(USER, f'value{n}'))])")
+    first("store.records._database._writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').close()")
     DAMAGES[damage](home / "store.db")
 
     def works(process, number):
@@ -805,8 +809,8 @@ def test_a_database_is_set_aside_by_one_process_only(opened, home):
     stores = [opened(), opened()]
     put(stores[0], "rates", 1)
     for store in stores:
-        former, found = store._database, database.Corrupt("a page")
-        store._renew(former, found)
+        former, found = store.records._database, database.Corrupt("a page")
+        store.records._renew(former, found)
 
     assert ["store.db.corrupt-1"] == [path.name for path in home.glob("*corrupt-?")]
     put(stores[0], "rates", 2)
@@ -818,7 +822,7 @@ def test_damage_that_is_found_within_a_transaction_is_no_deadlock(opened):
     store = opened()
     enroll(store, "sales")
 
-    with pytest.raises(StoreError, match="made anew"), store._transaction():
+    with pytest.raises(StoreError, match="made anew"), store.records._transaction():
         raise database.Corrupt("a page")
     assert 1 == put(store, "rates", 1).version
 
@@ -872,12 +876,12 @@ def test_a_database_that_somebody_holds_is_an_error_for_a_while(opened, peer, ho
     monkeypatch.setattr(database, "PATIENCE", 0.3)
     store, other = opened(), peer()
     put(store, "rates", 1)
-    other("store._database._writer.execute('BEGIN IMMEDIATE').fetchall()")
+    other("store.records._database._writer.execute('BEGIN IMMEDIATE').fetchall()")
 
     with pytest.raises(StoreError, match=r"locked.*Another process holds it"):
         put(store, "rates", 2)
     assert (1, ["rates"], None) == (value(store, "rates"), list(store.names(USER)), store.row("sales"))
-    other("store._database._writer.execute('ROLLBACK').fetchall()")
+    other("store.records._database._writer.execute('ROLLBACK').fetchall()")
     assert 2 == put(store, "rates", 2).version
 
 
@@ -914,7 +918,7 @@ def test_what_is_deleted_in_use_comes_back(peer, home, loss, listening):
     late = peer()
     assert ((3, 4), (1, 2)) == (seen(late, "rates"), seen(late, "small"))
     for one in (first, other):
-        eventually(lambda one=one: late("store._alive(owner)", owner=one("store._me")))
+        eventually(lambda one=one: late("store.records.alive(owner)", owner=one("store.records._me")))
 
 
 def test_a_value_file_that_was_deleted_is_written_anew(opened, peer, home):
@@ -1007,7 +1011,7 @@ def test_reading_raises_nothing(opened, monkeypatch, caplog):
     def fail(*args, **options):
         raise StoreError("the disk is gone")
 
-    monkeypatch.setattr(store._database, "read", fail)
+    monkeypatch.setattr(store.records._database, "read", fail)
 
     for _ in range(3):
         assert (1, ["rates"], None) == (value(store, "rates"), list(store.names(USER)), store.entry(TASK, "sales"))
@@ -1031,7 +1035,7 @@ def test_ctrl_c_behind_the_commit_loses_nothing(opened, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store._wake_ups, "ring", interrupt)
+    monkeypatch.setattr(store.records._wake_ups, "ring", interrupt)
     with pytest.raises(KeyboardInterrupt):
         put(store, "big", large(2))
 

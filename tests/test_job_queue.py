@@ -372,7 +372,7 @@ def test_a_cancelled_job_of_a_dead_process_is_not_run_again(opened, worker):
     first.kill()
 
     assert (None, []) == (store.queue.take("run1", second(1)), store.queue.orphans())
-    store.records.look_for_the_dead()
+    store.records._look_around()
     assert [RunState.CANCELLED] == states(store, "run1")
 
 
@@ -451,9 +451,9 @@ def test_those_whose_file_was_deleted_are_not_taken_for_dead(worker, home):
     first("listen()")
     first("enter('run1')")
     shutil.rmtree(home / "peers")
-    other("store.records.look_for_the_dead()")
-    eventually(lambda: other("store._alive(owner)", owner=first("store._me")))
-    other("store.records.look_for_the_dead()")
+    other("store.records._look_around()")
+    eventually(lambda: other("store.records.alive(owner)", owner=first("store.records._me")))
+    other("store.records._look_around()")
 
     assert RunState.QUEUED is other("store.queue.job('run1').state")
 
@@ -487,7 +487,7 @@ def test_what_has_expired_is_gone_with_its_files(opened, home):
     store.queue.add_partial("run1", 1, 0, large(2))
     succeed(store, value=large(3), expires_at=clock.now() + timedelta(seconds=60))
     assert 2 == len(files(home))
-    other._catch_up()
+    other.records._catch_up()
     last = store.queue.job("run1").record.revision
     clock.advance("1m")
 
@@ -495,13 +495,13 @@ def test_what_has_expired_is_gone_with_its_files(opened, home):
     with pytest.raises(KeyError):
         other.queue.value("run1")
     assert ([], None) == (other.queue.partials("run1"), other.queue.failure("run1"))
-    other.records.look_for_the_dead()
+    other.records._look_around()
 
     assert [] == files(home)
-    assert 0 == len(store._read("SELECT 1 FROM blobs WHERE name = 'run1'"))
+    assert 0 == len(store.records._read("SELECT 1 FROM blobs WHERE name = 'run1'"))
     heard.clear()
     enter(store, "run2")
-    other._catch_up()
+    other.records._catch_up()
     assert ["run2"] == heard
     assert store.queue.job("run2").record.revision > last
 
@@ -525,7 +525,7 @@ def test_files_of_jobs_are_swept_if_no_row_names_them(worker, opened, home):
     first("enter('run2')")
     first("store.queue.end('run2', 1, RunState.SUCCEEDED, now=second(1), value=np.full(9000, 3), expires_at=None)")
     named = files(home)
-    first("(store._files / f'{store._me}.77').write_bytes(b'half')")
+    first("(store.records._files / f'{store.records._me}.77').write_bytes(b'half')")
     first.kill()
     store = opened()
 
@@ -542,7 +542,7 @@ def test_ctrl_c_behind_the_commit_loses_nothing(opened, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store._wake_ups, "ring", interrupt)
+    monkeypatch.setattr(store.records._wake_ups, "ring", interrupt)
     with pytest.raises(KeyboardInterrupt):
         succeed(store, value=large(5))
 
@@ -613,16 +613,17 @@ def test_a_restart_goes_on_with_what_was_there(opened, worker):
 
 def test_a_store_of_the_first_version_gets_the_tables(opened, home):
     """What it holds stays."""
-    store = opened()
-    store.publish("user", "rates", 1, now=second(0))
-    store.close()
-    as_of_schema(1, home / "store.db")
+    opened().close()
+    rates = encode(1, "")
+    rates.seal("ps.store['rates']")
+    entry = "INSERT INTO entries VALUES ('user', 'rates', 3, 1000000, NULL, NULL, 1, NULL, :value, NULL, 5)"
+    as_of_schema(1, home / "store.db", entry, value=rates.tobytes())
     store = opened()
 
     assert 1 == store.entry("user", "rates").value
     enter(store)
     assert [RunState.QUEUED] == states(store, "run1")
-    assert database.SCHEMA_VERSION == store._read("PRAGMA user_version")[0][0]
+    assert database.SCHEMA_VERSION == store.records._read("PRAGMA user_version")[0][0]
 
 
 @pytest.mark.parametrize("users", [True, False])
@@ -739,7 +740,7 @@ def test_a_stopped_process_is_not_dead(opened, worker):
     other.signal(signal.SIGSTOP)
 
     assert ([], None) == (store.queue.orphans(), store.queue.take("run1", second(1)))
-    store.records.look_for_the_dead()
+    store.records._look_around()
     assert [RunState.QUEUED] == states(store, "run1")
     other.signal(signal.SIGCONT)
 
@@ -782,9 +783,9 @@ def test_beyond_so_many_runs_the_oldest_go(opened, monkeypatch):
     assert [2, 3, 4] == left
     assert store.queue.job("open") is not None
     heard = []
-    store.records.catch_up()
+    store.records._catch_up()
     store.queue.watch_jobs(heard.append)
     enter(store, "new")
     opened().queue.cancel("new")
-    store.records.catch_up()
+    store.records._catch_up()
     assert ["new"] == heard

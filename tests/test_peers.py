@@ -85,19 +85,19 @@ class Server:
             case 4:
                 core.publisher.step()
             case 5 if chance.random() < 0.1:
-                core.store._look_for_the_dead()
+                core.store.records._look_around()
             case _:
                 core.writer.step()
 
     def kill(self, core):
         """It is gone, without a word."""
         self.cores.remove(core)
-        core.store._liveness._living.close()
+        core.store.records._liveness._living.close()
 
     def look(self):
         """What each process does once a second."""
         for core in self.cores:
-            core.store._look_for_the_dead()
+            core.store.records._look_around()
         self.settle()
 
     def stop(self, core):
@@ -508,10 +508,10 @@ def test_a_look_of_a_script_changes_nothing_in_the_store(pair):
     pair.kill(pair.cores[0])
     pair.clock.advance(600)
     (script,) = pair.cores
-    rows = [tuple(row) for row in script.store._read("SELECT * FROM tasks")]
+    rows = [tuple(row) for row in script.store.records._read("SELECT * FROM records")]
     assert [True, True] == [task.status.stale for task in (upstream[1], tasks[1])]
     work(script)
-    assert (rows, []) == ([tuple(row) for row in script.store._read("SELECT * FROM tasks")], told)
+    assert (rows, []) == ([tuple(row) for row in script.store.records._read("SELECT * FROM records")], told)
 
 
 def test_a_script_that_refreshes_a_failed_task_makes_it_well_for_all(pair):

@@ -1017,7 +1017,7 @@ def test_a_run_that_lost_its_claim_publishes_nothing(core):
     core.begin()
     run = task.refresh()
     core.go()
-    core.scheduler.store.void(core.scheduler.states["slow"].claim)
+    core.scheduler.store.fence(core.scheduler.states["slow"].claim)
     slow.finish("stolen")
 
     with pytest.raises(RunFenced, match="'slow'"):

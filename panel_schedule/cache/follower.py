@@ -14,8 +14,8 @@ from ..coordination.answers import Basis, serves
 from ..errors import RunFenced, ScheduleError, StoreError, ValueUnreadable, is_interrupt
 from ..functions.memoize import Memoized
 from ..serialize.entry import Entry
-from ..stores.base import SOON, hurried, in_a_hurry
 from ..stores.cache import AnswerRow, Cache
+from ..stores.hurry import SOON, hurried, in_a_hurry
 from .answers import Archive
 from .computation import Computation, Desk
 from .execution import Runner

@@ -118,7 +118,7 @@ def claim(
         if record.state.failed == record.state.fence:
             return record
     state = record.state
-    if state.version > known:
+    if VALUE in record.parts and state.version > known:
         return Refusal.HANDLED
     if record.owner not in (None, me) and serves(state.wanted, basis):
         return Refusal.HELD

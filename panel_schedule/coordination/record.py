@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
+from ..functions.run import RunRecord
+
 T = TypeVar("T")
 
 # The owner of what anybody may take. What nobody holds, and nobody is to take, has none.
@@ -67,6 +69,24 @@ class Record:
 
 
 # ------------------------------------------------------------ records as text
+
+
+class Logged(NamedTuple):
+    """
+    A record with a line for its log.
+
+    Attributes
+    ----------
+    record : Record
+    entry : RunRecord or None
+        None deletes the log.
+    merged : callable
+        ``merged(newest, entry)``: what stands in place of the newest line and this one, or None where both stand.
+    """
+
+    record: Record
+    entry: RunRecord | None
+    merged: Callable[[RunRecord | None, RunRecord], RunRecord | None]
 
 
 class _Field(NamedTuple):

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+from ..coordination.tasks import TAKEOVERS
 from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.background import Background
 from ..functions.run import Partials, Run, RunState, on_a_loop
 from ..serialize.codec import Encoded
-from ..stores.base import TAKEOVERS
 from ..stores.queue import JobRow, Queue
 from .execution import Desk as Workplace
 from .execution import Runner

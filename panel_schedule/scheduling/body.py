@@ -132,7 +132,7 @@ class Body:
         if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
             raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
         if value is PUBLISHED:
-            entry = self._s.store.seal(claim)
+            entry = self._s.store.finalize(claim)
             return state.task.readable(entry) if entry is not None else None
         now = self._s.clock.now()
         duration = (now - run.started_at).total_seconds()

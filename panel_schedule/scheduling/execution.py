@@ -301,7 +301,7 @@ class Execution:
         store = self._s.store
         self._s.timers.cancel(state.timeout_timer)
         if state.body is not None and state.claim is not None:
-            state.claim = store.void(state.claim)
+            state.claim = store.fence(state.claim)
         waited_for = state.gated and state.task.known is None and outcome is not RunState.SUCCEEDED and self._s.begun
         if error is not None and outcome in TROUBLE:
             state.error = first_line(error)

@@ -216,7 +216,7 @@ class Hooks:
             run.end(RunState.SKIPPED, run.queued_at, error)
             self._s.defer(run.resolve)
         self._s.outbox.ask(
-            [state], partial(self._s.store.flip, state.task.name, stale), partial(self._flipped, state, run)
+            [state], partial(self._s.store.mark_stale, state.task.name, stale), partial(self._flipped, state, run)
         )
         for dependent in list(self._s.states.values()):
             if state.task in dependent.sources:

@@ -1,70 +1,35 @@
-"""What every store promises its callers."""
+"""What the scheduler asks of a store: values, schedules, the one run that holds a task, and its history."""
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple
 
-from ..errors import RunFenced
+from ..clock import Clock
+from ..coordination import tasks
+from ..coordination.record import EPOCH, Record, Refusal, storable
+from ..coordination.tasks import OVERRIDE, TASK, TRIGGER, USER, VALUE, Claim, Mark, TaskState
+from ..errors import RunFenced, ScheduleError, StoreError, ValueRefused, ValueUnreadable, is_interrupt
 from ..functions.run import RunRecord, RunState
+from ..serialize.checks import require_data
+from ..serialize.codec import Mapped, encode
 from ..serialize.entry import Entry
-from ..triggers import Trigger
+from ..triggers import Dates, Every, Trigger
 from .cache import Cache
 from .queue import Queue
+from .records import NO_PARTS, Apply, Change, RecordStore, Result, Tell
 
-# The two namespaces: what a user puts into ``ps.store``, and what tasks publish.
-USER = "user"
-TASK = "task"
+__all__ = ["DATES", "TASK", "USER", "Claim", "Holder", "Mark", "Plan", "Refusal", "Row", "Store", "fenced", "whose"]
+
+log = logging.getLogger("panel_schedule")
 
 # Before the name of a task: the claim by which one process asks a function of the user's for its dates.
 DATES = "\x1fdates of "
-
-# How often a run is taken over from a process that died before it counts as crashed: a task
-# that kills its process must not kill every one in turn.
-TAKEOVERS = 1
-
-# Seconds for which an event loop stands still for a store that is busy, at most.
-SOON = 0.1
-
-# The occasion of a run that is handled once: the slot of a clock, or the sum of the upstream's versions.
-Mark = datetime | int
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """
-    The right of one run to publish values of its task. A later fence makes it void.
-
-    Attributes
-    ----------
-    task, run_id : str
-    fence : int
-    attempt : int
-        More than 1 after a takeover.
-    key : datetime or str or None
-        Of the run that was taken over.
-    wave : datetime or None
-        The same.
-    """
-
-    task: str
-    run_id: str
-    fence: int
-    attempt: int = 1
-    key: datetime | str | None = None
-    wave: datetime | None = None
-
-
-class Refusal(StrEnum):
-    """Why there is no claim."""
-
-    HELD = "held"  # another run has it
-    HANDLED = "handled"  # its slot was claimed or skipped before
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +128,25 @@ class Plan(NamedTuple):
 Listener = Callable[[str, str, Entry | None], object]
 
 
-class Store(Protocol):
+class Store:
     """
+    Tasks and names of ``ps.store`` on the records of a store, with a copy of their values in this process.
+
     Callable from any thread.
+
+    Parameters
+    ----------
+    records : RecordStore
+    clock : Clock
+    server : str
+        Names the server that this process is part of.
+
+    Attributes
+    ----------
+    queue : Queue or None
+        The background jobs, in a store that several processes share.
+    cache : Cache or None
+        The answers of memoized functions, in such a store.
 
     Raises
     ------
@@ -173,24 +154,134 @@ class Store(Protocol):
         From every method but `entry` and `names`, when a shared store cannot do it now. It may be tried again.
     """
 
-    # Whether a call may have to wait for a disk or a network: then it stays off the event loop and out of locks.
-    blocking: bool
+    queue: Queue | None = None
+    cache: Cache | None = None
+
+    def __init__(self, records: RecordStore, clock: Clock, server: str = ""):
+        self.records = records
+        self._clock = clock
+        self._server = server
+        self._entries: dict[tuple[str, str], Entry] = {}
+        # Versions that have been looked at, also of values that cannot be read.
+        self._versions: dict[tuple[str, str], int] = {}
+        self._complained: dict[tuple[str, str], int] = {}
+        self._trouble = ""
+        self._isolated: set[str] = set()
+        self._voided: set[Claim] = set()
+        self._applying = threading.Lock()
+        self._listening = not records.blocking
+        self._stored: list[Listener] = []
+        self._noticed: list[Callable[[str], object]] = []
+        for space in (TASK, USER):
+            records.subscribe(space, self._changed, self._restore)
 
     @property
-    def queue(self) -> Queue | None:
-        """The background jobs, in a store that several processes share."""
-        ...
+    def blocking(self) -> bool:
+        """Whether a call may have to wait: then it stays off the event loop and out of locks."""
+        return self.records.blocking
 
-    @property
-    def cache(self) -> Cache | None:
-        """The answers of memoized functions, in a store that several processes share."""
-        ...
+    # ------------------------------------------------------------ values
 
     def entry(self, space: str, name: str) -> Entry | None:
-        """The stored value, None where there is none. From memory, at once."""
-        ...
+        """The stored value, None where there is none. From memory, at once, in a process that listens."""
+        key = (space, name)
+        if self._listening and (space == USER or key in self._versions):
+            return self._entries.get(key)
+        try:
+            self._versions.setdefault(key, 0)
+            if (record := self.records.read(space, name)) is not None:
+                self._take_in(record)
+        except ScheduleError as error:
+            self._complain_once(error)
+        return self._entries.get(key)
 
-    def names(self, space: str) -> Iterator[str]: ...
+    def names(self, space: str) -> Iterator[str]:
+        try:
+            records = self.records.scan(space)
+        except ScheduleError as error:
+            self._complain_once(error)
+            return iter([name for owner, name in list(self._entries) if owner == space])
+        return iter([record.name for record in records if VALUE in record.parts])
+
+    def _complain_once(self, error: Exception) -> None:
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            log.error("What other processes have stored cannot be read now: %s", error)
+
+    def _changed(self, record: Record) -> None:
+        """A process may have changed a record."""
+        if not self.blocking:  # this one, which knows
+            return
+        key = (record.space, record.name)
+        # Other tasks' values, perhaps of last year's code, are nobody's business.
+        if record.space == USER or key in self._versions:
+            self._take_in(record)
+        if record.space == TASK:
+            for noticed in self._noticed:
+                noticed(record.name)
+
+    def _take_in(self, record: Record) -> None:
+        """Bring the copy of its value in line."""
+        state: TaskState = record.state
+        key, known = (record.space, record.name), self._entries.get((record.space, record.name))
+        if VALUE not in record.parts:
+            self._apply(*key, None, state.version)
+        elif known is None or (known.version, known.updated_at) != (state.version, state.updated_at):
+            try:
+                entry = self._entry(record, self.records.load(record, VALUE, what=whose(*key)))
+            except KeyError:
+                return  # there is a newer one, of which one hears next
+            except StoreError as error:  # too many open files, say: it may be read later
+                self._complain(record, error)
+                raise
+            except (ValueUnreadable, KeyboardInterrupt) as error:
+                if is_interrupt(error):
+                    raise
+                self._complain(record, error)
+                self._versions[key] = state.version
+            else:
+                self._apply(*key, entry)
+        elif state.final and not known.final:
+            self._apply(*key, replace(known, final=True))
+
+    def _complain(self, record: Record, why: object) -> None:
+        key, version = (record.space, record.name), record.state.version
+        if self._complained.get(key) != version:
+            self._complained[key], self._trouble = version, str(why)
+            stays = "the last good one stays" if key in self._entries else "it has to be computed again"
+            log.error("%s: version %d of its value cannot be read, %s: %s", whose(*key), version, stays, why)
+
+    def _entry(self, record: Record, value: Any, source: Any = None) -> Entry:
+        state: TaskState = record.state
+        if source is None and record.space == TASK and record.name in self._isolated:
+            source = self.records.source(record, VALUE, what=whose(TASK, record.name))
+        return Entry(
+            value, state.version, state.updated_at or self._clock.now(), state.duration, state.by or None, state.final,
+            state.seen_wave, source,
+        )  # fmt: skip
+
+    def _apply(self, space: str, name: str, entry: Entry | None, version: int = 0) -> None:
+        key, version = (space, name), entry.version if entry is not None else version
+        with self._applying:
+            known = self._entries.get(key)
+            self._versions[key] = max(version, self._versions.get(key, 0))
+            if entry is None:
+                if known is None or known.version > version:
+                    return
+                del self._entries[key]
+            elif (
+                known is None
+                or (known.version, known.final) < (version, entry.final)
+                # Of two stores, after one was lost: the one that is there is right.
+                or (known.version == version and known.updated_at != entry.updated_at)
+            ):
+                self._entries[key] = entry
+            else:
+                return
+        if entry is not None:
+            entry.holding  # noqa: B018  (here, and not on the loop that serves pages)
+        for stored in self._stored:
+            stored(space, name, entry)
 
     def publish(
         self,
@@ -213,35 +304,103 @@ class Store(Protocol):
         RunFenced
             When `claim` is no longer the task's own; the value is dropped.
         """
-        ...
+        what = whose(space, name)
+        require_data(value, what)
+        source = None
+        if not self.blocking and space == TASK and name in self._isolated:
+            source = private_source(value, what)
+        self._require(claim)
+        apply = partial(
+            tasks.publish, space=space, name=name, now=now, duration=duration, claim=claim, final=final,
+            me=self.records.me,
+        )  # fmt: skip
+        change = Change(space, name, apply, {(VALUE, 0): value}, what)
+        [result] = self.records.write([change], tell=Tell.NOW)
+        if result.record is None:
+            raise fenced(name)
+        entry = self._entry(result.record, result.parts[VALUE, 0], source)
+        self._apply(space, name, entry)
+        # The listener may have been quicker: there is one object for all, also for who waits for the run.
+        known = self._entries.get((space, name))
+        return known if known is not None and known.version == entry.version else entry
 
-    def seal(self, claim: Claim) -> Entry | None:
+    def finalize(self, claim: Claim) -> Entry | None:
         """The last value that the claim's run has published was its final one."""
-        ...
+        self._require(claim)
+        result = self._change(claim.task, partial(tasks.finalize, claim=claim, me=self.records.me), tell=Tell.NOW)
+        if result.record is None:
+            raise fenced(claim.task)
+        self._take_in(result.record)
+        return self._entries.get((TASK, claim.task))
+
+    def _require(self, claim: Claim | None) -> None:
+        if claim is not None and claim in self._voided:
+            raise fenced(claim.task)
 
     def delete(self, space: str, name: str) -> None:
         """Forget the value. Raises KeyError where there is none."""
-        ...
+        [result] = self.records.write([Change(space, name, tasks.delete)], tell=Tell.NOW)
+        if result.record is None:
+            raise KeyError(name)
+        self._take_in(result.record)
 
     def isolate(self, task: str) -> None:
         """From its next entry on, keep what private copies of the task's value are made from."""
-        ...
+        self._isolated.add(task)
 
     def subscribe(self, stored: Listener, noticed: Callable[[str], object] = lambda task: None) -> None:
         """
         Call ``stored(space, name, entry)`` after each new value or deletion.
 
-        And ``noticed(task)`` when another process may have changed the row of a task. On whatever thread.
+        And ``noticed(task)`` when another process may have changed the record of a task. On whatever thread.
         """
-        ...
+        self._stored.append(stored)
+        self._noticed.append(noticed)
 
     def listen(self) -> None:
         """From now on hear of other processes without being asked. Idempotent."""
-        ...
+        self.records.listen()
+        if not self._listening:
+            for record in self.records.scan(USER):
+                self._take_in(record)
+            self._listening = True
 
     def close(self) -> None:
         """This process is done with the store. Idempotent."""
-        ...
+        self.records.close()
+
+    def entries(self) -> dict[tuple[str, str], Entry]:
+        """A copy of all values that this process has."""
+        with self._applying:
+            return dict(self._entries)
+
+    def seed(self, entries: Mapping[tuple[str, str], Entry]) -> None:
+        """Store these, but for what is there already."""
+        for (space, name), entry in entries.items():
+            try:
+                self._put_back(space, name, entry)
+            except ScheduleError as error:
+                log.error("%s: its value is not stored: %s", whose(space, name), error)
+
+    def _restore(self) -> None:
+        self.seed(self.entries())
+
+    def _put_back(self, space: str, name: str, entry: Entry) -> None:
+        record, lost = self.records.read(space, name), False
+        if record is not None and record.state.version == entry.version:
+            try:
+                self.records.source(record, VALUE).close()
+                return
+            except (KeyError, ValueUnreadable):
+                lost = True
+        state = TaskState(entry.version, entry.updated_at, entry.duration, entry.run_id or "", entry.final, entry.wave)
+        apply = partial(tasks.restore, held=Record(space, name, state), lost=lost)
+        self.records.write([Change(space, name, apply, {(VALUE, 0): entry.shared}, whose(space, name))], tell=Tell.NOW)
+
+    def _unreadable(self, task: str) -> int:
+        """The version of its value that this process could not read; 0 of none."""
+        key = (TASK, task)
+        return 0 if key in self._entries else self._versions.get(key, 0)
 
     # ------------------------------------------------------------ schedules
 
@@ -260,11 +419,85 @@ class Store(Protocol):
         late : bool
             The task is scheduled while the server runs: one that was forgotten comes back.
         """
-        ...
+        plans = list(plans)
+        before = {plan.task: self.records.read(TASK, plan.task) for plan in plans}
+        rescheduled = {
+            name: self._schedule(record, OVERRIDE)
+            for name, record in before.items()
+            if record is not None and OVERRIDE in record.parts and not record.state.forgotten
+        }
+        results = self.records.write([self._enrolled(plan, again, late) for plan in plans])
+        found: dict[str, Row] = {}
+        for plan, result in zip(plans, results, strict=True):
+            record = result.record or self.records.read(TASK, plan.task)
+            assert record is not None
+            gave_way = None if OVERRIDE in record.parts else rescheduled.get(plan.task)
+            found[plan.task] = self._row(record, gave_way, plan.trigger.fingerprint)
+        return found
+
+    def _enrolled(self, plan: Plan, again: bool, late: bool) -> Change:
+        name, trigger, first_seen = plan
+        # What the other processes of this server get instead of their own, if it means the same there.
+        parts = {(TRIGGER, 0): trigger} if isinstance(trigger, (Dates, Every)) else NO_PARTS
+        apply = partial(
+            tasks.enroll, name=name, server=self._server, fingerprint=trigger.fingerprint, portable=bool(parts),
+            first_seen=first_seen, again=again, late=late, unreadable=self._unreadable(name),
+        )  # fmt: skip
+        return Change(TASK, name, apply, parts, whose(TASK, name))
 
     def row(self, task: str, fingerprint: str | None = None) -> Row | None:
         """What is known of a task; with the `fingerprint` of a schedule, another one is in ``Row.trigger``."""
-        ...
+        record = self.records.read(TASK, task)
+        if record is None or record.state.first_seen is None:
+            return None
+        # Who sees that a run has ended sees its value, too.
+        self._changed_here(record)
+        return self._row(record, fingerprint=fingerprint)
+
+    def _changed_here(self, record: Record) -> None:
+        if (TASK, record.name) in self._versions:
+            self._take_in(record)
+
+    def _row(self, record: Record, gave_way: Any = None, fingerprint: str | None = None) -> Row:
+        state: TaskState = record.state
+        holder = None
+        if state.run_id and record.owner != self.records.me:
+            holder = Holder(
+                state.run_id, state.key, state.attempt, state.wave, state.started_at, state.over,
+                not self.records.alive(record.owner or ""), state.percent, state.message,
+            )  # fmt: skip
+        differs = fingerprint not in (None, state.fingerprint)
+        return Row(
+            fingerprint=state.fingerprint,
+            first_seen=state.first_seen or EPOCH,
+            last_slot=state.last_slot,
+            last_version=state.last_version,
+            trigger=self._schedule(record, TRIGGER) if differs else None,
+            override=self._schedule(record, OVERRIDE),
+            gave_way=gave_way,
+            paused=state.paused,
+            removed=state.removed,
+            forgotten=state.forgotten,
+            outcome=RunState(state.outcome) if state.outcome else None,
+            error=state.error,
+            stale=state.stale,
+            viewers=self.records.watchers(TASK, record.name),
+            holder=holder,
+            cancelled=state.cancelled,
+            change=record.revision,
+        )
+
+    def _schedule(self, record: Record, part: str) -> Any:
+        if part not in record.parts:
+            return None
+        try:
+            return self.records.load(record, part, what=f"Task {record.name!r}: its {part}")
+        except (KeyError, ValueUnreadable) as error:
+            log.error(
+                "Task %r: a schedule that was stored cannot be read, so the one in the code holds: %s",
+                record.name, error,
+            )  # fmt: skip
+            return None
 
     def amend(
         self,
@@ -276,23 +509,41 @@ class Store(Protocol):
         now: datetime | None = None,
     ) -> None:
         """Change what is not None; `reschedule` is another trigger, whose slots count from `now`."""
-        ...
+        parts = NO_PARTS if reschedule is None else {(OVERRIDE, 0): reschedule}
+        rescheduled = None if reschedule is None else now
+        apply = partial(tasks.amend, paused=paused, removed=removed, rescheduled=rescheduled)
+        try:
+            self._change(task, apply, parts)
+        except ValueRefused as error:
+            raise ValueRefused(
+                f"Task {task!r}: the schedule {reschedule} cannot be shared by processes ({error}). Reschedule it to a "
+                "period, a cron expression or dates."
+            ) from error
 
     def rewind(self, task: str, now: datetime) -> bool:
         """The clock has stepped back to `now`: slots later than that were not handled. False when it is known."""
-        ...
+        return self._change(task, partial(tasks.rewind, now=now)).record is not None
 
     def watch(self, task: str, viewers: int) -> None:
         """So many sessions of this process show the task."""
-        ...
+        self.records.watch(TASK, task, viewers)
+        self._change(task, _as_it_is)
 
-    def flip(self, task: str, stale: bool) -> bool:
+    def mark_stale(self, task: str, stale: bool) -> bool:
         """Whether this process is the first one that finds the value stale, or no longer so."""
-        ...
+        return self._change(task, partial(tasks.mark_stale, stale=stale), tell=Tell.LATER).record is not None
 
     def forget(self, task: str) -> None:
-        """Drop value, row and history of a task."""
-        ...
+        """Drop value, schedule and history of a task."""
+        result = self._change(task, tasks.forget)
+        if result.record is not None:
+            self._take_in(result.record)
+
+    def _change(
+        self, task: str, apply: Apply, parts: Mapping[tuple[str, int], Any] = NO_PARTS, tell: Tell = Tell.SOON
+    ) -> Result:
+        [result] = self.records.write([Change(TASK, task, apply, parts, whose(TASK, task))], tell=tell)
+        return result
 
     # ------------------------------------------------------------ runs
 
@@ -312,27 +563,43 @@ class Store(Protocol):
 
         `mark` is None for a run on request; with `first` a value that is there by now refuses it, too.
         """
-        ...
+        apply = partial(
+            tasks.claim, me=self.records.me, server=self._server, task=task, run_id=run_id, now=now, key=key, mark=mark,
+            wave=wave, first=first, unreadable=self._unreadable(task),
+        )  # fmt: skip
+        result = self._change(task, apply)
+        if result.record is None:
+            # Whoever handled it may have published just now: the caller sees that value, too.
+            if self.blocking and (record := self.records.read(TASK, task)) is not None:
+                self._changed_here(record)
+            assert result.refusal is not None
+            return result.refusal
+        return Claim(task, run_id, result.record.state.fence, 1, key, wave)
 
     def advance(self, claim: Claim, version: int) -> None:
         """The run that has the claim is going to see these versions of its upstream, too."""
-        ...
+        self._change(claim.task, partial(tasks.advance, claim=claim, version=version), tell=Tell.LATER)
 
     def progress(self, claim: Claim, percent: int, message: str) -> None:
         """Tell the other processes how far the run has come."""
-        ...
+        if self.blocking:
+            message = storable(message)
+            self._change(claim.task, partial(tasks.progress, claim=claim, percent=percent, message=message))
 
-    def void(self, claim: Claim) -> Claim:
+    def fence(self, claim: Claim) -> Claim:
         """Let nothing more be published under the claim; the one returned holds the task until its release. At once."""
-        ...
+        # Only this process can publish under it, so that only this process has to know.
+        self._voided.add(claim)
+        return claim
 
     def release(self, claim: Claim) -> None:
         """Give the claim back. Harmless when it was lost before."""
-        ...
+        self._change(claim.task, partial(tasks.release, claim=claim))
+        self._voided.discard(claim)
 
     def hand_over(self, claim: Claim) -> None:
         """Let another process finish the run, now or when one starts."""
-        ...
+        self._change(claim.task, partial(tasks.hand_over, claim=claim))
 
     def take_over(self, task: str, now: datetime) -> Claim | RunRecord | None:
         """
@@ -340,11 +607,19 @@ class Store(Protocol):
 
         The record of its crash, when it has cost one process too many; None when it had ended, or is had by another.
         """
-        ...
+        me = self.records.me
+        result = self._change(task, partial(tasks.take_over, me=me, alive=self.records.alive, now=now))
+        if result.record is None:
+            return None
+        if result.record.owner != me:
+            crashed = result.logged is not None and result.logged.state is RunState.CRASHED
+            return result.logged if crashed else None
+        state: TaskState = result.record.state
+        return Claim(task, state.run_id, state.fence, state.attempt, state.key, state.wave)
 
     def cancel(self, task: str, run_id: str) -> None:
         """Ask the process of a run to cancel it."""
-        ...
+        self._change(task, partial(tasks.cancel, run_id=run_id))
 
     def record(self, task: str, record: RunRecord, mark: Mark | None = None) -> bool:
         """
@@ -357,44 +632,31 @@ class Store(Protocol):
         bool
             Whether there is a new record.
         """
-        ...
+        if self.blocking:
+            record = replace(record, error=storable(record.error), reason=storable(record.reason))
+        return self._change(task, partial(tasks.note, task=task, run=record, mark=mark)).logged is not None
 
     def history(self, task: str) -> list[RunRecord]:
         """Newest first."""
-        ...
+        return self.records.log(TASK, task)
 
 
-def extended(newest: RunRecord | None, record: RunRecord) -> RunRecord | None:
-    """One record for both, when `record` continues the skipped stretch `newest`; else None."""
-    if newest is None or record.until is None or newest.until is None:
-        return None
-    if (newest.state, newest.reason) != (record.state, record.reason):
-        return None
-    return replace(newest, until=record.until, finished_at=record.finished_at)
-
-
-_hurry = threading.local()
-
-
-@contextmanager
-def hurried(so: Callable[[], bool]) -> Iterator[None]:
-    """While ``so()`` an event loop waits for what this thread does: a store that is busy then fails, and soon."""
-    outer, _hurry.so = getattr(_hurry, "so", None), so  # in a body that computes another answer on its own thread
-    try:
-        yield
-    finally:
-        _hurry.so = outer
-
-
-def in_a_hurry() -> bool:
-    """Whether this thread is to wait for SOON at most."""
-    so: Callable[[], bool] | None = getattr(_hurry, "so", None)
-    return so is not None and so()
+def _as_it_is(record: Record | None, revision: int) -> Record | Refusal:
+    return record if record is not None else Refusal.ABSENT
 
 
 def whose(space: str, name: str) -> str:
     """How an error names a value."""
     return f"Task {name!r}" if space == TASK else f"ps.store[{name!r}]"
+
+
+def private_source(value: Any, what: str) -> Mapped:
+    """Bytes of this process alone, that private copies are made from."""
+    encoded = encode(value, what)
+    try:
+        return Mapped.anonymous(encoded)
+    finally:
+        encoded.close()
 
 
 def fenced(task: str) -> RunFenced:

@@ -98,13 +98,15 @@ class Cache:
 
     def answers(self, function: str) -> list[AnswerRow]:
         """Those that have a value, the one that was used last first."""
-        found = [record for record in self._store.scan(SPACE, function) if record.state.version]
+        found = [record for record in self._store.scan(SPACE, function) if VALUE in record.parts]
         return [self._row(record) for record in sorted(found, key=_used, reverse=True)]
 
     def _row(self, record: Record) -> AnswerRow:
         mine = record.owner == self._store.me
         held = record.owner is not None and (mine or self._store.alive(record.owner))
         state: dict[str, Any] = record.state._asdict()
+        if VALUE not in record.parts:
+            state["version"] = 0
         return AnswerRow(record.group, key_of(record), held=held, mine=mine, record=record, **state)
 
     def value(self, row: AnswerRow) -> Any:
@@ -271,7 +273,8 @@ class Cache:
         tell: Tell = Tell.NOW,
     ) -> Result:
         change = Change(SPACE, name_of(function, key), apply, parts, _what(function))
-        [result] = self._store.write([change], tell=tell)
+        # What a loss of power takes is computed again.
+        [result] = self._store.write([change], durable=False, tell=tell)
         return result
 
     def release(self) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..coordination.record import EPOCH, Record, Refusal
+from ..coordination.record import EPOCH, Logged, Record, Refusal
+from ..functions.run import RunRecord
 from ..serialize.checks import size_of
 from ..serialize.codec import Encoded, decode
-from .records import ALL, HELD, Change, Changed, Result, Tell
+from .records import ALL, HELD, Change, Changed, Result, Source, Tell
 
 
 class MemoryRecords:
@@ -21,11 +22,19 @@ class MemoryRecords:
     A `RecordStore` in this process.
 
     Parts are kept as they are: who must not share an object with others gives a copy.
+
+    Parameters
+    ----------
+    log_limit : int
+        How many lines the log of each record keeps.
     """
 
     me = "here"
+    blocking = False
 
-    def __init__(self) -> None:
+    def __init__(self, log_limit: int = 50) -> None:
+        self._log_limit = log_limit
+        self._logs: dict[tuple[str, str], deque[RunRecord]] = {}
         self._lock = threading.Lock()
         self._records: defaultdict[str, dict[str, Record]] = defaultdict(dict)
         self._parts: dict[tuple[str, str], dict[tuple[str, int], tuple[int, Any]]] = {}
@@ -42,7 +51,7 @@ class MemoryRecords:
         return found if last is None else found[-last:]
 
     def write(
-        self, changes: Sequence[Change], *, durable: bool = False, together: bool = False, tell: Tell = Tell.SOON
+        self, changes: Sequence[Change], *, durable: bool | None = None, together: bool = False, tell: Tell = Tell.SOON
     ) -> list[Result]:
         with self._lock:
             revision = self._revision + 1
@@ -57,13 +66,16 @@ class MemoryRecords:
                     changed(result.record)
         return results
 
-    def _set(self, change: Change, new: Record | Refusal | None, revision: int) -> Result:
+    def _set(self, change: Change, new: Record | Logged | Refusal | None, revision: int) -> Result:
         if isinstance(new, Refusal):
             return Result(None, new)
+        logged = None
+        if isinstance(new, Logged):
+            logged, new = self._add(new), new.record
         key, records = (change.space, change.name), self._records[change.space]
         if new is None:
-            records.pop(change.name, None)
-            self._parts.pop(key, None)
+            if change.name in records:
+                self._erase(records[change.name])
             return Result(None)
         old = records.get(change.name)
         if change.parts or (old is not None and old.parts != new.parts):
@@ -74,13 +86,35 @@ class MemoryRecords:
             new = replace(new, size=sum(_size(value) for _, value in parts.values()))
         created = old.created if old is not None else revision
         records[change.name] = new = replace(new, created=created, revision=revision)
-        return Result(new, None, change.parts)
+        return Result(new, None, change.parts, logged)
+
+    def _add(self, logged: Logged) -> RunRecord | None:
+        """The line, if there is a new one."""
+        key, entry = (logged.record.space, logged.record.name), logged.entry
+        if entry is None:
+            self._logs.pop(key, None)
+            return None
+        log = self._logs.get(key)
+        if log is None:
+            log = self._logs[key] = deque(maxlen=self._log_limit)
+        if (longer := logged.merged(log[0] if log else None, entry)) is not None:
+            log[0] = longer
+            return None
+        log.appendleft(entry)
+        return entry
+
+    def log(self, space: str, name: str) -> list[RunRecord]:
+        with self._lock:
+            return list(self._logs.get((space, name), ()))
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
         revision, value = self._parts.get((record.space, record.name), {}).get((kind, number), (sys.maxsize, None))
         if revision > record.revision:
             raise KeyError(record.name)
         return decode(bytearray(value.tobytes())) if isinstance(value, Encoded) else value
+
+    def source(self, record: Record, kind: str, number: int = 0, what: str = "") -> Source:
+        return _Reference(self.load(record, kind, number))
 
     def alive(self, owner: str) -> bool:
         return owner == self.me
@@ -121,6 +155,7 @@ class MemoryRecords:
     def _erase(self, record: Record) -> None:
         del self._records[record.space][record.name]
         self._parts.pop((record.space, record.name), None)
+        self._logs.pop((record.space, record.name), None)
 
     def sweep(self, now: datetime) -> None:
         with self._lock:
@@ -135,11 +170,31 @@ class MemoryRecords:
     def watchers(self, space: str, name: str) -> int:
         return 0
 
-    def subscribe(self, space: str, changed: Changed) -> None:
+    def subscribe(self, space: str, changed: Changed, lost: Callable[[], object] = lambda: None) -> None:
         self._subscribers[space].append(changed)
+
+    def forked(self) -> MemoryRecords:
+        """The same for the child of a fork, where locks, holders and subscribers of the parent mean nothing."""
+        child = MemoryRecords(self._log_limit)
+        for space, records in self._records.items():
+            child._records[space] = {name: replace(record, owner=None) for name, record in records.items()}
+        child._parts, child._revision = {key: dict(parts) for key, parts in self._parts.items()}, self._revision
+        return child
 
     def listen(self) -> None:
         pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Reference(NamedTuple):
+    """The very object."""
+
+    value: Any
+
+    def load(self) -> Any:
+        return self.value
 
     def close(self) -> None:
         pass

@@ -157,7 +157,7 @@ class Queue:
             if key:
                 share = partial(jobs.share, function=function, key=key, run=id, gone=gone, now=now)
                 changes[1:] = [Change(SHARED, name, share)]
-            results = self._store.write(changes, durable=durable or synced, together=True)
+            results = self._store.write(changes, durable=True if durable or synced else None, together=True)
             if not any(result.refusal for result in results):
                 return None
             if results[0].refusal is Refusal.HANDLED:
@@ -309,7 +309,7 @@ class Queue:
         )  # fmt: skip
         settled = self._settled(record, state is RunState.SUCCEEDED, expires_at)
         changes = [Change(SPACE, id, finish, parts, what), *settled]
-        result = self._store.write(changes, durable=record.state.durable, together=True)[0]
+        result = self._store.write(changes, durable=True if record.state.durable else None, together=True)[0]
         if result.record is None:
             raise _fenced(id)
         self._make_room(id)

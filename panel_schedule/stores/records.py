@@ -7,7 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from ..coordination.record import Record, Refusal
+from ..coordination.record import Logged, Record, Refusal
+from ..functions.run import RunRecord
 
 # Every group, or every owner, where one could be named.
 ALL: Any = type("All", (), {"__repr__": lambda self: "ALL"})()
@@ -24,7 +25,7 @@ class Tell(StrEnum):
     LATER = "later"  # when they look the next time
 
 
-Apply = Callable[[Record | None, int], Record | Refusal | None]
+Apply = Callable[[Record | None, int], Record | Logged | Refusal | None]
 
 
 NO_PARTS: Mapping[tuple[str, int], Any] = {}
@@ -39,8 +40,8 @@ class Change(NamedTuple):
     space, name : str
     apply : callable
         ``apply(record, revision)``, a pure function of the record as it is, None where there is none, and of the number
-        that the change will have. It gives the new record, None to delete it, or a Refusal. It may be called several
-        times.
+        that the change will have. It gives the new record, with a line for its log where there is one to add, None to
+        delete it, or a Refusal. It may be called several times.
     parts : mapping of (str, int) to object
         By kind and number: the values that the new record has from then on.
     what : str
@@ -65,14 +66,24 @@ class Result(NamedTuple):
     refusal : Refusal or None
     parts : mapping of (str, int) to object
         The values of the change as every process reads them.
+    logged : RunRecord or None
+        The line that was added to the log; None where there is none, or another one became longer.
     """
 
     record: Record | None
     refusal: Refusal | None = None
     parts: Mapping[tuple[str, int], Any] = NO_PARTS
+    logged: RunRecord | None = None
 
 
 Changed = Callable[[Record], object]
+
+
+class Source(Protocol):
+    """What private copies of a part are made from, until it is closed."""
+
+    def load(self) -> Any: ...
+    def close(self) -> None: ...
 
 
 class RecordStore(Protocol):
@@ -88,7 +99,12 @@ class RecordStore(Protocol):
     ----------
     me : str
         The owner that this process is.
+    blocking : bool
+        Whether a call may have to wait for a disk or a network: then it stays off the event loop and out of locks.
+        Where not, parts are kept as they are, and not as bytes.
     """
+
+    blocking: bool
 
     @property
     def me(self) -> str: ...
@@ -110,7 +126,7 @@ class RecordStore(Protocol):
         ...
 
     def write(
-        self, changes: Sequence[Change], *, durable: bool = False, together: bool = False, tell: Tell = Tell.SOON
+        self, changes: Sequence[Change], *, durable: bool | None = None, together: bool = False, tell: Tell = Tell.SOON
     ) -> list[Result]:
         """
         Make changes in one atomic step.
@@ -119,8 +135,9 @@ class RecordStore(Protocol):
         ----------
         changes : sequence of Change
             Of different records.
-        durable : bool
-            On the disk before this returns, where the store outlives its processes.
+        durable : bool, optional
+            Where the store outlives its processes: True has all of it on the disk before this returns, False leaves
+            that to the system. By default it is there if a part is large, and else may be lost with the power.
         together : bool
             When one is refused none is made.
         tell : Tell
@@ -147,6 +164,14 @@ class RecordStore(Protocol):
             When it has another one by now, or none.
         ValueUnreadable
         """
+        ...
+
+    def source(self, record: Record, kind: str, number: int = 0, what: str = "") -> Source:
+        """The same to load it as often as one likes. It is closed when it is not needed any more."""
+        ...
+
+    def log(self, space: str, name: str) -> list[RunRecord]:
+        """The last lines of the log of a record, newest first."""
         ...
 
     def alive(self, owner: str) -> bool:
@@ -190,12 +215,12 @@ class RecordStore(Protocol):
         """How many of other processes do."""
         ...
 
-    def subscribe(self, space: str, changed: Changed) -> None:
+    def subscribe(self, space: str, changed: Changed, lost: Callable[[], object] = lambda: None) -> None:
         """
         Call ``changed(record)`` after each change of a record of the space, also by this process; on whatever thread.
 
         And when the process of its owner is gone. Changes that follow each other fast may be told as one; what fails
-        is told again.
+        is told again. ``lost()`` when the store came back without something that it had: who has that stores it again.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import StoreError
-from ..base import SOON, in_a_hurry
+from ..hurry import SOON, in_a_hurry
 from .locks import OF_BYTES, LockFile
 from .schema3 import EARLIER, carry_over
 from .transaction import Transaction
@@ -28,36 +29,7 @@ SCHEMA_VERSION = 4
 # Seconds for which a writer waits for the others. Long enough for a burst, and no deadlock.
 PATIENCE = 5.0
 
-_TASKS = """
-CREATE TABLE entries (
-    space TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, updated_at INTEGER, duration REAL,
-    run_id TEXT, final INTEGER, wave INTEGER, inline BLOB, file TEXT, change INTEGER NOT NULL,
-    PRIMARY KEY (space, name)
-);
-CREATE INDEX changed_entries ON entries (change);
-CREATE TABLE tasks (
-    name TEXT PRIMARY KEY, server TEXT NOT NULL, fingerprint TEXT NOT NULL, trigger BLOB, override BLOB,
-    first_seen INTEGER NOT NULL, last_slot INTEGER, last_version INTEGER NOT NULL DEFAULT 0,
-    paused INTEGER NOT NULL DEFAULT 0, removed INTEGER NOT NULL DEFAULT 0, forgotten INTEGER NOT NULL DEFAULT 0,
-    stale INTEGER NOT NULL DEFAULT 0, outcome TEXT, error TEXT NOT NULL DEFAULT '', cancelled TEXT NOT NULL DEFAULT '',
-    owner TEXT, run_id TEXT, fence INTEGER NOT NULL DEFAULT 0, attempt INTEGER NOT NULL DEFAULT 0,
-    takeovers INTEGER NOT NULL DEFAULT 0, key TEXT, wave INTEGER, started_at INTEGER,
-    percent INTEGER NOT NULL DEFAULT -1, message TEXT NOT NULL DEFAULT '',
-    published INTEGER NOT NULL DEFAULT 0, over INTEGER NOT NULL DEFAULT 0, change INTEGER NOT NULL
-);
-CREATE INDEX changed_tasks ON tasks (change);
-CREATE TABLE runs (
-    number INTEGER PRIMARY KEY, task TEXT NOT NULL, id TEXT NOT NULL, key TEXT, state TEXT NOT NULL,
-    attempt INTEGER NOT NULL, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
-    error TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER
-);
-CREATE INDEX runs_of_task ON runs (task, number);
-CREATE TABLE viewers (
-    owner TEXT NOT NULL, task TEXT NOT NULL, viewers INTEGER NOT NULL, PRIMARY KEY (owner, task)
-) WITHOUT ROWID;
-"""
-
-# Since version 4: what background jobs and memoized functions are made of; see `Record`.
+# See `Record`; beside each its parts, its log, and who follows it.
 _RECORDS = """
 CREATE TABLE IF NOT EXISTS records (
     space TEXT NOT NULL, name TEXT NOT NULL, record_group TEXT NOT NULL, owner TEXT, used_at INTEGER,
@@ -76,18 +48,25 @@ CREATE TABLE IF NOT EXISTS blobs (
 CREATE UNIQUE INDEX IF NOT EXISTS blobs_of_record ON blobs (space, name, kind, number);
 CREATE INDEX IF NOT EXISTS files_of_blobs ON blobs (file) WHERE file NOT NULL;
 CREATE TABLE IF NOT EXISTS erased (revision INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (
+    number INTEGER PRIMARY KEY, task TEXT NOT NULL, id TEXT NOT NULL, key TEXT, state TEXT NOT NULL,
+    attempt INTEGER NOT NULL, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
+    error TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER
+);
+CREATE INDEX IF NOT EXISTS runs_of_task ON runs (task, number);
+CREATE TABLE IF NOT EXISTS viewers (
+    owner TEXT NOT NULL, space TEXT NOT NULL, name TEXT NOT NULL, sessions INTEGER NOT NULL,
+    PRIMARY KEY (space, name, owner)
+) WITHOUT ROWID;
 """
 
-# What is worth saving of a corrupt database. Claims of tasks are not: who has one publishes under the new one in vain.
+# What is worth saving of a corrupt database.
 _COLUMNS = {
-    "entries": "space, name, version, updated_at, duration, run_id, final, wave, inline, file, change",
-    "tasks": "name, server, fingerprint, trigger, override, first_seen, last_slot, last_version, paused, fence, change",
-    "runs": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
     "records": "space, name, record_group, owner, used_at, expires_at, size, created, revision, state",
     "blobs": "space, name, kind, number, revision, size, inline, file, seal",
     "erased": "revision",
+    "runs": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
 }
-
 
 # Bytes of the files that SQLite locks (its file format, "Locking"; its WAL format, 2.3.1): read locks on the first two
 # say that somebody has the database open; the last is nobody's there.
@@ -169,8 +148,6 @@ class Database:
         self._writing = threading.Lock()
         self._guards: Guards | None = None
         self._reading = threading.Lock()
-        # What has been taken in of it: the last changes of values, and of tasks.
-        self.read_up_to = (0, 0)
         with self._translated():
             self._writer = self._connect(timeout=PATIENCE)
             try:
@@ -208,7 +185,9 @@ class Database:
             return
         self._writer.execute("BEGIN IMMEDIATE")
         try:
-            for command in ((_TASKS if not version else "") + _RECORDS).split(";"):
+            if version:  # that of earlier releases had other columns, and nobody has it open
+                self._writer.execute("DROP TABLE IF EXISTS viewers")
+            for command in _RECORDS.split(";"):
                 self._writer.execute(command)
             carry_over(self._writer, Transaction(self._writer))
             for table in EARLIER:
@@ -367,7 +346,19 @@ def salvage(aside: Path, into: Transaction) -> int:
                     copied += into.do(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", *row)
         copied += carry_over(old, into)
         old.close()
+    _without_what_is_lost(into)
     return copied
+
+
+def _without_what_is_lost(tx: Transaction) -> None:
+    """No record names a part that is not there, and no part is there that none names."""
+    there = {tuple(row) for row in tx.all("SELECT DISTINCT space, name, kind FROM blobs")}
+    for space, name, text in tx.all("SELECT space, name, state FROM records"):
+        state, parts = json.loads(text)
+        left = {kind: count for kind, count in parts.items() if (space, name, kind) in there}
+        if left != parts:
+            tx.do("UPDATE records SET state = ? WHERE space = ? AND name = ?", json.dumps([state, left]), space, name)
+    tx.do("DELETE FROM blobs WHERE (space, name) NOT IN (SELECT space, name FROM records)")
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> set[str]:

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import Context
 from pathlib import Path
@@ -15,8 +15,6 @@ from typing import Any
 
 from ...clock import Clock
 from ...errors import ScheduleError, StoreError
-from ...serialize.entry import Entry
-from ..base import Listener
 from .blobs import Blobs
 from .database import Corrupt, Database, salvage, set_aside
 from .directory import door, private
@@ -32,13 +30,11 @@ LOOK = 1.0
 # The same where a process can have no bell.
 LOOK_WITHOUT_BELL = 0.05
 
-_FILES = "SELECT file FROM entries WHERE file NOT NULL UNION ALL SELECT file FROM blobs WHERE file NOT NULL"
+_FILES = "SELECT file FROM blobs WHERE file NOT NULL"
 
 
 class OpenDirectory(ABC):
-    """The part of a file store that keeps it open; the others know the values, and schedules and runs."""
-
-    _entries: dict[tuple[str, str], Entry]
+    """The part of a file store that keeps its directory open; the other one knows the records."""
 
     def __init__(self, folder: Path, clock: Clock, persistent: bool):
         self._folder = folder
@@ -48,21 +44,17 @@ class OpenDirectory(ABC):
         self._opening = threading.RLock()
         self._listener: threading.Thread | None = None
         self._closed = False
-        self._stored: list[Listener] = []
-        self._noticed: list[Callable[[str], object]] = []
         self._trouble = ""
         self._liveness = Liveness(folder)
         self._blobs = Blobs(folder / "values", self._liveness, persistent, self._renew)
         self._open()
 
     @abstractmethod
-    def seed(self, entries: dict[tuple[str, str], Entry]) -> None: ...
-    @abstractmethod
     def _catch_up(self) -> None: ...
     @abstractmethod
-    def _rescue(self, former: Database) -> None: ...
+    def _rescue(self, former: Database | None) -> None: ...
     @abstractmethod
-    def _replace_files(self) -> None: ...
+    def _look_around(self) -> None: ...
 
     @property
     def _files(self) -> Path:
@@ -120,9 +112,8 @@ class OpenDirectory(ABC):
                 return
             self._wake_ups.close()
             self._open(corrupt, why)
-            if corrupt is None and not former.there:
-                # It can be read as long as it is open, be it deleted.
-                self._rescue(former)
+            # It can be read as long as it is open, be it deleted.
+            self._rescue(former if corrupt is None and not former.there else None)
             # Only now: as long as it is open no other file gets its number, by which it is told from others.
             former.close()
             if corrupt is None:
@@ -130,7 +121,6 @@ class OpenDirectory(ABC):
                     "Files of the store's directory %s were deleted or replaced while it was in use. It goes on with "
                     "the values that this process has.", self._folder,
                 )  # fmt: skip
-            self.seed(self._entries)
             self._wake_ups.ring()
         self._catch_up()
 
@@ -227,18 +217,10 @@ class OpenDirectory(ABC):
 
     # ------------------------------------------------------------ what the others do
 
-    def _notice(self, task: str) -> None:
-        for noticed in self._noticed:
-            noticed(task)
-
     def _complain_once(self, error: Exception) -> None:
         if str(error) != self._trouble:
             self._trouble = str(error)
             log.error("What other processes have stored cannot be read now: %s", error)
-
-    def subscribe(self, stored: Listener, noticed: Callable[[str], object] = lambda task: None) -> None:
-        self._stored.append(stored)
-        self._noticed.append(noticed)
 
     def listen(self) -> None:
         with self._opening:
@@ -259,8 +241,7 @@ class OpenDirectory(ABC):
                 if self._clock.monotonic() - looked >= LOOK:
                     looked = self._clock.monotonic()
                     self._renew()
-                    self._replace_files()
-                    self._look_for_the_dead()
+                    self._look_around()
             except (ScheduleError, OSError) as error:
                 if not self._closed:
                     self._complain_once(error)
@@ -268,17 +249,3 @@ class OpenDirectory(ABC):
             except BaseException:  # of the store's own thread
                 log.exception("Reading the store failed at something that is a bug of panel-schedule; it goes on.")
                 self._wake_ups.wait(LOOK)
-
-    def _look_for_the_dead(self) -> None:
-        for owner in self._liveness.others():
-            if not self._liveness.alive(owner):
-                tasks = self._read("SELECT name FROM tasks WHERE owner = ?", owner)
-                for task in tasks:
-                    self._notice(task["name"])
-                if not tasks:
-                    with self._transaction() as tx:
-                        tx.do("UPDATE tasks SET change = ? WHERE name IN (SELECT task FROM viewers WHERE owner = ?)",
-                              tx.change(), owner)  # fmt: skip
-                        tx.do("DELETE FROM viewers WHERE owner = ?", owner)
-                    self._liveness.bury(owner)
-                    self._sweep()

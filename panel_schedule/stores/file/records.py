@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...coordination.record import NOBODY, Record, Refusal, instant_of, micros, of_text, text_of
+from ...clock import Clock
+from ...coordination.record import NOBODY, Logged, Record, Refusal, instant_of, micros, of_text, text_of
 from ...errors import ScheduleError, StoreError, ValueUnreadable
+from ...functions.run import RunRecord
 from ...serialize.codec import Encoded, encode
-from ..records import ALL, HELD, Change, Changed, Result, Tell
+from ..records import ALL, HELD, Change, Changed, Result, Source, Tell
 from .database import Corrupt, Database
+from .history import RUN, row_of, run_of
 from .opened import OpenDirectory
-from .transaction import Transaction
+from .transaction import Transaction, seal_of
 
 log = logging.getLogger("panel_schedule")
 
 _ONE = "space = ? AND name = ?"
+_RUN = ", ".join(f"{column} = ?" for column in RUN.split(", "))
 _PART = f"{_ONE} AND kind = ? AND number = ?"
 _COLUMNS = "space, name, record_group, owner, used_at, expires_at, size, created, revision, state"
 
@@ -45,34 +51,52 @@ class _Placed(NamedTuple):
     value: Any
 
 
-class FileRecords:
+class FileRecords(OpenDirectory):
     """
-    The part of a file store that is a `RecordStore`.
+    A `RecordStore` in a directory that several processes share.
 
     Parameters
     ----------
-    directory : OpenDirectory
+    folder : Path
+    clock : Clock
+    persistent : bool
+        Whether the records outlive the server, and a loss of power. Else the directory goes with the last process.
+    log_limit : int
+        How many lines the log of each record keeps.
+
+    Raises
+    ------
+    StoreError
+        When the directory cannot be used, or is not safe.
     """
 
-    def __init__(self, directory: OpenDirectory):
-        self._directory = directory
+    blocking = True
+
+    def __init__(self, folder: Path, clock: Clock, *, persistent: bool = True, log_limit: int = 50):
+        self._log_limit = log_limit
+        self._lost: list[Callable[[], object]] = []
+        # When the directory of the files had changed, the last time that it was looked at.
+        self._looked_at = 0
         self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
         # The last change that was told of, and of which database.
         self._seen: tuple[Database | None, int] = (None, 0)
         # Owners that had no file when this process looked last.
         self._missing: set[str] = set()
+        super().__init__(folder, clock, persistent)
 
     @property
     def me(self) -> str:
-        return self._directory._me
+        return self._me
 
     def alive(self, owner: str) -> bool:
-        return owner != NOBODY and self._directory._alive(owner)
+        return owner != NOBODY and self._liveness.alive(owner)
 
     # ------------------------------------------------------------ reading
 
     def read(self, space: str, name: str) -> Record | None:
-        rows = self._directory._read(f"SELECT {_COLUMNS} FROM records WHERE {_ONE}", space, name)
+        if self._listener is None:
+            self._renew()
+        rows = self._read(f"SELECT {_COLUMNS} FROM records WHERE {_ONE}", space, name)
         return _record(rows[0]) if rows else None
 
     def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
@@ -86,36 +110,50 @@ class FileRecords:
         question = (
             f"SELECT {_COLUMNS} FROM records WHERE {which} ORDER BY created DESC LIMIT {-1 if last is None else last}"
         )
-        return list(map(_record, reversed(self._directory._read(question, *values))))
+        return list(map(_record, reversed(self._read(question, *values))))
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
+        what = what or f"The {kind} of {record.space} {record.name!r}"
+        source = self.source(record, kind, number, what)
+        try:
+            return source.load()
+        except OSError as error:
+            raise StoreError(f"{what} cannot be read now: {error}.") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueUnreadable(f"{what} cannot be read: {error}.") from error
+        finally:
+            source.close()
+
+    def source(self, record: Record, kind: str, number: int = 0, what: str = "") -> Source:
         key = (record.space, record.name, kind, number)
         question = f"SELECT inline, file, seal FROM blobs WHERE {_PART} AND revision <= ?"
-        found = self._directory._read(question, *key, record.revision)
-        if not found:
-            raise KeyError(record.name)
+        found = self._read(question, *key, record.revision)
         what = what or f"The {kind} of {record.space} {record.name!r}"
+        if not found:
+            now = self.read(record.space, record.name)
+            if now is not None and now.revision == record.revision and number < now.parts.get(kind, 0):
+                raise ValueUnreadable(f"{what} cannot be read, it is lost.")
+            raise KeyError(record.name)
+        inline, file, seal = found[0]
         try:
-            source = self._directory._blobs.source(
-                found[0]["inline"], found[0]["file"], found[0]["seal"] or _seal(*key)
-            )
-            try:
-                return source.load()
-            finally:
-                source.close()
+            return self._blobs.source(inline, file, seal or seal_of(*key))
         except FileNotFoundError:
-            if not self._directory._read(question, *key, record.revision):
+            if not self._read(question, *key, record.revision):
                 raise KeyError(record.name) from None  # it was replaced meanwhile
             raise ValueUnreadable(f"{what} cannot be read, its file was deleted.") from None
         except OSError as error:  # too many open files, say
             raise StoreError(f"{what} cannot be read now: {error}.") from error
-        except (ValueError, TypeError, OverflowError) as error:
+        except ValueError as error:
             raise ValueUnreadable(f"{what} cannot be read: {error}.") from error
+
+    def log(self, space: str, name: str) -> list[RunRecord]:
+        question = "SELECT * FROM runs WHERE task = ? ORDER BY number DESC"
+        return [run_of(row) for row in self._read(question, _line(space, name))]
 
     # ------------------------------------------------------------ writing
 
     def write(
-        self, changes: Sequence[Change], *, durable: bool = False, together: bool = False, tell: Tell = Tell.SOON
+        self, changes: Sequence[Change], *, durable: bool | None = None, together: bool = False, tell: Tell = Tell.SOON
     ) -> list[Result]:
         # What is refused anyhow costs no lock, which all processes wait for.
         refused = [self._refused(change) for change in changes] if together or len(changes) == 1 else []
@@ -123,13 +161,14 @@ class FileRecords:
             return [Result(None, refusal) for refusal in refused]
         placed: list[dict[tuple[str, int], _Placed]] = []
         gone: list[str] = []
-        durable &= self._directory._persistent
+        synced = self._persistent and durable is not False
         try:
             for change in changes:
                 placed.append(made := {})
                 for (kind, number), value in change.parts.items():
-                    made[kind, number] = self._place(change, kind, number, value, durable)
-            with suppress(_Refused), self._directory._transaction(durable=durable, news=tell is Tell.NOW) as tx:
+                    made[kind, number] = self._place(change, kind, number, value, synced)
+            synced &= bool(durable) or any(part.file for made in placed for part in made.values())
+            with suppress(_Refused), self._transaction(durable=synced, news=tell is Tell.NOW) as tx:
                 revision = int(tx.all(f"SELECT {_NEXT}")[0][0])
                 done = [
                     self._make(tx, change, made, revision, gone) for change, made in zip(changes, placed, strict=True)
@@ -140,7 +179,7 @@ class FileRecords:
                 tx.changed = tell is not Tell.LATER and any(not result.refusal for result in done)
         except BaseException:
             for part in (part for made in placed for part in made.values()):
-                self._directory._unlink_unless_known(part.file)
+                self._unlink_unless_known(part.file)
             raise
         self._unlink(gone)
         for made, result in zip(placed, done, strict=True):
@@ -153,7 +192,7 @@ class FileRecords:
         return outcome if isinstance(outcome, Refusal) else None
 
     def _place(self, change: Change, kind: str, number: int, value: Any, synced: bool) -> _Placed:
-        blobs, seal = self._directory._blobs, _seal(change.space, change.name, kind, number)
+        blobs, seal = self._blobs, seal_of(change.space, change.name, kind, number)
         encoded = value if isinstance(value, Encoded) else encode(value, change.what)
         try:
             inline, file = blobs.place(encoded, seal, synced)
@@ -186,6 +225,9 @@ class FileRecords:
         new = change.apply(old, revision)
         if isinstance(new, Refusal):
             return Result(None, new)
+        logged = None
+        if isinstance(new, Logged):
+            logged, new = self._add(tx, new), new.record
         before: Mapping[str, int] = old.parts if old is not None else {}
         after: Mapping[str, int] = new.parts if new is not None else {}
         size = old.size if old is not None else 0
@@ -206,7 +248,26 @@ class FileRecords:
             return Result(None)
         new = replace(new, size=size, created=old.created if old is not None else revision, revision=revision)
         self._set(tx, new)
-        return Result(new, None, {key: part.value for key, part in placed.items()})
+        return Result(new, None, {key: part.value for key, part in placed.items()}, logged)
+
+    def _add(self, tx: Transaction, logged: Logged) -> RunRecord | None:
+        """The line, if there is a new one."""
+        line, entry = _line(logged.record.space, logged.record.name), logged.entry
+        if entry is None:
+            tx.do("DELETE FROM runs WHERE task = ?", line)
+            return None
+        newest = tx.one("SELECT * FROM runs WHERE task = ? ORDER BY number DESC LIMIT 1", line)
+        longer = logged.merged(run_of(newest) if newest is not None else None, entry)
+        if longer is not None and newest is not None:
+            tx.do(f"UPDATE runs SET {_RUN} WHERE number = ?", *row_of(longer), newest["number"])
+            return None
+        tx.do(f"INSERT INTO runs ({RUN}, task) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *row_of(entry), line)
+        tx.do(
+            "DELETE FROM runs WHERE task = ? AND number <= (SELECT number FROM runs WHERE task = ? "
+            "ORDER BY number DESC LIMIT 1 OFFSET ?)",
+            *(line, line, self._log_limit),
+        )
+        return entry
 
     def _set(self, tx: Transaction, record: Record) -> None:
         tx.do(
@@ -231,6 +292,8 @@ class FileRecords:
         theirs = f"FROM blobs WHERE (space, name) IN (SELECT space, name FROM records WHERE {which})"
         files = [row["file"] for row in tx.all(f"SELECT file {theirs} AND file NOT NULL", *values)]
         tx.do(f"DELETE {theirs}", *values)
+        for space, name in tx.all(f"SELECT space, name FROM records WHERE {which}", *values):
+            tx.do("DELETE FROM runs WHERE task = ?", _line(space, name))
         tx.do(f"DELETE FROM records WHERE {which}", *values)
         tx.do("DELETE FROM erased")
         tx.do("INSERT INTO erased VALUES (?)", last)
@@ -238,12 +301,12 @@ class FileRecords:
 
     def _unlink(self, files: Iterable[str | None]) -> None:
         for file in files:
-            self._directory._blobs.unlink(file)
+            self._blobs.unlink(file)
 
     # ------------------------------------------------------------ what is used, and what must go
 
     def use(self, space: str, names: Collection[str], now: datetime) -> None:
-        with self._directory._transaction() as tx:
+        with self._transaction() as tx:
             for name in names:
                 tx.do(f"UPDATE records SET used_at = max(ifnull(used_at, 0), ?) WHERE {_ONE}", micros(now), space, name)
 
@@ -264,10 +327,10 @@ class FileRecords:
         if group is not ALL:
             there, values = f"{there} AND record_group = ?", [space, group]
         totals = f"SELECT count(*) AS count, ifnull(sum(size), 0) AS size {there}"
-        total = self._directory._read(totals, *values)[0]
+        total = self._read(totals, *values)[0]
         if total["count"] <= most and total["size"] <= room:
             return
-        with self._directory._transaction() as tx:
+        with self._transaction() as tx:
             total, gone = tx.all(totals, *values)[0], list[str]()
             count, held = total["count"], total["size"]
             for row in tx.all(f"SELECT name, size {there} AND name != ? ORDER BY used_at, created", *values, keep):
@@ -279,42 +342,39 @@ class FileRecords:
 
     def sweep(self, now: datetime) -> None:
         which, at = "owner IS NULL AND expires_at <= ?", micros(now)
-        if self._directory._read(f"SELECT 1 FROM records WHERE {which} LIMIT 1", at):
-            with self._directory._transaction() as tx:
+        if self._read(f"SELECT 1 FROM records WHERE {which} LIMIT 1", at):
+            with self._transaction() as tx:
                 gone = self._erase(tx, which, at)
             self._unlink(gone)
 
     # ------------------------------------------------------------ who follows what
 
     def watch(self, space: str, name: str, sessions: int) -> None:
-        viewed = self.me, _viewed(space, name)
         if sessions:
-            self._directory._do("INSERT OR REPLACE INTO viewers VALUES (?, ?, ?)", *viewed, sessions)
+            self._do("INSERT OR REPLACE INTO viewers VALUES (?, ?, ?, ?)", self.me, space, name, sessions)
         else:
-            self._directory._do("DELETE FROM viewers WHERE owner = ? AND task = ?", *viewed)
+            self._do(f"DELETE FROM viewers WHERE owner = ? AND {_ONE}", self.me, space, name)
 
     def watchers(self, space: str, name: str) -> int:
-        question = "SELECT ifnull(sum(viewers), 0) FROM viewers WHERE owner != ? AND task = ?"
-        return int(self._directory._read(question, self.me, _viewed(space, name))[0][0])
+        question = f"SELECT ifnull(sum(sessions), 0) FROM viewers WHERE {_ONE} AND owner != ?"
+        return int(self._read(question, space, name, self.me)[0][0])
 
     # ------------------------------------------------------------ who changed what
 
-    def subscribe(self, space: str, changed: Changed) -> None:
+    def subscribe(self, space: str, changed: Changed, lost: Callable[[], object] = lambda: None) -> None:
         if not self._subscribers:
-            database = self._directory._database
-            self._seen = database, self._directory._read(f"SELECT {_NEXT} - 1", of=database)[0][0]
+            database = self._database
+            self._seen = database, self._read(f"SELECT {_NEXT} - 1", of=database)[0][0]
         self._subscribers[space].append(changed)
+        self._lost.append(lost)
 
-    def listen(self) -> None:
-        self._directory.listen()
-
-    def catch_up(self) -> None:
+    def _catch_up(self) -> None:
         """Tell of what has changed since the last time."""
         if not self._subscribers:
             return
-        database, (former, last) = self._directory._database, self._seen
+        database, (former, last) = self._database, self._seen
         question = f"SELECT {_COLUMNS} FROM records WHERE revision > ? ORDER BY revision"
-        rows = self._directory._read(question, last if database is former else 0, of=database)
+        rows = self._read(question, last if database is former else 0, of=database)
         if database is not former:
             self._seen = database, 0
         for row in rows:
@@ -333,30 +393,60 @@ class FileRecords:
         for changed in self._subscribers[record.space]:
             changed(record)
 
-    def look_for_the_dead(self) -> None:
-        """Tell of what processes have left undone that are gone; and delete what time asks for."""
-        owners = self._directory._read("SELECT DISTINCT owner FROM records WHERE owner NOT NULL AND owner != ?", NOBODY)
+    def _look_around(self) -> None:
+        """Tell of what processes have left undone that are gone; delete what time asks for; see whether files are."""
+        owners = self._read("SELECT DISTINCT owner FROM records WHERE owner NOT NULL AND owner != ?", NOBODY)
         gone = {row["owner"] for row in owners if not self.alive(row["owner"])}
-        there = set(self._directory._liveness.others())
+        there = set(self._liveness.others())
         for owner in gone & (there | self._missing):
-            for row in self._directory._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner):
+            for row in self._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner):
                 self._tell(_record(row))
         # Somebody may have deleted the file of one that is alive: then it is there again before the next look.
         self._missing = gone - there
-        self.sweep(self._directory._clock.now())
+        for owner in there - gone:
+            if not self.alive(owner):
+                self._bury(owner)
+        self.sweep(self._clock.now())
+        self._look_for_files()
 
-    def close(self) -> None:
-        self._directory.close()
+    def _bury(self, owner: str) -> None:
+        """Forget a process that is gone, and has left nothing undone."""
+        with self._transaction() as tx:
+            for space, name in tx.all("SELECT space, name FROM viewers WHERE owner = ?", owner):
+                revision = tx.all(f"SELECT {_NEXT}")[0][0]
+                tx.changed |= tx.do(f"UPDATE records SET revision = ? WHERE {_ONE}", revision, space, name) > 0
+            tx.do("DELETE FROM viewers WHERE owner = ?", owner)
+        self._liveness.bury(owner)
+        self._sweep()
 
-    def rescue(self, former: Database) -> None:
+    def _look_for_files(self) -> None:
+        """Somebody may have deleted some."""
+        self._files.mkdir(mode=0o700, exist_ok=True)
+        changed = self._files.stat().st_mtime_ns
+        if changed != self._looked_at:
+            self._looked_at = changed
+            there = set(os.listdir(self._files))
+            if any(row["file"] not in there for row in self._read("SELECT file FROM blobs WHERE file NOT NULL")):
+                for lost in self._lost:
+                    lost()
+
+    def _sweep(self) -> None:
+        with suppress(ScheduleError):  # on a full disk say: it is done some day
+            self.sweep(self._clock.now())
+        super()._sweep()
+
+    def _rescue(self, former: Database | None) -> None:
         """Go on with what stands in a database that was deleted, but for what is there already."""
-        try:
-            with self._directory._database.write() as tx:
-                for table in ("records", "blobs", "erased"):
-                    for row in former.read(f"SELECT * FROM {table}"):
-                        tx.do(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
-        except (ScheduleError, Corrupt) as error:
-            log.error("Background jobs and answers of the store are lost: %s", error)
+        if former is not None:
+            try:
+                with self._database.write() as tx:
+                    for table in ("records", "blobs", "erased", "runs"):
+                        for row in former.read(f"SELECT * FROM {table}"):
+                            tx.do(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
+            except (ScheduleError, Corrupt) as error:
+                log.error("Of the store only the values are left that this process has: %s", error)
+        for lost in self._lost:
+            lost()
 
 
 def _record(row: sqlite3.Row) -> Record:
@@ -367,10 +457,6 @@ def _record(row: sqlite3.Row) -> Record:
     )
 
 
-def _seal(space: str, name: str, kind: str, number: int) -> str:
-    """What a part says of itself: nothing is read in place of another one."""
-    return f"{kind} {number} of {space} {name}"
-
-
-def _viewed(space: str, name: str) -> str:
-    return f"\x1f{space} {name}"
+def _line(space: str, name: str) -> str:
+    """Whose line of a log it is."""
+    return name if space == "task" else f"\x1f{space} {name}"

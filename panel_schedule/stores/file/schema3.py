@@ -1,21 +1,35 @@
-"""The jobs and answers of a database of an earlier release, schema 3 and before, as records."""
+"""The database of an earlier release, schema 3 and before, as records."""
 
 from __future__ import annotations
 
+import logging
+import pickle
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from itertools import chain
 from typing import Any
 
-from ...coordination import answers, jobs
+from ...coordination import answers, jobs, tasks
 from ...coordination.answers import AnswerState
 from ...coordination.jobs import JobState, SharedState, shared_name
 from ...coordination.record import Record, instant_of, text_of
+from ...coordination.tasks import TaskState
 from ...functions.run import RunState
-from .transaction import Transaction
+from ...serialize.codec import encode
+from .history import key_of
+from .transaction import Transaction, seal_of
 
-# The tables that are no more. Those of values and of tasks stay as they are.
-EARLIER = ("jobs", "parts", "answers", "swept", "counted")
+log = logging.getLogger("panel_schedule")
+
+# The tables that are no more. That of the history stays as it is.
+EARLIER = ("entries", "tasks", "jobs", "parts", "answers", "swept", "counted")
+
+# Columns of tasks that are called as they were.
+_PLAIN = ("server", "fingerprint", "last_version", "error", "fence", "attempt", "takeovers", "cancelled", "percent",
+          "message")  # fmt: skip
+_FLAGS = ("paused", "removed", "forgotten", "stale", "published", "over")
+_TIMES = ("first_seen", "last_slot", "wave", "started_at")
 
 # A command, and its values.
 _Command = tuple[str, tuple[Any, ...]]
@@ -27,21 +41,75 @@ _BLOB = "INTO blobs (space, name, kind, number, revision, size, inline, file, se
 def carry_over(old: sqlite3.Connection, into: Transaction) -> int:
     """What can be read there, from both ends; how many rows that were."""
     old.row_factory, copied = sqlite3.Row, 0
-    for table, convert in _CONVERT.items():
-        for order in ("ASC", "DESC"):
-            with suppress(sqlite3.Error):  # an earlier one has no such table; a corrupt one an end
-                for row in old.execute(f"SELECT * FROM {table} ORDER BY rowid {order}"):
-                    for command, values in convert(row):
-                        marks = ", ".join("?" * len(values))
-                        copied += into.do(f"INSERT OR IGNORE {command} VALUES ({marks})", *values)
+    entries = {(row["space"], row["name"]): row for row in _rows(old, "entries")}
+    commands = [_tasks(row, entries.pop((tasks.TASK, row["name"]), None)) for row in _rows(old, "tasks")]
+    commands += [_tasks(None, row) for row in entries.values()]
+    for table, convert in (("jobs", _jobs), ("parts", _parts), ("answers", _answers)):
+        commands += map(convert, _rows(old, table))
+    for command, values in chain.from_iterable(commands):
+        copied += into.do(f"INSERT OR IGNORE {command} VALUES ({', '.join('?' * len(values))})", *values)
     # Whatever has had a number had a smaller one than what comes.
     last = [0]
-    for table, column in (("jobs", "change"), ("swept", "change"), ("answers", "change"), ("counted", "changes")):
+    for table in EARLIER:
+        column = "changes" if table == "counted" else "change"
         with suppress(sqlite3.Error):
             last += [row[0] or 0 for row in old.execute(f"SELECT max({column}) FROM {table}")]
     if max(last):
         into.do("INSERT INTO erased VALUES (?)", max(last))
     return copied
+
+
+def _rows(old: sqlite3.Connection, table: str) -> list[sqlite3.Row]:
+    found: dict[int, sqlite3.Row] = {}
+    for order in ("ASC", "DESC"):
+        with suppress(sqlite3.Error):  # an earlier one has no such table; a corrupt one an end
+            for row in old.execute(f"SELECT rowid AS place, * FROM {table} ORDER BY rowid {order}"):
+                if row["place"] in found:
+                    break
+                found[row["place"]] = row
+    return list(found.values())
+
+
+def _tasks(task: sqlite3.Row | None, entry: sqlite3.Row | None) -> Iterator[_Command]:
+    """A task with its value, or a value alone."""
+    space, name, parts, change = tasks.TASK, "", dict[str, int](), 0
+    state = TaskState()
+    if task is not None:
+        name, change = task["name"], task["change"]
+        fields: dict[str, Any] = {column: task[column] for column in _PLAIN}
+        fields |= {column: bool(task[column]) for column in _FLAGS}
+        fields |= {column: instant_of(task[column]) for column in _TIMES}
+        state = TaskState(
+            **fields, run_id=task["run_id"] or "", key=key_of(task["key"]), outcome=task["outcome"] or ""
+        )  # fmt: skip
+        for column, kind in (("trigger", tasks.TRIGGER), ("override", tasks.OVERRIDE)):
+            if task[column] is not None and (schedule := _schedule(name, task[column])) is not None:
+                seal = seal_of(space, name, kind, 0)
+                with closing(encode(schedule, "")) as encoded:
+                    encoded.seal(seal)
+                    parts[kind] = 1
+                    yield _BLOB, (space, name, kind, 0, 0, encoded.size, encoded.tobytes(), None, None)
+    if entry is not None:
+        space, name, change = entry["space"], entry["name"], max(change, entry["change"])
+        state = state._replace(
+            version=entry["version"], updated_at=instant_of(entry["updated_at"]), duration=entry["duration"],
+            by=entry["run_id"] or "", final=bool(entry["final"]), seen_wave=instant_of(entry["wave"]),
+        )  # fmt: skip
+        if entry["updated_at"] is not None:
+            seal = f"Task {name!r}" if space == tasks.TASK else f"ps.store[{name!r}]"
+            parts[tasks.VALUE], size = 1, _size(entry["inline"])
+            yield _BLOB, (space, name, tasks.VALUE, 0, 0, size, entry["inline"], entry["file"], seal)
+    owner = task["owner"] if task is not None else None
+    record = Record(space, name, state, parts=parts)
+    yield _RECORD, (space, name, "", owner, None, None, len(parts), change, change, text_of(record))
+
+
+def _schedule(task: str, data: bytes) -> Any:
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        log.error("Task %r: a schedule that was stored cannot be read, so the one in the code holds: %s", task, error)
+        return None
 
 
 def _jobs(row: sqlite3.Row) -> Iterator[_Command]:
@@ -93,10 +161,3 @@ def _answers(row: sqlite3.Row) -> Iterator[_Command]:
 def _size(inline: bytes | None) -> int:
     """Of a part in a file it is not known; it counts as one byte until it expires."""
     return 1 if inline is None else len(inline)
-
-
-_CONVERT: dict[str, Callable[[sqlite3.Row], Iterator[_Command]]] = {
-    "jobs": _jobs,
-    "parts": _parts,
-    "answers": _answers,
-}

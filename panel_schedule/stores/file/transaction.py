@@ -5,12 +5,9 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-# The number that orders a change among all: one more than the last. The rows that carry them are never deleted.
-NEXT = "(SELECT 1 + max((SELECT ifnull(max(change), 0) FROM entries), (SELECT ifnull(max(change), 0) FROM tasks)))"
-
 
 class Transaction:
-    """What is done in one transaction; `changed` once anything was."""
+    """What is done in one transaction; `changed` where the others have to hear of it."""
 
     def __init__(self, connection: sqlite3.Connection):
         self._connection = connection
@@ -28,7 +25,7 @@ class Transaction:
         """How many rows were affected."""
         return self._connection.execute(command, values).rowcount
 
-    def change(self) -> int:
-        """The number of the change of a value or task that is being made."""
-        self.changed = True
-        return int(self._connection.execute(f"SELECT {NEXT}").fetchone()[0])
+
+def seal_of(space: str, name: str, kind: str, number: int) -> str:
+    """What a part says of itself: nothing is read in place of another one."""
+    return f"{kind} {number} of {space} {name}"

@@ -91,7 +91,7 @@ class RunContract:
         """RunFenced, and nothing changes, however it was lost (invariant 10)."""
         for task, lose in (
             ("released", store.release),
-            ("void", store.void),
+            ("fence", store.fence),
             ("handed over", store.hand_over),
             ("forgotten", lambda lost: store.forget(lost.task)),
         ):
@@ -103,7 +103,7 @@ class RunContract:
             with raises(RunFenced, repr(task)):
                 put(store, task, "late", TASK, claim=lost)
             with raises(RunFenced, repr(task)):
-                store.seal(lost)
+                store.finalize(lost)
             assert store.entry(TASK, task) == before
             assert put(store, task, "next", TASK).version == 2
 
@@ -118,9 +118,9 @@ class RunContract:
 
     def test_a_void_claim_still_holds_the_task(self, store: Store) -> None:
         """Until the one that void returned is released (invariant 6)."""
-        held = store.void(claim(store, "sales"))
+        held = store.fence(claim(store, "sales"))
         assert refusal(store, "sales") == Refusal.HELD
-        store.release(store.void(held))
+        store.release(store.fence(held))
         assert refusal(store, "sales") is None
 
     def test_what_is_done_with_a_lost_claim_takes_nothing_from_its_successor(self, store: Store) -> None:
@@ -128,7 +128,7 @@ class RunContract:
         lost = claim(store, "sales", "run1", mark=1)
         store.release(lost)
         current = claim(store, "sales", "run2", mark=2)
-        store.void(lost)
+        store.fence(lost)
         store.release(lost)
         store.hand_over(lost)
         store.advance(lost, 9)
@@ -158,7 +158,7 @@ class RunContract:
         store.subscribe(lambda space, name, entry: heard.append((entry and entry.version, entry and entry.final)))
         held = claim(store, "sales")
         assert not put(store, "sales", 1, TASK, claim=held, final=False).final
-        sealed, entry = store.seal(held), store.entry(TASK, "sales")
+        sealed, entry = store.finalize(held), store.entry(TASK, "sales")
         assert sealed is not None
         assert sealed == entry
         assert (sealed.value, sealed.version, sealed.final) == (1, 1, True)

@@ -99,7 +99,7 @@ class ScheduleContract:
     def test_one_process_says_that_a_value_is_stale(self, store: Store) -> None:
         """And one that it is no longer."""
         enroll(store, "sales")
-        answers = [store.flip("sales", stale) for stale in (False, True, True, False, False, True)]
+        answers = [store.mark_stale("sales", stale) for stale in (False, True, True, False, False, True)]
         assert answers == [False, True, False, True, False, True]
 
     def test_who_looks_on_here_is_known_here(self, store: Store) -> None:
@@ -118,7 +118,7 @@ class ScheduleContract:
             store.amend(task, paused=True, reschedule=Every("5m"), now=second(2))
             store.release(claim(store, task, mark=second(1)))
             store.record(task, ended(1))
-            store.flip(task, True)
+            store.mark_stale(task, True)
         put(store, "sales", "user's")
         store.forget("sales")
         store.forget("sales")
@@ -127,7 +127,7 @@ class ScheduleContract:
         row = enroll(store, "sales", HOURLY, 9, late=True)
         assert (row.first_seen, row.last_slot, row.paused, row.forgotten) == (second(9), None, False, False)
         assert (row.override, row.gave_way, row.outcome, row.error) == (None, None, None, "")
-        assert store.flip("sales", True)
+        assert store.mark_stale("sales", True)
         user, other, rates = store.entry(USER, "sales"), store.entry(TASK, "rates"), store.row("rates")
         assert user is not None
         assert other is not None

@@ -70,7 +70,7 @@ class ThreadContract:
             for _ in range(self.scale):
                 held = claim(store, "sales", "runner")
                 lost = chance.random() < 0.5
-                release = store.void(held) if lost else held
+                release = store.fence(held) if lost else held
                 try:
                     put(store, "sales", held.fence, TASK, claim=held)
                     wrong.extend([held] if lost else [])

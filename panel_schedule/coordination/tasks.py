@@ -1,0 +1,513 @@
+"""What may happen to a task, or a name in ``ps.store``: its value, its schedule, and the one run that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from ..functions.run import RunRecord, RunState
+from .record import NOBODY, Logged, Record, Refusal, state_of
+
+# The two spaces: what a user puts into ``ps.store``, and what tasks publish.
+USER, TASK = "user", "task"
+
+# The parts that a record can have: the value, the schedule where its dates are relative to now, and a reschedule.
+VALUE, TRIGGER, OVERRIDE = "value", "schedule", "reschedule"
+
+# How often a run is taken over from a process that died before it counts as crashed: a task
+# that kills its process must not kill every one in turn.
+TAKEOVERS = 1
+
+# What says something about the task; that a run was cancelled does not.
+_OUTCOMES = (RunState.SUCCEEDED, RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
+
+_CRASHED = "RunCrashed: the process that ran it died, as did the one that took it over or the one before."
+
+# The occasion of a run that is handled once: the slot of a clock, or the sum of the upstream's versions.
+Mark = datetime | int
+
+Alive = Callable[[str], bool]
+
+
+@state_of(TASK)
+@state_of(USER)
+class TaskState(NamedTuple):
+    """
+    What all processes know of a task besides its parts; of a name in ``ps.store`` there is only the value.
+
+    Attributes
+    ----------
+    version : int
+        Of the value; it stays when the value is deleted, so that it only grows.
+    updated_at : datetime or None
+        None where there is no value.
+    duration : float or None
+        Seconds that its run took.
+    by : str
+        Id of the run that has published it.
+    final : bool
+        False of what a generator has yielded before its last value.
+    seen_wave : datetime or None
+        The slot for which that run was made.
+    server : str
+        The server whose schedule it is.
+    fingerprint : str
+        Of the schedule in the code; ``""`` of a task that was claimed, by a script say, before anybody enrolled it.
+    first_seen : datetime or None
+        Only slots after this instant can be missed. None where nobody has enrolled or claimed it.
+    last_slot : datetime or None
+        The last slot that was claimed or skipped.
+    last_version : int
+        The sum of the upstream's versions for which an ``after=`` task ran last.
+    paused, removed, forgotten, stale : bool
+    outcome : str
+        How the last run ended.
+    error : str
+        First line of its failure.
+    run_id : str
+        Of the run that holds it.
+    fence : int
+        One more with each claim.
+    attempt, takeovers : int
+    key : datetime or str or None
+        Of the run.
+    wave, started_at : datetime or None
+    published : bool
+        Its last value was its final one.
+    over : bool
+        The run has ended; its body has not.
+    cancelled : str
+        Id of a run that somebody wants to be cancelled.
+    percent : int
+    message : str
+    """
+
+    version: int = 0
+    updated_at: datetime | None = None
+    duration: float | None = None
+    by: str = ""
+    final: bool = True
+    seen_wave: datetime | None = None
+    server: str = ""
+    fingerprint: str = ""
+    first_seen: datetime | None = None
+    last_slot: datetime | None = None
+    last_version: int = 0
+    paused: bool = False
+    removed: bool = False
+    forgotten: bool = False
+    stale: bool = False
+    outcome: str = ""
+    error: str = ""
+    run_id: str = ""
+    fence: int = 0
+    attempt: int = 1
+    takeovers: int = 0
+    key: datetime | str | None = None
+    wave: datetime | None = None
+    started_at: datetime | None = None
+    published: bool = False
+    over: bool = False
+    cancelled: str = ""
+    percent: int = -1
+    message: str = ""
+
+
+class Claim(NamedTuple):
+    """
+    The right of one run to publish values of its task. A later fence makes it void.
+
+    Attributes
+    ----------
+    task, run_id : str
+    fence : int
+    attempt : int
+        More than 1 after a takeover.
+    key : datetime or str or None
+        Of the run that was taken over.
+    wave : datetime or None
+        The same.
+    """
+
+    task: str
+    run_id: str
+    fence: int
+    attempt: int = 1
+    key: datetime | str | None = None
+    wave: datetime | None = None
+
+
+# ------------------------------------------------------------ the value
+
+
+def publish(
+    record: Record | None,
+    revision: int,
+    *,
+    space: str,
+    name: str,
+    now: datetime,
+    duration: float | None,
+    claim: Claim | None,
+    final: bool,
+    me: str,
+) -> Record | Refusal:
+    """There is a new value; under a claim only as long as that holds."""
+    if record is None:
+        record = Record(space, name, TaskState())
+    if claim is not None and (not _is_held(record, claim, me) or record.state.over):
+        return Refusal.FENCED
+    before: TaskState = record.state
+    state = before._replace(
+        version=before.version + 1,
+        updated_at=now,
+        duration=duration,
+        by=claim.run_id if claim is not None else "",
+        final=final,
+        seen_wave=claim.wave if claim is not None else None,
+        published=final if claim is not None else before.published,
+    )
+    return replace(record, state=state, parts={**record.parts, VALUE: 1})
+
+
+def finalize(record: Record | None, revision: int, *, claim: Claim, me: str) -> Record | Refusal:
+    """The last value that the run has published was its final one."""
+    if record is None or not _is_held(record, claim, me) or record.state.over:
+        return Refusal.FENCED
+    final = record.state.final or record.state.by == claim.run_id
+    return replace(record, state=record.state._replace(published=True, final=final))
+
+
+def delete(record: Record | None, revision: int) -> Record | Refusal:
+    """There is no value any more."""
+    if record is None or VALUE not in record.parts:
+        return Refusal.ABSENT
+    return _valueless(record)
+
+
+def restore(record: Record | None, revision: int, *, held: Record, lost: bool) -> Record | Refusal:
+    """A store that has lost a value gets what a process has in memory; `lost` where its bytes are."""
+    state: TaskState = held.state
+    if record is None:
+        return replace(held, owner=None, parts={VALUE: 1}, created=0)
+    if record.state.version > state.version or (record.state.version == state.version and not lost):
+        return Refusal.HANDLED
+    value = {name: getattr(state, name) for name in _VALUE_FIELDS}
+    return replace(record, state=record.state._replace(**value), parts={**record.parts, VALUE: 1})
+
+
+_VALUE_FIELDS = ("version", "updated_at", "duration", "by", "final", "seen_wave")
+
+
+def _valueless(record: Record) -> Record:
+    return replace(record, parts=_without(record, VALUE), state=record.state._replace(updated_at=None))
+
+
+def _without(record: Record, part: str) -> dict[str, int]:
+    return {kind: count for kind, count in record.parts.items() if kind != part}
+
+
+# ------------------------------------------------------------ the schedule
+
+
+def enroll(
+    record: Record | None,
+    revision: int,
+    *,
+    name: str,
+    server: str,
+    fingerprint: str,
+    portable: bool,
+    first_seen: datetime,
+    again: bool,
+    late: bool,
+    unreadable: int,
+) -> Record | Refusal:
+    """
+    Bring it in line with the schedule in the code.
+
+    Parameters
+    ----------
+    portable : bool
+        Whether there is a part with the schedule.
+    again : bool
+        The function was defined anew.
+    late : bool
+        One that was forgotten comes back.
+    unreadable : int
+        The version of the value that this process cannot read.
+    """
+    record = record or Record(TASK, name, TaskState())
+    parts = {kind: count for kind, count in record.parts.items() if kind != TRIGGER} | (
+        {TRIGGER: 1} if portable else {}
+    )
+    before: TaskState = record.state
+    state = before._replace(server=server, fingerprint=fingerprint, removed=False, forgotten=False)
+    if before.first_seen is None:
+        return replace(record, parts=parts, state=state._replace(first_seen=first_seen))
+    ours, unchanged = before.server == server, not before.forgotten and before.fingerprint == fingerprint
+    if before.forgotten and ours and not late:
+        return Refusal.HANDLED
+    if ours and not again and not before.forgotten and before.fingerprint:
+        return Refusal.HANDLED
+    if unchanged and not again:
+        if not has_newer(record, unreadable):
+            # Without a value to serve the slot that was handled last is the new server's first run.
+            seen = max(before.first_seen, before.last_slot or before.first_seen)
+            state = state._replace(first_seen=seen, last_slot=None, last_version=0)
+        return replace(record, state=state)
+    # Claim, fence and history stay: a run of the former schedule may be in flight.
+    if not unchanged:
+        parts.pop(OVERRIDE, None)
+        state = state._replace(first_seen=first_seen, last_slot=None, last_version=0)
+    return replace(record, parts=parts, state=state)
+
+
+def amend(
+    record: Record | None,
+    revision: int,
+    *,
+    paused: bool | None,
+    removed: bool | None,
+    rescheduled: datetime | None,
+) -> Record | Refusal:
+    """Change what is not None; the slots of a reschedule count from then."""
+    if record is None or record.state.first_seen is None:
+        return Refusal.ABSENT
+    state: TaskState = record.state
+    if paused is not None:
+        state = state._replace(paused=paused)
+    if removed is not None:
+        state = state._replace(removed=removed)
+    if rescheduled is None:
+        return replace(record, state=state)
+    return replace(record, state=state._replace(first_seen=rescheduled), parts={**record.parts, OVERRIDE: 1})
+
+
+def rewind(record: Record | None, revision: int, *, now: datetime) -> Record | Refusal:
+    """The clock has stepped back: slots later than that were not handled."""
+    if record is None or record.state.first_seen is None:
+        return Refusal.ABSENT
+    if max(record.state.first_seen, record.state.last_slot or now) <= now:
+        return Refusal.HANDLED
+    return replace(record, state=record.state._replace(first_seen=now, last_slot=None))
+
+
+def mark_stale(record: Record | None, revision: int, *, stale: bool) -> Record | Refusal:
+    """The value is found stale, or no longer so."""
+    if record is None or record.state.stale == stale:
+        return Refusal.HANDLED
+    return replace(record, state=record.state._replace(stale=stale))
+
+
+def forget(record: Record | None, revision: int) -> Refusal | Logged:
+    """
+    Drop value, schedule and history.
+
+    The record stays: another process of this server, which has yet to hear of it, would take one that is not there for
+    that of a task which never ran.
+    """
+    if record is None:
+        return Refusal.ABSENT
+    state = _freed(record)._replace(
+        updated_at=None, forgotten=True, error="", outcome="", stale=False, paused=False,
+    )  # fmt: skip
+    parts = {TRIGGER: 1} if TRIGGER in record.parts else {}
+    return Logged(replace(record, owner=None, parts=parts, state=state), None, extended)
+
+
+# ------------------------------------------------------------ the run
+
+
+def claim(
+    record: Record | None,
+    revision: int,
+    *,
+    me: str,
+    server: str,
+    task: str,
+    run_id: str,
+    now: datetime,
+    key: datetime | str | None,
+    mark: Mark | None,
+    wave: datetime | None,
+    first: bool,
+    unreadable: int,
+) -> Record | Refusal:
+    """
+    The task is the run's, unless another one has it or its `mark` was handled before.
+
+    Parameters
+    ----------
+    mark : datetime or int or None
+        None of a run on request.
+    first : bool
+        A value that is there by now refuses it, too; but not the one that is `unreadable` here.
+    """
+    record = record or Record(TASK, task, TaskState())
+    before: TaskState = record.state
+    if before.forgotten and before.server == server:
+        return Refusal.HANDLED
+    if before.first_seen is None or before.forgotten:  # nobody has enrolled it
+        before = before._replace(
+            server=server,
+            fingerprint="",
+            forgotten=False,
+            removed=False,
+            first_seen=now,
+            last_slot=None,
+            last_version=0,
+        )
+        record = replace(record, parts={kind: count for kind, count in record.parts.items() if kind != TRIGGER})
+    if _is_handled(before, mark):
+        return Refusal.HANDLED
+    if before.run_id:
+        return Refusal.HELD
+    if first and has_newer(record, unreadable):
+        return Refusal.HANDLED
+    state = before._replace(
+        run_id=run_id,
+        fence=before.fence + 1,
+        attempt=1,
+        takeovers=TAKEOVERS if before.outcome == RunState.CRASHED else 0,
+        key=key,
+        wave=wave,
+        started_at=now,
+        published=False,
+        over=False,
+        cancelled="",
+        percent=-1,
+        message="",
+    )
+    return replace(record, owner=me, state=_marked(state, mark))
+
+
+def advance(record: Record | None, revision: int, *, claim: Claim, version: int) -> Record | Refusal:
+    """The run is going to see these versions of its upstream, too."""
+    if record is None or not _is_of(record, claim):
+        return Refusal.FENCED
+    last = max(record.state.last_version, version)
+    return replace(record, state=record.state._replace(last_version=last))
+
+
+def progress(record: Record | None, revision: int, *, claim: Claim, percent: int, message: str) -> Record | Refusal:
+    """It has come so far."""
+    if record is None or not _is_of(record, claim):
+        return Refusal.FENCED
+    return replace(record, state=record.state._replace(percent=percent, message=message))
+
+
+def release(record: Record | None, revision: int, *, claim: Claim) -> Record | Refusal:
+    """Give the claim back."""
+    if record is None or not _is_of(record, claim):
+        return Refusal.FENCED
+    return _free(record)
+
+
+def hand_over(record: Record | None, revision: int, *, claim: Claim) -> Record | Refusal:
+    """Let another process finish the run, at no attempt's cost."""
+    if record is None or not _is_of(record, claim):
+        return Refusal.FENCED
+    state: TaskState = record.state
+    state = state._replace(attempt=state.attempt - 1, takeovers=state.takeovers - 1, over=False)
+    return replace(record, owner=NOBODY, state=state)
+
+
+def take_over(
+    record: Record | None, revision: int, *, me: str, alive: Alive, now: datetime
+) -> Record | Refusal | Logged:
+    """The run of a process that is gone is this one's; or it has ended, with a line in the history."""
+    if record is None or not record.state.run_id or alive(record.owner or NOBODY):
+        return Refusal.HELD
+    state: TaskState = record.state
+    if state.over:  # it had ended before its process did; only its body was still there
+        return _free(record)
+    if state.published:
+        return _close(record, RunState.SUCCEEDED, "", now)
+    if state.takeovers >= TAKEOVERS:
+        return _close(record, RunState.CRASHED, _CRASHED, now)
+    state = state._replace(
+        fence=state.fence + 1, attempt=state.attempt + 1, takeovers=state.takeovers + 1, cancelled="", started_at=now
+    )
+    return replace(record, owner=me, state=state)
+
+
+def cancel(record: Record | None, revision: int, *, run_id: str) -> Record | Refusal:
+    """Ask the process of a run to cancel it."""
+    if record is None or record.state.run_id != run_id:
+        return Refusal.ABSENT
+    return replace(record, state=record.state._replace(cancelled=run_id))
+
+
+def note(record: Record | None, revision: int, *, task: str, run: RunRecord, mark: Mark | None) -> Refusal | Logged:
+    """A line for the history; with a `mark` only if that was not handled before, which it is then."""
+    if record is None and mark is not None:
+        return Refusal.ABSENT
+    record = record or Record(TASK, task, TaskState())
+    state: TaskState = record.state
+    if mark is not None and (state.forgotten or _is_handled(state, mark)):
+        return Refusal.HANDLED
+    return _logged(replace(record, state=_marked(state, mark)), run)
+
+
+def extended(newest: RunRecord | None, record: RunRecord) -> RunRecord | None:
+    """One record for both, when `record` continues the skipped stretch `newest`; else None."""
+    if newest is None or record.until is None or newest.until is None:
+        return None
+    if (newest.state, newest.reason) != (record.state, record.reason):
+        return None
+    return replace(newest, until=record.until, finished_at=record.finished_at)
+
+
+def has_newer(record: Record, version: int) -> bool:
+    """Whether there is a value, and a newer one than this."""
+    return VALUE in record.parts and record.state.version > version
+
+
+def _is_of(record: Record, claim: Claim) -> bool:
+    return (record.state.run_id, record.state.fence) == (claim.run_id, claim.fence)
+
+
+def _is_held(record: Record, claim: Claim, me: str) -> bool:
+    return _is_of(record, claim) and record.owner == me
+
+
+def _is_handled(state: TaskState, mark: Mark | None) -> bool:
+    if isinstance(mark, datetime):
+        return state.last_slot is not None and state.last_slot >= mark
+    return mark is not None and state.last_version >= mark
+
+
+def _marked(state: TaskState, mark: Mark | None) -> TaskState:
+    if mark is None:
+        return state
+    return state._replace(last_slot=mark) if isinstance(mark, datetime) else state._replace(last_version=mark)
+
+
+def _freed(record: Record) -> TaskState:
+    state: TaskState = record.state
+    return state._replace(run_id="", published=False, over=False, cancelled="")
+
+
+def _free(record: Record) -> Record:
+    return replace(record, owner=None, state=_freed(record))
+
+
+def _close(record: Record, outcome: RunState, error: str, now: datetime) -> Logged:
+    """End the run of a process that cannot do so any more."""
+    state: TaskState = record.state
+    run = RunRecord(state.run_id, state.key, outcome, state.attempt, None, state.started_at, now, error)
+    logged = _logged(record, run)
+    return logged._replace(record=_free(logged.record))
+
+
+def _logged(record: Record, run: RunRecord) -> Logged:
+    if run.state is not RunState.SKIPPED:
+        state: TaskState = record.state
+        changes: dict[str, Any] = {"over": state.over or state.run_id == run.id, "outcome": str(run.state)}
+        if run.state in _OUTCOMES:
+            changes["error"] = run.error
+        record = replace(record, state=state._replace(**changes))
+    return Logged(record, run, extended)
