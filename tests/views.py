@@ -14,7 +14,7 @@ CREATE TEMP VIEW jobs AS SELECT name AS id, created AS number, record_group AS f
 FROM records WHERE space = 'run';
 CREATE TEMP VIEW answers AS SELECT record_group AS function, owner, used_at, revision AS change,
     json_extract(state, '$[0].call') AS call, ifnull(json_extract(state, '$[0].takeovers'), 0) AS takeovers,
-    json_extract(state, '$[0].updated_at.t') AS updated_at
+    json_extract(state, '$[0].updated_at') AS updated_at
 FROM records WHERE space = 'answer' AND name NOT LIKE ' %';
 """
 

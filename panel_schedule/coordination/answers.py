@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -131,7 +130,7 @@ def publish(record: Record | None, revision: int, *, me: str, fence: int) -> Rec
     if record is None or not _is_held(record, me, fence):
         return Refusal.FENCED
     state = record.state._replace(partials=record.state.partials + 1)
-    return replace(record, state=state, parts={**record.parts, PARTIAL: 1})
+    return record._replace(state=state, parts={**record.parts, PARTIAL: 1})
 
 
 def succeed(
@@ -148,7 +147,7 @@ def succeed(
     if record is None or not _is_held(record, me, fence):
         return Refusal.FENCED
     state = AnswerState(record.state.call, revision, record.state.wanted, now, duration, fence)
-    return replace(_set(record, state, now, {VALUE}), used_at=now, expires_at=expires_at)
+    return _set(record, state, now, {VALUE})._replace(used_at=now, expires_at=expires_at)
 
 
 def fail(record: Record | None, revision: int, *, me: str, fence: int, now: datetime) -> Record | Refusal:
@@ -206,8 +205,7 @@ def _failed(record: Record, now: datetime, parts: Collection[str]) -> Record:
 
 
 def _set(record: Record, state: AnswerState, now: datetime, parts: Iterable[str], owner: str | None = None) -> Record:
-    return replace(
-        record,
+    return record._replace(
         state=state,
         owner=owner,
         parts=dict.fromkeys(parts, 1),
@@ -220,4 +218,4 @@ def expire(record: Record | None, revision: int, *, version: int, at: datetime) 
     """This version may be forgotten from then on."""
     if record is None or record.state.version != version:
         return Refusal.ABSENT
-    return replace(record, expires_at=at)
+    return record._replace(expires_at=at)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -108,7 +107,7 @@ def settle(record: Record | None, revision: int, *, run: str, good: bool, until:
     """It is over: a good result is shared until then, or for ever. Another run that is shared by now stays."""
     if record is None or record.state.run != run:
         return record
-    return replace(record, state=SharedState(run, until), expires_at=until) if good else None
+    return record._replace(state=SharedState(run, until), expires_at=until) if good else None
 
 
 # ------------------------------------------------------------ one run
@@ -141,14 +140,14 @@ def begin(
     if record is None or not is_held(record, me, fence):
         return Refusal.FENCED
     state = record.state._replace(state=RunState.RUNNING, started_at=now, attempt=attempt, percent=-1, message="")
-    return replace(record, state=state, parts=_without(record, PARTIAL))
+    return record._replace(state=state, parts=_without(record, PARTIAL))
 
 
 def again(record: Record | None, revision: int, *, me: str, fence: int, attempt: int) -> Record | Refusal:
     """It is queued again, for a retry."""
     if record is None or not is_held(record, me, fence):
         return Refusal.FENCED
-    return replace(record, state=record.state._replace(state=RunState.QUEUED, attempt=attempt))
+    return record._replace(state=record.state._replace(state=RunState.QUEUED, attempt=attempt))
 
 
 def progress(
@@ -157,7 +156,7 @@ def progress(
     """It has come so far."""
     if record is None or not is_held(record, me, fence):
         return Refusal.FENCED
-    return replace(record, state=record.state._replace(percent=percent, message=message))
+    return record._replace(state=record.state._replace(percent=percent, message=message))
 
 
 def publish(record: Record | None, revision: int, *, me: str, fence: int, number: int) -> Record | Refusal:
@@ -165,7 +164,7 @@ def publish(record: Record | None, revision: int, *, me: str, fence: int, number
     if record is None or not is_held(record, me, fence):
         return Refusal.FENCED
     count = max(number + 1, record.parts.get(PARTIAL, 0))  # by threads they come in any order
-    return replace(record, parts={**record.parts, PARTIAL: count})
+    return record._replace(parts={**record.parts, PARTIAL: count})
 
 
 def finish(
@@ -194,7 +193,7 @@ def ask_to_cancel(
     if record is None or record.owner is None:
         return Refusal.ABSENT
     if alive(record.owner):
-        return replace(record, state=record.state._replace(cancelled=True))
+        return record._replace(state=record.state._replace(cancelled=True))
     return _stop(record, RunState.CANCELLED, "the run was cancelled", now)
 
 
@@ -205,8 +204,8 @@ def take(record: Record | None, revision: int, *, me: str, alive: Callable[[str]
     assert record is not None
     state = record.state
     attempt = state.attempt + (state.state is RunState.RUNNING)
-    return replace(
-        record, owner=me, state=state._replace(fence=state.fence + 1, attempt=attempt, state=RunState.QUEUED)
+    return record._replace(
+        owner=me, state=state._replace(fence=state.fence + 1, attempt=attempt, state=RunState.QUEUED)
     )
 
 
@@ -214,7 +213,7 @@ def let_go(record: Record | None, revision: int, *, me: str, fence: int) -> Reco
     """It cannot be run here now: it is nobody's again."""
     if record is None or not is_held(record, me, fence):
         return Refusal.FENCED
-    return replace(record, owner=NOBODY)
+    return record._replace(owner=NOBODY)
 
 
 def release(record: Record | None, revision: int, *, me: str, now: datetime) -> Record | Refusal:
@@ -222,7 +221,7 @@ def release(record: Record | None, revision: int, *, me: str, now: datetime) -> 
     if record is None or record.owner != me:
         return Refusal.FENCED
     if record.state.durable and not record.state.cancelled:
-        return replace(record, owner=NOBODY, state=record.state._replace(state=RunState.QUEUED))
+        return record._replace(owner=NOBODY, state=record.state._replace(state=RunState.QUEUED))
     return _stop(record, RunState.CANCELLED, "the server stops", now)
 
 
@@ -233,7 +232,7 @@ def bury(record: Record | None, revision: int, *, alive: Callable[[str], bool], 
     if record.state.cancelled:
         return _stop(record, RunState.CANCELLED, "the run was cancelled", now)
     if record.state.durable:
-        return replace(record, owner=NOBODY)
+        return record._replace(owner=NOBODY)
     died = "the process that ran it died. Submit it again; with durable=True another process would have taken it"
     return _stop(record, RunState.CRASHED, died, now)
 
@@ -264,7 +263,7 @@ def _end(
     before = record.state
     percent = 100 if state is RunState.SUCCEEDED and before.percent >= 0 else before.percent
     after = before._replace(state=state, finished_at=now, error=error, reason=reason, cancelled=False, percent=percent)
-    return replace(record, state=after, owner=None, parts=parts, expires_at=expires_at)
+    return record._replace(state=after, owner=None, parts=parts, expires_at=expires_at)
 
 
 def _without(record: Record, *kinds: str) -> dict[str, Any]:

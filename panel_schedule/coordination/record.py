@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
@@ -29,8 +28,7 @@ class Refusal(StrEnum):
     ABSENT = "absent"  # there is no such record
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """
     What all processes know of one thing. What its `state` means is nothing to a store.
 
@@ -62,7 +60,7 @@ class Record:
     owner: str | None = None
     used_at: datetime | None = None
     expires_at: datetime | None = None
-    parts: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, int] = {}
     size: int = 0
     created: int = 0
     revision: int = 0
@@ -71,32 +69,24 @@ class Record:
 # ------------------------------------------------------------ records as text
 
 
-class Logged(NamedTuple):
+class _Kind(NamedTuple):
     """
-    A record with a line for its log.
+    The states of one space.
 
     Attributes
     ----------
-    record : Record
-    entry : RunRecord or None
-        None deletes the log.
-    merged : callable
-        ``merged(newest, entry)``: what stands in place of the newest line and this one, or None where both stand.
+    cls : type
+    defaults : list
+    places : dict
+        By the name of a field its place, and what makes of its JSON what it was.
     """
 
-    record: Record
-    entry: RunRecord | None
-    merged: Callable[[RunRecord | None, RunRecord], RunRecord | None]
+    cls: Any
+    defaults: list[Any]
+    places: dict[str, tuple[int, Callable[[Any], Any] | None]]
 
 
-class _Field(NamedTuple):
-    name: str
-    default: Any
-    convert: Callable[[Any], Any] | None
-
-
-# What the state of each space is made of, and its class.
-_STATES: dict[str, tuple[type[Any], list[_Field]]] = {}
+_KINDS: dict[str, _Kind] = {}
 
 
 def state_of(space: str) -> Callable[[type[T]], type[T]]:
@@ -104,16 +94,24 @@ def state_of(space: str) -> Callable[[type[T]], type[T]]:
 
     def register(cls: type[T]) -> type[T]:
         defaults: dict[str, Any] = cls._field_defaults  # type: ignore[attr-defined]
-        fields = [_Field(name, default, _convert(default)) for name, default in defaults.items()]
-        _STATES[space] = cls, fields
+        places = {
+            name: (number, _convert(default, str(cls.__annotations__[name])))
+            for number, (name, default) in enumerate(defaults.items())
+        }
+        _KINDS[space] = _Kind(cls, list(defaults.values()), places)
         return cls
 
     return register
 
 
-def _convert(default: Any) -> Callable[[Any], Any] | None:
-    """What makes of its JSON what it was."""
+def _convert(default: Any, annotation: str) -> Callable[[Any], Any] | None:
+    if "datetime" in annotation:
+        return _moment
     return type(default) if isinstance(default, (tuple, StrEnum)) else None
+
+
+def _moment(value: Any) -> Any:
+    return instant_of(value) if type(value) is int else value
 
 
 def micros(instant: datetime | None) -> int | None:
@@ -133,27 +131,29 @@ def storable(text: str) -> str:
 
 def text_of(record: Record) -> str:
     """State and parts as JSON: nothing that is read runs code. What is as by default is left out."""
-    state = {name: value for name, value in zip(record.state._fields, record.state, strict=True)
-             if value != record.state._field_defaults[name]}  # fmt: skip
-    return json.dumps([state, record.parts], default=_instant, separators=(",", ":"))
+    state, kind = {}, _KINDS[record.space]
+    for name, value, default in zip(kind.places, record.state, kind.defaults, strict=True):
+        if value != default:
+            state[name] = value
+    return _encoder.encode((state, record.parts))
 
 
-def _instant(value: Any) -> Any:
+def _micros(value: Any) -> Any:
     if isinstance(value, datetime):
-        return {"t": micros(value)}
+        return micros(value)
     raise TypeError(f"{value!r} is nothing that the state of a record can have.")
 
 
-def _hook(found: dict[str, Any]) -> Any:
-    return instant_of(found["t"]) if found.keys() == {"t"} else found
+_encoder = json.JSONEncoder(separators=(",", ":"), default=_micros)
 
 
 def of_text(space: str, text: str) -> tuple[Any, dict[str, int]]:
     """State and parts again. What a newer release has added is left out."""
-    found, parts = json.loads(text, object_hook=_hook)
-    cls, fields = _STATES[space]
-    values = (
-        default if name not in found else found[name] if convert is None else convert(found[name])
-        for name, default, convert in fields
-    )
-    return cls(*values), parts
+    found, parts = json.loads(text)
+    kind = _KINDS[space]
+    values = kind.defaults.copy()
+    for name, value in found.items():
+        if (place := kind.places.get(name)) is not None:
+            number, convert = place
+            values[number] = value if convert is None or value is None else convert(value)
+    return kind.cls._make(values), parts

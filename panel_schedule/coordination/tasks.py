@@ -169,7 +169,7 @@ def publish(
         seen_wave=claim.wave if claim is not None else None,
         published=final if claim is not None else before.published,
     )
-    return replace(record, state=state, parts={**record.parts, VALUE: 1})
+    return record._replace(state=state, parts={**record.parts, VALUE: 1})
 
 
 def finalize(record: Record | None, revision: int, *, claim: Claim, me: str) -> Record | Refusal:
@@ -177,7 +177,7 @@ def finalize(record: Record | None, revision: int, *, claim: Claim, me: str) -> 
     if record is None or not _is_held(record, claim, me) or record.state.over:
         return Refusal.FENCED
     final = record.state.final or record.state.by == claim.run_id
-    return replace(record, state=record.state._replace(published=True, final=final))
+    return record._replace(state=record.state._replace(published=True, final=final))
 
 
 def delete(record: Record | None, revision: int) -> Record | Refusal:
@@ -191,18 +191,18 @@ def restore(record: Record | None, revision: int, *, held: Record, lost: bool) -
     """A store that has lost a value gets what a process has in memory; `lost` where its bytes are."""
     state: TaskState = held.state
     if record is None:
-        return replace(held, owner=None, parts={VALUE: 1}, created=0)
+        return held._replace(owner=None, parts={VALUE: 1}, created=0)
     if record.state.version > state.version or (record.state.version == state.version and not lost):
         return Refusal.HANDLED
     value = {name: getattr(state, name) for name in _VALUE_FIELDS}
-    return replace(record, state=record.state._replace(**value), parts={**record.parts, VALUE: 1})
+    return record._replace(state=record.state._replace(**value), parts={**record.parts, VALUE: 1})
 
 
 _VALUE_FIELDS = ("version", "updated_at", "duration", "by", "final", "seen_wave")
 
 
 def _valueless(record: Record) -> Record:
-    return replace(record, parts=_without(record, VALUE), state=record.state._replace(updated_at=None))
+    return record._replace(parts=_without(record, VALUE), state=record.state._replace(updated_at=None))
 
 
 def _without(record: Record, part: str) -> dict[str, int]:
@@ -246,7 +246,7 @@ def enroll(
     before: TaskState = record.state
     state = before._replace(server=server, fingerprint=fingerprint, removed=False, forgotten=False)
     if before.first_seen is None:
-        return replace(record, parts=parts, state=state._replace(first_seen=first_seen))
+        return record._replace(parts=parts, state=state._replace(first_seen=first_seen))
     ours, unchanged = before.server == server, not before.forgotten and before.fingerprint == fingerprint
     if before.forgotten and ours and not late:
         return Refusal.HANDLED
@@ -257,12 +257,12 @@ def enroll(
             # Without a value to serve the slot that was handled last is the new server's first run.
             seen = max(before.first_seen, before.last_slot or before.first_seen)
             state = state._replace(first_seen=seen, last_slot=None, last_version=0)
-        return replace(record, state=state)
+        return record._replace(state=state)
     # Claim, fence and history stay: a run of the former schedule may be in flight.
     if not unchanged:
         parts.pop(OVERRIDE, None)
         state = state._replace(first_seen=first_seen, last_slot=None, last_version=0)
-    return replace(record, parts=parts, state=state)
+    return record._replace(parts=parts, state=state)
 
 
 def amend(
@@ -282,8 +282,8 @@ def amend(
     if removed is not None:
         state = state._replace(removed=removed)
     if rescheduled is None:
-        return replace(record, state=state)
-    return replace(record, state=state._replace(first_seen=rescheduled), parts={**record.parts, OVERRIDE: 1})
+        return record._replace(state=state)
+    return record._replace(state=state._replace(first_seen=rescheduled), parts={**record.parts, OVERRIDE: 1})
 
 
 def rewind(record: Record | None, revision: int, *, now: datetime) -> Record | Refusal:
@@ -292,14 +292,14 @@ def rewind(record: Record | None, revision: int, *, now: datetime) -> Record | R
         return Refusal.ABSENT
     if max(record.state.first_seen, record.state.last_slot or now) <= now:
         return Refusal.HANDLED
-    return replace(record, state=record.state._replace(first_seen=now, last_slot=None))
+    return record._replace(state=record.state._replace(first_seen=now, last_slot=None))
 
 
 def mark_stale(record: Record | None, revision: int, *, stale: bool) -> Record | Refusal:
     """The value is found stale, or no longer so."""
     if record is None or record.state.stale == stale:
         return Refusal.HANDLED
-    return replace(record, state=record.state._replace(stale=stale))
+    return record._replace(state=record.state._replace(stale=stale))
 
 
 def forget(record: Record | None, revision: int) -> Refusal | Logged:
@@ -315,7 +315,7 @@ def forget(record: Record | None, revision: int) -> Refusal | Logged:
         updated_at=None, forgotten=True, error="", outcome="", stale=False, paused=False,
     )  # fmt: skip
     parts = {TRIGGER: 1} if TRIGGER in record.parts else {}
-    return Logged(replace(record, owner=None, parts=parts, state=state), None, extended)
+    return Logged(record._replace(owner=None, parts=parts, state=state), None, extended)
 
 
 # ------------------------------------------------------------ the run
@@ -360,7 +360,7 @@ def claim(
             last_slot=None,
             last_version=0,
         )
-        record = replace(record, parts={kind: count for kind, count in record.parts.items() if kind != TRIGGER})
+        record = record._replace(parts={kind: count for kind, count in record.parts.items() if kind != TRIGGER})
     if _is_handled(before, mark):
         return Refusal.HANDLED
     if before.run_id:
@@ -381,7 +381,7 @@ def claim(
         percent=-1,
         message="",
     )
-    return replace(record, owner=me, state=_marked(state, mark))
+    return record._replace(owner=me, state=_marked(state, mark))
 
 
 def advance(record: Record | None, revision: int, *, claim: Claim, version: int) -> Record | Refusal:
@@ -389,14 +389,14 @@ def advance(record: Record | None, revision: int, *, claim: Claim, version: int)
     if record is None or not _is_of(record, claim):
         return Refusal.FENCED
     last = max(record.state.last_version, version)
-    return replace(record, state=record.state._replace(last_version=last))
+    return record._replace(state=record.state._replace(last_version=last))
 
 
 def progress(record: Record | None, revision: int, *, claim: Claim, percent: int, message: str) -> Record | Refusal:
     """It has come so far."""
     if record is None or not _is_of(record, claim):
         return Refusal.FENCED
-    return replace(record, state=record.state._replace(percent=percent, message=message))
+    return record._replace(state=record.state._replace(percent=percent, message=message))
 
 
 def release(record: Record | None, revision: int, *, claim: Claim) -> Record | Refusal:
@@ -412,7 +412,7 @@ def hand_over(record: Record | None, revision: int, *, claim: Claim) -> Record |
         return Refusal.FENCED
     state: TaskState = record.state
     state = state._replace(attempt=state.attempt - 1, takeovers=state.takeovers - 1, over=False)
-    return replace(record, owner=NOBODY, state=state)
+    return record._replace(owner=NOBODY, state=state)
 
 
 def take_over(
@@ -431,14 +431,14 @@ def take_over(
     state = state._replace(
         fence=state.fence + 1, attempt=state.attempt + 1, takeovers=state.takeovers + 1, cancelled="", started_at=now
     )
-    return replace(record, owner=me, state=state)
+    return record._replace(owner=me, state=state)
 
 
 def cancel(record: Record | None, revision: int, *, run_id: str) -> Record | Refusal:
     """Ask the process of a run to cancel it."""
     if record is None or record.state.run_id != run_id:
         return Refusal.ABSENT
-    return replace(record, state=record.state._replace(cancelled=run_id))
+    return record._replace(state=record.state._replace(cancelled=run_id))
 
 
 def note(record: Record | None, revision: int, *, task: str, run: RunRecord, mark: Mark | None) -> Refusal | Logged:
@@ -449,7 +449,7 @@ def note(record: Record | None, revision: int, *, task: str, run: RunRecord, mar
     state: TaskState = record.state
     if mark is not None and (state.forgotten or _is_handled(state, mark)):
         return Refusal.HANDLED
-    return _logged(replace(record, state=_marked(state, mark)), run)
+    return _logged(record._replace(state=_marked(state, mark)), run)
 
 
 def extended(newest: RunRecord | None, record: RunRecord) -> RunRecord | None:
@@ -492,7 +492,7 @@ def _freed(record: Record) -> TaskState:
 
 
 def _free(record: Record) -> Record:
-    return replace(record, owner=None, state=_freed(record))
+    return record._replace(owner=None, state=_freed(record))
 
 
 def _close(record: Record, outcome: RunState, error: str, now: datetime) -> Logged:
@@ -509,5 +509,5 @@ def _logged(record: Record, run: RunRecord) -> Logged:
         changes: dict[str, Any] = {"over": state.over or state.run_id == run.id, "outcome": str(run.state)}
         if run.state in _OUTCOMES:
             changes["error"] = run.error
-        record = replace(record, state=state._replace(**changes))
+        record = record._replace(state=state._replace(**changes))
     return Logged(record, run, extended)

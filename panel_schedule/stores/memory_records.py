@@ -6,7 +6,6 @@ import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -83,9 +82,9 @@ class MemoryRecords:
             parts |= {each: (revision, value) for each, value in change.parts.items()}
             for kind, number in [each for each in parts if each[1] >= new.parts.get(each[0], 0)]:
                 del parts[kind, number]
-            new = replace(new, size=sum(_size(value) for _, value in parts.values()))
+            new = new._replace(size=sum(_size(value) for _, value in parts.values()))
         created = old.created if old is not None else revision
-        records[change.name] = new = replace(new, created=created, revision=revision)
+        records[change.name] = new = new._replace(created=created, revision=revision)
         return Result(new, None, change.parts, logged)
 
     def _add(self, logged: Logged) -> RunRecord | None:
@@ -124,7 +123,7 @@ class MemoryRecords:
             for name in names:
                 if (record := self._records[space].get(name)) is not None:
                     used_at = max(record.used_at or now, now)
-                    self._records[space][name] = replace(record, used_at=used_at)
+                    self._records[space][name] = record._replace(used_at=used_at)
 
     def trim(
         self,
@@ -177,7 +176,7 @@ class MemoryRecords:
         """The same for the child of a fork, where locks, holders and subscribers of the parent mean nothing."""
         child = MemoryRecords(self._log_limit)
         for space, records in self._records.items():
-            child._records[space] = {name: replace(record, owner=None) for name, record in records.items()}
+            child._records[space] = {name: record._replace(owner=None) for name, record in records.items()}
         child._parts, child._revision = {key: dict(parts) for key, parts in self._parts.items()}, self._revision
         return child
 

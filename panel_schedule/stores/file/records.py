@@ -9,7 +9,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,7 +245,7 @@ class FileRecords(OpenDirectory):
             if old is not None:
                 self._erase(tx, _ONE, change.space, change.name)
             return Result(None)
-        new = replace(new, size=size, created=old.created if old is not None else revision, revision=revision)
+        new = new._replace(size=size, created=old.created if old is not None else revision, revision=revision)
         self._set(tx, new)
         return Result(new, None, {key: part.value for key, part in placed.items()}, logged)
 
