@@ -66,6 +66,24 @@ class Record(NamedTuple):
     revision: int = 0
 
 
+class Logged(NamedTuple):
+    """
+    A record with a line for its log.
+
+    Attributes
+    ----------
+    record : Record
+    entry : RunRecord or None
+        None deletes the log.
+    merged : callable
+        ``merged(newest, entry)``: what stands in place of the newest line and this one, or None where both stand.
+    """
+
+    record: Record
+    entry: RunRecord | None
+    merged: Callable[[RunRecord | None, RunRecord], RunRecord | None]
+
+
 # ------------------------------------------------------------ records as text
 
 
