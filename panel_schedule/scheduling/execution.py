@@ -344,6 +344,7 @@ class Execution:
         self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
         run.end(outcome, self._s.clock.now(), error)
+        run._publish = None  # which knows the run: only the garbage collection would end that
         if not (state.asking and state.run is run):  # else when it is known whether this process has the claim
             self.record(state, run)
         self._s.touch(state)
