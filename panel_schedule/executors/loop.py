@@ -53,7 +53,7 @@ class LoopExecutor:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
-        self._hurried = False
+        self._hurried = self._awaited = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own: asyncio.AbstractEventLoop | None = None
         self._callers: asyncio.AbstractEventLoop | None = None
@@ -132,6 +132,7 @@ class LoopExecutor:
         left = {f for f in running if f.loop is not None and f.loop is not here and f.loop.is_running()}
         # A future wakes who waits for it before it calls its callbacks, and it is these that end a run.
         with self._ended:
+            self._awaited = True  # before it looks who runs
             self._ended.wait_for(lambda: self._hurried or left.isdisjoint(self._running), timeout=grace)
         if adopted is not None and here is None and not adopted.is_running() and not adopted.is_closed():
             # Bokeh stops its loop first and tells us then: let it turn once more, for the cleanup code.
@@ -211,9 +212,10 @@ class LoopExecutor:
             else:
                 future.set_exception(outcome)
         finally:
-            with self._ended:
-                self._running.discard(future)
-                self._ended.notify_all()
+            self._running.discard(future)
+            if self._awaited:
+                with self._ended:
+                    self._ended.notify_all()
 
     def _target(self) -> asyncio.AbstractEventLoop:
         with self._lock:

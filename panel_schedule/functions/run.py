@@ -417,7 +417,7 @@ class Run:
     def resolve(self, value: Any = None) -> None:
         """Wake who waits for the result; apart from `end`, so that it happens outside of locks."""
         with _completing:
-            self._value, self._ended = own_copy(value), True
+            self._value, self._ended = value if isinstance(value, Entry) else own_copy(value), True
             future = self._future
         if future is not None:
             self._settle(future)

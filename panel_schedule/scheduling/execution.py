@@ -205,9 +205,9 @@ class Execution:
                 value = self._bodies.publish(state, run, future.result())
             except BaseException as exc:  # a value can raise anything while it is stored
                 error = exc
-        ended = future.cancelled() or isinstance(error, Interrupted) or self._s.stopping
-        if isinstance(error, CANCELLED) and not ended:
-            error = cancelled_inside(f"Task {run.task!r}", error)
+        if isinstance(error, CANCELLED):
+            ended = future.cancelled() or isinstance(error, Interrupted) or self._s.stopping
+            error = error if ended else cancelled_inside(f"Task {run.task!r}", error)
         with self._s.locked:
             state.body = None
             # Else it is what the function itself has got from a run that was cancelled, and raises.
@@ -368,7 +368,7 @@ class Execution:
     def tell(self, state: TaskState) -> None:
         """Record what had to wait until it was known who has the claim."""
         untold, state.untold = state.untold, ()
-        if not self._s.stopping:  # else the slot before them is left to others, and so are they
+        if untold and not self._s.stopping:  # else the slot before them is left to others, and so are they
             for note in untold:
                 note()
 
