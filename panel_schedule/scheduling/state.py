@@ -18,6 +18,9 @@ from ..stores.base import Claim
 from ..triggers import After, Computed, Cron, Trigger
 from .planner import Busy
 
+# One for all states: there may be thousands.
+NOTHING = frozenset[Task[Any]]()
+
 
 class TaskState:
     """
@@ -131,7 +134,7 @@ class TaskState:
         self.dependents: tuple[TaskState, ...] = ()
         self.reads: tuple[Task[Any], ...] = ()
         # The tasks that its runs have read.
-        self.read: frozenset[Task[Any]] = frozenset()
+        self.read = NOTHING
         # The tasks it is ordered behind, worked out when first needed.
         self.depends: tuple[Task[Any], ...] | None = None
         self.slot_timer: Timer | None = None
