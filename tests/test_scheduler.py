@@ -863,6 +863,26 @@ def test_what_is_due_at_once_is_planned_in_many_ticks(core):
     assert [second(1)] == keys(last)
 
 
+def test_upstreams_that_are_planned_in_several_ticks_are_one_wave(core):
+    """Which causes one run, with all of their values."""
+
+    async def tick():
+        return core.clock.now()
+
+    tasks = [core.schedule(period="1s", first_run="skip", name=f"t{n}")(tick) for n in range(2 * PER_TICK)]
+
+    @core.schedule(after=[tasks[0], tasks[-1]], first_run="skip")
+    async def both():
+        return tasks[0](), tasks[-1]()
+
+    core.begin()
+    core.clock.advance(1)
+    while core.tick() == 0.0:
+        pass
+
+    assert ((second(1), second(1)), 1) == (both(), both.entry.version)
+
+
 def test_a_value_that_gets_stale_is_no_matter_to_all_the_others(core, monkeypatch):
     """Whose values are made of it is known: nobody looks through thousands of tasks, for each of thousands."""
     looked, sources = [], TaskState.sources

@@ -40,10 +40,11 @@ STORING = ("store", "publisher")
 # Seconds that the store gets at the end to take what is still to be written.
 LAST_WRITES = 2.0
 
-# How many timers go off in one tick, and for how many seconds the thread sleeps before the rest of what is due: while
-# it plans, the event loop stands still for want of the lock or of the interpreter.
-PER_TICK = 25
-REST = 0.001
+# How many timers go off in one tick, and for how many seconds the thread sleeps before the rest of what is due. While
+# it plans, the event loop stands still for want of the lock or of the interpreter; and runs that end before others are
+# planned leave Python's garbage collector, for which everything stands still, little to look at.
+PER_TICK = 10
+REST = 0.0005
 
 
 class Scheduler:
