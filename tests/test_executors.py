@@ -12,11 +12,13 @@ import time
 import weakref
 from concurrent.futures import CancelledError, wait
 from contextlib import suppress
+from functools import partial
+from itertools import pairwise
 
 import pytest
 
 from core import PATIENCE, HandExecutor
-from panel_schedule.executors.loop import LoopExecutor
+from panel_schedule.executors.loop import MOST, TURN, LoopExecutor
 from panel_schedule.executors.processes import ProcessExecutor
 from panel_schedule.executors.threads import GIVEN_BACK, SWITCH_INTERVAL, ThreadExecutor
 from servers import eventually
@@ -457,6 +459,92 @@ def test_a_coroutine_holds_up_no_other(loops):
     loops.flush()
 
     assert [1, 2] == [future.result(PATIENCE) for future in futures]
+
+
+# ------------------------------------------------------------ the turns of a loop
+
+
+@pytest.fixture
+def by_turns():
+    """An executor, and what lets its loop turn once."""
+    loop, executor = asyncio.new_event_loop(), LoopExecutor()
+    executor.adopt(loop)
+
+    def turn():
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+
+    yield executor, turn
+    executor.stop(0)
+    turn()
+    loop.close()
+
+
+def counts(turn, done, total):
+    """How many there were more after each turn, until all are there."""
+    found = [len(done)]
+    while len(done) < total:
+        turn()
+        found.append(len(done))
+    return [after - before for before, after in pairwise(found)]
+
+
+def test_thousands_of_bodies_start_over_many_turns_of_the_loop(by_turns):
+    """In between pages are served."""
+    (executor, turn), begun = by_turns, []
+    for number in range(1000):
+        executor.submit(partial(begun.append, number))
+    executor.flush()
+
+    assert MOST >= max(counts(turn, begun, 1000))
+    assert list(range(1000)) == begun
+
+
+def test_slow_bodies_start_one_by_one(by_turns):
+    """As many as take some milliseconds; the first turn cannot know that they are slow."""
+    (executor, turn), begun = by_turns, []
+
+    def body():
+        time.sleep(2 * TURN)
+        begun.append(1)
+
+    for _ in range(20):
+        executor.submit(body)
+    executor.flush()
+
+    first, *others = filter(None, counts(turn, begun, 20))
+    assert first < MOST
+    assert {1} == set(others)
+
+
+def test_thousands_of_bodies_that_end_at_once_are_told_of_over_many_turns(by_turns):
+    (executor, turn), ended = by_turns, []
+    event = asyncio.Event()
+    futures = [executor.submit(event.wait) for _ in range(1000)]
+    for future in futures:
+        future.add_done_callback(lambda future: ended.append(future.result()))
+    executor.flush()
+    while not all(future.running() for future in futures):
+        turn()
+    event.set()
+
+    assert MOST >= max(counts(turn, ended, 1000))
+    assert not executor.busy
+
+
+def test_what_is_over_when_the_executor_stops_is_told_of(by_turns):
+    """Also what has been waiting for its turn."""
+    (executor, turn), event = by_turns, asyncio.Event()
+    futures = [executor.submit(event.wait) for _ in range(1000)]
+    executor.flush()
+    while not all(future.running() for future in futures):
+        turn()
+    event.set()
+    turn()
+    executor.stop(0)
+
+    assert all(future.done() for future in futures)
+    assert not executor.busy
 
 
 # ------------------------------------------------------------ threads

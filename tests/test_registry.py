@@ -973,3 +973,14 @@ def test_a_name_that_is_no_text_is_refused(core):
     """Half of a pair of code units cannot be written anywhere."""
     with pytest.raises(RegistrationError, match="no valid text"):
         core.ps.schedule(period="1h", name="sales \udcff")(lambda: 1)
+
+
+def test_tasks_with_the_same_period_share_the_trigger(core):
+    """It is a value; and there may be thousands of tasks."""
+    one, other, third = (
+        core.schedule(period=period, name=name)(lambda: 1)
+        for name, period in zip("abc", ("1d", "1d", "2d"), strict=True)
+    )
+
+    assert one.policy.trigger is other.policy.trigger
+    assert one.policy.trigger != third.policy.trigger

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,6 +15,8 @@ from core import PATIENCE, keys, messages, second, short
 from panel_schedule.errors import RegistrationError, RunCancelled, RunTimedOut
 from panel_schedule.functions.run import RunState, current_run, progress
 from panel_schedule.functions.task import Retry
+from panel_schedule.scheduling.scheduler import PER_TICK
+from panel_schedule.scheduling.state import TaskState
 from panel_schedule.triggers import Every
 
 # ------------------------------------------------------------ the rate
@@ -827,3 +832,110 @@ def test_a_removed_follower_is_left_alone(core):
     core.run_for(120)
 
     assert ([("succeeded", "")], []) == (short(child.history), told)
+
+
+# ------------------------------------------------------------ thousands of tasks
+
+
+def test_what_is_due_at_once_is_planned_in_many_ticks(core):
+    """Between them the lock is free, which the event loop needs; and what others are made of still comes first."""
+    count, order = 4 * PER_TICK, []
+
+    def ran(name):
+        async def run():
+            order.append(name)
+
+        return run
+
+    # The one that waits is planned first.
+    last = core.schedule(period="1s", first_run="skip", name="last")(ran("last"))
+    tasks = [core.schedule(period="1s", first_run="skip", name=f"t{n}")(ran(f"t{n}")) for n in range(count)]
+    core.scheduler.states["last"].task.policy = replace(last.policy, needs=(tasks[-1],))
+    core.begin()
+    core.clock.advance(1)
+
+    planned = []
+    while core.scheduler.tick() == 0.0:
+        planned.append(sum(task.status.state == "queued" for task in tasks))
+    core.go()
+    assert PER_TICK >= max(after - before for before, after in pairwise([0, *planned, count]))
+    assert [*(task.name for task in tasks), "last"] == order
+    assert [second(1)] == keys(last)
+
+
+def test_upstreams_that_are_planned_in_several_ticks_are_one_wave(core):
+    """Which causes one run, with all of their values."""
+
+    async def tick():
+        return core.clock.now()
+
+    tasks = [core.schedule(period="1s", first_run="skip", name=f"t{n}")(tick) for n in range(2 * PER_TICK)]
+
+    @core.schedule(after=[tasks[0], tasks[-1]], first_run="skip")
+    async def both():
+        return tasks[0](), tasks[-1]()
+
+    core.begin()
+    core.clock.advance(1)
+    while core.tick() == 0.0:
+        pass
+
+    assert ((second(1), second(1)), 1) == (both(), both.entry.version)
+
+
+def test_a_value_that_gets_stale_is_no_matter_to_all_the_others(core, monkeypatch):
+    """Whose values are made of it is known: nobody looks through thousands of tasks, for each of thousands."""
+    looked, sources = [], TaskState.sources
+
+    def fail():
+        raise ValueError("no data")
+
+    def counted(state):
+        looked.append(state)
+        return sources.fget(state)
+
+    count = 100
+    tasks = [core.schedule(period="1s", first_run="skip", name=f"t{n}")(fail) for n in range(count)]
+    made = core.schedule(period="1d", first_run="skip", needs=tasks[:1], name="made")(lambda: 1)
+    core.begin()
+    monkeypatch.setattr(TaskState, "sources", property(counted))
+    core.clock.advance(1)
+    while core.tick() == 0.0:
+        pass
+
+    assert all(task.status.stale for task in (*tasks, made))
+    assert len(looked) < 10 * count
+
+
+def test_a_task_that_is_gone_is_made_of_nothing(core):
+    """Nothing keeps it in memory."""
+    raw = core.schedule(period="1s", first_run="skip", name="raw")(lambda: 1)
+    made = core.schedule(period="1s", first_run="skip", needs=raw, name="made")(lambda: raw())
+    core.begin()
+    core.run_for(1)
+    waves, state = core.scheduler.waves, weakref.ref(core.scheduler.states["made"].task)
+    assert [made] == [each.task for each in waves.products(raw)]
+    core.runtime.cancel(made)
+    del made
+    gc.collect()
+
+    assert ([], None) == (waves.products(raw), state())
+
+
+def test_a_run_leaves_nothing_to_the_garbage_collector(core):
+    """Which stands still for everybody, the longer the more there is."""
+
+    async def tick():
+        return 1
+
+    task = core.schedule(period="1s", first_run="skip")(tick)
+    core.begin()
+    core.run_for(1)
+    gc.collect()
+    gc.disable()
+    try:
+        run = weakref.ref(task.refresh())
+        core.go()
+        assert (2, None) == (task.entry.version, run())
+    finally:
+        gc.enable()

@@ -259,3 +259,15 @@ def test_after_any_steps_each_wall_timer_fires_when_its_time_is_there(seed):
         fire(timers, clock)
 
         assert sorted(due) == sorted(fired)
+
+
+def test_no_more_go_off_than_are_asked_for(timers, clock):
+    """The others are due still, in their order."""
+    fired = []
+    for number in range(5):
+        at(timers, clock, 0, fired.append, number)
+    timers.fire(clock.monotonic(), 2)
+
+    assert ([0, 1], 0.0) == (fired, timers.delay())
+    fire(timers, clock)
+    assert [0, 1, 2, 3, 4] == fired

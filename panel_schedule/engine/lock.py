@@ -78,7 +78,10 @@ class Locked:
         deferred, self.deferred = self.deferred, []
         self._lock.release()
         calls: list[Callable[[], object]] = [executor.flush for executor in submitted]
-        calls += [self._released, *(partial(self._changed, task) for task in touched), *deferred]
+        calls.append(self._released)
+        if touched:
+            calls += [partial(self._changed, task) for task in touched]
+        calls += deferred
         interrupt = None
         for call in calls:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from itertools import count
@@ -84,11 +85,15 @@ class Timers:
         self._heap = [(timer.deadline, number, timer) for _, number, timer in self._heap]
         heapq.heapify(self._heap)
 
-    def fire(self, monotonic: float) -> None:
-        """Call what is due, in order. What these calls set has its turn the next time, however soon it is due."""
-        newest, later = next(self._sequence), []
+    def fire(self, monotonic: float, most: int = sys.maxsize) -> None:
+        """
+        Call what is due, in order, and `most` of it.
+
+        What these calls set has its turn the next time, however soon it is due.
+        """
+        newest, later = next(self._sequence), list[tuple[float, int, Timer]]()
         try:
-            while self._heap and self._heap[0][0] - monotonic < _ROUNDING:
+            while most > 0 and self._heap and self._heap[0][0] - monotonic < _ROUNDING:
                 item = heapq.heappop(self._heap)
                 timer = item[2]
                 callback, argument = timer.callback, timer.argument
@@ -97,6 +102,7 @@ class Timers:
                 elif item[1] > newest:
                     later.append(item)
                 else:
+                    most -= 1
                     timer.callback = timer.argument = None
                     callback(argument)
         finally:

@@ -17,6 +17,11 @@ from ..errors import is_interrupt
 
 log = logging.getLogger("panel_schedule")
 
+# What is started and ended between two turns of a loop, so that pages are served in between: as many bodies as take
+# this long, in seconds, judged by those of the turn before; and at most so many.
+TURN = 0.005
+MOST = 64
+
 
 class Interrupted(asyncio.CancelledError):
     """A body that ended as its loop did, or by Ctrl-C: not by what its function did."""
@@ -42,18 +47,25 @@ class LoopExecutor:
     """
     Runs bodies on the loop that was adopted, and on one of its own where no server runs.
 
-    What is submitted before the loop turns again reaches it in one batch.
+    Thousands of bodies that are due at once start, and end, over as many turns of the loop as they need.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
-        self._hurried = False
+        self._hurried = self._awaited = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own: asyncio.AbstractEventLoop | None = None
         self._callers: asyncio.AbstractEventLoop | None = None
         self._batch: deque[tuple[LoopFuture, Callable[[], Any]]] = deque()
         self._running: set[LoopFuture] = set()
+        # Bodies that are over, of which nobody has been told yet: what they gave, and what they raised.
+        self._over: deque[tuple[LoopFuture, Any, BaseException | None]] = deque()
+        # The loop that has been called, and has not come to it yet.
+        self._called: asyncio.AbstractEventLoop | None = None
+        # How many bodies have a turn, and when the last one began, where this one follows at once.
+        self._share = MOST // 8
+        self._turned: float | None = None
         # Loops whose threads wait for an answer, and how often.
         self._held = Counter[asyncio.AbstractEventLoop]()
 
@@ -85,7 +97,7 @@ class LoopExecutor:
 
     def flush(self) -> None:
         if self._batch:
-            self._target().call_soon_threadsafe(self._start_batch, context=contextvars.Context())
+            self._call(self._target())
 
     def lend(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -120,12 +132,15 @@ class LoopExecutor:
         left = {f for f in running if f.loop is not None and f.loop is not here and f.loop.is_running()}
         # A future wakes who waits for it before it calls its callbacks, and it is these that end a run.
         with self._ended:
+            self._awaited = True  # before it looks who runs
             self._ended.wait_for(lambda: self._hurried or left.isdisjoint(self._running), timeout=grace)
         if adopted is not None and here is None and not adopted.is_running() and not adopted.is_closed():
             # Bokeh stops its loop first and tells us then: let it turn once more, for the cleanup code.
             tasks = [f.task for f in running if f.loop is adopted and f.task is not None]
             if tasks:
                 adopted.run_until_complete(asyncio.wait(tasks, timeout=grace))
+        while self._over:
+            self._end(*self._over.popleft())
 
     def hurry(self) -> None:
         self._hurried = True
@@ -136,20 +151,38 @@ class LoopExecutor:
     def busy(self) -> bool:
         return bool(self._running)
 
-    def _start_batch(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._batch:
-            try:
-                future, body = self._batch.popleft()
-            except IndexError:  # another loop was quicker
-                return
-            if future.set_running_or_notify_cancel():
-                future.loop = loop
-                self._running.add(future)
-                # An empty context each: a task created inside a session would keep its document alive.
-                future.task = loop.create_task(self._run(future, body), context=contextvars.Context())
+    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._called is not loop:
+            self._called = loop  # first: it may come at once
+            loop.call_soon_threadsafe(self._take_turn, context=contextvars.Context())
+
+    def _take_turn(self) -> None:
+        """Tell of bodies that are over, and start others. They run when this has returned."""
+        loop, self._called = asyncio.get_running_loop(), None
+        now = loop.time()
+        if self._turned is not None:
+            self._share = max(1, min(MOST, int(self._share * TURN / max(now - self._turned, 1e-6))))
+        with suppress(IndexError):  # no more
+            for _ in range(self._share):
+                if self._over:
+                    self._end(*self._over.popleft())
+                else:
+                    self._start(loop, *self._batch.popleft())
+        self._turned = now if self._over or self._batch else None
+        if self._over:
+            self._call(loop)
+        else:
+            self.flush()
+
+    def _start(self, loop: asyncio.AbstractEventLoop, future: LoopFuture, body: Callable[[], Any]) -> None:
+        if future.set_running_or_notify_cancel():
+            future.loop = loop
+            self._running.add(future)
+            # An empty context each: a task created inside a session would keep its document alive.
+            future.task = loop.create_task(self._run(future, body), context=contextvars.Context())
 
     async def _run(self, future: LoopFuture, body: Callable[[], Any]) -> None:
+        result = None
         try:
             result = body()
             if inspect.isawaitable(result):
@@ -164,6 +197,13 @@ class LoopExecutor:
         else:
             outcome = None
         future.task = None
+        if len(self._running) > MOST:  # others may end in this same turn
+            self._over.append((future, result, outcome))
+            self._call(asyncio.get_running_loop())
+        else:
+            self._end(future, result, outcome)
+
+    def _end(self, future: LoopFuture, result: Any, outcome: BaseException | None) -> None:
         try:
             if future.done():  # given up, when the loop went away
                 return
@@ -172,9 +212,10 @@ class LoopExecutor:
             else:
                 future.set_exception(outcome)
         finally:
-            with self._ended:
-                self._running.discard(future)
-                self._ended.notify_all()
+            self._running.discard(future)
+            if self._awaited:
+                with self._ended:
+                    self._ended.notify_all()
 
     def _target(self) -> asyncio.AbstractEventLoop:
         with self._lock:

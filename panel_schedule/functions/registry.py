@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from numbers import Integral, Real
 from types import FunctionType
 from typing import Any, Protocol
@@ -187,6 +188,12 @@ def require_no_cycle(task: Task[Any], policy: Policy) -> None:
     visit(task, [])
 
 
+@lru_cache(maxsize=256)
+def _every(period: str) -> Every:
+    """One for all tasks that share a period."""
+    return Every(period)
+
+
 def choose_trigger(
     when: Any = None,
     *,
@@ -220,7 +227,7 @@ def choose_trigger(
     elif cron is not None:
         trigger = Cron(cron, timezone=zone)
     elif period is not None:
-        trigger = Every(period)
+        trigger = _every(period) if type(period) is str else Every(period)
     elif at is not None:
         trigger = _dates(at)
     else:
@@ -354,8 +361,16 @@ def tasks_of(option: str, value: Any) -> tuple[Task[Any], ...]:
     return tasks
 
 
+# By kind and text: to call an enum takes ten times as long, and thousands of tasks may be registered.
+_MEMBERS: dict[tuple[type[StrEnum], str], StrEnum] = {
+    (kind, str(member)): member for kind in (FirstRun, Overlap, WhenIdle) for member in kind
+}
+
+
 def choice(kind: type[StrEnum], option: str, value: Any) -> Any:
     """The member that a value of an option means."""
+    if type(value) is str and (member := _MEMBERS.get((kind, value))) is not None:  # nearly always
+        return member
     try:
         return kind(value)
     except ValueError:

@@ -32,6 +32,9 @@ log = logging.getLogger("panel_schedule")
 _ids: deque[str] = deque()
 _completing = threading.Lock()
 
+# One for all runs: most have no watcher, and there are many of them.
+_NOBODY = frozenset[Callable[[], object]]()
+
 # Characters of a message: it reaches every page.
 LONGEST_MESSAGE = 1000
 
@@ -236,7 +239,7 @@ class Run:
         # What the function that waits for it does meanwhile: it is seen to wait.
         self._waiting: Callable[[], AbstractContextManager[object]] | None = None
         self._rank: Callable[[], int] | None = None
-        self._watchers: frozenset[Callable[[], object]] = frozenset()
+        self._watchers = _NOBODY
         # Fetches the value from a shared store, of a run that has ended in another process.
         self._load: Callable[[], Any] | None = None
 
@@ -414,7 +417,7 @@ class Run:
     def resolve(self, value: Any = None) -> None:
         """Wake who waits for the result; apart from `end`, so that it happens outside of locks."""
         with _completing:
-            self._value, self._ended = own_copy(value), True
+            self._value, self._ended = value if isinstance(value, Entry) else own_copy(value), True
             future = self._future
         if future is not None:
             self._settle(future)

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import partial
+from types import CoroutineType
 from typing import Any, Protocol
 
 from ..clock import Clock
@@ -92,7 +93,10 @@ class Body:
             self._begin(state, run)
             _current.set(run)
             leave_session(f"Task {run.task!r}")
-            return await async_outcome(function(), partial(self._yielded_aside, state, run))
+            result = function()
+            if isinstance(result, CoroutineType):  # nearly always
+                return await result
+            return await async_outcome(result, partial(self._yielded_aside, state, run))
 
         return body
 

@@ -205,9 +205,9 @@ class Execution:
                 value = self._bodies.publish(state, run, future.result())
             except BaseException as exc:  # a value can raise anything while it is stored
                 error = exc
-        ended = future.cancelled() or isinstance(error, Interrupted) or self._s.stopping
-        if isinstance(error, CANCELLED) and not ended:
-            error = cancelled_inside(f"Task {run.task!r}", error)
+        if isinstance(error, CANCELLED):
+            ended = future.cancelled() or isinstance(error, Interrupted) or self._s.stopping
+            error = error if ended else cancelled_inside(f"Task {run.task!r}", error)
         with self._s.locked:
             state.body = None
             # Else it is what the function itself has got from a run that was cancelled, and raises.
@@ -344,6 +344,7 @@ class Execution:
         self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
         run.end(outcome, self._s.clock.now(), error)
+        run._publish = None  # which knows the run: only the garbage collection would end that
         if not (state.asking and state.run is run):  # else when it is known whether this process has the claim
             self.record(state, run)
         self._s.touch(state)
@@ -367,7 +368,7 @@ class Execution:
     def tell(self, state: TaskState) -> None:
         """Record what had to wait until it was known who has the claim."""
         untold, state.untold = state.untold, ()
-        if not self._s.stopping:  # else the slot before them is left to others, and so are they
+        if untold and not self._s.stopping:  # else the slot before them is left to others, and so are they
             for note in untold:
                 note()
 

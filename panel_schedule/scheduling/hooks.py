@@ -25,7 +25,7 @@ from ..functions.task import Task
 from ..serialize.errors import bare, first_line
 from ..session import leave_session
 from ..stores.base import Store
-from .state import TaskState
+from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
 
@@ -91,6 +91,7 @@ class Desk(Protocol):
     handlers: dict[str, list[Handler]]
     states: dict[str, TaskState]
     timers: Timers
+    waves: Waves
     locked: Locked
     outbox: Outbox
     stopping: bool
@@ -203,7 +204,7 @@ class Hooks:
             stale = state.error != "" or (state.missed >= 2 and entry is not None)
         state.fault = stale
         # What is made of a stale value is stale, too. Tasks may read each other: neither is stale for the other's sake.
-        stale = any(each.fault for each in self._sources(state))
+        stale = stale or (bool(state.sources) and any(each.fault for each in self._sources(state)))
         if stale == state.stale:
             return
         state.stale = stale
@@ -218,9 +219,8 @@ class Hooks:
         self._s.outbox.ask(
             [state], partial(self._s.store.mark_stale, state.task.name, stale), partial(self._flipped, state, run)
         )
-        for dependent in list(self._s.states.values()):
-            if state.task in dependent.sources:
-                self.judge(dependent)
+        for product in self._s.waves.products(state.task):
+            self.judge(product)
 
     def _flipped(self, state: TaskState, run: Run, first: bool) -> None:
         """All processes find it stale; one of them says so."""

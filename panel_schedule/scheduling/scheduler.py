@@ -40,6 +40,12 @@ STORING = ("store", "publisher")
 # Seconds that the store gets at the end to take what is still to be written.
 LAST_WRITES = 2.0
 
+# How many timers go off in one tick, and for how many seconds the thread sleeps before the rest of what is due. While
+# it plans, the event loop stands still for want of the lock or of the interpreter; and runs that end before others are
+# planned leave Python's garbage collector, for which everything stands still, little to look at.
+PER_TICK = 10
+REST = 0.0005
+
 
 class Scheduler:
     """
@@ -185,7 +191,7 @@ class Scheduler:
             self._asleep_until = 0.0
             now, monotonic = self.clock.now(), self.clock.monotonic()
             self.slots.look(now, monotonic)
-            self.timers.fire(monotonic)
+            self.timers.fire(monotonic, PER_TICK)
             self.slots.plan(now)
             self._asleep_until = self.timers.earliest
             return self.timers.delay()
@@ -198,7 +204,7 @@ class Scheduler:
                 log.exception("The scheduler failed at something that is a bug of panel-schedule; it goes on.")
                 delay = 1.0
             if self._serving is threading.current_thread():
-                self._bell.wait(delay)
+                self._bell.wait(delay or REST)
 
     # ------------------------------------------------------------ tasks
 
@@ -259,7 +265,7 @@ class Scheduler:
 
     def _let_go(self, state: TaskState) -> None:
         self.remove(state.task, told=True)
-        self.waves.follow(state, ())
+        self.waves.leave(state)
         del self.states[state.task.name]
         self.hooks.failures.ended(("task", state.task.name))
 

@@ -173,8 +173,8 @@ class Slots:
     def _without_value(self, state: TaskState, pending: Due) -> int:
         """How many slots, up to 2, no value has come for; another process may have been quicker."""
         wave = state.task.known.wave if state.task.known is not None else None
-        slots = [pending.latest] if pending.first == pending.latest else [pending.first, pending.latest]
-        return sum(1 for slot in slots if wave is None or slot > wave)
+        first, latest, _ = pending
+        return (wave is None or latest > wave) + (first < latest and (wave is None or first > wave))
 
     def advance(self, state: TaskState, since: datetime) -> None:
         if self._s.store.blocking and state.computed and state.dates is None:

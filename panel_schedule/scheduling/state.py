@@ -18,6 +18,9 @@ from ..stores.base import Claim
 from ..triggers import After, Computed, Cron, Trigger
 from .planner import Busy
 
+# One for all states: there may be thousands.
+NOTHING = frozenset[Task[Any]]()
+
 
 class TaskState:
     """
@@ -131,7 +134,7 @@ class TaskState:
         self.dependents: tuple[TaskState, ...] = ()
         self.reads: tuple[Task[Any], ...] = ()
         # The tasks that its runs have read.
-        self.read: frozenset[Task[Any]] = frozenset()
+        self.read = NOTHING
         # The tasks it is ordered behind, worked out when first needed.
         self.depends: tuple[Task[Any], ...] | None = None
         self.slot_timer: Timer | None = None
@@ -237,15 +240,33 @@ class Waves:
         self._states = states
         self._lock = lock
         self.waits: list[Wait] = []
+        # By task: whose values were ever made of its own.
+        self._products: dict[Task[Any], dict[TaskState, None]] = {}
+
+    def products(self, task: Task[Any]) -> list[TaskState]:
+        """Whose values are made of those of a task."""
+        return [state for state in self._products.get(task, ()) if task in state.sources]
+
+    def leave(self, state: TaskState) -> None:
+        """It goes: nobody's value is made of its own any more, and its own of nobody's."""
+        self.follow(state, ())
+        self._products.pop(state.task, None)
+        for task in state.sources:
+            self._products.get(task, {}).pop(state, None)
 
     def follow(self, state: TaskState, tasks: tuple[Task[Any], ...]) -> None:
         """Let values of these tasks, and of no others, cause its runs."""
+        self._note_sources(state)
         for name in state.follows:
             if (other := self._states.get(name)) is not None:
                 other.dependents = tuple(dependent for dependent in other.dependents if dependent is not state)
         state.follows = tuple(task.name for task in tasks if task.name in self._states)
         for name in state.follows:
             self._states[name].dependents += (state,)
+
+    def _note_sources(self, state: TaskState) -> None:
+        for task in state.sources:
+            self._products.setdefault(task, {})[state] = None
 
     def pending(self, state: TaskState, wave: datetime) -> bool:
         """Whether a value of `state` for its latest slot up to `wave` is still to come."""
@@ -274,6 +295,7 @@ class Waves:
         with self._lock:
             if upstream is not state and upstream.task not in state.read:
                 state.read |= {upstream.task}
+                self._note_sources(state)
             if state.on_loop and upstream.task not in state.reads:
                 state.reads += (upstream.task,)
                 state.depends = None

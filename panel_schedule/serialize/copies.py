@@ -153,12 +153,13 @@ def is_frame(value: Any) -> bool:
     return kind not in PLAIN and any(issubclass(kind, types) for types in frame_types())
 
 
+_NONE = frozenset[int]()
+
+
 def holding_frames(value: Any) -> frozenset[int]:
     """The ids of the data frames and series in it, and of all that they are in; none where there are none."""
-    pandas, polars = frame_types()
-    kinds = (*pandas, *polars)
-    if not kinds or type(value) in PLAIN:
-        return frozenset()
+    if type(value) in PLAIN or not (kinds := sum(frame_types(), ())):
+        return _NONE
     frames, holders = list[int](), defaultdict[int, list[int]](list)
     for found, _ in walk(value, containers):
         if found.holder is not None:

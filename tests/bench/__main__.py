@@ -18,7 +18,7 @@ from .fresh import ROOT
 sys.path.insert(0, str(ROOT / "tests"))
 
 FIGURES = (
-    *("reads", "ticks", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
+    *("reads", "ticks", "masses", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
     *("jobs", "clicks", "waiting", "stalls", "loads", "soak"),
     *("memos", "crowds", "inputs"),
 )
