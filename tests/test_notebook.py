@@ -86,12 +86,12 @@ def test_a_traceback_of_a_worker_process_shows_the_line_of_the_cell(run: Run) ->
         """
         import panel_schedule as ps
 
-        @ps.background(executor="process")
+        @ps.schedule(period="1h", executor="process", first_run="background")
         def divide():
             return [1 / number for number in (1, 0)]
         """,
         """
-        run = divide.submit()
+        run = divide.refresh()
         try: await run
         except ZeroDivisionError: print(run.traceback)
         """,
