@@ -1,15 +1,20 @@
-# make demo         serve the examples       make lint    ruff and mypy
-# make test         run the tests            make bench   measure, and write docs/benchmarks.md
-# make test-quick   those of them that need no server and no browser, in under 3 minutes
+# make demo          serve the examples       make lint    ruff and mypy
+# make test          run the tests            make bench   measure, and write docs/benchmarks.md
+# make test-quick    those of them that need no server and no browser, in under 3 minutes
+# make test-newest   those of servers, sessions, jobs and workers on the newest Python; `make test` does it, too
 #
-# Everything is installed into .venv, again only when pyproject.toml has changed.
+# Everything is installed into .venv, again only when pyproject.toml has changed; for the newest Python into
+# .venv-newest.
 
 PYTHON ?= python3
 PORT ?= 5006
 
-python := .venv/bin/python
+venv := .venv
+python := $(venv)/bin/python
 
-.PHONY: demo test test-quick lint bench clean
+newest_tests := $(patsubst %,tests/test_%.py,NEWEST)
+
+.PHONY: demo test test-newest test-quick lint bench clean
 
 demo: .venv/.examples
 	@echo
@@ -21,6 +26,15 @@ demo: .venv/.examples
 test: .venv/.test
 	@setup_scripts/system_packages.sh
 	$(python) -m pytest
+	@$(MAKE) --no-print-directory test-newest
+
+test-newest: .venv/.test
+	@newest=$$($(python) setup_scripts/newest_python.py) && if [ "$$newest" ]; then \
+		$(MAKE) --no-print-directory venv=.venv-newest PYTHON=$$newest .venv-newest/.test && \
+		set -x && .venv-newest/bin/python -m pytest $(newest_tests); \
+	else \
+		echo "No Python of 3.12 to 3.14 is there that is newer than that of .venv: nothing more to test."; \
+	fi
 
 test-quick: .venv/.test
 	$(python) -m pytest -m "not slow"
@@ -34,21 +48,21 @@ bench: .venv/.bench
 	$(python) -m tests.bench
 
 clean:
-	rm -rf .venv build dist .*_cache
+	rm -rf .venv .venv-newest build dist .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp for each set of packages; a .venv that was made by hand has none and gets what it lacks.
-.venv/.examples: extras := examples
-.venv/.test: extras := examples,test
-.venv/.bench: extras := examples,test,bench
+# One stamp for each set of packages; a venv that was made by hand has none and gets what it lacks.
+$(venv)/.examples: extras := examples
+$(venv)/.test: extras := examples,test
+$(venv)/.bench: extras := examples,test,bench
 
-.venv/.examples .venv/.test .venv/.bench: pyproject.toml | .venv/bin/python
-	@echo "Installing panel-schedule[$(extras)] into .venv ..."
+$(venv)/.examples $(venv)/.test $(venv)/.bench: pyproject.toml | $(venv)/bin/python
+	@echo "Installing panel-schedule[$(extras)] into $(venv) ..."
 	@$(python) -m pip install --quiet --disable-pip-version-check --editable ".[$(extras)]"
 	@touch $@
 
-.venv/bin/python:
+$(venv)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "panel-schedule needs Python 3.11 or later, and $(PYTHON) is not: name one, as in  make PYTHON=python3.13" >&2; \
 		exit 1; }
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@$(PYTHON) -m venv $(venv) || { rm -rf $(venv); exit 1; }

@@ -81,6 +81,25 @@ def test_a_failing_first_run_is_a_traceback_in_the_cell(run: Run) -> None:
     assert later == "ZeroDivisionError: division by zero"
 
 
+def test_a_traceback_of_a_worker_process_shows_the_line_of_the_cell(run: Run) -> None:
+    *_, shown = run(
+        """
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h", executor="process", first_run="background")
+        def divide():
+            return [1 / number for number in (1, 0)]
+        """,
+        """
+        run = divide.refresh()
+        try: await run
+        except ZeroDivisionError: print(run.traceback)
+        """,
+    )
+    assert "return [1 / number for number in (1, 0)]" in shown
+    assert "line 5, in divide" in shown
+
+
 def test_a_task_whose_first_run_fails_has_its_name(run: Run) -> None:
     """So that it can be looked at, and ended."""
     failed, shown = run(DEFINE.format(name="boom", value="1 / 0"), "print(boom.status.state); boom.remove_schedule()")

@@ -64,16 +64,19 @@ def test_no_page_is_built_before_the_first_value_is_there(serve: Serve) -> None:
     server.wait_for("built with 42")
 
 
-def test_a_failing_first_run_stops_the_server_and_shows_why(serve: Serve) -> None:
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_failing_first_run_stops_the_server_and_shows_why(serve: Serve, executor: str) -> None:
     """It exits non-zero within 2 s of the failure; the last lines name the task and show the user's traceback."""
-    timed = FAILING.replace("raise Conn", 'import time; print("failing at", time.time(), flush=True); raise Conn')
+    timed = FAILING.replace('period="1h"', f'period="1h", executor="{executor}"')
+    timed = timed.replace("raise Conn", 'import time; print("failing at", time.time(), flush=True); raise Conn')
     server = serve("app.py --setup tasks.py", {"app.py": APP, "tasks.py": timed}, wait=False)
     assert server.wait_exit() != 0
     failed_at = float(server.output().split("failing at ")[1].split()[0])
     assert time.time() - failed_at < 2.0
     last = server.output().split("panel-schedule: ")[-1]
     assert "the first run of task 'answer' failed" in last
-    assert "in look_up" in last
+    assert f'File "{server.folder / "tasks.py"}", line 9, in look_up\n' in last
+    assert 'raise ConnectionError("the warehouse is down")\n' in last
     assert last.rstrip().endswith("ConnectionError: the warehouse is down")
     assert "panel_schedule/" not in last
     assert server.output().count("Traceback") == 1

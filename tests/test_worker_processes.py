@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import linecache
 import logging
 import os
 import random
@@ -200,18 +201,76 @@ def test_a_decorated_function_is_its_modules_own(executor, module, wrap):
     assert [] == functions.loaded
 
 
-@pytest.mark.parametrize("closes", [False, True])
-def test_a_traceback_names_the_file_and_the_line(executor, module, closes):
-    """Of a module's function, and of one that travels by value."""
-    function = module("failing_module").fail.function
-
+def closure(error):
     def fails():
-        raise ValueError("here")
+        def inner():
+            raise error("here")
 
-    error = send(executor, fails if closes else function).exception(PATIENCE)
+        inner()
 
-    assert (__file__ if closes else "failing_module.py") in str(error.__cause__)
-    assert 'raise ValueError("here")' in str(error.__cause__)
+    return fails
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (closure(ValueError), 'raise error("here")'),
+        (lambda: int("here"), 'lambda: int("here")'),
+        (lambda: [int(each) for each in ["here"]], "lambda: [int(each) for each in"),
+    ],
+    ids=["closure", "lambda", "comprehension"],
+)
+def test_a_traceback_names_the_file_and_the_line_of_what_travels_by_value(executor, function, line):
+    """Of each frame, in every version of Python."""
+    text = str(send(executor, function).exception(PATIENCE).__cause__)
+
+    assert f'File "{__file__}", line' in text
+    assert line in text
+    assert "<dynamic-code>" not in text
+
+
+def test_a_traceback_names_the_file_and_the_line_of_a_modules_function(executor, module):
+    text = str(send(executor, module("failing_module").fail.function).exception(PATIENCE).__cause__)
+
+    assert "failing_module.py" in text
+    assert 'raise ValueError("here")' in text
+
+
+CELL = """
+def outer():
+    def inner(): return 1 / 0  # here
+    return inner()
+"""
+
+
+def entered(file: str) -> ModuleType:
+    """What a notebook does with a cell, and Python 3.13.0 with what is typed at its prompt."""
+    linecache.cache[file] = len(CELL), None, CELL.splitlines(True), file
+    module = ModuleType("__main__")
+    exec(compile(CELL, file, "exec"), vars(module))
+    return module
+
+
+def typed(file: str) -> ModuleType:
+    """What later versions do at their prompt."""
+    code = compile(CELL, file, "exec")
+    linecache._register_code(code, CELL, file)
+    module = ModuleType("__main__")
+    exec(code, vars(module))
+    return module
+
+
+WITH_A_PROMPT = pytest.mark.skipif(not hasattr(linecache, "_getlines_from_code"), reason="Python before 3.13.1")
+
+
+@pytest.mark.parametrize("made", [entered, pytest.param(typed, marks=WITH_A_PROMPT)])
+def test_a_traceback_shows_the_lines_of_a_cell(executor, made):
+    """They are in no file: the worker process is given them."""
+    file = f"<{made.__name__} 7>"
+    text = str(send(executor, made(file).outer).exception(PATIENCE).__cause__)
+
+    assert f'File "{file}", line 4, in outer\n    return inner()\n' in text
+    assert f'File "{file}", line 3, in inner\n    def inner(): return 1 / 0  # here\n' in text
 
 
 def test_a_function_of_a_module_that_was_edited_since_is_the_servers(executor, module, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import io
+import linecache
 import mmap
 import os
 import pickle
@@ -200,9 +201,29 @@ def _itself(function: Any) -> Any:
 
 
 def _reduce_code(reduce_code: Callable[[CodeType], Any], code: CodeType) -> Any:
-    """With the file, for tracebacks; newer versions of cloudpickle leave it out."""
+    """With what a traceback shows: the file, which newer versions of cloudpickle leave out, and the lines."""
     make, args = reduce_code(code)
-    return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in args)
+    args = tuple(code.co_filename if part == "<dynamic-code>" else part for part in args)
+    lines = _lines_without_file(code)
+    return (_make_code, (make, args, lines)) if lines else (make, args)
+
+
+def _make_code(make: Callable[..., CodeType], args: tuple[Any, ...], lines: list[str]) -> CodeType:
+    code = make(*args)
+    linecache.cache[code.co_filename] = 0, None, lines, code.co_filename
+    return code
+
+
+def _lines_without_file(code: CodeType) -> list[str]:
+    """Those of a notebook's cell, or of what was typed at the prompt: only this process has them."""
+    entry = linecache.cache.get(code.co_filename, ())
+    if len(entry) == 4:
+        return entry[2] if entry[1] is None else []  # None: not read from a file
+    return _lines_typed(code)
+
+
+# At the prompt of Python from 3.13.1 on.
+_lines_typed: Callable[[CodeType], list[str]] = getattr(linecache, "_getlines_from_code", lambda code: [])
 
 
 class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
