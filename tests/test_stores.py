@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from panel_schedule.clock import SystemClock
+from panel_schedule.stores.file import opened
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.memory import MemoryStore
-from panel_schedule.testing import StoreContract
+from panel_schedule.stores.memory_records import MemoryRecords
+from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,51 @@ class TestListeningFileStore(TestFileStore):
         yield store
         store.close()
         assert threads == threading.active_count()
+
+
+class TestMemoryRecords(RecordStoreContract):
+    @pytest.fixture
+    def store(self):
+        return MemoryRecords()
+
+
+class TestFileRecords(RecordStoreContract):
+    """As a script uses them: until it listens it asks."""
+
+    @pytest.fixture(autouse=True)
+    def looks_often(self, monkeypatch):
+        """Nothing wakes a process that has changed something itself."""
+        monkeypatch.setattr(opened, "LOOK", 0.02)
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        store = FileStore(tmp_path / "store", SystemClock(), persistent=False)
+        yield store.records
+        store.close()
+        assert not (tmp_path / "store").exists()
+
+
+class TestListeningFileRecords(TestFileRecords):
+    """As a server uses them."""
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        threads = threading.active_count()
+        store = FileStore(tmp_path / "store", SystemClock(), server="server")
+        store.listen()
+        yield store.records
+        store.close()
+        assert threads == threading.active_count()
+
+
+class TestSharedFileRecords(SharedRecordStoreContract):
+    @pytest.fixture
+    def store(self, opened):
+        return opened().records
+
+    @pytest.fixture
+    def other(self, opened):
+        return opened().records
 
 
 def test_the_contract_needs_no_pytest():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections import defaultdict
@@ -10,10 +11,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from ..coordination.record import EPOCH, Record, Refusal
+from ..coordination.record import Record, Refusal
 from ..serialize.checks import size_of
 from ..serialize.codec import Encoded, decode
-from .records import ALL, HELD, Change, Changed, Result, Tell
+from .records import ALL, Change, Changed, Result, Tell, is_owned, surplus, tell_all
+
+log = logging.getLogger("panel_schedule")
 
 
 class MemoryRecords:
@@ -38,8 +41,8 @@ class MemoryRecords:
     def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
         with self._lock:
             records = list(self._records[space].values())
-        found = [record for record in records if group in (ALL, record.group) and _is_owned(record, owner)]
-        return found if last is None else found[-last:]
+        found = [record for record in records if group in (ALL, record.group) and is_owned(record, owner)]
+        return found if last is None else found[max(0, len(found) - last) :]
 
     def write(
         self, changes: Sequence[Change], *, durable: bool = False, together: bool = False, tell: Tell = Tell.SOON
@@ -53,8 +56,9 @@ class MemoryRecords:
             results = [self._set(change, outcome, revision) for change, outcome in zip(changes, outcomes, strict=True)]
         for result in results:
             if result.record is not None:
-                for changed in self._subscribers[result.record.space]:
-                    changed(result.record)
+                failed = tell_all(self._subscribers[result.record.space], result.record)
+                if failed is not None:  # there is nothing here that could be ready for it later
+                    log.error("%s", failed)
         return results
 
     def _set(self, change: Change, new: Record | Refusal | None, revision: int) -> Result:
@@ -66,14 +70,15 @@ class MemoryRecords:
             self._parts.pop(key, None)
             return Result(None)
         old = records.get(change.name)
+        size = old.size if old is not None else 0
         if change.parts or (old is not None and old.parts != new.parts):
             parts = self._parts.setdefault(key, {})
             parts |= {each: (revision, value) for each, value in change.parts.items()}
             for kind, number in [each for each in parts if each[1] >= new.parts.get(each[0], 0)]:
                 del parts[kind, number]
-            new = replace(new, size=sum(_size(value) for _, value in parts.values()))
+            size = sum(_size(value) for _, value in parts.values())
         created = old.created if old is not None else revision
-        records[change.name] = new = replace(new, created=created, revision=revision)
+        records[change.name] = new = replace(new, size=size, created=created, revision=revision)
         return Result(new, None, change.parts)
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
@@ -102,21 +107,10 @@ class MemoryRecords:
         keep: str = "",
         larger: bool = False,
     ) -> None:
-        room, most = (sys.maxsize if limit is None else limit for limit in (size, entries))
         with self._lock:
-            there = [
-                record
-                for record in self._records[space].values()
-                if record.owner is None and group in (ALL, record.group) and record.size > 0
-                and (larger or record.size <= room)
-            ]  # fmt: skip
-            count, held = len(there), sum(record.size for record in there)
-            for record in sorted(there, key=_used):
-                if count <= most and held <= room:
-                    break
-                if record.name != keep:
-                    count, held = count - 1, held - record.size
-                    self._erase(record)
+            records = [record for record in self._records[space].values() if group in (ALL, record.group)]
+            for record in surplus(records, entries=entries, size=size, keep=keep, larger=larger):
+                self._erase(record)
 
     def _erase(self, record: Record) -> None:
         del self._records[record.space][record.name]
@@ -145,13 +139,5 @@ class MemoryRecords:
         pass
 
 
-def _is_owned(record: Record, owner: str | None) -> bool:
-    return owner is ALL or (record.owner is not None if owner is HELD else record.owner == owner)
-
-
 def _size(value: Any) -> int:
     return value.size if isinstance(value, Encoded) else max(1, size_of(value))
-
-
-def _used(record: Record) -> tuple[datetime, int]:
-    return record.used_at or EPOCH, record.created

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from ..coordination.record import Record, Refusal
+from ..coordination.record import EPOCH, Record, Refusal
+from ..errors import ScheduleError
+
+log = logging.getLogger("panel_schedule")
 
 # Every group, or every owner, where one could be named.
 ALL: Any = type("All", (), {"__repr__": lambda self: "ALL"})()
@@ -42,7 +47,7 @@ class Change(NamedTuple):
         that the change will have. It gives the new record, None to delete it, or a Refusal. It may be called several
         times.
     parts : mapping of (str, int) to object
-        By kind and number: the values that the new record has from then on.
+        By kind and number: the values that the new record has from then on, if it names them.
     what : str
         How errors name it.
     """
@@ -194,8 +199,9 @@ class RecordStore(Protocol):
         """
         Call ``changed(record)`` after each change of a record of the space, also by this process; on whatever thread.
 
-        And when the process of its owner is gone. Changes that follow each other fast may be told as one; what fails
-        is told again.
+        And when the process of its owner is gone. Changes that follow each other fast may be told as one. What raises
+        a StoreError is told again by a store that can have such errors; any other error is logged. Neither costs other
+        subscribers, or other changes, anything.
         """
         ...
 
@@ -210,3 +216,48 @@ class RecordStore(Protocol):
     def close(self) -> None:
         """This process is done with the store. Idempotent."""
         ...
+
+
+# ------------------------------------------------------------ what stores are made of
+
+
+def is_owned(record: Record, owner: str | None) -> bool:
+    """Whether a scan for this owner finds it."""
+    return owner is ALL or (record.owner is not None if owner is HELD else record.owner == owner)
+
+
+def surplus(
+    records: Iterable[Record],
+    *,
+    entries: int | None = None,
+    size: int | None = None,
+    keep: str = "",
+    larger: bool = False,
+) -> Iterator[Record]:
+    """Those that `RecordStore.trim` deletes, of the records of a space or group."""
+    most, room = (sys.maxsize if limit is None else limit for limit in (entries, size))
+    there = [each for each in records if each.owner is None and each.size and (larger or each.size <= room)]
+    count, total = len(there), sum(record.size for record in there)
+    for record in sorted(there, key=_used):
+        if count <= most and total <= room:
+            break
+        if record.name != keep:
+            count, total = count - 1, total - record.size
+            yield record
+
+
+def _used(record: Record) -> tuple[datetime, int]:
+    return record.used_at or EPOCH, record.created
+
+
+def tell_all(subscribers: Iterable[Changed], record: Record) -> Exception | None:
+    """Tell each one, whatever the others raise; what one of them could not take in now, and is to be told again."""
+    failed: Exception | None = None
+    for changed in subscribers:
+        try:
+            changed(record)
+        except (ScheduleError, OSError) as error:
+            failed = error
+        except Exception:
+            log.exception("Hearing of a change failed at something that is a bug of panel-schedule; it goes on.")
+    return failed

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ...coordination.record import NOBODY, Record, Refusal, instant_of, micros, of_text, text_of
 from ...errors import ScheduleError, StoreError, ValueUnreadable
 from ...serialize.codec import Encoded, encode
-from ..records import ALL, HELD, Change, Changed, Result, Tell
+from ..records import ALL, HELD, Change, Changed, Result, Tell, tell_all
 from .database import Corrupt, Database
 from .opened import OpenDirectory
 from .transaction import Transaction
@@ -57,8 +57,9 @@ class FileRecords:
     def __init__(self, directory: OpenDirectory):
         self._directory = directory
         self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
-        # The last change that was told of, and of which database.
+        # The last change that was seen, and of which database; those that were seen and are still to be told.
         self._seen: tuple[Database | None, int] = (None, 0)
+        self._untold: dict[tuple[str, str], Record] = {}
         # Owners that had no file when this process looked last.
         self._missing: set[str] = set()
 
@@ -193,6 +194,9 @@ class FileRecords:
             if (left := after.get(kind, 0)) < count:
                 size -= self._drop(tx, "kind = ? AND number >= ?", (change.space, change.name, kind, left), gone)
         for (kind, number), part in placed.items():
+            if number >= after.get(kind, 0):  # which is nobody's
+                gone += [part.file] if part.file is not None else []
+                continue
             if number < before.get(kind, 0):
                 size -= self._drop(tx, "kind = ? AND number = ?", (change.space, change.name, kind, number), gone)
             tx.do(
@@ -315,23 +319,23 @@ class FileRecords:
         database, (former, last) = self._directory._database, self._seen
         question = f"SELECT {_COLUMNS} FROM records WHERE revision > ? ORDER BY revision"
         rows = self._directory._read(question, last if database is former else 0, of=database)
-        if database is not former:
-            self._seen = database, 0
-        for row in rows:
-            # What cannot be taken in now comes again.
-            self._seen = database, row["revision"] - 1
-            try:
-                self._tell(_record(row))
-            except BaseException as error:
-                if not isinstance(error, (ScheduleError, OSError)):  # a bug is not to hold up all others
-                    self._seen = database, row["revision"]
-                raise
-        if rows:
-            self._seen = database, rows[-1]["revision"]
+        self._to_tell(rows)
+        self._seen = database, rows[-1]["revision"] if rows else last if database is former else 0
+        self._tell()
 
-    def _tell(self, record: Record) -> None:
-        for changed in self._subscribers[record.space]:
-            changed(record)
+    def _to_tell(self, rows: Iterable[sqlite3.Row]) -> None:
+        self._untold |= {(row["space"], row["name"]): _record(row) for row in rows}
+
+    def _tell(self) -> None:
+        """What cannot be taken in now comes again, and holds nothing up."""
+        failed: Exception | None = None
+        for key, record in list(self._untold.items()):
+            if (error := tell_all(self._subscribers[record.space], record)) is not None:
+                failed = error
+            elif self._untold.get(key) is record:
+                self._untold.pop(key, None)  # two threads may tell the same
+        if failed is not None:
+            raise failed
 
     def look_for_the_dead(self) -> None:
         """Tell of what processes have left undone that are gone; and delete what time asks for."""
@@ -339,11 +343,11 @@ class FileRecords:
         gone = {row["owner"] for row in owners if not self.alive(row["owner"])}
         there = set(self._directory._liveness.others())
         for owner in gone & (there | self._missing):
-            for row in self._directory._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner):
-                self._tell(_record(row))
+            self._to_tell(self._directory._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner))
         # Somebody may have deleted the file of one that is alive: then it is there again before the next look.
         self._missing = gone - there
         self.sweep(self._directory._clock.now())
+        self._tell()
 
     def close(self) -> None:
         self._directory.close()
