@@ -6,9 +6,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import documents
 from panel_schedule.clock import SystemClock
 from panel_schedule.stores.file import opened
 from panel_schedule.stores.file.store import FileStore
@@ -60,6 +63,22 @@ class TestMemoryRecords(RecordStoreContract):
     @pytest.fixture
     def store(self):
         return MemoryRecords()
+
+
+class TestRecordsOfTheDocumentation(RecordStoreContract):
+    """What docs/stores.md tells to write is a store, in so few lines."""
+
+    source = documents.files(Path(__file__).parent.parent / "docs" / "stores.md")["dict_store.py"]
+
+    @pytest.fixture
+    def store(self):
+        names: dict[str, Any] = {}
+        exec(self.source, names)
+        return names["DictStore"]()
+
+    def test_it_is_short(self):
+        """Else nobody writes one."""
+        assert len([line for line in self.source.splitlines() if line]) <= 60
 
 
 class TestFileRecords(RecordStoreContract):

@@ -14,7 +14,7 @@ from typing import Any
 from ..coordination.record import Record, Refusal
 from ..serialize.checks import size_of
 from ..serialize.codec import Encoded, decode
-from .records import ALL, Change, Changed, Result, Tell, is_owned, surplus, tell_all
+from .records import ALL, Change, Changed, Result, Tell, has_expired, numbered, selected, surplus, tell_all
 
 log = logging.getLogger("panel_schedule")
 
@@ -41,8 +41,7 @@ class MemoryRecords:
     def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
         with self._lock:
             records = list(self._records[space].values())
-        found = [record for record in records if group in (ALL, record.group) and is_owned(record, owner)]
-        return found if last is None else found[max(0, len(found) - last) :]
+        return selected(records, group, owner, last)
 
     def write(
         self, changes: Sequence[Change], *, durable: bool = False, together: bool = False, tell: Tell = Tell.SOON
@@ -73,19 +72,18 @@ class MemoryRecords:
         size = old.size if old is not None else 0
         if change.parts or (old is not None and old.parts != new.parts):
             parts = self._parts.setdefault(key, {})
-            parts |= {each: (revision, value) for each, value in change.parts.items()}
+            parts |= {each: (revision, _kept(value)) for each, value in change.parts.items()}
             for kind, number in [each for each in parts if each[1] >= new.parts.get(each[0], 0)]:
                 del parts[kind, number]
             size = sum(_size(value) for _, value in parts.values())
-        created = old.created if old is not None else revision
-        records[change.name] = new = replace(new, size=size, created=created, revision=revision)
-        return Result(new, None, change.parts)
+        records[change.name] = new = numbered(new, old, size, revision)
+        return Result(new, None, {each: _read(_kept(value)) for each, value in change.parts.items()})
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
         revision, value = self._parts.get((record.space, record.name), {}).get((kind, number), (sys.maxsize, None))
         if revision > record.revision:
             raise KeyError(record.name)
-        return decode(bytearray(value.tobytes())) if isinstance(value, Encoded) else value
+        return _read(value)
 
     def alive(self, owner: str) -> bool:
         return owner == self.me
@@ -108,7 +106,7 @@ class MemoryRecords:
         larger: bool = False,
     ) -> None:
         with self._lock:
-            records = [record for record in self._records[space].values() if group in (ALL, record.group)]
+            records = selected(self._records[space].values(), group, None, None)
             for record in surplus(records, entries=entries, size=size, keep=keep, larger=larger):
                 self._erase(record)
 
@@ -120,7 +118,7 @@ class MemoryRecords:
         with self._lock:
             for records in list(self._records.values()):
                 for record in list(records.values()):
-                    if record.owner is None and record.expires_at is not None and record.expires_at <= now:
+                    if has_expired(record, now):
                         self._erase(record)
 
     def watch(self, space: str, name: str, sessions: int) -> None:
@@ -139,5 +137,17 @@ class MemoryRecords:
         pass
 
 
-def _size(value: Any) -> int:
-    return value.size if isinstance(value, Encoded) else max(1, size_of(value))
+class _Bytes(bytes):
+    """What was encoded when it came; each who reads it gets a value of his own."""
+
+
+def _kept(value: Any) -> Any:
+    return _Bytes(value.tobytes()) if isinstance(value, Encoded) else value
+
+
+def _read(kept: Any) -> Any:
+    return decode(bytearray(kept)) if isinstance(kept, _Bytes) else kept
+
+
+def _size(kept: Any) -> int:
+    return max(1, size_of(kept))

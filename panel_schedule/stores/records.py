@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from ..coordination.record import EPOCH, Record, Refusal
 from ..errors import ScheduleError
+from ..serialize.codec import Encoded, decode
 
 log = logging.getLogger("panel_schedule")
 
@@ -47,7 +49,8 @@ class Change(NamedTuple):
         that the change will have. It gives the new record, None to delete it, or a Refusal. It may be called several
         times.
     parts : mapping of (str, int) to object
-        By kind and number: the values that the new record has from then on, if it names them.
+        By kind and number: the values that the new record has from then on, if it names them. One that is `Encoded` is
+        read as the value that was encoded, and stays the caller's to close.
     what : str
         How errors name it.
     """
@@ -221,8 +224,13 @@ class RecordStore(Protocol):
 # ------------------------------------------------------------ what stores are made of
 
 
-def is_owned(record: Record, owner: str | None) -> bool:
-    """Whether a scan for this owner finds it."""
+def selected(records: Iterable[Record], group: str, owner: str | None, last: int | None) -> list[Record]:
+    """Those that `RecordStore.scan` finds, of the records of a space in their order."""
+    found = [each for each in records if group in (ALL, each.group) and _is_owned(each, owner)]
+    return found if last is None else found[max(0, len(found) - last) :]
+
+
+def _is_owned(record: Record, owner: str | None) -> bool:
     return owner is ALL or (record.owner is not None if owner is HELD else record.owner == owner)
 
 
@@ -248,6 +256,21 @@ def surplus(
 
 def _used(record: Record) -> tuple[datetime, int]:
     return record.used_at or EPOCH, record.created
+
+
+def has_expired(record: Record, now: datetime) -> bool:
+    """Whether `RecordStore.sweep` deletes it."""
+    return record.owner is None and record.expires_at is not None and record.expires_at <= now
+
+
+def numbered(new: Record, old: Record | None, size: int, revision: int) -> Record:
+    """A record as it is stored in place of the old one: what the store says of it."""
+    return replace(new, size=size, created=old.created if old is not None else revision, revision=revision)
+
+
+def as_read(part: Any) -> Any:
+    """The value of a part, be it `Encoded`."""
+    return decode(bytearray(part.tobytes())) if isinstance(part, Encoded) else part
 
 
 def tell_all(subscribers: Iterable[Changed], record: Record) -> Exception | None:

@@ -8,14 +8,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from ...coordination.record import NOBODY, Record, Refusal, instant_of, micros, of_text, text_of
 from ...errors import ScheduleError, StoreError, ValueUnreadable
 from ...serialize.codec import Encoded, encode
-from ..records import ALL, HELD, Change, Changed, Result, Tell, tell_all
+from ..records import ALL, HELD, Change, Changed, Result, Tell, numbered, tell_all
 from .database import Corrupt, Database
 from .opened import OpenDirectory
 from .transaction import Transaction
@@ -208,7 +207,7 @@ class FileRecords:
             if old is not None:
                 self._erase(tx, _ONE, change.space, change.name)
             return Result(None)
-        new = replace(new, size=size, created=old.created if old is not None else revision, revision=revision)
+        new = numbered(new, old, size, revision)
         self._set(tx, new)
         return Result(new, None, {key: part.value for key, part in placed.items()})
 

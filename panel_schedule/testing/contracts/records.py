@@ -16,6 +16,7 @@ import numpy as np
 from ...coordination.record import NOBODY, Record, Refusal, state_of
 from ...errors import ValueRefused
 from ...functions.run import RunState
+from ...serialize.codec import encode
 from ...stores.records import HELD, NO_PARTS, Change, RecordStore, Result, Tell
 from .tools import PATIENCE, START, hammer, raises
 
@@ -236,6 +237,15 @@ class RecordStoreContract:
         for number in range(3):
             record = _put(store, "a", number, {(VALUE, 0): np.full(LARGE, number)})
             assert set(store.load(record, VALUE, what="The value").tolist()) == {number}
+
+    def test_a_part_may_be_encoded_already(self, store: RecordStore) -> None:
+        """It is what it was then, whatever becomes of the value; its bytes are still the caller's."""
+        value = np.zeros(LARGE)
+        encoded = encode(value, "The value")
+        [result] = store.write([_to("a", 1, {(VALUE, 0): encoded})])
+        encoded.close()
+        value[:] = 1
+        assert set(store.load(_record(result), VALUE).tolist()) == set(result.parts[VALUE, 0].tolist()) == {0}
 
     def test_a_part_stays_as_long_as_the_record_names_it(self, store: RecordStore) -> None:
         """Also when another one comes, or is replaced."""
