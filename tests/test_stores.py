@@ -6,13 +6,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import documents
 from panel_schedule.clock import SystemClock
+from panel_schedule.stores.file import opened
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.memory import MemoryStore
-from panel_schedule.testing import StoreContract
+from panel_schedule.stores.memory_records import MemoryRecords
+from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +57,67 @@ class TestListeningFileStore(TestFileStore):
         yield store
         store.close()
         assert threads == threading.active_count()
+
+
+class TestMemoryRecords(RecordStoreContract):
+    @pytest.fixture
+    def store(self):
+        return MemoryRecords()
+
+
+class TestRecordsOfTheDocumentation(RecordStoreContract):
+    """What docs/stores.md tells to write is a store, in so few lines."""
+
+    source = documents.files(Path(__file__).parent.parent / "docs" / "stores.md")["dict_store.py"]
+
+    @pytest.fixture
+    def store(self):
+        names: dict[str, Any] = {}
+        exec(self.source, names)
+        return names["DictStore"]()
+
+    def test_it_is_short(self):
+        """Else nobody writes one."""
+        assert len([line for line in self.source.splitlines() if line]) <= 60
+
+
+class TestFileRecords(RecordStoreContract):
+    """As a script uses them: until it listens it asks."""
+
+    @pytest.fixture(autouse=True)
+    def looks_often(self, monkeypatch):
+        """Nothing wakes a process that has changed something itself."""
+        monkeypatch.setattr(opened, "LOOK", 0.02)
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        store = FileStore(tmp_path / "store", SystemClock(), persistent=False)
+        yield store.records
+        store.close()
+        assert not (tmp_path / "store").exists()
+
+
+class TestListeningFileRecords(TestFileRecords):
+    """As a server uses them."""
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        threads = threading.active_count()
+        store = FileStore(tmp_path / "store", SystemClock(), server="server")
+        store.listen()
+        yield store.records
+        store.close()
+        assert threads == threading.active_count()
+
+
+class TestSharedFileRecords(SharedRecordStoreContract):
+    @pytest.fixture
+    def store(self, opened):
+        return opened().records
+
+    @pytest.fixture
+    def other(self, opened):
+        return opened().records
 
 
 def test_the_contract_needs_no_pytest():

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..coordination.record import EPOCH, Logged, Record, Refusal
+from ..coordination.record import Logged, Record, Refusal
 from ..functions.run import RunRecord
 from ..serialize.checks import size_of
 from ..serialize.codec import Encoded, decode
-from .records import ALL, HELD, Change, Changed, Result, Source, Tell
+from .records import (
+    ALL,
+    Change,
+    Changed,
+    Reference,
+    Result,
+    Source,
+    Tell,
+    has_expired,
+    logged_in,
+    numbered,
+    selected,
+    surplus,
+    tell_all,
+)
+
+log = logging.getLogger("panel_schedule")
 
 
 class MemoryRecords:
@@ -33,7 +50,7 @@ class MemoryRecords:
 
     def __init__(self, log_limit: int = 50) -> None:
         self._log_limit = log_limit
-        self._logs: dict[tuple[str, str], deque[RunRecord]] = {}
+        self._logs: dict[tuple[str, str], list[RunRecord]] = {}
         self._lock = threading.Lock()
         self._records: defaultdict[str, dict[str, Record]] = defaultdict(dict)
         self._parts: dict[tuple[str, str], dict[tuple[str, int], tuple[int, Any]]] = {}
@@ -46,8 +63,7 @@ class MemoryRecords:
     def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
         with self._lock:
             records = list(self._records[space].values())
-        found = [record for record in records if group in (ALL, record.group) and _is_owned(record, owner)]
-        return found if last is None else found[-last:]
+        return selected(records, group, owner, last)
 
     def write(
         self, changes: Sequence[Change], *, durable: bool | None = None, together: bool = False, tell: Tell = Tell.SOON
@@ -61,46 +77,30 @@ class MemoryRecords:
             results = [self._set(change, outcome, revision) for change, outcome in zip(changes, outcomes, strict=True)]
         for result in results:
             if result.record is not None:
-                for changed in self._subscribers[result.record.space]:
-                    changed(result.record)
+                failed = tell_all(self._subscribers[result.record.space], result.record)
+                if failed is not None:  # there is nothing here that could be ready for it later
+                    log.error("%s", failed)
         return results
 
     def _set(self, change: Change, new: Record | Logged | Refusal | None, revision: int) -> Result:
         if isinstance(new, Refusal):
             return Result(None, new)
-        logged = None
-        if isinstance(new, Logged):
-            logged, new = self._add(new), new.record
         key, records = (change.space, change.name), self._records[change.space]
+        new, logged = logged_in(self._logs, new, self._log_limit)
         if new is None:
             if change.name in records:
                 self._erase(records[change.name])
             return Result(None)
         old = records.get(change.name)
+        size = old.size if old is not None else 0
         if change.parts or (old is not None and old.parts != new.parts):
             parts = self._parts.setdefault(key, {})
-            parts |= {each: (revision, value) for each, value in change.parts.items()}
+            parts |= {each: (revision, _kept(value)) for each, value in change.parts.items()}
             for kind, number in [each for each in parts if each[1] >= new.parts.get(each[0], 0)]:
                 del parts[kind, number]
-            new = new._replace(size=sum(_size(value) for _, value in parts.values()))
-        created = old.created if old is not None else revision
-        records[change.name] = new = new._replace(created=created, revision=revision)
-        return Result(new, None, change.parts, logged)
-
-    def _add(self, logged: Logged) -> RunRecord | None:
-        """The line, if there is a new one."""
-        key, entry = (logged.record.space, logged.record.name), logged.entry
-        if entry is None:
-            self._logs.pop(key, None)
-            return None
-        log = self._logs.get(key)
-        if log is None:
-            log = self._logs[key] = deque(maxlen=self._log_limit)
-        if (longer := logged.merged(log[0] if log else None, entry)) is not None:
-            log[0] = longer
-            return None
-        log.appendleft(entry)
-        return entry
+            size = sum(_size(value) for _, value in parts.values())
+        records[change.name] = new = numbered(new, old, size, revision)
+        return Result(new, None, {each: _read(_kept(value)) for each, value in change.parts.items()}, logged)
 
     def log(self, space: str, name: str) -> list[RunRecord]:
         with self._lock:
@@ -110,10 +110,10 @@ class MemoryRecords:
         revision, value = self._parts.get((record.space, record.name), {}).get((kind, number), (sys.maxsize, None))
         if revision > record.revision:
             raise KeyError(record.name)
-        return decode(bytearray(value.tobytes())) if isinstance(value, Encoded) else value
+        return _read(value)
 
     def source(self, record: Record, kind: str, number: int = 0, what: str = "") -> Source:
-        return _Reference(self.load(record, kind, number))
+        return Reference(self.load(record, kind, number))
 
     def alive(self, owner: str) -> bool:
         return owner == self.me
@@ -135,21 +135,10 @@ class MemoryRecords:
         keep: str = "",
         larger: bool = False,
     ) -> None:
-        room, most = (sys.maxsize if limit is None else limit for limit in (size, entries))
         with self._lock:
-            there = [
-                record
-                for record in self._records[space].values()
-                if record.owner is None and group in (ALL, record.group) and record.size > 0
-                and (larger or record.size <= room)
-            ]  # fmt: skip
-            count, held = len(there), sum(record.size for record in there)
-            for record in sorted(there, key=_used):
-                if count <= most and held <= room:
-                    break
-                if record.name != keep:
-                    count, held = count - 1, held - record.size
-                    self._erase(record)
+            records = selected(self._records[space].values(), group, None, None)
+            for record in surplus(records, entries=entries, size=size, keep=keep, larger=larger):
+                self._erase(record)
 
     def _erase(self, record: Record) -> None:
         del self._records[record.space][record.name]
@@ -160,7 +149,7 @@ class MemoryRecords:
         with self._lock:
             for records in list(self._records.values()):
                 for record in list(records.values()):
-                    if record.owner is None and record.expires_at is not None and record.expires_at <= now:
+                    if has_expired(record, now):
                         self._erase(record)
 
     def watch(self, space: str, name: str, sessions: int) -> None:
@@ -187,25 +176,17 @@ class MemoryRecords:
         pass
 
 
-class _Reference(NamedTuple):
-    """The very object."""
-
-    value: Any
-
-    def load(self) -> Any:
-        return self.value
-
-    def close(self) -> None:
-        pass
+class _Bytes(bytes):
+    """What was encoded when it came; each who reads it gets a value of his own."""
 
 
-def _is_owned(record: Record, owner: str | None) -> bool:
-    return owner is ALL or (record.owner is not None if owner is HELD else record.owner == owner)
+def _kept(value: Any) -> Any:
+    return _Bytes(value.tobytes()) if isinstance(value, Encoded) else value
 
 
-def _size(value: Any) -> int:
-    return value.size if isinstance(value, Encoded) else max(1, size_of(value))
+def _read(kept: Any) -> Any:
+    return decode(bytearray(kept)) if isinstance(kept, _Bytes) else kept
 
 
-def _used(record: Record) -> tuple[datetime, int]:
-    return record.used_at or EPOCH, record.created
+def _size(kept: Any) -> int:
+    return max(1, size_of(kept))

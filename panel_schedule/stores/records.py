@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from ..coordination.record import Logged, Record, Refusal
+from ..coordination.record import EPOCH, Logged, Record, Refusal
+from ..errors import ScheduleError
 from ..functions.run import RunRecord
+from ..serialize.codec import Encoded, decode
+
+log = logging.getLogger("panel_schedule")
 
 # Every group, or every owner, where one could be named.
 ALL: Any = type("All", (), {"__repr__": lambda self: "ALL"})()
@@ -43,7 +49,8 @@ class Change(NamedTuple):
         that the change will have. It gives the new record, with a line for its log where there is one to add, None to
         delete it, or a Refusal. It may be called several times.
     parts : mapping of (str, int) to object
-        By kind and number: the values that the new record has from then on.
+        By kind and number: the values that the new record has from then on, if it names them. One that is `Encoded` is
+        read as the value that was encoded, and stays the caller's to close.
     what : str
         How errors name it.
     """
@@ -219,8 +226,12 @@ class RecordStore(Protocol):
         """
         Call ``changed(record)`` after each change of a record of the space, also by this process; on whatever thread.
 
-        And when the process of its owner is gone. Changes that follow each other fast may be told as one; what fails
-        is told again. ``lost()`` when the store came back without something that it had: who has that stores it again.
+        And when the process of its owner is gone. Changes that follow each other fast may be told as one. What raises
+        a StoreError is told again by a store that can have such errors; any other error is logged. Neither costs other
+        subscribers, or other changes, anything.
+
+        ``lost()`` when the store came back without something that it had:
+        who has that stores it again.
         """
         ...
 
@@ -235,3 +246,99 @@ class RecordStore(Protocol):
     def close(self) -> None:
         """This process is done with the store. Idempotent."""
         ...
+
+
+# ------------------------------------------------------------ what stores are made of
+
+
+def selected(records: Iterable[Record], group: str, owner: str | None, last: int | None) -> list[Record]:
+    """Those that `RecordStore.scan` finds, of the records of a space in their order."""
+    found = [each for each in records if group in (ALL, each.group) and _is_owned(each, owner)]
+    return found if last is None else found[max(0, len(found) - last) :]
+
+
+def _is_owned(record: Record, owner: str | None) -> bool:
+    return owner is ALL or (record.owner is not None if owner is HELD else record.owner == owner)
+
+
+def surplus(
+    records: Iterable[Record],
+    *,
+    entries: int | None = None,
+    size: int | None = None,
+    keep: str = "",
+    larger: bool = False,
+) -> Iterator[Record]:
+    """Those that `RecordStore.trim` deletes, of the records of a space or group."""
+    most, room = (sys.maxsize if limit is None else limit for limit in (entries, size))
+    there = [each for each in records if each.owner is None and each.size and (larger or each.size <= room)]
+    count, total = len(there), sum(record.size for record in there)
+    for record in sorted(there, key=_used):
+        if count <= most and total <= room:
+            break
+        if record.name != keep:
+            count, total = count - 1, total - record.size
+            yield record
+
+
+def _used(record: Record) -> tuple[datetime, int]:
+    return record.used_at or EPOCH, record.created
+
+
+def has_expired(record: Record, now: datetime) -> bool:
+    """Whether `RecordStore.sweep` deletes it."""
+    return record.owner is None and record.expires_at is not None and record.expires_at <= now
+
+
+def numbered(new: Record, old: Record | None, size: int, revision: int) -> Record:
+    """A record as it is stored in place of the old one: what the store says of it."""
+    return new._replace(size=size, created=old.created if old is not None else revision, revision=revision)
+
+
+def logged_in(
+    logs: dict[tuple[str, str], list[RunRecord]], new: Record | Logged | None, limit: int = 50
+) -> tuple[Record | None, RunRecord | None]:
+    """Take its line into the log of a record, newest first; the record, and the line where there is a new one."""
+    if not isinstance(new, Logged):
+        return new, None
+    record, entry, merged = new
+    log = logs.setdefault((record.space, record.name), [])
+    if entry is None:
+        log.clear()
+    elif (longer := merged(log[0] if log else None, entry)) is not None:
+        log[0] = longer
+    else:
+        log.insert(0, entry)
+        del log[limit:]
+        return record, entry
+    return record, None
+
+
+class Reference(NamedTuple):
+    """The `Source` of a part that is kept as it is: the very object."""
+
+    value: Any
+
+    def load(self) -> Any:
+        return self.value
+
+    def close(self) -> None:
+        pass
+
+
+def as_read(part: Any) -> Any:
+    """The value of a part, be it `Encoded`."""
+    return decode(bytearray(part.tobytes())) if isinstance(part, Encoded) else part
+
+
+def tell_all(subscribers: Iterable[Changed], record: Record) -> Exception | None:
+    """Tell each one, whatever the others raise; what one of them could not take in now, and is to be told again."""
+    failed: Exception | None = None
+    for changed in subscribers:
+        try:
+            changed(record)
+        except (ScheduleError, OSError) as error:
+            failed = error
+        except Exception:
+            log.exception("Hearing of a change failed at something that is a bug of panel-schedule; it goes on.")
+    return failed

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from ..triggers import Period, parse_period
+from .contracts.records import RecordStoreContract, SharedRecordStoreContract
 from .contracts.store import StoreContract
 
-__all__ = ["StoreContract", "VirtualClock"]
+__all__ = ["RecordStoreContract", "SharedRecordStoreContract", "StoreContract", "VirtualClock"]
 __dir__ = __all__.copy
 
 

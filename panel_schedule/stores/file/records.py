@@ -18,7 +18,7 @@ from ...coordination.record import NOBODY, Logged, Record, Refusal, instant_of, 
 from ...errors import ScheduleError, StoreError, ValueUnreadable
 from ...functions.run import RunRecord
 from ...serialize.codec import Encoded, encode
-from ..records import ALL, HELD, Change, Changed, Result, Source, Tell
+from ..records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, tell_all
 from .database import Corrupt, Database
 from .history import RUN, row_of, run_of
 from .opened import OpenDirectory
@@ -77,8 +77,9 @@ class FileRecords(OpenDirectory):
         # When the directory of the files had changed, the last time that it was looked at.
         self._looked_at = 0
         self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
-        # The last change that was told of, and of which database.
+        # The last change that was seen, and of which database; those that were seen and are still to be told.
         self._seen: tuple[Database | None, int] = (None, 0)
+        self._untold: dict[tuple[str, str], Record] = {}
         # Owners that had no file when this process looked last.
         self._missing: set[str] = set()
         super().__init__(folder, clock, persistent)
@@ -129,9 +130,6 @@ class FileRecords(OpenDirectory):
         found = self._read(question, *key, record.revision)
         what = what or f"The {kind} of {record.space} {record.name!r}"
         if not found:
-            now = self.read(record.space, record.name)
-            if now is not None and now.revision == record.revision and number < now.parts.get(kind, 0):
-                raise ValueUnreadable(f"{what} cannot be read, it is lost.")
             raise KeyError(record.name)
         inline, file, seal = found[0]
         try:
@@ -234,6 +232,9 @@ class FileRecords(OpenDirectory):
             if (left := after.get(kind, 0)) < count:
                 size -= self._drop(tx, "kind = ? AND number >= ?", (change.space, change.name, kind, left), gone)
         for (kind, number), part in placed.items():
+            if number >= after.get(kind, 0):  # which is nobody's
+                gone += [part.file] if part.file is not None else []
+                continue
             if number < before.get(kind, 0):
                 size -= self._drop(tx, "kind = ? AND number = ?", (change.space, change.name, kind, number), gone)
             tx.do(
@@ -245,7 +246,7 @@ class FileRecords(OpenDirectory):
             if old is not None:
                 self._erase(tx, _ONE, change.space, change.name)
             return Result(None)
-        new = new._replace(size=size, created=old.created if old is not None else revision, revision=revision)
+        new = numbered(new, old, size, revision)
         self._set(tx, new)
         return Result(new, None, {key: part.value for key, part in placed.items()}, logged)
 
@@ -374,23 +375,23 @@ class FileRecords(OpenDirectory):
         database, (former, last) = self._database, self._seen
         question = f"SELECT {_COLUMNS} FROM records WHERE revision > ? ORDER BY revision"
         rows = self._read(question, last if database is former else 0, of=database)
-        if database is not former:
-            self._seen = database, 0
-        for row in rows:
-            # What cannot be taken in now comes again.
-            self._seen = database, row["revision"] - 1
-            try:
-                self._tell(_record(row))
-            except BaseException as error:
-                if not isinstance(error, (ScheduleError, OSError)):  # a bug is not to hold up all others
-                    self._seen = database, row["revision"]
-                raise
-        if rows:
-            self._seen = database, rows[-1]["revision"]
+        self._to_tell(rows)
+        self._seen = database, rows[-1]["revision"] if rows else last if database is former else 0
+        self._tell()
 
-    def _tell(self, record: Record) -> None:
-        for changed in self._subscribers[record.space]:
-            changed(record)
+    def _to_tell(self, rows: Iterable[sqlite3.Row]) -> None:
+        self._untold |= {(row["space"], row["name"]): _record(row) for row in rows}
+
+    def _tell(self) -> None:
+        """What cannot be taken in now comes again, and holds nothing up."""
+        failed: Exception | None = None
+        for key, record in list(self._untold.items()):
+            if (error := tell_all(self._subscribers[record.space], record)) is not None:
+                failed = error
+            elif self._untold.get(key) is record:
+                self._untold.pop(key, None)  # two threads may tell the same
+        if failed is not None:
+            raise failed
 
     def _look_around(self) -> None:
         """Tell of what processes have left undone that are gone; delete what time asks for; see whether files are."""
@@ -398,8 +399,7 @@ class FileRecords(OpenDirectory):
         gone = {row["owner"] for row in owners if not self.alive(row["owner"])}
         there = set(self._liveness.others())
         for owner in gone & (there | self._missing):
-            for row in self._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner):
-                self._tell(_record(row))
+            self._to_tell(self._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner))
         # Somebody may have deleted the file of one that is alive: then it is there again before the next look.
         self._missing = gone - there
         for owner in there - gone:
@@ -407,6 +407,7 @@ class FileRecords(OpenDirectory):
                 self._bury(owner)
         self.sweep(self._clock.now())
         self._look_for_files()
+        self._tell()
 
     def _bury(self, owner: str) -> None:
         """Forget a process that is gone, and has left nothing undone."""
