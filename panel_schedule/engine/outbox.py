@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import Any, Protocol
+from itertools import islice, takewhile
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from ..clock import Clock
 from ..errors import StoreError, is_interrupt
 from ..executors.base import Executor
 from ..scheduling.state import TaskState
-from ..stores.base import DATES, Row, Store
+from ..stores.base import DATES, Request, Row, Store
 from .lock import Locked
 
 log = logging.getLogger("panel_schedule")
@@ -21,6 +23,14 @@ log = logging.getLogger("panel_schedule")
 # Pauses, in seconds, before a call that failed is tried again: the first, and the longest.
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+
+# So many requests share a transaction at most: others wait for its end.
+MOST = 200
+
+# Of what was asked in vain.
+_UNKNOWN = Exception()
+
+T = TypeVar("T")
 
 
 class Desk(Protocol):
@@ -31,6 +41,15 @@ class Desk(Protocol):
     executors: dict[str, Executor]
     states: dict[str, TaskState]
     locked: Locked
+
+
+Call = Request | Callable[[], Any]
+
+
+class _Asked(NamedTuple):
+    states: Sequence[TaskState]
+    call: Call
+    then: Callable[[Any], object] | None
 
 
 class Outbox:
@@ -52,23 +71,47 @@ class Outbox:
         self._s = desk
         self._follow = follow
         self._pending: set[Future[Any]] = set()
+        # What was asked and is not answered, in that order; and whether the first of it is being made.
+        self._asked: deque[_Asked] = deque()
+        self._making = False
+        self._gathered: dict[Callable[[list[Any]], object], list[Any]] = {}
+        self._gathering = threading.Lock()
         self._trouble = ""
         self._hurry = threading.Event()
         # Whether the store is closed: what comes now comes too late, and nobody needs to know.
         self._over = False
 
-    def ask(
-        self, states: Sequence[TaskState], call: Callable[[], Any], then: Callable[[Any], object] | None = None
-    ) -> None:
-        """Make a call about these states, and give its answer to `then`. Under the lock, both."""
+    def ask(self, states: Sequence[TaskState], call: Call, then: Callable[[Any], object] | None = None) -> None:
+        """
+        Make a call about these states, and give its answer to `then`. Under the lock, both.
+
+        Requests that follow each other share a transaction.
+        """
         if not self._s.store.blocking:
-            answer = call()
+            answer = self._s.store.answer_to(call) if isinstance(call, Request) else call()
             if then is not None:
                 then(answer)
             return
         for state in states:
             state.writing += 1
-        self._submit("store", partial(self._make, states, call, then))
+        self._asked.append(_Asked(states, call, then))
+        if not self._making:
+            self._making = True
+            self._submit("store", self._make)
+
+    def gather(self, handle: Callable[[list[T]], object], item: T) -> None:
+        """Let `handle` have this item, in another thread, with those that come until it gets to it."""
+        with self._gathering:
+            gathered = self._gathered.setdefault(handle, [])
+            gathered.append(item)
+            first = len(gathered) == 1
+        if first:
+            self.aside(partial(self._hand_on, handle))
+
+    def _hand_on(self, handle: Callable[[list[Any]], object]) -> None:
+        with self._gathering:
+            items = self._gathered.pop(handle)
+        handle(items)
 
     def aside(self, call: Callable[[], Any]) -> Future[Any]:
         """Do at once, in another thread, what is too slow for the event loop: to serialise a value and store it."""
@@ -118,17 +161,51 @@ class Outbox:
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
 
-    def _make(self, states: Sequence[TaskState], call: Callable[[], Any], then: Callable[[Any], object] | None) -> None:
-        done, answer = self._try(call)
+    def _make(self) -> None:
         with self._s.locked:
-            for state in states:
-                state.writing -= 1
-            if done and then is not None:
-                then(answer)
-            for state in states:
-                if state.unread and not state.writing:
-                    state.unread, state.reading = False, True
-                    self._submit("store", partial(self._read, state))
+            some = list(takewhile(lambda asked: isinstance(asked.call, Request), islice(self._asked, MOST)))
+            some = some or [self._asked[0]]
+        done, outcomes = self._try(partial(self._outcomes, [asked.call for asked in some]))
+        with self._s.locked:
+            for _ in some:
+                self._asked.popleft()
+            for number, asked in enumerate(some):
+                self._made(asked, outcomes[number] if done else (None, _UNKNOWN))
+            self._making = bool(self._asked)
+            if self._making:
+                self._submit("store", self._make)
+
+    def _outcomes(self, calls: list[Call]) -> list[tuple[Any, BaseException | None]]:
+        """What came of each."""
+        if not isinstance(calls[0], Request):
+            return [(calls[0](), None)]
+        requests = cast(list[Request], calls)
+        try:
+            return self._s.store.perform(requests)
+        except (StoreError, OSError):
+            raise
+        except Exception:
+            if len(calls) == 1:
+                raise
+            # One that cannot be stored is not to cost the others theirs.
+            tried = [self._try(partial(self._outcomes, [call])) for call in calls]
+            return [outcome[0] if done else (None, _UNKNOWN) for done, outcome in tried]
+
+    def _made(self, asked: _Asked, outcome: tuple[Any, BaseException | None]) -> None:
+        answer, error = outcome
+        for state in asked.states:
+            state.writing -= 1
+        try:
+            if error is not None and error is not _UNKNOWN:
+                raise error
+            if error is None and asked.then is not None:
+                asked.then(answer)
+        except Exception:  # others have asked, too
+            log.exception("An answer of the store led to something that is a bug of panel-schedule; it goes on.")
+        for state in asked.states:
+            if state.unread and not state.writing:
+                state.unread, state.reading = False, True
+                self._submit("store", partial(self._read, state))
 
     def _read(self, state: TaskState) -> None:
         state.reading = False

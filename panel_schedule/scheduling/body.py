@@ -18,8 +18,10 @@ from ..executors.processes import Parcel
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.run import Run, _current, on_a_loop
 from ..serialize.copies import own_copy
+from ..serialize.entry import Entry
 from ..session import leave_session
-from ..stores.base import TASK, Store
+from ..stores.base import TASK, Request, Store
+from ..stores.records import Result
 from .state import TaskState
 
 log = logging.getLogger("panel_schedule")
@@ -132,18 +134,29 @@ class Body:
             log.error("%s", error)
 
     def publish(self, state: TaskState, run: Run, value: Any, final: bool = True) -> Any:
-        claim = state.claim
+        """Store a value of the run; as everybody reads it."""
+        return self._s.store.answer_to(self.to_publish(state, run, value, final))
+
+    def to_publish(self, state: TaskState, run: Run, value: Any, final: bool = True) -> Request:
+        """The same as a request. Raises RunFenced when the run has ended."""
+        claim, store = state.claim, self._s.store
         if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
             raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
         if value is PUBLISHED:
-            entry = self._s.store.finalize(claim)
-            return state.task.readable(entry) if entry is not None else None
-        now = self._s.clock.now()
-        duration = (now - run.started_at).total_seconds()
-        if state.task.policy.isolate is not False:
-            value = own_copy(value)  # a frame that the function keeps, and goes on to change
-        entry = self._s.store.publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final)
-        return state.task.readable(entry)
+            request = store.to_finalize(claim)
+        else:
+            now = self._s.clock.now()
+            duration = (now - run.started_at).total_seconds()
+            if state.task.policy.isolate is not False:
+                value = own_copy(value)  # a frame that the function keeps, and goes on to change
+            request = store.to_publish(
+                TASK, run.task, value, now=now, duration=duration, claim=claim, final=final
+            )  # fmt: skip
+        return request._replace(answer=partial(self._readable, state, request.answer))
+
+    def _readable(self, state: TaskState, answer: Callable[[Result], Entry | None], result: Result) -> Any:
+        entry = answer(result)
+        return state.task.readable(entry) if entry is not None else None
 
     def _warn_if_held(self, name: str, seconds: float) -> None:
         if seconds > HELD_TOO_LONG and name not in self._warned:

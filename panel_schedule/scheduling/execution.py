@@ -20,8 +20,9 @@ from ..executors.loop import Interrupted
 from ..functions.calls import CANCELLED, cancelled_inside
 from ..functions.run import Run, RunState
 from ..functions.task import Overlap, Task, WhenIdle
+from ..serialize.checks import is_light
 from ..serialize.errors import first_line
-from ..stores.base import Claim, Refusal, Row, Store
+from ..stores.base import Claim, Refusal, Request, Row, Store
 from .body import Body
 from .hooks import Hooks
 from .state import TaskState, Waves
@@ -141,20 +142,24 @@ class Execution:
         self.tell(state)
         self._s.touch(state)
         state.asking = True
-        self._s.outbox.ask([state], partial(self._ask, run), partial(self._answered, state, run))
+        claim = self._s.store.to_claim(
+            run.task, run.id, now=self._s.clock.now(), key=run.key, mark=run.mark, wave=run.wave, first=run.first
+        )
+        self._s.outbox.ask([state], claim, partial(self._answered, state, run))
 
-    def _ask(self, run: Run) -> tuple[Claim | Refusal, Row | None]:
-        store, now = self._s.store, self._s.clock.now()
-        answer = store.claim(run.task, run.id, now=now, key=run.key, mark=run.mark, wave=run.wave, first=run.first)
-        return answer, None if isinstance(answer, Claim) or not store.blocking else store.row(run.task)
-
-    def _answered(self, state: TaskState, run: Run, answer: tuple[Claim | Refusal, Row | None]) -> None:
-        state.asking = False
-        claim, row = answer
+    def _answered(self, state: TaskState, run: Run, claim: Claim | Refusal) -> None:
         if isinstance(claim, Claim):
+            state.asking = False
             self.claimed(state, run, claim)
+            self.tell(state)
+        elif self._s.store.blocking:
+            self._s.outbox.ask([state], partial(self._s.store.row, run.task), partial(self._refused, state, run, claim))
         else:
-            self._s.follower.refused(state, run, claim, row)
+            self._refused(state, run, claim, None)
+
+    def _refused(self, state: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None:
+        state.asking = False
+        self._s.follower.refused(state, run, refusal, row)
         self.tell(state)
 
     def claimed(self, state: TaskState, run: Run, claim: Claim) -> None:
@@ -192,19 +197,45 @@ class Execution:
 
     def _ended(self, state: TaskState, run: Run, future: Future[Any]) -> None:
         """The body is over, wherever it ran; called there, without the lock."""
-        if state.on_loop and self._s.store.blocking:
-            self._s.outbox.aside(partial(self._conclude, state, run, future))
+        if not (state.on_loop and self._s.store.blocking):
+            self._conclude([(state, run, future)])
+        elif future.cancelled() or future.exception() is not None or is_light(future.result()):
+            self._s.outbox.gather(self._conclude, (state, run, future))
         else:
-            self._conclude(state, run, future)
+            self._s.outbox.aside(partial(self._conclude, [(state, run, future)]))
 
-    def _conclude(self, state: TaskState, run: Run, future: Future[Any]) -> None:
+    def _conclude(self, ended: list[tuple[TaskState, Run, Future[Any]]]) -> None:
+        """Publish what they gave, together, and end them."""
+        outcomes = [self._outcome(*each) for each in ended]
+        requests = [outcome for outcome in outcomes if isinstance(outcome, Request)]
+        answers = iter(self._published(requests))
+        for (state, run, future), outcome in zip(ended, outcomes, strict=True):
+            value, error = next(answers) if isinstance(outcome, Request) else (None, outcome)
+            self._concluded(state, run, future, value, error)
+
+    def _outcome(self, state: TaskState, run: Run, future: Future[Any]) -> Request | BaseException | None:
+        """What is to be published, or why there is nothing."""
         error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
-        value = None
         if error is None and not run.state.final:
             try:
-                value = self._bodies.publish(state, run, future.result())
-            except BaseException as exc:  # a value can raise anything while it is stored
-                error = exc
+                return self._bodies.to_publish(state, run, future.result())
+            except BaseException as exc:  # a value can raise anything while it is looked at
+                return exc
+        return error
+
+    def _published(self, requests: list[Request]) -> list[tuple[Any, BaseException | None]]:
+        if not requests:
+            return []
+        try:
+            return self._s.store.perform(requests)
+        except BaseException as error:  # and while it is stored
+            if len(requests) == 1:
+                return [(None, error)]
+            return [self._published([request])[0] for request in requests]
+
+    def _concluded(
+        self, state: TaskState, run: Run, future: Future[Any], value: Any, error: BaseException | None
+    ) -> None:
         if isinstance(error, CANCELLED):
             ended = future.cancelled() or isinstance(error, Interrupted) or self._s.stopping
             error = error if ended else cancelled_inside(f"Task {run.task!r}", error)
@@ -363,7 +394,7 @@ class Execution:
         if state.asking:
             state.untold += (partial(self.note, state, run, mark, then),)
         else:
-            self._s.outbox.ask([state], partial(self._s.store.record, run.task, run.record(), mark), then)
+            self._s.outbox.ask([state], self._s.store.to_record(run.task, run.record(), mark), then)
 
     def tell(self, state: TaskState) -> None:
         """Record what had to wait until it was known who has the claim."""
@@ -392,8 +423,8 @@ class Execution:
         state.run = state.claim = None
         if claim is not None:
             unfinished = run is not None and self._unfinished(run)
-            give_back = self._s.store.hand_over if unfinished else self._s.store.release
-            self._s.outbox.ask([state], partial(give_back, claim))
+            store = self._s.store
+            self._s.outbox.ask([state], partial(store.hand_over, claim) if unfinished else store.to_release(claim))
         self.next(state)
 
     def _unfinished(self, run: Run) -> bool:

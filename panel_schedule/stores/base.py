@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -123,6 +124,23 @@ class Plan(NamedTuple):
     task: str
     trigger: Trigger
     first_seen: datetime
+
+
+class Request(NamedTuple):
+    """
+    What is to be asked of a store, together with others in one transaction.
+
+    Attributes
+    ----------
+    change : Change
+    answer : callable
+        ``answer(result)``: what came of it; it may raise.
+    tell : Tell
+    """
+
+    change: Change
+    answer: Callable[[Result], Any]
+    tell: Tell = Tell.SOON
 
 
 Listener = Callable[[str, str, Entry | None], object]
@@ -304,6 +322,23 @@ class Store:
         RunFenced
             When `claim` is no longer the task's own; the value is dropped.
         """
+        entry: Entry = self.answer_to(
+            self.to_publish(space, name, value, now=now, duration=duration, claim=claim, final=final)
+        )
+        return entry
+
+    def to_publish(
+        self,
+        space: str,
+        name: str,
+        value: Any,
+        *,
+        now: datetime,
+        duration: float | None = None,
+        claim: Claim | None = None,
+        final: bool = True,
+    ) -> Request:
+        """The same as a request."""
         what = whose(space, name)
         require_data(value, what)
         source = None
@@ -315,23 +350,61 @@ class Store:
             me=self.records.me,
         )  # fmt: skip
         change = Change(space, name, apply, {(VALUE, 0): value}, what)
-        [result] = self.records.write([change], tell=Tell.NOW)
+        return Request(change, partial(self._published, name, source), Tell.NOW)
+
+    def _published(self, name: str, source: Any, result: Result) -> Entry:
         if result.record is None:
             raise fenced(name)
         entry = self._entry(result.record, result.parts[VALUE, 0], source)
-        self._apply(space, name, entry)
+        self._apply(result.record.space, name, entry)
         # The listener may have been quicker: there is one object for all, also for who waits for the run.
-        known = self._entries.get((space, name))
+        known = self._entries.get((result.record.space, name))
         return known if known is not None and known.version == entry.version else entry
+
+    # ------------------------------------------------------------ requests
+
+    def perform(self, requests: Sequence[Request]) -> list[tuple[Any, BaseException | None]]:
+        """
+        What comes of each, or what it raises; in one transaction.
+
+        Raises
+        ------
+        StoreError
+            When nothing was done.
+        ValueRefused
+            When one of them cannot be stored; nothing was done.
+        """
+        tell = Tell.NOW if any(request.tell is Tell.NOW for request in requests) else Tell.SOON
+        results = self.records.write([request.change for request in requests], tell=tell)
+        answers = list[tuple[Any, BaseException | None]]()
+        for request, result in zip(requests, results, strict=True):
+            try:
+                answers.append((request.answer(result), None))
+            except Exception as error:
+                answers.append((None, error))
+        return answers
+
+    def answer_to(self, request: Request) -> Any:
+        """What comes of one, alone."""
+        [result] = self.records.write([request.change], tell=request.tell)
+        return request.answer(result)
 
     def finalize(self, claim: Claim) -> Entry | None:
         """The last value that the claim's run has published was its final one."""
+        entry: Entry | None = self.answer_to(self.to_finalize(claim))
+        return entry
+
+    def to_finalize(self, claim: Claim) -> Request:
+        """The same as a request."""
         self._require(claim)
-        result = self._change(claim.task, partial(tasks.finalize, claim=claim, me=self.records.me), tell=Tell.NOW)
+        change = Change(TASK, claim.task, partial(tasks.finalize, claim=claim, me=self.records.me))
+        return Request(change, partial(self._finalized, claim.task), Tell.NOW)
+
+    def _finalized(self, task: str, result: Result) -> Entry | None:
         if result.record is None:
-            raise fenced(claim.task)
+            raise fenced(task)
         self._take_in(result.record)
-        return self._entries.get((TASK, claim.task))
+        return self._entries.get((TASK, task))
 
     def _require(self, claim: Claim | None) -> None:
         if claim is not None and claim in self._voided:
@@ -563,15 +636,37 @@ class Store:
 
         `mark` is None for a run on request; with `first` a value that is there by now refuses it, too.
         """
+        answer: Claim | Refusal = self.answer_to(
+            self.to_claim(task, run_id, now=now, key=key, mark=mark, wave=wave, first=first)
+        )
+        return answer
+
+    def to_claim(
+        self,
+        task: str,
+        run_id: str,
+        *,
+        now: datetime,
+        key: datetime | str | None = None,
+        mark: Mark | None = None,
+        wave: datetime | None = None,
+        first: bool = False,
+    ) -> Request:
+        """The same as a request."""
         apply = partial(
             tasks.claim, me=self.records.me, server=self._server, task=task, run_id=run_id, now=now, key=key, mark=mark,
             wave=wave, first=first, unreadable=self._unreadable(task),
         )  # fmt: skip
-        result = self._change(task, apply)
+        return Request(Change(TASK, task, apply), partial(self._claimed, task, run_id, key, wave))
+
+    def _claimed(
+        self, task: str, run_id: str, key: datetime | str | None, wave: datetime | None, result: Result
+    ) -> Claim | Refusal:
         if result.record is None:
             # Whoever handled it may have published just now: the caller sees that value, too.
-            if self.blocking and (record := self.records.read(TASK, task)) is not None:
-                self._changed_here(record)
+            with suppress(ScheduleError):  # it comes later
+                if self.blocking and (record := self.records.read(TASK, task)) is not None:
+                    self._changed_here(record)
             assert result.refusal is not None
             return result.refusal
         return Claim(task, run_id, result.record.state.fence, 1, key, wave)
@@ -594,8 +689,12 @@ class Store:
 
     def release(self, claim: Claim) -> None:
         """Give the claim back. Harmless when it was lost before."""
-        self._change(claim.task, partial(tasks.release, claim=claim))
-        self._voided.discard(claim)
+        self.answer_to(self.to_release(claim))
+
+    def to_release(self, claim: Claim) -> Request:
+        """The same as a request."""
+        change = Change(TASK, claim.task, partial(tasks.release, claim=claim))
+        return Request(change, lambda result: self._voided.discard(claim))
 
     def hand_over(self, claim: Claim) -> None:
         """Let another process finish the run, now or when one starts."""
@@ -632,9 +731,15 @@ class Store:
         bool
             Whether there is a new record.
         """
+        done: bool = self.answer_to(self.to_record(task, record, mark))
+        return done
+
+    def to_record(self, task: str, record: RunRecord, mark: Mark | None = None) -> Request:
+        """The same as a request."""
         if self.blocking:
             record = replace(record, error=storable(record.error), reason=storable(record.reason))
-        return self._change(task, partial(tasks.note, task=task, run=record, mark=mark)).logged is not None
+        change = Change(TASK, task, partial(tasks.note, task=task, run=record, mark=mark))
+        return Request(change, lambda result: result.logged is not None)
 
     def history(self, task: str) -> list[RunRecord]:
         """Newest first."""

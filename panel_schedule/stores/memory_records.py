@@ -70,7 +70,7 @@ class MemoryRecords:
     ) -> list[Result]:
         with self._lock:
             revision = self._revision + 1
-            outcomes = [change.apply(self._records[change.space].get(change.name), revision) for change in changes]
+            outcomes = self._outcomes(changes, revision)
             if together and any(isinstance(outcome, Refusal) for outcome in outcomes):
                 return [Result(None, outcome if isinstance(outcome, Refusal) else None) for outcome in outcomes]
             self._revision = revision
@@ -82,11 +82,24 @@ class MemoryRecords:
                     log.error("%s", failed)
         return results
 
-    def _set(self, change: Change, new: Record | Logged | Refusal | None, revision: int) -> Result:
-        if isinstance(new, Refusal):
-            return Result(None, new)
+    def _outcomes(self, changes: Sequence[Change], revision: int) -> list[Record | Logged | Refusal | None]:
+        if len(changes) == 1:
+            [(space, name, apply, _, _)] = changes
+            return [apply(self._records[space].get(name), revision)]
+        ahead, outcomes = dict[tuple[str, str], Record | None](), []
+        for space, name, apply, _, _ in changes:
+            known = ahead[space, name] if (space, name) in ahead else self._records[space].get(name)
+            outcome = apply(known, revision)
+            if not isinstance(outcome, Refusal):
+                ahead[space, name] = outcome.record if isinstance(outcome, Logged) else outcome
+            outcomes.append(outcome)
+        return outcomes
+
+    def _set(self, change: Change, outcome: Record | Logged | Refusal | None, revision: int) -> Result:
+        if isinstance(outcome, Refusal):
+            return Result(None, outcome)
         key, records = (change.space, change.name), self._records[change.space]
-        new, logged = logged_in(self._logs, new, self._log_limit)
+        new, logged = logged_in(self._logs, outcome, self._log_limit)
         if new is None:
             if change.name in records:
                 self._erase(records[change.name])

@@ -141,7 +141,7 @@ class RecordStore(Protocol):
         Parameters
         ----------
         changes : sequence of Change
-            Of different records.
+            Made one after the other: each finds its record as those before have left it.
         durable : bool, optional
             Where the store outlives its processes: True has all of it on the disk before this returns, False leaves
             that to the system. By default it is there if a part is large, and else may be lost with the power.
