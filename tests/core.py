@@ -285,9 +285,11 @@ class Core:
         return heard != self.heard
 
     def tick(self) -> float:
-        delay = self.scheduler.tick()
-        self.go()
-        return delay
+        """All that is due, of which the scheduler does some at a time, and what it leads to."""
+        while True:
+            delay = self.scheduler.tick()
+            if not self.go() or delay:
+                return delay
 
     def advance(self, seconds: float) -> None:
         """Let the process be blocked for so long, and look at the clock only then."""
