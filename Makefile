@@ -12,9 +12,13 @@ PORT ?= 5006
 venv := .venv
 python := $(venv)/bin/python
 
-newest_tests := $(patsubst %,tests/test_%.py,NEWEST)
+# What a newer Python may well break: servers, sessions, jobs and worker processes.
+newest := background executors modules no_session process_tasks server sessions stopping worker_processes
 
-.PHONY: demo test test-newest test-quick lint bench clean
+# Once: where Python may not write, each process that a test starts would do it again.
+compile = @$(python) -m compileall -q panel_schedule
+
+.PHONY: demo test test-newest test-selected test-quick lint bench clean
 
 demo: .venv/.examples
 	@echo
@@ -25,18 +29,21 @@ demo: .venv/.examples
 
 test: .venv/.test
 	@setup_scripts/system_packages.sh
+	$(compile)
 	$(python) -m pytest
 	@$(MAKE) --no-print-directory test-newest
 
 test-newest: .venv/.test
-	@newest=$$($(python) setup_scripts/newest_python.py) && if [ "$$newest" ]; then \
-		$(MAKE) --no-print-directory venv=.venv-newest PYTHON=$$newest .venv-newest/.test && \
-		set -x && .venv-newest/bin/python -m pytest $(newest_tests); \
-	else \
-		echo "No Python of 3.12 to 3.14 is there that is newer than that of .venv: nothing more to test."; \
-	fi
+	@newest=$$($(python) setup_scripts/newest_python.py) || exit; \
+	if [ -z "$$newest" ]; then echo "There is no Python of 3.12 to 3.14 newer than that of .venv to test on."; exit; fi; \
+	$(MAKE) --no-print-directory venv=.venv-newest PYTHON=$$newest test-selected
+
+test-selected: $(venv)/.test
+	$(compile)
+	$(python) -m pytest $(newest:%=tests/test_%.py) -k "not thousand"
 
 test-quick: .venv/.test
+	$(compile)
 	$(python) -m pytest -m "not slow"
 
 lint: .venv/.test

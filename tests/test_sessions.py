@@ -36,6 +36,7 @@ async def site(app: Callable[[], Any]) -> AsyncIterator[str]:
     finally:
         await until(lambda: not server.get_sessions())
         server.stop()
+        await until(lambda: not runtime.begun)  # in Bokeh 3.10 a moment later
 
 
 async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
