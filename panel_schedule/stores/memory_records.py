@@ -48,7 +48,13 @@ class MemoryRecords:
     ) -> list[Result]:
         with self._lock:
             revision = self._revision + 1
-            outcomes = [change.apply(self._records[change.space].get(change.name), revision) for change in changes]
+            outcomes, left = list[Record | Refusal | None](), dict[tuple[str, str], Record | None]()
+            for change in changes:
+                key = change.space, change.name
+                outcome = change.apply(left[key] if key in left else self._records[key[0]].get(key[1]), revision)
+                outcomes.append(outcome)
+                if not isinstance(outcome, Refusal):
+                    left[key] = outcome
             if together and any(isinstance(outcome, Refusal) for outcome in outcomes):
                 return [Result(None, outcome if isinstance(outcome, Refusal) else None) for outcome in outcomes]
             self._revision = revision

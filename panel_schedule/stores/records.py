@@ -126,7 +126,7 @@ class RecordStore(Protocol):
         Parameters
         ----------
         changes : sequence of Change
-            Of different records.
+            In their order: one of a record that was changed before is made of what that has left.
         durable : bool
             On the disk before this returns, where the store outlives its processes.
         together : bool
