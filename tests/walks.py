@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from panel_schedule.coordination import answers, jobs
 from panel_schedule.coordination.answers import ERROR, PARTIAL, UNLIMITED, VALUE, AnswerState, Limits
-from panel_schedule.coordination.record import NOBODY, Record
+from panel_schedule.coordination.record import Record
 from panel_schedule.errors import RunFenced, StoreError
 from panel_schedule.functions.run import RunState
 from panel_schedule.stores.base import TAKEOVERS
@@ -42,6 +42,10 @@ JUMPS = [1, 60, 3600, 90_000, 8 * 86_400, -1, -60, -3600]
 Step = tuple[str, tuple[int, ...]]
 
 
+# How often a change was made, and refused.
+made = Counter[tuple[str, str]]()
+
+
 class Died(BaseException):
     """The process was killed in the middle of what it did."""
 
@@ -53,7 +57,7 @@ class Process:
         self.name = name
         self.dead = False
         # Others take it for dead when its lease has lapsed; it does not know, and goes on.
-        self.lapsed = False
+        self.lapsed = self.has_lapsed = False
         # What it believes to hold: a name, and a fence.
         self.leases: list[tuple[str, int]] = []
         self.subscribers: list[tuple[str, Changed]] = []
@@ -97,6 +101,7 @@ class World(MemoryRecords):
         results = super().write(changes, **options)
         for old, change, result in zip(before, changes, results, strict=True):
             new = read(change.space, change.name)
+            made[getattr(change.apply, "func", change.apply).__name__, result.refusal or "made"] += 1
             if new is not old:
                 assert not result.refusal
                 assert new is None or new.revision > self._newest
@@ -133,10 +138,8 @@ class Walk:
     SPACE: ClassVar[str]
     STEPS: ClassVar[dict[str, tuple[int, ...]]] = {
         "kill": (PROCESSES,),
-        "start": (PROCESSES,),
         "stop": (PROCESSES,),
         "lapse": (PROCESSES,),
-        "come_back": (PROCESSES,),
         "hear_of_the_dead": (PROCESSES,),
         "move_clock": (PROCESSES, len(JUMPS)),
         "sweep": (PROCESSES,),
@@ -157,9 +160,9 @@ class Walk:
 
     def _do(self, step: Step) -> None:
         name, (number, *choices) = step
+        if self.processes[number].dead:
+            self.processes[number] = self._started(number)
         process = self.processes[number]
-        if process.dead and name != "start":
-            return
         self.world.me = process.name
         with suppress(Died):
             getattr(self, name)(process, *choices)
@@ -172,9 +175,8 @@ class Walk:
 
     def end(self) -> None:
         """What is good in the end: those that are dead start, those that live know it, and all do what is left."""
-        for number, process in enumerate(self.processes):
+        for process in self.processes:
             process.lapsed = False
-            self._do(("start", (number,)))
         for number in range(PROCESSES):
             self._do(("hear_of_the_dead", (number,)))
 
@@ -193,21 +195,15 @@ class Walk:
     def kill(self, process: Process) -> None:
         process.dead = True
 
-    def start(self, process: Process) -> None:
-        if process.dead:
-            number = self.processes.index(process)
-            self.processes[number] = self._started(number)
-
     def stop(self, process: Process) -> None:
         process.queue.release()
         process.cache.release()
         process.dead = True
 
     def lapse(self, process: Process) -> None:
-        process.lapsed = True
-
-    def come_back(self, process: Process) -> None:
-        process.lapsed = False
+        """Or its lease is there again."""
+        process.lapsed = not process.lapsed
+        process.has_lapsed = True
 
     def hear_of_the_dead(self, process: Process) -> None:
         for record in self.world.scan(self.SPACE, owner=HELD):
@@ -256,9 +252,10 @@ class JobWalk(Walk):
         if old is None:
             assert (new.owner, new.state.fence, holders) == (me, 1, [])
             holders.append(me)
-            for record in self._unfinished():  # one that was taken over may have been replaced by then
-                alone = record.name == new.name or not new.state.key or record.state.key != new.state.key
-                assert alone or record.state.cancelled or not alive(record.owner or "") or record.state.fence > 1
+            for record in self._unfinished() if new.state.key else ():
+                # One that was ever taken for dead may have been replaced, and go on by now.
+                alike = record.name != new.name and record.state.key == new.state.key
+                assert not alike or record.state.cancelled or self._was_given_up(record)
             return
         # What is over stays as it is, and what another process holds that lives can only be asked to end.
         assert old.owner is not None
@@ -271,13 +268,17 @@ class JobWalk(Walk):
             assert new.state.attempt == old.state.attempt + (old.state.state is RunState.RUNNING)
             holders.append(me)
         else:
-            assert new.owner in (old.owner, NOBODY, None)
+            assert new.owner == old.owner or not new.owner or not alive(new.owner)
             assert old.state.attempt <= new.state.attempt
         assert new.state.fence == len(holders)
         assert new.state.state.final == (new.owner is None)
         assert new.state.state is not RunState.RUNNING or new.state.attempt <= self.ATTEMPTS
         if new.owner is None:
             self.ended.add(new.name)
+
+    def _was_given_up(self, record: Record) -> bool:
+        holder = self.world.processes.get(record.owner or "")
+        return holder is None or holder.dead or holder.has_lapsed or record.state.fence > 1
 
     def check_all(self) -> None:
         for shared in self.world.scan(jobs.SHARED):
@@ -388,7 +389,7 @@ class AnswerWalk(Walk):
         name, owner = new.name, old.owner if old is not None else None
         before, after = old.state if old is not None else AnswerState(), new.state
         claimed, published = after.fence != before.fence, after.version not in (0, before.version)
-        forgotten = not after.version and new.owner is None and not new.parts
+        forgotten = getattr(change.apply, "func", None) is answers.invalidate
         if claimed:
             assert new.owner == me
             assert after.fence > max(self.fences[name], before.version)
@@ -405,7 +406,7 @@ class AnswerWalk(Walk):
         # One that kills its process is taken over so often, and has failed then.
         if owner not in (None, me) and not alive(owner) and new.owner != owner and not forgotten:
             self.deaths[name] += 1
-        elif owner is not None and new.owner is None:
+        elif old is None or forgotten or (owner is not None and new.owner is None):
             self.deaths[name] = 0
         assert self.deaths[name] <= TAKEOVERS or after.failed == after.fence or published
         if new.owner is None and after.failed == after.fence:
@@ -492,6 +493,7 @@ def main(count: str, seed: str = "0") -> None:
         except BaseException:
             print(f"Walk {number} of seed {seed} failed:", *steps, sep="\n")
             raise
+    print(*(f"{times:9} {change} {what}" for (change, what), times in sorted(made.items())), sep="\n")
 
 
 if __name__ == "__main__":
