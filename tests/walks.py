@@ -472,26 +472,37 @@ class AnswerWalk(Walk):
 WALKS = [JobWalk, AnswerWalk]
 
 
-def drawn(kind: type[Walk], chance: random.Random) -> Step:
-    """Any step."""
-    name = chance.choice(list(kind.STEPS))
-    return name, tuple(map(chance.randrange, kind.STEPS[name]))
+# The numbers that are steps.
+NUMBERS = 2**48
+
+
+def turn_of(kind: type[Walk], number: int) -> tuple[Step, Step | None, int]:
+    """What a number below NUMBERS stands for: a step, perhaps another one in the middle of it, and when that is."""
+
+    def some(most: int) -> int:
+        nonlocal number
+        number, choice = divmod(number, most)
+        return choice
+
+    def step() -> Step:
+        name = list(kind.STEPS)[some(len(kind.STEPS))]
+        return name, tuple(map(some, kind.STEPS[name]))
+
+    return step(), step() if some(3) == 2 else None, some(3)
 
 
 def main(count: str, seed: str = "0") -> None:
     """So many walks; those with the same seed are the same."""
     for number in range(int(count)):
-        kind, chance, steps = WALKS[number % len(WALKS)], random.Random(f"{seed} {number}"), list[Any]()
+        kind, chance, turns = WALKS[number % len(WALKS)], random.Random(f"{seed} {number}"), list[Any]()
         walk = kind()
         try:
             for _ in range(STEPS):
-                steps.append(
-                    (drawn(kind, chance), drawn(kind, chance) if chance.random() < 0.3 else None, chance.randrange(3))
-                )
-                walk.step(*steps[-1])
+                turns.append(turn_of(kind, chance.randrange(NUMBERS)))
+                walk.step(*turns[-1])
             walk.end()
         except BaseException:
-            print(f"Walk {number} of seed {seed} failed:", *steps, sep="\n")
+            print(f"Walk {number} of seed {seed} failed:", *turns, sep="\n")
             raise
     print(*(f"{times:9} {change} {what}" for (change, what), times in sorted(made.items())), sep="\n")
 
