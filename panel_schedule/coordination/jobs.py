@@ -20,6 +20,9 @@ SHARED = "shared run"
 # The parts that a run can have.
 ARGUMENTS, PARTIAL, VALUE, ERROR = "arguments", "partial result", "value", "error"
 
+# An owner that does not live.
+_GONE = "?"
+
 # How long one can be seen whose process could not say it.
 KEPT = timedelta(days=1)
 
@@ -210,10 +213,10 @@ def take(record: Record | None, revision: int, *, me: str, alive: Callable[[str]
 
 
 def let_go(record: Record | None, revision: int, *, me: str, fence: int) -> Record | Refusal:
-    """It cannot be run here now: it is nobody's again."""
+    """It cannot be run here now: it is nobody's again; one that is to be cancelled is left to who buries it."""
     if record is None or not is_held(record, me, fence):
         return Refusal.FENCED
-    return record._replace(owner=NOBODY)
+    return record._replace(owner=_GONE if record.state.cancelled else NOBODY)
 
 
 def release(record: Record | None, revision: int, *, me: str, now: datetime) -> Record | Refusal:

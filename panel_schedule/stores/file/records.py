@@ -153,7 +153,8 @@ class FileRecords(OpenDirectory):
         self, changes: Sequence[Change], *, durable: bool | None = None, together: bool = False, tell: Tell = Tell.SOON
     ) -> list[Result]:
         # What is refused anyhow costs no lock, which all processes wait for.
-        refused = [self._refused(change) for change in changes] if together or len(changes) == 1 else []
+        apart = len({(change.space, change.name) for change in changes}) == len(changes)
+        refused = [self._refused(change) for change in changes] if apart and (together or len(changes) == 1) else []
         if any(refused):
             return [Result(None, refusal) for refusal in refused]
         placed: list[dict[tuple[str, int], _Placed]] = []

@@ -197,6 +197,16 @@ class RecordStoreContract:
         assert None not in [result.record for result in store.write(changes[:2], together=True)]
         assert [_number(store, name) for name in "ab"] == [2, 2]
 
+    def test_a_change_in_a_step_is_made_of_what_one_before_has_left(self, store: RecordStore) -> None:
+        """Of the same record: it may be there by then, or gone, with its parts."""
+        for together in (False, True):
+            changes = [_to("a", 1, {(VALUE, 0): "a"}), _addition("a", 2), _change("a", {(ITEM, 0): "b"}, {ITEM: 1})]
+            record = _record(store.write(changes, together=together)[-1])
+            assert (store.read(SPACE, "a"), record.state.number) == (record, 3)
+            assert (store.load(record, ITEM), dict(record.parts)) == ("b", {ITEM: 1})
+            store.write([_deletion("a"), _addition("a", 5), _deletion("a"), _addition("a", 7)], together=together)
+            assert _number(store, "a") == 7
+
     def test_none_deletes_a_record(self, store: RecordStore) -> None:
         """And its parts; deleting nothing is no error."""
         kept = _put(store, "a", 1, {(VALUE, 0): "old"})
