@@ -346,8 +346,8 @@ class FileRecords:
             self._to_tell(self._directory._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner))
         # Somebody may have deleted the file of one that is alive: then it is there again before the next look.
         self._missing = gone - there
-        self.sweep(self._directory._clock.now())
         self._tell()
+        self.sweep(self._directory._clock.now())
 
     def close(self) -> None:
         self._directory.close()
