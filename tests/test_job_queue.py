@@ -376,6 +376,25 @@ def test_a_cancelled_job_of_a_dead_process_is_not_run_again(opened, worker):
     assert [RunState.CANCELLED] == states(store, "run1")
 
 
+def test_one_that_is_cancelled_as_its_new_process_lets_it_go_has_ended(opened, worker, monkeypatch):
+    """Nobody would take it, and nobody holds it."""
+    store, other, first = opened(), opened(), worker()
+    first("enter('run1', durable=True)")
+    first.kill()
+
+    def load(*part):
+        other.queue.cancel("run1")
+        raise StoreError("not now")
+
+    monkeypatch.setattr(store.records, "load", load)
+    with pytest.raises(StoreError, match="not now"):
+        store.queue.take("run1", second(1))
+    assert RunState.QUEUED is other.queue.job("run1").state
+    other._catch_up()
+
+    assert RunState.CANCELLED is store.queue.job("run1").state
+
+
 def test_a_process_that_stops_loses_nothing(worker):
     """Its durable jobs are another's at once, at no attempt's cost (invariant 19); the rest is cancelled."""
     first, other = worker(), worker()

@@ -396,6 +396,7 @@ class AnswerWalk(Walk):
             self.fences[name] = after.fence
         else:
             assert new.owner in (owner, None)
+        assert not forgotten or (new.owner, after.version) == (None, 0)
         if published:
             assert (owner, before.fence) == (me, self.fences[name])
             assert after.version > self.versions[name]
@@ -436,6 +437,7 @@ class AnswerWalk(Walk):
         version = [0, row.version if row is not None else 0, 10**9][known]
         mine, row = process.cache.claim("f", self.KEYS[key], "f()", known=version, basis=(basis,), now=self.clock.now())
         if mine:
+            assert row.version <= version
             process.leases.append((answers.name_of("f", row.key), row.fence))
 
     def publish(self, process: Process, choice: int) -> None:

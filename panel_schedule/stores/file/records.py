@@ -403,12 +403,12 @@ class FileRecords(OpenDirectory):
             self._to_tell(self._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner))
         # Somebody may have deleted the file of one that is alive: then it is there again before the next look.
         self._missing = gone - there
+        self._tell()
         for owner in there - gone:
             if not self.alive(owner):
                 self._bury(owner)
         self.sweep(self._clock.now())
         self._look_for_files()
-        self._tell()
 
     def _bury(self, owner: str) -> None:
         """Forget a process that is gone, and has left nothing undone."""
