@@ -1160,6 +1160,18 @@ def test_a_step_forward_of_the_clock_makes_one_run(pair):
     assert [("skipped", "missed"), ("succeeded", "")] == short(tasks[0].history)
 
 
+def test_who_stops_before_the_store_has_answered_begins_nothing(pair):
+    """What began then found the store closed, and its failure was the last word of the server."""
+    calls = []
+    pair.schedule(make=counter(calls), period="1m", first_run="background")
+    one = pair.cores[0]
+    one.scheduler.begin()
+    one.scheduler.stopping = True
+    one.go()
+
+    assert ([], [None]) == (calls, [state.run for state in one.scheduler.states.values()])
+
+
 def test_a_store_that_fails_for_a_while_loses_nothing(pair, monkeypatch, caplog):
     """It delays, and is named once in the log."""
     monkeypatch.setattr(panel_schedule.engine.outbox, "FIRST_PAUSE", 0.001)

@@ -39,6 +39,7 @@ class Desk(Protocol):
     hooks: Hooks
     outbox: Outbox
     follower: Follower
+    stopping: bool
 
     def exhaust(self, task: Task[Any]) -> None: ...
     def defer(self, call: Callable[[], object]) -> None: ...
@@ -68,6 +69,8 @@ class Slots:
 
     def _entered(self, states: list[TaskState], again: bool, rows: dict[str, Row]) -> None:
         """First runs, of all states before any starts: each must see whom it waits for."""
+        if self._s.stopping:  # meanwhile: what would begin now would find the store closed
+            return
         now, first = self._s.clock.now(), []
         for state in states:
             name = state.task.name
