@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..functions.run import RunRecord
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 # The owner of what anybody may take. What nobody holds, and nobody is to take, has none.
 NOBODY = ""
@@ -28,6 +29,22 @@ class Refusal(StrEnum):
     ABSENT = "absent"  # there is no such record
 
 
+def _with_quick_replace(cls: C) -> C:
+    """A NamedTuple whose `_replace` takes a third of the time: each change of a record calls it twice."""
+    places: dict[str, int] = {name: place for place, name in enumerate(cls._fields)}  # type: ignore[attr-defined]
+    new = tuple.__new__
+
+    def _replace(self: Any, **fields: Any) -> Any:
+        values = list(self)
+        for name, value in fields.items():
+            values[places[name]] = value
+        return new(cls, values)
+
+    cls._replace = _replace  # type: ignore[attr-defined]
+    return cls
+
+
+@_with_quick_replace
 class Record(NamedTuple):
     """
     What all processes know of one thing. What its `state` means is nothing to a store.
@@ -117,7 +134,7 @@ def state_of(space: str) -> Callable[[type[T]], type[T]]:
             for number, (name, default) in enumerate(defaults.items())
         }
         _KINDS[space] = _Kind(cls, list(defaults.values()), places)
-        return cls
+        return _with_quick_replace(cls)
 
     return register
 

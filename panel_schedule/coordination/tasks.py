@@ -441,7 +441,9 @@ def cancel(record: Record | None, revision: int, *, run_id: str) -> Record | Ref
     return record._replace(state=record.state._replace(cancelled=run_id))
 
 
-def note(record: Record | None, revision: int, *, task: str, run: RunRecord, mark: Mark | None) -> Refusal | Logged:
+def note(
+    record: Record | None, revision: int, *, task: str, run: RunRecord, mark: Mark | None, released: Claim | None
+) -> Refusal | Logged:
     """A line for the history; with a `mark` only if that was not handled before, which it is then."""
     if record is None and mark is not None:
         return Refusal.ABSENT
@@ -449,7 +451,10 @@ def note(record: Record | None, revision: int, *, task: str, run: RunRecord, mar
     state: TaskState = record.state
     if mark is not None and (state.forgotten or _is_handled(state, mark)):
         return Refusal.HANDLED
-    return _logged(record._replace(state=_marked(state, mark)), run)
+    logged = _logged(record._replace(state=_marked(state, mark)), run)
+    if released is not None and _is_of(record, released):
+        return logged._replace(record=_free(logged.record))
+    return logged
 
 
 def extended(newest: RunRecord | None, record: RunRecord) -> RunRecord | None:

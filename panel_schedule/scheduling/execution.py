@@ -383,18 +383,26 @@ class Execution:
 
     def record(self, state: TaskState, run: Run, then: Callable[[bool], object] | None = None) -> None:
         if self._s.states.get(run.task) is state and not self._unfinished(run):
-            claimed = state.claim is not None and state.claim.run_id == run.id
+            claim = state.claim if state.claim is not None and state.claim.run_id == run.id else None
+            released = claim if state.run is run and state.body is None and not state.asking else None
             # Without a claim the first process that says what became of the slot is the one that is heard.
-            self.note(state, run, None if claimed else run.mark, then)
+            self.note(state, run, None if claim is not None else run.mark, then, released)
+            if released is not None:
+                state.claim = None
 
     def note(
-        self, state: TaskState, run: Run, mark: datetime | int | None, then: Callable[[bool], object] | None = None
+        self,
+        state: TaskState,
+        run: Run,
+        mark: datetime | int | None,
+        then: Callable[[bool], object] | None = None,
+        released: Claim | None = None,
     ) -> None:
         """Record what became of a slot: in the order of the slots, as the store takes the earlier ones for handled."""
         if state.asking:
             state.untold += (partial(self.note, state, run, mark, then),)
         else:
-            self._s.outbox.ask([state], self._s.store.to_record(run.task, run.record(), mark), then)
+            self._s.outbox.ask([state], self._s.store.to_record(run.task, run.record(), mark, released), then)
 
     def tell(self, state: TaskState) -> None:
         """Record what had to wait until it was known who has the claim."""

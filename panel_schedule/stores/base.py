@@ -190,8 +190,9 @@ class Store:
         self._listening = not records.blocking
         self._stored: list[Listener] = []
         self._noticed: list[Callable[[str], object]] = []
-        for space in (TASK, USER):
-            records.subscribe(space, self._changed, self._restore)
+        if records.blocking:  # else no other process changes anything
+            for space in (TASK, USER):
+                records.subscribe(space, self._changed, self._restore)
 
     @property
     def blocking(self) -> bool:
@@ -228,8 +229,6 @@ class Store:
 
     def _changed(self, record: Record) -> None:
         """A process may have changed a record."""
-        if not self.blocking:  # this one, which knows
-            return
         key = (record.space, record.name)
         # Other tasks' values, perhaps of last year's code, are nobody's business.
         if record.space == USER or key in self._versions:
@@ -734,12 +733,19 @@ class Store:
         done: bool = self.answer_to(self.to_record(task, record, mark))
         return done
 
-    def to_record(self, task: str, record: RunRecord, mark: Mark | None = None) -> Request:
-        """The same as a request."""
+    def to_record(
+        self, task: str, record: RunRecord, mark: Mark | None = None, released: Claim | None = None
+    ) -> Request:
+        """The same as a request; `released` is a claim that is given back with it."""
         if self.blocking:
             record = replace(record, error=storable(record.error), reason=storable(record.reason))
-        change = Change(TASK, task, partial(tasks.note, task=task, run=record, mark=mark))
-        return Request(change, lambda result: result.logged is not None)
+        apply = partial(tasks.note, task=task, run=record, mark=mark, released=released)
+        return Request(Change(TASK, task, apply), partial(self._recorded, released))
+
+    def _recorded(self, released: Claim | None, result: Result) -> bool:
+        if released is not None:
+            self._voided.discard(released)
+        return result.logged is not None
 
     def history(self, task: str) -> list[RunRecord]:
         """Newest first."""

@@ -16,6 +16,7 @@ from ..serialize.checks import size_of
 from ..serialize.codec import Encoded, decode
 from .records import (
     ALL,
+    NO_PARTS,
     Change,
     Changed,
     Reference,
@@ -74,10 +75,10 @@ class MemoryRecords:
             if together and any(isinstance(outcome, Refusal) for outcome in outcomes):
                 return [Result(None, outcome if isinstance(outcome, Refusal) else None) for outcome in outcomes]
             self._revision = revision
-            results = [self._set(change, outcome, revision) for change, outcome in zip(changes, outcomes, strict=True)]
-        for result in results:
-            if result.record is not None:
-                failed = tell_all(self._subscribers[result.record.space], result.record)
+            results = [self._set(*each, revision) for each in zip(changes, outcomes, strict=True)]
+        for (space, *_), result in zip(changes, results, strict=True):
+            if result.record is not None and (subscribers := self._subscribers.get(space)):
+                failed = tell_all(subscribers, result.record)
                 if failed is not None:  # there is nothing here that could be ready for it later
                     log.error("%s", failed)
         return results
@@ -98,21 +99,22 @@ class MemoryRecords:
     def _set(self, change: Change, outcome: Record | Logged | Refusal | None, revision: int) -> Result:
         if isinstance(outcome, Refusal):
             return Result(None, outcome)
-        key, records = (change.space, change.name), self._records[change.space]
+        records, name = self._records[change.space], change.name
+        old = records.get(name)
         new, logged = logged_in(self._logs, outcome, self._log_limit)
         if new is None:
-            if change.name in records:
-                self._erase(records[change.name])
+            if old is not None:
+                self._erase(old)
             return Result(None)
-        old = records.get(change.name)
-        size = old.size if old is not None else 0
-        if change.parts or (old is not None and old.parts != new.parts):
-            parts = self._parts.setdefault(key, {})
-            parts |= {each: (revision, _kept(value)) for each, value in change.parts.items()}
-            for kind, number in [each for each in parts if each[1] >= new.parts.get(each[0], 0)]:
-                del parts[kind, number]
-            size = sum(_size(value) for _, value in parts.values())
-        records[change.name] = new = numbered(new, old, size, revision)
+        if old is not None and not change.parts and old.parts == new.parts:
+            records[name] = new = new._replace(size=old.size, created=old.created, revision=revision)
+            return Result(new, None, NO_PARTS, logged)
+        parts = self._parts.setdefault((change.space, name), {})
+        parts |= {each: (revision, _kept(value)) for each, value in change.parts.items()}
+        for kind, number in [each for each in parts if each[1] >= new.parts.get(each[0], 0)]:
+            del parts[kind, number]
+        size = sum([_size(value) for _, value in parts.values()])
+        records[name] = new = numbered(new, old, size, revision)
         return Result(new, None, {each: _read(_kept(value)) for each, value in change.parts.items()}, logged)
 
     def log(self, space: str, name: str) -> list[RunRecord]:
@@ -202,4 +204,4 @@ def _read(kept: Any) -> Any:
 
 
 def _size(kept: Any) -> int:
-    return max(1, size_of(kept))
+    return 32 if isinstance(kept, (int, float)) else max(1, size_of(kept))
