@@ -184,6 +184,8 @@ class Store:
         self._versions: dict[tuple[str, str], int] = {}
         self._complained: dict[tuple[str, str], int] = {}
         self._trouble = ""
+        # The last change of each task that is known here: it was made here, or was told of.
+        self._known: dict[str, int] = {}
         self._isolated: set[str] = set()
         self._voided: set[Claim] = set()
         self._applying = threading.Lock()
@@ -233,7 +235,10 @@ class Store:
         # Other tasks' values, perhaps of last year's code, are nobody's business.
         if record.space == USER or key in self._versions:
             self._take_in(record)
-        if record.space == TASK:
+        if record.space == TASK and (
+            record.owner not in (None, self.records.me) or self._known.get(record.name) != record.revision
+        ):
+            self._known[record.name] = record.revision
             for noticed in self._noticed:
                 noticed(record.name)
 
@@ -377,6 +382,7 @@ class Store:
         results = self.records.write([request.change for request in requests], tell=tell)
         answers = list[tuple[Any, BaseException | None]]()
         for request, result in zip(requests, results, strict=True):
+            self._learn(result)
             try:
                 answers.append((request.answer(result), None))
             except Exception as error:
@@ -386,7 +392,16 @@ class Store:
     def answer_to(self, request: Request) -> Any:
         """What comes of one, alone."""
         [result] = self.records.write([request.change], tell=request.tell)
+        self._learn(result)
         return request.answer(result)
+
+    def _learn(self, result: Result) -> None:
+        """Of a change that was made here nobody has to be told, unless another process has made one before it."""
+        record = result.record
+        if record is None or record.space != TASK or not self.blocking:
+            return
+        if self._known.get(record.name, 0) == result.before:
+            self._known[record.name] = record.revision
 
     def finalize(self, claim: Claim) -> Entry | None:
         """The last value that the claim's run has published was its final one."""
@@ -615,6 +630,7 @@ class Store:
         self, task: str, apply: Apply, parts: Mapping[tuple[str, int], Any] = NO_PARTS, tell: Tell = Tell.SOON
     ) -> Result:
         [result] = self.records.write([Change(TASK, task, apply, parts, whose(TASK, task))], tell=tell)
+        self._learn(result)
         return result
 
     # ------------------------------------------------------------ runs

@@ -75,12 +75,15 @@ class Result(NamedTuple):
         The values of the change as every process reads them.
     logged : RunRecord or None
         The line that was added to the log; None where there is none, or another one became longer.
+    before : int
+        The revision of the record that was changed; 0 of a new one, or where the store does not say.
     """
 
     record: Record | None
     refusal: Refusal | None = None
     parts: Mapping[tuple[str, int], Any] = NO_PARTS
     logged: RunRecord | None = None
+    before: int = 0
 
 
 Changed = Callable[[Record], object]

@@ -249,7 +249,8 @@ class FileRecords(OpenDirectory):
             return Result(None)
         new = numbered(new, old, size, revision)
         self._set(tx, new)
-        return Result(new, None, {key: part.value for key, part in placed.items()}, logged)
+        values = {key: part.value for key, part in placed.items()}
+        return Result(new, None, values, logged, old.revision if old is not None else 0)
 
     def _add(self, tx: Transaction, logged: Logged) -> RunRecord | None:
         """The line, if there is a new one."""
