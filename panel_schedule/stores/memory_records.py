@@ -48,10 +48,11 @@ class MemoryRecords:
     ) -> list[Result]:
         with self._lock:
             revision = self._revision + 1
-            outcomes, left = list[Record | Refusal | None](), dict[tuple[str, str], Record | None]()
+            outcomes: list[Record | Refusal | None] = []
+            left: dict[tuple[str, str], Record | None] = {}
             for change in changes:
-                key = change.space, change.name
-                outcome = change.apply(left[key] if key in left else self._records[key[0]].get(key[1]), revision)
+                key = space, name = change.space, change.name
+                outcome = change.apply(left[key] if key in left else self._records[space].get(name), revision)
                 outcomes.append(outcome)
                 if not isinstance(outcome, Refusal):
                     left[key] = outcome
