@@ -450,10 +450,10 @@ def test_what_was_used_longest_ago_goes_first(opened, worker, home):
     other("store.cache.use('f', ['a', 'unknown'], second(10))")
     give(store, large(3), "d", now=second(11), limits=Limits(3))
     assert ["a", "c", "d"] == kept(store)
-    assert other("give(4, 'e', limits=Limits(2))")  # claimed today
+    assert other("give(4, 'e', limits=Limits(2))")  # at second(1)
 
     assert (["d", "e"], ["other"], 1) == (kept(store), kept(store, "g"), len(files(home)))
-    assert ["e", "d"] == [row.key for row in store.cache.answers("f")]
+    assert ["d", "e"] == [row.key for row in store.cache.answers("f")]
 
 
 def test_what_takes_more_bytes_than_allowed_goes(opened, home):

@@ -339,9 +339,11 @@ def test_who_has_lost_it_changes_nothing(happen, record, lost):
     assert happen(record, REVISION, **lost) is Refusal.FENCED
 
 
-@pytest.mark.parametrize("what", [what for what, happen in TO_ANSWERS.items() if "now" in happen.keywords])
+@pytest.mark.parametrize(
+    "what", [what for what, to in TO_ANSWERS.items() if "now" in to.keywords and what != "succeed"]
+)
 def test_a_clock_that_was_set_back_makes_no_answer_older(what):
-    """Else the newest one would be the first to go, when others need the room."""
+    """But for one that is there anew, which was used when it says that it was made."""
     for record in OF_ANSWERS.values():
         after = TO_ANSWERS[what](record, REVISION, now=second(-60))
         assert record is None or isinstance(after, Refusal) or after.used_at == record.used_at

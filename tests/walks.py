@@ -417,7 +417,7 @@ class AnswerWalk(Walk):
         assert ERROR not in new.parts or after.failed
         assert new.owner is not None or (after.wanted, after.partials) == ((), 0)
         assert new.owner is not None or new.expires_at is not None or after.version
-        assert old is None or old.used_at is None or (new.used_at and new.used_at >= old.used_at)
+        assert published or old is None or old.used_at is None or (new.used_at and new.used_at >= old.used_at)
 
     def check_all(self) -> None:
         for record in self.world.scan(self.SPACE):

@@ -147,7 +147,7 @@ def succeed(
     if record is None or not _is_held(record, me, fence):
         return Refusal.FENCED
     state = AnswerState(record.state.call, revision, record.state.wanted, now, duration, fence)
-    return _set(record, state, now, {VALUE})._replace(expires_at=expires_at)
+    return _set(record, state, now, {VALUE})._replace(used_at=now, expires_at=expires_at)
 
 
 def fail(record: Record | None, revision: int, *, me: str, fence: int, now: datetime) -> Record | Refusal:
