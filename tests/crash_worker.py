@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 import panel_schedule as ps
+from panel_schedule.coordination import tasks
 from panel_schedule.serialize.codec import Encoded
-from panel_schedule.stores.base import Claim
+from panel_schedule.stores.base import Claim, Request
 from panel_schedule.stores.file import blobs as shelf_module
 from panel_schedule.stores.file.database import Database
 from panel_schedule.stores.file.store import FileStore
@@ -101,32 +102,43 @@ class Worker:
 
     def arm(self) -> None:
         """Wrap what passes the points."""
-        claim, take_over, publish = FileStore.claim, FileStore.take_over, FileStore.publish
+        perform, answer_to, take_over = FileStore.perform, FileStore.answer_to, FileStore.take_over
         write_file, write_encoded, write = shelf_module.write_file, Encoded.write, Database.write
         here = threading.local()
 
         def explode(point: str, held: Claim) -> None:
             self.explode(point, held.task, held.key, held.attempt)
 
-        def claim_here(store: FileStore, task: str, run_id: str, **options: Any) -> Any:
-            self.explode("before the claim", task, options["key"], 1)
-            held = claim(store, task, run_id, **options)
-            if isinstance(held, Claim):
-                explode("after the claim", held)
-            return held
+        @contextmanager
+        def making(requests: Sequence[Request]) -> Iterator[Callable[[Any], None]]:
+            calls = [request.change.apply for request in requests if isinstance(request.change.apply, partial)]
+            for call in calls:
+                if call.func is tasks.claim:
+                    self.explode("before the claim", call.keywords["task"], call.keywords["key"], 1)
+            here.claim = next((call.keywords["claim"] for call in calls if call.func is tasks.publish), None)
+            try:
+                yield lambda held: explode("after the claim", held) if isinstance(held, Claim) else None
+            finally:
+                here.claim = None
+
+        def perform_here(store: FileStore, requests: Sequence[Request]) -> Any:
+            with making(requests) as made:
+                answers = perform(store, requests)
+                for answer, _ in answers:
+                    made(answer)
+            return answers
+
+        def answer_to_here(store: FileStore, request: Request) -> Any:
+            with making([request]) as made:
+                answer = answer_to(store, request)
+                made(answer)
+            return answer
 
         def take_over_here(store: FileStore, *args: Any) -> Any:
             held = take_over(store, *args)
             if isinstance(held, Claim):
                 explode("after the claim", held)
             return held
-
-        def publish_here(store: FileStore, *args: Any, **options: Any) -> Any:
-            here.claim = options["claim"]
-            try:
-                return publish(store, *args, **options)
-            finally:
-                here.claim = None
 
         def write_file_here(path: Path, encoded: Encoded, *, sync: bool) -> None:
             write_file(path, encoded, sync=sync)
@@ -147,7 +159,7 @@ class Worker:
             if getattr(here, "claim", None) is not None:
                 explode("after the commit", here.claim)
 
-        FileStore.claim, FileStore.take_over, FileStore.publish = claim_here, take_over_here, publish_here
+        FileStore.perform, FileStore.answer_to, FileStore.take_over = perform_here, answer_to_here, take_over_here
         shelf_module.write_file, Encoded.write, Database.write = write_file_here, write_encoded_here, write_here
 
 

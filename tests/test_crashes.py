@@ -40,12 +40,21 @@ SOAK = float(os.environ.get("PANEL_SCHEDULE_TEST_SOAK", "10"))
 AUDIT = """
     CREATE TABLE claimed (task TEXT, key TEXT, run_id TEXT, owner TEXT, attempt INTEGER, at INTEGER);
     CREATE TABLE published (task TEXT, version INTEGER, run_id TEXT, final INTEGER);
-    CREATE TRIGGER claims AFTER UPDATE OF fence ON tasks WHEN NEW.fence != OLD.fence BEGIN
-        INSERT INTO claimed VALUES (NEW.name, NEW.key, NEW.run_id, NEW.owner, NEW.attempt, NEW.started_at);
+    CREATE TRIGGER claims AFTER UPDATE OF state ON records
+    WHEN NEW.space = 'task' AND json_extract(NEW.state, '$[0].fence') IS NOT json_extract(OLD.state, '$[0].fence') BEGIN
+        INSERT INTO claimed SELECT name, key, run_id, owner, attempt, started_at FROM task_of WHERE name = NEW.name;
     END;
-    CREATE TRIGGER publishes AFTER INSERT ON entries WHEN NEW.updated_at NOT NULL BEGIN
-        INSERT INTO published VALUES (NEW.name, NEW.version, NEW.run_id, NEW.final);
+    CREATE TRIGGER publishes AFTER UPDATE OF state ON records
+    WHEN NEW.space = 'task' AND json_extract(NEW.state, '$[0].version') IS NOT json_extract(OLD.state, '$[0].version')
+    BEGIN
+        INSERT INTO published SELECT name, version, by, final FROM task_of WHERE name = NEW.name;
     END;
+    CREATE VIEW task_of AS SELECT name, owner, json_extract(state, '$[0].run_id') AS run_id,
+        CASE json_type(state, '$[0].key') WHEN 'integer' THEN '@' ELSE '' END || json_extract(state, '$[0].key') AS key,
+        ifnull(json_extract(state, '$[0].attempt'), 1) AS attempt, json_extract(state, '$[0].started_at') AS started_at,
+        json_extract(state, '$[0].version') AS version, json_extract(state, '$[0].by') AS by,
+        ifnull(json_extract(state, '$[0].final'), 1) AS final
+    FROM records WHERE space = 'task';
 """
 
 
@@ -89,13 +98,13 @@ class Audited:
     def lost_runs(self) -> list[tuple[Any, ...]]:
         """Those that have not ended and that nobody will take over."""
         return self.rows(
-            "SELECT task, run_id FROM claimed EXCEPT SELECT task, id FROM runs EXCEPT SELECT name, run_id FROM tasks"
+            "SELECT task, run_id FROM claimed EXCEPT SELECT task, id FROM runs EXCEPT SELECT name, run_id FROM task_of"
         )
 
     def lost_slots(self, period: timedelta) -> list[tuple[str, int]]:
         """Those between the first and the last of a task that nobody claimed, and of which no record says why."""
         lost, step = [], period // timedelta(microseconds=1)
-        for (task,) in self.rows("SELECT name FROM tasks"):
+        for (task,) in self.rows("SELECT name FROM task_of WHERE name NOT LIKE '%dates of %'"):
             claims = self.rows("SELECT key FROM claimed WHERE task = ? AND key GLOB '@*'", task)
             ran = {int(key[1:]) for (key,) in claims}
             skipped = [
@@ -111,7 +120,7 @@ class Audited:
         return lost
 
     def unreferenced(self) -> set[str]:
-        known = {file for (file,) in self.rows("SELECT file FROM entries WHERE file NOT NULL")}
+        known = {file for (file,) in self.rows("SELECT file FROM blobs WHERE file NOT NULL")}
         return {path.name for path in (self.path / "values").iterdir()} - known
 
     def assert_sound(self) -> None:
@@ -125,7 +134,7 @@ class Audited:
             assert [("ok",)] == self.rows("PRAGMA integrity_check")
             assert set() == self.unreferenced()
             assert [] == list(self.path.glob("*.corrupt-*"))
-            for (task,) in self.rows("SELECT name FROM entries"):
+            for (task,) in self.rows("SELECT name FROM task_of WHERE version NOT NULL"):
                 assert store.entry(TASK, task) is not None
         finally:
             store.close()
@@ -512,7 +521,9 @@ def test_a_task_that_holds_the_gil_loses_no_claim(serve_two: Serve, audited: Aud
         def holds_claims():
             database = sqlite3.connect(os.environ["PANEL_SCHEDULE_STORE"].removeprefix("file://") + "/store.db")
             owner = f"{os.getpid()}-*"
-            return database.execute("SELECT 1 FROM tasks WHERE name != 'deaf' AND owner GLOB ?", [owner]).fetchall()
+            return database.execute(
+                "SELECT 1 FROM records WHERE space = 'task' AND name != 'deaf' AND owner GLOB ?", [owner]
+            ).fetchall()
 
         @ps.schedule(period="1h", first_run="background")
         def deaf():
@@ -570,7 +581,7 @@ def stop_empty_handed(process: psutil.Process, audited: Audited) -> bool:
 
 
 def claims_of(process: psutil.Process, audited: Audited, held: bool = False) -> list[tuple[Any, ...]]:
-    return audited.rows(f"SELECT * FROM {'tasks' if held else 'claimed'} WHERE owner GLOB ?", f"{process.pid}-*")
+    return audited.rows(f"SELECT * FROM {'task_of' if held else 'claimed'} WHERE owner GLOB ?", f"{process.pid}-*")
 
 
 def test_readers_on_every_thread_wait_for_one_slow_task_without_a_deadlock(serve_two: Serve) -> None:

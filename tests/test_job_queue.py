@@ -390,7 +390,7 @@ def test_one_that_is_cancelled_as_its_new_process_lets_it_go_has_ended(opened, w
     with pytest.raises(StoreError, match="not now"):
         store.queue.take("run1", second(1))
     assert RunState.QUEUED is other.queue.job("run1").state
-    other._catch_up()
+    other.records._catch_up()
 
     assert RunState.CANCELLED is store.queue.job("run1").state
 
