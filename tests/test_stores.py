@@ -13,11 +13,13 @@ import pytest
 
 import documents
 from panel_schedule.clock import SystemClock
+from panel_schedule.stores.base import TASK, Refusal
 from panel_schedule.stores.file import opened
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.stores.memory_records import MemoryRecords
 from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract
+from panel_schedule.testing.contracts.tools import claim, refusal, second
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,20 @@ class TestMemoryStore(StoreContract):
     @pytest.fixture
     def store(self):
         return MemoryStore(self.history_limit)
+
+
+def test_in_the_child_of_a_fork_nobody_holds_a_task():
+    """Its run stayed with the parent; what the task has given is there, and its slot was handled."""
+    store = MemoryStore()
+    held = claim(store, "sales", mark=second(1))
+    store.publish(TASK, "sales", 7, now=second(1), claim=held)
+    child = store.forked()
+
+    entry = child.entry(TASK, "sales")
+    assert entry is not None
+    assert (7, Refusal.HANDLED, None) == (
+        entry.value, refusal(child, "sales", mark=second(1)), refusal(child, "sales", mark=second(2)),
+    )  # fmt: skip
 
 
 class TestFileStore(StoreContract):

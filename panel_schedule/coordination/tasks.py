@@ -406,6 +406,13 @@ def release(record: Record | None, revision: int, *, claim: Claim) -> Record | R
     return _free(record)
 
 
+def abandon(record: Record | None, revision: int) -> Record | Refusal:
+    """Whoever holds it is none of those who know the record: it stayed with the parent of a fork."""
+    if record is None or not record.state.run_id:
+        return Refusal.ABSENT
+    return _free(record)
+
+
 def hand_over(record: Record | None, revision: int, *, claim: Claim) -> Record | Refusal:
     """Let another process finish the run, at no attempt's cost."""
     if record is None or not _is_of(record, claim):

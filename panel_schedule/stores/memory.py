@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ..clock import Clock, SystemClock
-from .base import Store
+from ..coordination import tasks
+from .base import TASK, Store
 from .memory_records import MemoryRecords
+from .records import Change
 
 
 class MemoryStore(Store):
@@ -26,6 +28,7 @@ class MemoryStore(Store):
     def forked(self) -> MemoryStore:
         """The same values for the child of a fork, where locks, claims and listeners of the parent mean nothing."""
         records = self.records.forked()
+        records.write([Change(TASK, record.name, tasks.abandon) for record in records.scan(TASK)])
         child = MemoryStore(self._history_limit, self._clock, records)
         child._entries, child._versions, child._isolated = (
             dict(self._entries), dict(self._versions), set(self._isolated),
