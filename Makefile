@@ -1,7 +1,7 @@
 # make demo          serve the examples       make lint    ruff and mypy
 # make test          run the tests            make bench   measure, and write docs/benchmarks.md
 # make test-quick    those of them that need no server and no browser, in under 3 minutes
-# make test-newest   those of servers, sessions, jobs and workers on the newest Python; `make test` does it, too
+# make test-newest   those of servers, sessions, jobs and workers on the newest Python that there is
 #
 # Everything is installed into .venv, again only when pyproject.toml has changed; for the newest Python into
 # .venv-newest.
@@ -31,7 +31,6 @@ test: .venv/.test
 	@setup_scripts/system_packages.sh
 	$(compile)
 	$(python) -m pytest
-	@$(MAKE) --no-print-directory test-newest
 
 test-newest: .venv/.test
 	@newest=$$($(python) setup_scripts/newest_python.py) || exit; \

@@ -1190,7 +1190,8 @@ def test_a_store_that_fails_for_a_while_loses_nothing(pair, monkeypatch, caplog)
 
         return call
 
-    monkeypatch.setattr(store, "perform", failing(store.perform))
+    for name in ("perform", "answer_to"):
+        monkeypatch.setattr(store, name, failing(getattr(store, name)))
     pair.run_for(120)
 
     assert [second(60), second(120)] == keys(tasks[1])

@@ -145,7 +145,10 @@ class Execution:
         claim = self._s.store.to_claim(
             run.task, run.id, now=self._s.clock.now(), key=run.key, mark=run.mark, wave=run.wave, first=run.first
         )
-        self._s.outbox.ask([state], claim, partial(self._answered, state, run))
+        # First runs one by one: they come all at once, and one that kills its process takes with it what has begun.
+        alone = state.task.known is None
+        call = partial(self._s.store.answer_to, claim) if alone else claim
+        self._s.outbox.ask([state], call, partial(self._answered, state, run))
 
     def _answered(self, state: TaskState, run: Run, claim: Claim | Refusal) -> None:
         if isinstance(claim, Claim):
