@@ -20,9 +20,6 @@ from servers import PanelServer, Serve, write_files
 from store_peer import Peer
 from windows import NewPage, launch, windows
 
-# Of all Pythons that a test starts.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [f"{Path(__file__).parent}/site", os.getenv("PYTHONPATH")]))
-
 # What takes long: tests with a server, a browser or processes of their own, by fixture, and whole files of them.
 _SLOW = {"browser", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
 _SLOW |= {"test_busy_store", "test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping"}
