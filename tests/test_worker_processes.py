@@ -102,12 +102,12 @@ def eventually(condition, patience=PATIENCE) -> bool:
 
 
 def descriptors() -> set[str]:
-    """What is open in this process, by number; but for the eventfds of libraries that other tests use, as ZeroMQ has."""
+    """The pipes, sockets and files of this process; not what libraries of other tests, as ZeroMQ, have of the kernel."""
     found = set()
     for descriptor in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # that of the listing itself
             found.add(f"{descriptor} {os.readlink(f'/proc/self/fd/{descriptor}')}")
-    return {each for each in found if "eventfd" not in each}
+    return {each for each in found if "anon_inode" not in each}
 
 
 class Told:
