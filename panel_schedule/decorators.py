@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any, TypeVar
 
+from .engine.hooks import EVENTS, Handler
 from .errors import RegistrationError, ScheduleError
 from .functions.background import build_job_policy
 from .functions.calls import is_async
@@ -20,7 +21,6 @@ from .functions.registry import Registry, build_policy, choose_trigger, duration
 from .functions.run import Run, refuse_to_block
 from .functions.task import FirstRun, Policy, Retry, Task
 from .runtime import Runtime
-from .scheduling.hooks import EVENTS, Handler
 from .serialize.errors import traceback_text
 from .server.shutdown import Stopping
 from .shared_values import NamedValues
@@ -252,10 +252,10 @@ class Front(_OnRequest):
         self._runtime = runtime
         self.tasks: Registry = runtime.tasks
         self.store = NamedValues(
-            lambda: runtime.scheduler.store,
+            lambda: runtime.service.store,
             lambda: runtime.views,
             runtime.clock,
-            lambda call: runtime.scheduler.outbox.aside(call),
+            lambda call: runtime.service.outbox.aside(call),
             lambda function: runtime.single_flight.archive.entries(function),
         )
 
@@ -525,7 +525,7 @@ class Front(_OnRequest):
             When the store cannot be opened.
         """
         refuse_to_block("run_forever()", "panel serve")
-        self._runtime.scheduler  # noqa: B018
+        self._runtime.service  # noqa: B018
         loop = asyncio.new_event_loop()
         stopping = Stopping(self._runtime)
         watched = stopping.watch(loop)

@@ -23,6 +23,8 @@ from .cache.lru import Watched
 from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
 from .config import Config
+from .engine.hooks import EVENTS, Handler
+from .engine.service import Service
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
@@ -42,12 +44,11 @@ from .functions.registry import (
     taken,
     was_edited,
 )
-from .functions.run import Run, current_run, on_a_loop, place, refuse_to_block, renew_ids
+from .functions.run import Run, _current, current_run, on_a_loop, place, refuse_to_block, renew_ids
 from .functions.task import FirstRun, Policy, Task
 from .hashing.keys import digested
 from .jobs.queue import Dispatcher
 from .notebook import in_notebook, remember, speak
-from .scheduling.hooks import EVENTS, Handler
 from .scheduling.scheduler import Scheduler
 from .serialize.checks import is_light
 from .serialize.entry import Entry
@@ -106,49 +107,67 @@ class Runtime:
         # Of the server that this process is one of several of: the pid of their parent.
         self._supervisor = supervisor.find()
         # What a fork has left behind: never closed here, as that would disturb the parent's.
-        self._former: list[Scheduler] = []
+        self._former: list[Service] = []
         self._fresh()
 
     def _fresh(self) -> None:
         self._lock = threading.RLock()
-        self._scheduler: Scheduler | None = None
+        self._service: Service | None = None
         self._started = False
         self._inherited: MemoryStore | None = None
         self.loops = LoopExecutor()
         self.views = Views(self.clock, lambda: self.loops.adopted, self._watch)
 
     @property
-    def scheduler(self) -> Scheduler:
+    def service(self) -> Service:
         """
-        The scheduler, made when it is first needed: from then on the configuration is fixed.
+        The service, made when it is first needed, with all that it serves: from then on the configuration is fixed.
 
         Raises
         ------
         StoreError, ConfigError
             When the store cannot be opened. The next one who needs it tries again.
         """
-        if self._scheduler is None:
+        if self._service is None:
             with self._lock:
-                if self._scheduler is None:
+                if self._service is None:
                     try:
-                        scheduler = self._build()
+                        service = self._build()
                     except (StoreError, ConfigError) as error:
                         if self.unusable is not None:
                             self.unusable(error)
                         raise
-                    self._attach(scheduler)
-                    self._scheduler = scheduler
+                    self._attach(service)
+                    self._service = service
                     for task in self.tasks.values():
                         self._scheduler.add(task, gated=task.name not in self._ungated)
+        return self._service
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What runs tasks; made with the service."""
+        self.service  # noqa: B018
         return self._scheduler
 
-    def _build(self) -> Scheduler:
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What hands background runs out; made with the service."""
+        self.service  # noqa: B018
+        return self._dispatcher
+
+    @property
+    def single_flight(self) -> SingleFlight:
+        """What computes answers; made with the service."""
+        self.service  # noqa: B018
+        return self._single_flight
+
+    def _build(self) -> Service:
         remote.refuse_here("The scheduler")
         self.config.check()
         store = self._make_store()
         self.config.freeze()
         store.subscribe(self._stored)
-        return Scheduler(
+        return Service(
             self.clock,
             store,
             {
@@ -168,10 +187,30 @@ class Runtime:
             },
             self.handlers,
             changed=lambda task: self.views.changed(TASK, task.name),
+        )
+
+    def _attach(self, service: Service) -> None:
+        """Serve the functions that there are."""
+        config = self.config
+        self._scheduler = Scheduler(
+            service,
             exhausted=self.tasks.discard,
             fatal=self._first_run_failed,
-            zone=ZoneInfo(self.config.timezone) if self.config.timezone else UTC,
+            zone=ZoneInfo(config.timezone) if config.timezone else UTC,
         )
+        self._dispatcher = Dispatcher(service, config.max_result_bytes, config.max_queued)
+        self._single_flight = SingleFlight(service, self.loops)
+        service.questions |= {
+            "memo": self._compute,
+            "submit": self._submit,
+            "run": lambda run, id, attribute: getattr(self._find(run, id), attribute),
+            "cancel": lambda run, id, reason: self._find(run, id).cancel(reason),
+            "result": self._result,
+        }
+        for job in self.jobs.values():
+            self._dispatcher.add(job)
+        for memo in self.memos.values():
+            self._single_flight.add(memo)
 
     def _make_store(self) -> Store:
         if self._supervisor is None:  # with --num-procs 0 the import came before the fork
@@ -213,9 +252,9 @@ class Runtime:
             self.loops.adopt(loop)
         if not self._started:
             self._started = True
-            if self._scheduler is not None and self._scheduler.stopping and self._scheduler.store.blocking:
+            if self._service is not None and self._service.stopping and self._service.store.blocking:
                 # A server that starts again in the same process: what it shared it has left.
-                self._scheduler = None
+                self._service = None
             # At the loop's next turn: the rest of a setup script that is running now registers its tasks first.
             loop.call_soon_threadsafe(self._begin_on, loop)
 
@@ -242,7 +281,7 @@ class Runtime:
     @property
     def begun(self) -> bool:
         """Whether they have begun: `start` lets them do so at the loop's next turn."""
-        return self._scheduler is not None and self._scheduler.begun
+        return self._service is not None and self._service.begun
 
     def stop(self) -> None:
         """Stop the clocks; runs in computation get the grace period. Idempotent."""
@@ -255,20 +294,14 @@ class Runtime:
 
         A thread that is still inside of a C++ extension when Python goes aborts the whole process.
         """
-        if self._scheduler is not None and not self._scheduler.stopping:
+        if self._service is not None and not self._service.stopping:
             self._started = False
-            self._dispatcher.stop()
-            self._single_flight.stop()
             grace = self.config.grace_period if self.grace is None else self.grace
-            self._scheduler.stop(grace, self._release)
-
-    def _release(self) -> None:
-        self._dispatcher.release()
-        self._single_flight.release()
+            self._service.stop(grace)
 
     def forget(self) -> None:
         """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
-        former, inherited = self._scheduler, self._inherited
+        former, inherited = self._service, self._inherited
         renew_ids()
         self._fresh()
         for memo in self.memos.values():
@@ -392,7 +425,7 @@ class Runtime:
                 self._warn_of_setup(name)
                 self._ungated.add(name)
             self.tasks.add(task)
-            if self._scheduler is not None:
+            if self._service is not None:
                 self._scheduler.add(task, gated=not in_session)
         self._start_where_a_loop_runs(task)
         return task
@@ -409,7 +442,7 @@ class Runtime:
         remember(f"Task {known.name!r}")
         known.function, known.policy = function, policy
         known.become(plain=False)
-        if self._scheduler is not None:
+        if self._service is not None:
             self._scheduler.redefine(known)
         self._start_where_a_loop_runs(known)
         return known
@@ -421,7 +454,7 @@ class Runtime:
                 if is_left_behind(task.function, module):
                     log.info("Task %r is gone from its file.", task.name)
                     self.tasks.discard(task)
-                    if self._scheduler is not None:
+                    if self._service is not None:
                         self._scheduler.drop(task)
             for functions in (self.jobs, self.memos):
                 for name in [name for name, each in functions.items() if is_left_behind(each.function, module)]:
@@ -472,45 +505,33 @@ class Runtime:
 
     # ------------------------------------------------------------ what runs on request
 
-    @property
-    def dispatcher(self) -> Dispatcher:
-        """What hands background runs out; made with the scheduler."""
-        self.scheduler  # noqa: B018
-        return self._dispatcher
-
-    @property
-    def single_flight(self) -> SingleFlight:
-        """What computes answers; made with the scheduler."""
-        self.scheduler  # noqa: B018
-        return self._single_flight
-
-    def _attach(self, scheduler: Scheduler) -> None:
-        """Serve the functions that there are with a new scheduler."""
-        config = self.config
-        self._dispatcher = Dispatcher(scheduler, config.max_result_bytes, config.max_queued)
-        self._single_flight = SingleFlight(scheduler, self.loops)
-        scheduler.compute, scheduler.submit, scheduler.find = self._compute, self._submit, self._find
-        for job in self.jobs.values():
-            self._dispatcher.add(job)
-        for memo in self.memos.values():
-            self._single_flight.add(memo)
-
-    def _compute(self, name: str, args: Any, kwargs: Any) -> Any:
+    def _compute(self, run: Run, name: str, arguments: Any) -> Any:
         """The answer of a memoized function, for a worker process."""
         if (memo := self.memos.get(name)) is None:
             raise RegistrationError(f"There is no memoized function {name!r} in the server: import its module there.")
+        # Its own run says what waits for what.
+        _current.set(run)
+        args, kwargs = arguments
         return self.single_flight.call(memo, memo.keys.local(args, kwargs), args, kwargs)
 
-    def _submit(self, run: Run, name: str, args: Any, kwargs: Any) -> Run:
+    def _submit(self, run: Run, name: str, arguments: Any) -> str:
         """Start a run of a background function for a function in a worker process, whose own run this is."""
         if (job := self.jobs.get(name)) is None:
             raise RegistrationError(f"There is no background function {name!r} in the server: import its module there.")
-        child = job.submit_for(run.user, args, kwargs)
+        child = job.submit_for(run.user, *arguments)
         if (children := self._children.get(run)) is None:
             children = self._children[run] = {}
             run.add_done_callback(lambda run: self._children.pop(run, None))
         children[child.id] = child
-        return child
+        return child.id
+
+    def _result(self, run: Run, id: str, timeout: float | None) -> tuple[bool, Any]:
+        """Whether it has ended in time, and what it gave."""
+        child, ended = self._find(run, id), threading.Event()
+        child.add_done_callback(lambda _: ended.set())
+        with place:
+            ended.wait(timeout)
+        return (True, child.result()) if child.state.final else (False, None)
 
     def _find(self, run: Run, id: str) -> Run:
         """A run that a function in a worker process asks for, by its id."""
@@ -539,7 +560,7 @@ class Runtime:
                 return known
             remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
-            if self._scheduler is not None:
+            if self._service is not None:
                 self._dispatcher.add(background)
             # What earlier processes have left behind is for servers.
             if (loop := self._loop_here()) is not None and not in_notebook():
@@ -560,12 +581,12 @@ class Runtime:
         name = require_nameable(_plain(function), name, "memoized function")
         with self._lock:
             if (known := self.memos.get(name)) is not None:
-                if _again(known, "memoized function", policy, key, function) and self._scheduler is not None:
+                if _again(known, "memoized function", policy, key, function) and self._service is not None:
                     self._single_flight.archive.forget(known)
                 return known
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
-            if self._scheduler is not None:
+            if self._service is not None:
                 self._single_flight.add(memo)
             return memo
 
@@ -627,19 +648,19 @@ class Runtime:
         self.single_flight.archive.unwatch(watched, changed)
 
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:
-        scheduler = self.scheduler
-        scheduler.start()
-        with scheduler.locked:
-            timer = scheduler.timers.after(seconds, lambda _: scheduler.defer(call), None)
+        service = self.service
+        service.start()
+        with service.locked:
+            timer = service.timers.after(seconds, lambda _: service.defer(call), None)
 
         def cancel() -> None:
-            with scheduler.locked:
-                scheduler.timers.cancel(timer)
+            with service.locked:
+                service.timers.cancel(timer)
 
         return cancel
 
     def aside(self, call: Callable[[], object]) -> object:
-        return self.scheduler.outbox.aside(call)
+        return self.service.outbox.aside(call)
 
     def show_memo(self, view: MemoView) -> Any:
         return show(view)

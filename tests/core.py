@@ -230,13 +230,13 @@ class Core:
             self.runtime._make_store = lambda: store  # type: ignore[method-assign]
             store.listen = lambda: None  # type: ignore[method-assign]
         self.ps = Front(self.runtime)
-        self.scheduler = self.runtime.scheduler
-        self.scheduler.start = lambda: None  # type: ignore[method-assign]
+        self.scheduler, self.service = self.runtime.scheduler, self.runtime.service
+        self.service.start = lambda: None  # type: ignore[method-assign]
         self.thread = HandExecutor()
         for name in ("thread", "handler", "job-thread", "job-process", "memo-thread", "memo-process"):
-            self.scheduler.executors[name] = self.thread
+            self.service.executors[name] = self.thread
         self.writer, self.publisher = StepExecutor(), StepExecutor()
-        self.scheduler.executors["store"], self.scheduler.executors["publisher"] = self.writer, self.publisher
+        self.service.executors["store"], self.service.executors["publisher"] = self.writer, self.publisher
         self.loop = asyncio.new_event_loop()
         self.runtime.loops.adopt(self.loop)
 
@@ -287,7 +287,7 @@ class Core:
     def tick(self) -> float:
         """All that is due, of which the scheduler does some at a time, and what it leads to."""
         while True:
-            delay = self.scheduler.tick()
+            delay = self.service.tick()
             if not self.go() or delay:
                 return delay
 
@@ -300,7 +300,7 @@ class Core:
         """Let time pass as in real life: the scheduler wakes up at each of its deadlines."""
         until = self.clock.monotonic() + seconds
         while (left := until - self.clock.monotonic()) > 1e-6:
-            delay = max(min(self.scheduler.timers.delay(), left), 0.001)
+            delay = max(min(self.service.timers.delay(), left), 0.001)
             self.clock.advance(timedelta(seconds=delay))
             self.tick()
 

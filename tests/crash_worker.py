@@ -64,10 +64,10 @@ class Worker:
             ps.schedule(period=period, name=f"task{number}", first_run="background")(partial(self.compute, size))
 
     def run(self) -> None:
-        store = ps._runtime.scheduler.store
+        store = ps._runtime.service.store
         store.subscribe(self.seen)
         if self.reads:
-            ps._runtime.scheduler.start()
+            ps._runtime.service.start()
             threading.Event().wait()
         ps.run_forever()
 

@@ -155,7 +155,7 @@ def work(pipe: Connection, folder: Path, source: str, serves: bool, options: dic
         for option, value in options.items():
             setattr(ps.config, option, value)
         exec(source, names)
-        ps._runtime.scheduler.start()
+        ps._runtime.service.start()
     except Exception as exc:
         error = exc
     pipe.send((None, error))

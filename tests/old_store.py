@@ -77,7 +77,7 @@ def make() -> None:
 
 
 def read(id: str) -> None:
-    ps._runtime.scheduler.start()
+    ps._runtime.service.start()
     found = {
         "note": ps.store["note"],
         "sales": sales()["sold"].tolist(),

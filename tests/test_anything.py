@@ -135,7 +135,7 @@ def test_a_random_hour_leaves_the_scheduler_sane(seed, ledger):
         core.begin()
         for _ in range(250):
             world.step()
-            claims = {record.name: record.state for record in core.scheduler.store.records.scan("task", owner=HELD)}
+            claims = {record.name: record.state for record in core.service.store.records.scan("task", owner=HELD)}
             for state in core.scheduler.states.values():
                 assert (state.run is None) == (state.claim is None)
                 held, claim = claims.get(state.task.name), state.claim

@@ -434,7 +434,7 @@ def test_a_value_on_its_way_to_the_store_is_what_it_was(front):
     async def put() -> None:
         mine = [1]
         front.store["mine"] = mine
-        if front._runtime.scheduler.store.blocking:
+        if front._runtime.service.store.blocking:
             mine.append(2)
 
     asyncio.run(put())

@@ -616,7 +616,7 @@ def test_partials_reach_the_store_before_the_end(shared, kind):
         runs = [background.submit() for _ in range(3)]
         for run in runs:
             run.result(PATIENCE)
-        queue = shared._runtime.scheduler.store.queue
+        queue = shared._runtime.service.store.queue
         assert [list(range(50))] * 3 == [queue.partials(run.id) for run in runs]
 
 
@@ -630,7 +630,7 @@ def test_what_a_function_changes_after_it_has_published_it_is_stored_as_it_was(s
 
     run = grow.submit()
     run.result(PATIENCE)
-    stored = shared._runtime.scheduler.store.queue.partials(run.id)
+    stored = shared._runtime.service.store.queue.partials(run.id)
     assert list(range(1, 101)) == [len(each) for each in stored]
 
 
@@ -838,7 +838,7 @@ def test_a_process_that_dies_is_a_crash_and_tried_again(real, tmp_path, caplog):
 
 def test_the_queue_says_who_is_next(core):
     first = core.ps.background(name="first")(lambda: None)
-    core.scheduler.executors["job-process"] = executor = processes.ProcessExecutor(1)
+    core.service.executors["job-process"] = executor = processes.ProcessExecutor(1)
     runs = [first.submit() for _ in range(3)]
     assert [1, 2, 3] == [run.position for run in runs]
     runs[1].cancel()
@@ -1241,7 +1241,7 @@ def test_whatever_happens_each_run_ends_once(store, real, shared, ledger):
     assert 1 == max(ledger.values())
     assert 0 == len(ps._runtime.dispatcher.executions)
     if store == "file":
-        queue = ps._runtime.scheduler.store.queue
+        queue = ps._runtime.service.store.queue
         when(lambda: all(row.state.final for each in functions for row in queue.jobs(each.name)))
 
 
@@ -1622,7 +1622,7 @@ def test_a_job_whose_parent_is_cancelled_keeps_no_thread_of_it(real, runtime):
     run = parent.submit()
     when(lambda: [each.state for each in child.runs()] == ["running"])
     run.cancel()
-    when(lambda: not runtime.scheduler.executors["job-process"].busy)
+    when(lambda: not runtime.service.executors["job-process"].busy)
     child.runs()[0].cancel()
 
 

@@ -357,7 +357,7 @@ def test_who_gives_up_before_the_store_has_answered_spoils_nothing(house):
 import threading
 
 async def hasty():
-    queue, ledger, go = ps._runtime.dispatcher.follower._queue, ps._runtime.scheduler.outbox, threading.Event()
+    queue, ledger, go = ps._runtime.dispatcher.follower._queue, ps._runtime.service.outbox, threading.Event()
     enqueue = queue.enqueue
     queue.enqueue = lambda *args, **kwargs: (go.wait(10), enqueue(*args, **kwargs))[1]
     run = shared.submit("a")

@@ -191,7 +191,7 @@ def test_a_run_that_was_ended_keeps_no_frame_of_who_waited(ps: Front, how: str) 
         with suppress(Exception):
             wait(run)
     go.set()
-    ps._runtime.scheduler.executors["job-thread"].stop(PATIENCE)
+    ps._runtime.service.executors["job-thread"].stop(PATIENCE)
     assert run.error is not None
     assert no_page_left()
 

@@ -9,12 +9,10 @@ import pytest
 
 from core import PATIENCE
 from panel_schedule.engine.lock import Bell, Locked
-from panel_schedule.scheduling.state import Waves
 
 
 def locked_with(released=lambda: None, changed=lambda task: None):
-    lock = threading.RLock()
-    return Locked(lock, Waves({}, lock), released, changed)
+    return Locked(threading.RLock(), released, changed)
 
 
 def is_free(locked):
@@ -102,16 +100,13 @@ def test_the_lock_is_free_after_a_wait_that_could_not_be_settled():
     """A bug in there is bad enough without a deadlock."""
     locked = locked_with()
 
-    class Broken:
-        waits = (1,)
+    def settle():
+        raise ZeroDivisionError
 
-        def settle(self):
-            raise ZeroDivisionError
-
-    locked._waves = Broken()
+    locked.waits, locked.settle = [1], settle
     with pytest.raises(ZeroDivisionError), locked:
         pass
-    locked._waves = Waves({}, threading.RLock())
+    locked.waits = []
 
     assert is_free(locked)
 

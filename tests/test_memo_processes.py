@@ -173,7 +173,7 @@ async def hasty(name):
         run.cancel()
     finally:
         go.set()
-        while ps._runtime.scheduler.outbox._pending:
+        while ps._runtime.service.outbox._pending:
             await asyncio.sleep(0.001)
         del cache.claim
     return run.state.value
@@ -357,7 +357,7 @@ def late(name):
     try:
         # A change that it does hear of, after the one in question.
         other("quick('l is heard')")
-        eventually(lambda: one("ps._runtime.scheduler.store.records._seen[1]") >= shared.rows(
+        eventually(lambda: one("ps._runtime.service.store.records._seen[1]") >= shared.rows(
             "SELECT max(change) FROM answers WHERE function = 'late'")[0][0])  # fmt: skip
         one("(again := late.submit('l')) and 0")
         shared.go("l new")
@@ -470,8 +470,8 @@ def test_a_process_that_has_not_heard_of_the_new_answer_takes_it(shared):
     source = STALE.replace("stale(", "deaf(").replace('"0.4s"', '"3s"')
     shared.define(source, shared.hosts)
     assert [1, 1] == [host("deaf('deaf')") for host in (one, other)]
-    other("heard = ps._runtime.scheduler.store.records._subscribers['answer'][:]")
-    other("ps._runtime.scheduler.store.records._subscribers['answer'].clear()")
+    other("heard = ps._runtime.service.store.records._subscribers['answer'][:]")
+    other("ps._runtime.service.store.records._subscribers['answer'].clear()")
     try:
         for host in (one, other):
             host("[setattr(each, 'fresh_until', 0.0) for each in deaf.recall.answers.values()]")
@@ -480,7 +480,7 @@ def test_a_process_that_has_not_heard_of_the_new_answer_takes_it(shared):
         eventually(lambda: 2 == other("deaf('deaf')"))
         assert 2 == shared.journal("deaf")
     finally:
-        other("ps._runtime.scheduler.store.records._subscribers['answer'].extend(heard)")
+        other("ps._runtime.service.store.records._subscribers['answer'].extend(heard)")
 
 
 def test_an_answer_that_comes_after_its_lifetime_keeps_no_news_back(house):

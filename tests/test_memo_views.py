@@ -688,13 +688,13 @@ def test_new_arguments_are_never_computed_under_the_key_of_the_old_ones(core):
     view = f.view(source.param.array)
     core.go()
     kept = []
-    core.runtime.scheduler.executors["publisher"].submit = lambda body: kept.append(body) or Future()
+    core.runtime.service.executors["publisher"].submit = lambda body: kept.append(body) or Future()
     core.loop.call_soon(lambda: source.param.update(array=np.ones(1_000_000)))
     core._turn()
     f.refresh(np.zeros(1_000_000))
     view.refresh()
     core.go()
-    del core.runtime.scheduler.executors["publisher"].submit
+    del core.runtime.service.executors["publisher"].submit
     for body in kept:
         body()
     core.go()

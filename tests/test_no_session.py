@@ -144,7 +144,7 @@ def test_a_memoized_function_that_fails_leaves_its_caller_the_session(ps: Front)
 def test_a_memoized_function_that_is_called_while_the_server_stops_sees_no_session(ps: Front) -> None:
     memo, memo_async = ps.memoize(look), ps.memoize(look_async)
     ps.store["x"] = 1
-    ps._runtime.scheduler.stopping = True
+    ps._runtime.service.stopping = True
     with visited():
         assert NOTHING == memo()
         assert NOTHING == asyncio.run(memo_async())

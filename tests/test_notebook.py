@@ -148,7 +148,7 @@ def test_a_new_function_that_fails_leaves_the_value(run: Run) -> None:
 def test_twenty_reruns_leave_one_timer(run: Run) -> None:
     """Edited each time."""
     cells = [DEFINE.format(name="edited", value=number) for number in range(20)]
-    *_, shown = run(*cells, "print(len(ps._runtime.scheduler.timers), edited())")
+    *_, shown = run(*cells, "print(len(ps._runtime.service.timers), edited())")
     assert shown == "1 19"
 
 

@@ -435,7 +435,7 @@ def test_cancelling_between_two_attempts_leaves_the_successor_alone(core):
     core.run_for(10)
     run = core.run_of(fetch)
     queued = core.scheduler.execution.new(core.scheduler.states["fetch"], "request test", None)
-    with core.scheduler.locked:
+    with core.service.locked:
         core.scheduler.execution.queue(core.scheduler.states["fetch"], queued)
     run.cancel()
     core.go()
@@ -732,7 +732,7 @@ def test_waiting_readers_give_their_places_back():
     try:
         assert ["value"] * 4 == [reader.wait_ready(PATIENCE) for reader in readers]
     finally:
-        runtime.scheduler.stop(0)
+        runtime.service.stop(0)
 
 
 # ------------------------------------------------------------ cycles

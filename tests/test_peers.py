@@ -38,7 +38,7 @@ class Server:
         """Another process."""
         store = FileStore(self.folder, self.clock, server=self.name, persistent=self.persistent, history_limit=10_000)
         core = self._stack.enter_context(Core(self.clock, store))
-        core.scheduler.outbox.drain = lambda timeout: core.go()
+        core.service.outbox.drain = lambda timeout: core.go()
         self.cores.append(core)
         return core
 
@@ -60,14 +60,14 @@ class Server:
         if seconds:
             self.clock.advance(seconds)
         for core in self.cores:
-            core.scheduler.tick()
+            core.service.tick()
         self.settle()
 
     def run_for(self, seconds):
         """Let time pass as in real life: each process wakes up at each of its deadlines."""
         until = self.clock.monotonic() + seconds
         while (left := until - self.clock.monotonic()) > 1e-6:
-            delay = min(core.scheduler.timers.delay() for core in self.cores)
+            delay = min(core.service.timers.delay() for core in self.cores)
             self.advance(max(min(delay, left), 0.001))
 
     def stir(self, chance):
@@ -75,7 +75,7 @@ class Server:
         core = chance.choice(self.cores)
         match chance.randrange(7):
             case 0:
-                core.scheduler.tick()
+                core.service.tick()
             case 1:
                 core.hear()
             case 2:
@@ -102,7 +102,7 @@ class Server:
 
     def stop(self, core):
         """It stops as on SIGTERM."""
-        core.scheduler.stop(0)
+        core.service.stop(0)
         self.cores.remove(core)
 
     def restart(self):
@@ -681,7 +681,7 @@ def test_a_follower_runs_although_the_publisher_died(pair):
     pair.begin()
     pair.clock.advance(60)
     one, _ = pair.cores
-    one.scheduler.tick()
+    one.service.tick()
     one.writer.go()
     one.thread.go()
     pair.kill(one)
@@ -704,7 +704,7 @@ def test_several_upstream_values_of_one_wave_cause_one_run(pair, monkeypatch):
     pair.begin()
     pair.clock.advance(60)
     for core in pair.cores:
-        core.scheduler.tick()
+        core.service.tick()
     one, other = pair.cores
     one.writer.step(), other.writer.step(), other.writer.step(), one.writer.step()
     pair.settle()
@@ -813,7 +813,7 @@ def test_the_process_that_sees_a_task_recover_says_how_long_it_lasted(pair, capl
     first, last = messages(caplog)
     assert "no route" in first
     assert "has recovered after 30 s" in last
-    assert not any(core.scheduler.hooks.failures.known(("task", tasks[0].name)) for core in pair.cores)
+    assert not any(core.service.hooks.failures.known(("task", tasks[0].name)) for core in pair.cores)
 
 
 def test_a_restarted_server_tries_a_failed_first_run_again(pair):
@@ -1166,7 +1166,7 @@ def test_who_stops_before_the_store_has_answered_begins_nothing(pair):
     pair.schedule(make=counter(calls), period="1m", first_run="background")
     one = pair.cores[0]
     one.scheduler.begin()
-    one.scheduler.stopping = True
+    one.service.stopping = True
     one.go()
 
     assert ([], [None]) == (calls, [state.run for state in one.scheduler.states.values()])

@@ -12,10 +12,10 @@ from itertools import pairwise
 import pytest
 
 from core import PATIENCE, keys, messages, second, short
+from panel_schedule.engine.service import PER_TICK
 from panel_schedule.errors import RegistrationError, RunCancelled, RunTimedOut
 from panel_schedule.functions.run import RunState, current_run, progress
 from panel_schedule.functions.task import Retry
-from panel_schedule.scheduling.scheduler import PER_TICK
 from panel_schedule.scheduling.state import TaskState
 from panel_schedule.triggers import Every
 
@@ -855,7 +855,7 @@ def test_what_is_due_at_once_is_planned_in_many_ticks(core):
     core.clock.advance(1)
 
     planned = []
-    while core.scheduler.tick() == 0.0:
+    while core.service.tick() == 0.0:
         planned.append(sum(task.status.state == "queued" for task in tasks))
     core.go()
     assert PER_TICK >= max(after - before for before, after in pairwise([0, *planned, count]))

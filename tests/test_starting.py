@@ -14,10 +14,10 @@ from core import PATIENCE, keys, messages, second
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
 from panel_schedule.decorators import Front
+from panel_schedule.engine.service import Service
 from panel_schedule.errors import ConfigError, StoreError
 from panel_schedule.functions.run import Run, RunState
 from panel_schedule.runtime import Runtime
-from panel_schedule.scheduling.scheduler import Scheduler
 from panel_schedule.stores.memory import MemoryStore
 
 # ------------------------------------------------------------ dates
@@ -316,18 +316,18 @@ def test_the_service_thread_starts_again_after_a_stop():
         inside.set()
         leave.wait(PATIENCE)
 
-    scheduler = Scheduler(SystemClock(), MemoryStore(), {})
-    scheduler.timers.after(0, lambda _: scheduler.defer(lingers), None)
-    scheduler.start()
+    service = Service(SystemClock(), MemoryStore(), {})
+    service.timers.after(0, lambda _: service.defer(lingers), None)
+    service.start()
     assert inside.wait(PATIENCE)
-    scheduler.stop(0)
-    scheduler.start()
-    with scheduler.locked:
-        scheduler.timers.after(0, lambda _: fired.set(), None)
+    service.stop(0)
+    service.start()
+    with service.locked:
+        service.timers.after(0, lambda _: fired.set(), None)
     leave.set()
 
     assert fired.wait(2)
-    scheduler.stop(0)
+    service.stop(0)
 
 
 def test_stop_ends_what_has_not_begun(core):
@@ -337,7 +337,7 @@ def test_stop_ends_what_has_not_begun(core):
     core.begin()
     core.run_for(120)
     queued = core.queued(task)
-    core.scheduler.stop(0)
+    core.service.stop(0)
     slow.finish()
     core.run_for(600)
 
@@ -351,7 +351,7 @@ def test_nothing_new_begins_after_a_stop(core):
     child = core.schedule(after=raw, name="child")(lambda: count.append(1))
     core.begin()
     run = core.run_of(raw)
-    core.scheduler.stop(0)
+    core.service.stop(0)
     slow.finish("value")
     core.go()
 
@@ -365,7 +365,7 @@ def test_a_run_that_fails_after_a_stop_is_not_tried_again(core):
     task = core.schedule(period="1h", first_run="background", retry=3)(slow)
     core.begin()
     run = core.run_of(task)
-    core.scheduler.stop(0)
+    core.service.stop(0)
     slow.finish(OSError("gone"))
     core.go()
 

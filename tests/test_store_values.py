@@ -196,7 +196,7 @@ def script(text):
     try:
         exec(textwrap.dedent(text), {"ps": ps, "print": lambda *words: printed.append(" ".join(map(str, words)))})
     finally:
-        front._runtime.scheduler.stop(0)
+        front._runtime.service.stop(0)
         logging.disable(logging.NOTSET)  # scripts that expect a failure keep it from being logged
     return printed
 
@@ -569,7 +569,7 @@ def on_disk(tmp_path):
     config = Config({})
     config.store = f"file://{tmp_path / 'store'}"
     runtime = Runtime(config)
-    yield Front(runtime).store, runtime.scheduler.outbox.drain
+    yield Front(runtime).store, runtime.service.outbox.drain
     runtime.close()
 
 

@@ -242,8 +242,8 @@ def assert_all_goes_on(ps: Front) -> None:
     for kind in ("task", "job", "memo"):
         assert 1 == start(ps, kind, one).result(PATIENCE)
         assert 1 == start(ps, kind, one_async, "loop").result(PATIENCE)
-    assert ps._runtime.scheduler._serving is None or ps._runtime.scheduler._serving.is_alive()
-    with ps._runtime.scheduler.locked:
+    assert ps._runtime.service._serving is None or ps._runtime.service._serving.is_alive()
+    with ps._runtime.service.locked:
         pass
 
 
@@ -387,7 +387,7 @@ def test_what_a_coroutine_stores_and_cannot_be_stored_holds_up_nothing(ps: Front
             await asyncio.sleep(0)
 
     asyncio.run(page())
-    ps._runtime.scheduler.outbox.drain(PATIENCE)
+    ps._runtime.service.outbox.drain(PATIENCE)
     ps.store["name"] = 2
     assert (2, True) == (ps.store["name"], ps.store["other"])
     assert_all_goes_on(ps)
@@ -525,7 +525,7 @@ def test_what_raises_it_when_a_later_server_reads_it_is_lost_and_computed_anew(
     Later.now = True
     ps = front()
     assert ps.store.get("name") is None
-    for record in list(ps._runtime.scheduler.store.names("user")):
+    for record in list(ps._runtime.service.store.names("user")):
         assert ps.store.get(record) is None
     Later.now = False
     use(ps)

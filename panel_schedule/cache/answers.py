@@ -7,10 +7,10 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Protocol
 
+from ..engine.service import Service
 from ..functions.memoize import Memoized
 from ..functions.run import on_a_loop
 from ..serialize.entry import Entry
-from .computation import Desk
 from .lru import Answer, Watched
 
 log = logging.getLogger("panel_schedule")
@@ -34,13 +34,13 @@ class Archive:
 
     Parameters
     ----------
-    desk : Desk
+    service : Service
     detach : callable
         ``detach(memo, key)``, under the lock: what is computed right now is not to be kept; the keys, of all.
     """
 
-    def __init__(self, desk: Desk, detach: Callable[[Memo, Hashable | None], list[Hashable]]):
-        self._s = desk
+    def __init__(self, service: Service, detach: Callable[[Memo, Hashable | None], list[Hashable]]):
+        self._service = service
         self._detach = detach
         self._warned: set[str] = set()
         # None where no other process can know of them.
@@ -50,7 +50,7 @@ class Archive:
 
     def keep(self, memo: Memo, key: Hashable, answer: Answer) -> None:
         """From now on this is the answer."""
-        if not memo.recall.put(key, answer, self._s.clock.monotonic()) and memo.name not in self._warned:
+        if not memo.recall.put(key, answer, self._service.clock.monotonic()) and memo.name not in self._warned:
             self._warned.add(memo.name)
             log.warning(
                 "Memoized function %r: an answer of %.1f MB is larger than max_bytes=%d, and is not kept. Allow for "
@@ -68,12 +68,12 @@ class Archive:
 
     def _tell(self, watched: Watched) -> None:
         for changed in list(watched.viewers):
-            self._s.defer(changed)
+            self._service.defer(changed)
 
     def tell_partial(self, memo: Memo, key: Hashable, item: Any) -> None:
         """A computation has given so much."""
         if (watched := memo.recall.watched.get(key)) is not None:
-            watched.partial = Entry(item, 0, self._s.clock.now())
+            watched.partial = Entry(item, 0, self._service.clock.now())
             self._tell(watched)
 
     def tell_failure(self, memo: Memo, key: Hashable, error: BaseException) -> None:
@@ -87,14 +87,14 @@ class Archive:
     def watch(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched:
         """What is new about one call, and `changed` is called then; for sessions. It ends with what is returned."""
         digest = memo.digest(key) if self.shared is not None else ""
-        with self._s.locked:
+        with self._service.locked:
             watched = memo.recall.watch(key, digest)
             watched.viewers.add(changed)
         return watched
 
     def unwatch(self, watched: Watched, changed: Callable[[], None]) -> None:
         """Call it no more. Under the lock, as others go through the set."""
-        with self._s.locked:
+        with self._service.locked:
             watched.viewers.discard(changed)
 
     def entry(self, memo: Memo, key: Hashable) -> Entry | None:
@@ -108,7 +108,7 @@ class Archive:
         """All that is kept of a function, by the text of the call, the one used last first."""
         if self.shared is not None:
             return self.shared.entries(memo)
-        with self._s.locked:
+        with self._service.locked:
             answers = list(memo.recall.answers.values())
         return {answer.call: answer.entry for answer in reversed(answers)}
 
@@ -122,15 +122,15 @@ class Archive:
         if self.shared is not None:
             invalidate = partial(self._invalidate_there, self.shared, memo, key)
             if on_a_loop():
-                with self._s.locked:  # which tries again until the store can take it
-                    self._s.outbox.ask((), invalidate)
+                with self._service.locked:  # which tries again until the store can take it
+                    self._service.outbox.ask((), invalidate)
             else:
                 invalidate()
 
     def _invalidate_there(self, shared: Shared, memo: Memo, key: Hashable | None) -> None:
         shared.invalidate()
         # What has been taken from the store meanwhile was of before. What was begun meanwhile was not.
-        with self._s.locked:
+        with self._service.locked:
             for each in list(memo.recall.answers) if key is None else [key]:
                 self.drop(memo, each)
 
@@ -141,7 +141,7 @@ class Archive:
 
     def forget(self, memo: Memo, key: Hashable | None = None) -> None:
         """In this process: who asks from now on waits for another computation than the one under way."""
-        with self._s.locked:
+        with self._service.locked:
             known = [*memo.recall.answers, *memo.recall.watched] if key is None else [key]
             for each in dict.fromkeys([*known, *self._detach(memo, key)]):
                 self._forget(memo, each)

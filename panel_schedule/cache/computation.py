@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
-from ..clock import Clock
 from ..coordination.answers import Basis
-from ..engine.lock import Locked
-from ..engine.outbox import Outbox
-from ..engine.timers import Timers
-from ..executors.base import Executor
 from ..functions.memoize import Memoized
 from ..functions.run import Run
-from ..scheduling.hooks import Hooks
-from ..stores.base import Store
-
-
-class Desk(Protocol):
-    """What all who deal with answers find at the scheduler's."""
-
-    clock: Clock
-    store: Store
-    executors: dict[str, Executor]
-    timers: Timers
-    locked: Locked
-    outbox: Outbox
-    hooks: Hooks
-    stopping: bool
-
-    def start(self) -> None: ...
-    def defer(self, call: Callable[[], object]) -> None: ...
-    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
 class Computation:

@@ -14,17 +14,17 @@ from itertools import count
 from typing import Any, Protocol
 
 from ..coordination.answers import serves
+from ..engine.service import STOPS, Service
 from ..errors import RunCancelled, RunFenced, WouldBlock, is_interrupt
 from ..executors.loop import Interrupted
 from ..executors.processes import Parcel
 from ..functions.calls import CANCELLED, PUBLISHED, async_outcome, cancelled_inside, outcome
 from ..functions.run import Run, _current, on_a_loop
-from ..scheduling.execution import STOPS
 from ..serialize.checks import require_data
 from ..serialize.codec import encode
 from ..serialize.copies import own_copy
 from ..session import leave_session
-from .computation import Computation, Desk
+from .computation import Computation
 from .lru import Answer
 
 # Where each kind runs: apart from tasks and jobs, which somebody else waits for.
@@ -61,12 +61,12 @@ class Runner:
 
     Parameters
     ----------
-    desk : Desk
+    service : Service
     tower : Tower
     """
 
-    def __init__(self, desk: Desk, tower: Tower):
-        self._s = desk
+    def __init__(self, service: Service, tower: Tower):
+        self._service = service
         self._tower = tower
         self._version = count(1)
         self._by_run: dict[Run, Computation] = {}
@@ -78,7 +78,7 @@ class Runner:
     def submit(self, computation: Computation, here: bool = False) -> None:
         """Compute it in an executor; or on the calling thread, if it is `here` for that and calls `help` next."""
         kind = computation.memo.executor
-        executor = self._s.executors[EXECUTORS[kind]]
+        executor = self._service.executors[EXECUTORS[kind]]
         try:
             body = self._body(computation, kind)
         except BaseException as error:  # an argument that cannot travel
@@ -86,11 +86,11 @@ class Runner:
                 raise
             self._surely(computation, None, error)
             return
-        with self._s.locked:
+        with self._service.locked:
             computation.ready = True
             if computation.over or (here and kind == "thread"):
                 return
-            self._s.locked.submitted.add(executor)
+            self._service.locked.submitted.add(executor)
             computation.future = executor.submit(body, computation.name)
             computation.future.add_done_callback(partial(self._over, computation))
 
@@ -111,7 +111,7 @@ class Runner:
                 self._surely(computation, None, error)
                 return
             # Ctrl-C of this thread's own is none of the others'.
-            with self._s.locked:
+            with self._service.locked:
                 self._by_run.pop(computation.run, None)
                 computation.begun, computation.future = False, None
             raise
@@ -132,7 +132,7 @@ class Runner:
             parcel = Parcel(
                 computation.name, function, args, kwargs, run=computation.run,
                 begin=partial(self._begin_abroad, computation), receive=partial(self._publish, computation),
-                answer=partial(self._s.answer, computation.run),
+                answer=partial(self._service.answer, computation.run),
             )  # fmt: skip
             parcel.pack()
             return parcel
@@ -148,7 +148,7 @@ class Runner:
             if self.shared is None:
                 self._publish(computation, item)
             else:
-                await asyncio.wrap_future(self._s.outbox.aside(partial(self._publish, computation, item)))
+                await asyncio.wrap_future(self._service.outbox.aside(partial(self._publish, computation, item)))
 
         return async_body if kind == "loop" else partial(self._compute, computation)
 
@@ -162,14 +162,14 @@ class Runner:
         )
 
     def _begin(self, computation: Computation) -> bool:
-        with self._s.locked:
+        with self._service.locked:
             if computation.begun or computation.over:
                 return False
             computation.begun = True
             if computation.memo.executor == "thread":
                 computation.run._publish = partial(self._publish, computation)
             self._by_run[computation.run] = computation
-            now = self._s.clock.now()
+            now = self._service.clock.now()
             for run in (computation.run, *computation.waiters):
                 run.begin(now)
         return True
@@ -194,7 +194,7 @@ class Runner:
         if own is None:
             yield
             return
-        with self._s.locked:
+        with self._service.locked:
             ahead, seen = [other], set[Computation]()
             while ahead:
                 computation = ahead.pop()
@@ -215,13 +215,13 @@ class Runner:
         try:
             yield
         finally:
-            with self._s.locked:
+            with self._service.locked:
                 own.waits_for.remove(other)
 
     def lend(self) -> AbstractContextManager[object]:
         """While the calling function only waits, its place is somebody else's."""
         own = self._calling
-        return nullcontext() if own is None else self._s.executors[EXECUTORS[own.memo.executor]].lend()
+        return nullcontext() if own is None else self._service.executors[EXECUTORS[own.memo.executor]].lend()
 
     @property
     def _calling(self) -> Computation | None:
@@ -235,7 +235,7 @@ class Runner:
         require_data(item, computation.name)
         if self.shared is not None and computation.fence:
             self.shared.publish(computation, item)
-        with self._s.locked:
+        with self._service.locked:
             computation.run.check()
             computation.last = item
             self._tower.published(computation, item)
@@ -249,7 +249,7 @@ class Runner:
         if result is _NOTHING:
             return
         if on_a_loop() and (self.shared is not None or computation.memo.policy.limits.size is not None):
-            self._s.outbox.aside(partial(self._surely, computation, result, error))
+            self._service.outbox.aside(partial(self._surely, computation, result, error))
         else:
             self._surely(computation, result, error)
 
@@ -258,7 +258,7 @@ class Runner:
         try:
             self._conclude(computation, result, error)
         except BaseException as trouble:
-            with self._s.locked:
+            with self._service.locked:
                 self._by_run.pop(computation.run, None)
                 if not computation.over:
                     self._tower.fail(computation, error or trouble)
@@ -267,10 +267,10 @@ class Runner:
     def _conclude(self, computation: Computation, result: Any, error: BaseException | None = None) -> None:
         """Store what came of it, and tell who waits."""
         value, answer, old = None, None, None
-        if isinstance(error, CANCELLED) and not (self._s.stopping or isinstance(error, Interrupted)):
+        if isinstance(error, CANCELLED) and not (self._service.stopping or isinstance(error, Interrupted)):
             error = cancelled_inside(computation.name, error)
         elif isinstance(error, CANCELLED):
-            error = RunCancelled(f"{computation.name}: the run was {STOPS if self._s.stopping else 'cancelled'}.")
+            error = RunCancelled(f"{computation.name}: the run was {STOPS if self._service.stopping else 'cancelled'}.")
         if error is None:
             try:
                 value = computation.last if result is PUBLISHED else result
@@ -282,10 +282,10 @@ class Runner:
                 error = refusal
         if error is not None:
             # What the stop has ended another process may do, see `fail_with`.
-            if self.shared is not None and not (self._s.stopping and isinstance(error, RunCancelled)):
+            if self.shared is not None and not (self._service.stopping and isinstance(error, RunCancelled)):
                 self.shared.failed(computation, error)
             old = self.last_resort(computation)
-        with self._s.locked:
+        with self._service.locked:
             self._by_run.pop(computation.run, None)
             if computation.over:
                 return
@@ -295,7 +295,7 @@ class Runner:
                 self._tower.fail_with(computation, error, old)
 
     def _deposit(self, computation: Computation, value: Any) -> Answer:
-        memo, now = computation.memo, self._s.clock.now()
+        memo, now = computation.memo, self._service.clock.now()
         duration = max(0.0, (now - (computation.run.started_at or now)).total_seconds())
         if self.shared is not None and computation.fence:
             stored = self.shared.deposit(computation, value, now, duration)
@@ -320,5 +320,9 @@ class Runner:
         old = memo.recall.answers.get(computation.key)
         if old is None and self.shared is not None:
             old = self.shared.last(computation)
-        good = old is not None and old.kept_until > self._s.clock.monotonic() and serves(old.basis, computation.basis)
+        good = (
+            old is not None
+            and old.kept_until > self._service.clock.monotonic()
+            and serves(old.basis, computation.basis)
+        )
         return old if good else None

@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..coordination.answers import Basis, serves
+from ..engine.service import Service
 from ..errors import RunFenced, ScheduleError, StoreError, ValueUnreadable, is_interrupt
 from ..functions.memoize import Memoized
 from ..serialize.entry import Entry
 from ..stores.cache import AnswerRow, Cache
 from ..stores.hurry import SOON, hurried, in_a_hurry
 from .answers import Archive
-from .computation import Computation, Desk
+from .computation import Computation
 from .execution import Runner
 from .lru import Answer
 
@@ -53,13 +54,13 @@ class Follower:
 
     Parameters
     ----------
-    desk : Desk
+    service : Service
     computations : SingleFlight
     cache : Cache
     """
 
-    def __init__(self, desk: Desk, computations: SingleFlight, cache: Cache):
-        self._s = desk
+    def __init__(self, service: Service, computations: SingleFlight, cache: Cache):
+        self._service = service
         self._f = computations
         self._cache = cache
         self.memos: dict[str, Memoized[Any, Any]] = {}
@@ -97,7 +98,7 @@ class Follower:
 
     def _look_up(self, computation: Computation, here: bool) -> None:
         memo = computation.memo
-        with self._s.locked:
+        with self._service.locked:
             if computation.over:
                 return
             self._computations[memo.name, computation.digest][computation] = None
@@ -109,9 +110,9 @@ class Follower:
             return
         mine, row = self._cache.claim(
             memo.name, computation.digest, computation.call,
-            known=computation.known, basis=computation.basis, now=self._s.clock.now(),
+            known=computation.known, basis=computation.basis, now=self._service.clock.now(),
         )  # fmt: skip
-        with self._s.locked:
+        with self._service.locked:
             computation.fence, computation.remote = row.fence, not mine
             if computation.over and mine:  # nobody wants it any more
                 self.give_up(computation, row.fence)
@@ -124,14 +125,14 @@ class Follower:
 
     def _settles(self, computation: Computation, row: AnswerRow) -> bool:
         """Whether what the store has is good enough: then it is the computation's."""
-        memo, now = computation.memo, self._s.clock.now()
+        memo, now = computation.memo, self._service.clock.now()
         if row.failed and row.failed_at is not None and row.failed_at + memo.policy.error_ttl > now:
             self._fail(computation, row, (now - row.failed_at).total_seconds())
             return True
         if not row.version or not self._counts(row, computation.basis):
             return False
         lifetime = memo.until(self._age(row))
-        if lifetime[0 if computation.renews else 1] <= self._s.clock.monotonic():
+        if lifetime[0 if computation.renews else 1] <= self._service.clock.monotonic():
             return False
         try:
             answer = self._answer(memo, row)
@@ -140,15 +141,15 @@ class Follower:
         except ValueUnreadable as error:
             log.error("%s It is computed again.", error)
             return False
-        stale = answer.fresh_until <= self._s.clock.monotonic()
-        with self._s.locked:
+        stale = answer.fresh_until <= self._service.clock.monotonic()
+        with self._service.locked:
             if computation.refresh and not computation.over:  # somebody has asked for another one meanwhile
                 return False
             if not computation.over:
                 self._f.succeed(computation, answer)
                 self.use(memo, answer)
                 if stale:
-                    self._s.defer(partial(self._f.renew, computation))
+                    self._service.defer(partial(self._f.renew, computation))
         self._look_again(memo, computation.key, row)
         return True
 
@@ -164,7 +165,7 @@ class Follower:
 
     def _age(self, row: AnswerRow) -> float:
         assert row.updated_at is not None
-        return max(0.0, (self._s.clock.now() - row.updated_at).total_seconds())
+        return max(0.0, (self._service.clock.now() - row.updated_at).total_seconds())
 
     def _answer(self, memo: Memoized[Any, Any], row: AnswerRow) -> Answer:
         assert row.updated_at is not None
@@ -205,7 +206,7 @@ class Follower:
             log.error(
                 "%s: other processes do not get what it gave, as it cannot be stored. %s", computation.name, error
             )
-            with self._s.locked:
+            with self._service.locked:
                 self.give_up(computation, computation.fence)
             return None
         return Answer(
@@ -218,7 +219,7 @@ class Follower:
             return
         try:
             with hurried(lambda: computation.held):
-                memo, now = computation.memo, self._s.clock.now()
+                memo, now = computation.memo, self._service.clock.now()
                 self._cache.fail(
                     memo.name, computation.digest, computation.fence, error, now=now, limits=memo.policy.limits
                 )  # fmt: skip
@@ -226,12 +227,12 @@ class Follower:
             pass
         except (StoreError, OSError) as trouble:
             log.error("%s: other processes do not hear that it failed. %s", computation.name, trouble)
-            with self._s.locked:
+            with self._service.locked:
                 self.give_up(computation, computation.fence)
 
     def give_up(self, computation: Computation, fence: int) -> None:
         """Let them compute it, as soon as the store can hear of it. Under the lock."""
-        self._s.outbox.ask((), partial(self._cache.give_up, computation.memo.name, computation.digest, fence))
+        self._service.outbox.ask((), partial(self._cache.give_up, computation.memo.name, computation.digest, fence))
 
     def last(self, computation: Computation) -> Answer | None:
         """The last answer that the store has, however old."""
@@ -258,7 +259,7 @@ class Follower:
         if not digest:
             self._f.archive.forget(memo)
             return
-        with self._s.locked:
+        with self._service.locked:
             computations = list(self._computations.get((function, digest), ()))
         for computation in computations:
             if computation.remote:
@@ -267,12 +268,12 @@ class Follower:
             self._hear(memo, digest, computations)
         elif (row := self._cache.look(function, digest)) is not None and not row.version:
             # One looks at the row itself, but what it is to replace is served meanwhile.
-            with self._s.locked:
+            with self._service.locked:
                 self._f.archive.drop(memo, computations[0].key)
 
     def _hear(self, memo: Memoized[Any, Any], digest: str, computations: list[Computation]) -> None:
         """Of a row that may say something new about what is computed, or known, in this process."""
-        with self._s.locked:
+        with self._service.locked:
             key = computations[0].key if computations else memo.recall.find(digest)
         if key is None:
             key = next((each for each in self._f.failing(memo) if memo.digest(each) == digest), None)
@@ -303,13 +304,13 @@ class Follower:
                 answer = self._answer(memo, row)
             except (KeyError, ValueUnreadable):  # it is read, or computed, when somebody asks for it
                 return
-            with self._s.locked:
+            with self._service.locked:
                 newer = memo.recall.answers.get(key)
                 if newer is None or newer.version < answer.version:
                     self._f.archive.keep(memo, key, answer)
         elif watched is not None and row.failed:
             error = self._cache.failure(row)
-            with self._s.locked:
+            with self._service.locked:
                 self._f.archive.tell_failure(memo, key, error)
         elif watched is not None and row.held and not row.mine:
             self._show_partial(memo, key, row)
@@ -320,7 +321,7 @@ class Follower:
             computation.remote for computations in self._computations.values() for computation in computations
         ):
             self._looking = True
-            self._s.timers.after(LOOK, self._look, None)
+            self._service.timers.after(LOOK, self._look, None)
 
     def _look(self, _: None) -> None:
         self._looking = False
@@ -330,7 +331,7 @@ class Follower:
             for computation in computations
             if computation.remote
         ]:
-            self._s.outbox.aside(partial(self._follow, computation, writes=True))
+            self._service.outbox.aside(partial(self._follow, computation, writes=True))
         self._keep_looking()
 
     def _follow(self, computation: Computation, writes: bool = False) -> None:
@@ -345,7 +346,7 @@ class Follower:
         """
         try:
             if writes:
-                self._cache.use(computation.memo.name, [computation.digest], self._s.clock.now())
+                self._cache.use(computation.memo.name, [computation.digest], self._service.clock.now())
             row = self._cache.look(computation.memo.name, computation.digest)
             if computation.over:
                 return
@@ -360,7 +361,7 @@ class Follower:
 
     def _take_over(self, computation: Computation) -> bool:
         """Whether this thread is the first to see that nobody else does it."""
-        with self._s.locked:
+        with self._service.locked:
             if computation.over or not computation.remote:
                 return False
             computation.remote, computation.fence = False, 0
@@ -373,7 +374,7 @@ class Follower:
                 answer = self._answer(computation.memo, row)
             except (KeyError, ValueUnreadable):
                 return False
-            with self._s.locked:
+            with self._service.locked:
                 if not computation.over:
                     self._f.succeed(computation, answer)
             self._look_again(computation.memo, computation.key, row)
@@ -391,7 +392,7 @@ class Follower:
 
     def _fail(self, computation: Computation, row: AnswerRow, ago: float = 0.0) -> None:
         error, old = self._cache.failure(row), self._f.runner.last_resort(computation)
-        with self._s.locked:
+        with self._service.locked:
             if not computation.over:
                 self._f.fail_with(computation, error, old, ago)
 
@@ -402,7 +403,7 @@ class Follower:
             item = self._cache.partial(row)
         except (KeyError, ValueUnreadable):  # there is a newer one
             return
-        with self._s.locked:
+        with self._service.locked:
             self._f.archive.tell_partial(memo, key, item)
 
     # ------------------------------------------------------------ what is kept
@@ -410,24 +411,24 @@ class Follower:
     def use(self, memo: Memoized[Any, Any], answer: Answer) -> None:
         """It was read; the store hears of it in a moment."""
         answer.told = True
-        with self._s.locked:
+        with self._service.locked:
             self._used[memo.name][answer.digest] = answer
             if not self._telling:
                 self._telling = True
-                self._s.timers.after(TOLD, self._tell_in_time, None)
+                self._service.timers.after(TOLD, self._tell_in_time, None)
 
     def _tell_in_time(self, _: None) -> None:
         self._telling = False
-        self._s.outbox.ask((), self._tell_used)
+        self._service.outbox.ask((), self._tell_used)
 
     def _tell_used(self) -> None:
-        with self._s.locked:
+        with self._service.locked:
             used, self._used = self._used, defaultdict(dict)
         for function, answers in used.items():
             for answer in answers.values():
                 answer.told = False
             try:
-                self._cache.use(function, list(answers), self._s.clock.now())
+                self._cache.use(function, list(answers), self._service.clock.now())
             except (StoreError, OSError) as error:
                 log.debug("Which answers were used is not known to the store: %s", error)
 

@@ -13,20 +13,20 @@ from functools import partial
 from typing import Any
 
 from ..coordination.answers import Basis, serves
+from ..engine.hooks import FORGET
+from ..engine.service import STOPS, Service
 from ..errors import RunCancelled
 from ..executors.loop import LoopExecutor
 from ..executors.threads import PlacedFuture
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.memoize import Memoized
 from ..functions.run import Run, RunState, on_a_loop
-from ..scheduling.execution import STOPS
-from ..scheduling.hooks import FORGET
 from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
 from .answers import Archive
-from .computation import Computation, Desk
+from .computation import Computation
 from .execution import Runner
 from .follower import Follower
 from .lru import Answer
@@ -42,23 +42,24 @@ class SingleFlight:
 
     Parameters
     ----------
-    desk : Desk
+    service : Service
     loops : LoopExecutor
     """
 
-    def __init__(self, desk: Desk, loops: LoopExecutor):
-        self._s = desk
+    def __init__(self, service: Service, loops: LoopExecutor):
+        self._service = service
         self._loops = loops
+        service.sources.append(self)
         self._under_way: dict[tuple[Memo, Hashable], Computation] = {}
         # Those, too, whose answers are not kept, as they were invalidated.
         self._all: dict[Computation, None] = {}
         # Failures that are given again for a while: until when, on the monotonic clock.
         self._failed: defaultdict[Memo, dict[Hashable, tuple[float, BaseException]]] = defaultdict(dict)
         self._warned: set[str] = set()
-        self.runner = Runner(desk, self)
-        self.archive = Archive(desk, self._detach)
+        self.runner = Runner(service, self)
+        self.archive = Archive(service, self._detach)
         # None where no other process can know of the answers of this one.
-        self.follower = Follower(desk, self, desk.store.cache) if desk.store.cache is not None else None
+        self.follower = Follower(service, self, service.store.cache) if service.store.cache is not None else None
         self.runner.shared = self.archive.shared = self.follower
 
     def add(self, memo: Memo) -> None:
@@ -70,7 +71,7 @@ class SingleFlight:
 
     def call(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
         """The answer, which this thread waits for, and computes itself where that is quicker."""
-        if self._s.stopping:
+        if self._service.stopping:
             items = list[Any]()
             value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
             return items[-1] if value is PUBLISHED else value
@@ -96,7 +97,7 @@ class SingleFlight:
 
     async def awaited(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
         """The same for a coroutine."""
-        if self._s.stopping:
+        if self._service.stopping:
             items = list[Any]()
 
             async def take(item: Any) -> None:
@@ -125,20 +126,20 @@ class SingleFlight:
         refresh : bool
             Whether an answer that is there is not good enough.
         """
-        if not on_a_loop() or is_light((args, kwargs)) or self._s.stopping:
+        if not on_a_loop() or is_light((args, kwargs)) or self._service.stopping:
             return self.join(memo, memo.keys.local(args, kwargs), args, kwargs, refresh, heard=True)
         # To make a key of it takes long, and the loop has pages to serve.
         memo.keys.bind(args, kwargs)
-        self._s.start()
+        self._service.start()
         waiter = self._guest(memo)
-        self._s.outbox.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, waiter))
+        self._service.outbox.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, waiter))
         return waiter
 
     def _submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool, waiter: Run) -> None:
         try:
             self._ask(memo, memo.keys.local(args, kwargs), args, kwargs, waiter, refresh=refresh, copied=True)
         except BaseException as error:  # of a thread of ours
-            with self._s.locked:
+            with self._service.locked:
                 if not waiter.state.final:
                     self._end(waiter, RunState.FAILED, error)
 
@@ -156,7 +157,7 @@ class SingleFlight:
         return waiter
 
     def _guest(self, memo: Memo) -> Run:
-        run = Run(memo.name, "", self._s.clock.now())
+        run = Run(memo.name, "", self._service.clock.now())
         run.key = f"request {run.id}"
         return run
 
@@ -188,19 +189,19 @@ class SingleFlight:
         copied : bool
             Whether nobody else has the arguments.
         """
-        if self._s.stopping:
+        if self._service.stopping:
             if waiter is not None:
-                with self._s.locked:
+                with self._service.locked:
                     stops = RunCancelled(f"{_named(memo)}: the server stops.")
                     self._end(waiter, RunState.CANCELLED, stops)
             return None
         if heard and waiter is not None:
             memo.require_values(args, kwargs)
-        self._s.start()
+        self._service.start()
         basis, loop = memo.basis, asyncio._get_running_loop()
         if loop is not None and memo.executor == "loop":
             self._loops.offer(loop)
-        with self._s.locked:
+        with self._service.locked:
             if waiter is not None and not refresh and self._serve(memo, key, args, kwargs, basis, waiter):
                 return None
             computation = self._under_way.get((memo, key))
@@ -221,11 +222,11 @@ class SingleFlight:
         works = self.follower is not None or memo.executor == "process"
         try:
             if works and not held and (loop is not None or waiter is None):
-                self._s.outbox.aside(partial(look_up, computation))
+                self._service.outbox.aside(partial(look_up, computation))
             else:
                 look_up(computation, here)
         except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
-            with self._s.locked:
+            with self._service.locked:
                 if not computation.over and not computation.begun:
                     self.fail(computation, error)
             raise
@@ -233,14 +234,14 @@ class SingleFlight:
 
     def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, waiter: Run) -> bool:
         """Give what is there, if it is good enough. Under the lock."""
-        now, failure = self._s.clock.monotonic(), self._failure(memo, key)
+        now, failure = self._service.clock.monotonic(), self._failure(memo, key)
         answer = memo.recall.answers.get(key)
         if answer is not None and not serves(answer.basis, basis):
             answer = None
         if answer is not None and answer.good_until > now:
             self.archive.use(memo, key, answer)
             if answer.fresh_until <= now and failure is None:
-                self._s.defer(partial(self._ask, memo, key, args, kwargs, None))
+                self._service.defer(partial(self._ask, memo, key, args, kwargs, None))
         elif failure is None:
             return False
         elif answer is None or answer.kept_until <= now or not memo.policy.stale_if_error:
@@ -252,7 +253,7 @@ class SingleFlight:
     def _failure(self, memo: Memo, key: Hashable) -> BaseException | None:
         """Why it has failed, so shortly ago that it is not tried again."""
         until, error = self._failed[memo].get(key, (0.0, None))
-        return error if until > self._s.clock.monotonic() else None
+        return error if until > self._service.clock.monotonic() else None
 
     def failing(self, memo: Memo) -> list[Hashable]:
         """The calls whose failure is given again for a while."""
@@ -277,7 +278,7 @@ class SingleFlight:
 
     def _leave(self, computation: Computation, waiter: Run, reason: str) -> None:
         """Who gives up ends nothing for the others; what nobody waits for and has not begun never begins."""
-        with self._s.locked:
+        with self._service.locked:
             if waiter.state.final or waiter not in computation.waiters:
                 return
             computation.waiters.remove(waiter)
@@ -331,12 +332,12 @@ class SingleFlight:
     ) -> None:
         """There is none, since some seconds `ago`; who waits gets the `old` one, if there is one."""
         memo, key = computation.memo, computation.key
-        if isinstance(error, RunCancelled) and self._s.stopping:
+        if isinstance(error, RunCancelled) and self._service.stopping:
             self._drop(computation, STOPS)
             return
         if (ttl := memo.policy.error_ttl.total_seconds() - ago) > 0 and computation.kept:
-            self._keep_failure(memo, key, self._s.clock.monotonic() + ttl, shortened(error))
-            self._s.timers.after(ttl, partial(self._forget_failure, memo), key)
+            self._keep_failure(memo, key, self._service.clock.monotonic() + ttl, shortened(error))
+            self._service.timers.after(ttl, partial(self._forget_failure, memo), key)
         if not computation.kept:  # it was invalidated meanwhile
             old = None
         if old is None:
@@ -345,7 +346,7 @@ class SingleFlight:
             self._finish(computation, RunState.SUCCEEDED, value=old.value)
             self.archive.keep(memo, key, old)
         if (old is not None or not computation.heard) and not computation.remote:
-            self._s.defer(partial(self._complain, computation, error, old))
+            self._service.defer(partial(self._complain, computation, error, old))
         if computation.kept:
             self.archive.tell_failure(memo, key, another(error))
 
@@ -372,7 +373,7 @@ class SingleFlight:
         """Log a failure that nobody hears of otherwise."""
         stays = "the last good answer is served" if old is not None else "there is no answer"
         what = f"{computation.call} failed (run {computation.run.id}), {stays}"
-        self._s.hooks.failures.failed(("memo", computation.memo.name), what, error, FORGET)
+        self._service.hooks.failures.failed(("memo", computation.memo.name), what, error, FORGET)
 
     def _finish(
         self, computation: Computation, state: RunState, error: BaseException | None = None, value: Any = None
@@ -387,23 +388,23 @@ class SingleFlight:
             self._end(run, state, error, value)
 
     def _end(self, run: Run, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
-        run.end(state, self._s.clock.now(), error, value)
+        run.end(state, self._service.clock.now(), error, value)
         run._stop = run._waiting = run._publish = None
-        self._s.defer(run.touch)
-        self._s.defer(partial(run.resolve, value))
+        self._service.defer(run.touch)
+        self._service.defer(partial(run.resolve, value))
 
     # ------------------------------------------------------------ lifecycle
 
     def stop(self) -> None:
         """What has not begun never does; another process may compute it."""
-        with self._s.locked:
+        with self._service.locked:
             for computation in list(self._all):
                 if not computation.begun:
                     self._drop(computation, STOPS)
 
     def release(self) -> None:
         """Nothing runs here any more: nobody waits for what has not ended."""
-        with self._s.locked:
+        with self._service.locked:
             for computation in list(self._all):
                 self._drop(computation, STOPS)
 

@@ -1,4 +1,4 @@
-"""The scheduler's lock, and what happens when it is given back."""
+"""The lock of a process's service, and what happens when it is given back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 
 from ..errors import is_interrupt
 from ..executors.base import Executor
-from ..functions.task import Task
-from ..scheduling.state import Waves
 
 log = logging.getLogger("panel_schedule")
 
@@ -33,22 +31,24 @@ class Bell:
 
 
 class Locked:
-    """The scheduler's lock. What was deferred while it was held is called when it is free again."""
+    """The service's lock. What was deferred while it was held is called when it is free again."""
 
     def __init__(
         self,
         lock: threading.RLock,
-        waves: Waves,
         released: Callable[[], object],
-        changed: Callable[[Task[Any]], object],
+        changed: Callable[[Any], object] = lambda thing: None,
     ):
         self._lock = lock
-        self._waves = waves
         self._released = released
-        self._changed = changed
+        self.changed = changed
+        # Who waits for something of somebody else, and what finds those who need not wait any more.
+        self.waits: list[Any] = []
+        self.settle: Callable[[], object] = lambda: None
         self._depth = 0
         self.deferred: list[Callable[[], object]] = []
-        self.touched: set[Task[Any]] = set()
+        # Whose status has changed, each once.
+        self.touched: set[Any] = set()
         self.submitted: set[Executor] = set()
 
     def __enter__(self) -> None:
@@ -57,9 +57,9 @@ class Locked:
 
     def __exit__(self, *exc: object) -> None:
         try:
-            if self._depth == 1 and self._waves.waits:
+            if self._depth == 1 and self.waits:
                 # Something may have ended, or will not come: who waited for it goes on.
-                self._waves.settle()
+                self.settle()
         finally:
             self._depth -= 1
             if self._depth:
@@ -80,7 +80,7 @@ class Locked:
         calls: list[Callable[[], object]] = [executor.flush for executor in submitted]
         calls.append(self._released)
         if touched:
-            calls += [partial(self._changed, task) for task in touched]
+            calls += [partial(self.changed, thing) for thing in touched]
         calls += deferred
         interrupt = None
         for call in calls:

@@ -1,4 +1,4 @@
-"""What the scheduler has to say to the store, in order, and what it answers."""
+"""What a process has to say to the store, in order, and what that answers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from itertools import islice, takewhile
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from ..clock import Clock
 from ..errors import StoreError, is_interrupt
 from ..executors.base import Executor
-from ..scheduling.state import TaskState
-from ..stores.base import DATES, Request, Row, Store
+from ..stores.base import Request, Store
 from .lock import Locked
 
 log = logging.getLogger("panel_schedule")
@@ -33,21 +32,30 @@ _UNKNOWN = Exception()
 T = TypeVar("T")
 
 
-class Desk(Protocol):
-    """What the outbox finds at the scheduler's."""
+class Subject:
+    """
+    What calls are about.
 
-    clock: Clock
-    store: Store
-    executors: dict[str, Executor]
-    states: dict[str, TaskState]
-    locked: Locked
+    Attributes
+    ----------
+    writing : int
+        How many of them the store has not answered yet.
+    unread, reading : bool
+        Whether what the store has of it is to be read once they are answered, or is being read.
+    """
+
+    __slots__ = ("reading", "unread", "writing")
+
+    def __init__(self) -> None:
+        self.writing = 0
+        self.unread = self.reading = False
 
 
 Call = Request | Callable[[], Any]
 
 
 class _Asked(NamedTuple):
-    states: Sequence[TaskState]
+    subjects: Sequence[Subject]
     call: Call
     then: Callable[[Any], object] | None
 
@@ -57,19 +65,24 @@ class Outbox:
     Calls to the store.
 
     A store in memory answers at once. One on a disk may let its caller wait, so it is asked by a
-    thread of the outbox's own, one call after another, outside of the scheduler's lock: a disk
+    thread of the outbox's own, one call after another, outside of the service's lock: a disk
     that hangs stops no page and no clock. A call that the store cannot serve now is tried until it can.
 
-    Parameters
+    Attributes
     ----------
-    desk : Desk
+    read : callable
+        ``read(subject)`` asks the store for what it has.
     follow : callable
-        ``follow(state, row)``, under the lock, when another process may have changed the row of a task.
+        ``follow(subject, answer)``, under the lock, with what that gave.
     """
 
-    def __init__(self, desk: Desk, follow: Callable[[TaskState, Row | None], object]):
-        self._s = desk
-        self._follow = follow
+    def __init__(self, clock: Clock, store: Store, executors: dict[str, Executor], locked: Locked):
+        self._clock = clock
+        self._store = store
+        self._executors = executors
+        self._locked = locked
+        self.read: Callable[[Any], Any]
+        self.follow: Callable[[Any, Any], object]
         self._pending: set[Future[Any]] = set()
         # What was asked and is not answered, in that order; and whether the first of it is being made.
         self._asked: deque[_Asked] = deque()
@@ -81,20 +94,20 @@ class Outbox:
         # Whether the store is closed: what comes now comes too late, and nobody needs to know.
         self._over = False
 
-    def ask(self, states: Sequence[TaskState], call: Call, then: Callable[[Any], object] | None = None) -> None:
+    def ask(self, subjects: Sequence[Subject], call: Call, then: Callable[[Any], object] | None = None) -> None:
         """
-        Make a call about these states, and give its answer to `then`. Under the lock, both.
+        Make a call about these, and give its answer to `then`. Under the lock, both.
 
         Requests that follow each other share a transaction.
         """
-        if not self._s.store.blocking:
-            answer = self._s.store.answer_to(call) if isinstance(call, Request) else call()
+        if not self._store.blocking:
+            answer = self._store.answer_to(call) if isinstance(call, Request) else call()
             if then is not None:
                 then(answer)
             return
-        for state in states:
-            state.writing += 1
-        self._asked.append(_Asked(states, call, then))
+        for subject in subjects:
+            subject.writing += 1
+        self._asked.append(_Asked(subjects, call, then))
         if not self._making:
             self._making = True
             self._submit("store", self._make)
@@ -115,24 +128,20 @@ class Outbox:
 
     def aside(self, call: Callable[[], Any]) -> Future[Any]:
         """Do at once, in another thread, what is too slow for the event loop: to serialise a value and store it."""
-        executor = self._s.executors["publisher"]
+        executor = self._executors["publisher"]
         future = executor.submit(call)
         self._remember(future)
         executor.flush()
         return future
 
-    def noticed(self, task: str) -> None:
-        """Another process has perhaps changed the row of a task; on any thread."""
-        with self._s.locked:
-            state = self._s.states.get(task.removeprefix(DATES))
-            if state is None:
-                return
-            if state.writing:
-                # What is read now would be without what is still to be written, and undo that here.
-                state.unread = True
-            elif not state.reading:
-                state.reading = True
-                self._submit("store", partial(self._read, state))
+    def noticed(self, subject: Subject) -> None:
+        """Another process has perhaps changed what the store has of it. Under the lock."""
+        if subject.writing:
+            # What is read now would be without what is still to be written, and undo that here.
+            subject.unread = True
+        elif not subject.reading:
+            subject.reading = True
+            self._submit("store", partial(self._read, subject))
 
     @property
     def troubled(self) -> bool:
@@ -142,8 +151,8 @@ class Outbox:
     def drain(self, timeout: float) -> None:
         """Wait until everything is written, up to `timeout` seconds; what fails is not tried again."""
         self._hurry.set()
-        until = self._s.clock.monotonic() + timeout
-        while (pending := set(self._pending)) and (left := until - self._s.clock.monotonic()) > 0:
+        until = self._clock.monotonic() + timeout
+        while (pending := set(self._pending)) and (left := until - self._clock.monotonic()) > 0:
             wait(pending, timeout=left)
         self._over = True
 
@@ -153,8 +162,8 @@ class Outbox:
         self._over = False
 
     def _submit(self, name: str, call: Callable[[], object]) -> None:
-        executor = self._s.executors[name]
-        self._s.locked.submitted.add(executor)
+        executor = self._executors[name]
+        self._locked.submitted.add(executor)
         self._remember(executor.submit(call))
 
     def _remember(self, future: Future[Any]) -> None:
@@ -162,11 +171,11 @@ class Outbox:
         future.add_done_callback(self._pending.discard)
 
     def _make(self) -> None:
-        with self._s.locked:
+        with self._locked:
             some = list(takewhile(lambda asked: isinstance(asked.call, Request), islice(self._asked, MOST)))
             some = some or [self._asked[0]]
         done, outcomes = self._try(partial(self._outcomes, [asked.call for asked in some]))
-        with self._s.locked:
+        with self._locked:
             for _ in some:
                 self._asked.popleft()
             for number, asked in enumerate(some):
@@ -181,7 +190,7 @@ class Outbox:
             return [(calls[0](), None)]
         requests = cast(list[Request], calls)
         try:
-            return self._s.store.perform(requests)
+            return self._store.perform(requests)
         except (StoreError, OSError):
             raise
         except Exception:
@@ -193,8 +202,8 @@ class Outbox:
 
     def _made(self, asked: _Asked, outcome: tuple[Any, BaseException | None]) -> None:
         answer, error = outcome
-        for state in asked.states:
-            state.writing -= 1
+        for subject in asked.subjects:
+            subject.writing -= 1
         try:
             if error is not None and error is not _UNKNOWN:
                 raise error
@@ -202,19 +211,19 @@ class Outbox:
                 asked.then(answer)
         except Exception:  # others have asked, too
             log.exception("An answer of the store led to something that is a bug of panel-schedule; it goes on.")
-        for state in asked.states:
-            if state.unread and not state.writing:
-                state.unread, state.reading = False, True
-                self._submit("store", partial(self._read, state))
+        for subject in asked.subjects:
+            if subject.unread and not subject.writing:
+                subject.unread, subject.reading = False, True
+                self._submit("store", partial(self._read, subject))
 
-    def _read(self, state: TaskState) -> None:
-        state.reading = False
-        done, row = self._try(partial(self._s.store.row, state.task.name))
-        with self._s.locked:
-            if state.writing:
-                state.unread = True
-            elif done and self._s.states.get(state.task.name) is state:
-                self._follow(state, row)
+    def _read(self, subject: Subject) -> None:
+        subject.reading = False
+        done, answer = self._try(partial(self.read, subject))
+        with self._locked:
+            if subject.writing:
+                subject.unread = True
+            elif done:
+                self.follow(subject, answer)
 
     def _try(self, call: Callable[[], Any]) -> tuple[bool, Any]:
         """Whether there is an answer, and the answer."""

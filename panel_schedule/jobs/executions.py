@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from ..clock import Clock
-from ..engine.timers import Timer, Timers
+from ..engine.service import Service
+from ..engine.timers import Timer
 from ..functions.background import Background
 from ..functions.run import Partials, Run, RunState
 from ..hashing.keys import call_text
@@ -123,15 +123,6 @@ class Recent:
         self.waiting = False
 
 
-class Desk(Protocol):
-    """What is found at the scheduler's."""
-
-    clock: Clock
-    timers: Timers
-
-    def defer(self, call: Callable[[], object]) -> None: ...
-
-
 class Executions:
     """
     Those under way by the id of their runs, in the order in which they came, and the runs of late.
@@ -141,13 +132,13 @@ class Executions:
 
     Parameters
     ----------
-    desk : Desk
+    service : Service
     most_bytes : int
         Of what is kept of the runs of all functions that have ended, and of one that is under way.
     """
 
-    def __init__(self, desk: Desk, most_bytes: int = MOST_BYTES):
-        self._s = desk
+    def __init__(self, service: Service, most_bytes: int = MOST_BYTES):
+        self._service = service
         self.most_bytes = most_bytes
         # How many of each function are under way in this process.
         self._counts = Counter[Background[Any, Any]]()
@@ -170,7 +161,7 @@ class Executions:
 
     def new(self, name: str) -> Run:
         """A run of the function of this name."""
-        run = Run(name, "", self._s.clock.now())
+        run = Run(name, "", self._service.clock.now())
         run.key, run.partials = f"request {run.id}", Partials()
         return run
 
@@ -237,14 +228,14 @@ class Executions:
 
     def _forget(self, function: Background[Any, Any]) -> None:
         """The runs that ended too long ago."""
-        recent, until = self._recent[function], self._s.clock.now() - function.policy.result_ttl
+        recent, until = self._recent[function], self._service.clock.now() - function.policy.result_ttl
         over = recent.over
         while over and (len(over) > KEPT or (over[0].finished_at or until) <= until):
             self._let_go(function, over.popleft())
         if over and not recent.waiting:
             recent.waiting = True
             left = (over[0].finished_at or until) - until
-            self._s.timers.after(left.total_seconds(), self._forget_in_time, function)
+            self._service.timers.after(left.total_seconds(), self._forget_in_time, function)
 
     def _forget_in_time(self, function: Background[Any, Any]) -> None:
         self._recent[function].waiting = False
@@ -259,7 +250,7 @@ class Executions:
             execution.inform(waiter)
         for run in execution.runs:
             if run.watched:
-                self._s.defer(run.touch)
+                self._service.defer(run.touch)
 
     def rank(self, execution: Execution) -> int:
         """How many queued runs have to begin until it does, itself included; 0 when it has begun."""
@@ -280,7 +271,7 @@ class Executions:
         self._changes += 1
         if self._under_way and not self._moving:
             self._moving = True
-            self._s.timers.after(PROGRESS, self._move, None)
+            self._service.timers.after(PROGRESS, self._move, None)
 
     def _move(self, _: None) -> None:
         self._moving = False

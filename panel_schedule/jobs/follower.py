@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from ..coordination.tasks import TAKEOVERS
+from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.background import Background
 from ..functions.run import Partials, Run, RunState, on_a_loop
 from ..serialize.codec import Encoded
 from ..stores.queue import JobRow, Queue
-from .execution import Desk as Workplace
 from .execution import Runner
 from .executions import Execution, Executions
 from .single_flight import Waiters
@@ -24,12 +24,6 @@ log = logging.getLogger("panel_schedule")
 
 # Seconds until the store is asked again for what could not be taken up.
 PAUSE = 5.0
-
-
-class Desk(Workplace, Protocol):
-    """What the follower finds at the scheduler's."""
-
-    begun: bool
 
 
 class Dispatcher(Protocol):
@@ -48,13 +42,13 @@ class Follower:
 
     Parameters
     ----------
-    desk : Desk
+    service : Service
     dispatcher : Dispatcher
     queue : Queue
     """
 
-    def __init__(self, desk: Desk, dispatcher: Dispatcher, queue: Queue):
-        self._s = desk
+    def __init__(self, service: Service, dispatcher: Dispatcher, queue: Queue):
+        self._service = service
         self._d = dispatcher
         self._queue = queue
         self._functions: dict[str, Background[Any, Any]] = {}
@@ -69,7 +63,7 @@ class Follower:
     def add(self, function: Background[Any, Any]) -> None:
         """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
         self._functions[function.name] = function
-        if self._s.begun:
+        if self._service.begun:
             self.recover()
 
     # ------------------------------------------------------------ telling them
@@ -83,16 +77,16 @@ class Follower:
         )  # fmt: skip
         if durable and on_a_loop():
             # The loop has pages to serve, and a disk takes its time.
-            self._s.outbox.aside(partial(self._accept, execution, enqueue))
+            self._service.outbox.aside(partial(self._accept, execution, enqueue))
         elif durable:
             # On the disk before anybody is told that it was accepted.
             self._accept(execution, enqueue)
         elif not execution.key:
             # First this: at its end it waits for it, in a thread of the same few.
-            self._s.outbox.aside(partial(self._enqueue, execution, enqueue))
+            self._service.outbox.aside(partial(self._enqueue, execution, enqueue))
             self._d.runner.start(execution)
         elif on_a_loop():
-            self._s.outbox.aside(partial(self._enqueue, execution, enqueue, self._d.runner.start))
+            self._service.outbox.aside(partial(self._enqueue, execution, enqueue, self._d.runner.start))
         else:
             # Whether another process does the same must be known before it starts.
             self._enqueue(execution, enqueue, self._d.runner.start)
@@ -107,18 +101,18 @@ class Follower:
 
     def follow(self, id: str, more: int) -> None:
         """So many more sessions of this process follow a run, or fewer."""
-        with self._s.locked:
+        with self._service.locked:
             before = self._followers[id]
             self._followers[id] += more
             after = self._followers[id]
             if not after:
                 del self._followers[id]
             if (before > 0) != (after > 0):
-                self._s.outbox.ask((), partial(self._queue.follow, id, after > 0))
+                self._service.outbox.ask((), partial(self._queue.follow, id, after > 0))
 
     def abandon(self, run: Run, reason: str) -> None:
         """Cancel it, unless somebody follows it in another process."""
-        self._s.outbox.aside(partial(self._abandon, run, reason))
+        self._service.outbox.aside(partial(self._abandon, run, reason))
 
     def _abandon(self, run: Run, reason: str) -> None:
         try:
@@ -126,7 +120,7 @@ class Follower:
         except ScheduleError as error:
             log.error("The run %s of %r goes on, as nobody can say who follows it. %s", run.id, run.task, error)
             return
-        if not (followed or run.watched or self._s.stopping):
+        if not (followed or run.watched or self._service.stopping):
             run.cancel(reason)
 
     def _enqueue(
@@ -145,7 +139,7 @@ class Follower:
         then(execution)
 
     def _entered(self, execution: Execution, row: JobRow | None) -> None:
-        with self._s.locked:
+        with self._service.locked:
             if row is None:
                 execution.fence = 1
                 self._d.runner.tell_all(execution)
@@ -183,8 +177,8 @@ class Follower:
 
     def release(self) -> None:
         """Leave to them what has not ended."""
-        with self._s.locked:
-            self._s.outbox.ask((), self._queue.release)
+        with self._service.locked:
+            self._service.outbox.ask((), self._queue.release)
 
     # ------------------------------------------------------------ following them
 
@@ -204,12 +198,12 @@ class Follower:
             return None
         run = self._run(row)
         if row.orphan:
-            self._s.outbox.aside(partial(self._noticed, row.id))
+            self._service.outbox.aside(partial(self._noticed, row.id))
         return run
 
     def _run(self, row: JobRow) -> Run:
         """The run of a row: this process's own, or one that follows it."""
-        with self._s.locked:
+        with self._service.locked:
             known = self._d.executions.get(row.id)
             run = known.run if known is not None else self._elsewhere.get(row.id)
             if run is not None:
@@ -228,8 +222,8 @@ class Follower:
 
     def _cancel_there(self, id: str, run: Run, reason: str) -> None:
         if not run.state.final:
-            with self._s.locked:
-                self._s.outbox.ask((), partial(self._queue.cancel, id))
+            with self._service.locked:
+                self._service.outbox.ask((), partial(self._queue.cancel, id))
 
     def _noticed(self, id: str) -> None:
         """Another process may have changed the row of a run; on any thread but the loop."""
@@ -251,7 +245,7 @@ class Follower:
         if self._is_wanted(execution):
             self._do_it_here(execution)
             return
-        with self._s.locked:
+        with self._service.locked:
             error = RunCrashed(
                 f"{execution.name}: the run has ended in another process, and what came of it has expired."
             )
@@ -289,7 +283,7 @@ class Follower:
                 state, error = RunState.FAILED, lost
         elif row.state.final and row.state is not RunState.SUCCEEDED:
             error = queue.failure(row.id) or _error_of(row)
-        with self._s.locked:
+        with self._service.locked:
             if run.state.final:
                 return
             run.attempt, run.percent, run.message, run.partials = row.attempt, row.percent, row.message, partials
@@ -301,17 +295,17 @@ class Follower:
             elif execution is not None:
                 self._d.runner.end(execution, state, error, value, told=True, at=row.finished_at)
             else:
-                run.end(row.state, row.finished_at or self._s.clock.now(), error)
+                run.end(row.state, row.finished_at or self._service.clock.now(), error)
                 run._load = partial(queue.value, row.id) if error is None else None
                 run.resolve()
 
     def _is_wanted(self, execution: Execution) -> bool:
         """Whether somebody here waits for what another process does."""
-        return bool(execution.waiters) and execution.body is not None and not self._s.stopping
+        return bool(execution.waiters) and execution.body is not None and not self._service.stopping
 
     def _do_it_here(self, execution: Execution) -> None:
         """The other process was told to stop, or what it left has expired: they who wait for it here still want it."""
-        with self._s.locked:
+        with self._service.locked:
             self._d.executions.drop(execution)
             self._d.waiters.expire(execution)
             own = [
@@ -329,7 +323,7 @@ class Follower:
 
     def recover(self) -> None:
         """Go on with what earlier processes have left behind."""
-        self._s.outbox.aside(self._take_all)
+        self._service.outbox.aside(self._take_all)
 
     def _take_all(self) -> None:
         try:
@@ -339,7 +333,7 @@ class Follower:
             return
         for row in orphans:
             self._take(row)
-            if row.function not in self._functions and row.function not in self._unknown and self._s.begun:
+            if row.function not in self._functions and row.function not in self._unknown and self._service.begun:
                 self._unknown.add(row.function)
                 log.warning(
                     "Job %r has runs that an earlier process left unfinished, and no function of that name is defined "
@@ -348,8 +342,8 @@ class Follower:
 
     def _try_later(self, error: ScheduleError) -> None:
         log.error("What other processes have left behind is not taken up now: %s", error)
-        with self._s.locked:
-            self._s.timers.after(PAUSE, lambda _: self.recover(), None)
+        with self._service.locked:
+            self._service.timers.after(PAUSE, lambda _: self.recover(), None)
 
     def _take(self, row: JobRow) -> None:
         try:
@@ -360,14 +354,14 @@ class Follower:
     def _take_over(self, row: JobRow) -> None:
         function, execution = self._functions.get(row.function), self._d.executions.get(row.id)
         # In a script only for somebody who waits for it: the others are for those with a server.
-        if function is None or self._s.stopping or not (self._s.begun or execution is not None):
+        if function is None or self._service.stopping or not (self._service.begun or execution is not None):
             return
-        taken = self._queue.take(row.id, self._s.clock.now())
+        taken = self._queue.take(row.id, self._service.clock.now())
         if taken is None:
             return
         row, (args, kwargs) = taken
         runner = self._d.runner
-        with self._s.locked:
+        with self._service.locked:
             if execution is None:
                 execution = Execution(function, self._d.executions.new(row.function), args, kwargs)
                 execution.run.id, execution.run.queued_at = row.id, row.queued_at or execution.run.queued_at

@@ -6,28 +6,21 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
+from ..engine.service import STOPS, Service
 from ..errors import RunCancelled, RunSkipped
 from ..functions.background import Background
 from ..functions.run import Run, RunState, on_a_loop
-from ..scheduling.execution import STOPS
 from ..serialize.checks import is_light
 from ..serialize.codec import encode
 from ..serialize.copies import snapshot
 from .execution import Runner
 from .executions import MOST_BYTES, Execution, Executions
-from .follower import Desk as Workplace
 from .follower import Follower
 from .single_flight import Waiters
 
 log = logging.getLogger("panel_schedule")
-
-
-class Desk(Workplace, Protocol):
-    """What the dispatcher finds at the scheduler's."""
-
-    def start(self) -> None: ...
 
 
 class Dispatcher:
@@ -36,22 +29,23 @@ class Dispatcher:
 
     Parameters
     ----------
-    desk : Desk
+    service : Service
     most_bytes : int
         Of what is kept of runs that have ended.
     most_queued : int
         Of the runs of one function that have still to begin.
     """
 
-    def __init__(self, desk: Desk, most_bytes: int = MOST_BYTES, most_queued: int = sys.maxsize):
-        self._s = desk
+    def __init__(self, service: Service, most_bytes: int = MOST_BYTES, most_queued: int = sys.maxsize):
+        self._service = service
         self._most_queued = most_queued
-        self.executions = Executions(desk, most_bytes)
-        self.waiters = Waiters(desk, self.executions)
-        self.runner = Runner(desk, self.executions, self.waiters.over)
-        queue = desk.store.queue
+        service.sources.append(self)
+        self.executions = Executions(service, most_bytes)
+        self.waiters = Waiters(service, self.executions)
+        self.runner = Runner(service, self.executions, self.waiters.over)
+        queue = service.store.queue
         # None where no other process can know of the runs of this one.
-        self.follower = Follower(desk, self, queue) if queue is not None else None
+        self.follower = Follower(service, self, queue) if queue is not None else None
 
     def add(self, function: Background[Any, Any]) -> None:
         """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
@@ -69,18 +63,18 @@ class Dispatcher:
         self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], user: str | None
     ) -> Run:
         """Start a run, or join one that does the same."""
-        self._s.start()
+        self._service.start()
         args, kwargs = snapshot(args, kwargs)
         execution = Execution(function, self.executions.new(function.name), args, kwargs)
         run = execution.run
         run.user, run._stop = user, partial(self.runner.cancel, execution)
-        if self._s.stopping:
-            with self._s.locked:
+        if self._service.stopping:
+            with self._service.locked:
                 run.reason = STOPS
                 self.runner.end(execution, RunState.CANCELLED, RunCancelled(f"{execution.name}: the server stops."))
         elif on_a_loop() and not is_light((args, kwargs)):
             # To pickle it would take long, and the loop has pages to serve.
-            self._s.outbox.aside(partial(self.enter, execution))
+            self._service.outbox.aside(partial(self.enter, execution))
         else:
             self._enter(execution)
         return run
@@ -97,7 +91,7 @@ class Dispatcher:
         function, caller, payload, asked = execution.function, execution.run, None, execution
         if function.policy.ttl is not None:
             key = function.keys.digest(execution.args, execution.kwargs)
-            with self._s.locked:
+            with self._service.locked:
                 if self.waiters.join(function.name, key, caller):
                     asked.joined = True
                     return
@@ -107,7 +101,7 @@ class Dispatcher:
         self.runner.prepare(execution)
         if function.policy.durable and self.follower is not None:
             payload = encode((execution.args, execution.kwargs), execution.name)
-        with self._s.locked:
+        with self._service.locked:
             asked.joined = bool(execution.key)
             if caller.state.final or (execution.key and self.waiters.join(function.name, execution.key, caller)):
                 return
@@ -137,15 +131,15 @@ class Dispatcher:
 
     def runs(self, function: Background[Any, Any], user: str | None) -> list[Run]:
         """Newest first; of everybody, or of one user."""
-        with self._s.locked:
+        with self._service.locked:
             here = {run.id: run for run in self.executions.runs(function)}
         there = self.follower.runs(function.name, here, user) if self.follower is not None else []
         return sorted([*here.values(), *there], key=lambda run: run.queued_at, reverse=True)
 
     def find(self, id: str) -> Run | None:
         """The run of this id, in whichever process it is. Who cancels it ends nothing for others who share it."""
-        self._s.start()
-        with self._s.locked:
+        self._service.start()
+        with self._service.locked:
             if (execution := self.executions.get(id)) is not None:
                 if not execution.key:
                     return execution.run
@@ -178,7 +172,7 @@ class Dispatcher:
 
     def abandon(self, run: Run, reason: str) -> None:
         """Cancel a run that a session has no use for any more, unless another one follows it."""
-        if run.state.final or run.watched or self._s.stopping:
+        if run.state.final or run.watched or self._service.stopping:
             return
         if self.follower is None:
             run.cancel(reason)

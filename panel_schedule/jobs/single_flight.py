@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Protocol
 
-from ..engine.lock import Locked
+from ..engine.service import Service
 from ..errors import RunCancelled
 from ..functions.run import Run, RunState
-from .executions import Desk as Workplace
 from .executions import Execution, Executions
-
-
-class Desk(Workplace, Protocol):
-    """What is found at the scheduler's."""
-
-    locked: Locked
 
 
 class Waiters:
@@ -24,12 +16,12 @@ class Waiters:
 
     Parameters
     ----------
-    desk : Desk
+    service : Service
     executions : Executions
     """
 
-    def __init__(self, desk: Desk, executions: Executions):
-        self._s = desk
+    def __init__(self, service: Service, executions: Executions):
+        self._service = service
         self._executions = executions
         # By function and key: under way, or with a result that is still good.
         self.shared: dict[tuple[str, str], Execution] = {}
@@ -47,9 +39,9 @@ class Waiters:
         execution.inform(waiter)
         if run.state.final:
             waiter._stop = None
-            waiter.end(run.state, run.finished_at or self._s.clock.now(), run.error, run.shared)
-            self._s.defer(waiter.touch)
-            self._s.defer(lambda: waiter.resolve(run.shared))
+            waiter.end(run.state, run.finished_at or self._service.clock.now(), run.error, run.shared)
+            self._service.defer(waiter.touch)
+            self._service.defer(lambda: waiter.resolve(run.shared))
         else:
             if execution.unwatch is None:
                 # Who only looks on does not end it for those who wait.
@@ -59,19 +51,19 @@ class Waiters:
 
     def _leave(self, execution: Execution, waiter: Run, reason: str) -> None:
         """Who gives up ends nothing for the others."""
-        with self._s.locked:
+        with self._service.locked:
             if waiter.state.final:
                 return
             if waiter not in execution.waiters:  # it has just moved to another execution
-                self._s.defer(lambda: waiter.cancel(reason))
+                self._service.defer(lambda: waiter.cancel(reason))
                 return
             execution.waiters.remove(waiter)
             waiter.reason = reason
             waiter.end(
-                RunState.CANCELLED, self._s.clock.now(), RunCancelled(f"{execution.name}: the run was {reason}.")
+                RunState.CANCELLED, self._service.clock.now(), RunCancelled(f"{execution.name}: the run was {reason}.")
             )
-            self._s.defer(waiter.touch)
-            self._s.defer(waiter.resolve)
+            self._service.defer(waiter.touch)
+            self._service.defer(waiter.resolve)
             if not execution.waiters and execution.unwatch is not None:
                 execution.unwatch()
                 execution.unwatch = None
@@ -82,8 +74,8 @@ class Waiters:
         """It has ended: who asks for the same from now on gets its result, as long as that is good."""
         run, ttl = execution.run, execution.function.policy.ttl
         if run.state is RunState.SUCCEEDED and ttl is not None and run.finished_at is not None:
-            left = run.finished_at + ttl - self._s.clock.now()
-            self._s.timers.after(max(0.0, left.total_seconds()), self.expire, execution)
+            left = run.finished_at + ttl - self._service.clock.now()
+            self._service.timers.after(max(0.0, left.total_seconds()), self.expire, execution)
         else:
             self.expire(execution)
 

@@ -10,9 +10,7 @@ from functools import partial
 from types import CoroutineType
 from typing import Any, Protocol
 
-from ..clock import Clock
-from ..engine.lock import Locked
-from ..engine.outbox import Outbox
+from ..engine.service import Service
 from ..errors import RunFenced, ValueRefused
 from ..executors.processes import Parcel
 from ..functions.calls import PUBLISHED, async_outcome, outcome
@@ -20,7 +18,7 @@ from ..functions.run import Run, _current, on_a_loop
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
 from ..session import leave_session
-from ..stores.base import TASK, Request, Store
+from ..stores.base import TASK, Request
 from ..stores.records import Result
 from .state import TaskState
 
@@ -33,13 +31,7 @@ HELD_TOO_LONG = 0.1
 class Desk(Protocol):
     """What a body finds at the scheduler's."""
 
-    clock: Clock
-    store: Store
-    locked: Locked
-    outbox: Outbox
-
     def touch(self, state: TaskState) -> None: ...
-    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
 class Body:
@@ -48,12 +40,14 @@ class Body:
 
     Parameters
     ----------
+    service : Service
     desk : Desk
     limit : callable
         ``limit(state, run)`` when the function begins: from then on its timeout runs.
     """
 
-    def __init__(self, desk: Desk, limit: Callable[[TaskState, Run], object]):
+    def __init__(self, service: Service, desk: Desk, limit: Callable[[TaskState, Run], object]):
+        self._service = service
         self._s = desk
         self._limit = limit
         self._warned: set[str] = set()
@@ -65,7 +59,7 @@ class Body:
             return Parcel(
                 f"Task {run.task!r}", state.task.function, run=run,
                 begin=partial(self._begin, state, run), receive=partial(self._yielded, state, run),
-                answer=partial(self._s.answer, run),
+                answer=partial(self._service.answer, run),
             )  # fmt: skip
         return self._async_body(state, run) if state.is_async else self._body(state, run)
 
@@ -76,14 +70,14 @@ class Body:
             self._begin(state, run)
             _current.set(run)
             leave_session(f"Task {run.task!r}")
-            started = self._s.clock.monotonic()
+            started = self._service.clock.monotonic()
             result = function()
-            if on_loop and self._s.store.blocking and inspect.isgenerator(result):
+            if on_loop and self._service.store.blocking and inspect.isgenerator(result):
                 result = async_outcome(result, partial(self._yielded_aside, state, run))
             else:
                 result = outcome(result, partial(self._yielded, state, run))
             if on_loop:
-                self._warn_if_held(state.task.name, self._s.clock.monotonic() - started)
+                self._warn_if_held(state.task.name, self._service.clock.monotonic() - started)
             return result
 
         return body
@@ -103,9 +97,9 @@ class Body:
         return body
 
     def _begin(self, state: TaskState, run: Run) -> None:
-        with self._s.locked:
+        with self._service.locked:
             run.check()
-            run.begin(self._s.clock.now())
+            run.begin(self._service.clock.now())
             self._limit(state, run)
             self._s.touch(state)
 
@@ -114,18 +108,18 @@ class Body:
         self.publish(state, run, value, final=False)
 
     async def _yielded_aside(self, state: TaskState, run: Run, value: Any) -> None:
-        if not self._s.store.blocking:
+        if not self._service.store.blocking:
             self._yielded(state, run, value)
         else:
-            await asyncio.wrap_future(self._s.outbox.aside(partial(self._yielded, state, run, value)))
+            await asyncio.wrap_future(self._service.outbox.aside(partial(self._yielded, state, run, value)))
 
     def _published(self, state: TaskState, run: Run, value: Any) -> None:
         """What the function itself publishes; an async one cannot be made to wait for it."""
-        if not (self._s.store.blocking and on_a_loop()):
+        if not (self._service.store.blocking and on_a_loop()):
             self._yielded(state, run, value)
             return
-        with self._s.locked:
-            self._s.outbox.ask([state], partial(self._publish_late, state, run, value))
+        with self._service.locked:
+            self._service.outbox.ask([state], partial(self._publish_late, state, run, value))
 
     def _publish_late(self, state: TaskState, run: Run, value: Any) -> None:
         try:
@@ -135,17 +129,17 @@ class Body:
 
     def publish(self, state: TaskState, run: Run, value: Any, final: bool = True) -> Any:
         """Store a value of the run; as everybody reads it."""
-        return self._s.store.answer_to(self.to_publish(state, run, value, final))
+        return self._service.store.answer_to(self.to_publish(state, run, value, final))
 
     def to_publish(self, state: TaskState, run: Run, value: Any, final: bool = True) -> Request:
         """The same as a request. Raises RunFenced when the run has ended."""
-        claim, store = state.claim, self._s.store
+        claim, store = state.claim, self._service.store
         if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
             raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
         if value is PUBLISHED:
             request = store.to_finalize(claim)
         else:
-            now = self._s.clock.now()
+            now = self._service.clock.now()
             duration = (now - run.started_at).total_seconds()
             if state.task.policy.isolate is not False:
                 value = own_copy(value)  # a frame that the function keeps, and goes on to change

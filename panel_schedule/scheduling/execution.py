@@ -10,33 +10,21 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
-from ..clock import Clock
-from ..engine.lock import Locked
-from ..engine.outbox import Outbox
-from ..engine.timers import Timers
+from ..engine.execution import LAST_WORDS, TROUBLE
+from ..engine.service import STOPS, Service
 from ..errors import RunCancelled, RunCrashed, RunFenced, RunSkipped, RunTimedOut
-from ..executors.base import Executor
 from ..executors.loop import Interrupted
 from ..functions.calls import CANCELLED, cancelled_inside
 from ..functions.run import Run, RunState
 from ..functions.task import Overlap, Task, WhenIdle
 from ..serialize.checks import is_light
 from ..serialize.errors import first_line
-from ..stores.base import Claim, Refusal, Request, Row, Store
+from ..stores.base import Claim, Refusal, Request, Row
 from .body import Body
-from .hooks import Hooks
+from .health import Health
 from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
-
-# Seconds that a coroutine gets to end after its timeout, before a retry is given up.
-LAST_WORDS = 1.0
-
-# How a run ends that has gone wrong by itself.
-TROUBLE = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
-
-# Why a run is cancelled that the end of its server ends.
-STOPS = "cancelled: the server stops"
 
 
 class Follower(Protocol):
@@ -48,41 +36,31 @@ class Follower(Protocol):
 class Desk(Protocol):
     """What the execution finds at the scheduler's."""
 
-    clock: Clock
-    store: Store
-    executors: dict[str, Executor]
     states: dict[str, TaskState]
-    timers: Timers
     waves: Waves
-    locked: Locked
-    outbox: Outbox
-    hooks: Hooks
+    health: Health
     follower: Follower
-    begun: bool
-    stopping: bool
-    changed: Callable[[Task[Any]], object]
     fatal: Callable[[Task[Any], Run], object]
 
-    def defer(self, call: Callable[[], object]) -> None: ...
     def touch(self, state: TaskState) -> None: ...
-    def answer(self, run: Run, question: str, *args: Any) -> Any: ...
 
 
 class Execution:
     """The part of the scheduler that deals with single runs; under its lock unless it says otherwise."""
 
-    def __init__(self, desk: Desk):
+    def __init__(self, service: Service, desk: Desk):
+        self._service = service
         self._s = desk
-        self._bodies = Body(desk, self._limit)
+        self._bodies = Body(service, desk, self._limit)
 
     # ------------------------------------------------------------ starting
 
     def new(
         self, state: TaskState, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None
     ) -> Run:
-        run = Run(state.task.name, key, self._s.clock.now(), wave, mark)
+        run = Run(state.task.name, key, self._service.clock.now(), wave, mark)
         run._stop = partial(self.cancel, state)
-        run._changed = partial(self._s.hooks.progressed, state)
+        run._changed = partial(self._s.health.progressed, state)
         return run
 
     def refuse(self, state: TaskState) -> Run:
@@ -90,7 +68,7 @@ class Execution:
         run = self.new(state, "late", None)
         error = RunCancelled(f"Task {run.task!r}: the server stops, so that nothing new begins.")
         run.end(RunState.CANCELLED, run.queued_at, error)
-        self._s.defer(run.resolve)
+        self._service.defer(run.resolve)
         return run
 
     def launch(self, state: TaskState, run: Run) -> None:
@@ -110,14 +88,14 @@ class Execution:
 
     def trigger(self, state: TaskState, wave: datetime) -> None:
         """An upstream has a new final value. A task that follows others never skips the newest."""
-        if state.removed or self._s.stopping:
+        if state.removed or self._service.stopping:
             return
         version = sum(upstream.known.version for upstream in state.upstream if upstream.known is not None)
         key = f"version {version}"
         if state.paused or (state.task.policy.when_idle is WhenIdle.SKIP and state.viewers + state.elsewhere == 0):
             state.missed += 1
             self.drop(state, self.new(state, key, wave, version), "paused" if state.paused else "idle")
-            self._s.hooks.judge(state)
+            self._s.health.judge(state)
             return
         for waiting in (state.run, state.queued):
             if waiting is not None and waiting.state is RunState.QUEUED:
@@ -125,7 +103,7 @@ class Execution:
                 waiting.key, waiting.mark = key, version
                 waiting.wave = max(waiting.wave, wave) if waiting.wave is not None else None
                 if waiting is state.run and (state.asking or state.claim is not None):
-                    self._s.outbox.ask([state], partial(self._advance, state, version))
+                    self._service.outbox.ask([state], partial(self._advance, state, version))
                 return
         run = self.new(state, key, wave, version)
         replaced = state.run if state.task.policy.overlap is Overlap.REPLACE else None
@@ -135,28 +113,30 @@ class Execution:
 
     def _advance(self, state: TaskState, version: int) -> None:
         if (claim := state.claim) is not None:
-            self._s.store.advance(claim, version)
+            self._service.store.advance(claim, version)
 
     def start(self, state: TaskState, run: Run) -> None:
         """Claim the slot of ``state.run``, and hand it to its executor once its upstream is there."""
         self.tell(state)
         self._s.touch(state)
         state.asking = True
-        claim = self._s.store.to_claim(
-            run.task, run.id, now=self._s.clock.now(), key=run.key, mark=run.mark, wave=run.wave, first=run.first
+        claim = self._service.store.to_claim(
+            run.task, run.id, now=self._service.clock.now(), key=run.key, mark=run.mark, wave=run.wave, first=run.first
         )
         # First runs one by one: they come all at once, and one that kills its process takes with it what has begun.
         alone = state.task.known is None
-        call = partial(self._s.store.answer_to, claim) if alone else claim
-        self._s.outbox.ask([state], call, partial(self._answered, state, run))
+        call = partial(self._service.store.answer_to, claim) if alone else claim
+        self._service.outbox.ask([state], call, partial(self._answered, state, run))
 
     def _answered(self, state: TaskState, run: Run, claim: Claim | Refusal) -> None:
         if isinstance(claim, Claim):
             state.asking = False
             self.claimed(state, run, claim)
             self.tell(state)
-        elif self._s.store.blocking:
-            self._s.outbox.ask([state], partial(self._s.store.row, run.task), partial(self._refused, state, run, claim))
+        elif self._service.store.blocking:
+            self._service.outbox.ask(
+                [state], partial(self._service.store.row, run.task), partial(self._refused, state, run, claim)
+            )
         else:
             self._refused(state, run, claim, None)
 
@@ -183,16 +163,16 @@ class Execution:
 
     def _limit(self, state: TaskState, run: Run) -> None:
         """From now on the timeout runs: of the function, and before that of the wait for its upstream."""
-        self._s.timers.cancel(state.timeout_timer)
+        self._service.timers.cancel(state.timeout_timer)
         if (timeout := state.task.policy.timeout) is not None:
-            state.timeout_timer = self._s.timers.after(timeout, partial(self._timed_out, state), run)
+            state.timeout_timer = self._service.timers.after(timeout, partial(self._timed_out, state), run)
 
     def _submit(self, state: TaskState, run: Run) -> None:
         if state.run is not run or run.state.final:
             return
-        self._s.timers.cancel(state.timeout_timer)
+        self._service.timers.cancel(state.timeout_timer)
         body = self._bodies.make(state, run)
-        self._s.locked.submitted.add(state.executor)
+        self._service.locked.submitted.add(state.executor)
         state.body = state.executor.submit(body, f"Task {run.task!r}")
         state.body.add_done_callback(partial(self._ended, state, run))
 
@@ -200,12 +180,12 @@ class Execution:
 
     def _ended(self, state: TaskState, run: Run, future: Future[Any]) -> None:
         """The body is over, wherever it ran; called there, without the lock."""
-        if not (state.on_loop and self._s.store.blocking):
+        if not (state.on_loop and self._service.store.blocking):
             self._conclude([(state, run, future)])
         elif future.cancelled() or future.exception() is not None or is_light(future.result()):
-            self._s.outbox.gather(self._conclude, (state, run, future))
+            self._service.outbox.gather(self._conclude, (state, run, future))
         else:
-            self._s.outbox.aside(partial(self._conclude, [(state, run, future)]))
+            self._service.outbox.aside(partial(self._conclude, [(state, run, future)]))
 
     def _conclude(self, ended: list[tuple[TaskState, Run, Future[Any]]]) -> None:
         """Publish what they gave, together, and end them."""
@@ -230,7 +210,7 @@ class Execution:
         if not requests:
             return []
         try:
-            return self._s.store.perform(requests)
+            return self._service.store.perform(requests)
         except BaseException as error:  # and while it is stored
             if len(requests) == 1:
                 return [(None, error)]
@@ -240,13 +220,13 @@ class Execution:
         self, state: TaskState, run: Run, future: Future[Any], value: Any, error: BaseException | None
     ) -> None:
         if isinstance(error, CANCELLED):
-            ended = future.cancelled() or isinstance(error, Interrupted) or self._s.stopping
+            ended = future.cancelled() or isinstance(error, Interrupted) or self._service.stopping
             error = error if ended else cancelled_inside(f"Task {run.task!r}", error)
-        with self._s.locked:
+        with self._service.locked:
             state.body = None
             # Else it is what the function itself has got from a run that was cancelled, and raises.
-            stopped = self._s.stopping
-            self._s.timers.cancel(state.timeout_timer)
+            stopped = self._service.stopping
+            self._service.timers.cancel(state.timeout_timer)
             if run.state.final:
                 self._free(state)
             elif run.expired and error is not None:
@@ -265,15 +245,15 @@ class Execution:
         state.error, state.missed = "", 0
         self._finish(state, run, RunState.SUCCEEDED, value=value)
         if troubled and not state.stale:
-            self._s.hooks.recovered(state, run)
-            self._s.hooks.emit("recovered", state.task, run)
-        self._s.hooks.emit("succeeded", state.task, run)
+            self._s.health.recovered(state, run)
+            self._service.hooks.emit("recovered", state.task, run)
+        self._service.hooks.emit("succeeded", state.task, run)
         for dependent in state.dependents:
             self.trigger(dependent, run.wave or run.queued_at)
 
     def _failed(self, state: TaskState, run: Run, error: BaseException, outcome: RunState) -> None:
         retry = state.task.policy.retry
-        if run.attempt < retry.max_attempts and not state.removed and not self._s.stopping:
+        if run.attempt < retry.max_attempts and not state.removed and not self._service.stopping:
             delay = retry.delay(run.attempt)
             # While it keeps failing each attempt is more of the same.
             level = logging.DEBUG if state.error else logging.WARNING
@@ -283,7 +263,7 @@ class Execution:
                 run.task, run.attempt, retry.max_attempts, run.id, delay, first_line(error),
             )  # fmt: skip
             run.again(error)
-            self._s.timers.after(delay, partial(self._retry, state), run)
+            self._service.timers.after(delay, partial(self._retry, state), run)
             self._s.touch(state)
             return
         self._finish(state, run, outcome, error)
@@ -300,7 +280,7 @@ class Execution:
             # A coroutine and a process can be ended and tried again; a thread cannot, so its timeout is final.
             run.expired = True
             if state.is_async and not state.abroad:  # a process will have ended soon, whatever it does
-                state.timeout_timer = self._s.timers.after(LAST_WORDS, partial(self._timed_out, state), run)
+                state.timeout_timer = self._service.timers.after(LAST_WORDS, partial(self._timed_out, state), run)
         else:
             self._finish(state, run, RunState.TIMED_OUT, self._timeout_error(state))
         if body is not None:
@@ -314,7 +294,7 @@ class Execution:
 
     def cancel(self, state: TaskState, run: Run, reason: str) -> None:
         """End a run from outside, at once. Its body is asked to stop and keeps the state busy until it does."""
-        with self._s.locked:
+        with self._service.locked:
             if run.state.final:
                 return
             error = RunCancelled(f"Task {run.task!r}: the run was {reason}.")
@@ -332,23 +312,25 @@ class Execution:
         self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
         """Bring ``state.run`` to its one terminal outcome, and the state to the next run if its body is gone."""
-        store = self._s.store
-        self._s.timers.cancel(state.timeout_timer)
+        store = self._service.store
+        self._service.timers.cancel(state.timeout_timer)
         if state.body is not None and state.claim is not None:
             state.claim = store.fence(state.claim)
-        waited_for = state.gated and state.task.known is None and outcome is not RunState.SUCCEEDED and self._s.begun
+        waited_for = (
+            state.gated and state.task.known is None and outcome is not RunState.SUCCEEDED and self._service.begun
+        )
         if error is not None and outcome in TROUBLE:
             state.error = first_line(error)
             if waited_for:  # whoever waits for it says so
                 state.withheld = error
             else:
-                self._s.hooks.complain(state, run, error)
+                self._s.health.complain(state, run, error)
         self._close(state, run, outcome, error, value)
-        self._s.hooks.judge(state)
+        self._s.health.judge(state)
         if outcome in TROUBLE:
-            self._s.hooks.emit("failed", state.task, run)
+            self._service.hooks.emit("failed", state.task, run)
         if waited_for:
-            self._s.defer(lambda: self._s.fatal(state.task, run))
+            self._service.defer(lambda: self._s.fatal(state.task, run))
         if state.body is None and not state.asking:
             self._free(state)
 
@@ -362,27 +344,27 @@ class Execution:
 
     def crashed(self, state: TaskState, run: Run, error: RunCrashed) -> None:
         """It has ended two processes; it will not end this one, unless the server waits for its value."""
-        self._s.hooks.complain(state, run, error)
+        self._s.health.complain(state, run, error)
         if not run.state.final:
-            run.end(RunState.CRASHED, self._s.clock.now(), error)
+            run.end(RunState.CRASHED, self._service.clock.now(), error)
             self.resolve(state, run)
-        self._s.hooks.emit("failed", state.task, run)
+        self._service.hooks.emit("failed", state.task, run)
         self.disappoint(state, run)
 
     def disappoint(self, state: TaskState, run: Run) -> None:
         """It has failed in another process; whoever waits here for its value waits in vain."""
         if state.gated and state.task.known is None:
-            self._s.defer(lambda: self._s.fatal(state.task, run))
+            self._service.defer(lambda: self._s.fatal(state.task, run))
 
     def _close(
         self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
-        run.end(outcome, self._s.clock.now(), error)
+        run.end(outcome, self._service.clock.now(), error)
         run._publish = None  # which knows the run: only the garbage collection would end that
         if not (state.asking and state.run is run):  # else when it is known whether this process has the claim
             self.record(state, run)
         self._s.touch(state)
-        self._s.defer(lambda: run.resolve(value))
+        self._service.defer(lambda: run.resolve(value))
 
     def record(self, state: TaskState, run: Run, then: Callable[[bool], object] | None = None) -> None:
         if self._s.states.get(run.task) is state and not self._unfinished(run):
@@ -405,12 +387,14 @@ class Execution:
         if state.asking:
             state.untold += (partial(self.note, state, run, mark, then),)
         else:
-            self._s.outbox.ask([state], self._s.store.to_record(run.task, run.record(), mark, released), then)
+            self._service.outbox.ask(
+                [state], self._service.store.to_record(run.task, run.record(), mark, released), then
+            )
 
     def tell(self, state: TaskState) -> None:
         """Record what had to wait until it was known who has the claim."""
         untold, state.untold = state.untold, ()
-        if untold and not self._s.stopping:  # else the slot before them is left to others, and so are they
+        if untold and not self._service.stopping:  # else the slot before them is left to others, and so are they
             for note in untold:
                 note()
 
@@ -418,15 +402,15 @@ class Execution:
         """End a run that never started."""
         run.reason = reason
         error = RunSkipped(f"Task {run.task!r}: the run was skipped ({reason}).")
-        run.end(RunState.SKIPPED, self._s.clock.now(), error)
-        self.record(state, run, partial(self._s.hooks.skipped, state, run))
+        run.end(RunState.SKIPPED, self._service.clock.now(), error)
+        self.record(state, run, partial(self._s.health.skipped, state, run))
         self._s.touch(state)
-        self._s.defer(run.resolve)
+        self._service.defer(run.resolve)
 
     def resolve(self, state: TaskState, run: Run) -> None:
         """Wake who waits for a run that ended elsewhere."""
         entry = state.task.known if run.error is None else None
-        self._s.defer(lambda: run.resolve(entry))
+        self._service.defer(lambda: run.resolve(entry))
 
     def _free(self, state: TaskState) -> None:
         """The body is gone: give the claim back, and let the next one start."""
@@ -434,13 +418,15 @@ class Execution:
         state.run = state.claim = None
         if claim is not None:
             unfinished = run is not None and self._unfinished(run)
-            store = self._s.store
-            self._s.outbox.ask([state], partial(store.hand_over, claim) if unfinished else store.to_release(claim))
+            store = self._service.store
+            self._service.outbox.ask(
+                [state], partial(store.hand_over, claim) if unfinished else store.to_release(claim)
+            )
         self.next(state)
 
     def _unfinished(self, run: Run) -> bool:
         """Whether this process stops before the end of the run: another one finishes it, or the next server."""
-        if not (self._s.stopping and self._s.store.blocking):
+        if not (self._service.stopping and self._service.store.blocking):
             return False
         ended_here = run.state is RunState.CANCELLED and run.reason in ("", STOPS)
         occasion = run.mark is not None or run.wave is not None  # nobody waits any more for a request

@@ -7,16 +7,14 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
-from ..clock import Clock
-from ..engine.lock import Locked
-from ..engine.outbox import Outbox
+from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunError, RunFailed, RunTimedOut
 from ..functions.run import Run, RunRecord, RunState
 from ..functions.task import Overlap, Task
-from ..stores.base import Claim, Holder, Refusal, Row, Store
+from ..stores.base import Claim, Holder, Refusal, Row
 from ..triggers import Trigger
 from .execution import Execution
-from .hooks import Hooks
+from .health import Health
 from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
@@ -33,17 +31,11 @@ class Slots(Protocol):
 class Desk(Protocol):
     """What the follower finds at the scheduler's."""
 
-    clock: Clock
-    store: Store
     states: dict[str, TaskState]
     waves: Waves
     execution: Execution
-    hooks: Hooks
+    health: Health
     slots: Slots
-    outbox: Outbox
-    locked: Locked
-    begun: bool
-    stopping: bool
 
     def touch(self, state: TaskState) -> None: ...
     def lose(self, state: TaskState) -> None: ...
@@ -55,7 +47,8 @@ class Desk(Protocol):
 class Follower:
     """The part of the scheduler that follows the rows of the store; under its lock."""
 
-    def __init__(self, desk: Desk):
+    def __init__(self, service: Service, desk: Desk):
+        self._service = service
         self._s = desk
 
     def follow(self, state: TaskState, row: Row | None) -> None:
@@ -68,22 +61,22 @@ class Follower:
         if row.removed and not state.removed:
             self._s.remove(state.task, told=True)
         self.reschedule(state, row.override)
-        if state.computed and self._s.begun:
+        if state.computed and self._service.begun:
             self._s.slots.elect(state)
         state.elsewhere = row.viewers
         state.paused = row.paused
         self._follow_run(state, row)
         if state.error != row.error:
-            self._s.hooks.follow(state, row.error)
-            if self._s.begun:
-                self._s.hooks.judge(state)
+            self._s.health.follow(state, row.error)
+            if self._service.begun:
+                self._s.health.judge(state)
         if row.cancelled and state.run is not None and state.run.id == row.cancelled:
             self._s.execution.cancel(state, state.run, "cancelled")
         self._s.touch(state)
 
     def look(self, state: TaskState, row: Row) -> Run | None:
         """Let a state say what the store says, where no clocks run; the run of another process, if there is one."""
-        task, now = state.task, self._s.clock.now()
+        task, now = state.task, self._service.clock.now()
         if (row.removed or row.forgotten) and not state.removed:
             self._s.remove(task, told=True)
         self.reschedule(state, row.override, row.trigger or task.policy.trigger)
@@ -136,16 +129,16 @@ class Follower:
 
     def _mirror(self, state: TaskState, holder: Holder) -> Run:
         """The run of another process, for those who look at it, wait for it or cancel it here."""
-        run = Run(state.task.name, holder.key, holder.started_at or self._s.clock.now(), holder.wave)
+        run = Run(state.task.name, holder.key, holder.started_at or self._service.clock.now(), holder.wave)
         run.id, run.attempt = holder.run_id, holder.attempt
         run.begin(run.queued_at)
         run._stop = partial(self._cancel_there, state)
         return run
 
     def _cancel_there(self, state: TaskState, run: Run, reason: str) -> None:
-        with self._s.locked:
+        with self._service.locked:
             if not run.state.final:
-                self._s.outbox.ask([state], partial(self._s.store.cancel, run.task, run.id))
+                self._service.outbox.ask([state], partial(self._service.store.cancel, run.task, run.id))
 
     def _end(self, state: TaskState, run: Run, row: Row) -> None:
         """It has ended there, so it ends here; its record is written already."""
@@ -154,7 +147,7 @@ class Follower:
         if outcome is not RunState.SUCCEEDED:
             kind = _ERRORS.get(outcome, RunFailed)
             error = kind(f"Task {run.task!r}: the run {outcome.replace('_', ' ')} in another process. {row.error}")
-        run.end(outcome, self._s.clock.now(), error)
+        run.end(outcome, self._service.clock.now(), error)
         self._s.execution.resolve(state, run)
         if run.first and error is not None and not isinstance(error, RunCancelled):
             self._s.execution.disappoint(state, run)
@@ -192,7 +185,7 @@ class Follower:
         run._stop = partial(self._cancel_joined, state)
 
     def _cancel_joined(self, state: TaskState, run: Run, reason: str) -> None:
-        with self._s.locked:
+        with self._service.locked:
             joined = state.remote or state.run
             if joined is not None and not run.state.final:
                 joined.cancel(reason)
@@ -200,13 +193,13 @@ class Follower:
     def _take_over(self, state: TaskState) -> None:
         """The process of a run is gone: finish it here."""
         # In a script only for somebody who waits for it: what is due is for those with a clock.
-        wanted = self._s.begun or state.joiners
-        if state.run is not None or state.removed or not wanted or self._s.stopping:
+        wanted = self._service.begun or state.joiners
+        if state.run is not None or state.removed or not wanted or self._service.stopping:
             return
         run = state.run = self._s.execution.new(state, "takeover", None)
         state.asking = True
-        take = partial(self._s.store.take_over, run.task, self._s.clock.now())
-        self._s.outbox.ask([state], take, partial(self._taken, state, run))
+        take = partial(self._service.store.take_over, run.task, self._service.clock.now())
+        self._service.outbox.ask([state], take, partial(self._taken, state, run))
 
     def _taken(self, state: TaskState, run: Run, claim: Claim | RunRecord | None) -> None:
         state.asking = False

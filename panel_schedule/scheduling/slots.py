@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
-from ..clock import Clock
-from ..engine.outbox import Outbox
-from ..engine.timers import Timers
+from ..engine.service import Service
 from ..errors import RunSkipped, is_interrupt
 from ..functions.run import Run, RunRecord, RunState
 from ..functions.task import FirstRun, Task, WhenIdle
-from ..stores.base import DATES, Claim, Plan, Refusal, Row, Store
+from ..stores.base import DATES, Claim, Plan, Refusal, Row
 from .execution import Execution
 from .follower import Follower
-from .hooks import Hooks
+from .health import Health
 from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot
 from .state import TaskState, Waves
 
@@ -30,33 +28,28 @@ ASK_AGAIN = 30.0
 class Desk(Protocol):
     """What is found at the scheduler's."""
 
-    clock: Clock
-    store: Store
     states: dict[str, TaskState]
-    timers: Timers
     waves: Waves
     execution: Execution
-    hooks: Hooks
-    outbox: Outbox
+    health: Health
     follower: Follower
-    stopping: bool
 
     def exhaust(self, task: Task[Any]) -> None: ...
-    def defer(self, call: Callable[[], object]) -> None: ...
 
 
 class Slots:
     """The part of the scheduler that knows the clocks; under its lock. The planner decides, this carries out."""
 
-    def __init__(self, desk: Desk):
+    def __init__(self, service: Service, desk: Desk):
+        self._service = service
         self._s = desk
         self._due: list[TaskState] = []
         self._came = self._due.append  # bound once: each armed timer holds it
-        self._seen = desk.clock.now()
+        self._seen = service.clock.now()
 
     def enter(self, states: Iterable[TaskState], again: bool = False, late: bool = False) -> None:
         """Take tasks in: what the store knows of them, their first runs, their next slots."""
-        now = self._seen = self._s.clock.now()
+        now = self._seen = self._service.clock.now()
         entering, plans = [], []
         for state in states:
             if not state.removed:
@@ -64,14 +57,14 @@ class Slots:
                 name, policy = state.task.name, state.task.policy
                 # An appointment made before the clocks started, in a setup script, can be missed already.
                 plans.append(Plan(name, policy.trigger, now if again else policy.given or now))
-        enroll = partial(self._s.store.enroll, plans, again=again, late=late)
-        self._s.outbox.ask(entering, enroll, partial(self._entered, entering, again))
+        enroll = partial(self._service.store.enroll, plans, again=again, late=late)
+        self._service.outbox.ask(entering, enroll, partial(self._entered, entering, again))
 
     def _entered(self, states: list[TaskState], again: bool, rows: dict[str, Row]) -> None:
         """First runs, of all states before any starts: each must see whom it waits for."""
-        if self._s.stopping:  # meanwhile: what would begin now would find the store closed
+        if self._service.stopping:  # meanwhile: what would begin now would find the store closed
             return
-        now, first = self._s.clock.now(), []
+        now, first = self._service.clock.now(), []
         for state in states:
             name = state.task.name
             if (
@@ -83,7 +76,7 @@ class Slots:
         for state in first:
             if state.run is not None:
                 self._s.execution.start(state, state.run)
-        if self._s.store.blocking:
+        if self._service.store.blocking:
             for state in states:
                 if self._s.states.get(state.task.name) is state:
                     self._s.follower.follow(state, rows[state.task.name])
@@ -102,7 +95,7 @@ class Slots:
         state.fault = state.stale  # until it is judged here
         self.advance(state, self._since(state, row))
         wanted = policy.first_run is not FirstRun.SKIP and not state.paused and (again or state.task.known is None)
-        self._s.hooks.judge(state)
+        self._s.health.judge(state)
         if state.clockless:
             version = sum(upstream.known.version for upstream in state.upstream if upstream.known is not None)
             # Also where its upstream had a new value, and whoever was to follow it died.
@@ -168,7 +161,7 @@ class Slots:
             elif decision.action is Action.REPLACE and state.run is not None:
                 self._s.execution.cancel(state, state.run, "replaced")
             if state.missed > 1 or state.stale:
-                self._s.hooks.judge(state)
+                self._s.health.judge(state)
         for state in starting:
             if state.run is not None:
                 self._s.execution.start(state, state.run)
@@ -180,7 +173,7 @@ class Slots:
         return (wave is None or latest > wave) + (first < latest and (wave is None or first > wave))
 
     def advance(self, state: TaskState, since: datetime) -> None:
-        if self._s.store.blocking and state.computed and state.dates is None:
+        if self._service.store.blocking and state.computed and state.dates is None:
             self.elect(state)
             return
         try:
@@ -195,10 +188,10 @@ class Slots:
     def elect(self, state: TaskState) -> None:
         """One process asks the function for its dates; when that process is gone another one does."""
         if state.dates is None and not state.removed:
-            self._s.outbox.ask([state], partial(self._stand, state.task.name), partial(self._elected, state))
+            self._service.outbox.ask([state], partial(self._stand, state.task.name), partial(self._elected, state))
 
     def _stand(self, task: str) -> tuple[Claim | RunRecord | Refusal, Row | None]:
-        store, now, name = self._s.store, self._s.clock.now(), DATES + task
+        store, now, name = self._service.store, self._service.clock.now(), DATES + task
         row = store.row(name)
         answer: Claim | RunRecord | Refusal = store.claim(name, f"dates {now.isoformat()}", now=now)
         if row is not None and row.holder is not None and row.holder.orphan:
@@ -219,39 +212,39 @@ class Slots:
     def resign(self, state: TaskState) -> None:
         """Let another process ask for the dates."""
         if state.dates is not None:
-            self._s.outbox.ask([state], partial(self._s.store.release, state.dates))
+            self._service.outbox.ask([state], partial(self._service.store.release, state.dates))
             state.dates = None
 
     def _ask_later(self, state: TaskState) -> None:
         log.exception(
             "Task %r: the function given as at= failed; it is asked again in %g s.", state.task.name, ASK_AGAIN
         )
-        self._s.timers.cancel(state.slot_timer)
-        state.next, state.slot_timer = None, self._s.timers.after(ASK_AGAIN, self._ask_again, state)
+        self._service.timers.cancel(state.slot_timer)
+        state.next, state.slot_timer = None, self._service.timers.after(ASK_AGAIN, self._ask_again, state)
 
     def _ask_again(self, state: TaskState) -> None:
-        self.advance(state, self._s.clock.now())
+        self.advance(state, self._service.clock.now())
 
     def arm(self, state: TaskState, slot: datetime | None) -> None:
         """Set the timer of the next slot; None for none."""
-        self._s.timers.cancel(state.slot_timer)
+        self._service.timers.cancel(state.slot_timer)
         state.next, state.slot_timer = slot, None
         if slot is not None:
-            state.slot_timer = self._s.timers.at(slot, self._came, state)
+            state.slot_timer = self._service.timers.at(slot, self._came, state)
         elif state.task.policy.forget:
-            self._s.defer(lambda: self._s.exhaust(state.task))
+            self._service.defer(lambda: self._s.exhaust(state.task))
 
     def _skip(self, state: TaskState, stretch: Stretch) -> None:
         """Record a stretch of skipped slots."""
-        run = Run(state.task.name, stretch.first, self._s.clock.now())
+        run = Run(state.task.name, stretch.first, self._service.clock.now())
         run.reason, run.until = stretch.reason, stretch.last
         run.end(RunState.SKIPPED, run.queued_at, RunSkipped(f"Task {run.task!r}: {stretch.reason}."))
-        self._s.defer(run.resolve)
-        self._s.execution.note(state, run, stretch.last, partial(self._s.hooks.skipped, state, run))
+        self._service.defer(run.resolve)
+        self._s.execution.note(state, run, stretch.last, partial(self._s.health.skipped, state, run))
 
     def look(self, now: datetime, monotonic: float) -> None:
         """Follow the steps of the wall clock (invariant 7)."""
-        self._s.timers.look(now, monotonic)
+        self._service.timers.look(now, monotonic)
         before, self._seen = self._seen, now
         if before - now <= STEP_BACK:
             return
@@ -261,13 +254,13 @@ class Slots:
                 f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason="clock stepped back", until=before
             )
             rewind = partial(self._rewind, state.task.name, now, record)
-            self._s.outbox.ask([state], rewind, partial(self._rewound, state))
+            self._service.outbox.ask([state], rewind, partial(self._rewound, state))
         log.warning("The clock stepped back by %.0f s, to %s.", (before - now).total_seconds(), now.isoformat())
 
     def _rewind(self, task: str, now: datetime, record: RunRecord) -> Row | None:
-        if self._s.store.rewind(task, now):
-            self._s.store.record(task, record)
-        return self._s.store.row(task)
+        if self._service.store.rewind(task, now):
+            self._service.store.record(task, record)
+        return self._service.store.row(task)
 
     def _rewound(self, state: TaskState, row: Row | None) -> None:
         if state.next is not None and row is not None and not state.removed:

@@ -9,6 +9,7 @@ from datetime import datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from ..engine.outbox import Subject
 from ..engine.timers import Timer
 from ..executors.base import Executor
 from ..functions.calls import is_async
@@ -22,7 +23,7 @@ from .planner import Busy
 NOTHING = frozenset[Task[Any]]()
 
 
-class TaskState:
+class TaskState(Subject):
     """
     The scheduler's state of one task.
 
@@ -59,7 +60,6 @@ class TaskState:
         "promised",
         "queued",
         "read",
-        "reading",
         "reads",
         "remote",
         "removed",
@@ -71,14 +71,13 @@ class TaskState:
         "telling",
         "timeout_timer",
         "trigger",
-        "unread",
         "untold",
         "viewers",
         "withheld",
-        "writing",
     )
 
     def __init__(self, task: Task[Any], executor: Executor, on_loop: bool, abroad: bool, gated: bool):
+        super().__init__()
         self.task = task
         # The schedule in force: the override of a reschedule, or the one in the code.
         self.base: Trigger = task.policy.trigger
@@ -121,9 +120,6 @@ class TaskState:
         self.joiners: tuple[Run, ...] = ()
         self.held = False
         self.elsewhere = 0
-        # Writes to the store that it has not answered yet, and what is to be read of it afterwards.
-        self.writing = 0
-        self.unread = self.reading = False
         # Whether its progress is going to be told to the other processes.
         self.telling = False
         # What is to be called when the next run has ended.
@@ -311,7 +307,7 @@ class Waves:
     def settle(self) -> None:
         """Let everybody go on for whom nothing is missing any more, or whose run has ended."""
         while ready := [wait for wait in self.waits if wait.run.state.final or not self._blocking(wait)]:
-            self.waits = [wait for wait in self.waits if wait not in ready]
+            self.waits[:] = [wait for wait in self.waits if wait not in ready]
             for wait in ready:
                 wait.proceed()
 

@@ -202,8 +202,8 @@ class Stopping:
         self._exit()
 
     def _executors(self) -> Iterable[Executor]:
-        scheduler = self._runtime._scheduler  # not made only to be asked
-        return scheduler.executors.values() if scheduler is not None else ()
+        service = self._runtime._service  # not made only to be asked
+        return service.executors.values() if service is not None else ()
 
     def _abandon(self) -> None:
         """The last of the exit handlers: a thread inside of a C++ extension would make Python abort now."""

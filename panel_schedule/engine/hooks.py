@@ -1,4 +1,4 @@
-"""What is told of a task: that its value is stale, that it failed, how far it has come."""
+"""Who is told what became of runs: the handlers of ``ps.on``, and the log."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from ..clock import Clock
-from ..engine.lock import Locked
-from ..engine.outbox import Outbox
-from ..engine.timers import Timer, Timers
-from ..errors import RunSkipped
 from ..executors.base import Executor
 from ..executors.loop import Interrupted
 from ..functions.calls import CANCELLED, is_async
 from ..functions.registry import Named
-from ..functions.run import Run, RunState
-from ..functions.task import Task
+from ..functions.run import Run
 from ..serialize.errors import bare, first_line
 from ..session import leave_session
-from ..stores.base import Store
-from .state import TaskState, Waves
+from .lock import Locked
+from .timers import Timer, Timers
 
 log = logging.getLogger("panel_schedule")
 
@@ -43,9 +38,6 @@ FORGET = 600.0
 
 # So many events wait for a handler at most.
 LONGEST_QUEUE = 1000
-
-# How often, in seconds, the other processes hear of a run's progress.
-TELL = 0.1
 
 
 class Handler:
@@ -80,25 +72,6 @@ class HandlerCall:
         """As the log has it."""
         function = self.handler.function
         return f"handler {getattr(function, '__qualname__', None) or function!r} of the event {self.event!r}"
-
-
-class Desk(Protocol):
-    """What hooks need of the scheduler."""
-
-    clock: Clock
-    store: Store
-    executors: dict[str, Executor]
-    handlers: dict[str, list[Handler]]
-    states: dict[str, TaskState]
-    timers: Timers
-    waves: Waves
-    locked: Locked
-    outbox: Outbox
-    stopping: bool
-    changed: Callable[[Task[Any]], object]
-
-    def defer(self, call: Callable[[], object]) -> None: ...
-    def touch(self, state: TaskState) -> None: ...
 
 
 class _Failing:
@@ -185,82 +158,34 @@ def _lasting(seconds: float) -> str:
 
 
 class Hooks:
-    """The part of the scheduler that tells: the log, the handlers of ``ps.on``, the pages; under its lock."""
+    """
+    Calls the handlers of ``ps.on``, and has the log of failures.
 
-    def __init__(self, desk: Desk):
-        self._s = desk
-        self.failures = FailureLog(desk.clock)
+    Attributes
+    ----------
+    failures : FailureLog
+    stopping : bool
+        Whether the server stops: a handler that this ends has not failed.
+    """
 
-    def judge(self, state: TaskState) -> None:
-        """Work out whether the value is stale, and say so when that has changed."""
-        limit, entry = state.task.policy.stale_after, state.task.known
-        if limit is not None:
-            now = self._s.clock.now()
-            stale = entry is not None and now - entry.updated_at >= limit
-            if entry is not None and not stale:
-                self._s.timers.cancel(state.stale_timer)
-                state.stale_timer = self._s.timers.at(entry.updated_at + limit, self.judge, state)
-        else:
-            stale = state.error != "" or (state.missed >= 2 and entry is not None)
-        state.fault = stale
-        # What is made of a stale value is stale, too. Tasks may read each other: neither is stale for the other's sake.
-        stale = stale or (bool(state.sources) and any(each.fault for each in self._sources(state)))
-        if stale == state.stale:
-            return
-        state.stale = stale
-        self._s.touch(state)
-        run = state.run
-        if run is None:
-            run = Run(state.task.name, None, self._s.clock.now())
-            run.reason = "stale"
-            error = RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
-            run.end(RunState.SKIPPED, run.queued_at, error)
-            self._s.defer(run.resolve)
-        self._s.outbox.ask(
-            [state], partial(self._s.store.mark_stale, state.task.name, stale), partial(self._flipped, state, run)
-        )
-        for product in self._s.waves.products(state.task):
-            self.judge(product)
-
-    def _flipped(self, state: TaskState, run: Run, first: bool) -> None:
-        """All processes find it stale; one of them says so."""
-        if first and state.stale:
-            self.emit("stale", state.task, run)
-
-    def _sources(self, state: TaskState) -> Iterator[TaskState]:
-        """It, and all whose values its own is made of."""
-        seen, ahead = {state}, [state]
-        while ahead:
-            yield (each := ahead.pop())
-            there = {self._s.states.get(task.name) for task in each.sources}
-            new = {source for source in there if source is not None} - seen
-            seen |= new
-            ahead += new
-
-    def complain(self, state: TaskState, run: Run, error: BaseException) -> None:
-        """Log a failure of this process's own."""
-        last_good = "the last good value stays" if state.task.known else "there is no value yet"
-        self.failures.failed(("task", run.task), f"Task {run.task!r} failed (run {run.id}), {last_good}", error)
-
-    def recovered(self, state: TaskState, run: Run) -> None:
-        """Log that a task is well again."""
-        lasted = self.failures.ended(("task", run.task))
-        if lasted is not None:
-            log.warning("Task %r has recovered after %s (run %s).", run.task, lasted, run.id)
-        else:
-            log.info("Task %r has recovered (run %s).", run.task, run.id)
-
-    def follow(self, state: TaskState, error: str) -> None:
-        """Another process says how the last run has ended: what its log says, and from when on it counts here."""
-        if error and not state.error:
-            self.failures.began(("task", state.task.name))
-        elif not error:
-            self.failures.ended(("task", state.task.name))
-        state.error = error
+    def __init__(
+        self,
+        clock: Clock,
+        executors: dict[str, Executor],
+        handlers: dict[str, list[Handler]],
+        timers: Timers,
+        locked: Locked,
+    ):
+        self._executors = executors
+        self._handlers = handlers
+        self._timers = timers
+        self._locked = locked
+        self.failures = FailureLog(clock)
+        self.stopping = False
 
     def emit(self, event: str, task: Named, run: Run) -> None:
         """Call the handlers of an event, in an executor: they can never hurt a run."""
-        for handler in list(self._s.handlers[event]):
+        for handler in list(self._handlers[event]):
             if len(handler.waiting) == LONGEST_QUEUE:
                 dropped = handler.waiting[0]
                 log.error("Task %r: the %s is behind; its oldest event is dropped.", dropped.task.name, dropped.name)
@@ -272,16 +197,16 @@ class Hooks:
         if handler.call is not None or not handler.waiting:
             return
         call = handler.call = handler.waiting.popleft()
-        executor = self._s.executors["loop" if is_async(handler.function) else "handler"]
-        self._s.locked.submitted.add(executor)
+        executor = self._executors["loop" if is_async(handler.function) else "handler"]
+        self._locked.submitted.add(executor)
         call.future = executor.submit(partial(self._call, call), call.name)
         call.future.add_done_callback(partial(self._called, call))
 
     def _call(self, call: HandlerCall) -> Any:
         """In the executor."""
         if (timeout := call.handler.timeout) is not None:
-            with self._s.locked:
-                call.timer = self._s.timers.after(timeout, self._give_up, call)
+            with self._locked:
+                call.timer = self._timers.after(timeout, self._give_up, call)
         leave_session(f"The {call.name}")
         return call.handler.function(call.task, call.run)
 
@@ -298,31 +223,12 @@ class Hooks:
         self._call_next(call.handler)
 
     def _called(self, call: HandlerCall, future: Future[Any]) -> None:
-        with self._s.locked:
-            self._s.timers.cancel(call.timer)
+        with self._locked:
+            self._timers.cancel(call.timer)
             if call.handler.call is call:
                 call.handler.call = None
                 self._call_next(call.handler)
         error = None if call.late or future.cancelled() else future.exception()
-        stopped = isinstance(error, CANCELLED) and (self._s.stopping or isinstance(error, Interrupted))
+        stopped = isinstance(error, CANCELLED) and (self.stopping or isinstance(error, Interrupted))
         if error is not None and not stopped:
             log.error("Task %r: the %s failed: %s", call.task.name, call.name, first_line(error), exc_info=bare(error))
-
-    def skipped(self, state: TaskState, run: Run, new: bool) -> None:
-        """Say so, if it is hooks."""
-        if new:
-            self.emit("skipped", state.task, run)
-
-    def progressed(self, state: TaskState) -> None:
-        """On the thread of the run: the pages hear of it here, and now and then in the other processes."""
-        self._s.changed(state.task)
-        if self._s.store.blocking and not state.telling:
-            state.telling = True
-            with self._s.locked:
-                self._s.timers.after(TELL, self._tell_progress, state)
-
-    def _tell_progress(self, state: TaskState) -> None:
-        state.telling = False
-        if state.claim is not None and state.run is not None and not state.run.state.final:
-            run, store = state.run, self._s.store
-            self._s.outbox.ask([state], partial(store.progress, state.claim, run.percent, run.message))

@@ -1,0 +1,123 @@
+"""Whether a task is well: its value stale, its runs failing; and who is told of that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from typing import Protocol
+
+from ..engine.service import Service
+from ..errors import RunSkipped
+from ..functions.run import Run, RunState
+from .state import TaskState, Waves
+
+log = logging.getLogger("panel_schedule")
+
+# How often, in seconds, the other processes hear of a run's progress.
+TELL = 0.1
+
+
+class Desk(Protocol):
+    """What is found at the scheduler's."""
+
+    states: dict[str, TaskState]
+    waves: Waves
+
+    def touch(self, state: TaskState) -> None: ...
+
+
+class Health:
+    """Looks after the tasks; under the service's lock."""
+
+    def __init__(self, service: Service, desk: Desk):
+        self._service = service
+        self._s = desk
+
+    def judge(self, state: TaskState) -> None:
+        """Work out whether the value is stale, and say so when that has changed."""
+        limit, entry = state.task.policy.stale_after, state.task.known
+        if limit is not None:
+            now = self._service.clock.now()
+            stale = entry is not None and now - entry.updated_at >= limit
+            if entry is not None and not stale:
+                self._service.timers.cancel(state.stale_timer)
+                state.stale_timer = self._service.timers.at(entry.updated_at + limit, self.judge, state)
+        else:
+            stale = state.error != "" or (state.missed >= 2 and entry is not None)
+        state.fault = stale
+        # What is made of a stale value is stale, too. Tasks may read each other: neither is stale for the other's sake.
+        stale = stale or (bool(state.sources) and any(each.fault for each in self._sources(state)))
+        if stale == state.stale:
+            return
+        state.stale = stale
+        self._s.touch(state)
+        run = state.run
+        if run is None:
+            run = Run(state.task.name, None, self._service.clock.now())
+            run.reason = "stale"
+            error = RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
+            run.end(RunState.SKIPPED, run.queued_at, error)
+            self._service.defer(run.resolve)
+        self._service.outbox.ask(
+            [state], partial(self._service.store.mark_stale, state.task.name, stale), partial(self._flipped, state, run)
+        )
+        for product in self._s.waves.products(state.task):
+            self.judge(product)
+
+    def _flipped(self, state: TaskState, run: Run, first: bool) -> None:
+        """All processes find it stale; one of them says so."""
+        if first and state.stale:
+            self._service.hooks.emit("stale", state.task, run)
+
+    def _sources(self, state: TaskState) -> Iterator[TaskState]:
+        """It, and all whose values its own is made of."""
+        seen, ahead = {state}, [state]
+        while ahead:
+            yield (each := ahead.pop())
+            there = {self._s.states.get(task.name) for task in each.sources}
+            new = {source for source in there if source is not None} - seen
+            seen |= new
+            ahead += new
+
+    def complain(self, state: TaskState, run: Run, error: BaseException) -> None:
+        """Log a failure of this process's own."""
+        last_good = "the last good value stays" if state.task.known else "there is no value yet"
+        self._service.hooks.failures.failed(
+            ("task", run.task), f"Task {run.task!r} failed (run {run.id}), {last_good}", error
+        )
+
+    def recovered(self, state: TaskState, run: Run) -> None:
+        """Log that a task is well again."""
+        lasted = self._service.hooks.failures.ended(("task", run.task))
+        if lasted is not None:
+            log.warning("Task %r has recovered after %s (run %s).", run.task, lasted, run.id)
+        else:
+            log.info("Task %r has recovered (run %s).", run.task, run.id)
+
+    def follow(self, state: TaskState, error: str) -> None:
+        """Another process says how the last run has ended: what its log says, and from when on it counts here."""
+        if error and not state.error:
+            self._service.hooks.failures.began(("task", state.task.name))
+        elif not error:
+            self._service.hooks.failures.ended(("task", state.task.name))
+        state.error = error
+
+    def skipped(self, state: TaskState, run: Run, new: bool) -> None:
+        """Say so, if it is hooks."""
+        if new:
+            self._service.hooks.emit("skipped", state.task, run)
+
+    def progressed(self, state: TaskState) -> None:
+        """On the thread of the run: the pages hear of it here, and now and then in the other processes."""
+        self._service.locked.changed(state.task)
+        if self._service.store.blocking and not state.telling:
+            state.telling = True
+            with self._service.locked:
+                self._service.timers.after(TELL, self._tell_progress, state)
+
+    def _tell_progress(self, state: TaskState) -> None:
+        state.telling = False
+        if state.claim is not None and state.run is not None and not state.run.state.final:
+            run, store = state.run, self._service.store
+            self._service.outbox.ask([state], partial(store.progress, state.claim, run.percent, run.message))
