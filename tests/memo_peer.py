@@ -94,12 +94,12 @@ def results():
 
 def guests(*names):
     flights = ps._runtime.single_flight
-    with flights._s.locked:
+    with flights._service.locked:
         return sum(len(each.waiters) for each in flights._all if not names or each.memo.name in names)
 
 def under_way():
     flights = ps._runtime.single_flight
-    with flights._s.locked:
+    with flights._service.locked:
         return [each.call for each in flights._all]
 """
 

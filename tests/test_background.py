@@ -48,6 +48,7 @@ from panel_schedule.executors import processes
 from panel_schedule.functions.run import RunState, current_run, progress, track
 from panel_schedule.functions.task import Retry
 from panel_schedule.jobs import executions
+from panel_schedule.jobs.execution import JobExecution
 from panel_schedule.jobs.single_flight import Waiters
 from panel_schedule.runtime import Runtime
 from panel_schedule.testing.contracts.tools import hammer
@@ -861,11 +862,11 @@ def test_the_places_of_all_who_wait_cost_one_look_at_the_queue(core, monkeypatch
     assert 1 == len(looks)
 
 
-def test_who_waits_is_not_told_of_by_the_store(core):
+def test_who_waits_is_not_told_of_by_the_store(core, monkeypatch):
     """Nothing about those has changed that others would have to know: a thousand cost it nothing."""
     function = core.ps.background(executor="thread", name="f")(lambda: None)
     told = []
-    core.runtime.dispatcher.runner.tell = lambda *args: told.append(args)
+    monkeypatch.setattr(JobExecution, "tell", lambda *args: told.append(args))
     runs = [function.submit() for _ in range(200)]
     core.go()
     core.run_for(1)

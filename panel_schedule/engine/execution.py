@@ -1,11 +1,347 @@
-"""One run of a function from its start to its end."""
+"""One run of a function from its start to its end: begin, publish, time out, retry, cancel, end."""
 
 from __future__ import annotations
 
-from ..functions.run import RunState
+import asyncio
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from types import CoroutineType
+from typing import Any
+
+from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut
+from ..executors.base import Executor
+from ..executors.loop import Interrupted
+from ..executors.processes import Parcel
+from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, outcome
+from ..functions.run import Run, RunState, _current, on_a_loop
+from ..functions.task import Retry
+from ..serialize.errors import first_line
+from ..session import leave_session
+from .service import Service
+from .timers import Timer
+
+log = logging.getLogger("panel_schedule")
 
 # Seconds that a coroutine gets to end after its timeout, before a retry is given up.
 LAST_WORDS = 1.0
 
 # How a run ends that has gone wrong by itself.
 TROUBLE = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
+
+
+class Execution(ABC):
+    """
+    One execution of a function, to its one final state.
+
+    A task's, a job's and a memoized function's differ in what is made of what the function gives: each kind has a
+    subclass, which says that in the methods below "what each kind makes of it".
+
+    Attributes
+    ----------
+    run : Run
+        What ``ps.current_run()`` is inside.
+    body : callable or None
+        What an executor is to call.
+    future : Future or None
+        Of the body, from the time when an executor has it until it is over.
+    timer : Timer or None
+        Of the timeout.
+    """
+
+    __slots__ = ("body", "future", "run", "service", "timer")
+
+    def __init__(self, service: Service, run: Run):
+        self.service = service
+        self.run = run
+        self.body: Callable[[], Any] | None = None
+        self.future: Future[Any] | None = None
+        self.timer: Timer | None = None
+
+    # ------------------------------------------------------------ what is executed
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As errors and the log have it: ``Job 'total'``."""
+
+    @property
+    @abstractmethod
+    def call(self) -> str:
+        """The call as text, for the log; ``""`` of what takes no arguments."""
+
+    @property
+    @abstractmethod
+    def function(self) -> Callable[..., Any]: ...
+
+    @property
+    @abstractmethod
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the function is called with."""
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """``"process"``, ``"thread"`` or ``"loop"``."""
+
+    @property
+    @abstractmethod
+    def executor(self) -> Executor: ...
+
+    @property
+    @abstractmethod
+    def is_async(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def timeout(self) -> float | None:
+        """Seconds."""
+
+    @property
+    @abstractmethod
+    def retry(self) -> Retry: ...
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether the function can be ended, so that it may be tried again after a timeout; a thread's cannot."""
+        return self.where == "process" or self.is_async
+
+    # ------------------------------------------------------------ the body
+
+    def prepare(self) -> None:
+        """Make what the executor can call."""
+        if self.where == "process":
+            args, kwargs = self.arguments
+            self.body = Parcel(
+                self.name, self.function, args, kwargs, run=self.run,
+                begin=self.begin, receive=self.publish, answer=partial(self.service.answer, self.run),
+            )  # fmt: skip
+        else:
+            self.body = self._async_body if self.is_async else self._body
+
+    def pack(self) -> None:
+        """
+        The same, with the arguments as they are now; without the lock.
+
+        Raises
+        ------
+        ValueRefused
+            When one of them cannot travel.
+        """
+        self.prepare()
+        if isinstance(self.body, Parcel):
+            self.body.pack()
+
+    def start(self) -> None:
+        """Hand the body to its executor. Under the lock."""
+        if self.body is None:
+            self.prepare()
+        assert self.body is not None
+        executor = self.executor
+        self.service.locked.submitted.add(executor)
+        self.future = executor.submit(self.body, self.name)
+        self.future.add_done_callback(self.over)
+
+    def _enter(self) -> None:
+        """In the context of the body."""
+        self.run._publish = self._publish_from_inside
+        _current.set(self.run)
+        leave_session(self.name)
+
+    def _body(self) -> Any:
+        self.begin()
+        self._enter()
+        result = self.invoke()
+        if self.where == "loop" and inspect.isgenerator(result):
+            return async_outcome(result, self._publish_from_loop)
+        return outcome(result, self.publish)
+
+    async def _async_body(self) -> Any:
+        self.begin()
+        await self.begun_on_loop()
+        self._enter()
+        result = self.invoke()
+        if isinstance(result, CoroutineType):  # nearly always
+            return await result
+        return await async_outcome(result, self._publish_from_loop)
+
+    def invoke(self) -> Any:
+        """Call the function."""
+        args, kwargs = self.arguments
+        return self.function(*args, **kwargs)
+
+    def begin(self) -> None:
+        """The function begins: from now on its timeout runs."""
+        with self.service.locked:
+            self.run.check()
+            self.run.begin(self.service.clock.now())
+            self.limit()
+            self.begun()
+
+    def limit(self) -> None:
+        """Let the timeout run. Under the lock."""
+        self.service.timers.cancel(self.timer)
+        if (timeout := self.timeout) is not None:
+            self.timer = self.service.timers.after(timeout, Execution._timed_out, self)
+
+    async def _publish_from_loop(self, item: Any) -> None:
+        if self.service.store.blocking:
+            await asyncio.wrap_future(self.service.outbox.aside(partial(self.publish, item)))
+        else:
+            self.publish(item)
+
+    def _publish_from_inside(self, item: Any) -> None:
+        """What the function itself publishes; an async one cannot be made to wait for it."""
+        if self.service.store.blocking and on_a_loop():
+            self.publish_late(item)
+        else:
+            self.publish(item)
+
+    # ------------------------------------------------------------ its end
+
+    def over(self, future: Future[Any]) -> None:
+        """The body is over, wherever it ran; called there, without the lock."""
+        if self.service.store.blocking and on_a_loop():
+            self.service.outbox.aside(partial(self.conclude, future))
+        else:
+            self.conclude(future)
+
+    def conclude(self, future: Future[Any]) -> None:
+        """Store what it gave, and end it."""
+        error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
+        value = None
+        if error is None and not self.run.state.final:
+            try:
+                value = self.deposit(future.result())
+            except BaseException as exc:  # a value can raise anything while it is stored
+                error = exc
+        self.concluded(future, value, error)
+
+    def concluded(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
+        """The same of who has stored it already."""
+        run, service = self.run, self.service
+        if isinstance(error, CANCELLED):
+            ended = future.cancelled() or isinstance(error, Interrupted) or service.stopping
+            error = error if ended else cancelled_inside(self.name, error)
+        # Else it is what the function itself has got from a run that was cancelled, and raises.
+        stopped = isinstance(error, (*CANCELLED, RunFenced)) or (service.stopping and isinstance(error, RunCancelled))
+        if error is not None and not (stopped or run.state.final or self._comes_again):
+            self.fails(error)
+        with service.locked:
+            self.future = None
+            service.timers.cancel(self.timer)
+            if run.state.final:
+                self.left()
+            elif run.expired and error is not None:
+                self._failed(RunState.TIMED_OUT, self._timeout_error())
+            elif error is None:
+                self.end(RunState.SUCCEEDED, value=value)
+            elif stopped:
+                self.stopped(error)
+            else:
+                self._failed(RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED, error)
+
+    @property
+    def _comes_again(self) -> bool:
+        return self.run.attempt < self.retry.max_attempts and self.retries
+
+    def _failed(self, outcome: RunState, error: BaseException) -> None:
+        if not self._comes_again:
+            self.end(outcome, error)
+            return
+        run, delay, call = self.run, self.retry.delay(self.run.attempt), self.call
+        # While it keeps failing each attempt is more of the same.
+        log.log(
+            logging.DEBUG if self.is_failing else logging.WARNING,
+            "%s: attempt %d of %d failed (run %s%s), the next follows in %g s: %s", self.name, run.attempt,
+            self.retry.max_attempts, run.id, call and f": {call}", delay, first_line(error),
+        )  # fmt: skip
+        run.again(error)
+        self.service.timers.after(delay, Execution._start_again, self)
+        self.repeated()
+
+    def _start_again(self) -> None:
+        if not self.run.state.final:
+            self.start()
+
+    def _timed_out(self) -> None:
+        run, future = self.run, self.future
+        if run.state.final:
+            return
+        again = run.attempt < self.retry.max_attempts and self.stoppable and future is not None
+        if again and not run.expired:
+            run.expired = True
+            if self.where == "loop":  # a process will have ended soon, whatever it does
+                self.timer = self.service.timers.after(LAST_WORDS, Execution._timed_out, self)
+        else:
+            # A thread cannot be ended, and two bodies of a run never go at once: its timeout is final.
+            self.end(RunState.TIMED_OUT, self._timeout_error())
+        if future is not None:
+            future.cancel()
+
+    def _timeout_error(self) -> RunTimedOut:
+        return RunTimedOut(
+            f"{self.name}: it did not finish within its timeout of {self.timeout:g} s. Give it a longer one, or less "
+            "to do."
+        )
+
+    def cancel(self, run: Run, reason: str) -> None:
+        """End it from outside, at once. Its body is told to stop."""
+        with self.service.locked:
+            if run.state.final:
+                return
+            future = self.future
+            run.reason = reason
+            self.end(RunState.CANCELLED, RunCancelled(f"{self.name}: the run was {reason}."))
+            if future is not None:
+                future.cancel()
+
+    # ------------------------------------------------------------ what each kind makes of it
+
+    @abstractmethod
+    def publish(self, item: Any) -> None:
+        """Take in what the function gives before its end; on its own thread, or in another one of a coroutine."""
+
+    def publish_late(self, item: Any) -> None:
+        """The same on an event loop, which cannot wait for a store."""
+        self.publish(item)
+
+    @abstractmethod
+    def deposit(self, result: Any) -> Any:
+        """Store what it has given at its end; the value as everybody reads it. Without the lock."""
+
+    @abstractmethod
+    def end(self, outcome: RunState, error: BaseException | None = None, value: Any = None) -> None:
+        """Bring it to its final state, and tell who waits for it. Under the lock."""
+
+    def begun(self) -> None:
+        """It has begun. Under the lock."""
+
+    async def begun_on_loop(self) -> None:
+        """Before a coroutine begins, in which to wait for what `begun` has led to."""
+
+    def fails(self, error: BaseException) -> None:
+        """It is about to end so, and is not tried again. Without the lock."""
+
+    def stopped(self, error: BaseException) -> None:
+        """Its body has been ended from outside. Under the lock."""
+        self.end(RunState.CANCELLED, error)
+
+    def left(self) -> None:
+        """Its body has come to its end after it. Under the lock."""
+
+    def repeated(self) -> None:
+        """Another attempt is going to follow. Under the lock."""
+
+    @property
+    def retries(self) -> bool:
+        """Whether it may be tried again now."""
+        return not self.service.stopping
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it is known that the function fails."""
+        return False

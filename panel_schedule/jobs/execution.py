@@ -1,4 +1,4 @@
-"""One execution of a background function from its start to its end: begin, publish, time out, retry, end."""
+"""One execution of a background function, and who shares it; what a store is told of it."""
 
 from __future__ import annotations
 
@@ -6,396 +6,404 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from ..engine.execution import LAST_WORDS, TROUBLE
+from ..engine.execution import TROUBLE, Execution
 from ..engine.hooks import FORGET
 from ..engine.service import STOPS, Service
-from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, ValueRefused
-from ..executors.loop import Interrupted
-from ..executors.processes import Parcel
-from ..functions.calls import CANCELLED, PUBLISHED, async_outcome, cancelled_inside, outcome
-from ..functions.run import Partials, Run, RunState, _current, on_a_loop
+from ..errors import RunFenced, StoreError, ValueRefused
+from ..executors.base import Executor
+from ..functions.background import Background
+from ..functions.calls import PUBLISHED, is_async
+from ..functions.run import Partials, Run, RunState, on_a_loop
+from ..functions.task import Retry
+from ..hashing.keys import call_text
 from ..serialize.checks import is_light, require_data, size_of
 from ..serialize.codec import encode
 from ..serialize.copies import snapshot
-from ..serialize.errors import first_line, traceback_text
-from ..session import leave_session
+from ..serialize.errors import traceback_text
 from ..stores.queue import Queue
-from .executions import PROGRESS, Execution, Executions
 
 log = logging.getLogger("panel_schedule")
 
-# How a body ends that was told to stop, on a loop or before it began.
-STOPPED = (asyncio.CancelledError, CancelledError, RunFenced)
-
 # So often, in seconds, who waits for the store looks whether that is in trouble.
 LOOK = 0.1
+
+# Who follows a run hears of its progress this often, in seconds.
+PROGRESS = 0.05
 
 # Where each kind runs: apart from the tasks, which must not wait for what visitors start.
 EXECUTORS = {"process": "job-process", "thread": "job-thread", "loop": "loop"}
 
 
-class Runner:
+class JobExecution(Execution):
     """
-    Where executions are done, each to its one final state.
+    One execution of a background function.
+
+    With ``ttl=`` several who ask for the same share it: each has a run of their own, a waiter.
 
     Parameters
     ----------
     service : Service
-    executions : Executions
-    ended : callable
-        ``ended(execution)``, under the lock.
+    job : Background
+    run : Run
+    args, kwargs : tuple, dict
+    most_bytes : int
+        Of the partial results that it keeps.
+    changed, moved, ended : callable
+        ``changed(execution)``, under the lock, when there is something new about it, when it leaves the queue, and when
+        it has ended.
     """
 
-    def __init__(self, service: Service, executions: Executions, ended: Callable[[Execution], object]):
-        self._service = service
-        self._executions = executions
-        self._ended = ended
+    __slots__ = (
+        "args",
+        "changed",
+        "dropped",
+        "ended",
+        "fence",
+        "job",
+        "joined",
+        "key",
+        "kwargs",
+        "most_bytes",
+        "moved",
+        "remote",
+        "size",
+        "stored",
+        "telling",
+        "told",
+        "told_end",
+        "unwatch",
+        "waiters",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        service: Service,
+        job: Background[Any, Any],
+        run: Run,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        most_bytes: int,
+        changed: Callable[[JobExecution], object],
+        moved: Callable[[JobExecution], object],
+        ended: Callable[[JobExecution], object],
+    ):
+        super().__init__(service, run)
+        self.job = job
+        self.args = args
+        self.kwargs = kwargs
+        self.most_bytes = most_bytes
+        self.changed, self.moved, self.ended = changed, moved, ended
+        self.key = ""
+        self.waiters: list[Run] = []
+        # Whether its progress was told a moment ago, and what that was; and whether its end was.
+        self.telling = False
+        self.told: tuple[Any, ...] = ()
+        self.told_end = False
+        # Ends the watching that says that it has waiters.
+        self.unwatch: Callable[[], object] | None = None
+        # Its right to change the row in a shared store; 0 where it has none.
+        self.fence = 0
+        # Set when it is known whether a shared store has it.
+        self.stored = threading.Event()
+        # Bytes of its partial results, and how many of these were dropped as they were too many.
+        self.size = self.dropped = 0
+        # Whether its run waits for another execution that does the same, and ends with that.
+        self.joined = False
+        # Whether another process runs it; its body is there only if somebody here asked for the same.
+        self.remote = False
+
+    # ------------------------------------------------------------ what is executed
+
+    @property
+    def name(self) -> str:
+        return f"Job {self.job.name!r}"
+
+    @property
+    def call(self) -> str:
+        return call_text(self.job.name, self.args, self.kwargs)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        return self.job.function
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.where != "process" and self.run.attempt < self.retry.max_attempts:
+            return snapshot(self.args, self.kwargs)  # the next attempt gets them as they were, too
+        return self.args, self.kwargs
+
+    @property
+    def where(self) -> str:
+        return self.job.policy.executor
+
+    @property
+    def executor(self) -> Executor:
+        return self.service.executors[EXECUTORS[self.where]]
+
+    @property
+    def is_async(self) -> bool:
+        return is_async(self.job.function)
+
+    @property
+    def timeout(self) -> float | None:
+        return self.job.policy.timeout
+
+    @property
+    def retry(self) -> Retry:
+        return self.job.policy.retry
+
+    @property
+    def retries(self) -> bool:
+        # Of a durable one another process tries it again.
+        return self.job.policy.durable or not self.service.stopping
+
+    @property
+    def is_failing(self) -> bool:
+        return self.service.hooks.failures.known(("job", self.job.name))
+
+    @property
+    def queued(self) -> bool:
+        """Whether it has still to begin in this process."""
+        return self.run.state is RunState.QUEUED and not self.remote
+
+    @property
+    def runs(self) -> list[Run]:
+        """Its run, and those of its waiters."""
+        return [self.run, *self.waiters]
+
+    def inform(self, waiter: Run) -> None:
+        """Bring a waiter up to date."""
+        run = self.run
+        waiter.percent, waiter.message = run.percent, run.message
+        waiter.attempt, waiter.partials, waiter.started_at = run.attempt, run.partials, run.started_at
+        if not run.state.final:
+            waiter.state = run.state
 
     # ------------------------------------------------------------ beginning
 
-    def admit(self, execution: Execution) -> None:
-        """It is under way from now on. Under the lock."""
-        run = execution.run
-        self._executions.add(execution)
-        run._stop = partial(self.cancel, execution)
-        run._publish, run._changed = partial(self.publish, execution), partial(self.progressed, execution)
+    def launch(self) -> None:
+        """Hand it to its executor, unless it has ended meanwhile or another process does it."""
+        with self.service.locked:
+            if not (self.run.state.final or self.remote or self.body is None):
+                self.start()
 
-    def prepare(self, execution: Execution) -> None:
-        """Make what an executor can call. Raises ValueRefused when an argument cannot travel."""
-        function, kind = execution.function.function, execution.function.policy.executor
-        begin, receive = partial(self._begin, execution), partial(self.publish, execution)
-        if kind == "process":
-            execution.body = parcel = Parcel(
-                execution.name, function, execution.args, execution.kwargs, run=execution.run,
-                begin=begin, receive=receive, answer=partial(self._service.answer, execution.run),
-            )  # fmt: skip
-            parcel.pack()
-            return
+    def begin(self) -> None:
+        super().begin()
+        if self._counts and not on_a_loop():
+            self._settle()
 
-        def call() -> Any:
-            args, kwargs = execution.args, execution.kwargs
-            if execution.run.attempt < execution.function.policy.retry.max_attempts:
-                args, kwargs = snapshot(args, kwargs)  # the next attempt gets them as they were, too
-            return function(*args, **kwargs)
+    def begun(self) -> None:
+        run = self.run
+        run.partials, run.percent, run.message = Partials(), -1, ""  # of an earlier attempt
+        self.size = self.dropped = 0
+        self._tell_begin()
+        self.changed(self)
+        self.moved(self)
 
-        def body() -> Any:
-            begin()
-            _current.set(execution.run)
-            leave_session(execution.name)
-            return outcome(call(), receive)
+    async def begun_on_loop(self) -> None:
+        if self._counts and on_a_loop():
+            await asyncio.wrap_future(self.service.outbox.aside(self._settle))
 
-        async def async_body() -> Any:
-            begin()
-            if self._counts(execution):
-                await asyncio.wrap_future(self._service.outbox.aside(partial(self._settle, execution)))
-            _current.set(execution.run)
-            leave_session(execution.name)
-            return await async_outcome(call(), publish)
-
-        async def publish(item: Any) -> None:
-            receive(item)
-            if self._service.store.queue is not None:
-                await asyncio.wrap_future(self._service.outbox.aside(partial(self._settle, execution)))
-
-        execution.body = async_body if kind == "loop" else body
-
-    def start(self, execution: Execution) -> None:
-        """Hand it to its executor."""
-        with self._service.locked:
-            if execution.run.state.final or execution.remote or execution.body is None:
-                return
-            executor = self._service.executors[EXECUTORS[execution.function.policy.executor]]
-            self._service.locked.submitted.add(executor)
-            execution.future = executor.submit(execution.body, execution.name)
-            execution.future.add_done_callback(partial(self._over, execution))
-
-    def _begin(self, execution: Execution) -> None:
-        run = execution.run
-        with self._service.locked:
-            run.check()
-            run.begin(self._service.clock.now())
-            run.partials, run.percent, run.message = Partials(), -1, ""  # of an earlier attempt
-            execution.size = execution.dropped = 0
-            self.tell_begin(execution)
-            if (timeout := execution.function.policy.timeout) is not None:
-                execution.timer = self._service.timers.after(timeout, self._timed_out, execution)
-            self._executions.touch(execution)
-            self._executions.moved()
-        if self._counts(execution) and not on_a_loop():
-            self._settle(execution)
-
-    def _counts(self, execution: Execution) -> bool:
+    @property
+    def _counts(self) -> bool:
         """Whether its attempts are counted by others: what kills its process at once must not do so again and again."""
-        return execution.function.policy.durable and self._service.store.queue is not None
+        return self.job.policy.durable and self.service.store.queue is not None
 
     # ------------------------------------------------------------ under way
 
-    def publish(self, execution: Execution, item: Any) -> None:
-        """Take in a partial result; on the thread of the body, or the loop."""
-        run, waits = execution.run, not on_a_loop()
+    def publish(self, item: Any) -> None:
+        run, waits = self.run, not on_a_loop()
         run.check()
-        require_data(item, execution.name)
-        shared, abroad = self._service.store.queue is not None, execution.function.policy.executor == "process"
-        if shared and not abroad and (waits or is_light(item)):
+        require_data(item, self.name)
+        shared = self.service.store.queue is not None
+        if shared and self.where != "process" and (waits or is_light(item)):
             # What cannot be stored is refused here, and not where nobody hears of it.
-            encode(item, execution.name).close()
-        with self._service.locked:
+            encode(item, self.name).close()
+        with self.service.locked:
             run.check()
             assert isinstance(run.partials, list)
             run.partials.append(item)
-            self._make_room(execution, run.partials)
-            self._tell_partial(execution, len(run.partials) - 1, item)
+            self._make_room(run.partials)
+            self._tell_partial(len(run.partials) - 1, item)
         if shared and waits:
             # The function may change what it has published as soon as this returns.
-            self._settle(execution)
-        self.progressed(execution)
+            self._settle()
+        self.progressed()
 
-    def _make_room(self, execution: Execution, partials: list[Any]) -> None:
+    def _make_room(self, partials: list[Any]) -> None:
         """A run that goes on for ever keeps its newest partial results. Under the lock."""
-        execution.size += size_of(partials[-1])
-        while execution.size > self._executions.most_bytes and execution.dropped < len(partials) - 1:
-            if not execution.dropped:
+        self.size += size_of(partials[-1])
+        most = self.most_bytes
+        while self.size > most and self.dropped < len(partials) - 1:
+            if not self.dropped:
                 log.warning(
                     "%s: its partial results take more than ps.config.max_result_bytes=%d; the oldest ones are None "
-                    "from now on.", execution.name, self._executions.most_bytes,
+                    "from now on.", self.name, most,
                 )  # fmt: skip
-            execution.size -= size_of(partials[execution.dropped])
-            partials[execution.dropped] = None
-            execution.dropped += 1
+            self.size -= size_of(partials[self.dropped])
+            partials[self.dropped] = None
+            self.dropped += 1
 
-    def progressed(self, execution: Execution) -> None:
+    def progressed(self) -> None:
         """On the thread of the run, at each step: those who follow it hear of it at once, and then now and then."""
-        if not execution.telling:
-            execution.telling = True
-            with self._service.locked:
-                self._tell_progress(execution)
+        if not self.telling:
+            self.telling = True
+            with self.service.locked:
+                self._tell_progress()
 
-    def _tell_progress(self, execution: Execution) -> None:
-        run = execution.run
-        # In this order: who makes hooks from here on finds that nobody is about to tell.
-        execution.telling = False
-        hooks = (run.attempt, run.percent, run.message, len(run.partials))
-        if hooks != execution.told and not run.state.final:
-            execution.telling, execution.told = True, hooks
-            self._service.timers.after(PROGRESS, self._tell_progress, execution)
-            self._executions.touch(execution)
-            _, percent, message, _ = hooks
-            self.tell(execution, lambda queue: queue.tell(run.id, execution.fence, percent, message))
+    def _tell_progress(self) -> None:
+        run = self.run
+        # In this order: who makes progress from here on finds that nobody is about to tell.
+        self.telling = False
+        news = (run.attempt, run.percent, run.message, len(run.partials))
+        if news != self.told and not run.state.final:
+            self.telling, self.told = True, news
+            self.service.timers.after(PROGRESS, JobExecution._tell_progress, self)
+            self.changed(self)
+            _, percent, message, _ = news
+            self.tell(lambda queue: queue.tell(run.id, self.fence, percent, message))
 
     # ------------------------------------------------------------ ending
 
-    def _over(self, execution: Execution, future: Future[Any]) -> None:
-        """The body is over, wherever it ran; called there, without the lock."""
-        if on_a_loop() and self._service.store.blocking:
-            self._service.outbox.aside(partial(self._conclude, execution, future))
-        else:
-            self._conclude(execution, future)
-
-    def _conclude(self, execution: Execution, future: Future[Any]) -> None:
-        run, value, told = execution.run, None, False
-        error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
-        if error is None and not run.state.final:
-            try:
-                value, told = self._deposit(execution, future.result())
-            except BaseException as exc:  # a value can raise anything while it is stored
-                error = exc
-        ended = future.cancelled() or isinstance(error, Interrupted) or self._service.stopping
-        if isinstance(error, CANCELLED) and not ended:
-            error = cancelled_inside(execution.name, error)
-        with self._service.locked:
-            execution.future = None
-            self._service.timers.cancel(execution.timer)
-            if run.state.final:
-                return
-            if run.expired and error is not None:
-                self._failed(execution, RunState.TIMED_OUT, self._timeout_error(execution))
-            elif error is None:
-                self.end(execution, RunState.SUCCEEDED, value=value, told=told)
-            elif isinstance(error, STOPPED) or (self._service.stopping and isinstance(error, RunCancelled)):
-                self.cancel(execution, run, STOPS if self._service.stopping else "cancelled")
-            else:
-                self._failed(execution, RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED, error)
-
-    def _deposit(self, execution: Execution, result: Any) -> tuple[Any, bool]:
-        """The value as everybody reads it from now on, and whether a shared store has it."""
-        run = execution.run
-        value = run.partials[-1] if result is PUBLISHED else result
-        require_data(value, execution.name)
-        if self._service.store.queue is not None:
-            self._settle(execution)  # its partial results come first
-            if execution.fence:
+    def deposit(self, result: Any) -> Any:
+        value = self.run.partials[-1] if result is PUBLISHED else result
+        require_data(value, self.name)
+        if self.service.store.queue is not None:
+            self._settle()  # its partial results come first
+            if self.fence:
                 try:
-                    return self._tell_end(self._service.store.queue, execution, RunState.SUCCEEDED, value), True
+                    value = self._tell_end(self.service.store.queue, RunState.SUCCEEDED, value)
+                    self.told_end = True
                 except (StoreError, OSError) as error:
-                    log.error("%s: its result cannot be stored now; it is tried again. %s", execution.name, error)
-        return value, False
+                    log.error("%s: its result cannot be stored now; it is tried again. %s", self.name, error)
+        return value
 
-    def _failed(self, execution: Execution, state: RunState, error: BaseException) -> None:
-        run, retry, durable = execution.run, execution.function.policy.retry, execution.function.policy.durable
-        if run.attempt >= retry.max_attempts or (self._service.stopping and not durable):
-            self.end(execution, state, error)
-            return
-        delay = retry.delay(run.attempt)
-        log.log(
-            logging.DEBUG if self._service.hooks.failures.known(("job", execution.function.name)) else logging.WARNING,
-            "%s: attempt %d of %d failed (run %s: %s), the next follows in %g s: %s",
-            execution.name, run.attempt, retry.max_attempts, run.id, execution.call, delay, first_line(error),
-        )  # fmt: skip
-        run.again(error)
-        attempt = run.attempt
-        self.tell(execution, lambda queue: queue.again(run.id, execution.fence, attempt))
-        if self._service.stopping:
-            self.cancel(execution, run, STOPS)  # another process tries it again
-            return
-        self._service.timers.after(delay, self.start, execution)
-        self._executions.touch(execution)
-
-    def _timed_out(self, execution: Execution) -> None:
-        run, future = execution.run, execution.future
-        if run.state.final or future is None:
-            return
-        # A thread cannot be ended, and two bodies of a run never go at once: its timeout is final.
-        last = (
-            run.attempt >= execution.function.policy.retry.max_attempts
-            or execution.function.policy.executor == "thread"
-        )
-        if last or run.expired:
-            self.end(execution, RunState.TIMED_OUT, self._timeout_error(execution))
+    def repeated(self) -> None:
+        run, attempt = self.run, self.run.attempt
+        self.tell(lambda queue: queue.again(run.id, self.fence, attempt))
+        if self.service.stopping:
+            self.cancel(run, STOPS)  # another process tries it again
         else:
-            run.expired = True
-            if execution.function.policy.executor == "loop":  # a process will have ended soon, whatever it does
-                execution.timer = self._service.timers.after(LAST_WORDS, self._timed_out, execution)
-        future.cancel()
+            self.changed(self)
 
-    def _timeout_error(self, execution: Execution) -> RunTimedOut:
-        return RunTimedOut(
-            f"{execution.name}: it did not finish within its timeout of {execution.function.policy.timeout:g} s. Give "
-            "it a longer one, or less to do."
-        )
+    def stopped(self, error: BaseException) -> None:
+        self.cancel(self.run, STOPS if self.service.stopping else "cancelled")
 
-    def cancel(self, execution: Execution, run: Run, reason: str) -> None:
-        """End it from outside, at once; its body is told to stop."""
-        with self._service.locked:
-            if run.state.final:
-                return
-            if execution.joined:  # it has just moved to another execution
-                self._service.defer(lambda: run.cancel(reason))
-                return
-            future = execution.future
-            run.reason = reason
-            self.end(execution, RunState.CANCELLED, RunCancelled(f"{execution.name}: the run was {reason}."))
-            if future is not None:
-                future.cancel()
+    def cancel(self, run: Run, reason: str) -> None:
+        if self.joined:  # it has just moved to another execution
+            self._cancel_there(run, reason)
+        else:
+            super().cancel(run, reason)
 
-    def refuse(self, execution: Execution, error: BaseException) -> None:
+    def _cancel_there(self, run: Run, reason: str) -> None:
+        with self.service.locked:
+            if not run.state.final:
+                self.service.defer(lambda: run.cancel(reason))
+
+    def refuse(self, error: BaseException) -> None:
         """It cannot even begin."""
-        with self._service.locked:
-            if not execution.run.state.final:
-                self.end(execution, RunState.FAILED, error)
+        with self.service.locked:
+            if not self.run.state.final:
+                self.end(RunState.FAILED, error)
 
     def end(
         self,
-        execution: Execution,
-        state: RunState,
+        outcome: RunState,
         error: BaseException | None = None,
         value: Any = None,
-        told: bool = False,
         at: datetime | None = None,
     ) -> None:
-        """Bring its runs to their final state. Under the lock."""
-        now = at or self._service.clock.now()
-        self._service.timers.cancel(execution.timer)
-        for run in execution.runs:
+        now, own = at or self.service.clock.now(), self.run
+        self.service.timers.cancel(self.timer)
+        for run in self.runs:
             if run.state.final:  # a waiter who has cancelled while it came in
                 continue
-            if run is not execution.run:
-                execution.inform(run)
-            run.reason = execution.run.reason
-            run.end(state, now, error, value)
+            if run is not own:
+                self.inform(run)
+            run.reason = own.reason
+            run.end(outcome, now, error, value)
             # What it refers to need not live as long as its result.
             run._stop = run._rank = run._publish = run._changed = None
-            self._service.defer(run.touch)
-            self._service.defer(partial(run.resolve, value))
-        unfinished = execution.function.policy.durable and execution.run.reason == STOPS
-        if not told and not unfinished:  # else another process finishes it, or the next server
-            self.tell(execution, lambda queue: self._tell_end(queue, execution, state, value))
-        if execution.remote:
+            self.service.defer(run.touch)
+            self.service.defer(partial(run.resolve, value))
+        unfinished = self.job.policy.durable and own.reason == STOPS
+        if not (self.told_end or unfinished):  # else another process finishes it, or the next server
+            self.tell(lambda queue: self._tell_end(queue, outcome, value))
+        if self.remote:
             pass  # the process that ran it says what came of it
-        elif state in TROUBLE:
+        elif outcome in TROUBLE:
             assert error is not None
-            what = f"{execution.name} {state.replace('_', ' ')} (run {execution.run.id}: {execution.call})"
-            self._service.hooks.failures.failed(("job", execution.function.name), what, error, FORGET)
-            self._service.hooks.emit("failed", execution.function, execution.run)
-        elif state is RunState.SUCCEEDED:
-            self._service.hooks.emit("succeeded", execution.function, execution.run)
-        execution.waiters, execution.args, execution.kwargs, execution.body = [], (), {}, None
-        self._executions.over(execution)
-        self._ended(execution)
-        self._executions.moved()
+            what = f"{self.name} {outcome.replace('_', ' ')} (run {own.id}: {self.call})"
+            self.service.hooks.failures.failed(("job", self.job.name), what, error, FORGET)
+            self.service.hooks.emit("failed", self.job, own)
+        elif outcome is RunState.SUCCEEDED:
+            self.service.hooks.emit("succeeded", self.job, own)
+        self.waiters, self.args, self.kwargs, self.body = [], (), {}, None
+        self.ended(self)
+        self.moved(self)
 
     # ------------------------------------------------------------ what a shared store is told
 
-    def tell(self, execution: Execution, call: Callable[[Queue], object]) -> None:
+    def tell(self, call: Callable[[Queue], object]) -> None:
         """Let the store know, in order, once it has the row. Under the lock."""
-        queue = self._service.store.queue
-        if queue is not None and execution.fence and not execution.remote:
-            self._service.outbox.ask((), partial(self._try, execution, call, queue))
+        queue = self.service.store.queue
+        if queue is not None and self.fence and not self.remote:
+            self.service.outbox.ask((), partial(self._try, call, queue))
 
-    def _try(self, execution: Execution, call: Callable[[Queue], object], queue: Queue) -> None:
+    def _try(self, call: Callable[[Queue], object], queue: Queue) -> None:
         try:
             call(queue)
         except ValueRefused as error:  # of a coroutine, which could not wait for this
             log.error("%s", error)
         except RunFenced:
-            row = queue.job(execution.run.id)
+            row = queue.job(self.run.id)
             if row is not None and not row.state.final:  # else its end was told by the thread of the body, meanwhile
-                self.lose(execution)
+                self.lose()
 
-    def lose(self, execution: Execution) -> None:
+    def lose(self) -> None:
         """Another process has taken it over, as this one was taken for dead."""
-        with self._service.locked:
-            execution.fence = 0
-            self.cancel(execution, execution.run, "taken over by another process")
+        with self.service.locked:
+            self.fence = 0
+            self.cancel(self.run, "taken over by another process")
 
-    def tell_begin(self, execution: Execution) -> None:
-        run = execution.run
+    def _tell_begin(self) -> None:
+        run = self.run
         if (now := run.started_at) is not None:
             attempt = run.attempt
-            self.tell(execution, lambda queue: queue.begin(run.id, execution.fence, now, attempt))
+            self.tell(lambda queue: queue.begin(run.id, self.fence, now, attempt))
 
-    def _tell_partial(self, execution: Execution, number: int, item: Any) -> None:
-        run = execution.run
-        self.tell(execution, lambda queue: queue.add_partial(run.id, execution.fence, number, item))
+    def _tell_partial(self, number: int, item: Any) -> None:
+        run = self.run
+        self.tell(lambda queue: queue.add_partial(run.id, self.fence, number, item))
 
-    def tell_all(self, execution: Execution) -> None:
+    def tell_all(self) -> None:
         """What has happened before the store had it. Under the lock."""
-        run = execution.run
-        self.tell_begin(execution)
+        run = self.run
+        self._tell_begin()
         for number, item in enumerate(run.partials):
-            self._tell_partial(execution, number, item)
+            self._tell_partial(number, item)
         if run.state.final:
-            self.tell(execution, lambda queue: self._tell_end(queue, execution, run.state, run.shared))
+            self.tell(lambda queue: self._tell_end(queue, run.state, run.shared))
 
-    def _settle(self, execution: Execution) -> None:
+    def _settle(self) -> None:
         """Wait until the store was told what went before, unless it cannot take it now."""
-        execution.stored.wait()
+        self.stored.wait()
         done = threading.Event()
-        with self._service.locked:
-            self.tell(execution, lambda queue: done.set())
-            if not execution.fence:
+        with self.service.locked:
+            self.tell(lambda queue: done.set())
+            if not self.fence:
                 return
-        while not done.wait(LOOK) and not self._service.outbox.troubled:
+        while not done.wait(LOOK) and not self.service.outbox.troubled:
             pass
 
-    def _tell_end(self, queue: Queue, execution: Execution, state: RunState, value: Any) -> Any:
-        run, policy, now = execution.run, execution.function.policy, self._service.clock.now()
-        kept = policy.ttl if policy.ttl is not None and state is RunState.SUCCEEDED else policy.result_ttl
+    def _tell_end(self, queue: Queue, outcome: RunState, value: Any) -> Any:
+        run, policy, now = self.run, self.job.policy, self.service.clock.now()
+        kept = policy.ttl if policy.ttl is not None and outcome is RunState.SUCCEEDED else policy.result_ttl
         return queue.end(
-            run.id, execution.fence, state, now=now, value=value, error=run.error, traceback=traceback_text(run.error),
+            run.id, self.fence, outcome, now=now, value=value, error=run.error, traceback=traceback_text(run.error),
             reason=run.reason, expires_at=now + kept,
         )  # fmt: skip

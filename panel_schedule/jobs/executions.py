@@ -2,112 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from ..engine.service import Service
-from ..engine.timers import Timer
 from ..functions.background import Background
-from ..functions.run import Partials, Run, RunState
-from ..hashing.keys import call_text
+from ..functions.run import Partials, Run
 from ..serialize.checks import size_of
-
-# Who follows a run hears of its progress this often, in seconds.
-PROGRESS = 0.05
+from .execution import PROGRESS, JobExecution
 
 # The bytes of results and partial results that are kept of runs that have ended, by default.
 MOST_BYTES = 256 * 1024**2
 
 # Of each function so many runs that have ended are kept, for as long as their results are.
 KEPT = 50
-
-
-class Execution:
-    """
-    One execution of a background function.
-
-    With ``ttl=`` several who ask for the same share it: each has a run of their own, a waiter.
-    """
-
-    __slots__ = (
-        "args",
-        "body",
-        "dropped",
-        "fence",
-        "function",
-        "future",
-        "joined",
-        "key",
-        "kwargs",
-        "remote",
-        "run",
-        "size",
-        "stored",
-        "telling",
-        "timer",
-        "told",
-        "unwatch",
-        "waiters",
-    )  # fmt: skip
-
-    def __init__(self, function: Background[Any, Any], run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]):
-        self.function = function
-        self.run = run
-        self.args = args
-        self.kwargs = kwargs
-        self.key = ""
-        self.waiters: list[Run] = []
-        self.body: Callable[[], Any] | None = None
-        self.future: Future[Any] | None = None
-        self.timer: Timer | None = None
-        # Whether its progress was told a moment ago, and what that was.
-        self.telling = False
-        self.told: tuple[Any, ...] = ()
-        # Ends the watching that says that it has waiters.
-        self.unwatch: Callable[[], object] | None = None
-        # Its right to change the row in a shared store; 0 where it has none.
-        self.fence = 0
-        # Set when it is known whether a shared store has it.
-        self.stored = threading.Event()
-        # Bytes of its partial results, and how many of these were dropped as they were too many.
-        self.size = self.dropped = 0
-        # Whether its run waits for another execution that does the same, and ends with that.
-        self.joined = False
-        # Whether another process runs it; its body is there only if somebody here asked for the same.
-        self.remote = False
-
-    @property
-    def name(self) -> str:
-        """As errors and the log have it."""
-        return f"Job {self.function.name!r}"
-
-    @property
-    def call(self) -> str:
-        """``optimise('A', 10)``, shortened."""
-        return call_text(self.function.name, self.args, self.kwargs)
-
-    @property
-    def queued(self) -> bool:
-        """Whether it has still to begin in this process."""
-        return self.run.state is RunState.QUEUED and not self.remote
-
-    @property
-    def runs(self) -> list[Run]:
-        """Its run, and those of its waiters."""
-        return [self.run, *self.waiters]
-
-    def inform(self, waiter: Run) -> None:
-        """Bring a waiter up to date."""
-        run = self.run
-        waiter.percent, waiter.message = run.percent, run.message
-        waiter.attempt, waiter.partials, waiter.started_at = run.attempt, run.partials, run.started_at
-        if not run.state.final:
-            waiter.state = run.state
 
 
 class Recent:
@@ -145,18 +56,20 @@ class Executions:
         # What is kept of those that have ended, in the order of that.
         self._sizes: dict[Run, tuple[Background[Any, Any], int]] = {}
         self._size = 0
-        self._under_way: dict[str, Execution] = {}
+        self._under_way: dict[str, JobExecution] = {}
         self._recent: defaultdict[Background[Any, Any], Recent] = defaultdict(Recent)
         # Counts what changes the ranks; and the ranks as they were after so many changes.
         self._changes = 0
-        self._ranked: tuple[int, dict[Execution, int]] = (0, {})
+        self._ranked: tuple[int, dict[JobExecution, int]] = (0, {})
         # Whether who waits is about to be told that it moves up.
         self._moving = False
+        # Called with each one that has ended.
+        self.ended: Callable[[JobExecution], object] = lambda execution: None
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def __iter__(self) -> Iterator[Execution]:
+    def __iter__(self) -> Iterator[JobExecution]:
         return iter(list(self._under_way.values()))
 
     def new(self, name: str) -> Run:
@@ -165,46 +78,60 @@ class Executions:
         run.key, run.partials = f"request {run.id}", Partials()
         return run
 
-    def add(self, execution: Execution) -> None:
+    def make(
+        self, job: Background[Any, Any], run: Run, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> JobExecution:
+        """An execution, which is not under way yet."""
+        return JobExecution(
+            self._service, job, run, args, kwargs or {}, self.most_bytes, self.touch, self._moved, self._over
+        )
+
+    def admit(self, execution: JobExecution) -> None:
+        """It is under way in this process from now on."""
+        self.add(execution)
+        execution.run._stop, execution.run._changed = execution.cancel, execution.progressed
+
+    def add(self, execution: JobExecution) -> None:
         """It is under way."""
         self._under_way[execution.run.id] = execution
         self._changes += 1
         if not execution.remote:
-            self._counts[execution.function] += 1
-            self._recent[execution.function].runs[execution.run] = None
+            self._counts[execution.job] += 1
+            self._recent[execution.job].runs[execution.run] = None
             execution.run._rank = partial(self.rank, execution)
 
-    def drop(self, execution: Execution) -> None:
+    def drop(self, execution: JobExecution) -> None:
         """Know nothing of it, as if it had never come."""
         self._leave(execution)
-        self._recent[execution.function].runs.pop(execution.run, None)
+        self._recent[execution.job].runs.pop(execution.run, None)
 
-    def _leave(self, execution: Execution) -> None:
+    def _leave(self, execution: JobExecution) -> None:
         self._changes += 1
         if self._under_way.pop(execution.run.id, None) is execution and not execution.remote:
-            self._counts[execution.function] -= 1
+            self._counts[execution.job] -= 1
 
     def count(self, function: Background[Any, Any]) -> int:
         """How many of a function are under way in this process, or wait."""
         return self._counts[function]
 
-    def get(self, id: str) -> Execution | None:
+    def get(self, id: str) -> JobExecution | None:
         """The one under way whose run has this id."""
         return self._under_way.get(id)
 
     # ------------------------------------------------------------ looking back
 
-    def over(self, execution: Execution) -> None:
+    def _over(self, execution: JobExecution) -> None:
         """It has ended."""
         self._leave(execution)
-        recent = self._recent[execution.function]
+        self.ended(execution)
+        recent = self._recent[execution.job]
         if execution.run in recent.runs:
             recent.over.append(execution.run)
             error = execution.run.error
             size = execution.size + size_of(execution.run._value if error is None else (error.args, vars(error)))
-            self._sizes[execution.run] = execution.function, size
+            self._sizes[execution.run] = execution.job, size
             self._size += size
-            self._forget(execution.function)
+            self._forget(execution.job)
             while self._size > self.most_bytes and len(self._sizes) > 1:
                 oldest, (function, _) = next(iter(self._sizes.items()))
                 with suppress(ValueError):
@@ -243,7 +170,7 @@ class Executions:
 
     # ------------------------------------------------------------ those who follow them
 
-    def touch(self, execution: Execution) -> None:
+    def touch(self, execution: JobExecution) -> None:
         """Something about it is new: tell those who follow its runs."""
         self._changes += 1
         for waiter in execution.waiters:
@@ -252,21 +179,21 @@ class Executions:
             if run.watched:
                 self._service.defer(run.touch)
 
-    def rank(self, execution: Execution) -> int:
+    def rank(self, execution: JobExecution) -> int:
         """How many queued runs have to begin until it does, itself included; 0 when it has begun."""
         if not execution.queued:
             return 0
         if self._ranked[0] != self._changes:
-            changes, ranks, last = self._changes, dict[Execution, int](), Counter[str]()
+            changes, ranks, last = self._changes, dict[JobExecution, int](), Counter[str]()
             for other in self:
                 if other.queued:
-                    kind = other.function.policy.executor
+                    kind = other.job.policy.executor
                     last[kind] += 1
                     ranks[other] = last[kind]
             self._ranked = changes, ranks
         return self._ranked[1].get(execution, 0)
 
-    def moved(self) -> None:
+    def _moved(self, execution: JobExecution) -> None:
         """A queued one has begun or gone: the others move up."""
         self._changes += 1
         if self._under_way and not self._moving:

@@ -16,8 +16,8 @@ from ..functions.background import Background
 from ..functions.run import Partials, Run, RunState, on_a_loop
 from ..serialize.codec import Encoded
 from ..stores.queue import JobRow, Queue
-from .execution import Runner
-from .executions import Execution, Executions
+from .execution import JobExecution
+from .executions import Executions
 from .single_flight import Waiters
 
 log = logging.getLogger("panel_schedule")
@@ -31,9 +31,8 @@ class Dispatcher(Protocol):
 
     executions: Executions
     waiters: Waiters
-    runner: Runner
 
-    def enter(self, execution: Execution) -> None: ...
+    def enter(self, execution: JobExecution) -> None: ...
 
 
 class Follower:
@@ -68,9 +67,9 @@ class Follower:
 
     # ------------------------------------------------------------ telling them
 
-    def announce(self, execution: Execution, payload: Encoded | None) -> None:
+    def announce(self, execution: JobExecution, payload: Encoded | None) -> None:
         """Start it unless another process does the same. What is durable and cannot be stored fails."""
-        run, durable = execution.run, execution.function.policy.durable
+        run, durable = execution.run, execution.job.policy.durable
         enqueue = partial(
             self._queue.enqueue, run.id, run.task,
             now=run.queued_at, payload=payload, key=execution.key, durable=durable, synced=durable, user=run.user,
@@ -84,20 +83,20 @@ class Follower:
         elif not execution.key:
             # First this: at its end it waits for it, in a thread of the same few.
             self._service.outbox.aside(partial(self._enqueue, execution, enqueue))
-            self._d.runner.start(execution)
+            execution.launch()
         elif on_a_loop():
-            self._service.outbox.aside(partial(self._enqueue, execution, enqueue, self._d.runner.start))
+            self._service.outbox.aside(partial(self._enqueue, execution, enqueue, JobExecution.launch))
         else:
             # Whether another process does the same must be known before it starts.
-            self._enqueue(execution, enqueue, self._d.runner.start)
+            self._enqueue(execution, enqueue, JobExecution.launch)
 
-    def _accept(self, execution: Execution, enqueue: Callable[[], JobRow | None]) -> None:
+    def _accept(self, execution: JobExecution, enqueue: Callable[[], JobRow | None]) -> None:
         try:
             self._entered(execution, enqueue())
         except Exception as error:
-            self._d.runner.refuse(execution, error)
+            execution.refuse(error)
             raise
-        self._d.runner.start(execution)
+        execution.launch()
 
     def follow(self, id: str, more: int) -> None:
         """So many more sessions of this process follow a run, or fewer."""
@@ -125,9 +124,9 @@ class Follower:
 
     def _enqueue(
         self,
-        execution: Execution,
+        execution: JobExecution,
         enqueue: Callable[[], JobRow | None],
-        then: Callable[[Execution], object] = lambda execution: None,
+        then: Callable[[JobExecution], object] = lambda execution: None,
     ) -> None:
         try:
             self._entered(execution, enqueue())
@@ -138,18 +137,18 @@ class Follower:
             execution.stored.set()
         then(execution)
 
-    def _entered(self, execution: Execution, row: JobRow | None) -> None:
+    def _entered(self, execution: JobExecution, row: JobRow | None) -> None:
         with self._service.locked:
             if row is None:
                 execution.fence = 1
-                self._d.runner.tell_all(execution)
+                execution.tell_all()
             elif not execution.run.state.final:  # else nobody wants it any more
                 self._leave_it_to_another(execution, row)
         execution.stored.set()
         if row is not None:
             self._noticed(row.id)
 
-    def _leave_it_to_another(self, execution: Execution, row: JobRow) -> None:
+    def _leave_it_to_another(self, execution: JobExecution, row: JobRow) -> None:
         """Another process does the same, or has done it: follow that."""
         self._d.executions.drop(execution)
         known = self._d.executions.get(row.id)
@@ -213,7 +212,7 @@ class Follower:
             run.user, run._stop = row.user, partial(self._cancel_there, row.id)
             function = self._functions.get(row.function)
             if not row.state.final and function is not None:
-                execution = Execution(function, run, (), {})
+                execution = self._d.executions.make(function, run, (), {})
                 execution.remote, execution.key = True, row.key
                 execution.stored.set()
                 self._d.executions.add(execution)
@@ -238,9 +237,9 @@ class Follower:
         elif execution is not None and row.cancelled:
             execution.run.cancel()
         elif execution is not None and execution.fence and not row.mine and not row.state.final:
-            self._d.runner.lose(execution)
+            execution.lose()
 
-    def _lost(self, execution: Execution) -> None:
+    def _lost(self, execution: JobExecution) -> None:
         """It ended, and has expired before this process looked."""
         if self._is_wanted(execution):
             self._do_it_here(execution)
@@ -249,9 +248,10 @@ class Follower:
             error = RunCrashed(
                 f"{execution.name}: the run has ended in another process, and what came of it has expired."
             )
-            self._d.runner.end(execution, RunState.CRASHED, error, told=True)
+            execution.told_end = True
+            execution.end(RunState.CRASHED, error)
 
-    def _sync(self, run: Run, row: JobRow, execution: Execution | None = None) -> None:
+    def _sync(self, run: Run, row: JobRow, execution: JobExecution | None = None) -> None:
         """Bring a run in line with what the store says of it."""
         queue = self._queue
         if row.state is RunState.CANCELLED and execution is not None and self._is_wanted(execution):
@@ -293,29 +293,31 @@ class Follower:
                 if execution is not None:
                     self._d.executions.touch(execution)
             elif execution is not None:
-                self._d.runner.end(execution, state, error, value, told=True, at=row.finished_at)
+                execution.told_end = True
+                execution.end(state, error, value, at=row.finished_at)
             else:
                 run.end(row.state, row.finished_at or self._service.clock.now(), error)
                 run._load = partial(queue.value, row.id) if error is None else None
                 run.resolve()
 
-    def _is_wanted(self, execution: Execution) -> bool:
+    def _is_wanted(self, execution: JobExecution) -> bool:
         """Whether somebody here waits for what another process does."""
         return bool(execution.waiters) and execution.body is not None and not self._service.stopping
 
-    def _do_it_here(self, execution: Execution) -> None:
+    def _do_it_here(self, execution: JobExecution) -> None:
         """The other process was told to stop, or what it left has expired: they who wait for it here still want it."""
         with self._service.locked:
             self._d.executions.drop(execution)
             self._d.waiters.expire(execution)
             own = [
-                Execution(execution.function, waiter, execution.args, execution.kwargs) for waiter in execution.waiters
+                self._d.executions.make(execution.job, waiter, execution.args, execution.kwargs)
+                for waiter in execution.waiters
             ]
             execution.waiters = []
             for each in own:
                 run = each.run
                 run.id, run.state = self._d.executions.new(run.task).id, RunState.QUEUED
-                run._stop = partial(self._d.runner.cancel, each)
+                run._stop = each.cancel
         for each in own:
             self._d.enter(each)
 
@@ -360,10 +362,9 @@ class Follower:
         if taken is None:
             return
         row, (args, kwargs) = taken
-        runner = self._d.runner
         with self._service.locked:
             if execution is None:
-                execution = Execution(function, self._d.executions.new(row.function), args, kwargs)
+                execution = self._d.executions.make(function, self._d.executions.new(row.function), args, kwargs)
                 execution.run.id, execution.run.queued_at = row.id, row.queued_at or execution.run.queued_at
                 execution.run.user = row.user
             run, execution.key = execution.run, row.key
@@ -376,7 +377,7 @@ class Follower:
             )
             execution.stored.set()
             run.state, run.partials, run.started_at = RunState.QUEUED, Partials(), None
-            runner.admit(execution)
+            self._d.executions.admit(execution)
             if execution.key:
                 self._d.waiters.shared.setdefault((run.task, execution.key), execution)
             if run.attempt > max(function.policy.retry.max_attempts, 1 + TAKEOVERS):
@@ -384,17 +385,17 @@ class Follower:
                     f"{execution.name}: the process that ran it died, as did those before. It is not tried again; look "
                     "for what kills them, and submit it again."
                 )
-                runner.end(execution, RunState.CRASHED, error)
+                execution.end(RunState.CRASHED, error)
                 return
         log.log(
             logging.WARNING if row.attempt > 1 else logging.INFO,
             "%s: the process that had run %s is gone; attempt %d runs here.", execution.name, row.id, row.attempt,
         )  # fmt: skip
         try:
-            runner.prepare(execution)
+            execution.pack()
         except BaseException as error:  # of a thread of ours
-            runner.refuse(execution, error)
-        runner.start(execution)
+            execution.refuse(error)
+        execution.launch()
 
 
 class _Stored(Sequence[Any]):

@@ -15,8 +15,8 @@ from ..functions.run import Run, RunState, on_a_loop
 from ..serialize.checks import is_light
 from ..serialize.codec import encode
 from ..serialize.copies import snapshot
-from .execution import Runner
-from .executions import MOST_BYTES, Execution, Executions
+from .execution import JobExecution
+from .executions import MOST_BYTES, Executions
 from .follower import Follower
 from .single_flight import Waiters
 
@@ -42,7 +42,6 @@ class Dispatcher:
         service.sources.append(self)
         self.executions = Executions(service, most_bytes)
         self.waiters = Waiters(service, self.executions)
-        self.runner = Runner(service, self.executions, self.waiters.over)
         queue = service.store.queue
         # None where no other process can know of the runs of this one.
         self.follower = Follower(service, self, queue) if queue is not None else None
@@ -65,13 +64,13 @@ class Dispatcher:
         """Start a run, or join one that does the same."""
         self._service.start()
         args, kwargs = snapshot(args, kwargs)
-        execution = Execution(function, self.executions.new(function.name), args, kwargs)
+        execution = self.executions.make(function, self.executions.new(function.name), args, kwargs)
         run = execution.run
-        run.user, run._stop = user, partial(self.runner.cancel, execution)
+        run.user, run._stop = user, execution.cancel
         if self._service.stopping:
             with self._service.locked:
                 run.reason = STOPS
-                self.runner.end(execution, RunState.CANCELLED, RunCancelled(f"{execution.name}: the server stops."))
+                execution.end(RunState.CANCELLED, RunCancelled(f"{execution.name}: the server stops."))
         elif on_a_loop() and not is_light((args, kwargs)):
             # To pickle it would take long, and the loop has pages to serve.
             self._service.outbox.aside(partial(self.enter, execution))
@@ -79,16 +78,16 @@ class Dispatcher:
             self._enter(execution)
         return run
 
-    def enter(self, execution: Execution) -> None:
+    def enter(self, execution: JobExecution) -> None:
         """Start it, or let it join one that does the same; what is wrong with its arguments ends it."""
         try:
             self._enter(execution)
         except BaseException as error:  # of a thread of ours
-            self.runner.refuse(execution, error)
+            execution.refuse(error)
 
-    def _enter(self, execution: Execution) -> None:
+    def _enter(self, execution: JobExecution) -> None:
         """Raises what is wrong with the arguments; nothing has begun then."""
-        function, caller, payload, asked = execution.function, execution.run, None, execution
+        function, caller, payload, asked = execution.job, execution.run, None, execution
         if function.policy.ttl is not None:
             key = function.keys.digest(execution.args, execution.kwargs)
             with self._service.locked:
@@ -96,9 +95,11 @@ class Dispatcher:
                     asked.joined = True
                     return
             # Its run is nobody's own: the caller is a waiter of it, as are those who ask for the same later.
-            execution = Execution(function, self.executions.new(function.name), execution.args, execution.kwargs)
+            execution = self.executions.make(
+                function, self.executions.new(function.name), execution.args, execution.kwargs
+            )
             execution.key, execution.run.id, execution.run.user = key, caller.id, caller.user
-        self.runner.prepare(execution)
+        execution.pack()
         if function.policy.durable and self.follower is not None:
             payload = encode((execution.args, execution.kwargs), execution.name)
         with self._service.locked:
@@ -111,9 +112,9 @@ class Dispatcher:
             if execution.key:
                 self.waiters.shared[function.name, execution.key] = execution
                 self.waiters.welcome(execution, caller)
-            self.runner.admit(execution)
+            self.executions.admit(execution)
         if self.follower is None:
-            self.runner.start(execution)
+            execution.launch()
         else:
             self.follower.announce(execution, payload)
 
@@ -125,7 +126,7 @@ class Dispatcher:
             "further one is taken. Try again later; ps.config.max_queued allows for more."
         )
         log.warning("%s", error)
-        self.runner.end(Execution(function, run, (), {}), RunState.SKIPPED, error)
+        self.executions.make(function, run).end(RunState.SKIPPED, error)
 
     # ------------------------------------------------------------ looking
 
@@ -143,7 +144,7 @@ class Dispatcher:
             if (execution := self.executions.get(id)) is not None:
                 if not execution.key:
                     return execution.run
-                waiter = self.executions.new(execution.function.name)
+                waiter = self.executions.new(execution.job.name)
                 waiter.queued_at, waiter.user = execution.run.queued_at, execution.run.user
                 self.waiters.welcome(execution, waiter)
                 return waiter
@@ -190,12 +191,12 @@ class Dispatcher:
         """What has not begun is left to other processes, or ends."""
         for execution in self.executions:
             if execution.queued:
-                self.runner.cancel(execution, execution.run, STOPS)
+                execution.cancel(execution.run, STOPS)
 
     def release(self) -> None:
         """Leave what has not ended to other processes, now that nothing runs here any more."""
         for execution in self.executions:
             if not execution.remote:
-                self.runner.cancel(execution, execution.run, STOPS)
+                execution.cancel(execution.run, STOPS)
         if self.follower is not None:
             self.follower.release()

@@ -7,7 +7,8 @@ from functools import partial
 from ..engine.service import Service
 from ..errors import RunCancelled
 from ..functions.run import Run, RunState
-from .executions import Execution, Executions
+from .execution import JobExecution
+from .executions import Executions
 
 
 class Waiters:
@@ -23,8 +24,9 @@ class Waiters:
     def __init__(self, service: Service, executions: Executions):
         self._service = service
         self._executions = executions
+        executions.ended = self.over
         # By function and key: under way, or with a result that is still good.
-        self.shared: dict[tuple[str, str], Execution] = {}
+        self.shared: dict[tuple[str, str], JobExecution] = {}
 
     def join(self, name: str, key: str, waiter: Run) -> bool:
         """Take part in what another call with the same arguments has started."""
@@ -33,7 +35,7 @@ class Waiters:
             self.welcome(known, waiter)
         return known is not None
 
-    def welcome(self, execution: Execution, waiter: Run) -> None:
+    def welcome(self, execution: JobExecution, waiter: Run) -> None:
         """Let it share the execution, or the result."""
         run, waiter.id = execution.run, execution.run.id
         execution.inform(waiter)
@@ -49,7 +51,7 @@ class Waiters:
             waiter._stop, waiter._rank = partial(self._leave, execution), partial(self._executions.rank, execution)
             execution.waiters.append(waiter)
 
-    def _leave(self, execution: Execution, waiter: Run, reason: str) -> None:
+    def _leave(self, execution: JobExecution, waiter: Run, reason: str) -> None:
         """Who gives up ends nothing for the others."""
         with self._service.locked:
             if waiter.state.final:
@@ -70,17 +72,17 @@ class Waiters:
                 if not execution.run.watched and not execution.remote:
                     execution.run.cancel(reason)
 
-    def over(self, execution: Execution) -> None:
+    def over(self, execution: JobExecution) -> None:
         """It has ended: who asks for the same from now on gets its result, as long as that is good."""
-        run, ttl = execution.run, execution.function.policy.ttl
+        run, ttl = execution.run, execution.job.policy.ttl
         if run.state is RunState.SUCCEEDED and ttl is not None and run.finished_at is not None:
             left = run.finished_at + ttl - self._service.clock.now()
             self._service.timers.after(max(0.0, left.total_seconds()), self.expire, execution)
         else:
             self.expire(execution)
 
-    def expire(self, execution: Execution) -> None:
+    def expire(self, execution: JobExecution) -> None:
         """Who asks for the same from now on starts anew."""
-        name = execution.function.name
+        name = execution.job.name
         if self.shared.get((name, execution.key)) is execution:
             del self.shared[name, execution.key]
