@@ -152,6 +152,8 @@ class _OnRequest:
         max_bytes: int | None = None,
         key: Callable[..., Any] | None = None,
         executor: str | None = None,
+        timeout: str | float | timedelta | None = None,
+        retry: int | Retry = 0,
         stale_if_error: bool = True,
         error_ttl: str | float | timedelta = 0,
         name: str | None = None,
@@ -183,6 +185,12 @@ class _OnRequest:
         executor : {"thread", "process", "loop"}
             By default a plain function runs in a thread, be it the caller's own, and an ``async def`` on the server's
             loop. A function that computes for seconds slows no page down in a worker process.
+        timeout : period
+            A computation that takes longer has failed. A thread's function cannot be interrupted: it is abandoned, and
+            never computed on a caller's own thread.
+        retry : int or Retry
+            How many times a computation is tried again that has failed, timed out, or whose process died, before those
+            who wait hear of it. A thread's timeout is final.
         stale_if_error : bool
             Whether the last answer is served when a new one cannot be had, for a week beyond its lifetime. Live views
             show it as stale, with the error. Not when a task of `after` has a new value.
@@ -217,7 +225,7 @@ class _OnRequest:
             _require_function(function, "ttl='5m'")
             policy = build_memo_policy(
                 ttl=ttl, max_stale=max_stale, after=after, max_entries=max_entries, max_bytes=max_bytes,
-                executor=executor, stale_if_error=stale_if_error, error_ttl=error_ttl,
+                executor=executor, timeout=timeout, retry=retry, stale_if_error=stale_if_error, error_ttl=error_ttl,
             )  # fmt: skip
         except ScheduleError as error:
             raise _placed(error, name and f"Memoized function {name!r}", "@ps.memoize") from None

@@ -21,6 +21,7 @@ import pytest
 from bokeh.plotting import figure
 
 from core import PATIENCE, messages
+from panel_schedule.cache.computation import Computation
 from panel_schedule.config import Config
 from panel_schedule.decorators import Front
 from panel_schedule.errors import (
@@ -976,7 +977,6 @@ def test_every_run_ends_once_whatever_happens(ps, ledger):
     flights = f._host.single_flight
     assert not flights._under_way
     assert not flights._all
-    assert not flights.runner._by_run
     assert {1} == set(ledger.values())
 
 
@@ -1105,7 +1105,6 @@ def test_a_deep_recursion_ends(tmp_path, store):
         with pytest.raises(RecursionError):
             endless(1)
     assert not runtime.single_flight._all
-    assert not runtime.single_flight.runner._by_run
     runtime.grace = 0.0
     runtime.close()
 
@@ -1257,7 +1256,7 @@ def test_another_argument_of_a_partial_is_another_function(ps):
     assert prints[0] == prints[3]
 
 
-def test_what_is_invalidated_while_it_fails_does_not_come_back(core):
+def test_what_is_invalidated_while_it_fails_does_not_come_back(core, monkeypatch):
     function = core.held("f")
     f = core.ps.memoize(ttl="1m", name="f")(function)
     f.submit()
@@ -1266,8 +1265,8 @@ def test_what_is_invalidated_while_it_fails_does_not_come_back(core):
     core.clock.advance("2m")
     run = f.submit()
     core.go()
-    conclude = core.runtime.single_flight.runner.last_resort
-    core.runtime.single_flight.runner.last_resort = lambda flight: (conclude(flight), f.invalidate())[0]
+    find = Computation.last_resort
+    monkeypatch.setattr(Computation, "last_resort", lambda computation: (find(computation), f.invalidate())[0])
     function.finish(OSError("no database"))
     core.go()
     assert RunState.FAILED is run.state

@@ -17,6 +17,7 @@ from bokeh.document import Document
 from panel.io.state import set_curdoc
 
 from core import messages
+from panel_schedule.cache.computation import Computation
 from panel_schedule.functions.run import current_run
 from panel_schedule.views import memo
 from panel_schedule.views.components import Freshness
@@ -702,7 +703,7 @@ def test_new_arguments_are_never_computed_under_the_key_of_the_old_ones(core):
     assert [0.0, 1e6] == [f(np.zeros(1_000_000)), f(np.ones(1_000_000))]
 
 
-def test_a_function_may_publish_by_hand(core):
+def test_a_function_may_publish_by_hand(core, monkeypatch):
     values = []
 
     @core.ps.memoize
@@ -712,8 +713,8 @@ def test_a_function_may_publish_by_hand(core):
 
     view = f.view()
     view.param.watch(lambda event: values.append(event.new), "value")
-    publish = core.runtime.single_flight.runner._publish
-    core.runtime.single_flight.runner._publish = lambda *item: (publish(*item), core._turn())
+    publish = Computation.publish
+    monkeypatch.setattr(Computation, "publish", lambda *item: (publish(*item), core._turn()))
     core.go()
     assert "last" == view.value
     assert "last" == values[-1]

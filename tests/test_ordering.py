@@ -434,9 +434,9 @@ def test_cancelling_between_two_attempts_leaves_the_successor_alone(core):
     core.begin()
     core.run_for(10)
     run = core.run_of(fetch)
-    queued = core.scheduler.execution.new(core.scheduler.states["fetch"], "request test", None)
+    queued = core.scheduler.runs.new(core.scheduler.states["fetch"], "request test", None)
     with core.service.locked:
-        core.scheduler.execution.queue(core.scheduler.states["fetch"], queued)
+        core.scheduler.runs.queue(core.scheduler.states["fetch"], queued)
     run.cancel()
     core.go()
 

@@ -1404,8 +1404,8 @@ def test_a_random_hour_leaves_all_processes_sane(seed, server, ledger):
 def alive(run, world):
     """Whether the process that made it is still there."""
     stop = run._stop
-    runner = getattr(stop.func.__self__, "_s", None) if stop is not None else None
-    return runner is None or runner in [core.scheduler for core in world.server.cores]
+    runs = stop.func.__self__ if stop is not None else None
+    return runs is None or runs in [core.scheduler.runs for core in world.server.cores]
 
 
 def once(task, world):

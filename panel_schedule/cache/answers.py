@@ -5,27 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from ..engine.service import Service
 from ..functions.memoize import Memoized
 from ..functions.run import on_a_loop
 from ..serialize.entry import Entry
 from .lru import Answer, Watched
+from .shared import SharedAnswers
 
 log = logging.getLogger("panel_schedule")
 
 Memo = Memoized[Any, Any]
-
-
-class Shared(Protocol):
-    """The answers that the processes share."""
-
-    def use(self, memo: Memo, answer: Answer) -> None: ...
-    def entry(self, memo: Memo, key: Hashable) -> Entry | None: ...
-    def entries(self, memo: Memo) -> dict[str, Entry]: ...
-    def invalidate_soon(self, memo: Memo, key: Hashable | None) -> None: ...
-    def invalidate(self) -> None: ...
 
 
 class Archive:
@@ -37,14 +28,20 @@ class Archive:
     service : Service
     detach : callable
         ``detach(memo, key)``, under the lock: what is computed right now is not to be kept; the keys, of all.
+    shared : SharedAnswers or None
+        None where no other process can know of them.
     """
 
-    def __init__(self, service: Service, detach: Callable[[Memo, Hashable | None], list[Hashable]]):
+    def __init__(
+        self,
+        service: Service,
+        detach: Callable[[Memo, Hashable | None], list[Hashable]],
+        shared: SharedAnswers | None,
+    ):
         self._service = service
         self._detach = detach
         self._warned: set[str] = set()
-        # None where no other process can know of them.
-        self.shared: Shared | None = None
+        self.shared = shared
 
     # ------------------------------------------------------------ keeping; under the lock
 
@@ -127,8 +124,8 @@ class Archive:
             else:
                 invalidate()
 
-    def _invalidate_there(self, shared: Shared, memo: Memo, key: Hashable | None) -> None:
-        shared.invalidate()
+    def _invalidate_there(self, shared: SharedAnswers, memo: Memo, key: Hashable | None) -> None:
+        shared.forget_due()
         # What has been taken from the store meanwhile was of before. What was begun meanwhile was not.
         with self._service.locked:
             for each in list(memo.recall.answers) if key is None else [key]:

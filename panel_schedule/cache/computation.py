@@ -1,22 +1,49 @@
-"""One computation of an answer: what is asked, who waits for it, and how far it has come."""
+"""One computation of an answer: what is asked, who waits for it, who computes it, and what comes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextvars import Context
+from functools import partial
+from itertools import count
 from typing import Any
 
-from ..coordination.answers import Basis
+from ..coordination.answers import Basis, serves
+from ..engine.execution import Execution
+from ..engine.service import STOPS, Service
+from ..errors import RunCancelled, RunFenced, is_interrupt
+from ..executors.base import Executor
+from ..functions.calls import PUBLISHED, is_async
 from ..functions.memoize import Memoized
-from ..functions.run import Run
+from ..functions.run import Run, RunState
+from ..functions.task import Retry
+from ..serialize.checks import require_data
+from ..serialize.codec import encode
+from ..serialize.copies import own_copy
+from .lru import Answer
+from .shared import SharedAnswers
+
+# Where each kind runs: apart from tasks and jobs, which somebody else waits for.
+EXECUTORS = {"process": "memo-process", "thread": "memo-thread", "loop": "loop"}
+
+# Of answers that no store has.
+_versions = count(1)
 
 
-class Computation:
+class Elsewhere(RunCancelled):
+    """Raised before a function begins: another thread computes it already, or nobody wants it any more."""
+
+
+class Computation(Execution):
     """
     A computation, in this process or followed in another one.
 
-    Attributes
+    Parameters
     ----------
+    service : Service
+    shared : SharedAnswers or None
+        None where no other process can know of the answers of this one.
     memo : Memoized
     key : hashable
     args, kwargs : tuple, dict
@@ -24,6 +51,11 @@ class Computation:
         The versions of the tasks of ``after=`` for which it is made.
     run : Run
         What ``ps.current_run()`` is inside.
+    published, ended : callable
+        ``published(computation, item)`` and ``ended(computation, outcome, error)``, under the lock.
+
+    Attributes
+    ----------
     waiters : list of Run
         Of each caller that waits for it.
     refresh : bool
@@ -40,13 +72,21 @@ class Computation:
         Whether its answer is kept, as it was not invalidated meanwhile.
     ready : bool
         Whether this process may begin it.
-    begun : bool
-    future : Future or None
-        Its place in an executor.
+    started : bool
     waits_for : list of Computation
         What its function waits for; a coroutine may wait for several.
     last : object
         Its newest partial answer.
+    answer : Answer or None
+        What came of it, unless that is not kept.
+    value : object
+        The same, kept or not.
+    old : Answer or None
+        What is served in place of one that could not be computed.
+    ago : float
+        How many seconds ago it has failed.
+    settled : bool
+        Whether the store knows that it has failed, and what it has from before is known.
     digest : str
         Its key in a shared store.
     fence : int
@@ -60,12 +100,13 @@ class Computation:
     """
 
     __slots__ = (
+        "ago",
+        "answer",
         "args",
         "basis",
-        "begun",
         "digest",
+        "ended",
         "fence",
-        "future",
         "heard",
         "held",
         "kept",
@@ -74,43 +115,290 @@ class Computation:
         "kwargs",
         "last",
         "memo",
+        "old",
         "partials",
+        "published",
         "ready",
         "refresh",
         "remote",
         "renews",
-        "run",
+        "settled",
+        "shared",
+        "started",
+        "value",
         "waiters",
         "waits_for",
         "wanted",
     )  # fmt: skip
 
-    def __init__(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, basis: Basis, run: Run):
+    def __init__(
+        self,
+        service: Service,
+        shared: SharedAnswers | None,
+        memo: Memoized[Any, Any],
+        key: Hashable,
+        args: Any,
+        kwargs: Any,
+        basis: Basis,
+        run: Run,
+        published: Callable[[Computation, Any], object],
+        ended: Callable[[Computation, RunState, BaseException | None], object],
+    ):
+        super().__init__(service, run)
+        self.shared = shared
         self.memo = memo
         self.key = key
         self.args, self.kwargs = args, kwargs
         self.basis = basis
-        self.run = run
+        self.published, self.ended = published, ended
         self.waiters: list[Run] = []
-        self.refresh = self.renews = self.wanted = self.heard = self.ready = self.begun = self.remote = False
-        self.held, self.kept = False, True
-        self.future: Future[Any] | None = None
+        self.refresh = self.renews = self.wanted = self.heard = self.ready = self.started = self.remote = False
+        self.held, self.kept, self.settled = False, True, False
+        self.ago = 0.0
         self.waits_for: list[Computation] = []
         self.last: Any = None
+        self.answer: Answer | None = None
+        self.old: Answer | None = None
+        self.value: Any = None
         self.digest = ""
         self.fence = self.known = self.partials = 0
+        run._changed = self.progressed
+
+    # ------------------------------------------------------------ what is executed
 
     @property
     def name(self) -> str:
-        """As errors and the log have it."""
         return f"Memoized function {self.memo.name!r}"
 
     @property
     def call(self) -> str:
-        """``filtered('north', 2026)``"""
         return self.memo.call_text(self.args, self.kwargs)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        return self.memo.function
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self.args, self.kwargs
+
+    @property
+    def where(self) -> str:
+        return self.memo.executor
+
+    @property
+    def executor(self) -> Executor:
+        return self.service.executors[EXECUTORS[self.where]]
+
+    @property
+    def is_async(self) -> bool:
+        return is_async(self.memo.function)
+
+    @property
+    def timeout(self) -> float | None:
+        return self.memo.policy.timeout
+
+    @property
+    def retry(self) -> Retry:
+        return self.memo.policy.retry
+
+    @property
+    def takes_long(self) -> bool:
+        return self.shared is not None or self.memo.policy.limits.size is not None
+
+    @property
+    def is_failing(self) -> bool:
+        return self.service.hooks.failures.known(("memo", self.memo.name))
 
     @property
     def over(self) -> bool:
         """Whether it has ended."""
         return self.run.state.final
+
+    @property
+    def runs(self) -> list[Run]:
+        """Its run, and those of its waiters."""
+        return [self.run, *self.waiters]
+
+    # ------------------------------------------------------------ beginning
+
+    def launch(self, here: bool = False) -> None:
+        """Compute it in an executor; or on the calling thread, if it is `here` for that and calls `help` next."""
+        try:
+            self.pack()
+        except BaseException as error:  # an argument that cannot travel
+            if is_interrupt(error):
+                raise
+            self.conclude(error=error)
+            return
+        with self.service.locked:
+            self.ready = True
+            if not (self.over or (here and self.where == "thread")):
+                self.start()
+
+    def begin(self) -> None:
+        with self.service.locked:
+            if self.started or self.over:
+                raise Elsewhere(f"{self.name}: nobody waits for it any more.")
+            self.started, self.last = True, None
+            super().begin()
+
+    def begun(self) -> None:
+        for waiter in self.waiters:
+            self.inform(waiter)
+
+    def inform(self, waiter: Run) -> None:
+        """Bring a waiter up to date."""
+        run = self.run
+        waiter.state, waiter.started_at, waiter.attempt = run.state, run.started_at, run.attempt
+        waiter.percent, waiter.message = run.percent, run.message
+
+    def help(self) -> None:
+        """Compute it on this thread if it has still to begin: one of a full pool that waits would wait for itself."""
+        if not self.can_be_helped:
+            return
+        try:
+            result = Context().run(self._body)
+        except Elsewhere:
+            pass
+        except BaseException as error:
+            if not is_interrupt(error):
+                self.conclude(error=error)
+                return
+            # Ctrl-C of this thread's own is none of the others'.
+            with self.service.locked:
+                self.run._execution = self.future = None
+                self.service.timers.cancel(self.timer)
+                self.started = False
+            raise
+        else:
+            self.conclude(result)
+
+    @property
+    def can_be_helped(self) -> bool:
+        """Whether the thread of a caller can compute it. Not beyond its timeout, at which the caller would go on."""
+        return self.where == "thread" and self.timeout is None and self.ready and not self.started
+
+    def leave(self) -> None:
+        """The thread that was here for it goes: an executor computes it for the others."""
+        if self.ready and not self.started and self.future is None:
+            self.launch()
+
+    # ------------------------------------------------------------ under way
+
+    def publish(self, item: Any) -> None:
+        """A partial answer: for the pages that show it; who waits wants the last one."""
+        require_data(item, self.name)
+        if self.shared is not None and self.fence:
+            self.shared.publish(self.memo, self.digest, self.fence, item)
+        with self.service.locked:
+            self.run.check()
+            self.last = item
+            self.published(self, item)
+
+    def tell_progress(self, percent: int, message: str) -> None:
+        for waiter in self.waiters:
+            self.inform(waiter)
+            if waiter.watched:
+                self.service.defer(waiter.touch)
+        if self.shared is not None and self.fence and not self.remote:
+            self.shared.tell_progress(self.memo, self.digest, self.fence, percent, message)
+
+    def repeated(self) -> None:
+        self.started = False
+        for waiter in self.waiters:
+            self.inform(waiter)
+
+    # ------------------------------------------------------------ ending
+
+    def body_ended(self, future: Future[Any]) -> None:
+        elsewhere = not future.cancelled() and isinstance(future.exception(), Elsewhere)
+        if not (elsewhere or self.over):
+            super().body_ended(future)
+
+    def deposit(self, result: Any) -> Any:
+        self.value = value = self.last if result is PUBLISHED else result
+        require_data(value, self.name)
+        memo, now = self.memo, self.service.clock.now()
+        duration = max(0.0, (now - (self.run.started_at or now)).total_seconds())
+        try:
+            if self.shared is not None and self.fence:
+                self.answer = self.shared.put(
+                    memo, self.digest, self.fence, value, now=now, duration=duration, run=self.run, held=self.is_held
+                )
+        except RunFenced:
+            self.kept = False
+            return value
+        if self.answer is None:
+            size = 0
+            if memo.policy.limits.size is not None:
+                encoded = encode(value, self.name)
+                size = encoded.size
+                encoded.close()
+            self.answer = Answer(
+                own_copy(value), max(self.known, next(_versions)), now, duration, self.basis, memo.until(0.0), size,
+                self.digest, self.call,
+            )  # fmt: skip
+        return value
+
+    def fails(self, error: BaseException) -> None:
+        if self.shared is not None and self.fence and not self.remote:
+            self.shared.fail(self.memo, self.digest, self.fence, error, run=self.run, held=self.is_held)
+        self.old, self.settled = self.last_resort(), True
+
+    def is_held(self) -> bool:
+        """Whether an event loop stands still for it: then the store is to be quick."""
+        return self.held
+
+    def last_resort(self) -> Answer | None:
+        """What is served in place of an answer that could not be computed."""
+        memo = self.memo
+        if not memo.policy.stale_if_error or not self.kept:
+            return None
+        old = memo.recall.answers.get(self.key)
+        if old is None and self.shared is not None:
+            old = self.shared.last(memo, self.digest)
+        if old is None or old.kept_until <= self.service.clock.monotonic() or not serves(old.basis, self.basis):
+            return None
+        return old
+
+    def stopped(self, error: BaseException) -> None:
+        self.drop(STOPS if self.service.stopping else "cancelled")
+
+    def drop(self, reason: str) -> None:
+        """Let others compute it, if they want it. Under the lock."""
+        future, fence = self.future, 0 if self.remote else self.fence
+        self.ended(self, RunState.CANCELLED, RunCancelled(f"{self.name}: the run was {reason}."))
+        if future is not None:
+            future.cancel()
+        if fence and self.shared is not None:
+            self.shared.give_up(self.memo, self.digest, fence)
+
+    def end(self, outcome: RunState, error: BaseException | None = None, value: Any = None) -> None:
+        if error is None or self.settled:
+            self.ended(self, outcome, error)
+            return
+        # At its timeout. What there was before is asked of a store, which may take long.
+        self.run.end(outcome, self.service.clock.now(), error)
+        self.service.outbox.aside(partial(self._fail, outcome, error))
+
+    def _fail(self, outcome: RunState, error: BaseException) -> None:
+        try:
+            self.fails(error)
+        finally:
+            with self.service.locked:
+                self.ended(self, outcome, error)
+
+    # ------------------------------------------------------------ what another process has computed; under the lock
+
+    def arrive(self, answer: Answer) -> None:
+        """There is an answer."""
+        if not self.over:
+            self.answer = answer
+            self.end(RunState.SUCCEEDED)
+
+    def arrive_failed(self, error: BaseException, old: Answer | None, ago: float) -> None:
+        """There is none, since some seconds `ago`."""
+        if not self.over:
+            self.old, self.ago, self.settled = old, ago, True
+            self.end(RunState.FAILED, error)

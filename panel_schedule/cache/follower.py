@@ -3,49 +3,30 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections import defaultdict, deque
-from collections.abc import Hashable
-from datetime import datetime
+from collections import defaultdict
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from ..coordination.answers import Basis, serves
 from ..engine.service import Service
-from ..errors import RunFenced, ScheduleError, StoreError, ValueUnreadable, is_interrupt
+from ..errors import RunFenced, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.memoize import Memoized
-from ..serialize.entry import Entry
-from ..stores.cache import AnswerRow, Cache
-from ..stores.hurry import SOON, hurried, in_a_hurry
+from ..stores.cache import AnswerRow
+from ..stores.hurry import hurried
 from .answers import Archive
 from .computation import Computation
-from .execution import Runner
-from .lru import Answer
+from .shared import SharedAnswers
+
+Memo = Memoized[Any, Any]
 
 log = logging.getLogger("panel_schedule")
 
 # How often, in seconds, who waits for another process looks at the store though nothing was heard.
 LOOK = 1.0
 
-# How often, in seconds, the store hears which answers were read.
-TOLD = 1.0
-
 # So long, in seconds, another process may know newer values of the tasks of ``after=`` than this one does.
 LAG = 10.0
-
-
-class SingleFlight(Protocol):
-    """Who asks in this process."""
-
-    runner: Runner
-    archive: Archive
-
-    def succeed(self, computation: Computation, answer: Answer | None, value: Any = None) -> None: ...
-    def fail_with(
-        self, computation: Computation, error: BaseException, old: Answer | None = None, ago: float = 0.0
-    ) -> None: ...
-    def renew(self, computation: Computation) -> None: ...
-    def failing(self, memo: Memoized[Any, Any]) -> list[Hashable]: ...
 
 
 class Follower:
@@ -55,24 +36,32 @@ class Follower:
     Parameters
     ----------
     service : Service
-    computations : SingleFlight
-    cache : Cache
+    shared : SharedAnswers
+    archive : Archive
+    renew : callable
+        ``renew(computation)`` when what the store has is stale: compute it anew, in the background.
+    failing : callable
+        ``failing(memo)``: the keys of the calls whose failure is given again for a while.
     """
 
-    def __init__(self, service: Service, computations: SingleFlight, cache: Cache):
+    def __init__(
+        self,
+        service: Service,
+        shared: SharedAnswers,
+        archive: Archive,
+        renew: Callable[[Computation], object],
+        failing: Callable[[Memo], list[Hashable]],
+    ):
         self._service = service
-        self._f = computations
-        self._cache = cache
-        self.memos: dict[str, Memoized[Any, Any]] = {}
+        self._shared = shared
+        self._archive = archive
+        self._renew = renew
+        self._failing = failing
+        self.memos: dict[str, Memo] = {}
         # The computations by function and digest, here and elsewhere: of several values of a task there may be several.
         self._computations: defaultdict[tuple[str, str], dict[Computation, None]] = defaultdict(dict)
         self._looking = False
-        # What the store has still to forget, before it is asked for anything.
-        self._due: deque[tuple[str, str | None]] = deque()
-        self._forgetting = threading.Lock()
-        self._used: defaultdict[str, dict[str, Answer]] = defaultdict(dict)
-        self._telling = False
-        cache.watch_answers(self._noticed)
+        shared.cache.watch_answers(self._noticed)
 
     # ------------------------------------------------------------ before a computation
 
@@ -84,7 +73,7 @@ class Follower:
             with hurried(lambda: computation.held):
                 self._look_up(computation, here)
         except RunFenced:  # of this process itself, which has just left
-            self._f.runner.submit(computation, here)
+            computation.launch(here)
         except BaseException as error:
             if is_interrupt(error):
                 raise
@@ -94,7 +83,7 @@ class Follower:
                 log.error(
                     "%s: it is computed by each process for itself, as the store fails. %s", computation.name, error
                 )
-            self._f.runner.submit(computation, here)
+            computation.launch(here)
 
     def _look_up(self, computation: Computation, here: bool) -> None:
         memo = computation.memo
@@ -102,23 +91,23 @@ class Follower:
             if computation.over:
                 return
             self._computations[memo.name, computation.digest][computation] = None
-        self._forget_due()
+        self._shared.forget_due()
         computation.partials = 0
-        row = self._cache.look(memo.name, computation.digest)
+        row = self._shared.look(memo, computation.digest)
         computation.known = row.version if row is not None else 0
         if row is not None and not computation.refresh and self._settles(computation, row):
             return
-        mine, row = self._cache.claim(
+        mine, row = self._shared.cache.claim(
             memo.name, computation.digest, computation.call,
             known=computation.known, basis=computation.basis, now=self._service.clock.now(),
         )  # fmt: skip
         with self._service.locked:
             computation.fence, computation.remote = row.fence, not mine
             if computation.over and mine:  # nobody wants it any more
-                self.give_up(computation, row.fence)
+                self._shared.give_up(memo, computation.digest, row.fence)
             self._keep_looking()
         if mine:
-            self._f.runner.submit(computation, here)
+            computation.launch(here)
         else:
             # It may have ended before this process was listening.
             self._follow(computation)
@@ -131,11 +120,11 @@ class Follower:
             return True
         if not row.version or not self._counts(row, computation.basis):
             return False
-        lifetime = memo.until(self._age(row))
+        lifetime = memo.until(self._shared.age(row))
         if lifetime[0 if computation.renews else 1] <= self._service.clock.monotonic():
             return False
         try:
-            answer = self._answer(memo, row)
+            answer = self._shared.answer(memo, row)
         except KeyError:
             return False
         except ValueUnreadable as error:
@@ -146,101 +135,22 @@ class Follower:
             if computation.refresh and not computation.over:  # somebody has asked for another one meanwhile
                 return False
             if not computation.over:
-                self._f.succeed(computation, answer)
-                self.use(memo, answer)
+                computation.arrive(answer)
+                self._shared.use(memo, answer)
                 if stale:
-                    self._service.defer(partial(self._f.renew, computation))
+                    self._service.defer(partial(self._renew, computation))
         self._look_again(memo, computation.key, row)
         return True
 
-    def _look_again(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
+    def _look_again(self, memo: Memo, key: Hashable, row: AnswerRow) -> None:
         """What was invalidated between the look and the landing, and was not known here by then."""
-        now = self._cache.look(row.function, row.key)
+        now = self._shared.cache.look(row.function, row.key)
         if now is None or now.version != row.version:
             self._take_in(memo, key, now)
 
     def _counts(self, row: AnswerRow, basis: Basis) -> bool:
         """Whether an answer is of values that are no older than those that this process knows of ``after=``."""
-        return serves(row.basis, basis) and (row.basis == basis or self._age(row) < LAG)
-
-    def _age(self, row: AnswerRow) -> float:
-        assert row.updated_at is not None
-        return max(0.0, (self._service.clock.now() - row.updated_at).total_seconds())
-
-    def _answer(self, memo: Memoized[Any, Any], row: AnswerRow) -> Answer:
-        assert row.updated_at is not None
-        return Answer(
-            self._cache.value(row), row.version, row.updated_at, row.duration, row.basis, memo.until(self._age(row)),
-            row.size, row.key, row.call,
-        )  # fmt: skip
-
-    # ------------------------------------------------------------ a computation of this process
-
-    def publish(self, computation: Computation, item: Any) -> None:
-        """Let the pages of other processes show a partial answer."""
-        try:
-            self._cache.publish(computation.memo.name, computation.digest, computation.fence, item)
-        except (StoreError, RunFenced) as error:
-            log.debug("%s: a partial answer is not shown by other processes: %s", computation.name, error)
-
-    def deposit(self, computation: Computation, value: Any, now: datetime, duration: float) -> Answer | None:
-        """
-        The answer as all processes read it; None when the store cannot take it now.
-
-        Raises
-        ------
-        RunFenced
-            When it was invalidated meanwhile.
-        ValueRefused
-        """
-        memo = computation.memo
-        lasts = memo.lasts
-        try:
-            with hurried(lambda: computation.held):
-                self._tell_used()
-                row, value = self._cache.put(
-                    memo.name, computation.digest, computation.fence, value, now=now, duration=duration,
-                    expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits,
-                )  # fmt: skip
-        except (StoreError, OSError) as error:
-            log.error(
-                "%s: other processes do not get what it gave, as it cannot be stored. %s", computation.name, error
-            )
-            with self._service.locked:
-                self.give_up(computation, computation.fence)
-            return None
-        return Answer(
-            value, row.version, now, duration, row.basis, memo.until(0.0), row.size, computation.digest, row.call
-        )  # fmt: skip
-
-    def failed(self, computation: Computation, error: BaseException) -> None:
-        """Tell those who wait for it in other processes."""
-        if not computation.fence or computation.remote:
-            return
-        try:
-            with hurried(lambda: computation.held):
-                memo, now = computation.memo, self._service.clock.now()
-                self._cache.fail(
-                    memo.name, computation.digest, computation.fence, error, now=now, limits=memo.policy.limits
-                )  # fmt: skip
-        except RunFenced:
-            pass
-        except (StoreError, OSError) as trouble:
-            log.error("%s: other processes do not hear that it failed. %s", computation.name, trouble)
-            with self._service.locked:
-                self.give_up(computation, computation.fence)
-
-    def give_up(self, computation: Computation, fence: int) -> None:
-        """Let them compute it, as soon as the store can hear of it. Under the lock."""
-        self._service.outbox.ask((), partial(self._cache.give_up, computation.memo.name, computation.digest, fence))
-
-    def last(self, computation: Computation) -> Answer | None:
-        """The last answer that the store has, however old."""
-        try:
-            row = self._cache.look(computation.memo.name, computation.digest)
-            return self._answer(computation.memo, row) if row is not None and row.version else None
-        except (ScheduleError, OSError, KeyError):
-            return None
+        return serves(row.basis, basis) and (row.basis == basis or self._shared.age(row) < LAG)
 
     def over(self, computation: Computation) -> None:
         """It has ended; under the lock."""
@@ -257,7 +167,7 @@ class Follower:
         if (memo := self.memos.get(function)) is None:
             return
         if not digest:
-            self._f.archive.forget(memo)
+            self._archive.forget(memo)
             return
         with self._service.locked:
             computations = list(self._computations.get((function, digest), ()))
@@ -266,20 +176,20 @@ class Follower:
                 self._follow(computation)
         if all(computation.fence and not computation.remote for computation in computations):
             self._hear(memo, digest, computations)
-        elif (row := self._cache.look(function, digest)) is not None and not row.version:
+        elif (row := self._shared.cache.look(function, digest)) is not None and not row.version:
             # One looks at the row itself, but what it is to replace is served meanwhile.
             with self._service.locked:
-                self._f.archive.drop(memo, computations[0].key)
+                self._archive.drop(memo, computations[0].key)
 
-    def _hear(self, memo: Memoized[Any, Any], digest: str, computations: list[Computation]) -> None:
+    def _hear(self, memo: Memo, digest: str, computations: list[Computation]) -> None:
         """Of a row that may say something new about what is computed, or known, in this process."""
         with self._service.locked:
             key = computations[0].key if computations else memo.recall.find(digest)
         if key is None:
-            key = next((each for each in self._f.failing(memo) if memo.digest(each) == digest), None)
+            key = next((each for each in self._failing(memo) if memo.digest(each) == digest), None)
         if key is None:
             return
-        row = self._cache.look(memo.name, digest)
+        row = self._shared.look(memo, digest)
         if row is not None and any(_is_own_doing(computation, row) for computation in computations):
             return
         if (
@@ -288,30 +198,30 @@ class Follower:
             and not row.mine
             and all(row.fence != computation.fence for computation in computations)
         ):
-            self._f.archive.forget(memo, key)  # another process computes it, as what is computed here is of before
+            self._archive.forget(memo, key)  # another process computes it, as what is computed here is of before
             return
         self._take_in(memo, key, row)
 
-    def _take_in(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow | None) -> None:
+    def _take_in(self, memo: Memo, key: Hashable, row: AnswerRow | None) -> None:
         """Bring what this process knows of a call in line with its row."""
         known, watched = memo.recall.answers.get(key), memo.recall.watched.get(key)
         if row is None:
             return  # others needed the room; it is as good as it was
         if not row.version and (known is not None or not (row.held or row.failed)):
-            self._f.archive.forget(memo, key)
+            self._archive.forget(memo, key)
         if row.version and (known is None or row.version > known.version):
             try:
-                answer = self._answer(memo, row)
+                answer = self._shared.answer(memo, row)
             except (KeyError, ValueUnreadable):  # it is read, or computed, when somebody asks for it
                 return
             with self._service.locked:
                 newer = memo.recall.answers.get(key)
                 if newer is None or newer.version < answer.version:
-                    self._f.archive.keep(memo, key, answer)
+                    self._archive.keep(memo, key, answer)
         elif watched is not None and row.failed:
-            error = self._cache.failure(row)
+            error = self._shared.cache.failure(row)
             with self._service.locked:
-                self._f.archive.tell_failure(memo, key, error)
+                self._archive.tell_failure(memo, key, error)
         elif watched is not None and row.held and not row.mine:
             self._show_partial(memo, key, row)
 
@@ -346,8 +256,8 @@ class Follower:
         """
         try:
             if writes:
-                self._cache.use(computation.memo.name, [computation.digest], self._service.clock.now())
-            row = self._cache.look(computation.memo.name, computation.digest)
+                self._shared.cache.use(computation.memo.name, [computation.digest], self._service.clock.now())
+            row = self._shared.look(computation.memo, computation.digest)
             if computation.over:
                 return
             if row is not None and self._arrives(computation, row):
@@ -357,7 +267,7 @@ class Follower:
         except (ScheduleError, OSError) as error:
             if self._take_over(computation):
                 log.error("%s: it is computed here, as the store fails. %s", computation.name, error)
-                self._f.runner.submit(computation)
+                computation.launch()
 
     def _take_over(self, computation: Computation) -> bool:
         """Whether this thread is the first to see that nobody else does it."""
@@ -371,18 +281,18 @@ class Follower:
         """Whether the process that computes it has ended, or goes on."""
         if row.version > computation.known and serves(row.basis, computation.basis):
             try:
-                answer = self._answer(computation.memo, row)
+                answer = self._shared.answer(computation.memo, row)
             except (KeyError, ValueUnreadable):
                 return False
             with self._service.locked:
-                if not computation.over:
-                    self._f.succeed(computation, answer)
+                computation.arrive(answer)
             self._look_again(computation.memo, computation.key, row)
         elif 0 < computation.fence <= row.failed:
             self._fail(computation, row)
         elif row.held and not row.mine and serves(row.wanted, computation.basis):
             if row.fence != computation.fence:
                 computation.fence, computation.partials = row.fence, 0
+            computation.run.report(row.percent, row.message)
             if row.partials > computation.partials:
                 computation.partials = row.partials
                 self._show_partial(computation.memo, computation.key, row)
@@ -391,78 +301,19 @@ class Follower:
         return True
 
     def _fail(self, computation: Computation, row: AnswerRow, ago: float = 0.0) -> None:
-        error, old = self._cache.failure(row), self._f.runner.last_resort(computation)
+        error, old = self._shared.cache.failure(row), computation.last_resort()
         with self._service.locked:
-            if not computation.over:
-                self._f.fail_with(computation, error, old, ago)
+            computation.arrive_failed(error, old, ago)
 
-    def _show_partial(self, memo: Memoized[Any, Any], key: Hashable, row: AnswerRow) -> None:
+    def _show_partial(self, memo: Memo, key: Hashable, row: AnswerRow) -> None:
         if memo.recall.watched.get(key) is None or not row.partials:
             return
         try:
-            item = self._cache.partial(row)
+            item = self._shared.cache.partial(row)
         except (KeyError, ValueUnreadable):  # there is a newer one
             return
         with self._service.locked:
-            self._f.archive.tell_partial(memo, key, item)
-
-    # ------------------------------------------------------------ what is kept
-
-    def use(self, memo: Memoized[Any, Any], answer: Answer) -> None:
-        """It was read; the store hears of it in a moment."""
-        answer.told = True
-        with self._service.locked:
-            self._used[memo.name][answer.digest] = answer
-            if not self._telling:
-                self._telling = True
-                self._service.timers.after(TOLD, self._tell_in_time, None)
-
-    def _tell_in_time(self, _: None) -> None:
-        self._telling = False
-        self._service.outbox.ask((), self._tell_used)
-
-    def _tell_used(self) -> None:
-        with self._service.locked:
-            used, self._used = self._used, defaultdict(dict)
-        for function, answers in used.items():
-            for answer in answers.values():
-                answer.told = False
-            try:
-                self._cache.use(function, list(answers), self._service.clock.now())
-            except (StoreError, OSError) as error:
-                log.debug("Which answers were used is not known to the store: %s", error)
-
-    def entry(self, memo: Memoized[Any, Any], key: Hashable) -> Entry | None:
-        row = self._cache.look(memo.name, memo.digest(key))
-        return self._entry(memo, row) if row is not None and row.version else None
-
-    def entries(self, memo: Memoized[Any, Any]) -> dict[str, Entry]:
-        found = {row.call: self._entry(memo, row) for row in self._cache.answers(memo.name)}
-        return {call: entry for call, entry in found.items() if entry is not None}
-
-    def _entry(self, memo: Memoized[Any, Any], row: AnswerRow) -> Entry | None:
-        try:
-            return self._answer(memo, row).entry
-        except (KeyError, ValueUnreadable):  # it was replaced, or is lost
-            return None
-
-    def invalidate_soon(self, memo: Memoized[Any, Any], key: Hashable | None) -> None:
-        """From now on the store is asked for nothing before it has forgotten this."""
-        self._due.append((memo.name, None if key is None else memo.digest(key)))
-
-    def invalidate(self) -> None:
-        """Let the store forget it now."""
-        self._forget_due()
-
-    def _forget_due(self) -> None:
-        if not self._forgetting.acquire(timeout=SOON if in_a_hurry() else -1):
-            raise StoreError("The store is busy with forgetting what was invalidated.")
-        try:
-            while self._due:
-                self._cache.invalidate(*self._due[0])
-                self._due.popleft()
-        finally:
-            self._forgetting.release()
+            self._archive.tell_partial(memo, key, item)
 
 
 def _is_own_doing(computation: Computation, row: AnswerRow) -> bool:

@@ -27,9 +27,10 @@ from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
 from .answers import Archive
 from .computation import Computation
-from .execution import Runner
 from .follower import Follower
 from .lru import Answer
+from .recursion import Recursion
+from .shared import SharedAnswers
 
 log = logging.getLogger("panel_schedule")
 
@@ -56,11 +57,13 @@ class SingleFlight:
         # Failures that are given again for a while: until when, on the monotonic clock.
         self._failed: defaultdict[Memo, dict[Hashable, tuple[float, BaseException]]] = defaultdict(dict)
         self._warned: set[str] = set()
-        self.runner = Runner(service, self)
-        self.archive = Archive(service, self._detach)
+        self.recursion = Recursion(service)
         # None where no other process can know of the answers of this one.
-        self.follower = Follower(service, self, service.store.cache) if service.store.cache is not None else None
-        self.runner.shared = self.archive.shared = self.follower
+        self.shared = SharedAnswers(service, service.store.cache) if service.store.cache is not None else None
+        self.archive = Archive(service, self._detach, self.shared)
+        self.follower: Follower | None = None
+        if self.shared is not None:
+            self.follower = Follower(service, self.shared, self.archive, self.renew, self.failing)
 
     def add(self, memo: Memo) -> None:
         """Know a function by its name, for what other processes say of it."""
@@ -76,23 +79,22 @@ class SingleFlight:
             value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
             return items[-1] if value is PUBLISHED else value
         on_loop, waiter = on_a_loop(), self._guest(memo)
-        computation = self._ask(
-            memo, key, args, kwargs, waiter, held=on_loop, here=not on_loop and self.runner.can_help
-        )
+        here = not on_loop and self.recursion.has_room and memo.policy.timeout is None
+        computation = self._ask(memo, key, args, kwargs, waiter, held=on_loop, here=here)
         if computation is None:
             return waiter.result()
         try:
-            with self.runner.awaiting(computation):
+            with self.recursion.awaiting(computation):
                 if on_loop:
                     self._warn_of_loop(memo)
-                else:
-                    self.runner.help(computation)
-                with nullcontext() if waiter.state.final else self._loops.hold() if on_loop else self.runner.lend():
+                elif here:
+                    self.recursion.help(computation)
+                with nullcontext() if waiter.state.final else self._loops.hold() if on_loop else self.recursion.lend():
                     waiter._completion().result()
                 return waiter.outcome()
         except BaseException:
             waiter.cancel()  # Ctrl-C, say: the others go on waiting
-            self.runner.leave(computation)
+            computation.leave()
             raise
 
     async def awaited(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
@@ -210,14 +212,17 @@ class SingleFlight:
                 computation.held |= held
                 self._welcome(computation, waiter, heard)
                 return computation
-            computation = self._under_way[memo, key] = Computation(memo, key, args, kwargs, basis, self._guest(memo))
+            computation = self._under_way[memo, key] = Computation(
+                self._service, self.shared, memo, key, args, kwargs, basis, self._guest(memo), self._published,
+                self._ended,
+            )  # fmt: skip
             computation.refresh, computation.renews, computation.held = refresh, waiter is None, held
             self._all[computation] = None
             self._welcome(computation, waiter, heard)
         if not copied:
             # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
             computation.args, computation.kwargs = snapshot(args, kwargs)
-        look_up = self.runner.submit if self.follower is None else self.follower.look_up
+        look_up = Computation.launch if self.follower is None else self.follower.look_up
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
         works = self.follower is not None or memo.executor == "process"
         try:
@@ -227,8 +232,8 @@ class SingleFlight:
                 look_up(computation, here)
         except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
             with self._service.locked:
-                if not computation.over and not computation.begun:
-                    self.fail(computation, error)
+                if not computation.over and not computation.started:
+                    self._fail(computation, error)
             raise
         return computation
 
@@ -272,8 +277,8 @@ class SingleFlight:
             return
         computation.heard |= heard
         waiter._stop = partial(self._leave, computation)
-        waiter._waiting = partial(self.runner.awaiting, computation)
-        waiter.state, waiter.started_at = computation.run.state, computation.run.started_at
+        waiter._waiting = partial(self.recursion.awaiting, computation)
+        computation.inform(waiter)
         computation.waiters.append(waiter)
 
     def _leave(self, computation: Computation, waiter: Run, reason: str) -> None:
@@ -286,19 +291,10 @@ class SingleFlight:
             self._end(waiter, RunState.CANCELLED, RunCancelled(f"{computation.name}: the run was {reason}."))
             if computation.waiters or computation.wanted:
                 return
-            if not computation.begun:
-                self._drop(computation, reason)
+            if not computation.started:
+                computation.drop(reason)
             elif isinstance(computation.future, PlacedFuture):
                 computation.future.leave()  # its answer is kept, if one comes
-
-    def _drop(self, computation: Computation, reason: str) -> None:
-        """Never begin it."""
-        future, fence = computation.future, 0 if computation.remote else computation.fence
-        self._finish(computation, RunState.CANCELLED, RunCancelled(f"{computation.name}: the run was {reason}."))
-        if future is not None:
-            future.cancel()
-        if fence and self.follower is not None:
-            self.follower.give_up(computation, fence)
 
     def _detach(self, memo: Memo, key: Hashable | None) -> list[Hashable]:
         """What is computed right now is for those who wait for it, and not kept."""
@@ -315,33 +311,31 @@ class SingleFlight:
 
     # ------------------------------------------------------------ ending; under the lock
 
-    def published(self, computation: Computation, item: Any) -> None:
+    def _published(self, computation: Computation, item: Any) -> None:
         """It has given a partial answer."""
         self.archive.tell_partial(computation.memo, computation.key, item)
 
-    def succeed(self, computation: Computation, answer: Answer | None, value: Any = None) -> None:
-        """There is an answer; None of one that is not kept, with its value."""
-        memo, key = computation.memo, computation.key
-        self._finish(computation, RunState.SUCCEEDED, value=value if answer is None else answer.value)
-        if answer is not None and computation.kept:
+    def _ended(self, computation: Computation, outcome: RunState, error: BaseException | None) -> None:
+        """There is an answer, or there is none, or it is not computed."""
+        memo, key, answer = computation.memo, computation.key, computation.answer
+        if error is not None and outcome is not RunState.CANCELLED:
+            self._failed_with(computation, outcome, error)
+            return
+        self._finish(computation, outcome, error, computation.value if answer is None else answer.value)
+        if error is None and answer is not None and computation.kept:
             self._failed[memo].pop(key, None)
             self.archive.keep(memo, key, answer)
 
-    def fail_with(
-        self, computation: Computation, error: BaseException, old: Answer | None = None, ago: float = 0.0
-    ) -> None:
-        """There is none, since some seconds `ago`; who waits gets the `old` one, if there is one."""
-        memo, key = computation.memo, computation.key
-        if isinstance(error, RunCancelled) and self._service.stopping:
-            self._drop(computation, STOPS)
-            return
-        if (ttl := memo.policy.error_ttl.total_seconds() - ago) > 0 and computation.kept:
+    def _failed_with(self, computation: Computation, outcome: RunState, error: BaseException) -> None:
+        """There is none; who waits gets the old one, if there is one."""
+        memo, key, old = computation.memo, computation.key, computation.old
+        if (ttl := memo.policy.error_ttl.total_seconds() - computation.ago) > 0 and computation.kept:
             self._keep_failure(memo, key, self._service.clock.monotonic() + ttl, shortened(error))
             self._service.timers.after(ttl, partial(self._forget_failure, memo), key)
         if not computation.kept:  # it was invalidated meanwhile
             old = None
         if old is None:
-            self._finish(computation, RunState.FAILED, error)
+            self._finish(computation, outcome, error)
         else:
             self._finish(computation, RunState.SUCCEEDED, value=old.value)
             self.archive.keep(memo, key, old)
@@ -350,10 +344,10 @@ class SingleFlight:
         if computation.kept:
             self.archive.tell_failure(memo, key, another(error))
 
-    def fail(self, computation: Computation, error: BaseException) -> None:
-        """It cannot even be concluded: nobody is to wait for it for ever, here or in another process."""
-        if computation.fence and not computation.remote and self.follower is not None:
-            self.follower.give_up(computation, computation.fence)
+    def _fail(self, computation: Computation, error: BaseException) -> None:
+        """It cannot even begin: nobody is to wait for it for ever, here or in another process."""
+        if computation.fence and not computation.remote and self.shared is not None:
+            self.shared.give_up(computation.memo, computation.digest, computation.fence)
         self._finish(computation, RunState.FAILED, error)
 
     def _keep_failure(self, memo: Memo, key: Hashable, until: float, error: BaseException) -> None:
@@ -383,13 +377,16 @@ class SingleFlight:
         self._all.pop(computation, None)
         if self.follower is not None:
             self.follower.over(computation)
-        waiters, computation.waiters = computation.waiters, []
-        for run in (computation.run, *waiters):
+        self._service.timers.cancel(computation.timer)
+        runs, computation.waiters = computation.runs, []
+        for run in runs:
+            run.attempt = computation.run.attempt
             self._end(run, state, error, value)
 
     def _end(self, run: Run, state: RunState, error: BaseException | None = None, value: Any = None) -> None:
-        run.end(state, self._service.clock.now(), error, value)
-        run._stop = run._waiting = run._publish = None
+        if not run.state.final:  # at its timeout it has ended already
+            run.end(state, self._service.clock.now(), error, value)
+        run._stop = run._waiting = run._execution = run._changed = None
         self._service.defer(run.touch)
         self._service.defer(partial(run.resolve, value))
 
@@ -399,14 +396,14 @@ class SingleFlight:
         """What has not begun never does; another process may compute it."""
         with self._service.locked:
             for computation in list(self._all):
-                if not computation.begun:
-                    self._drop(computation, STOPS)
+                if not computation.started:
+                    computation.drop(STOPS)
 
     def release(self) -> None:
         """Nothing runs here any more: nobody waits for what has not ended."""
         with self._service.locked:
             for computation in list(self._all):
-                self._drop(computation, STOPS)
+                computation.drop(STOPS)
 
     def _warn_of_loop(self, memo: Memo) -> None:
         if memo.name not in self._warned:

@@ -62,6 +62,9 @@ class AnswerState(NamedTuple):
     failed_at : datetime or None
     partials : int
         How many partial answers the computation under way has published.
+    percent : int
+        How far it has come; -1 while that is unknown.
+    message : str
     """
 
     call: str = ""
@@ -75,6 +78,8 @@ class AnswerState(NamedTuple):
     failed: int = 0
     failed_at: datetime | None = None
     partials: int = 0
+    percent: int = -1
+    message: str = ""
 
 
 def serves(basis: Basis, wanted: Basis) -> bool:
@@ -121,7 +126,7 @@ def claim(
         return Refusal.HANDLED
     if record.owner not in (None, me) and serves(state.wanted, basis):
         return Refusal.HELD
-    state = state._replace(call=call, fence=revision, wanted=basis, partials=0)
+    state = state._replace(call=call, fence=revision, wanted=basis, partials=0, percent=-1, message="")
     return _set(record, state, now, record.parts.keys() - {PARTIAL}, owner=me)
 
 
@@ -131,6 +136,15 @@ def publish(record: Record | None, revision: int, *, me: str, fence: int) -> Rec
         return Refusal.FENCED
     state = record.state._replace(partials=record.state.partials + 1)
     return record._replace(state=state, parts={**record.parts, PARTIAL: 1})
+
+
+def progress(
+    record: Record | None, revision: int, *, me: str, fence: int, percent: int, message: str
+) -> Record | Refusal:
+    """It has come so far."""
+    if record is None or not _is_held(record, me, fence):
+        return Refusal.FENCED
+    return record._replace(state=record.state._replace(percent=percent, message=message))
 
 
 def succeed(

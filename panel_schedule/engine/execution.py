@@ -19,6 +19,7 @@ from ..executors.processes import Parcel
 from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, outcome
 from ..functions.run import Run, RunState, _current, on_a_loop
 from ..functions.task import Retry
+from ..serialize.copies import snapshot
 from ..serialize.errors import first_line
 from ..session import leave_session
 from .service import Service
@@ -52,7 +53,10 @@ class Execution(ABC):
         Of the timeout.
     """
 
-    __slots__ = ("body", "future", "run", "service", "timer")
+    __slots__ = ("body", "future", "run", "service", "telling", "timer", "told")
+
+    # Who follows a run hears of its progress this often, in seconds.
+    pace = 0.05
 
     def __init__(self, service: Service, run: Run):
         self.service = service
@@ -60,6 +64,9 @@ class Execution(ABC):
         self.body: Callable[[], Any] | None = None
         self.future: Future[Any] | None = None
         self.timer: Timer | None = None
+        # Whether its progress was told a moment ago, and what that was.
+        self.telling = False
+        self.told: tuple[Any, ...] = ()
 
     # ------------------------------------------------------------ what is executed
 
@@ -143,11 +150,10 @@ class Execution(ABC):
         executor = self.executor
         self.service.locked.submitted.add(executor)
         self.future = executor.submit(self.body, self.name)
-        self.future.add_done_callback(self.over)
+        self.future.add_done_callback(self.body_ended)
 
     def _enter(self) -> None:
         """In the context of the body."""
-        self.run._publish = self._publish_from_inside
         _current.set(self.run)
         leave_session(self.name)
 
@@ -171,6 +177,8 @@ class Execution(ABC):
     def invoke(self) -> Any:
         """Call the function."""
         args, kwargs = self.arguments
+        if self.run.attempt < self.retry.max_attempts:
+            args, kwargs = snapshot(args, kwargs)  # the next attempt gets them as they were, too
         return self.function(*args, **kwargs)
 
     def begin(self) -> None:
@@ -178,6 +186,7 @@ class Execution(ABC):
         with self.service.locked:
             self.run.check()
             self.run.begin(self.service.clock.now())
+            self.run._execution = self
             self.limit()
             self.begun()
 
@@ -193,7 +202,7 @@ class Execution(ABC):
         else:
             self.publish(item)
 
-    def _publish_from_inside(self, item: Any) -> None:
+    def publish_inside(self, item: Any) -> None:
         """What the function itself publishes; an async one cannot be made to wait for it."""
         if self.service.store.blocking and on_a_loop():
             self.publish_late(item)
@@ -202,36 +211,52 @@ class Execution(ABC):
 
     # ------------------------------------------------------------ its end
 
-    def over(self, future: Future[Any]) -> None:
+    def body_ended(self, future: Future[Any]) -> None:
         """The body is over, wherever it ran; called there, without the lock."""
-        if self.service.store.blocking and on_a_loop():
-            self.service.outbox.aside(partial(self.conclude, future))
+        if self.takes_long and on_a_loop():
+            self.service.outbox.aside(partial(self._conclude, future))
         else:
-            self.conclude(future)
+            self._conclude(future)
 
-    def conclude(self, future: Future[Any]) -> None:
-        """Store what it gave, and end it."""
-        error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
+    def _conclude(self, future: Future[Any]) -> None:
+        if future.cancelled():
+            self.conclude(error=CancelledError(), cancelled=True)
+        elif (error := future.exception()) is not None:
+            self.conclude(error=error)
+        else:
+            self.conclude(future.result())
+
+    def conclude(self, result: Any = None, error: BaseException | None = None, cancelled: bool = False) -> None:
+        """Store what the body gave, and end it."""
         value = None
         if error is None and not self.run.state.final:
             try:
-                value = self.deposit(future.result())
+                value = self.deposit(result)
             except BaseException as exc:  # a value can raise anything while it is stored
                 error = exc
-        self.concluded(future, value, error)
+        self.concluded(value, error, cancelled)
 
-    def concluded(self, future: Future[Any], value: Any, error: BaseException | None) -> None:
-        """The same of who has stored it already."""
+    def concluded(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
+        """What the body gave is stored, or could not be: end it, whatever happens, for all who wait for it."""
+        try:
+            self._concluded(value, error, cancelled)
+        except BaseException as bug:
+            with self.service.locked:
+                if not self.run.state.final:
+                    self.end(RunState.FAILED, error or bug)
+            raise
+
+    def _concluded(self, value: Any, error: BaseException | None, cancelled: bool) -> None:
         run, service = self.run, self.service
         if isinstance(error, CANCELLED):
-            ended = future.cancelled() or isinstance(error, Interrupted) or service.stopping
+            ended = cancelled or isinstance(error, Interrupted) or service.stopping
             error = error if ended else cancelled_inside(self.name, error)
         # Else it is what the function itself has got from a run that was cancelled, and raises.
         stopped = isinstance(error, (*CANCELLED, RunFenced)) or (service.stopping and isinstance(error, RunCancelled))
         if error is not None and not (stopped or run.state.final or self._comes_again):
             self.fails(error)
         with service.locked:
-            self.future = None
+            self.future = run._execution = None
             service.timers.cancel(self.timer)
             if run.state.final:
                 self.left()
@@ -243,6 +268,8 @@ class Execution(ABC):
                 self.stopped(error)
             else:
                 self._failed(RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED, error)
+            if run.state.final:
+                self.body = None  # which knows this: only the garbage collection would end that
 
     @property
     def _comes_again(self) -> bool:
@@ -299,6 +326,25 @@ class Execution(ABC):
             if future is not None:
                 future.cancel()
 
+    # ------------------------------------------------------------ its progress
+
+    def progressed(self) -> None:
+        """On the thread of the function, at each step: who follows it hears of it at once, and then now and then."""
+        if not self.telling:
+            self.telling = True
+            with self.service.locked:
+                self._tell()
+
+    def _tell(self) -> None:
+        run = self.run
+        # In this order: who makes progress from here on finds that nobody is about to tell.
+        self.telling = False
+        news = (run.attempt, run.percent, run.message, len(run.partials))
+        if news != self.told and not run.state.final:
+            self.telling, self.told = True, news
+            self.service.timers.after(self.pace, Execution._tell, self)
+            self.tell_progress(run.percent, run.message)
+
     # ------------------------------------------------------------ what each kind makes of it
 
     @abstractmethod
@@ -316,6 +362,11 @@ class Execution(ABC):
     @abstractmethod
     def end(self, outcome: RunState, error: BaseException | None = None, value: Any = None) -> None:
         """Bring it to its final state, and tell who waits for it. Under the lock."""
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether to store what it gives may take long."""
+        return self.service.store.blocking
 
     def begun(self) -> None:
         """It has begun. Under the lock."""
@@ -335,6 +386,9 @@ class Execution(ABC):
 
     def repeated(self) -> None:
         """Another attempt is going to follow. Under the lock."""
+
+    def tell_progress(self, percent: int, message: str) -> None:
+        """Its progress is news. Under the lock."""
 
     @property
     def retries(self) -> bool:

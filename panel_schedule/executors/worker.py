@@ -117,7 +117,7 @@ class Workplace:
         self._name, task, identity, key, attempt, sys.path[:], settings = told
         run = Run(task, key, datetime.min.replace(tzinfo=UTC))
         run.id, run.attempt, run.state = identity, attempt, RunState.RUNNING
-        run._publish, run._changed = self._publish, self._report
+        run._execution, run._changed = self, self._report
         self._run, self._told, self._due = run, (-1, ""), False
         if self._state is None:
             self._state = ProcessState()
@@ -191,7 +191,7 @@ class Workplace:
         """What the server answers; waits for it. Raises what answering has raised."""
         return self._converse(wire.QUESTION, question)
 
-    def _publish(self, partial: Any) -> None:
+    def publish_inside(self, partial: Any) -> None:
         if remote.asker is None:
             raise ScheduleError(f"{self._name}: a child of its worker process cannot publish. Hand it to its parent.")
         require_data(partial, self._name)

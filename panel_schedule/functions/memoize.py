@@ -24,9 +24,9 @@ from ..serialize.references import references
 from . import remote
 from .background import require_no_method
 from .calls import is_async
-from .registry import duration, flag, tasks_of
+from .registry import as_retry, duration, flag, tasks_of
 from .run import Run
-from .task import Task
+from .task import ONCE, Retry, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +46,8 @@ class MemoPolicy:
     after: tuple[Task[Any], ...] = ()
     limits: Limits = UNLIMITED
     executor: str | None = None
+    timeout: float | None = None
+    retry: Retry = ONCE
     stale_if_error: bool = True
     error_ttl: timedelta = timedelta()
 
@@ -58,6 +60,8 @@ def build_memo_policy(
     max_entries: int | None,
     max_bytes: int | None,
     executor: str | None,
+    timeout: Any,
+    retry: Any,
     stale_if_error: bool,
     error_ttl: Any,
 ) -> MemoPolicy:
@@ -80,6 +84,8 @@ def build_memo_policy(
         after=tasks_of("after", after),
         limits=Limits(_limit("max_entries", max_entries), _limit("max_bytes", max_bytes)),
         executor=executor,
+        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
+        retry=as_retry(retry),
         stale_if_error=flag("stale_if_error", stale_if_error),
         error_ttl=duration("error_ttl", error_ttl, zero=True),
     )

@@ -171,9 +171,9 @@ class Run:
         "__weakref__",
         "_changed",
         "_ended",
+        "_execution",
         "_future",
         "_load",
-        "_publish",
         "_rank",
         "_stop",
         "_value",
@@ -235,7 +235,8 @@ class Run:
         self._value: Any = None
         self._changed: Callable[[], object] | None = None
         self._stop: Callable[[Run, str], object] | None = None
-        self._publish: Callable[[Any], object] | None = None
+        # What executes it in this process, while its function runs.
+        self._execution: Any = None
         # What the function that waits for it does meanwhile: it is seen to wait.
         self._waiting: Callable[[], AbstractContextManager[object]] | None = None
         self._rank: Callable[[], int] | None = None
@@ -308,8 +309,8 @@ class Run:
             When the run was ended meanwhile.
         """
         self.check()
-        if (publish := self._publish) is not None:
-            publish(partial)
+        if (execution := self._execution) is not None:
+            execution.publish_inside(partial)
 
     def cancel(self, reason: str = "cancelled") -> None:
         """End the run now. A thread's function that does not listen is abandoned: its writes are dropped."""

@@ -22,7 +22,6 @@ from ..functions.task import Retry
 from ..hashing.keys import call_text
 from ..serialize.checks import is_light, require_data, size_of
 from ..serialize.codec import encode
-from ..serialize.copies import snapshot
 from ..serialize.errors import traceback_text
 from ..stores.queue import Queue
 
@@ -30,9 +29,6 @@ log = logging.getLogger("panel_schedule")
 
 # So often, in seconds, who waits for the store looks whether that is in trouble.
 LOOK = 0.1
-
-# Who follows a run hears of its progress this often, in seconds.
-PROGRESS = 0.05
 
 # Where each kind runs: apart from the tasks, which must not wait for what visitors start.
 EXECUTORS = {"process": "job-process", "thread": "job-thread", "loop": "loop"}
@@ -72,8 +68,6 @@ class JobExecution(Execution):
         "remote",
         "size",
         "stored",
-        "telling",
-        "told",
         "told_end",
         "unwatch",
         "waiters",
@@ -99,9 +93,7 @@ class JobExecution(Execution):
         self.changed, self.moved, self.ended = changed, moved, ended
         self.key = ""
         self.waiters: list[Run] = []
-        # Whether its progress was told a moment ago, and what that was; and whether its end was.
-        self.telling = False
-        self.told: tuple[Any, ...] = ()
+        # Whether the store knows of its end.
         self.told_end = False
         # Ends the watching that says that it has waiters.
         self.unwatch: Callable[[], object] | None = None
@@ -132,8 +124,6 @@ class JobExecution(Execution):
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.where != "process" and self.run.attempt < self.retry.max_attempts:
-            return snapshot(self.args, self.kwargs)  # the next attempt gets them as they were, too
         return self.args, self.kwargs
 
     @property
@@ -248,24 +238,9 @@ class JobExecution(Execution):
             partials[self.dropped] = None
             self.dropped += 1
 
-    def progressed(self) -> None:
-        """On the thread of the run, at each step: those who follow it hear of it at once, and then now and then."""
-        if not self.telling:
-            self.telling = True
-            with self.service.locked:
-                self._tell_progress()
-
-    def _tell_progress(self) -> None:
-        run = self.run
-        # In this order: who makes progress from here on finds that nobody is about to tell.
-        self.telling = False
-        news = (run.attempt, run.percent, run.message, len(run.partials))
-        if news != self.told and not run.state.final:
-            self.telling, self.told = True, news
-            self.service.timers.after(PROGRESS, JobExecution._tell_progress, self)
-            self.changed(self)
-            _, percent, message, _ = news
-            self.tell(lambda queue: queue.tell(run.id, self.fence, percent, message))
+    def tell_progress(self, percent: int, message: str) -> None:
+        self.changed(self)
+        self.tell(lambda queue: queue.tell(self.run.id, self.fence, percent, message))
 
     # ------------------------------------------------------------ ending
 
@@ -327,7 +302,7 @@ class JobExecution(Execution):
             run.reason = own.reason
             run.end(outcome, now, error, value)
             # What it refers to need not live as long as its result.
-            run._stop = run._rank = run._publish = run._changed = None
+            run._stop = run._rank = run._execution = run._changed = None
             self.service.defer(run.touch)
             self.service.defer(partial(run.resolve, value))
         unfinished = self.job.policy.durable and own.reason == STOPS

@@ -12,7 +12,7 @@ from ..engine.service import Service
 from ..functions.background import Background
 from ..functions.run import Partials, Run
 from ..serialize.checks import size_of
-from .execution import PROGRESS, JobExecution
+from .execution import JobExecution
 
 # The bytes of results and partial results that are kept of runs that have ended, by default.
 MOST_BYTES = 256 * 1024**2
@@ -198,7 +198,7 @@ class Executions:
         self._changes += 1
         if self._under_way and not self._moving:
             self._moving = True
-            self._service.timers.after(PROGRESS, self._move, None)
+            self._service.timers.after(JobExecution.pace, self._move, None)
 
     def _move(self, _: None) -> None:
         self._moving = False

@@ -1,439 +1,246 @@
-"""One run from its claim to its end: start, publish, time out, retry, settle."""
+"""One run of a task from the time when it has its claim: the function, and what it publishes."""
 
 from __future__ import annotations
 
 import logging
-from asyncio import CancelledError
 from collections.abc import Callable
-from concurrent.futures import Future
-from datetime import datetime
+from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-from ..engine.execution import LAST_WORDS, TROUBLE
-from ..engine.service import STOPS, Service
-from ..errors import RunCancelled, RunCrashed, RunFenced, RunSkipped, RunTimedOut
-from ..executors.loop import Interrupted
-from ..functions.calls import CANCELLED, cancelled_inside
-from ..functions.run import Run, RunState
-from ..functions.task import Overlap, Task, WhenIdle
+from ..engine.execution import Execution
+from ..engine.service import Service
+from ..errors import RunCancelled, RunFenced, ValueRefused
+from ..executors.base import Executor
+from ..functions.calls import CANCELLED, PUBLISHED
+from ..functions.run import Run, RunState, on_a_loop
+from ..functions.task import Retry
 from ..serialize.checks import is_light
-from ..serialize.errors import first_line
-from ..stores.base import Claim, Refusal, Request, Row
-from .body import Body
-from .health import Health
-from .state import TaskState, Waves
+from ..serialize.copies import own_copy
+from ..serialize.entry import Entry
+from ..stores.base import TASK, Request
+from ..stores.records import Result
+from .state import TaskState
 
 log = logging.getLogger("panel_schedule")
 
+# A plain function that holds the event loop for longer than this, in seconds, is named in a warning.
+HELD_TOO_LONG = 0.1
 
-class Follower(Protocol):
-    """What the other processes do."""
-
-    def refused(self, state: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None: ...
-
-
-class Desk(Protocol):
-    """What the execution finds at the scheduler's."""
-
-    states: dict[str, TaskState]
-    waves: Waves
-    health: Health
-    follower: Follower
-    fatal: Callable[[Task[Any], Run], object]
-
-    def touch(self, state: TaskState) -> None: ...
+_warned = set[str]()
 
 
-class Execution:
-    """The part of the scheduler that deals with single runs; under its lock unless it says otherwise."""
+class Events(NamedTuple):
+    """
+    Who hears what comes of executions. All under the lock.
 
-    def __init__(self, service: Service, desk: Desk):
-        self._service = service
-        self._s = desk
-        self._bodies = Body(service, desk, self._limit)
+    Attributes
+    ----------
+    begun : callable
+        ``begun(state)``; also when another attempt is going to follow.
+    ended : callable
+        ``ended(state, run, outcome, error, value)``
+    left : callable
+        ``left(state)`` when the body has come to its end after its run.
+    """
 
-    # ------------------------------------------------------------ starting
+    begun: Callable[[TaskState], object]
+    ended: Callable[[TaskState, Run, RunState, BaseException | None, Any], object]
+    left: Callable[[TaskState], object]
 
-    def new(
-        self, state: TaskState, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None
-    ) -> Run:
-        run = Run(state.task.name, key, self._service.clock.now(), wave, mark)
-        run._stop = partial(self.cancel, state)
-        run._changed = partial(self._s.health.progressed, state)
-        return run
 
-    def refuse(self, state: TaskState) -> Run:
-        """A run that is over before it begins: the server stops."""
-        run = self.new(state, "late", None)
-        error = RunCancelled(f"Task {run.task!r}: the server stops, so that nothing new begins.")
-        run.end(RunState.CANCELLED, run.queued_at, error)
-        self._service.defer(run.resolve)
-        return run
+class TaskExecution(Execution):
+    """
+    The execution of a run that has its claim.
 
-    def launch(self, state: TaskState, run: Run) -> None:
-        """Start now, or as soon as the body of an earlier run has ended."""
-        if state.run is not None:
-            self.queue(state, run)
-        else:
-            state.run = run
-            self.start(state, run)
+    Parameters
+    ----------
+    service : Service
+    state : TaskState
+    run : Run
+    events : Events
+    """
 
-    def queue(self, state: TaskState, run: Run) -> None:
-        """Let it follow the run in flight. There is one place, for the newest."""
-        if state.queued is not None:
-            self.drop(state, state.queued, "overlap")
-        state.queued = run
-        self._s.touch(state)
+    __slots__ = ("events", "state")
 
-    def trigger(self, state: TaskState, wave: datetime) -> None:
-        """An upstream has a new final value. A task that follows others never skips the newest."""
-        if state.removed or self._service.stopping:
-            return
-        version = sum(upstream.known.version for upstream in state.upstream if upstream.known is not None)
-        key = f"version {version}"
-        if state.paused or (state.task.policy.when_idle is WhenIdle.SKIP and state.viewers + state.elsewhere == 0):
-            state.missed += 1
-            self.drop(state, self.new(state, key, wave, version), "paused" if state.paused else "idle")
-            self._s.health.judge(state)
-            return
-        for waiting in (state.run, state.queued):
-            if waiting is not None and waiting.state is RunState.QUEUED:
-                # It has not begun, so it will read this value: one run for a whole wave.
-                waiting.key, waiting.mark = key, version
-                waiting.wave = max(waiting.wave, wave) if waiting.wave is not None else None
-                if waiting is state.run and (state.asking or state.claim is not None):
-                    self._service.outbox.ask([state], partial(self._advance, state, version))
-                return
-        run = self.new(state, key, wave, version)
-        replaced = state.run if state.task.policy.overlap is Overlap.REPLACE else None
-        self.launch(state, run)
-        if replaced is not None:
-            self.cancel(state, replaced, "replaced")
+    pace = 0.1
 
-    def _advance(self, state: TaskState, version: int) -> None:
-        if (claim := state.claim) is not None:
-            self._service.store.advance(claim, version)
+    def __init__(self, service: Service, state: TaskState, run: Run, events: Events):
+        super().__init__(service, run)
+        self.state = state
+        self.events = events
 
-    def start(self, state: TaskState, run: Run) -> None:
-        """Claim the slot of ``state.run``, and hand it to its executor once its upstream is there."""
-        self.tell(state)
-        self._s.touch(state)
-        state.asking = True
-        claim = self._service.store.to_claim(
-            run.task, run.id, now=self._service.clock.now(), key=run.key, mark=run.mark, wave=run.wave, first=run.first
-        )
-        # First runs one by one: they come all at once, and one that kills its process takes with it what has begun.
-        alone = state.task.known is None
-        call = partial(self._service.store.answer_to, claim) if alone else claim
-        self._service.outbox.ask([state], call, partial(self._answered, state, run))
+    # ------------------------------------------------------------ what is executed
 
-    def _answered(self, state: TaskState, run: Run, claim: Claim | Refusal) -> None:
-        if isinstance(claim, Claim):
-            state.asking = False
-            self.claimed(state, run, claim)
-            self.tell(state)
-        elif self._service.store.blocking:
-            self._service.outbox.ask(
-                [state], partial(self._service.store.row, run.task), partial(self._refused, state, run, claim)
-            )
-        else:
-            self._refused(state, run, claim, None)
+    @property
+    def name(self) -> str:
+        return f"Task {self.run.task!r}"
 
-    def _refused(self, state: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None:
-        state.asking = False
-        self._s.follower.refused(state, run, refusal, row)
-        self.tell(state)
+    @property
+    def call(self) -> str:
+        return ""
 
-    def claimed(self, state: TaskState, run: Run, claim: Claim) -> None:
-        """The run may begin."""
-        state.claim = claim
-        if state.farewell is not None:
-            farewell, state.farewell = state.farewell, None
-            run.add_done_callback(lambda _: farewell())
-        if run.state.final:  # cancelled meanwhile
-            self.record(state, run)
-            self._free(state)
-            return
-        proceed = partial(self._submit, state, run)
-        if self._s.waves.hold(state, run, proceed):
-            self._limit(state, run)
-        else:
-            proceed()
+    @property
+    def function(self) -> Callable[..., Any]:
+        return self.state.task.function
 
-    def _limit(self, state: TaskState, run: Run) -> None:
-        """From now on the timeout runs: of the function, and before that of the wait for its upstream."""
-        self._service.timers.cancel(state.timeout_timer)
-        if (timeout := state.task.policy.timeout) is not None:
-            state.timeout_timer = self._service.timers.after(timeout, partial(self._timed_out, state), run)
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {}
 
-    def _submit(self, state: TaskState, run: Run) -> None:
-        if state.run is not run or run.state.final:
-            return
-        self._service.timers.cancel(state.timeout_timer)
-        body = self._bodies.make(state, run)
-        self._service.locked.submitted.add(state.executor)
-        state.body = state.executor.submit(body, f"Task {run.task!r}")
-        state.body.add_done_callback(partial(self._ended, state, run))
+    @property
+    def where(self) -> str:
+        return "process" if self.state.abroad else "loop" if self.state.on_loop else "thread"
 
-    # ------------------------------------------------------------ ending
+    @property
+    def executor(self) -> Executor:
+        return self.state.executor
 
-    def _ended(self, state: TaskState, run: Run, future: Future[Any]) -> None:
-        """The body is over, wherever it ran; called there, without the lock."""
-        if not (state.on_loop and self._service.store.blocking):
-            self._conclude([(state, run, future)])
-        elif future.cancelled() or future.exception() is not None or is_light(future.result()):
-            self._service.outbox.gather(self._conclude, (state, run, future))
-        else:
-            self._service.outbox.aside(partial(self._conclude, [(state, run, future)]))
+    @property
+    def is_async(self) -> bool:
+        return self.state.is_async
 
-    def _conclude(self, ended: list[tuple[TaskState, Run, Future[Any]]]) -> None:
-        """Publish what they gave, together, and end them."""
-        outcomes = [self._outcome(*each) for each in ended]
-        requests = [outcome for outcome in outcomes if isinstance(outcome, Request)]
-        answers = iter(self._published(requests))
-        for (state, run, future), outcome in zip(ended, outcomes, strict=True):
-            value, error = next(answers) if isinstance(outcome, Request) else (None, outcome)
-            self._concluded(state, run, future, value, error)
+    @property
+    def timeout(self) -> float | None:
+        return self.state.task.policy.timeout
 
-    def _outcome(self, state: TaskState, run: Run, future: Future[Any]) -> Request | BaseException | None:
-        """What is to be published, or why there is nothing."""
-        error: BaseException | None = CancelledError() if future.cancelled() else future.exception()
-        if error is None and not run.state.final:
-            try:
-                return self._bodies.to_publish(state, run, future.result())
-            except BaseException as exc:  # a value can raise anything while it is looked at
-                return exc
-        return error
+    @property
+    def retry(self) -> Retry:
+        return self.state.task.policy.retry
 
-    def _published(self, requests: list[Request]) -> list[tuple[Any, BaseException | None]]:
-        if not requests:
-            return []
+    @property
+    def retries(self) -> bool:
+        return not (self.state.removed or self.service.stopping)
+
+    @property
+    def is_failing(self) -> bool:
+        return self.state.error != ""
+
+    def submit(self) -> None:
+        """Hand it to its executor, unless it has ended meanwhile. Under the lock."""
+        if not self.run.state.final:
+            self.service.timers.cancel(self.timer)
+            self.start()
+
+    def invoke(self) -> Any:
+        if self.is_async or not self.state.on_loop or self.state.abroad:
+            return self.state.task.function()
+        clock = self.service.clock
+        started = clock.monotonic()
         try:
-            return self._service.store.perform(requests)
-        except BaseException as error:  # and while it is stored
-            if len(requests) == 1:
-                return [(None, error)]
-            return [self._published([request])[0] for request in requests]
+            return self.state.task.function()
+        finally:
+            self._warn_if_held(clock.monotonic() - started)
 
-    def _concluded(
-        self, state: TaskState, run: Run, future: Future[Any], value: Any, error: BaseException | None
-    ) -> None:
-        if isinstance(error, CANCELLED):
-            ended = future.cancelled() or isinstance(error, Interrupted) or self._service.stopping
-            error = error if ended else cancelled_inside(f"Task {run.task!r}", error)
-        with self._service.locked:
-            state.body = None
-            # Else it is what the function itself has got from a run that was cancelled, and raises.
-            stopped = self._service.stopping
-            self._service.timers.cancel(state.timeout_timer)
-            if run.state.final:
-                self._free(state)
-            elif run.expired and error is not None:
-                self._failed(state, run, self._timeout_error(state), RunState.TIMED_OUT)
-            elif error is None:
-                self._succeeded(state, run, value)
-            elif isinstance(error, (*CANCELLED, RunFenced)) or (stopped and isinstance(error, RunCancelled)):
-                fenced = error if isinstance(error, RunFenced) else None
-                told = fenced or RunCancelled(f"Task {run.task!r}: the run was cancelled.")
-                self._finish(state, run, RunState.CANCELLED, told)
-            else:
-                self._failed(state, run, error, RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED)
-
-    def _succeeded(self, state: TaskState, run: Run, value: Any) -> None:
-        troubled = state.error != "" or state.stale
-        state.error, state.missed = "", 0
-        self._finish(state, run, RunState.SUCCEEDED, value=value)
-        if troubled and not state.stale:
-            self._s.health.recovered(state, run)
-            self._service.hooks.emit("recovered", state.task, run)
-        self._service.hooks.emit("succeeded", state.task, run)
-        for dependent in state.dependents:
-            self.trigger(dependent, run.wave or run.queued_at)
-
-    def _failed(self, state: TaskState, run: Run, error: BaseException, outcome: RunState) -> None:
-        retry = state.task.policy.retry
-        if run.attempt < retry.max_attempts and not state.removed and not self._service.stopping:
-            delay = retry.delay(run.attempt)
-            # While it keeps failing each attempt is more of the same.
-            level = logging.DEBUG if state.error else logging.WARNING
-            log.log(
-                level,
-                "Task %r: attempt %d of %d failed (run %s), the next follows in %g s: %s",
-                run.task, run.attempt, retry.max_attempts, run.id, delay, first_line(error),
+    def _warn_if_held(self, seconds: float) -> None:
+        name = self.run.task
+        if seconds > HELD_TOO_LONG and name not in _warned:
+            _warned.add(name)
+            log.warning(
+                "Task %r held the event loop, and with it every open page, for %.0f ms. Run it in a thread: "
+                "threaded=True of ps.schedule_task, executor='thread' of ps.schedule.", name, seconds * 1000,
             )  # fmt: skip
-            run.again(error)
-            self._service.timers.after(delay, partial(self._retry, state), run)
-            self._s.touch(state)
-            return
-        self._finish(state, run, outcome, error)
 
-    def _retry(self, state: TaskState, run: Run) -> None:
-        if state.run is run and not run.state.final:
-            self._submit(state, run)
+    # ------------------------------------------------------------ what it publishes
 
-    def _timed_out(self, state: TaskState, run: Run) -> None:
-        if state.run is not run or run.state.final:
-            return
-        body, again = state.body, run.attempt < state.task.policy.retry.max_attempts
-        if body is not None and state.stoppable and again and not run.expired:
-            # A coroutine and a process can be ended and tried again; a thread cannot, so its timeout is final.
-            run.expired = True
-            if state.is_async and not state.abroad:  # a process will have ended soon, whatever it does
-                state.timeout_timer = self._service.timers.after(LAST_WORDS, partial(self._timed_out, state), run)
+    def begun(self) -> None:
+        self.events.begun(self.state)
+
+    def publish(self, item: Any) -> None:
+        self.run.check()
+        self.service.store.answer_to(self._to_publish(item, final=False))
+
+    def publish_late(self, item: Any) -> None:
+        with self.service.locked:
+            self.service.outbox.ask([self.state], partial(self._publish_late, item))
+
+    def _publish_late(self, item: Any) -> None:
+        try:
+            self.publish(item)
+        except (RunFenced, RunCancelled, ValueRefused) as error:
+            log.error("%s", error)
+
+    def _to_publish(self, value: Any, final: bool = True) -> Request:
+        """Raises RunFenced when the run has ended."""
+        run, state, store, claim = self.run, self.state, self.service.store, self.state.claim
+        if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
+            raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
+        if value is PUBLISHED:
+            request = store.to_finalize(claim)
         else:
-            self._finish(state, run, RunState.TIMED_OUT, self._timeout_error(state))
-        if body is not None:
-            body.cancel()
+            now = self.service.clock.now()
+            duration = (now - run.started_at).total_seconds()
+            if state.task.policy.isolate is not False:
+                value = own_copy(value)  # a frame that the function keeps, and goes on to change
+            request = store.to_publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final)
+        return request._replace(answer=partial(self._readable, request.answer))
 
-    def _timeout_error(self, state: TaskState) -> RunTimedOut:
-        return RunTimedOut(
-            f"Task {state.task.name!r}: it did not finish within its timeout of {state.task.policy.timeout:g} s. "
-            "The last good value stays; give it a longer timeout or make it faster."
-        )
+    def _readable(self, answer: Callable[[Result], Entry | None], result: Result) -> Any:
+        entry = answer(result)
+        return self.state.task.readable(entry) if entry is not None else None
 
-    def cancel(self, state: TaskState, run: Run, reason: str) -> None:
-        """End a run from outside, at once. Its body is asked to stop and keeps the state busy until it does."""
-        with self._service.locked:
-            if run.state.final:
-                return
-            error = RunCancelled(f"Task {run.task!r}: the run was {reason}.")
-            run.reason = reason
-            if state.queued is run:
-                state.queued = None
-                self._close(state, run, RunState.CANCELLED, error)
-            elif state.run is run:
-                body = state.body
-                self._finish(state, run, RunState.CANCELLED, error)
-                if body is not None:
-                    body.cancel()
+    def tell_progress(self, percent: int, message: str) -> None:
+        if self.state.claim is not None:
+            progress = partial(self.service.store.progress, self.state.claim, percent, message)
+            self.service.outbox.ask([self.state], progress)
 
-    def _finish(
-        self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
-    ) -> None:
-        """Bring ``state.run`` to its one terminal outcome, and the state to the next run if its body is gone."""
-        store = self._service.store
-        self._service.timers.cancel(state.timeout_timer)
-        if state.body is not None and state.claim is not None:
-            state.claim = store.fence(state.claim)
-        waited_for = (
-            state.gated and state.task.known is None and outcome is not RunState.SUCCEEDED and self._service.begun
-        )
-        if error is not None and outcome in TROUBLE:
-            state.error = first_line(error)
-            if waited_for:  # whoever waits for it says so
-                state.withheld = error
-            else:
-                self._s.health.complain(state, run, error)
-        self._close(state, run, outcome, error, value)
-        self._s.health.judge(state)
-        if outcome in TROUBLE:
-            self._service.hooks.emit("failed", state.task, run)
-        if waited_for:
-            self._service.defer(lambda: self._s.fatal(state.task, run))
-        if state.body is None and not state.asking:
-            self._free(state)
+    def progressed(self) -> None:
+        self.service.locked.changed(self.state.task)
+        if self.service.store.blocking:  # and now and then in the other processes
+            super().progressed()
 
-    def abandon(self, state: TaskState, run: Run) -> None:
-        """The grace period is over, and the body is not: it ends with the process, and another one may begin anew."""
-        if not run.state.final:
-            run.reason = STOPS
-            self._finish(state, run, RunState.CANCELLED, RunCancelled(f"Task {run.task!r}: the server stops."))
-        if state.run is run and not state.asking:
-            self._free(state)
+    # ------------------------------------------------------------ its end
 
-    def crashed(self, state: TaskState, run: Run, error: RunCrashed) -> None:
-        """It has ended two processes; it will not end this one, unless the server waits for its value."""
-        self._s.health.complain(state, run, error)
-        if not run.state.final:
-            run.end(RunState.CRASHED, self._service.clock.now(), error)
-            self.resolve(state, run)
-        self._service.hooks.emit("failed", state.task, run)
-        self.disappoint(state, run)
-
-    def disappoint(self, state: TaskState, run: Run) -> None:
-        """It has failed in another process; whoever waits here for its value waits in vain."""
-        if state.gated and state.task.known is None:
-            self._service.defer(lambda: self._s.fatal(state.task, run))
-
-    def _close(
-        self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
-    ) -> None:
-        run.end(outcome, self._service.clock.now(), error)
-        run._publish = None  # which knows the run: only the garbage collection would end that
-        if not (state.asking and state.run is run):  # else when it is known whether this process has the claim
-            self.record(state, run)
-        self._s.touch(state)
-        self._service.defer(lambda: run.resolve(value))
-
-    def record(self, state: TaskState, run: Run, then: Callable[[bool], object] | None = None) -> None:
-        if self._s.states.get(run.task) is state and not self._unfinished(run):
-            claim = state.claim if state.claim is not None and state.claim.run_id == run.id else None
-            released = claim if state.run is run and state.body is None and not state.asking else None
-            # Without a claim the first process that says what became of the slot is the one that is heard.
-            self.note(state, run, None if claim is not None else run.mark, then, released)
-            if released is not None:
-                state.claim = None
-
-    def note(
-        self,
-        state: TaskState,
-        run: Run,
-        mark: datetime | int | None,
-        then: Callable[[bool], object] | None = None,
-        released: Claim | None = None,
-    ) -> None:
-        """Record what became of a slot: in the order of the slots, as the store takes the earlier ones for handled."""
-        if state.asking:
-            state.untold += (partial(self.note, state, run, mark, then),)
+    def body_ended(self, future: Future[Any]) -> None:
+        light = future.cancelled() or future.exception() is not None or is_light(future.result())
+        if self.takes_long and on_a_loop() and light:
+            self.service.outbox.gather(conclude_together, (self, future))
         else:
-            self._service.outbox.ask(
-                [state], self._service.store.to_record(run.task, run.record(), mark, released), then
-            )
+            super().body_ended(future)
 
-    def tell(self, state: TaskState) -> None:
-        """Record what had to wait until it was known who has the claim."""
-        untold, state.untold = state.untold, ()
-        if untold and not self._service.stopping:  # else the slot before them is left to others, and so are they
-            for note in untold:
-                note()
+    def deposit(self, result: Any) -> Any:
+        return self.service.store.answer_to(self._to_publish(result))
 
-    def drop(self, state: TaskState, run: Run, reason: str) -> None:
-        """End a run that never started."""
-        run.reason = reason
-        error = RunSkipped(f"Task {run.task!r}: the run was skipped ({reason}).")
-        run.end(RunState.SKIPPED, self._service.clock.now(), error)
-        self.record(state, run, partial(self._s.health.skipped, state, run))
-        self._s.touch(state)
-        self._service.defer(run.resolve)
+    def to_deposit(self, future: Future[Any]) -> Request | BaseException | None:
+        """What is to be stored, or why there is nothing."""
+        error = None if future.cancelled() else future.exception()
+        if error is not None or future.cancelled() or self.run.state.final:
+            return error
+        try:
+            return self._to_publish(future.result())
+        except BaseException as exc:  # a value can raise anything while it is looked at
+            return exc
 
-    def resolve(self, state: TaskState, run: Run) -> None:
-        """Wake who waits for a run that ended elsewhere."""
-        entry = state.task.known if run.error is None else None
-        self._service.defer(lambda: run.resolve(entry))
+    def stopped(self, error: BaseException) -> None:
+        if isinstance(error, CANCELLED) or not isinstance(error, RunFenced):
+            error = RunCancelled(f"{self.name}: the run was cancelled.")
+        self.end(RunState.CANCELLED, error)
 
-    def _free(self, state: TaskState) -> None:
-        """The body is gone: give the claim back, and let the next one start."""
-        claim, run = state.claim, state.run
-        state.run = state.claim = None
-        if claim is not None:
-            unfinished = run is not None and self._unfinished(run)
-            store = self._service.store
-            self._service.outbox.ask(
-                [state], partial(store.hand_over, claim) if unfinished else store.to_release(claim)
-            )
-        self.next(state)
+    def left(self) -> None:
+        self.events.left(self.state)
 
-    def _unfinished(self, run: Run) -> bool:
-        """Whether this process stops before the end of the run: another one finishes it, or the next server."""
-        if not (self._service.stopping and self._service.store.blocking):
-            return False
-        ended_here = run.state is RunState.CANCELLED and run.reason in ("", STOPS)
-        occasion = run.mark is not None or run.wave is not None  # nobody waits any more for a request
-        return ended_here and occasion
+    def repeated(self) -> None:
+        self.events.begun(self.state)
 
-    def next(self, state: TaskState) -> None:
-        """Let the run start that has waited for the end of another one."""
-        if state.queued is not None and not state.removed:
-            state.run, state.queued = state.queued, None
-            self.start(state, state.run)
+    def end(self, outcome: RunState, error: BaseException | None = None, value: Any = None) -> None:
+        self.events.ended(self.state, self.run, outcome, error, value)
+
+
+def conclude_together(ended: list[tuple[TaskExecution, Future[Any]]]) -> None:
+    """Store what several gave in one transaction, and end them."""
+    found = [(execution, future, execution.to_deposit(future)) for execution, future in ended]
+    answers = iter(_stored(found[0][0].service, [what for *_, what in found if isinstance(what, Request)]))
+    for execution, future, what in found:
+        value, error = next(answers) if isinstance(what, Request) else (None, what)
+        execution.concluded(value, CancelledError() if future.cancelled() else error, future.cancelled())
+
+
+def _stored(service: Service, requests: list[Request]) -> list[tuple[Any, BaseException | None]]:
+    if not requests:
+        return []
+    try:
+        return service.store.perform(requests)
+    except BaseException as error:  # a value can raise anything while it is stored
+        if len(requests) == 1:
+            return [(None, error)]
+        return [_stored(service, [request])[0] for request in requests]

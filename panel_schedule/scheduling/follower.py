@@ -13,8 +13,8 @@ from ..functions.run import Run, RunRecord, RunState
 from ..functions.task import Overlap, Task
 from ..stores.base import Claim, Holder, Refusal, Row
 from ..triggers import Trigger
-from .execution import Execution
 from .health import Health
+from .runs import Runs
 from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
@@ -33,11 +33,10 @@ class Desk(Protocol):
 
     states: dict[str, TaskState]
     waves: Waves
-    execution: Execution
+    runs: Runs
     health: Health
     slots: Slots
 
-    def touch(self, state: TaskState) -> None: ...
     def lose(self, state: TaskState) -> None: ...
     def remove(self, task: Task[Any], told: bool = False) -> None: ...
     def arm_anew(self, state: TaskState) -> None: ...
@@ -71,8 +70,8 @@ class Follower:
             if self._service.begun:
                 self._s.health.judge(state)
         if row.cancelled and state.run is not None and state.run.id == row.cancelled:
-            self._s.execution.cancel(state, state.run, "cancelled")
-        self._s.touch(state)
+            self._s.runs.cancel(state, state.run, "cancelled")
+        self._s.health.touch(state)
 
     def look(self, state: TaskState, row: Row) -> Run | None:
         """Let a state say what the store says, where no clocks run; the run of another process, if there is one."""
@@ -125,7 +124,7 @@ class Follower:
             for run in joiners:
                 self._end(state, run, row)
         if not state.held and state.run is None:
-            self._s.execution.next(state)
+            self._s.runs.next(state)
 
     def _mirror(self, state: TaskState, holder: Holder) -> Run:
         """The run of another process, for those who look at it, wait for it or cancel it here."""
@@ -148,9 +147,9 @@ class Follower:
             kind = _ERRORS.get(outcome, RunFailed)
             error = kind(f"Task {run.task!r}: the run {outcome.replace('_', ' ')} in another process. {row.error}")
         run.end(outcome, self._service.clock.now(), error)
-        self._s.execution.resolve(state, run)
+        self._s.runs.resolve(state, run)
         if run.first and error is not None and not isinstance(error, RunCancelled):
-            self._s.execution.disappoint(state, run)
+            self._s.runs.disappoint(state, run)
 
     # ------------------------------------------------------------ claims that others have
 
@@ -158,7 +157,7 @@ class Follower:
         """Another process was quicker, or is at it still."""
         state.run = None
         if run.state.final:  # cancelled meanwhile
-            self._s.execution.record(state, run)
+            self._s.runs.record(state, run)
         else:
             over = row is not None and row.holder is not None and row.holder.over
             wanted = run.mark is None or run.first
@@ -166,17 +165,17 @@ class Follower:
                 # A request joins what runs there; a slot that is handled there is handled.
                 self._join(state, run)
             elif state.task.policy.overlap is Overlap.SKIP and not state.clockless and not wanted:
-                self._s.execution.drop(state, run, "abandoned" if over else "overlap")
+                self._s.runs.drop(state, run, "abandoned" if over else "overlap")
             elif state.queued is None and (run.mark is None or not state.untold):
                 state.queued = run
             else:
-                self._s.execution.drop(state, run, "overlap")
+                self._s.runs.drop(state, run, "overlap")
         if row is None:
             # A store of this process alone: only a claim of the same name that somebody else took by hand.
             for joiner in state.joiners:
-                self._s.execution.drop(state, joiner, "claimed elsewhere")
+                self._s.runs.drop(state, joiner, "claimed elsewhere")
             state.joiners = ()
-            self._s.execution.next(state)
+            self._s.runs.next(state)
             return
         self.follow(state, row)
 
@@ -196,7 +195,7 @@ class Follower:
         wanted = self._service.begun or state.joiners
         if state.run is not None or state.removed or not wanted or self._service.stopping:
             return
-        run = state.run = self._s.execution.new(state, "takeover", None)
+        run = state.run = self._s.runs.new(state, "takeover", None)
         state.asking = True
         take = partial(self._service.store.take_over, run.task, self._service.clock.now())
         self._service.outbox.ask([state], take, partial(self._taken, state, run))
@@ -214,18 +213,18 @@ class Follower:
             state.remote, state.held = None, False
             for joiner in joiners:
                 run.add_done_callback(partial(_echo, joiner))
-            self._s.execution.claimed(state, run, claim)
-            self._s.execution.tell(state)
+            self._s.runs.claimed(state, run, claim)
+            self._s.runs.tell(state)
             return
         state.run = None
         if isinstance(claim, RunRecord):
             run.id, run.key, run.attempt = claim.id, claim.key, claim.attempt
-            self._s.execution.crashed(state, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
+            self._s.runs.crashed(state, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
         elif not run.state.final:
             self._join(state, run)
         # Whatever became of it, the row knows.
         state.unread = True
-        self._s.execution.tell(state)
+        self._s.runs.tell(state)
 
 
 def _echo(joiner: Run, run: Run) -> None:

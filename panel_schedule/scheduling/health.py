@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import partial
-from typing import Protocol
 
 from ..engine.service import Service
 from ..errors import RunSkipped
@@ -14,25 +13,19 @@ from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
 
-# How often, in seconds, the other processes hear of a run's progress.
-TELL = 0.1
-
-
-class Desk(Protocol):
-    """What is found at the scheduler's."""
-
-    states: dict[str, TaskState]
-    waves: Waves
-
-    def touch(self, state: TaskState) -> None: ...
-
 
 class Health:
     """Looks after the tasks; under the service's lock."""
 
-    def __init__(self, service: Service, desk: Desk):
+    def __init__(self, service: Service, states: dict[str, TaskState], waves: Waves):
         self._service = service
-        self._s = desk
+        self._states = states
+        self._waves = waves
+
+    def touch(self, state: TaskState) -> None:
+        """The task's status has changed: tell those who show it."""
+        if state.viewers:
+            self._service.locked.touched.add(state.task)
 
     def judge(self, state: TaskState) -> None:
         """Work out whether the value is stale, and say so when that has changed."""
@@ -51,7 +44,7 @@ class Health:
         if stale == state.stale:
             return
         state.stale = stale
-        self._s.touch(state)
+        self.touch(state)
         run = state.run
         if run is None:
             run = Run(state.task.name, None, self._service.clock.now())
@@ -62,7 +55,7 @@ class Health:
         self._service.outbox.ask(
             [state], partial(self._service.store.mark_stale, state.task.name, stale), partial(self._flipped, state, run)
         )
-        for product in self._s.waves.products(state.task):
+        for product in self._waves.products(state.task):
             self.judge(product)
 
     def _flipped(self, state: TaskState, run: Run, first: bool) -> None:
@@ -75,7 +68,7 @@ class Health:
         seen, ahead = {state}, [state]
         while ahead:
             yield (each := ahead.pop())
-            there = {self._s.states.get(task.name) for task in each.sources}
+            there = {self._states.get(task.name) for task in each.sources}
             new = {source for source in there if source is not None} - seen
             seen |= new
             ahead += new
@@ -107,17 +100,3 @@ class Health:
         """Say so, if it is hooks."""
         if new:
             self._service.hooks.emit("skipped", state.task, run)
-
-    def progressed(self, state: TaskState) -> None:
-        """On the thread of the run: the pages hear of it here, and now and then in the other processes."""
-        self._service.locked.changed(state.task)
-        if self._service.store.blocking and not state.telling:
-            state.telling = True
-            with self._service.locked:
-                self._service.timers.after(TELL, self._tell_progress, state)
-
-    def _tell_progress(self, state: TaskState) -> None:
-        state.telling = False
-        if state.claim is not None and state.run is not None and not state.run.state.final:
-            run, store = state.run, self._service.store
-            self._service.outbox.ask([state], partial(store.progress, state.claim, run.percent, run.message))

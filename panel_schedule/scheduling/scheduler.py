@@ -18,10 +18,10 @@ from ..functions.task import FirstRun, Task, TaskStatus, WhenIdle
 from ..serialize.entry import Entry
 from ..stores.base import DATES, TASK, Plan, Row
 from ..triggers import Computed, Trigger
-from .execution import Execution
 from .follower import Follower
 from .health import Health
 from .planner import ALLOWANCE, second_slot
+from .runs import Runs
 from .slots import Slots
 from .state import TaskState, Waves
 
@@ -60,9 +60,10 @@ class Scheduler:
         # Names that are used again are other tasks, and no late comers of this server.
         self._discarded: set[str] = set()
         self.waves = Waves(self.states, service.lock)
-        self.health = Health(service, self)
-        self.execution = Execution(service, self)
+        self.health = Health(service, self.states, self.waves)
+        self.runs = Runs(service, self.states, self.waves, self.health, lambda task, run: self.fatal(task, run))
         self.follower = Follower(service, self)
+        self.runs.refused = self.follower.refused
         self.slots = Slots(service, self)
         service.locked.waits, service.locked.settle = self.waves.waits, self.waves.settle
         service.look, service.plan, service.listening = self.slots.look, self.slots.plan, self._listening
@@ -97,14 +98,14 @@ class Scheduler:
             self.slots.resign(state)
             for run in (state.queued, state.run):
                 if run is not None and run.state is RunState.QUEUED:
-                    self.execution.cancel(state, run, STOPS)
+                    self.runs.cancel(state, run, STOPS)
 
     def release(self) -> None:
         """The grace period is over: what still runs is left to other processes."""
         with self.service.locked:
             for state in self.states.values():
                 if state.run is not None:
-                    self.execution.abandon(state, state.run)
+                    self.runs.abandon(state, state.run)
 
     # ------------------------------------------------------------ what the store says
 
@@ -214,8 +215,8 @@ class Scheduler:
                 self.service.timers.cancel(timer)
             for run in (state.queued, state.run):
                 if run is not None and run.state is RunState.QUEUED:
-                    self.execution.cancel(state, run, "cancelled: the schedule was removed")
-            self.touch(state)
+                    self.runs.cancel(state, run, "cancelled: the schedule was removed")
+            self.health.touch(state)
 
     def exhaust(self, task: Task[Any]) -> None:
         """Its dates are used up: its name is free at once, and it goes when its last run has ended."""
@@ -242,7 +243,7 @@ class Scheduler:
             state = self._state(task)
             state.paused = paused
             self.service.outbox.ask([state], partial(self._amend, state, paused=paused))
-            self.touch(state)
+            self.health.touch(state)
 
     def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
         self.look(task)
@@ -263,7 +264,7 @@ class Scheduler:
             self.waves.follow(state, state.upstream)
             if self.service.begun:
                 self.slots.arm(state, slot)
-            self.touch(state)
+            self.health.touch(state)
 
     def refresh(self, task: Task[Any]) -> Run:
         self.service.start()
@@ -271,7 +272,7 @@ class Scheduler:
         with self.service.locked:
             state = self._state(task)
             if self.service.closing:
-                return self.execution.refuse(state)
+                return self.runs.refuse(state)
             if state.removed:
                 raise RegistrationError(
                     f"Task {task.name!r}: its schedule was removed, so there is nothing to refresh; call it instead."
@@ -280,9 +281,9 @@ class Scheduler:
                 return state.run
             if state.queued is not None or state.remote is not None:
                 return state.queued or state.remote  # type: ignore[return-value]
-            run = self.execution.new(state, "", None)
+            run = self.runs.new(state, "", None)
             run.key = f"request {run.id}"
-            self.execution.launch(state, run)
+            self.runs.launch(state, run)
             return run
 
     def await_turn(self, task: Task[Any], run: Run) -> None:
@@ -380,11 +381,6 @@ class Scheduler:
     def history(self, task: Task[Any]) -> list[RunRecord]:
         return self.service.store.history(task.name)
 
-    def touch(self, state: TaskState) -> None:
-        """The task's status has changed: tell those who show it."""
-        if state.viewers:
-            self.service.locked.touched.add(state.task)
-
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:
         state = self.states.get(name) if space == TASK else None
         if state is None or entry is None:
@@ -412,7 +408,7 @@ class Scheduler:
         if entry.final:
             # Each process tries to follow it: the one that published it may have died since.
             for dependent in state.dependents:
-                self.execution.trigger(dependent, entry.wave or entry.updated_at)
+                self.runs.trigger(dependent, entry.wave or entry.updated_at)
 
     def _executor(self, task: Task[Any]) -> tuple[Executor, bool, bool]:
         name = task.policy.executor or ("loop" if is_async(task.function) else "thread")

@@ -13,10 +13,10 @@ from ..errors import RunSkipped, is_interrupt
 from ..functions.run import Run, RunRecord, RunState
 from ..functions.task import FirstRun, Task, WhenIdle
 from ..stores.base import DATES, Claim, Plan, Refusal, Row
-from .execution import Execution
 from .follower import Follower
 from .health import Health
 from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot
+from .runs import Runs
 from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
@@ -30,7 +30,7 @@ class Desk(Protocol):
 
     states: dict[str, TaskState]
     waves: Waves
-    execution: Execution
+    runs: Runs
     health: Health
     follower: Follower
 
@@ -75,7 +75,7 @@ class Slots:
                 first.append(state)
         for state in first:
             if state.run is not None:
-                self._s.execution.start(state, state.run)
+                self._s.runs.start(state, state.run)
         if self._service.store.blocking:
             for state in states:
                 if self._s.states.get(state.task.name) is state:
@@ -101,15 +101,15 @@ class Slots:
             # Also where its upstream had a new value, and whoever was to follow it died.
             missed = not state.paused and state.task.known is not None and 0 < row.last_version < version
             if (wanted and version) or missed:
-                self._s.execution.trigger(state, now)
+                self._s.runs.trigger(state, now)
             return False
         if not wanted:
             return False
         if state.run is not None:
-            self._s.execution.queue(state, self._s.execution.new(state, f"first {now.isoformat()}", now))
+            self._s.runs.queue(state, self._s.runs.new(state, f"first {now.isoformat()}", now))
             return False
         slot = None if again or state.next is None else last_slot(state.trigger, now)
-        state.run = self._s.execution.new(state, slot or f"first {now.isoformat()}", now, slot)
+        state.run = self._s.runs.new(state, slot or f"first {now.isoformat()}", now, slot)
         state.run.first = not again
         return True
 
@@ -148,23 +148,21 @@ class Slots:
             # What becomes of earlier slots is told in their order: the store forgets none that it has heard of later.
             if decision.action is Action.SKIP and state.queued is not None and state.queued.mark is not None:
                 waiting, state.queued = state.queued, None
-                self._s.execution.drop(state, waiting, decision.skipped.reason if decision.skipped else "")
+                self._s.runs.drop(state, waiting, decision.skipped.reason if decision.skipped else "")
             if decision.action in (Action.QUEUE, Action.REPLACE):
-                self._s.execution.queue(
-                    state, self._s.execution.new(state, decision.slot, decision.slot, decision.slot)
-                )
+                self._s.runs.queue(state, self._s.runs.new(state, decision.slot, decision.slot, decision.slot))
             if decision.skipped is not None:
                 self._skip(state, decision.skipped)
             if decision.action is Action.RUN:
-                state.run = self._s.execution.new(state, decision.slot, decision.slot, decision.slot)
+                state.run = self._s.runs.new(state, decision.slot, decision.slot, decision.slot)
                 starting.append(state)
             elif decision.action is Action.REPLACE and state.run is not None:
-                self._s.execution.cancel(state, state.run, "replaced")
+                self._s.runs.cancel(state, state.run, "replaced")
             if state.missed > 1 or state.stale:
                 self._s.health.judge(state)
         for state in starting:
             if state.run is not None:
-                self._s.execution.start(state, state.run)
+                self._s.runs.start(state, state.run)
 
     def _without_value(self, state: TaskState, pending: Due) -> int:
         """How many slots, up to 2, no value has come for; another process may have been quicker."""
@@ -240,7 +238,7 @@ class Slots:
         run.reason, run.until = stretch.reason, stretch.last
         run.end(RunState.SKIPPED, run.queued_at, RunSkipped(f"Task {run.task!r}: {stretch.reason}."))
         self._service.defer(run.resolve)
-        self._s.execution.note(state, run, stretch.last, partial(self._s.health.skipped, state, run))
+        self._s.runs.note(state, run, stretch.last, partial(self._s.health.skipped, state, run))
 
     def look(self, now: datetime, monotonic: float) -> None:
         """Follow the steps of the wall clock (invariant 7)."""

@@ -36,13 +36,13 @@ class TaskState(Subject):
         "abroad",
         "asking",
         "base",
-        "body",
         "claim",
         "dates",
         "dependents",
         "depends",
         "elsewhere",
         "error",
+        "execution",
         "executor",
         "farewell",
         "fault",
@@ -69,7 +69,6 @@ class TaskState(Subject):
         "stale_timer",
         "task",
         "telling",
-        "timeout_timer",
         "trigger",
         "untold",
         "viewers",
@@ -93,7 +92,8 @@ class TaskState(Subject):
         self.next: datetime | None = None
         self.run: Run | None = None
         self.queued: Run | None = None
-        self.body: Future[Any] | None = None
+        # Of `run`, from the time when it has its claim.
+        self.execution: Any = None
         self.claim: Claim | None = None
         # The right to ask a function for its dates, which each process would get other ones from.
         self.dates: Claim | None = None
@@ -134,13 +134,12 @@ class TaskState(Subject):
         # The tasks it is ordered behind, worked out when first needed.
         self.depends: tuple[Task[Any], ...] | None = None
         self.slot_timer: Timer | None = None
-        self.timeout_timer: Timer | None = None
         self.stale_timer: Timer | None = None
 
     @property
-    def stoppable(self) -> bool:
-        """Whether its function can be ended, so that it may be tried again after a timeout."""
-        return self.abroad or self.is_async
+    def body(self) -> Future[Any] | None:
+        """What an executor has of it."""
+        return None if self.execution is None else self.execution.future
 
     @property
     def busy(self) -> Busy | None:

@@ -35,7 +35,7 @@ class AnswerRow:
         Name of the memoized function.
     key : str
         Digest of the arguments.
-    call, version, basis, updated_at, duration, fence, wanted, takeovers, failed, failed_at, partials
+    call, version, basis, updated_at, duration, fence, wanted, takeovers, failed, failed_at, partials, percent, message
         See `AnswerState`.
     held : bool
         A process that is alive computes it.
@@ -57,6 +57,8 @@ class AnswerRow:
     failed: int
     failed_at: datetime | None
     partials: int
+    percent: int
+    message: str
     held: bool
     mine: bool
     record: Record
@@ -197,6 +199,11 @@ class Cache:
         require_data(value, _what(function))
         apply = partial(answers.publish, me=self._store.me, fence=fence)
         _held(function, self._change(function, key, apply, {(PARTIAL, 0): value}))
+
+    def progress(self, function: str, key: str, fence: int, percent: int, message: str) -> None:
+        """It has come so far. Harmless when it is another one's by now."""
+        apply = partial(answers.progress, me=self._store.me, fence=fence, percent=percent, message=message)
+        self._change(function, key, apply, tell=Tell.SOON)
 
     def put(
         self,
