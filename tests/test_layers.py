@@ -122,6 +122,27 @@ def test_siblings_do_not_know_each_other(one: str, other: str) -> None:
     assert not crossing
 
 
+# What an author holds is of the runtime that has made it, as a task of Celery is of its app.
+HANDLES = {"Task", "Background", "Memoized", "Job", "MemoView"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nobody_is_handed_the_object_that_makes_him(module: str) -> None:
+    """
+    A part gets what it needs, and returns what came of it, or calls what it was given for that.
+
+    With its maker in hand it may call anything of it, and the imports, which point one way, say nothing any more.
+    """
+    classes = {node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for call in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)):
+        made = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = [*call.args, *(keyword.value for keyword in call.keywords)]
+        handed = any(isinstance(value, ast.Name) and value.id == "self" for value in given)
+        if handed and made in classes:
+            assert module == "runtime", f"{module}, line {call.lineno}: {ast.unparse(call)}"
+            assert made in HANDLES, f"{module}, line {call.lineno}: {ast.unparse(call)}"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_function_imports_nothing_but_the_optional_dependency_of_its_backend(module: str) -> None:
     allowed = OPTIONAL.get(module, set())

@@ -333,8 +333,8 @@ def _whereabouts(name: str) -> tuple[str | None, list[str] | None]:
 class ProcessFuture(PlacedFuture):
     """A future whose ``cancel()`` also stops a body that already runs in a worker process."""
 
-    def __init__(self, executor: ProcessExecutor, name: str) -> None:
-        super().__init__(executor, name)
+    def __init__(self, give_back: Callable[[PlacedFuture], object], name: str) -> None:
+        super().__init__(give_back, name)
         self._guard = threading.Lock()
         self._worker: Worker | None = None
         self.grace: float | None = None
@@ -384,7 +384,7 @@ class ProcessExecutor(ThreadExecutor):
 
     def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
         parcel = body if isinstance(body, Parcel) else Parcel(name or "A function", body)
-        future = ProcessFuture(self, name)
+        future = ProcessFuture(self.give_back, name)
         with self._lock:
             self._over = False
             self._pending.add(future)

@@ -53,9 +53,9 @@ _switching = _Switching()
 class PlacedFuture(Future[Any]):
     """A future whose body has a place in a pool, and a name."""
 
-    def __init__(self, executor: ThreadExecutor, name: str):
+    def __init__(self, give_back: Callable[[PlacedFuture], object], name: str):
         super().__init__()
-        self._executor = executor
+        self._give_back = give_back
         self.name = name
 
     def cancel(self) -> bool:
@@ -67,7 +67,7 @@ class PlacedFuture(Future[Any]):
 
     def leave(self) -> None:
         """Nobody waits for it any more: its place goes to another body, while it may still run."""
-        self._executor.give_back(self)
+        self._give_back(self)
 
 
 class ThreadExecutor:
@@ -97,7 +97,7 @@ class ThreadExecutor:
         self._threads = 0
 
     def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
-        future = PlacedFuture(self, name)
+        future = PlacedFuture(self.give_back, name)
         with self._lock:
             self._pending.add(future)
             self._batch.append((future, body))

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 from ..coordination.tasks import TAKEOVERS
@@ -26,29 +26,32 @@ log = logging.getLogger("panel_schedule")
 PAUSE = 5.0
 
 
-class Dispatcher(Protocol):
-    """Who takes background runs in."""
-
-    executions: Executions
-    waiters: Waiters
-
-    def enter(self, execution: JobExecution) -> None: ...
-
-
 class Follower:
     """
-    The part of the dispatcher that follows the rows of a store that several processes share.
+    Follows the rows of a store that several processes share.
 
     Parameters
     ----------
     service : Service
-    dispatcher : Dispatcher
+    executions : Executions
+    waiters : Waiters
     queue : Queue
+    enter : callable
+        ``enter(execution)`` starts one, or lets it join one that does the same.
     """
 
-    def __init__(self, service: Service, dispatcher: Dispatcher, queue: Queue):
+    def __init__(
+        self,
+        service: Service,
+        executions: Executions,
+        waiters: Waiters,
+        queue: Queue,
+        enter: Callable[[JobExecution], object],
+    ):
         self._service = service
-        self._d = dispatcher
+        self._executions = executions
+        self._waiters = waiters
+        self._enter = enter
         self._queue = queue
         self._functions: dict[str, Background[Any, Any]] = {}
         # Functions that this process does not know, as it has said.
@@ -150,8 +153,8 @@ class Follower:
 
     def _leave_it_to_another(self, execution: JobExecution, row: JobRow) -> None:
         """Another process does the same, or has done it: follow that."""
-        self._d.executions.drop(execution)
-        known = self._d.executions.get(row.id)
+        self._executions.drop(execution)
+        known = self._executions.get(row.id)
         if known is not None:  # as somebody here does already
             known.key, known.args, known.kwargs, known.body = (
                 execution.key,
@@ -161,7 +164,7 @@ class Follower:
             )
             waiters, execution.waiters = execution.waiters, []
             for waiter in waiters:
-                self._d.waiters.welcome(known, waiter)
+                self._waiters.welcome(known, waiter)
         else:
             known = execution
             for run in execution.runs:
@@ -171,8 +174,8 @@ class Follower:
                 row.user,
                 partial(self._cancel_there, row.id),
             )
-            self._d.executions.add(execution)
-        self._d.waiters.shared[execution.run.task, execution.key] = known
+            self._executions.add(execution)
+        self._waiters.shared[execution.run.task, execution.key] = known
 
     def release(self) -> None:
         """Leave to them what has not ended."""
@@ -203,19 +206,19 @@ class Follower:
     def _run(self, row: JobRow) -> Run:
         """The run of a row: this process's own, or one that follows it."""
         with self._service.locked:
-            known = self._d.executions.get(row.id)
+            known = self._executions.get(row.id)
             run = known.run if known is not None else self._elsewhere.get(row.id)
             if run is not None:
                 return run
-            run = self._elsewhere[row.id] = self._d.executions.new(row.function)
+            run = self._elsewhere[row.id] = self._executions.new(row.function)
             run.id, run.key, run.queued_at = row.id, f"request {row.id}", row.queued_at or run.queued_at
             run.user, run._stop = row.user, partial(self._cancel_there, row.id)
             function = self._functions.get(row.function)
             if not row.state.final and function is not None:
-                execution = self._d.executions.make(function, run, (), {})
+                execution = self._executions.make(function, run, (), {})
                 execution.remote, execution.key = True, row.key
                 execution.stored.set()
-                self._d.executions.add(execution)
+                self._executions.add(execution)
         self._sync(run, row)
         return run
 
@@ -226,7 +229,7 @@ class Follower:
 
     def _noticed(self, id: str) -> None:
         """Another process may have changed the row of a run; on any thread but the loop."""
-        row, execution = self._queue.job(id), self._d.executions.get(id)
+        row, execution = self._queue.job(id), self._executions.get(id)
         if row is None:
             if execution is not None and execution.remote:
                 self._lost(execution)
@@ -291,7 +294,7 @@ class Follower:
             if not row.state.final:
                 run.state = row.state
                 if execution is not None:
-                    self._d.executions.touch(execution)
+                    self._executions.touch(execution)
             elif execution is not None:
                 execution.told_end = True
                 execution.end(state, error, value, at=row.finished_at)
@@ -307,19 +310,19 @@ class Follower:
     def _do_it_here(self, execution: JobExecution) -> None:
         """The other process was told to stop, or what it left has expired: they who wait for it here still want it."""
         with self._service.locked:
-            self._d.executions.drop(execution)
-            self._d.waiters.expire(execution)
+            self._executions.drop(execution)
+            self._waiters.expire(execution)
             own = [
-                self._d.executions.make(execution.job, waiter, execution.args, execution.kwargs)
+                self._executions.make(execution.job, waiter, execution.args, execution.kwargs)
                 for waiter in execution.waiters
             ]
             execution.waiters = []
             for each in own:
                 run = each.run
-                run.id, run.state = self._d.executions.new(run.task).id, RunState.QUEUED
+                run.id, run.state = self._executions.new(run.task).id, RunState.QUEUED
                 run._stop = each.cancel
         for each in own:
-            self._d.enter(each)
+            self._enter(each)
 
     # ------------------------------------------------------------ taking over
 
@@ -354,7 +357,7 @@ class Follower:
             self._try_later(error)
 
     def _take_over(self, row: JobRow) -> None:
-        function, execution = self._functions.get(row.function), self._d.executions.get(row.id)
+        function, execution = self._functions.get(row.function), self._executions.get(row.id)
         # In a script only for somebody who waits for it: the others are for those with a server.
         if function is None or self._service.stopping or not (self._service.begun or execution is not None):
             return
@@ -364,7 +367,7 @@ class Follower:
         row, (args, kwargs) = taken
         with self._service.locked:
             if execution is None:
-                execution = self._d.executions.make(function, self._d.executions.new(row.function), args, kwargs)
+                execution = self._executions.make(function, self._executions.new(row.function), args, kwargs)
                 execution.run.id, execution.run.queued_at = row.id, row.queued_at or execution.run.queued_at
                 execution.run.user = row.user
             run, execution.key = execution.run, row.key
@@ -377,9 +380,9 @@ class Follower:
             )
             execution.stored.set()
             run.state, run.partials, run.started_at = RunState.QUEUED, Partials(), None
-            self._d.executions.admit(execution)
+            self._executions.admit(execution)
             if execution.key:
-                self._d.waiters.shared.setdefault((run.task, execution.key), execution)
+                self._waiters.shared.setdefault((run.task, execution.key), execution)
             if run.attempt > max(function.policy.retry.max_attempts, 1 + TAKEOVERS):
                 error = RunCrashed(
                     f"{execution.name}: the process that ran it died, as did those before. It is not tried again; look "

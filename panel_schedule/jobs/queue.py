@@ -44,7 +44,9 @@ class Dispatcher:
         self.waiters = Waiters(service, self.executions)
         queue = service.store.queue
         # None where no other process can know of the runs of this one.
-        self.follower = Follower(service, self, queue) if queue is not None else None
+        self.follower = (
+            Follower(service, self.executions, self.waiters, queue, self.enter) if queue is not None else None
+        )
 
     def add(self, function: Background[Any, Any]) -> None:
         """Know a function by its name, for runs that another process, or an earlier one, has left behind."""

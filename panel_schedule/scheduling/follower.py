@@ -3,85 +3,86 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
 
 from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunError, RunFailed, RunTimedOut
 from ..functions.run import Run, RunRecord, RunState
-from ..functions.task import Overlap, Task
+from ..functions.task import Overlap
 from ..stores.base import Claim, Holder, Refusal, Row
-from ..triggers import Trigger
 from .health import Health
 from .runs import Runs
-from .state import TaskState, Waves
+from .slots import Slots
+from .state import TaskState
 
 log = logging.getLogger("panel_schedule")
 
 _ERRORS = {RunState.CANCELLED: RunCancelled, RunState.TIMED_OUT: RunTimedOut, RunState.CRASHED: RunCrashed}
 
 
-class Slots(Protocol):
-    """When each task runs."""
-
-    def elect(self, state: TaskState) -> None: ...
-
-
-class Desk(Protocol):
-    """What the follower finds at the scheduler's."""
-
-    states: dict[str, TaskState]
-    waves: Waves
-    runs: Runs
-    health: Health
-    slots: Slots
-
-    def lose(self, state: TaskState) -> None: ...
-    def remove(self, task: Task[Any], told: bool = False) -> None: ...
-    def arm_anew(self, state: TaskState) -> None: ...
-    def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]: ...
-
-
 class Follower:
-    """The part of the scheduler that follows the rows of the store; under its lock."""
+    """
+    Follows the rows of the store; under the lock.
 
-    def __init__(self, service: Service, desk: Desk):
+    Parameters
+    ----------
+    service : Service
+    runs : Runs
+    health : Health
+    slots : Slots
+    removed, lost : callable
+        ``removed(state)`` and ``lost(state)`` when another process has ended the schedule of a task, or forgotten it.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        runs: Runs,
+        health: Health,
+        slots: Slots,
+        removed: Callable[[TaskState], object],
+        lost: Callable[[TaskState], object],
+    ):
         self._service = service
-        self._s = desk
+        self._runs = runs
+        self._health = health
+        self._slots = slots
+        self._removed = removed
+        self._lost = lost
 
     def follow(self, state: TaskState, row: Row | None) -> None:
         """Bring a state in line with what the store says of its task."""
         if row is None:
             return
         if row.forgotten:
-            self._s.lose(state)
+            self._lost(state)
             return
         if row.removed and not state.removed:
-            self._s.remove(state.task, told=True)
-        self.reschedule(state, row.override)
+            self._removed(state)
+        self._slots.reschedule(state, row.override)
         if state.computed and self._service.begun:
-            self._s.slots.elect(state)
+            self._slots.elect(state)
         state.elsewhere = row.viewers
         state.paused = row.paused
         self._follow_run(state, row)
         if state.error != row.error:
-            self._s.health.follow(state, row.error)
+            self._health.follow(state, row.error)
             if self._service.begun:
-                self._s.health.judge(state)
+                self._health.judge(state)
         if row.cancelled and state.run is not None and state.run.id == row.cancelled:
-            self._s.runs.cancel(state, state.run, "cancelled")
-        self._s.health.touch(state)
+            self._runs.cancel(state, state.run, "cancelled")
+        self._health.touch(state)
 
     def look(self, state: TaskState, row: Row) -> Run | None:
         """Let a state say what the store says, where no clocks run; the run of another process, if there is one."""
         task, now = state.task, self._service.clock.now()
         if (row.removed or row.forgotten) and not state.removed:
-            self._s.remove(task, told=True)
-        self.reschedule(state, row.override, row.trigger or task.policy.trigger)
+            self._removed(state)
+        self._slots.reschedule(state, row.override, row.trigger or task.policy.trigger)
         state.paused, state.error = row.paused, row.error
         # Also when nobody is there to find it stale.
-        until = self._s.promise(task)[1]
+        until = state.promise
         failed = row.error != "" and task.policy.stale_after is None
         state.stale = not state.removed and (row.stale or failed or (until is not None and until < now))
         # The store has the schedule of a task only if clocks run, or have run, for it.
@@ -93,17 +94,6 @@ class Follower:
         run = self._mirror(state, holder)
         run.report(holder.percent, holder.message)
         return run
-
-    def reschedule(self, state: TaskState, override: Trigger | None, base: Trigger | None = None) -> None:
-        """Put a schedule into force that another process, or an earlier one, has given the task."""
-        state.base = base or state.base
-        trigger = override or state.base
-        state.override = override
-        if trigger is state.trigger or trigger.fingerprint == state.trigger.fingerprint:
-            return
-        state.trigger, state.depends = trigger, None
-        self._s.waves.follow(state, state.upstream)
-        self._s.arm_anew(state)
 
     def _follow_run(self, state: TaskState, row: Row) -> None:
         holder, ended = row.holder, None
@@ -124,7 +114,7 @@ class Follower:
             for run in joiners:
                 self._end(state, run, row)
         if not state.held and state.run is None:
-            self._s.runs.next(state)
+            self._runs.next(state)
 
     def _mirror(self, state: TaskState, holder: Holder) -> Run:
         """The run of another process, for those who look at it, wait for it or cancel it here."""
@@ -147,9 +137,9 @@ class Follower:
             kind = _ERRORS.get(outcome, RunFailed)
             error = kind(f"Task {run.task!r}: the run {outcome.replace('_', ' ')} in another process. {row.error}")
         run.end(outcome, self._service.clock.now(), error)
-        self._s.runs.resolve(state, run)
+        self._runs.resolve(state, run)
         if run.first and error is not None and not isinstance(error, RunCancelled):
-            self._s.runs.disappoint(state, run)
+            self._runs.disappoint(state, run)
 
     # ------------------------------------------------------------ claims that others have
 
@@ -157,7 +147,7 @@ class Follower:
         """Another process was quicker, or is at it still."""
         state.run = None
         if run.state.final:  # cancelled meanwhile
-            self._s.runs.record(state, run)
+            self._runs.record(state, run)
         else:
             over = row is not None and row.holder is not None and row.holder.over
             wanted = run.mark is None or run.first
@@ -165,17 +155,17 @@ class Follower:
                 # A request joins what runs there; a slot that is handled there is handled.
                 self._join(state, run)
             elif state.task.policy.overlap is Overlap.SKIP and not state.clockless and not wanted:
-                self._s.runs.drop(state, run, "abandoned" if over else "overlap")
+                self._runs.drop(state, run, "abandoned" if over else "overlap")
             elif state.queued is None and (run.mark is None or not state.untold):
                 state.queued = run
             else:
-                self._s.runs.drop(state, run, "overlap")
+                self._runs.drop(state, run, "overlap")
         if row is None:
             # A store of this process alone: only a claim of the same name that somebody else took by hand.
             for joiner in state.joiners:
-                self._s.runs.drop(state, joiner, "claimed elsewhere")
+                self._runs.drop(state, joiner, "claimed elsewhere")
             state.joiners = ()
-            self._s.runs.next(state)
+            self._runs.next(state)
             return
         self.follow(state, row)
 
@@ -195,7 +185,7 @@ class Follower:
         wanted = self._service.begun or state.joiners
         if state.run is not None or state.removed or not wanted or self._service.stopping:
             return
-        run = state.run = self._s.runs.new(state, "takeover", None)
+        run = state.run = self._runs.new(state, "takeover", None)
         state.asking = True
         take = partial(self._service.store.take_over, run.task, self._service.clock.now())
         self._service.outbox.ask([state], take, partial(self._taken, state, run))
@@ -213,18 +203,18 @@ class Follower:
             state.remote, state.held = None, False
             for joiner in joiners:
                 run.add_done_callback(partial(_echo, joiner))
-            self._s.runs.claimed(state, run, claim)
-            self._s.runs.tell(state)
+            self._runs.claimed(state, run, claim)
+            self._runs.tell(state)
             return
         state.run = None
         if isinstance(claim, RunRecord):
             run.id, run.key, run.attempt = claim.id, claim.key, claim.attempt
-            self._s.runs.crashed(state, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
+            self._runs.crashed(state, run, RunCrashed(f"Task {run.task!r}: {claim.error}"))
         elif not run.state.final:
             self._join(state, run)
         # Whatever became of it, the row knows.
         state.unread = True
-        self._s.runs.tell(state)
+        self._runs.tell(state)
 
 
 def _echo(joiner: Run, run: Run) -> None:

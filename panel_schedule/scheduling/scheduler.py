@@ -20,7 +20,6 @@ from ..stores.base import DATES, TASK, Plan, Row
 from ..triggers import Computed, Trigger
 from .follower import Follower
 from .health import Health
-from .planner import ALLOWANCE, second_slot
 from .runs import Runs
 from .slots import Slots
 from .state import TaskState, Waves
@@ -62,9 +61,11 @@ class Scheduler:
         self.waves = Waves(self.states, service.lock)
         self.health = Health(service, self.states, self.waves)
         self.runs = Runs(service, self.states, self.waves, self.health, lambda task, run: self.fatal(task, run))
-        self.follower = Follower(service, self)
-        self.runs.refused = self.follower.refused
-        self.slots = Slots(service, self)
+        self.slots = Slots(service, self.states, self.waves, self.runs, self.health, self._exhaust)
+        self.follower = Follower(
+            service, self.runs, self.health, self.slots, lambda state: self.remove(state.task, told=True), self._lose
+        )
+        self.runs.refused, self.slots.entered = self.follower.refused, self.follower.follow
         service.locked.waits, service.locked.settle = self.waves.waits, self.waves.settle
         service.look, service.plan, service.listening = self.slots.look, self.slots.plan, self._listening
         service.outbox.read, service.outbox.follow = self._read, self._follow
@@ -182,7 +183,7 @@ class Scheduler:
             if state is not None and state.task is task:
                 self._let_go(state)
 
-    def lose(self, state: TaskState) -> None:
+    def _lose(self, state: TaskState) -> None:
         """Another process has forgotten the task."""
         self._let_go(state)
         self.service.defer(partial(self.exhausted, state.task))
@@ -218,7 +219,7 @@ class Scheduler:
                     self.runs.cancel(state, run, "cancelled: the schedule was removed")
             self.health.touch(state)
 
-    def exhaust(self, task: Task[Any]) -> None:
+    def _exhaust(self, task: Task[Any]) -> None:
         """Its dates are used up: its name is free at once, and it goes when its last run has ended."""
         self.exhausted(task)
         self._outlive(task)
@@ -323,14 +324,8 @@ class Scheduler:
         """The time, and until when the value is what its task has promised; None where nothing says so."""
         now = self.service.clock.now()
         with self.service.lock:
-            state, entry = self.states.get(task.name), task.known
-            if state is None or state.task is not task or entry is None or state.paused or state.removed:
-                return now, None
-            if (limit := task.policy.stale_after) is not None:
-                return now, entry.updated_at + limit + ALLOWANCE
-            if state.promised[0] is not entry or state.promised[1] is not state.trigger:
-                state.promised = entry, state.trigger, second_slot(state.trigger, entry.wave or entry.updated_at)
-            return now, state.promised[2]
+            state = self.states.get(task.name)
+            return now, None if state is None or state.task is not task else state.promise
 
     def watch(self, task: Task[Any], viewers: int) -> None:
         """Count `viewers` more, or fewer. The first viewer of a stale value of an idle task refreshes it."""
@@ -428,8 +423,3 @@ class Scheduler:
         if self.service.store.row(name) is None:  # in a script, where no clock has enrolled it
             self.service.store.enroll([Plan(name, state.task.policy.trigger, self.service.clock.now())])
         self.service.store.amend(name, **changes)
-
-    def arm_anew(self, state: TaskState) -> None:
-        """It has got another schedule: its slots count from now."""
-        if self.service.begun and not state.removed:
-            self.slots.advance(state, self.service.clock.now())

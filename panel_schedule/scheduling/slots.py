@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from ..engine.service import Service
 from ..errors import RunSkipped, is_interrupt
 from ..functions.run import Run, RunRecord, RunState
 from ..functions.task import FirstRun, Task, WhenIdle
 from ..stores.base import DATES, Claim, Plan, Refusal, Row
-from .follower import Follower
+from ..triggers import Trigger
 from .health import Health
 from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot
 from .runs import Runs
@@ -25,24 +25,42 @@ log = logging.getLogger("panel_schedule")
 ASK_AGAIN = 30.0
 
 
-class Desk(Protocol):
-    """What is found at the scheduler's."""
-
-    states: dict[str, TaskState]
-    waves: Waves
-    runs: Runs
-    health: Health
-    follower: Follower
-
-    def exhaust(self, task: Task[Any]) -> None: ...
-
-
 class Slots:
-    """The part of the scheduler that knows the clocks; under its lock. The planner decides, this carries out."""
+    """
+    When each task runs; under the lock. The planner decides, this carries out.
 
-    def __init__(self, service: Service, desk: Desk):
+    Parameters
+    ----------
+    service : Service
+    states : dict
+    waves : Waves
+    runs : Runs
+    health : Health
+    exhausted : callable
+        ``exhausted(task)`` when a task that is to be forgotten has no date left.
+
+    Attributes
+    ----------
+    entered : callable
+        ``entered(state, row)`` when a task has come in, with what a shared store says of it.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        states: dict[str, TaskState],
+        waves: Waves,
+        runs: Runs,
+        health: Health,
+        exhausted: Callable[[Task[Any]], object],
+    ):
         self._service = service
-        self._s = desk
+        self._states = states
+        self._waves = waves
+        self._runs = runs
+        self._health = health
+        self._exhausted = exhausted
+        self.entered: Callable[[TaskState, Row], object]
         self._due: list[TaskState] = []
         self._came = self._due.append  # bound once: each armed timer holds it
         self._seen = service.clock.now()
@@ -67,19 +85,15 @@ class Slots:
         now, first = self._service.clock.now(), []
         for state in states:
             name = state.task.name
-            if (
-                self._s.states.get(name) is state
-                and not state.removed
-                and self._first_run(state, rows[name], now, again)
-            ):
+            if self._states.get(name) is state and not state.removed and self._first_run(state, rows[name], now, again):
                 first.append(state)
         for state in first:
             if state.run is not None:
-                self._s.runs.start(state, state.run)
+                self._runs.start(state, state.run)
         if self._service.store.blocking:
             for state in states:
-                if self._s.states.get(state.task.name) is state:
-                    self._s.follower.follow(state, rows[state.task.name])
+                if self._states.get(state.task.name) is state:
+                    self.entered(state, rows[state.task.name])
 
     def _first_run(self, state: TaskState, row: Row, now: datetime, again: bool) -> bool:
         policy = state.task.policy
@@ -90,26 +104,26 @@ class Slots:
             )  # fmt: skip
         if row.forgotten or row.removed:
             return False
-        self._s.follower.reschedule(state, row.override, row.trigger or policy.trigger)
+        self.reschedule(state, row.override, row.trigger or policy.trigger)
         state.paused, state.error, state.stale = row.paused, row.error or state.error, row.stale or state.stale
         state.fault = state.stale  # until it is judged here
         self.advance(state, self._since(state, row))
         wanted = policy.first_run is not FirstRun.SKIP and not state.paused and (again or state.task.known is None)
-        self._s.health.judge(state)
+        self._health.judge(state)
         if state.clockless:
             version = sum(upstream.known.version for upstream in state.upstream if upstream.known is not None)
             # Also where its upstream had a new value, and whoever was to follow it died.
             missed = not state.paused and state.task.known is not None and 0 < row.last_version < version
             if (wanted and version) or missed:
-                self._s.runs.trigger(state, now)
+                self._runs.trigger(state, now)
             return False
         if not wanted:
             return False
         if state.run is not None:
-            self._s.runs.queue(state, self._s.runs.new(state, f"first {now.isoformat()}", now))
+            self._runs.queue(state, self._runs.new(state, f"first {now.isoformat()}", now))
             return False
         slot = None if again or state.next is None else last_slot(state.trigger, now)
-        state.run = self._s.runs.new(state, slot or f"first {now.isoformat()}", now, slot)
+        state.run = self._runs.new(state, slot or f"first {now.isoformat()}", now, slot)
         state.run.first = not again
         return True
 
@@ -148,21 +162,21 @@ class Slots:
             # What becomes of earlier slots is told in their order: the store forgets none that it has heard of later.
             if decision.action is Action.SKIP and state.queued is not None and state.queued.mark is not None:
                 waiting, state.queued = state.queued, None
-                self._s.runs.drop(state, waiting, decision.skipped.reason if decision.skipped else "")
+                self._runs.drop(state, waiting, decision.skipped.reason if decision.skipped else "")
             if decision.action in (Action.QUEUE, Action.REPLACE):
-                self._s.runs.queue(state, self._s.runs.new(state, decision.slot, decision.slot, decision.slot))
+                self._runs.queue(state, self._runs.new(state, decision.slot, decision.slot, decision.slot))
             if decision.skipped is not None:
                 self._skip(state, decision.skipped)
             if decision.action is Action.RUN:
-                state.run = self._s.runs.new(state, decision.slot, decision.slot, decision.slot)
+                state.run = self._runs.new(state, decision.slot, decision.slot, decision.slot)
                 starting.append(state)
             elif decision.action is Action.REPLACE and state.run is not None:
-                self._s.runs.cancel(state, state.run, "replaced")
+                self._runs.cancel(state, state.run, "replaced")
             if state.missed > 1 or state.stale:
-                self._s.health.judge(state)
+                self._health.judge(state)
         for state in starting:
             if state.run is not None:
-                self._s.runs.start(state, state.run)
+                self._runs.start(state, state.run)
 
     def _without_value(self, state: TaskState, pending: Due) -> int:
         """How many slots, up to 2, no value has come for; another process may have been quicker."""
@@ -183,6 +197,22 @@ class Slots:
         else:
             self.arm(state, slot)
 
+    def reschedule(self, state: TaskState, override: Trigger | None, base: Trigger | None = None) -> None:
+        """Put a schedule into force that another process, or an earlier one, has given the task."""
+        state.base = base or state.base
+        trigger = override or state.base
+        state.override = override
+        if trigger is state.trigger or trigger.fingerprint == state.trigger.fingerprint:
+            return
+        state.trigger, state.depends = trigger, None
+        self._waves.follow(state, state.upstream)
+        self.arm_anew(state)
+
+    def arm_anew(self, state: TaskState) -> None:
+        """It has got another schedule: its slots count from now."""
+        if self._service.begun and not state.removed:
+            self.advance(state, self._service.clock.now())
+
     def elect(self, state: TaskState) -> None:
         """One process asks the function for its dates; when that process is gone another one does."""
         if state.dates is None and not state.removed:
@@ -202,7 +232,7 @@ class Slots:
         claim, row = answer
         if isinstance(claim, Claim) and state.dates is None:
             state.dates = claim
-            if row is None or state.removed or self._s.states.get(state.task.name) is not state:
+            if row is None or state.removed or self._states.get(state.task.name) is not state:
                 self.resign(state)
             else:
                 self.advance(state, self._since(state, row))
@@ -230,7 +260,7 @@ class Slots:
         if slot is not None:
             state.slot_timer = self._service.timers.at(slot, self._came, state)
         elif state.task.policy.forget:
-            self._service.defer(lambda: self._s.exhaust(state.task))
+            self._service.defer(lambda: self._exhausted(state.task))
 
     def _skip(self, state: TaskState, stretch: Stretch) -> None:
         """Record a stretch of skipped slots."""
@@ -238,7 +268,7 @@ class Slots:
         run.reason, run.until = stretch.reason, stretch.last
         run.end(RunState.SKIPPED, run.queued_at, RunSkipped(f"Task {run.task!r}: {stretch.reason}."))
         self._service.defer(run.resolve)
-        self._s.runs.note(state, run, stretch.last, partial(self._s.health.skipped, state, run))
+        self._runs.note(state, run, stretch.last, partial(self._health.skipped, state, run))
 
     def look(self, now: datetime, monotonic: float) -> None:
         """Follow the steps of the wall clock (invariant 7)."""
@@ -246,7 +276,7 @@ class Slots:
         before, self._seen = self._seen, now
         if before - now <= STEP_BACK:
             return
-        for state in self._s.states.values():
+        for state in self._states.values():
             # What was handled at a time that is still to come is to be handled again.
             record = RunRecord(
                 f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason="clock stepped back", until=before

@@ -17,7 +17,7 @@ from ..functions.run import Run, RunState
 from ..functions.task import Task, TaskStatus, named_tasks
 from ..stores.base import Claim
 from ..triggers import After, Computed, Cron, Trigger
-from .planner import Busy
+from .planner import ALLOWANCE, Busy, second_slot
 
 # One for all states: there may be thousands.
 NOTHING = frozenset[Task[Any]]()
@@ -112,7 +112,7 @@ class TaskState(Subject):
         # Whether it is stale; and whether by itself, and not for the sake of what it is made of.
         self.stale = self.fault = False
         self.viewers = 0
-        # Of a value and a schedule: until when it is what they promise.
+        # Of a value and a schedule, see `promise`.
         self.promised: tuple[Any, Trigger | None, datetime | None] = (None, None, None)
         # What other processes do with the task: the run of one of them, those that wait for its end, whether
         # one holds the claim (also when only the body of its run is left), and how many sessions show it there.
@@ -140,6 +140,18 @@ class TaskState(Subject):
     def body(self) -> Future[Any] | None:
         """What an executor has of it."""
         return None if self.execution is None else self.execution.future
+
+    @property
+    def promise(self) -> datetime | None:
+        """Until when its value is what its task has promised; None where nothing says so."""
+        entry, limit = self.task.known, self.task.policy.stale_after
+        if entry is None or self.paused or self.removed:
+            return None
+        if limit is not None:
+            return entry.updated_at + limit + ALLOWANCE
+        if self.promised[0] is not entry or self.promised[1] is not self.trigger:
+            self.promised = entry, self.trigger, second_slot(self.trigger, entry.wave or entry.updated_at)
+        return self.promised[2]
 
     @property
     def busy(self) -> Busy | None:
