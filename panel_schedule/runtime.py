@@ -44,7 +44,7 @@ from .functions.registry import (
     taken,
     was_edited,
 )
-from .functions.run import Run, _current, current_run, on_a_loop, place, refuse_to_block, renew_ids
+from .functions.run import Run, RunRecord, _current, current_run, on_a_loop, place, refuse_to_block, renew_ids
 from .functions.task import FirstRun, Policy, Task
 from .hashing.keys import digested
 from .jobs.queue import Dispatcher
@@ -606,6 +606,9 @@ class Runtime:
 
     def job(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
         return self.views.admit(lambda home, changed: Job(home, changed, function, args, kwargs, self))
+
+    def history(self, kind: str, name: str) -> list[RunRecord]:
+        return self.service.store.history(name, kind)
 
     def find(self, id: str) -> Run | None:
         return self.dispatcher.find(id)

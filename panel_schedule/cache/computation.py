@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextvars import Context
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
 
 from ..coordination.answers import Basis, serves
+from ..coordination.history import MEMO
 from ..engine.execution import Execution
 from ..engine.service import STOPS, Service
 from ..errors import RunCancelled, RunFenced, is_interrupt
 from ..executors.base import Executor
 from ..functions.calls import PUBLISHED, is_async
 from ..functions.memoize import Memoized
-from ..functions.run import Run, RunState
+from ..functions.run import Run, RunRecord, RunState
 from ..functions.task import Retry
 from ..serialize.checks import require_data
 from ..serialize.codec import encode
@@ -324,8 +326,9 @@ class Computation(Execution):
         try:
             if self.shared is not None and self.fence:
                 self.answer = self.shared.put(
-                    memo, self.digest, self.fence, value, now=now, duration=duration, run=self.run, held=self.is_held
-                )
+                    memo, self.digest, self.fence, value, now=now, duration=duration,
+                    run=self.record(RunState.SUCCEEDED), held=self.is_held,
+                )  # fmt: skip
         except RunFenced:
             self.kept = False
             return value
@@ -341,10 +344,14 @@ class Computation(Execution):
             )  # fmt: skip
         return value
 
-    def fails(self, error: BaseException) -> None:
+    def fails(self, outcome: RunState, error: BaseException) -> None:
         if self.shared is not None and self.fence and not self.remote:
-            self.shared.fail(self.memo, self.digest, self.fence, error, run=self.run, held=self.is_held)
+            run = self.record(outcome, error)
+            self.shared.fail(self.memo, self.digest, self.fence, error, run=run, held=self.is_held)
         self.old, self.settled = self.last_resort(), True
+
+    def record(self, outcome: RunState, error: BaseException | None = None) -> RunRecord:
+        return replace(super().record(outcome, error), key=self.call)
 
     def is_held(self) -> bool:
         """Whether an event loop stands still for it: then the store is to be quick."""
@@ -376,6 +383,9 @@ class Computation(Execution):
 
     def end(self, outcome: RunState, error: BaseException | None = None, value: Any = None) -> None:
         if error is None or self.settled:
+            if self.shared is None:
+                record = self.record(outcome, error)
+                self.service.outbox.ask((), self.service.store.to_note(MEMO, self.memo.name, record))
             self.ended(self, outcome, error)
             return
         # At its timeout. What there was before is asked of a store, which may take long.
@@ -384,10 +394,11 @@ class Computation(Execution):
 
     def _fail(self, outcome: RunState, error: BaseException) -> None:
         try:
-            self.fails(error)
+            self.fails(outcome, error)
         finally:
             with self.service.locked:
-                self.ended(self, outcome, error)
+                self.settled = True
+                self.end(outcome, error)
 
     # ------------------------------------------------------------ what another process has computed; under the lock
 

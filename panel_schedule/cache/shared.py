@@ -13,7 +13,7 @@ from typing import Any
 from ..engine.service import Service
 from ..errors import RunFenced, ScheduleError, StoreError, ValueUnreadable
 from ..functions.memoize import Memoized
-from ..functions.run import Run
+from ..functions.run import RunRecord
 from ..serialize.entry import Entry
 from ..stores.cache import AnswerRow, Cache
 from ..stores.hurry import SOON, hurried, in_a_hurry
@@ -119,7 +119,7 @@ class SharedAnswers:
         *,
         now: datetime,
         duration: float,
-        run: Run,
+        run: RunRecord,
         held: Callable[[], bool],
     ) -> Answer | None:
         """
@@ -137,7 +137,7 @@ class SharedAnswers:
                 self._tell_used()
                 row, value = self.cache.put(
                     memo.name, digest, fence, value, now=now, duration=duration,
-                    expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits,
+                    expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits, run=run,
                 )  # fmt: skip
         except (StoreError, OSError) as error:
             log.error("%s: other processes do not get what it gave, as it cannot be stored. %s", _named(memo), error)
@@ -147,13 +147,13 @@ class SharedAnswers:
         return Answer(value, row.version, now, duration, row.basis, memo.until(0.0), row.size, digest, row.call)
 
     def fail(
-        self, memo: Memo, digest: str, fence: int, error: BaseException, *, run: Run, held: Callable[[], bool]
+        self, memo: Memo, digest: str, fence: int, error: BaseException, *, run: RunRecord, held: Callable[[], bool]
     ) -> None:
         """Tell those who wait for it in other processes."""
         try:
             with hurried(held):
                 now = self._service.clock.now()
-                self.cache.fail(memo.name, digest, fence, error, now=now, limits=memo.policy.limits)
+                self.cache.fail(memo.name, digest, fence, error, now=now, limits=memo.policy.limits, run=run)
         except RunFenced:
             pass
         except (StoreError, OSError) as trouble:

@@ -8,6 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -17,7 +18,7 @@ from ..executors.base import Executor
 from ..executors.loop import Interrupted
 from ..executors.processes import Parcel
 from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, outcome
-from ..functions.run import Run, RunState, _current, on_a_loop
+from ..functions.run import Run, RunRecord, RunState, _current, on_a_loop
 from ..functions.task import Retry
 from ..serialize.copies import snapshot
 from ..serialize.errors import first_line
@@ -251,23 +252,24 @@ class Execution(ABC):
         if isinstance(error, CANCELLED):
             ended = cancelled or isinstance(error, Interrupted) or service.stopping
             error = error if ended else cancelled_inside(self.name, error)
+        outcome = RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED
+        if run.expired and error is not None:
+            outcome, error = RunState.TIMED_OUT, self._timeout_error()
         # Else it is what the function itself has got from a run that was cancelled, and raises.
         stopped = isinstance(error, (*CANCELLED, RunFenced)) or (service.stopping and isinstance(error, RunCancelled))
         if error is not None and not (stopped or run.state.final or self._comes_again):
-            self.fails(error)
+            self.fails(outcome, error)
         with service.locked:
             self.future = run._execution = None
             service.timers.cancel(self.timer)
             if run.state.final:
                 self.left()
-            elif run.expired and error is not None:
-                self._failed(RunState.TIMED_OUT, self._timeout_error())
             elif error is None:
                 self.end(RunState.SUCCEEDED, value=value)
             elif stopped:
                 self.stopped(error)
             else:
-                self._failed(RunState.CRASHED if isinstance(error, RunCrashed) else RunState.FAILED, error)
+                self._failed(outcome, error)
             if run.state.final:
                 self.body = None  # which knows this: only the garbage collection would end that
 
@@ -326,6 +328,10 @@ class Execution(ABC):
             if future is not None:
                 future.cancel()
 
+    def record(self, outcome: RunState, error: BaseException | None = None) -> RunRecord:
+        """It for the history, as it is about to end."""
+        return replace(self.run.record(), state=outcome, finished_at=self.service.clock.now(), error=first_line(error))
+
     # ------------------------------------------------------------ its progress
 
     def progressed(self) -> None:
@@ -374,7 +380,7 @@ class Execution(ABC):
     async def begun_on_loop(self) -> None:
         """Before a coroutine begins, in which to wait for what `begun` has led to."""
 
-    def fails(self, error: BaseException) -> None:
+    def fails(self, outcome: RunState, error: BaseException) -> None:
         """It is about to end so, and is not tried again. Without the lock."""
 
     def stopped(self, error: BaseException) -> None:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
+from ..coordination.history import JOB
 from ..coordination.jobs import ANYBODY
 from ..errors import RegistrationError, TriggerError
 from ..hashing.keys import Keys, signature_of
@@ -18,7 +19,7 @@ from . import remote
 from .calls import is_async
 from .registry import as_retry, choice, duration, flag
 from .remote import RemoteRun, function_named
-from .run import Run
+from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
 
 P = ParamSpec("P")
@@ -100,6 +101,7 @@ class Host(Protocol):
     def user(self) -> str | None: ...
 
     def job(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+    def history(self, kind: str, name: str) -> list[RunRecord]: ...
 
 
 class Dispatcher(Protocol):
@@ -224,6 +226,18 @@ class Background(Generic[P, T]):
             values at the start are taken. What is missing must come with ``job.start(...)``.
         """
         return self._host.job(self, args, kwargs)
+
+    @property
+    def history(self) -> list[RunRecord]:
+        """
+        The last runs that have ended, of all sessions and processes, newest first.
+
+        Raises
+        ------
+        StoreError
+            When a shared store cannot be read now.
+        """
+        return self._host.history(JOB, self.name)
 
     def runs(self, user: str | None = ANYBODY) -> list[Run]:
         """

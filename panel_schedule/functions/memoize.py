@@ -15,6 +15,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 from ..cache.lru import Answer, Recall
 from ..clock import Clock
 from ..coordination.answers import LAST_RESORT, UNLIMITED, Basis, Limits, serves
+from ..coordination.history import MEMO
 from ..errors import NotReady, RegistrationError, TriggerError
 from ..hashing.fingerprint import fingerprint
 from ..hashing.keys import Keys, call_text, digested, signature_of
@@ -25,7 +26,7 @@ from . import remote
 from .background import require_no_method
 from .calls import is_async
 from .registry import as_retry, duration, flag, tasks_of
-from .run import Run
+from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
 
 P = ParamSpec("P")
@@ -126,6 +127,7 @@ class Host(Protocol):
     def single_flight(self) -> SingleFlight: ...
 
     def memo_view(self, memo: Memoized[Any, Any], args: Any, kwargs: Any) -> Any: ...
+    def history(self, kind: str, name: str) -> list[RunRecord]: ...
 
 
 class Memoized(Generic[P, T]):
@@ -310,6 +312,18 @@ class Memoized(Generic[P, T]):
             When a shared store cannot be read now.
         """
         return self._host.single_flight.archive.entry(self, self._key(args, kwargs))
+
+    @property
+    def history(self) -> list[RunRecord]:
+        """
+        The last computations, of all sessions and processes, newest first.
+
+        Raises
+        ------
+        StoreError
+            When a shared store cannot be read now.
+        """
+        return self._host.history(MEMO, self.name)
 
     def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """

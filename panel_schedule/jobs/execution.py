@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from ..coordination.history import JOB
 from ..engine.execution import TROUBLE, Execution
 from ..engine.hooks import FORGET
 from ..engine.service import STOPS, Service
@@ -306,8 +307,12 @@ class JobExecution(Execution):
             self.service.defer(run.touch)
             self.service.defer(partial(run.resolve, value))
         unfinished = self.job.policy.durable and own.reason == STOPS
-        if not (self.told_end or unfinished):  # else another process finishes it, or the next server
+        if self.told_end or unfinished:  # another process finishes it, or the next server
+            pass
+        elif self.fence and not self.remote:
             self.tell(lambda queue: self._tell_end(queue, outcome, value))
+        elif self.service.store.queue is None:
+            self.service.outbox.ask((), self.service.store.to_note(JOB, self.job.name, self.record(outcome, error)))
         if self.remote:
             pass  # the process that ran it says what came of it
         elif outcome in TROUBLE:
@@ -380,5 +385,5 @@ class JobExecution(Execution):
         kept = policy.ttl if policy.ttl is not None and outcome is RunState.SUCCEEDED else policy.result_ttl
         return queue.end(
             run.id, self.fence, outcome, now=now, value=value, error=run.error, traceback=traceback_text(run.error),
-            reason=run.reason, expires_at=now + kept,
+            reason=run.reason, expires_at=now + kept, run=self.record(outcome, run.error),
         )  # fmt: skip

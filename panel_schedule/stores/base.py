@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..clock import Clock
-from ..coordination import tasks
+from ..coordination import history, tasks
 from ..coordination.record import EPOCH, Record, Refusal, storable
 from ..coordination.tasks import OVERRIDE, TASK, TRIGGER, USER, VALUE, Claim, Mark, TaskState
 from ..errors import RunFenced, ScheduleError, StoreError, ValueRefused, ValueUnreadable, is_interrupt
@@ -23,7 +23,7 @@ from ..serialize.entry import Entry
 from ..triggers import Dates, Every, Trigger
 from .cache import Cache
 from .queue import Queue
-from .records import NO_PARTS, Apply, Change, RecordStore, Result, Tell
+from .records import NO_PARTS, Apply, Change, RecordStore, Result, Tell, noted
 
 __all__ = ["DATES", "TASK", "USER", "Claim", "Holder", "Mark", "Plan", "Refusal", "Row", "Store", "fenced", "whose"]
 
@@ -763,9 +763,15 @@ class Store:
             self._voided.discard(released)
         return result.logged is not None
 
-    def history(self, task: str) -> list[RunRecord]:
-        """Newest first."""
-        return self.records.log(TASK, task)
+    def to_note(self, kind: str, function: str, run: RunRecord) -> Request:
+        """Record a run of a function that is called on request, as a request."""
+        return Request(noted(kind, function, run), lambda result: None)
+
+    def history(self, name: str, kind: str = TASK) -> list[RunRecord]:
+        """Of a task, or of a function of another kind; newest first."""
+        if kind == TASK:
+            return self.records.log(TASK, name)
+        return self.records.log(history.SPACE, history.name_of(kind, name))
 
 
 def _as_it_is(record: Record | None, revision: int) -> Record | Refusal:

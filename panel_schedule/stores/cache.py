@@ -11,11 +11,13 @@ from typing import Any
 from ..clock import Clock
 from ..coordination import answers
 from ..coordination.answers import ERROR, PARTIAL, SPACE, UNLIMITED, VALUE, Basis, Limits, key_of, name_of
+from ..coordination.history import MEMO
 from ..coordination.record import Record, Refusal
 from ..errors import RunCrashed, RunFailed, RunFenced, ValueUnreadable
+from ..functions.run import RunRecord
 from ..serialize.checks import require_data
 from ..serialize.errors import packed_short, unpacked
-from .records import NO_PARTS, Apply, Change, RecordStore, Result, Tell
+from .records import NO_PARTS, Apply, Change, RecordStore, Result, Tell, noted
 
 # How long a value stays that is larger than all the room: until those have it who wait for it.
 PASSING = timedelta(seconds=10)
@@ -216,9 +218,10 @@ class Cache:
         duration: float,
         expires_at: datetime | None,
         limits: Limits,
+        run: RunRecord | None = None,
     ) -> tuple[AnswerRow, Any]:
         """
-        The answer is there. Those used longest ago go, as far as the limits say.
+        The answer is there, as `run` says in the history. Those used longest ago go, as far as the limits say.
 
         Returns
         -------
@@ -235,7 +238,7 @@ class Cache:
         done = partial(
             answers.succeed, me=self._store.me, fence=fence, now=now, duration=duration, expires_at=expires_at
         )
-        record, parts = _held(function, self._change(function, key, done, {(VALUE, 0): value}))
+        record, parts = _held(function, self._change(function, key, done, {(VALUE, 0): value}, run=run))
         if limits.size is not None and record.size > limits.size:
             passing = partial(answers.expire, version=record.state.version, at=now + PASSING)
             self._change(function, key, passing, tell=Tell.LATER)
@@ -256,15 +259,16 @@ class Cache:
         *,
         now: datetime,
         limits: Limits = UNLIMITED,
+        run: RunRecord | None = None,
     ) -> None:
         """
-        There is none; who waits for it in other processes hears why.
+        There is none, as `run` says in the history; who waits for it in other processes hears why.
 
         A failure counts as an answer of its size: those used longest ago go, as far as the limits say. Its long texts
         are cut.
         """
         apply = partial(answers.fail, me=self._store.me, fence=fence, now=now)
-        _held(function, self._change(function, key, apply, {(ERROR, 0): packed_short(error)}))
+        _held(function, self._change(function, key, apply, {(ERROR, 0): packed_short(error)}, run=run))
         self._trim(function, key, limits)
 
     def give_up(self, function: str, key: str, fence: int) -> None:
@@ -278,11 +282,13 @@ class Cache:
         apply: Apply,
         parts: Mapping[tuple[str, int], Any] = NO_PARTS,
         tell: Tell = Tell.NOW,
+        run: RunRecord | None = None,
     ) -> Result:
-        change = Change(SPACE, name_of(function, key), apply, parts, _what(function))
+        changes = [Change(SPACE, name_of(function, key), apply, parts, _what(function))]
+        if run is not None:
+            changes.append(noted(MEMO, function, run))
         # What a loss of power takes is computed again.
-        [result] = self._store.write([change], durable=False, tell=tell)
-        return result
+        return self._store.write(changes, durable=False, together=True, tell=tell)[0]
 
     def release(self) -> None:
         """This process stops: let others compute what it has not ended."""

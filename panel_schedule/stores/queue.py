@@ -12,14 +12,15 @@ from typing import Any
 
 from ..clock import Clock
 from ..coordination import jobs
+from ..coordination.history import JOB
 from ..coordination.jobs import ANYBODY, ARGUMENTS, ERROR, KEPT, PARTIAL, SHARED, SPACE, VALUE, shared_name
 from ..coordination.record import Record, Refusal, storable
 from ..errors import RunCancelled, RunCrashed, RunFenced, ValueUnreadable
-from ..functions.run import RunState, on_a_loop
+from ..functions.run import RunRecord, RunState, on_a_loop
 from ..serialize.checks import require_data
 from ..serialize.codec import Encoded
 from ..serialize.errors import first_line, packed, unpacked
-from .records import HELD, Change, RecordStore
+from .records import HELD, Change, RecordStore, noted
 
 log = logging.getLogger("panel_schedule")
 
@@ -282,9 +283,10 @@ class Queue:
         traceback: str = "",
         reason: str = "",
         expires_at: datetime | None,
+        run: RunRecord | None = None,
     ) -> Any:
         """
-        It has ended so. Its payload goes, its partial results stay.
+        It has ended so, which `run` says in the history. Its payload goes, its partial results stay.
 
         Returns
         -------
@@ -308,7 +310,8 @@ class Queue:
             error=storable(first_line(error)), reason=storable(reason), expires_at=expires_at,
         )  # fmt: skip
         settled = self._settled(record, state is RunState.SUCCEEDED, expires_at)
-        changes = [Change(SPACE, id, finish, parts, what), *settled]
+        history = [noted(JOB, record.group, run)] if run is not None else []
+        changes = [Change(SPACE, id, finish, parts, what), *settled, *history]
         result = self._store.write(changes, durable=True if record.state.durable else None, together=True)[0]
         if result.record is None:
             raise _fenced(id)
@@ -348,9 +351,16 @@ class Queue:
     def _bury(self, record: Record) -> None:
         """Do what a process has left undone that is gone."""
         if record.owner and not self._store.alive(record.owner):
-            apply = partial(jobs.bury, alive=self._store.alive, now=self._clock.now())
-            settled = [] if record.state.durable and not record.state.cancelled else self._settled(record)
-            self._store.write([Change(SPACE, record.name, apply), *settled], together=True)
+            now = self._clock.now()
+            changes = [Change(SPACE, record.name, partial(jobs.bury, alive=self._store.alive, now=now))]
+            if not record.state.durable or record.state.cancelled:
+                crashed = RunState.CANCELLED if record.state.cancelled else RunState.CRASHED
+                run = RunRecord(
+                    record.name, f"request {record.name}", crashed, record.state.attempt, record.state.queued_at,
+                    record.state.started_at, now,
+                )  # fmt: skip
+                changes += [*self._settled(record), noted(JOB, record.group, run)]
+            self._store.write(changes, together=True)
 
     # ------------------------------------------------------------ what came of it
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from ..coordination.record import EPOCH, Logged, Record, Refusal
+from ..coordination import history
+from ..coordination.record import EPOCH, Logged, Record, Refusal, storable
 from ..errors import ScheduleError
 from ..functions.run import RunRecord
 from ..serialize.codec import Encoded, decode
@@ -315,6 +318,13 @@ def logged_in(
         del log[limit:]
         return record, entry
     return record, None
+
+
+def noted(kind: str, function: str, run: RunRecord) -> Change:
+    """A run of a function that is called on request becomes part of its history."""
+    run = replace(run, error=storable(run.error), reason=storable(run.reason))
+    name = history.name_of(kind, function)
+    return Change(history.SPACE, name, partial(history.note, kind=kind, function=function, run=run))
 
 
 class Reference(NamedTuple):

@@ -1,0 +1,34 @@
+"""What became of the runs of a function that is called on request. A task's own record has its history."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..functions.run import RunRecord
+from .record import Logged, Record, state_of
+
+SPACE = "history"
+
+# The kinds of functions.
+JOB, MEMO = "job", "memo"
+
+
+@state_of(SPACE)
+class HistoryState(NamedTuple):
+    """Nothing: all there is of it is its log."""
+
+
+def name_of(kind: str, function: str) -> str:
+    """Of the record of one function."""
+    return f"{kind} {function}"
+
+
+def note(record: Record | None, revision: int, *, kind: str, function: str, run: RunRecord) -> Logged:
+    """A run has ended."""
+    if record is None:
+        record = Record(SPACE, name_of(kind, function), HistoryState(), kind)
+    return Logged(record, run, _each_stands)
+
+
+def _each_stands(newest: RunRecord | None, run: RunRecord) -> None:
+    return None
