@@ -75,6 +75,7 @@ def note(mark: Any = None, released: Claim | None = None) -> Any:
 
 
 TAKE = partial(tasks.take_over, me="me", alive=alive, now=second(9))
+SUCCEED = partial(tasks.succeed, publish=publish(), claim=HELD, run=RunRecord("r1", second(5), RunState.SUCCEEDED))
 AMEND = partial(tasks.amend, paused=True, removed=None, rescheduled=None)
 
 # The call, then what becomes of each record: a refusal, or what is told of the new one.
@@ -97,6 +98,8 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("finalize", partial(tasks.finalize, claim=HELD, me="me"), {"none": "fenced", "free": "fenced", "mine": "me",
                                                                 "other's": "fenced", "dead": "fenced",
                                                                 "over": "fenced"}),
+    ("succeed", SUCCEED, {"none": "fenced", "free": "fenced", "mine": "ok version 1 succeeded", "other's": "fenced",
+                          "dead": "fenced", "handed over": "fenced", "over": "fenced", "forgotten": "fenced"}),
     ("delete", tasks.delete, {"none": "absent", "value": "no value", "free": "absent"}),
     ("restore", partial(tasks.restore, held=Record(TASK, "t", TaskState(version=2, updated_at=second(1))), lost=False),
      {"none": "version 2", "value": "handled", "free": "version 2"}),

@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, ClassVar
 
-from panel_schedule.coordination import answers, jobs
+from panel_schedule.coordination import answers, history, jobs
 from panel_schedule.coordination.answers import ERROR, PARTIAL, UNLIMITED, VALUE, AnswerState, Limits
 from panel_schedule.coordination.record import Record
 from panel_schedule.coordination.tasks import TAKEOVERS
@@ -243,7 +243,7 @@ class JobWalk(Walk):
         self.ended = set[str]()
 
     def check(self, old: Record | None, new: Record | None, change: Change) -> None:
-        if change.space == jobs.SHARED:
+        if change.space in (jobs.SHARED, history.SPACE):
             return
         me, alive = self.world.me, self.world.alive
         assert new is not None

@@ -464,6 +464,21 @@ def note(
     return logged
 
 
+def succeed(
+    record: Record | None,
+    revision: int,
+    *,
+    publish: Callable[[Record | None, int], Any],
+    claim: Claim,
+    run: RunRecord,
+) -> Refusal | Logged:
+    """What `publish` or `finalize` does, with a line for the history, and the claim is given back: all in one step."""
+    published: Record | Refusal = publish(record, revision)
+    if isinstance(published, Refusal):
+        return published
+    return note(published, revision, task=claim.task, run=run, mark=None, released=claim)
+
+
 def extended(newest: RunRecord | None, record: RunRecord) -> RunRecord | None:
     """One record for both, when `record` continues the skipped stretch `newest`; else None."""
     if newest is None or record.until is None or newest.until is None:

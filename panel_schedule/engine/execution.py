@@ -298,7 +298,7 @@ class Execution(ABC):
 
     def _timed_out(self) -> None:
         run, future = self.run, self.future
-        if run.state.final:
+        if run.state.final or self.too_late:
             return
         again = run.attempt < self.retry.max_attempts and self.stoppable and future is not None
         if again and not run.expired:
@@ -368,6 +368,11 @@ class Execution(ABC):
     @abstractmethod
     def end(self, outcome: RunState, error: BaseException | None = None, value: Any = None) -> None:
         """Bring it to its final state, and tell who waits for it. Under the lock."""
+
+    @property
+    def too_late(self) -> bool:
+        """Whether it is about to succeed, and is neither cancelled nor out of time any more."""
+        return False
 
     @property
     def takes_long(self) -> bool:

@@ -13,12 +13,12 @@ from ..engine.service import Service
 from ..errors import RunCancelled, RunFenced, ValueRefused
 from ..executors.base import Executor
 from ..functions.calls import CANCELLED, PUBLISHED
-from ..functions.run import Run, RunState, on_a_loop
+from ..functions.run import Run, RunRecord, RunState, on_a_loop
 from ..functions.task import Retry
 from ..serialize.checks import is_light
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
-from ..stores.base import TASK, Request
+from ..stores.base import TASK, Claim, Request
 from ..stores.records import Result
 from .state import TaskState
 
@@ -59,9 +59,14 @@ class TaskExecution(Execution):
     state : TaskState
     run : Run
     events : Events
+
+    Attributes
+    ----------
+    recorded : RunRecord or None
+        What the store is being told, or was told, of its end, together with its value: to cancel it comes too late.
     """
 
-    __slots__ = ("events", "state")
+    __slots__ = ("events", "recorded", "state")
 
     pace = 0.1
 
@@ -69,6 +74,7 @@ class TaskExecution(Execution):
         super().__init__(service, run)
         self.state = state
         self.events = events
+        self.recorded: RunRecord | None = None
 
     # ------------------------------------------------------------ what is executed
 
@@ -116,6 +122,10 @@ class TaskExecution(Execution):
     def is_failing(self) -> bool:
         return self.state.error != ""
 
+    @property
+    def too_late(self) -> bool:
+        return self.recorded is not None
+
     def submit(self) -> None:
         """Hand it to its executor, unless it has ended meanwhile. Under the lock."""
         if not self.run.state.final:
@@ -148,7 +158,7 @@ class TaskExecution(Execution):
 
     def publish(self, item: Any) -> None:
         self.run.check()
-        self.service.store.answer_to(self._to_publish(item, final=False))
+        self.service.store.answer_to(self._to_publish(item, self._claim(), final=False))
 
     def publish_late(self, item: Any) -> None:
         with self.service.locked:
@@ -160,20 +170,33 @@ class TaskExecution(Execution):
         except (RunFenced, RunCancelled, ValueRefused) as error:
             log.error("%s", error)
 
-    def _to_publish(self, value: Any, final: bool = True) -> Request:
+    def _claim(self) -> Claim:
         """Raises RunFenced when the run has ended."""
-        run, state, store, claim = self.run, self.state, self.service.store, self.state.claim
+        run, claim = self.run, self.state.claim
         if claim is None or claim.run_id != run.id or run.state.final or run.started_at is None:
             raise RunFenced(f"Task {run.task!r}: the run has ended before it published; its value is dropped.")
-        if value is PUBLISHED:
-            request = store.to_finalize(claim)
-        else:
-            now = self.service.clock.now()
-            duration = (now - run.started_at).total_seconds()
-            if state.task.policy.isolate is not False:
-                value = own_copy(value)  # a frame that the function keeps, and goes on to change
-            request = store.to_publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final)
+        return claim
+
+    def _to_publish(self, value: Any, claim: Claim, final: bool = True) -> Request:
+        run, store, now = self.run, self.service.store, self.service.clock.now()
+        if self.state.task.policy.isolate is not False:
+            value = own_copy(value)  # a frame that the function keeps, and goes on to change
+        duration = (now - (run.started_at or now)).total_seconds()
+        request = store.to_publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final)
         return request._replace(answer=partial(self._readable, request.answer))
+
+    def _to_succeed(self, result: Any) -> Request:
+        """Its value and its end."""
+        store, claim = self.service.store, self._claim()
+        if result is PUBLISHED:
+            request = store.to_finalize(claim)
+            request = request._replace(answer=partial(self._readable, request.answer))
+        else:
+            request = self._to_publish(result, claim)
+        with self.service.locked:
+            claim = self._claim()
+            self.recorded = self.record(RunState.SUCCEEDED)
+        return store.to_succeed(request, claim, self.recorded)
 
     def _readable(self, answer: Callable[[Result], Entry | None], result: Result) -> Any:
         entry = answer(result)
@@ -199,7 +222,7 @@ class TaskExecution(Execution):
             super().body_ended(future)
 
     def deposit(self, result: Any) -> Any:
-        return self.service.store.answer_to(self._to_publish(result))
+        return self.service.store.answer_to(self._to_succeed(result))
 
     def to_deposit(self, future: Future[Any]) -> Request | BaseException | None:
         """What is to be stored, or why there is nothing."""
@@ -207,9 +230,14 @@ class TaskExecution(Execution):
         if error is not None or future.cancelled() or self.run.state.final:
             return error
         try:
-            return self._to_publish(future.result())
+            return self._to_succeed(future.result())
         except BaseException as exc:  # a value can raise anything while it is looked at
             return exc
+
+    def concluded(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
+        if error is not None:
+            self.recorded = None
+        super().concluded(value, error, cancelled)
 
     def stopped(self, error: BaseException) -> None:
         if isinstance(error, CANCELLED) or not isinstance(error, RunFenced):

@@ -189,6 +189,9 @@ class Runs:
         with self._service.locked:
             if run.state.final:
                 return
+            execution = state.execution if state.run is run else None
+            if execution is not None and execution.too_late:
+                return
             error = RunCancelled(f"Task {run.task!r}: the run was {reason}.")
             run.reason = reason
             if state.queued is run:
@@ -252,11 +255,12 @@ class Runs:
     def _close(
         self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
-        run.end(outcome, self._service.clock.now(), error)
-        run._stop = run._changed = run._execution = (
-            None  # they know the run: only the garbage collection would end that
-        )
-        if not (state.asking and state.run is run):  # else when it is known whether this process has the claim
+        told = state.execution.recorded if state.execution is not None and state.run is run else None
+        run.end(outcome, self._service.clock.now() if told is None else told.finished_at, error)
+        run._changed = run._execution = None  # which know the run: only the garbage collection would end that
+        if told is not None and outcome is RunState.SUCCEEDED:  # and has given the claim back with its value
+            state.claim = None
+        elif told is None and not (state.asking and state.run is run):  # else when it is known who has the claim
             self.record(state, run)
         self._health.touch(state)
         self._service.defer(lambda: run.resolve(value))

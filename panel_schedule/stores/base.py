@@ -356,6 +356,16 @@ class Store:
         change = Change(space, name, apply, {(VALUE, 0): value}, what)
         return Request(change, partial(self._published, name, source), Tell.NOW)
 
+    def to_succeed(self, publish: Request, claim: Claim, run: RunRecord) -> Request:
+        """It publishes, or finalizes, so; with that the run of the claim is over, and in the history."""
+        apply = partial(tasks.succeed, publish=publish.change.apply, claim=claim, run=self._as_stored(run))
+        answer = partial(self._succeeded, claim, publish.answer)
+        return Request(publish.change._replace(apply=apply), answer, publish.tell)
+
+    def _succeeded(self, claim: Claim, answer: Callable[[Result], Any], result: Result) -> Any:
+        self._voided.discard(claim)
+        return answer(result)
+
     def _published(self, name: str, source: Any, result: Result) -> Entry:
         if result.record is None:
             raise fenced(name)
@@ -753,10 +763,11 @@ class Store:
         self, task: str, record: RunRecord, mark: Mark | None = None, released: Claim | None = None
     ) -> Request:
         """The same as a request; `released` is a claim that is given back with it."""
-        if self.blocking:
-            record = replace(record, error=storable(record.error), reason=storable(record.reason))
-        apply = partial(tasks.note, task=task, run=record, mark=mark, released=released)
+        apply = partial(tasks.note, task=task, run=self._as_stored(record), mark=mark, released=released)
         return Request(Change(TASK, task, apply), partial(self._recorded, released))
+
+    def _as_stored(self, run: RunRecord) -> RunRecord:
+        return replace(run, error=storable(run.error), reason=storable(run.reason)) if self.blocking else run
 
     def _recorded(self, released: Claim | None, result: Result) -> bool:
         if released is not None:
