@@ -496,7 +496,7 @@ class Runtime:
         run = self.scheduler.states[task.name].run
         if run is None or task.policy.first_run is not FirstRun.WAIT:
             return
-        if any(state.on_loop and state.run is not None for state in list(self.scheduler.states.values())):
+        if any(state.work.on_loop and state.run is not None for state in list(self.scheduler.states.values())):
             # It may wait for the kernel's loop, which the cell itself holds: the traceback follows the cell.
             run.add_done_callback(_show_traceback)
         else:

@@ -12,14 +12,12 @@ from typing import Any
 
 from ..coordination.answers import Basis, serves
 from ..coordination.history import MEMO
-from ..engine.execution import Execution
+from ..engine.execution import Execution, work_of
 from ..engine.service import STOPS, Service
 from ..errors import RunCancelled, RunFenced, is_interrupt
-from ..executors.base import Executor
-from ..functions.calls import PUBLISHED, is_async
+from ..functions.calls import PUBLISHED
 from ..functions.memoize import Memoized
 from ..functions.run import Run, RunRecord, RunState
-from ..functions.task import Retry
 from ..serialize.checks import require_data
 from ..serialize.codec import encode
 from ..serialize.copies import own_copy
@@ -104,7 +102,6 @@ class Computation(Execution):
     __slots__ = (
         "ago",
         "answer",
-        "args",
         "basis",
         "digest",
         "ended",
@@ -114,7 +111,6 @@ class Computation(Execution):
         "kept",
         "key",
         "known",
-        "kwargs",
         "last",
         "memo",
         "old",
@@ -146,11 +142,14 @@ class Computation(Execution):
         published: Callable[[Computation, Any], object],
         ended: Callable[[Computation, RunState, BaseException | None], object],
     ):
-        super().__init__(service, run)
+        policy, executor = memo.policy, service.executors[EXECUTORS[memo.executor]]
+        work = work_of(
+            "Memoized function", memo.name, memo.function, memo.executor, executor, policy.timeout, policy.retry
+        )
+        super().__init__(service, work, run, args, kwargs)
         self.shared = shared
         self.memo = memo
         self.key = key
-        self.args, self.kwargs = args, kwargs
         self.basis = basis
         self.published, self.ended = published, ended
         self.waiters: list[Run] = []
@@ -165,44 +164,6 @@ class Computation(Execution):
         self.digest = ""
         self.fence = self.known = self.partials = 0
         run._changed = self.progressed
-
-    # ------------------------------------------------------------ what is executed
-
-    @property
-    def name(self) -> str:
-        return f"Memoized function {self.memo.name!r}"
-
-    @property
-    def call(self) -> str:
-        return self.memo.call_text(self.args, self.kwargs)
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        return self.memo.function
-
-    @property
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self.args, self.kwargs
-
-    @property
-    def where(self) -> str:
-        return self.memo.executor
-
-    @property
-    def executor(self) -> Executor:
-        return self.service.executors[EXECUTORS[self.where]]
-
-    @property
-    def is_async(self) -> bool:
-        return is_async(self.memo.function)
-
-    @property
-    def timeout(self) -> float | None:
-        return self.memo.policy.timeout
-
-    @property
-    def retry(self) -> Retry:
-        return self.memo.policy.retry
 
     @property
     def takes_long(self) -> bool:
@@ -235,7 +196,7 @@ class Computation(Execution):
             return
         with self.service.locked:
             self.ready = True
-            if not (self.over or (here and self.where == "thread")):
+            if not (self.over or (here and self.work.in_thread)):
                 self.start()
 
     def begin(self) -> None:
@@ -279,7 +240,7 @@ class Computation(Execution):
     @property
     def can_be_helped(self) -> bool:
         """Whether the thread of a caller can compute it. Not beyond its timeout, at which the caller would go on."""
-        return self.where == "thread" and self.timeout is None and self.ready and not self.started
+        return self.work.in_thread and self.work.timeout is None and self.ready and not self.started
 
     def leave(self) -> None:
         """The thread that was here for it goes: an executor computes it for the others."""

@@ -38,7 +38,7 @@ class Recursion:
     def lend(self) -> AbstractContextManager[object]:
         """While the calling function only waits, its place is somebody else's."""
         own = self._calling
-        return nullcontext() if own is None else own.executor.lend()
+        return nullcontext() if own is None else own.work.executor.lend()
 
     @property
     def _calling(self) -> Computation | None:

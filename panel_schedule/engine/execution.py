@@ -11,15 +11,16 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
 from types import CoroutineType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut
 from ..executors.base import Executor
 from ..executors.loop import Interrupted
 from ..executors.processes import Parcel
-from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, outcome
+from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, is_async, outcome
 from ..functions.run import Run, RunRecord, RunState, _current, on_a_loop
 from ..functions.task import Retry
+from ..hashing.keys import call_text
 from ..serialize.copies import snapshot
 from ..serialize.errors import first_line
 from ..session import leave_session
@@ -35,6 +36,61 @@ LAST_WORDS = 1.0
 TROUBLE = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
 
 
+class Work(NamedTuple):
+    """
+    What is executed, and how.
+
+    Attributes
+    ----------
+    kind, label : str
+        ``"Job"`` and the name of the function.
+    function : callable
+    executor : Executor
+    isolated : bool
+        Whether it runs in another process, to which it travels, and where it can be stopped whatever it does.
+    on_loop : bool
+        Whether it runs on the event loop.
+    is_async : bool
+    timeout : float or None
+        Seconds.
+    retry : Retry
+    """
+
+    kind: str
+    label: str
+    function: Callable[..., Any]
+    executor: Executor
+    isolated: bool
+    on_loop: bool
+    is_async: bool
+    timeout: float | None
+    retry: Retry
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether it runs in a thread of this process."""
+        return not (self.isolated or self.on_loop)
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether the function can be ended, so that it may be tried again after a timeout; a thread's cannot."""
+        return self.isolated or self.is_async
+
+
+def work_of(
+    kind: str,
+    label: str,
+    function: Callable[..., Any],
+    where: str,
+    executor: Executor,
+    timeout: float | None,
+    retry: Retry,
+) -> Work:
+    """What an executor of this name executes: ``"thread"``, ``"loop"`` or another one, in another process."""
+    on_loop, isolated = where == "loop", where not in ("thread", "loop")
+    return Work(kind, label, function, executor, isolated, on_loop, is_async(function), timeout, retry)
+
+
 class Execution(ABC):
     """
     One execution of a function, to its one final state.
@@ -44,8 +100,10 @@ class Execution(ABC):
 
     Attributes
     ----------
+    work : Work
     run : Run
         What ``ps.current_run()`` is inside.
+    args, kwargs : tuple, dict
     body : callable or None
         What an executor is to call.
     future : Future or None
@@ -54,14 +112,18 @@ class Execution(ABC):
         Of the timeout.
     """
 
-    __slots__ = ("body", "future", "run", "service", "telling", "timer", "told")
+    __slots__ = ("args", "body", "future", "kwargs", "run", "service", "telling", "timer", "told", "work")
 
     # Who follows a run hears of its progress this often, in seconds.
     pace = 0.05
 
-    def __init__(self, service: Service, run: Run):
+    def __init__(
+        self, service: Service, work: Work, run: Run, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ):
         self.service = service
+        self.work = work
         self.run = run
+        self.args, self.kwargs = args, kwargs or {}
         self.body: Callable[[], Any] | None = None
         self.future: Future[Any] | None = None
         self.timer: Timer | None = None
@@ -69,66 +131,27 @@ class Execution(ABC):
         self.telling = False
         self.told: tuple[Any, ...] = ()
 
-    # ------------------------------------------------------------ what is executed
-
     @property
-    @abstractmethod
     def name(self) -> str:
         """As errors and the log have it: ``Job 'total'``."""
+        return f"{self.work.kind} {self.work.label!r}"
 
     @property
-    @abstractmethod
     def call(self) -> str:
-        """The call as text, for the log; ``""`` of what takes no arguments."""
-
-    @property
-    @abstractmethod
-    def function(self) -> Callable[..., Any]: ...
-
-    @property
-    @abstractmethod
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the function is called with."""
-
-    @property
-    @abstractmethod
-    def where(self) -> str:
-        """``"process"``, ``"thread"`` or ``"loop"``."""
-
-    @property
-    @abstractmethod
-    def executor(self) -> Executor: ...
-
-    @property
-    @abstractmethod
-    def is_async(self) -> bool: ...
-
-    @property
-    @abstractmethod
-    def timeout(self) -> float | None:
-        """Seconds."""
-
-    @property
-    @abstractmethod
-    def retry(self) -> Retry: ...
-
-    @property
-    def stoppable(self) -> bool:
-        """Whether the function can be ended, so that it may be tried again after a timeout; a thread's cannot."""
-        return self.where == "process" or self.is_async
+        """The call as text: ``total([1, 2])``, shortened."""
+        return call_text(self.work.label, self.args, self.kwargs)
 
     # ------------------------------------------------------------ the body
 
     def prepare(self) -> None:
         """Make what the executor can call."""
-        if self.where == "process":
-            args, kwargs = self.arguments
+        if self.work.isolated:
             self.body = Parcel(
-                self.name, self.function, args, kwargs, run=self.run,
+                self.name, self.work.function, self.args, self.kwargs, run=self.run,
                 begin=self.begin, receive=self.publish, answer=partial(self.service.answer, self.run),
             )  # fmt: skip
         else:
-            self.body = self._async_body if self.is_async else self._body
+            self.body = self._async_body if self.work.is_async else self._body
 
     def pack(self) -> None:
         """
@@ -148,7 +171,7 @@ class Execution(ABC):
         if self.body is None:
             self.prepare()
         assert self.body is not None
-        executor = self.executor
+        executor = self.work.executor
         self.service.locked.submitted.add(executor)
         self.future = executor.submit(self.body, self.name)
         self.future.add_done_callback(self.body_ended)
@@ -162,7 +185,7 @@ class Execution(ABC):
         self.begin()
         self._enter()
         result = self.invoke()
-        if self.where == "loop" and inspect.isgenerator(result):
+        if self.work.on_loop and inspect.isgenerator(result):
             return async_outcome(result, self._publish_from_loop)
         return outcome(result, self.publish)
 
@@ -177,10 +200,10 @@ class Execution(ABC):
 
     def invoke(self) -> Any:
         """Call the function."""
-        args, kwargs = self.arguments
-        if self.run.attempt < self.retry.max_attempts:
+        args, kwargs = self.args, self.kwargs
+        if self.run.attempt < self.work.retry.max_attempts:
             args, kwargs = snapshot(args, kwargs)  # the next attempt gets them as they were, too
-        return self.function(*args, **kwargs)
+        return self.work.function(*args, **kwargs)
 
     def begin(self) -> None:
         """The function begins: from now on its timeout runs."""
@@ -194,7 +217,7 @@ class Execution(ABC):
     def limit(self) -> None:
         """Let the timeout run. Under the lock."""
         self.service.timers.cancel(self.timer)
-        if (timeout := self.timeout) is not None:
+        if (timeout := self.work.timeout) is not None:
             self.timer = self.service.timers.after(timeout, Execution._timed_out, self)
 
     async def _publish_from_loop(self, item: Any) -> None:
@@ -275,18 +298,18 @@ class Execution(ABC):
 
     @property
     def _comes_again(self) -> bool:
-        return self.run.attempt < self.retry.max_attempts and self.retries
+        return self.run.attempt < self.work.retry.max_attempts and self.retries
 
     def _failed(self, outcome: RunState, error: BaseException) -> None:
         if not self._comes_again:
             self.end(outcome, error)
             return
-        run, delay, call = self.run, self.retry.delay(self.run.attempt), self.call
+        run, delay, call = self.run, self.work.retry.delay(self.run.attempt), self.call
         # While it keeps failing each attempt is more of the same.
         log.log(
             logging.DEBUG if self.is_failing else logging.WARNING,
             "%s: attempt %d of %d failed (run %s%s), the next follows in %g s: %s", self.name, run.attempt,
-            self.retry.max_attempts, run.id, call and f": {call}", delay, first_line(error),
+            self.work.retry.max_attempts, run.id, call and f": {call}", delay, first_line(error),
         )  # fmt: skip
         run.again(error)
         self.service.timers.after(delay, Execution._start_again, self)
@@ -300,10 +323,10 @@ class Execution(ABC):
         run, future = self.run, self.future
         if run.state.final or self.too_late:
             return
-        again = run.attempt < self.retry.max_attempts and self.stoppable and future is not None
+        again = run.attempt < self.work.retry.max_attempts and self.work.stoppable and future is not None
         if again and not run.expired:
             run.expired = True
-            if self.where == "loop":  # a process will have ended soon, whatever it does
+            if self.work.on_loop:  # a process will have ended soon, whatever it does
                 self.timer = self.service.timers.after(LAST_WORDS, Execution._timed_out, self)
         else:
             # A thread cannot be ended, and two bodies of a run never go at once: its timeout is final.
@@ -313,8 +336,8 @@ class Execution(ABC):
 
     def _timeout_error(self) -> RunTimedOut:
         return RunTimedOut(
-            f"{self.name}: it did not finish within its timeout of {self.timeout:g} s. Give it a longer one, or less "
-            "to do."
+            f"{self.name}: it did not finish within its timeout of {self.work.timeout:g} s. Give it a longer one, or "
+            "less to do."
         )
 
     def cancel(self, run: Run, reason: str) -> None:

@@ -11,16 +11,13 @@ from functools import partial
 from typing import Any
 
 from ..coordination.history import JOB
-from ..engine.execution import TROUBLE, Execution
+from ..engine.execution import TROUBLE, Execution, work_of
 from ..engine.hooks import FORGET
 from ..engine.service import STOPS, Service
 from ..errors import RunFenced, StoreError, ValueRefused
-from ..executors.base import Executor
 from ..functions.background import Background
-from ..functions.calls import PUBLISHED, is_async
+from ..functions.calls import PUBLISHED
 from ..functions.run import Partials, Run, RunState, on_a_loop
-from ..functions.task import Retry
-from ..hashing.keys import call_text
 from ..serialize.checks import is_light, require_data, size_of
 from ..serialize.codec import encode
 from ..serialize.errors import traceback_text
@@ -55,7 +52,6 @@ class JobExecution(Execution):
     """
 
     __slots__ = (
-        "args",
         "changed",
         "dropped",
         "ended",
@@ -63,7 +59,6 @@ class JobExecution(Execution):
         "job",
         "joined",
         "key",
-        "kwargs",
         "most_bytes",
         "moved",
         "remote",
@@ -86,10 +81,11 @@ class JobExecution(Execution):
         moved: Callable[[JobExecution], object],
         ended: Callable[[JobExecution], object],
     ):
-        super().__init__(service, run)
+        policy = job.policy
+        executor = service.executors[EXECUTORS[policy.executor]]
+        work = work_of("Job", job.name, job.function, policy.executor, executor, policy.timeout, policy.retry)
+        super().__init__(service, work, run, args, kwargs)
         self.job = job
-        self.args = args
-        self.kwargs = kwargs
         self.most_bytes = most_bytes
         self.changed, self.moved, self.ended = changed, moved, ended
         self.key = ""
@@ -108,44 +104,6 @@ class JobExecution(Execution):
         self.joined = False
         # Whether another process runs it; its body is there only if somebody here asked for the same.
         self.remote = False
-
-    # ------------------------------------------------------------ what is executed
-
-    @property
-    def name(self) -> str:
-        return f"Job {self.job.name!r}"
-
-    @property
-    def call(self) -> str:
-        return call_text(self.job.name, self.args, self.kwargs)
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        return self.job.function
-
-    @property
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self.args, self.kwargs
-
-    @property
-    def where(self) -> str:
-        return self.job.policy.executor
-
-    @property
-    def executor(self) -> Executor:
-        return self.service.executors[EXECUTORS[self.where]]
-
-    @property
-    def is_async(self) -> bool:
-        return is_async(self.job.function)
-
-    @property
-    def timeout(self) -> float | None:
-        return self.job.policy.timeout
-
-    @property
-    def retry(self) -> Retry:
-        return self.job.policy.retry
 
     @property
     def retries(self) -> bool:
@@ -211,7 +169,7 @@ class JobExecution(Execution):
         run.check()
         require_data(item, self.name)
         shared = self.service.store.queue is not None
-        if shared and self.where != "process" and (waits or is_light(item)):
+        if shared and not self.work.isolated and (waits or is_light(item)):
             # What cannot be stored is refused here, and not where nobody hears of it.
             encode(item, self.name).close()
         with self.service.locked:

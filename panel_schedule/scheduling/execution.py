@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 from ..engine.execution import Execution
 from ..engine.service import Service
 from ..errors import RunCancelled, RunFenced, ValueRefused
-from ..executors.base import Executor
 from ..functions.calls import CANCELLED, PUBLISHED
 from ..functions.run import Run, RunRecord, RunState, on_a_loop
-from ..functions.task import Retry
 from ..serialize.checks import is_light
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
@@ -71,48 +69,16 @@ class TaskExecution(Execution):
     pace = 0.1
 
     def __init__(self, service: Service, state: TaskState, run: Run, events: Events):
-        super().__init__(service, run)
+        if state.work.function is not state.task.function:  # edited, under --dev
+            state.work = state.work._replace(function=state.task.function)
+        super().__init__(service, state.work, run)
         self.state = state
         self.events = events
         self.recorded: RunRecord | None = None
 
-    # ------------------------------------------------------------ what is executed
-
-    @property
-    def name(self) -> str:
-        return f"Task {self.run.task!r}"
-
     @property
     def call(self) -> str:
-        return ""
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        return self.state.task.function
-
-    @property
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (), {}
-
-    @property
-    def where(self) -> str:
-        return "process" if self.state.abroad else "loop" if self.state.on_loop else "thread"
-
-    @property
-    def executor(self) -> Executor:
-        return self.state.executor
-
-    @property
-    def is_async(self) -> bool:
-        return self.state.is_async
-
-    @property
-    def timeout(self) -> float | None:
-        return self.state.task.policy.timeout
-
-    @property
-    def retry(self) -> Retry:
-        return self.state.task.policy.retry
+        return ""  # there is but one
 
     @property
     def retries(self) -> bool:
@@ -133,12 +99,12 @@ class TaskExecution(Execution):
             self.start()
 
     def invoke(self) -> Any:
-        if self.is_async or not self.state.on_loop or self.state.abroad:
-            return self.state.task.function()
+        if self.work.is_async or not self.work.on_loop:
+            return self.work.function()
         clock = self.service.clock
         started = clock.monotonic()
         try:
-            return self.state.task.function()
+            return self.work.function()
         finally:
             self._warn_if_held(clock.monotonic() - started)
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, tzinfo
 from functools import partial
 from typing import Any
 
+from ..engine.execution import Work, work_of
 from ..engine.service import STOPS, Service
 from ..errors import NotReady, RegistrationError
-from ..executors.base import Executor
 from ..functions.calls import is_async
 from ..functions.run import Run, RunRecord, RunState, _current
 from ..functions.task import FirstRun, Task, TaskStatus, WhenIdle
@@ -135,7 +135,7 @@ class Scheduler:
 
     def add(self, task: Task[Any], gated: bool = True) -> None:
         """Take a task in; it runs as soon as the clocks do."""
-        state = TaskState(task, *self._executor(task), gated and task.policy.first_run is FirstRun.WAIT)
+        state = TaskState(task, self._work(task), gated and task.policy.first_run is FirstRun.WAIT)
         if task.policy.isolate:
             self.service.store.isolate(task.name)
         if (entry := self.service.store.entry(TASK, task.name)) is not None:
@@ -156,8 +156,7 @@ class Scheduler:
         """The task got another function or policy: keep its value and history, run it anew."""
         with self.service.locked:
             state = self.states[task.name]
-            state.executor, state.on_loop, state.abroad = self._executor(task)
-            state.is_async, state.reads, state.depends = is_async(task.function), (), None
+            state.work, state.reads, state.depends = self._work(task), (), None
             state.removed = state.gated = False
             self.service.hooks.failures.ended(("task", task.name))
             state.trigger = state.base = task.policy.trigger
@@ -369,7 +368,7 @@ class Scheduler:
         with self.service.lock:
             state = self.states.get(task.name)
             if state is None or state.task is not task:
-                state = TaskState(task, *self._executor(task), gated=False)
+                state = TaskState(task, self._work(task), gated=False)
                 state.removed = True
             return state.status(self.zone, elsewhere)
 
@@ -405,9 +404,11 @@ class Scheduler:
             for dependent in state.dependents:
                 self.runs.trigger(dependent, entry.wave or entry.updated_at)
 
-    def _executor(self, task: Task[Any]) -> tuple[Executor, bool, bool]:
-        name = task.policy.executor or ("loop" if is_async(task.function) else "thread")
-        return self.service.executors[name], name == "loop", name == "process"
+    def _work(self, task: Task[Any]) -> Work:
+        policy = task.policy
+        where = policy.executor or ("loop" if is_async(task.function) else "thread")
+        executor = self.service.executors[where]
+        return work_of("Task", task.name, task.function, where, executor, policy.timeout, policy.retry)
 
     def _comes(self, state: TaskState) -> bool:
         """Whether a first run is on its way: not where it waits for a task that skips its own."""

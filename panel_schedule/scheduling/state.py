@@ -9,10 +9,9 @@ from datetime import datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from ..engine.execution import Work
 from ..engine.outbox import Subject
 from ..engine.timers import Timer
-from ..executors.base import Executor
-from ..functions.calls import is_async
 from ..functions.run import Run, RunState
 from ..functions.task import Task, TaskStatus, named_tasks
 from ..stores.base import Claim
@@ -33,7 +32,6 @@ class TaskState(Subject):
     """
 
     __slots__ = (
-        "abroad",
         "asking",
         "base",
         "claim",
@@ -43,18 +41,15 @@ class TaskState(Subject):
         "elsewhere",
         "error",
         "execution",
-        "executor",
         "farewell",
         "fault",
         "first",
         "follows",
         "gated",
         "held",
-        "is_async",
         "joiners",
         "missed",
         "next",
-        "on_loop",
         "override",
         "paused",
         "promised",
@@ -73,20 +68,17 @@ class TaskState(Subject):
         "untold",
         "viewers",
         "withheld",
+        "work",
     )
 
-    def __init__(self, task: Task[Any], executor: Executor, on_loop: bool, abroad: bool, gated: bool):
+    def __init__(self, task: Task[Any], work: Work, gated: bool):
         super().__init__()
         self.task = task
         # The schedule in force: the override of a reschedule, or the one in the code.
         self.base: Trigger = task.policy.trigger
         self.override: Trigger | None = None
         self.trigger: Trigger = self.base
-        self.executor = executor
-        self.on_loop = on_loop
-        # Whether its function runs in a process of its own.
-        self.abroad = abroad
-        self.is_async = is_async(task.function)
+        self.work = work
         # Whether the server serves nothing before this task's first value.
         self.gated = gated
         self.next: datetime | None = None
@@ -213,7 +205,7 @@ class TaskState(Subject):
             percent=run.percent if run else -1,
             message=run.message if run else "",
             schedule=str(self.trigger),
-            hanging=self.executor.hanging,
+            hanging=self.work.executor.hanging,
         )
 
 
@@ -303,15 +295,15 @@ class Waves:
             if upstream is not state and upstream.task not in state.read:
                 state.read |= {upstream.task}
                 self._note_sources(state)
-            if state.on_loop and upstream.task not in state.reads:
+            if state.work.on_loop and upstream.task not in state.reads:
                 state.reads += (upstream.task,)
                 state.depends = None
-            missing = () if state.on_loop else self._missing(state, run, [upstream])
+            missing = () if state.work.on_loop else self._missing(state, run, [upstream])
             if not missing:
                 return
             there = threading.Event()
             self.waits.append(Wait(state, run, missing, there.set))
-        with state.executor.lend():
+        with state.work.executor.lend():
             there.wait()
         run.check()
 
@@ -350,7 +342,7 @@ class Waves:
         if state.depends is None:
             policy = state.task.policy
             depends = {*policy.needs, *state.upstream, *state.reads}
-            if state.on_loop:
+            if state.work.on_loop:
                 # It cannot be stopped at a read without stopping the loop, so its reads are foreseen.
                 depends.update(named_tasks(state.task.function))
             state.depends = tuple(depends)
