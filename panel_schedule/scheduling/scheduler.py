@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,6 +26,10 @@ from .slots import Slots
 from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
+
+
+# So many tasks are worth it to tell Python's garbage collector of them.
+MANY = 1000
 
 
 class Scheduler:
@@ -84,6 +89,11 @@ class Scheduler:
                 service.begun, service.stopping = True, False
                 self._listening()
                 self.slots.enter(self.states.values())
+        if len(self.states) >= MANY:
+            # From now on they are there for good, and Python's garbage collector, for which the loop stands still as
+            # long as there is to look at, need not look at them again and again.
+            gc.collect()
+            gc.freeze()
 
     def _listening(self) -> None:
         """From now on values of other processes come by themselves."""

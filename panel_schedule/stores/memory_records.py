@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from ..coordination.record import Logged, Record, Refusal
-from ..functions.run import RunRecord
+from ..functions.run import RunRecord, RunState
 from ..serialize.checks import size_of
 from ..serialize.codec import Encoded, decode
 from .records import (
@@ -24,7 +25,6 @@ from .records import (
     Source,
     Tell,
     has_expired,
-    logged_in,
     numbered,
     selected,
     surplus,
@@ -32,6 +32,9 @@ from .records import (
 )
 
 log = logging.getLogger("panel_schedule")
+
+# A line of a log.
+Line = tuple[Any, ...]
 
 
 class MemoryRecords:
@@ -51,7 +54,7 @@ class MemoryRecords:
 
     def __init__(self, log_limit: int = 50) -> None:
         self._log_limit = log_limit
-        self._logs: dict[tuple[str, str], list[RunRecord]] = {}
+        self._logs: defaultdict[tuple[str, str], deque[Line]] = defaultdict(partial(deque, maxlen=log_limit))
         self._lock = threading.Lock()
         self._records: defaultdict[str, dict[str, Record]] = defaultdict(dict)
         self._parts: dict[tuple[str, str], dict[tuple[str, int], tuple[int, Any]]] = {}
@@ -69,13 +72,13 @@ class MemoryRecords:
     def write(
         self, changes: Sequence[Change], *, durable: bool | None = None, together: bool = False, tell: Tell = Tell.SOON
     ) -> list[Result]:
-        with self._lock:
-            revision = self._revision + 1
-            outcomes = self._outcomes(changes, revision)
-            if together and any(isinstance(outcome, Refusal) for outcome in outcomes):
-                return [Result(None, outcome if isinstance(outcome, Refusal) else None) for outcome in outcomes]
-            self._revision = revision
-            results = [self._set(*each, revision) for each in zip(changes, outcomes, strict=True)]
+        if len(changes) == 1:
+            with self._lock:
+                self._revision = revision = self._revision + 1
+                [(space, name, apply, _, _)] = changes
+                results = [self._set(changes[0], apply(self._records[space].get(name), revision), revision)]
+        else:
+            results = self._write_all(changes, together)
         for (space, *_), result in zip(changes, results, strict=True):
             if result.record is not None and (subscribers := self._subscribers.get(space)):
                 failed = tell_all(subscribers, result.record)
@@ -83,10 +86,16 @@ class MemoryRecords:
                     log.error("%s", failed)
         return results
 
+    def _write_all(self, changes: Sequence[Change], together: bool) -> list[Result]:
+        with self._lock:
+            revision = self._revision + 1
+            outcomes = self._outcomes(changes, revision)
+            if together and any(isinstance(outcome, Refusal) for outcome in outcomes):
+                return [Result(None, outcome if isinstance(outcome, Refusal) else None) for outcome in outcomes]
+            self._revision = revision
+            return [self._set(*each, revision) for each in zip(changes, outcomes, strict=True)]
+
     def _outcomes(self, changes: Sequence[Change], revision: int) -> list[Record | Logged | Refusal | None]:
-        if len(changes) == 1:
-            [(space, name, apply, _, _)] = changes
-            return [apply(self._records[space].get(name), revision)]
         ahead, outcomes = dict[tuple[str, str], Record | None](), []
         for space, name, apply, _, _ in changes:
             known = ahead[space, name] if (space, name) in ahead else self._records[space].get(name)
@@ -101,7 +110,11 @@ class MemoryRecords:
             return Result(None, outcome)
         records, name = self._records[change.space], change.name
         old = records.get(name)
-        new, logged = logged_in(self._logs, outcome, self._log_limit)
+        logged = None
+        if isinstance(outcome, Logged):
+            logged = self._log_in(outcome)
+            outcome = outcome.record
+        new = outcome
         if new is None:
             if old is not None:
                 self._erase(old)
@@ -117,9 +130,22 @@ class MemoryRecords:
         records[name] = new = numbered(new, old, size, revision)
         return Result(new, None, {each: _read(_kept(value)) for each, value in change.parts.items()}, logged)
 
+    def _log_in(self, logged: Logged) -> RunRecord | None:
+        """Take a line into the log of its record; it, if it is a new one."""
+        record, entry, merged = logged
+        log = self._logs[record.space, record.name]
+        if entry is None:
+            log.clear()
+        elif (longer := merged(_record(log[0]) if log else None, entry)) is not None:
+            log[0] = _line(longer)
+        else:
+            log.appendleft(_line(entry))
+            return entry
+        return None
+
     def log(self, space: str, name: str) -> list[RunRecord]:
         with self._lock:
-            return list(self._logs.get((space, name), ()))
+            return list(map(_record, self._logs.get((space, name), ())))
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
         revision, value = self._parts.get((record.space, record.name), {}).get((kind, number), (sys.maxsize, None))
@@ -189,6 +215,19 @@ class MemoryRecords:
 
     def close(self) -> None:
         pass
+
+
+def _line(run: RunRecord) -> Line:
+    """As plain values: nothing that Python's garbage collector, for which everybody waits, would have to look at."""
+    return (
+        run.id, run.key, run.state.value, run.attempt, run.queued_at, run.started_at, run.finished_at, run.error,
+        run.reason, run.until,
+    )  # fmt: skip
+
+
+def _record(line: Line) -> RunRecord:
+    id, key, state, *others = line
+    return RunRecord(id, key, RunState(state), *others)
 
 
 class _Bytes(bytes):
