@@ -351,6 +351,54 @@ def test_who_gives_up_in_one_process_ends_nothing_in_another(house):
     assert "a done" == other("again.result(10)")
 
 
+def test_who_asks_while_another_process_gives_up_gets_the_result(house):
+    """Here between the look at who waits and the end of the run."""
+    one, other = house.host(), house.host()
+    one("(mine := shared.submit('a')).id")
+    house.await_line("began a 1")
+    other("(theirs := shared.submit('a')).cancel()")
+    other("(queue := ps._runtime.dispatcher.follower._queue, failure := queue.failure, late := []) and 0")
+    other("queue.failure = lambda id: (late.append(shared.submit('a')), failure(id))[1]")
+    one("mine.cancel()")
+    eventually(lambda: other("len(late)"))
+    house.go("a")
+    assert "a done" == other("late[0].result(10)")
+
+
+def test_who_follows_a_run_that_is_begun_anew_sees_its_end(house):
+    one, other = house.host(), house.host()
+    one("(mine := shared.submit('a')).id")
+    house.await_line("began a 1")
+    other("(followed := shared.runs()[0], asked := shared.submit('a')) and 0")
+    one("mine.cancel()")
+    eventually(lambda: "cancelled" == other("followed.state.value"))
+    house.go("a")
+    assert "a done" == other("asked.result(10)")
+
+
+def test_what_has_expired_before_another_process_looks_is_done_there(house):
+    """It was stopped, or had no time: of what is deleted nobody tells."""
+    source = """
+@ps.background(executor="thread", ttl="10ms")
+def passing():
+    note("began")
+    await_go("passing")
+    return "done"
+"""
+    one, other = house.host(source), house.host(source)
+    id = one("(mine := passing.submit()).id")
+    house.await_line("began")
+    other("(theirs := passing.submit()) and 0")
+    eventually(lambda: "running" == other("theirs.state.value"))
+    other.signal(signal.SIGSTOP)
+    house.go("passing")
+    eventually(lambda: not house.rows("SELECT name FROM records WHERE name = ?", id))
+    other.signal(signal.SIGCONT)
+    assert "done" == other("theirs.result(10)")
+    assert ["began"] * 2 == house.journal()
+    assert 0 == other("len(ps._runtime.dispatcher.executions)")
+
+
 def test_who_gives_up_before_the_store_has_answered_spoils_nothing(house):
     """On a loop nobody waits for the store: here it says after the cancel that another process does the same."""
     source = """
