@@ -698,5 +698,7 @@ def has_setup_script() -> bool:
 
 
 def _in_session() -> bool:
+    """Whether a visitor is there; not where ``--warm`` runs an app, in a session that belongs to no server yet."""
     document = pn.state.curdoc
-    return document is not None and document.session_context is not None
+    context = document.session_context if document is not None else None
+    return context is not None and (context.server_context is not None or in_notebook())

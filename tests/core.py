@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -50,6 +52,7 @@ class Body:
         self.still = threading.Event()
         self.released = threading.Event()
         self.outcome: Any = None
+        self._thread: threading.Thread | None = None
 
     def start(self, here: threading.local, lend: Callable[[], AbstractContextManager[object]]) -> None:
         def work() -> None:
@@ -64,8 +67,19 @@ class Body:
             finally:
                 self.still.set()
 
-        threading.Thread(target=work, name="hand", daemon=True).start()
+        self._thread = threading.Thread(target=work, name="hand", daemon=True)
+        self._thread.start()
         assert self.still.wait(PATIENCE), "a body neither ends nor parks"
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has still to be told of what it waits for; its thread needs a moment to go on when it was."""
+        assert self._thread is not None
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if frame is None or frame.f_code is not threading.Condition.wait.__code__:
+            return False
+        names = frame.f_locals
+        return "waiter" in names and names["waiter"] in names["self"]._waiters
 
 
 class HandExecutor:
@@ -77,7 +91,7 @@ class HandExecutor:
         self._handed_over: deque[Body] = deque()
         self._over = False
         self.parked: list[Body] = []
-        self.lent = 0
+        self._lent: list[Body] = []
 
     hanging = ()
 
@@ -93,26 +107,41 @@ class HandExecutor:
     @contextmanager
     def lend(self) -> Iterator[None]:
         body: Body = self._here.body
-        self.lent += 1
+        self._lent.append(body)
         body.still.set()
         try:
             yield
         finally:
             body.still.clear()
-            self.lent -= 1
+            self._lent.remove(body)
+
+    @property
+    def lent(self) -> int:
+        """How many bodies wait for something else."""
+        return len(self._lent)
 
     def stop(self, grace: float) -> None:
         for body in (*self._submitted, *self._handed_over):
             body.future.cancel()
 
     def go(self) -> bool:
-        """Start what was handed over; False when there was nothing."""
-        begun = False
+        """Start what was handed over, and let those go on that need not wait any more; False when there was nothing."""
+        begun = self._go_on()
         while self._handed_over:
             body = self._handed_over.popleft()
             if body.future.set_running_or_notify_cancel():
                 body.start(self._here, self.lend)
             begun = True
+        return begun
+
+    def _go_on(self) -> bool:
+        begun, until = False, time.monotonic() + PATIENCE
+        while told := [body for body in list(self._lent) if not body.waits]:
+            begun = True
+            time.sleep(0)  # it goes on by itself
+            assert time.monotonic() < until, "a body neither ends nor waits"
+            for body in told:
+                assert body in self._lent or body.still.wait(PATIENCE), "a body neither ends nor parks"
         return begun
 
     def park(self) -> Any:

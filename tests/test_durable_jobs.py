@@ -116,8 +116,9 @@ def test_another_process_takes_over_within_two_seconds(house, kind):
     other.send(f"[run for run in {kind}.runs()][0].result(20)")
     start = time.monotonic()
     one.kill()
-    house.await_line("began a 2")
+    eventually(lambda: 2 == house.state(id)[1])
     assert time.monotonic() - start < 2.0
+    house.await_line("began a 2")  # by a worker process that has to start first
     house.go("a")
     assert "a done" == other.ask()
     assert ("succeeded", 2) == house.state(id)
@@ -351,6 +352,54 @@ def test_who_gives_up_in_one_process_ends_nothing_in_another(house):
     assert "a done" == other("again.result(10)")
 
 
+def test_who_asks_while_another_process_gives_up_gets_the_result(house):
+    """Here between the look at who waits and the end of the run."""
+    one, other = house.host(), house.host()
+    one("(mine := shared.submit('a')).id")
+    house.await_line("began a 1")
+    other("(theirs := shared.submit('a')).cancel()")
+    other("(queue := ps._runtime.dispatcher.follower._queue, failure := queue.failure, late := []) and 0")
+    other("queue.failure = lambda id: (late.append(shared.submit('a')), failure(id))[1]")
+    one("mine.cancel()")
+    eventually(lambda: other("len(late)"))
+    house.go("a")
+    assert "a done" == other("late[0].result(10)")
+
+
+def test_who_follows_a_run_that_is_begun_anew_sees_its_end(house):
+    one, other = house.host(), house.host()
+    one("(mine := shared.submit('a')).id")
+    house.await_line("began a 1")
+    other("(followed := shared.runs()[0], asked := shared.submit('a')) and 0")
+    one("mine.cancel()")
+    eventually(lambda: "cancelled" == other("followed.state.value"))
+    house.go("a")
+    assert "a done" == other("asked.result(10)")
+
+
+def test_what_has_expired_before_another_process_looks_is_done_there(house):
+    """It was stopped, or had no time: of what is deleted nobody tells."""
+    source = """
+@ps.background(executor="thread", ttl="10ms")
+def passing():
+    note("began")
+    await_go("passing")
+    return "done"
+"""
+    one, other = house.host(source), house.host(source)
+    id = one("(mine := passing.submit()).id")
+    house.await_line("began")
+    other("(theirs := passing.submit()) and 0")
+    eventually(lambda: "running" == other("theirs.state.value"))
+    other.signal(signal.SIGSTOP)
+    house.go("passing")
+    eventually(lambda: not house.rows("SELECT name FROM records WHERE name = ?", id))
+    other.signal(signal.SIGCONT)
+    assert "done" == other("theirs.result(10)")
+    assert ["began"] * 2 == house.journal()
+    assert 0 == other("len(ps._runtime.dispatcher.executions)")
+
+
 def test_who_gives_up_before_the_store_has_answered_spoils_nothing(house):
     """On a loop nobody waits for the store: here it says after the cancel that another process does the same."""
     source = """
@@ -439,7 +488,7 @@ def test_whoever_asks_for_the_same_and_gives_up_in_whichever_process(house):
         host.send("storm(seed)", seed=number)
     assert [[], [], []] == [host.ask() for host in hosts]
     eventually(lambda: all(state not in ("queued", "running") for _, state, _ in house.states()))
-    assert [0] * 3 == [host("len(ps._runtime.dispatcher.executions)") for host in hosts]
+    eventually(lambda: [0] * 3 == [host("len(ps._runtime.dispatcher.executions)") for host in hosts])
 
 
 # ------------------------------------------------------------ trouble with the store

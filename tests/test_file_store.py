@@ -497,6 +497,42 @@ def test_the_last_process_removes_what_nobody_named(opened, peer, home):
     assert home.exists()
 
 
+def test_who_comes_while_the_last_one_tears_down_loses_nothing(opened, home, monkeypatch):
+    """A process of the same server that starts late: it has a directory of its own, and not one that goes with that."""
+    first, late = opened(persistent=False), []
+    put(first, "rates", large(1))
+    remove = shutil.rmtree
+
+    def slowly(path, *args, **options):
+        (Path(path) / "door").unlink()
+        late.append(opened(persistent=False))
+        put(late[0], "rates", large(2))
+        monkeypatch.undo()
+        remove(path, *args, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    first.close()
+    [store] = late
+    assert store.records._liveness.known
+    assert [home] == list(home.parent.iterdir())
+    assert 2 == value(store, "rates")
+
+
+def test_who_comes_when_it_is_torn_down_makes_it_anew(opened, home, monkeypatch):
+    """Between two steps of who comes."""
+    lock_file = directory.LockFile
+
+    def gone(path, *args):
+        monkeypatch.undo()
+        shutil.rmtree(home)
+        return lock_file(path, *args)
+
+    monkeypatch.setattr(directory, "LockFile", gone)
+    store = opened(persistent=False)
+    put(store, "rates", 1)
+    assert 1 == value(store, "rates")
+
+
 def test_leftovers_of_killed_servers_are_swept(monkeypatch, tmp_path, peer):
     """By the next server; one that is alive keeps its directory."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -505,9 +541,11 @@ def test_leftovers_of_killed_servers_are_swept(monkeypatch, tmp_path, peer):
     killed, living = peer(path=gone, persistent=False), peer(path=alive, persistent=False)
     killed.kill()
     (mine.parent / "something else").mkdir()
+    half = mine.with_name("999999997-123.0a1b.gone")
+    (half / "values").mkdir(parents=True)
 
     assert mine == directory.automatic(os.getpid())
-    assert (False, True, True) == (gone.exists(), alive.exists(), (mine.parent / "something else").exists())
+    assert {alive, mine.parent / "something else"} == set(mine.parent.iterdir())
     living("store.publish(USER, 'a', 1, now=second(0))")
 
 

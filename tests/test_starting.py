@@ -9,6 +9,9 @@ from datetime import timedelta
 
 import panel as pn
 import pytest
+from bokeh.application import Application
+from panel.io.session import generate_session
+from panel.io.state import set_curdoc
 
 from core import PATIENCE, keys, messages, second
 from panel_schedule.clock import SystemClock
@@ -188,6 +191,15 @@ def test_a_follower_has_its_first_run_when_its_upstream_has_a_value(core):
 
     assert ([raw, child], []) == (before, core.runtime.waiting_for())
     assert 42 == child()
+
+
+def test_a_task_that_warming_up_has_registered_is_waited_for(core, caplog):
+    """``--warm`` runs an app before the server is there: no visitor has asked for less (invariant 8)."""
+    session = generate_session(Application(), initialize=False)
+    with set_curdoc(session.document):
+        task = core.schedule(period="1h", name="sales")(lambda: 42)
+
+    assert ([task], []) == (core.runtime.waiting_for(), messages(caplog))
 
 
 def test_the_gate_does_not_wait_for_what_nothing_brings(core):

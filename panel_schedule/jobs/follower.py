@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -24,6 +25,9 @@ log = logging.getLogger("panel_schedule")
 
 # Seconds until the store is asked again for what could not be taken up.
 PAUSE = 5.0
+
+# How often, in seconds, it is looked what became of runs of other processes, though nothing was heard.
+LOOK = 1.0
 
 
 class Follower:
@@ -51,7 +55,7 @@ class Follower:
         self._service = service
         self._executions = executions
         self._waiters = waiters
-        self._enter = enter
+        self._submit = enter
         self._queue = queue
         self._functions: dict[str, Background[Any, Any]] = {}
         # Functions that this process does not know, as it has said.
@@ -60,6 +64,7 @@ class Follower:
         self._elsewhere: WeakValueDictionary[str, Run] = WeakValueDictionary()
         # How many sessions of this process follow each.
         self._followers: Counter[str] = Counter()
+        self._looking = False
         queue.watch_jobs(self._noticed)
 
     def add(self, function: Background[Any, Any]) -> None:
@@ -174,7 +179,7 @@ class Follower:
                 row.user,
                 partial(self._cancel_there, row.id),
             )
-            self._executions.add(execution)
+            self._follow(execution)
         self._waiters.shared[execution.run.task, execution.key] = known
 
     def release(self) -> None:
@@ -218,9 +223,39 @@ class Follower:
                 execution = self._executions.make(function, run, (), {})
                 execution.remote, execution.key = True, row.key
                 execution.stored.set()
-                self._executions.add(execution)
+                self._follow(execution)
         self._sync(run, row)
         return run
+
+    def _follow(self, execution: JobExecution) -> None:
+        """Another process runs it. Under the lock."""
+        self._executions.add(execution)
+        self._keep_looking()
+
+    def _keep_looking(self) -> None:
+        """What is followed may be lost without a word, deleted before this process looked. Under the lock."""
+        if not self._looking and any(execution.remote for execution in self._executions):
+            self._looking = True
+            self._service.timers.after(LOOK, self._look, None)
+
+    def _look(self, _: None) -> None:
+        self._looking = False
+        if any(execution.remote for execution in self._executions):
+            self._service.outbox.aside(self._see_to_all)
+        self._keep_looking()
+
+    def _see_to_all(self) -> None:
+        with suppress(ScheduleError, OSError):  # it is looked again before long
+            for execution in self._executions:
+                if execution.remote:
+                    self._see_to(execution, self._queue.job(execution.run.id))
+
+    def _see_to(self, execution: JobExecution, row: JobRow | None) -> None:
+        """What the store says of one that another process runs."""
+        if row is None:
+            self._lost(execution)
+        elif not row.orphan:
+            self._sync(execution.run, row, execution)
 
     def _cancel_there(self, id: str, run: Run, reason: str) -> None:
         if not run.state.final:
@@ -230,36 +265,31 @@ class Follower:
     def _noticed(self, id: str) -> None:
         """Another process may have changed the row of a run; on any thread but the loop."""
         row, execution = self._queue.job(id), self._executions.get(id)
-        if row is None:
-            if execution is not None and execution.remote:
-                self._lost(execution)
-        elif row.orphan:
+        if row is not None and row.orphan:
             self._take(row)
-        elif execution is not None and execution.remote:
-            self._sync(execution.run, row, execution)
-        elif execution is not None and row.cancelled:
+        elif execution is None:
+            return
+        elif execution.remote:
+            self._see_to(execution, row)
+        elif row is not None and row.cancelled:
             execution.run.cancel()
-        elif execution is not None and execution.fence and not row.mine and not row.state.final:
+        elif row is not None and execution.fence and not row.mine and not row.state.final:
             execution.lose()
 
     def _lost(self, execution: JobExecution) -> None:
         """It ended, and has expired before this process looked."""
-        if self._is_wanted(execution):
-            self._do_it_here(execution)
-            return
+        error = RunCrashed(f"{execution.name}: the run has ended in another process, and what came of it has expired.")
         with self._service.locked:
-            error = RunCrashed(
-                f"{execution.name}: the run has ended in another process, and what came of it has expired."
-            )
+            if execution.run.state.final or not execution.remote:
+                return
+            wanted = self._move_out(execution)
             execution.told_end = True
             execution.end(RunState.CRASHED, error)
+        self._enter(wanted)
 
     def _sync(self, run: Run, row: JobRow, execution: JobExecution | None = None) -> None:
         """Bring a run in line with what the store says of it."""
-        queue = self._queue
-        if row.state is RunState.CANCELLED and execution is not None and self._is_wanted(execution):
-            self._do_it_here(execution)
-            return
+        queue, wanted = self._queue, list[JobExecution]()
         partials: Sequence[Any] = run.partials
         if (row.attempt, row.partials) != (run.attempt, len(partials)):
             if row.state.final and execution is None:
@@ -280,14 +310,11 @@ class Follower:
                 self._lost(execution)
                 return
             except ValueUnreadable as lost:
-                if self._is_wanted(execution):
-                    self._do_it_here(execution)
-                    return
                 state, error = RunState.FAILED, lost
         elif row.state.final and row.state is not RunState.SUCCEEDED:
             error = queue.failure(row.id) or _error_of(row)
         with self._service.locked:
-            if run.state.final:
+            if run.state.final or (execution is not None and not execution.remote):
                 return
             run.attempt, run.percent, run.message, run.partials = row.attempt, row.percent, row.message, partials
             run.reason, run.started_at = row.reason, row.started_at
@@ -296,33 +323,35 @@ class Follower:
                 if execution is not None:
                     self._executions.touch(execution)
             elif execution is not None:
+                if state is RunState.CANCELLED or state is not row.state:
+                    wanted = self._move_out(execution)
                 execution.told_end = True
                 execution.end(state, error, value, at=row.finished_at)
             else:
                 run.end(row.state, row.finished_at or self._service.clock.now(), error)
                 run._load = partial(queue.value, row.id) if error is None else None
                 run.resolve()
+        self._enter(wanted)
 
-    def _is_wanted(self, execution: JobExecution) -> bool:
-        """Whether somebody here waits for what another process does."""
-        return bool(execution.waiters) and execution.body is not None and not self._service.stopping
+    def _move_out(self, execution: JobExecution) -> list[JobExecution]:
+        """
+        It was told to stop, or what it left has expired: they who wait for it here still want it.
 
-    def _do_it_here(self, execution: JobExecution) -> None:
-        """The other process was told to stop, or what it left has expired: they who wait for it here still want it."""
-        with self._service.locked:
-            self._executions.drop(execution)
-            self._waiters.expire(execution)
-            own = [
-                self._executions.make(execution.job, waiter, execution.args, execution.kwargs)
-                for waiter in execution.waiters
-            ]
-            execution.waiters = []
-            for each in own:
-                run = each.run
-                run.id, run.state = self._executions.new(run.task).id, RunState.QUEUED
-                run._stop = each.cancel
-        for each in own:
-            self._enter(each)
+        An execution for each of them, to `_enter` without the lock. Under the lock.
+        """
+        if execution.body is None or self._service.stopping:
+            return []
+        waiters, execution.waiters = execution.waiters, []
+        wanted = [self._executions.make(execution.job, waiter, execution.args, execution.kwargs) for waiter in waiters]
+        for each in wanted:
+            run = each.run
+            run.id, run.state = self._executions.new(run.task).id, RunState.QUEUED
+            run._stop = each.cancel
+        return wanted
+
+    def _enter(self, executions: list[JobExecution]) -> None:
+        for each in executions:
+            self._submit(each)
 
     # ------------------------------------------------------------ taking over
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,9 @@ from .liveness import Liveness
 from .locks import LockFile
 
 _NAME = re.compile(r"(\d+)-(\w+)")
+
+# Of a directory that is being removed.
+_GONE = ".gone"
 
 
 def private(folder: Path, *, follow: bool = True) -> None:
@@ -60,7 +64,9 @@ def automatic(supervisor: int) -> Path:
     private(root, follow=False)
     mine = root / server_id(supervisor)
     for found in root.iterdir():
-        if found != mine and (name := _NAME.fullmatch(found.name)) and _started(int(name[1])) != name[2]:
+        if found.suffix == _GONE:
+            shutil.rmtree(found, ignore_errors=True)
+        elif found != mine and (name := _NAME.fullmatch(found.name)) and _started(int(name[1])) != name[2]:
             remove_if_left(found)
     return mine
 
@@ -76,7 +82,10 @@ def door(folder: Path) -> Iterator[None]:
     path = folder / "door"
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
-        file = LockFile(path, os.O_RDWR | os.O_CREAT)
+        try:
+            file = LockFile(path, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # torn down meanwhile, as below
+            continue
         try:
             file.lock(wait=True)
             with suppress(FileNotFoundError):
@@ -92,7 +101,10 @@ def remove_if_left(folder: Path) -> None:
     """Remove the directory of a server, if no process of it is alive."""
     with suppress(OSError), door(folder):
         if not Liveness(folder).anyone():
-            shutil.rmtree(folder, ignore_errors=True)
+            # At once, by its name: who comes while it is being removed makes another one.
+            gone = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}{_GONE}")
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def _started(pid: int) -> str | None:

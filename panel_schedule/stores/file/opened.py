@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ from ...clock import Clock
 from ...errors import ScheduleError, StoreError
 from .blobs import Blobs
 from .database import Corrupt, Database, salvage, set_aside
-from .directory import door, private
+from .directory import door, private, remove_if_left
 from .liveness import Liveness
 from .transaction import Transaction
 from .wakeup import WakeUps
@@ -205,9 +204,9 @@ class OpenDirectory(ABC):
             tx.do("DELETE FROM viewers WHERE owner = ?", self._me)
         with suppress(OSError), door(self._folder) if self._database.there else nullcontext():
             self._leave()
-            if not self._persistent and not self._liveness.anyone():
-                shutil.rmtree(self._folder, ignore_errors=True)
         self._leave()
+        if not self._persistent and self._folder.exists():
+            remove_if_left(self._folder)
 
     def _leave(self) -> None:
         """Idempotent."""
