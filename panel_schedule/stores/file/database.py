@@ -316,8 +316,11 @@ class Database:
 
     def read(self, question: str, *values: Any) -> list[sqlite3.Row]:
         """Rows of the last state that was committed."""
-        with self._reading, self._translated():
-            return self._reader.execute(question, values).fetchall()
+        with self._reading:
+            try:
+                return self._reader.execute(question, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._told(error) from error
 
     def touch(self) -> None:
         """Commit nothing, so that those who go by its `head` look whether this is still the file that is there."""
@@ -341,11 +344,14 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT:
-                raise Corrupt(str(error)) from error
-            raise StoreError(f"The store {self.path.parent} cannot be used now: {error}. {_remedy(error)}") from error
+            raise self._told(error) from error
         except OSError as error:
             raise StoreError(f"The store {self.path.parent} cannot be used now: {error}.") from error
+
+    def _told(self, error: sqlite3.Error) -> Exception:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT:
+            return Corrupt(str(error))
+        return StoreError(f"The store {self.path.parent} cannot be used now: {error}. {_remedy(error)}")
 
 
 def set_aside(path: Path, why: object) -> Path:

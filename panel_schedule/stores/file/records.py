@@ -40,8 +40,6 @@ _NEXT = (
 # So many records are remembered until any is changed.
 _REMEMBERED = 1000
 
-_UNREAD = object()
-
 
 class _Refused(Exception):
     """Of changes that are made together one was refused."""
@@ -61,7 +59,7 @@ class _Known(NamedTuple):
 
     database: Database | None = None
     head: bytes = b""
-    records: dict[tuple[str, str], Record | None] = {}  # noqa: RUF012  (a new one in each that is used)
+    records: dict[tuple[str, str], Record | None] = {}
 
 
 class FileRecords(OpenDirectory):
@@ -95,7 +93,7 @@ class FileRecords(OpenDirectory):
         self._seen: tuple[Database | None, int] = (None, 0)
         self._untold: dict[tuple[str, str], Record] = {}
         self._known = _Known()
-        # Until when the directory is taken to be there, if nothing says otherwise.
+        # Until when, in a script, the directory is taken to be there: to look costs more than all else of a read.
         self._there_until = 0.0
         # Owners that had no file when this process looked last.
         self._missing: set[str] = set()
@@ -122,11 +120,13 @@ class FileRecords(OpenDirectory):
         if not same:
             known = self._known = _Known(database, head, {})
         records, key = known.records, (space, name)
-        if (record := records.get(key, _UNREAD)) is _UNREAD:
+        try:
+            return records[key]
+        except KeyError:
             rows = self._read(f"SELECT {_COLUMNS} FROM records WHERE {_ONE}", space, name)
-            if len(records) >= _REMEMBERED:
-                records.clear()
-            record = records[key] = _record(rows[0]) if rows else None
+        if len(records) >= _REMEMBERED:
+            records.clear()
+        record = records[key] = _record(rows[0]) if rows else None
         return record
 
     def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
