@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -1001,3 +1002,36 @@ def test_classes_with_slots_travel_by_value_there_and_back(tmp_path, monkeypatch
     assert str([hasattr(value, "__dict__") for value in module.values]) == run.stdout.strip(), run.stderr
     assert module.values == back
     assert [type(value) for value in module.values] == [type(value) for value in back]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pd.Index(["a", "b"]),
+        pd.Index(["a", None], name="letters"),
+        pd.Index([f"row {number}" for number in range(1000)]),
+        pd.Index([("a", 1), "b"], dtype=object),
+        pd.Index(["a"], name=("a", 1)),
+        pd.Index([], dtype="str"),
+        pd.RangeIndex(3, 1_000_000, 2, name="rows"),
+        pd.Index([1.5, 2.5]),
+        pd.MultiIndex.from_tuples([("a", 1), ("b", 2)]),
+        pd.CategoricalIndex(["a", "b", "a"]),
+    ],
+    ids=repr,
+)
+def test_labels_are_each_values_own(labels):
+    """Though they are made once: with their type and name, and nothing that is done to one is done to another."""
+    frame = pd.DataFrame({"value": range(len(labels))}, index=labels)
+    one, other = (decode(bytearray(encode(frame, "Task 'sales'").tobytes())) for _ in range(2))
+    pd.testing.assert_frame_equal(frame, one)
+    assert (type(labels), labels.dtype, labels.name) == (type(one.index), one.index.dtype, one.index.name)
+
+    one.index.name = "mine"
+    with suppress(ValueError, TypeError, IndexError):
+        one.index.values[0] = one.index.values[-1]
+    with suppress(ValueError, TypeError, IndexError):
+        one.index.array[0] = one.index.array[-1]
+
+    pd.testing.assert_frame_equal(frame, other)
+    assert other.index.name == labels.name

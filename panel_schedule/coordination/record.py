@@ -182,9 +182,14 @@ def _micros(value: Any) -> Any:
 _encoder = json.JSONEncoder(separators=(",", ":"), default=_micros)
 
 
+_decoder = json.JSONDecoder()
+
+
 def of_text(space: str, text: str) -> tuple[Any, dict[str, int]]:
     """State and parts again. What a newer release has added is left out."""
-    found, parts = json.loads(text)
+    (found, parts), end = _decoder.raw_decode(text)
+    if end != len(text):
+        raise ValueError(f"{text!r} is no state of a record.")
     kind = _KINDS[space]
     values = kind.defaults.copy()
     for name, value in found.items():

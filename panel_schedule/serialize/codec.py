@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
@@ -50,11 +50,18 @@ ALIGNMENT = 64  # what Arrow asks for, and a cache line
 _AT_ONCE = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 1
 _BYTES_AT_ONCE = 1 << 30
 
+# An index with so many labels is remembered, if its name is of these types.
+_LABELS = 256
+_NAMES = (str, type(None))
+
 # Modules that another process cannot import, although this one has them: Bokeh names those of its apps so.
 _APP = "bokeh_app_"
 _SCRIPTS = (b"__main__", _APP.encode())
 
 _Reducers = dict[type, Callable[[Any], Any]]
+
+# Where the parts of a value are: first byte, and length.
+Spans = list[tuple[int, int]]
 
 
 class Encoded:
@@ -295,6 +302,10 @@ def _reducers(base: Mapping[type, Any]) -> _Reducers:
     numpy: Any = sys.modules.get("numpy")
     if hasattr(numpy, "ndarray"):
         reducers[numpy.ndarray] = _reduce_array
+    pandas: Any = sys.modules.get("pandas")
+    # Before pandas 3 one could write into the labels of an index.
+    if hasattr(pandas, "RangeIndex") and int(pandas.__version__.split(".")[0]) >= 3:
+        reducers |= {pandas.Index: _reduce_index, pandas.RangeIndex: _reduce_index}
     polars: Any = sys.modules.get("polars")
     if hasattr(polars, "DataFrame"):  # else another thread imports it just now
         reducers |= {polars.DataFrame: _reduce_polars, polars.Series: _reduce_series}
@@ -311,6 +322,22 @@ def _reduce_array(array: Any) -> Any:
         array = array.copy()
     data = pickle.PickleBuffer(array.reshape(-1, order="F" if fortran else "C").view(np.uint8).data)
     return np.ndarray, (array.shape, array.dtype, data, 0, None, "F" if fortran else "C")
+
+
+def _reduce_index(index: Any) -> Any:
+    """Labels stay the same from one frame to the next, and to make them takes longer than the frame itself."""
+    pandas: Any = sys.modules["pandas"]
+    few = type(index) is pandas.RangeIndex or (isinstance(index.dtype, pandas.StringDtype) and len(index) <= _LABELS)
+    return (_index, (pickle.dumps(index, 5),)) if few and type(index.name) in _NAMES else index.__reduce__()
+
+
+def _index(data: bytes) -> Any:
+    return _known_index(data).view()
+
+
+@lru_cache(256)
+def _known_index(data: bytes) -> Any:
+    return pickle.loads(data)
 
 
 def _reduce_polars(frame: Any) -> Any:
@@ -331,7 +358,7 @@ def _reduce_series(series: Any) -> Any:
 # ------------------------------------------------------------ and back
 
 
-def decode(data: Any) -> Any:
+def decode(data: Any, spans: Spans | None = None) -> Any:
     """
     The value that `encode` was given; its arrays are views of `data`, writable where that is.
 
@@ -341,16 +368,18 @@ def decode(data: Any) -> Any:
     ----------
     data : buffer
         As long as the value; not to change as long as the value lives.
+    spans : list of (int, int), optional
+        What `verify` has found.
 
     Raises
     ------
     ValueUnreadable
         With the reason; never returns a part of a value.
     """
-    whole, parts = memoryview(data).cast("B"), list[memoryview]()
+    whole = memoryview(data).cast("B")
+    parts: list[memoryview] = []
     try:
-        if reason := _damage(whole, parts):
-            raise ValueUnreadable(reason)
+        parts += (whole[at : at + length] for at, length in spans or _spans(whole))
         try:
             return pickle.loads(parts[0], buffers=parts[1:])
         except BaseException as error:
@@ -363,7 +392,7 @@ def decode(data: Any) -> Any:
         del whole
 
 
-def verify(data: Any, whose: str, time: int | None = None) -> None:
+def verify(data: Any, whose: str, time: int | None = None) -> Spans:
     """
     Check the seal of a value, if it has one: a version before there were seals has written none.
 
@@ -372,20 +401,29 @@ def verify(data: Any, whose: str, time: int | None = None) -> None:
     time : int or None
         When the file that it stands in changed last. Where the seal says the same, its buffers are not checked.
 
+    Returns
+    -------
+    list of (int, int)
+        Where its parts begin, and their lengths.
+
     Raises
     ------
     ValueUnreadable
         When it is another one's value, or not what was sealed.
     """
-    whole, parts = memoryview(data).cast("B"), list[memoryview]()
+    whole = memoryview(data).cast("B")
+    parts: list[memoryview] = []
     try:
-        reason = _damage(whole, parts) or _broken(parts, whose.encode("utf-8", "backslashreplace"), time)
+        spans = _spans(whole)
+        parts += (whole[at : at + length] for at, length in spans)
+        reason = _broken(parts, whose.encode("utf-8", "backslashreplace"), time)
     finally:
         # As above.
         parts.clear()
         del whole
     if reason:
         raise ValueUnreadable(reason)
+    return spans
 
 
 def _broken(parts: list[memoryview], whose: bytes, time: int | None) -> str:
@@ -403,22 +441,21 @@ def _broken(parts: list[memoryview], whose: bytes, time: int | None) -> str:
     return "" if crc == sealed else "its bytes have changed since they were written"
 
 
-def _damage(whole: memoryview, parts: list[memoryview]) -> str:
-    """What is wrong with it; when it is "", `parts` are the stream and the buffers."""
+def _spans(whole: memoryview) -> Spans:
+    """Where the stream and the buffers are. Raises ValueUnreadable."""
     if whole[: len(_MAGIC)] != _MAGIC[: len(whole)]:
-        return "it was not written by panel-schedule"
-    if len(whole) < _HEAD.size:
-        return "it is torn or truncated"
-    _, version, total, count, crc = _HEAD.unpack_from(whole)
-    if version > FORMAT:
-        return "it was written by a newer version of panel-schedule"
-    table = whole[_HEAD.size : _HEAD.size + _SPAN.size * count]
-    if total != len(whole) or not count or len(table) < _SPAN.size * count:
-        return "it is torn or truncated"
-    parts += (whole[at : at + length] for at, length in _SPAN.iter_unpack(table))
-    if crc != zlib.crc32(parts[0], zlib.crc32(table, zlib.crc32(whole[:_CHECKED]))):
-        return "it is torn or truncated"
-    return ""
+        raise ValueUnreadable("it was not written by panel-schedule")
+    if len(whole) >= _HEAD.size:
+        _, version, total, count, crc = _HEAD.unpack_from(whole)
+        if version > FORMAT:
+            raise ValueUnreadable("it was written by a newer version of panel-schedule")
+        table = bytes(whole[_HEAD.size : _HEAD.size + _SPAN.size * count])
+        if total == len(whole) and count and len(table) == _SPAN.size * count:
+            spans = list(_SPAN.iter_unpack(table))
+            at, length = spans[0]
+            if crc == zlib.crc32(whole[at : at + length], zlib.crc32(table, zlib.crc32(whole[:_CHECKED]))):
+                return spans
+    raise ValueUnreadable("it is torn or truncated")
 
 
 # ------------------------------------------------------------ where it rests
@@ -492,6 +529,8 @@ class Mapped:
     def __init__(self, fd: int):
         """Takes over the descriptor."""
         self._descriptor: _Descriptor | None = _Descriptor(fd)
+        # What was verified, for the first `load`: each map costs its pages' faults.
+        self._verified: deque[tuple[mmap.mmap, Spans]] = deque()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Mapped:
@@ -525,12 +564,9 @@ class Mapped:
         ValueUnreadable
         OSError
         """
-        fd = self.fileno()
-        try:
-            mapping = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-        except ValueError as error:  # an empty file
-            raise ValueUnreadable("it is torn or truncated") from error
-        verify(mapping, whose, os.fstat(fd).st_mtime_ns if trusted else None)
+        mapping = self._map()
+        spans = verify(mapping, whose, os.fstat(self.fileno()).st_mtime_ns if trusted else None)
+        self._verified.append((mapping, spans))
 
     def load(self) -> Any:
         """
@@ -544,23 +580,29 @@ class Mapped:
             When it cannot be mapped; before Python 3.13 each copy that lives holds a file descriptor. Where these
             have taken half of what the process may have, it is read instead, and not shared with other processes.
         """
+        try:
+            mapping, spans = self._verified.pop()
+        except IndexError:
+            return decode(self._map())
+        return decode(mapping, spans)
+
+    def _map(self) -> mmap.mmap:
         descriptor = self._descriptor
         if descriptor is None:
             raise ValueError("The value was closed before it was loaded. Load it first, or open its file again.")
         try:
             if sys.version_info >= (3, 13) and sys.platform != "win32":
-                mapping = mmap.mmap(descriptor.fd, 0, access=mmap.ACCESS_COPY, trackfd=False)
-            elif _scarce(descriptor.fd):
-                mapping = _read(descriptor.fd)
-            else:
-                mapping = mmap.mmap(descriptor.fd, 0, access=mmap.ACCESS_COPY)
+                return mmap.mmap(descriptor.fd, 0, access=mmap.ACCESS_COPY, trackfd=False)
+            if _scarce(descriptor.fd):
+                return _read(descriptor.fd)
+            return mmap.mmap(descriptor.fd, 0, access=mmap.ACCESS_COPY)
         except ValueError as error:  # an empty file
             raise ValueUnreadable("it is torn or truncated") from error
-        return decode(mapping)
 
     def close(self) -> None:
         """Make no more copies. Harmless when it was closed before."""
         self._descriptor = None
+        self._verified.clear()
 
 
 def _scarce(fd: int) -> bool:

@@ -160,6 +160,8 @@ def holding_frames(value: Any) -> frozenset[int]:
     """The ids of the data frames and series in it, and of all that they are in; none where there are none."""
     if type(value) in PLAIN or not (kinds := sum(frame_types(), ())):
         return _NONE
+    if issubclass(type(value), kinds):
+        return frozenset({id(value)})
     frames, holders = list[int](), defaultdict[int, list[int]](list)
     for found, _ in walk(value, containers):
         if found.holder is not None:

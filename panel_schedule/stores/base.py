@@ -245,10 +245,10 @@ class Store:
     def _take_in(self, record: Record) -> None:
         """Bring the copy of its value in line."""
         state: TaskState = record.state
-        key, known = (record.space, record.name), self._entries.get((record.space, record.name))
+        known = self._entries.get(key := (record.space, record.name))
         if VALUE not in record.parts:
             self._apply(*key, None, state.version)
-        elif known is None or (known.version, known.updated_at) != (state.version, state.updated_at):
+        elif known is None or known.version != state.version or known.updated_at != state.updated_at:
             try:
                 entry = self._entry(record, self.records.load(record, VALUE, what=whose(*key)))
             except KeyError:

@@ -16,7 +16,7 @@ from .liveness import Liveness
 # Values up to this size, in bytes, stand in the database; larger ones get a file that all processes map.
 INLINE = 64 * 1024
 
-# How many of the files that it has checked a process remembers.
+# How many of those that it has found good a process remembers.
 REMEMBERED = 10_000
 
 
@@ -40,8 +40,9 @@ class Blobs:
         self._synced = synced
         self._restore = restore
         self._number = count(1)
-        # Files of the dead that this process has found to be whole.
-        self._verified: set[str] = set()
+        # Files of the dead that this process has found to be whole, and processes that it has seen alive: what these
+        # have written before was whole, and no power was lost since.
+        self._trusted: set[str] = set()
 
     def size(self, file: str | None) -> int:
         """Bytes of a file; 0 of none, or one that is gone."""
@@ -97,7 +98,8 @@ class Blobs:
         """
         What the value is loaded from: nothing but what was put there.
 
-        A file whose process lives cannot have been torn by a loss of power; it is read only if it has been changed.
+        A file whose process was alive within this one's life cannot have been torn by a loss of power; it is read only
+        if it has been changed.
 
         Raises
         ------
@@ -109,15 +111,19 @@ class Blobs:
             small.verify(whose)
             return small
         name = str(file)
-        large = Mapped.open(self.folder / name)
+        owner = name.rpartition(".")[0]
+        large = Mapped.open(f"{self.folder}/{name}")
         try:
-            large.verify(name, trusted=name in self._verified or self._liveness.alive(name.rpartition(".")[0]))
+            known = owner in self._trusted or name in self._trusted
+            alive = not known and self._liveness.alive(owner)
+            large.verify(name, trusted=known or alive)
         except BaseException:
             large.close()
             raise
-        if len(self._verified) >= REMEMBERED:
-            self._verified.clear()
-        self._verified.add(name)
+        if not known:
+            if len(self._trusted) >= REMEMBERED:
+                self._trusted.clear()
+            self._trusted.add(owner if alive else name)
         return large
 
     def reread(self, source: Inline | Mapped, what: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import os
 import random
 import sqlite3
@@ -74,6 +75,9 @@ _SHARED = (0x40000000 + 2, 510)
 _OPEN = (120 + 8, 1)
 _WRITING = (1 << 40, 1)
 
+# Bytes at the start of the file with which SQLite indexes its log: the head, twice (its WAL format, 2.3.1).
+_HEAD = 2 * 48
+
 # That alone is a reason to set a database aside: an error of any other kind says nothing about the file.
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -104,6 +108,8 @@ class Guards:
             if not file.lock(shared=True, start=start, length=length):
                 self.close()
                 raise sqlite3.OperationalError("database is locked")
+        # See `Database.head`.
+        self.page = mmap.mmap(self._log.fd, _HEAD, access=mmap.ACCESS_READ)
 
     def begin(self) -> bool:
         """Whether no other process writes."""
@@ -114,6 +120,7 @@ class Guards:
 
     def lift(self) -> None:
         """Before SQLite closes the files: the last one to do so puts its log away."""
+        self.page.close()  # while nobody can shorten the file yet
         for file in (self._database, self._log):
             if not file.closed:
                 file.unlock()
@@ -147,6 +154,7 @@ class Database:
         self._synchronous = synchronous
         self._writing = threading.Lock()
         self._guards: Guards | None = None
+        self._page: mmap.mmap | bytes = b""
         self._reading = threading.Lock()
         with self._translated():
             self._writer = self._connect(timeout=PATIENCE)
@@ -155,7 +163,9 @@ class Database:
                 self._writer.execute("PRAGMA busy_timeout = 0")  # from here on `_patiently` waits
                 self._reader = self._connect(timeout=PATIENCE)
                 self._inode = os.stat(path).st_ino
-                self._guards = Guards(path) if OF_BYTES else None
+                if OF_BYTES:
+                    self._guards = Guards(path)
+                    self._page = self._guards.page
             except BaseException:
                 self._writer.close()
                 raise
@@ -205,6 +215,23 @@ class Database:
             return os.stat(self.path).st_ino == self._inode
         except OSError:
             return False
+
+    @property
+    def head(self) -> bytes:
+        """
+        What changes with each commit of any process, at no cost; empty where that cannot be known.
+
+        It is where SQLite itself looks whether its readers have to look again: to write this page *is* to commit, so
+        there is no instant, and no death, between a commit and word of it; and it needs no writer's help. It has a
+        number that grows, the sums of all that is in the log, and the salt of that log; and all of this twice, one
+        after the other. A writer that dies in between leaves two that differ, and who asks SQLite then has it finish
+        the commit, or drop it. So nothing is ever believed that stands there, damaged or not: only that what is the
+        same, byte by byte, as before the last question would get the same answer.
+        """
+        try:
+            return self._page[:]
+        except ValueError:  # it is closed
+            return b""
 
     @contextmanager
     def write(self, durable: bool = False) -> Iterator[Transaction]:
@@ -289,8 +316,16 @@ class Database:
 
     def read(self, question: str, *values: Any) -> list[sqlite3.Row]:
         """Rows of the last state that was committed."""
-        with self._reading, self._translated():
-            return self._reader.execute(question, values).fetchall()
+        with self._reading:
+            try:
+                return self._reader.execute(question, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._told(error) from error
+
+    def touch(self) -> None:
+        """Commit nothing, so that those who go by its `head` look whether this is still the file that is there."""
+        with self._writing, suppress(sqlite3.Error):
+            self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
         """Idempotent."""
@@ -309,11 +344,14 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT:
-                raise Corrupt(str(error)) from error
-            raise StoreError(f"The store {self.path.parent} cannot be used now: {error}. {_remedy(error)}") from error
+            raise self._told(error) from error
         except OSError as error:
             raise StoreError(f"The store {self.path.parent} cannot be used now: {error}.") from error
+
+    def _told(self, error: sqlite3.Error) -> Exception:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT:
+            return Corrupt(str(error))
+        return StoreError(f"The store {self.path.parent} cannot be used now: {error}. {_remedy(error)}")
 
 
 def set_aside(path: Path, why: object) -> Path:

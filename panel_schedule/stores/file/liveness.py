@@ -24,6 +24,7 @@ class Liveness:
         self._folder = folder / "peers"
         self._living: LockFile | None = None
         self.me = ""
+        self._mine = ""
 
     def join(self) -> str:
         """Be alive from now on, under the id that is returned."""
@@ -35,6 +36,7 @@ class Liveness:
         living = LockFile(unborn, os.O_RDWR | os.O_CREAT)
         living.lock()
         unborn.rename(self._path(self.me))
+        self._mine = str(self._path(self.me))
         if self._living is not None:  # of a file that somebody has deleted
             self._living.close()
         self._living = living
@@ -43,7 +45,7 @@ class Liveness:
     @property
     def known(self) -> bool:
         """Whether the others can see that this process lives: somebody may have deleted its file."""
-        return self._path(self.me).exists()
+        return os.path.exists(self._mine)
 
     def leave(self) -> None:
         """Be dead: the file goes first, so that nobody mistakes this for a crash."""

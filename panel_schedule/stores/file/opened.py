@@ -113,6 +113,8 @@ class OpenDirectory(ABC):
             self._open(corrupt, why)
             # It can be read as long as it is open, be it deleted.
             self._rescue(former if corrupt is None and not former.there else None)
+            if not former.there:
+                former.touch()
             # Only now: as long as it is open no other file gets its number, by which it is told from others.
             former.close()
             if corrupt is None:

@@ -21,7 +21,7 @@ from ...serialize.codec import Encoded, encode
 from ..records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, tell_all
 from .database import Corrupt, Database
 from .history import RUN, row_of, run_of
-from .opened import OpenDirectory
+from .opened import LOOK_WITHOUT_BELL, OpenDirectory
 from .transaction import Transaction, seal_of
 
 log = logging.getLogger("panel_schedule")
@@ -37,6 +37,10 @@ _NEXT = (
 )
 
 
+# So many records are remembered until any is changed.
+_REMEMBERED = 1000
+
+
 class _Refused(Exception):
     """Of changes that are made together one was refused."""
 
@@ -48,6 +52,14 @@ class _Placed(NamedTuple):
     file: str | None
     size: int
     value: Any
+
+
+class _Known(NamedTuple):
+    """The records that were read since a database had this head."""
+
+    database: Database | None = None
+    head: bytes = b""
+    records: dict[tuple[str, str], Record | None] = {}
 
 
 class FileRecords(OpenDirectory):
@@ -80,6 +92,9 @@ class FileRecords(OpenDirectory):
         # The last change that was seen, and of which database; those that were seen and are still to be told.
         self._seen: tuple[Database | None, int] = (None, 0)
         self._untold: dict[tuple[str, str], Record] = {}
+        self._known = _Known()
+        # Until when, in a script, the directory is taken to be there: to look costs more than all else of a read.
+        self._there_until = 0.0
         # Owners that had no file when this process looked last.
         self._missing: set[str] = set()
         super().__init__(folder, clock, persistent)
@@ -94,10 +109,25 @@ class FileRecords(OpenDirectory):
     # ------------------------------------------------------------ reading
 
     def read(self, space: str, name: str) -> Record | None:
-        if self._listener is None:
+        # First this: what is committed from here on changes it again, also where this file is not the store's any more.
+        database = self._database
+        head = database.head
+        known, now = self._known, self._clock.monotonic()
+        same = head == known.head and database is known.database and head
+        if self._listener is None and not (same and now < self._there_until):
             self._renew()
-        rows = self._read(f"SELECT {_COLUMNS} FROM records WHERE {_ONE}", space, name)
-        return _record(rows[0]) if rows else None
+            self._there_until = now + LOOK_WITHOUT_BELL
+        if not same:
+            known = self._known = _Known(database, head, {})
+        records, key = known.records, (space, name)
+        try:
+            return records[key]
+        except KeyError:
+            rows = self._read(f"SELECT {_COLUMNS} FROM records WHERE {_ONE}", space, name)
+        if len(records) >= _REMEMBERED:
+            records.clear()
+        record = records[key] = _record(rows[0]) if rows else None
+        return record
 
     def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
         which, values = "space = ?", [space]
