@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not _SLOW.isdisjoint((item.path.stem, *getattr(item, "fixturenames", ()))):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "browser" in getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported is no garbage: who collects it looks only at what came since."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
