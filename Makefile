@@ -1,10 +1,10 @@
 # make demo          serve the examples       make lint    ruff and mypy
 # make test          run the tests            make bench   measure, and write docs/benchmarks.md
-# make test-quick    those of them that need no server and no browser, in under 3 minutes
-# make test-newest   those of servers, sessions, jobs and workers on the newest Python that there is
+# make test-quick    the quick ones of them, and one smoke of a server, in under 3 minutes
+# make test-newest   the last part of `make test`: those of servers, sessions, jobs and workers on the newest Python
 #
-# Everything is installed into .venv, again only when pyproject.toml has changed; for the newest Python into
-# .venv-newest.
+# Everything is installed into .venv, again only when pyproject.toml has changed; what the newest Python needs for its
+# part into .venv-newest.
 
 PYTHON ?= python3
 PORT ?= 5006
@@ -14,11 +14,16 @@ python := $(venv)/bin/python
 
 # What a newer Python may well break: servers, sessions, jobs and worker processes.
 newest := background executors modules no_session process_tasks server sessions stopping worker_processes
+newest := $(newest:%=tests/test_%.py) -k "not thousand"
+
+# Two processes get file after file, long ones first; what measures times or load runs after them, by itself.
+together := -n 2 --dist loadfile --no-loadscope-reorder
+alone := -m alone $(shell grep -l "pytest.mark.alone" tests/test_*.py)
 
 # Once: where Python may not write, each process that a test starts would do it again.
 compile = @$(python) -m compileall -q panel_schedule
 
-.PHONY: demo test test-newest test-selected test-quick lint bench clean
+.PHONY: demo test test-all test-newest test-selected test-quick lint bench clean
 
 demo: .venv/.examples
 	@echo
@@ -27,23 +32,27 @@ demo: .venv/.examples
 	@$(python) -m panel serve examples/*.py --index examples/index.py --setup setup_scripts/demo.py --port $(PORT) \
 		--allow-websocket-origin localhost:$(PORT) --allow-websocket-origin 127.0.0.1:$(PORT)
 
-test: .venv/.test
+test: test-all test-newest
+
+test-all: .venv/.test
 	@setup_scripts/system_packages.sh
 	$(compile)
-	$(python) -m pytest
+	$(python) -m pytest $(together) -m "not alone"
+	$(python) -m pytest $(alone)
 
 test-newest: .venv/.test
 	@newest=$$($(python) setup_scripts/newest_python.py) || exit; \
-	if [ -z "$$newest" ]; then echo "There is no Python of 3.12 to 3.14 newer than that of .venv to test on."; exit; fi; \
+	if [ -z "$$newest" ]; then echo "Not tested on a newer Python than that of .venv: of 3.12 to 3.14 none is here."; exit; fi; \
 	$(MAKE) --no-print-directory venv=.venv-newest PYTHON=$$newest test-selected
 
-test-selected: $(venv)/.test
+test-selected: $(venv)/.test-servers
 	$(compile)
-	$(python) -m pytest $(newest:%=tests/test_%.py) -k "not thousand"
+	$(python) -m pytest $(together) -m "not alone" $(newest)
+	$(python) -m pytest -m alone $(newest)
 
 test-quick: .venv/.test
 	$(compile)
-	$(python) -m pytest -m "not slow"
+	$(python) -m pytest $(together) -m "smoke or not (slow or alone)"
 
 lint: .venv/.test
 	$(python) -m ruff check
@@ -58,11 +67,13 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of packages; a venv that was made by hand has none and gets what it lacks.
+stamps := $(addprefix $(venv)/.,examples test test-servers bench)
 $(venv)/.examples: extras := examples
 $(venv)/.test: extras := examples,test
+$(venv)/.test-servers: extras := test-servers
 $(venv)/.bench: extras := examples,test,bench
 
-$(venv)/.examples $(venv)/.test $(venv)/.bench: pyproject.toml | $(venv)/bin/python
+$(stamps): pyproject.toml | $(venv)/bin/python
 	@echo "Installing panel-schedule[$(extras)] into $(venv) ..."
 	@$(python) -m pip install --quiet --disable-pip-version-check --editable ".[$(extras)]"
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -29,15 +30,22 @@ _SLOW |= {"test_worker_processes"}
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
-    Mark what ``make test-quick`` leaves out, and let browser tests come last.
+    Mark what ``make test-quick`` leaves out, and let files of it come first, browser tests last.
 
-    The quick ones answer first, and from its start on Playwright keeps an event loop running in this thread, under
-    which ``asyncio.run`` and async tests are refused.
+    Two processes that get file after file end at the same time when the last ones are short. While a browser is there,
+    Playwright keeps an event loop running in its thread, under which ``asyncio.run`` and async tests are refused.
     """
     for item in items:
         if not _SLOW.isdisjoint((item.path.stem, *getattr(item, "fixturenames", ()))):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: "browser" in getattr(item, "fixturenames", ()))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, "browser" in getattr(item, "fixturenames", ())))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported is no garbage: who collects it looks only at what came since."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -94,9 +102,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         yield start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One Chromium for all tests."""
+    """One Chromium for the tests of a file: the next one of this process may want to run a loop."""
     with sync_playwright() as playwright, launch(playwright, tmp_path_factory.mktemp("home")) as chromium:
         yield chromium
 

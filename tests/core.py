@@ -29,7 +29,7 @@ from panel_schedule.stores.file.store import FileStore
 from panel_schedule.testing import VirtualClock
 
 # What a test waits at most for a thread that has nothing more to wait for.
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from panel_schedule.stores.hurry import hurried, in_a_hurry
 
 # Milliseconds: a plain call of a memoized function waits a tenth of a second for the store, and is computed without.
@@ -92,6 +94,7 @@ WHAT = {
 }
 
 
+@pytest.mark.alone
 def test_a_database_that_is_held_by_another_program_holds_no_loop(tmp_path: Path) -> None:
     """The best of three, in a process of its own: what else the machine does is not its doing."""
     best = dict.fromkeys(WHAT, float("inf"))

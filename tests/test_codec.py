@@ -595,6 +595,7 @@ def test_copies_share_their_pages(saved):
     assert 0 == private
 
 
+@pytest.mark.alone
 def test_a_copy_costs_the_same_whatever_its_size():
     """200 MB against 1 MB."""
 

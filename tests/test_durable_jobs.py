@@ -108,6 +108,7 @@ def test_it_is_on_the_disk_before_submit_returns(house):
     house.assert_sound()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["durable", "threaded"])
 def test_another_process_takes_over_within_two_seconds(house, kind):
     one, other = house.host(), house.host()

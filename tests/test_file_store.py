@@ -707,17 +707,17 @@ def test_two_that_store_large_values_at_once_disturb_nobody(opened):
 def test_more_values_than_file_descriptors(peer, home):
     """Half of them are for values; what is beyond that is read instead of mapped, and nothing fails."""
     other = peer(
-        "import resource, numpy as np\nresource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+        "import resource, numpy as np\nresource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))\n"
         "def put(number): store.publish(USER, str(number), np.full(9000, number), now=second(0))"
     )
-    for number in range(0, 1500, 100):
+    for number in range(0, 600, 100):
         other(f"for number in range({number}, {number + 100}): put(number)")
 
-    assert 1500 == len(files(home))
-    assert list(range(1500)) == other("[int(store.entry(USER, str(n)).value[-1]) for n in range(1500)]")
-    assert other("len(os.listdir('/proc/self/fd'))") < 200
-    late = peer("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))")
-    assert list(range(1500)) == late("[int(store.entry(USER, str(n)).value[-1]) for n in range(1500)]")
+    assert 600 == len(files(home))
+    assert list(range(600)) == other("[int(store.entry(USER, str(n)).value[-1]) for n in range(600)]")
+    assert other("len(os.listdir('/proc/self/fd'))") < 100
+    late = peer("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))")
+    assert list(range(600)) == late("[int(store.entry(USER, str(n)).value[-1]) for n in range(600)]")
 
 
 # ------------------------------------------------------------ who may

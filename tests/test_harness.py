@@ -47,23 +47,16 @@ PARENT = """
 """
 
 
-def test_a_server_is_ready_when_serve_returns(serve: Serve) -> None:
-    server = serve("app.py", {"app.py": HELLO})
-    assert server.url == f"http://127.0.0.1:{server.port}"
-    assert httpx.get(f"{server.url}/app").status_code == 200
-
-
-def test_files_arguments_and_environment_reach_the_server(serve: Serve) -> None:
+def test_a_server_is_ready_when_serve_returns_and_all_of_it_is_gone_when_it_has_stopped(serve: Serve) -> None:
+    """Files, arguments and environment have reached it."""
     tasks = """
         import os
         print("setup by", os.environ["WHO"])
     """
     server = serve("app.py --setup lib/tasks.py", {"app.py": HELLO, "lib/tasks.py": tasks}, env={"WHO": "me"})
+    assert server.url == f"http://127.0.0.1:{server.port}"
+    assert httpx.get(f"{server.url}/app").status_code == 200
     server.wait_for("setup by me")
-
-
-def test_a_server_stops_when_asked_and_nothing_of_it_is_left(serve: Serve) -> None:
-    server = serve("app.py", {"app.py": HELLO})
     server.stop()
     assert not psutil.pid_exists(server.process.pid)
     assert not server.descendants()

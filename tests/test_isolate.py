@@ -92,6 +92,7 @@ def test_a_new_value_replaces_the_private_copies_source(front):
     assert (0, 50_000) == (old.sum(), task().sum())
 
 
+@pytest.mark.alone
 def test_the_cost_does_not_grow_with_the_size(front):
     """A hundred times the data, and no more than three times the time: pages are copied when they are written."""
 

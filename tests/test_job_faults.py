@@ -695,6 +695,7 @@ def test_what_a_job_prints(open_page: NewPage, house: House) -> None:
     assert 1 == house.count("a word for stdout") == house.count("a word for stderr")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("name", "result"), [("large", "shape (134217728,)"), ("restless", "took ")])
 def test_nobody_else_notices(open_page: NewPage, house: House, name: str, result: str) -> None:
     """Neither a gigabyte that arrives nor a job that reports without end stops another page."""
@@ -715,6 +716,7 @@ def test_nobody_else_notices(open_page: NewPage, house: House, name: str, result
     assert_works(job.here.page)
 
 
+@pytest.mark.alone
 def test_two_hundred_onlookers_cost_nothing(serve: Serve) -> None:
     """While nothing happens; a hundredth of a processor is much more than the server needs."""
     server = serve("shared.py --setup jobs.py", FILES, env=ENV)

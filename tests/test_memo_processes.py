@@ -221,6 +221,7 @@ def made(name):
 # ------------------------------------------------------------ the end of a process
 
 
+@pytest.mark.alone
 def test_another_process_takes_over_within_two_seconds(house):
     """All who wait get the value, and it was computed twice (invariant 14)."""
     one, *others = [house.host() for _ in range(4)]

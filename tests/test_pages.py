@@ -4,40 +4,74 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator
+from contextlib import closing
 
+import pytest
 from playwright.sync_api import expect
 
-from servers import EXPIRE_SOON, Serve, eventually
+from servers import EXPIRE_SOON, PanelServer, Serve, eventually, write_files
 from windows import NewPage
 
-COUNTING = """
+TASKS = """
     import pathlib
+    import pandas as pd
     import panel_schedule as ps
+
+    @ps.schedule(period="1h")
+    def asked(numbers=iter(range(1, 100))):
+        return f"value {next(numbers)}"
 
     @ps.schedule(period="200ms")
     def answer(numbers=iter(range(1, 10_000))):
         if pathlib.Path("broken").exists():
             raise ConnectionError("the warehouse is down\\nand more")
         return f"value {next(numbers)}"
+
+    @ps.schedule(period="1h", stale_after="1s")
+    def old():
+        return "value 1"
+
+    @ps.schedule(period="1h")
+    def frame():
+        return pd.DataFrame({"a": [1, 2]})
 """
 
-
-def test_two_windows_see_the_same_push_without_reloading(serve: Serve, new_page: NewPage) -> None:
-    """A refresh that one visitor asks for reaches the other's open page."""
-    tasks = """
-        import panel_schedule as ps
-
-        @ps.schedule(period="1h")
-        def answer(numbers=iter(range(1, 100))):
-            return f"value {next(numbers)}"
-    """
-    app = """
+PAGES = {
+    "push": """
         import panel as pn
-        from tasks import answer
-        pn.Column(pn.pane.Str(answer), pn.widgets.Button(name="refresh", on_click=answer.refresh)).servable()
-    """
-    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
-    mine, yours = new_page(f"{server.url}"), new_page(f"{server.url}")
+        from tasks import asked
+        pn.Column(pn.pane.Str(asked), pn.widgets.Button(name="refresh", on_click=asked.refresh)).servable()
+    """,
+    "badge": "import panel as pn\nfrom tasks import answer\npn.panel(answer).servable()",
+    "stale": "import panel as pn\nfrom tasks import old\npn.panel(old).servable()",
+    "table": """
+        import panel as pn
+        from tasks import frame
+        pn.extension("tabulator")
+        table = pn.widgets.Tabulator(frame, show_index=False)
+        table.on_edit(lambda event: print("edited to", event.value, "stored", frame()["a"].tolist(),
+                                          "mine", table.value["a"].tolist(), flush=True))
+        table.servable()
+    """,
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
+    """A server with a page for each test that needs nothing else, and a task for each page."""
+    folder = tmp_path_factory.mktemp("site")
+    write_files(folder, {"tasks.py": TASKS} | {f"{name}.py": page for name, page in PAGES.items()})
+    pages = " ".join(f"{name}.py" for name in PAGES)
+    with closing(PanelServer(f"{pages} --setup tasks.py", folder)) as server:
+        server.wait_started()
+        yield server
+        print(server.output())
+
+
+def test_two_windows_see_the_same_push_without_reloading(site: PanelServer, new_page: NewPage) -> None:
+    """A refresh that one visitor asks for reaches the other's open page."""
+    mine, yours = new_page(f"{site.url}/push"), new_page(f"{site.url}/push")
     for page in (mine, yours):
         expect(page.get_by_text("value 1")).to_be_visible()
     mine.get_by_role("button", name="refresh").click()
@@ -45,42 +79,42 @@ def test_two_windows_see_the_same_push_without_reloading(serve: Serve, new_page:
         expect(page.get_by_text("value 2")).to_be_visible()
 
 
-def test_the_badge_appears_when_a_task_fails_and_goes_when_it_recovers(serve: Serve, new_page: NewPage) -> None:
+def test_the_badge_appears_when_a_task_fails_and_goes_when_it_recovers(site: PanelServer, new_page: NewPage) -> None:
     """The last good value stays on the page, under it the age, the badge and the error's first line."""
-    app = """
-        import panel as pn
-        from tasks import answer
-        pn.panel(answer).servable()
-    """
-    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": COUNTING})
-    page = new_page(server.url)
+    page = new_page(f"{site.url}/badge")
     line = page.locator(".line")
     expect(line).to_contain_text("updated just now")
     expect(line.locator(".badge")).to_be_hidden()
-    (server.folder / "broken").touch()
+    (site.folder / "broken").touch()
     expect(line.locator(".badge")).to_have_text("failed")
     expect(line.locator(".reason")).to_have_text("ConnectionError: the warehouse is down")
     expect(page.get_by_text("value ")).to_be_visible()
     expect(line).to_contain_text(re.compile(r"updated \d+ s ago"))
-    (server.folder / "broken").unlink()
+    (site.folder / "broken").unlink()
     expect(line.locator(".badge")).to_be_hidden()
-    assert server.output().count("Traceback") == 1
+    assert site.output().count("Traceback") == 1
 
 
-def test_a_stale_value_says_so(serve: Serve, new_page: NewPage) -> None:
+def test_a_stale_value_says_so(site: PanelServer, new_page: NewPage) -> None:
     """``stale_after``: a value that grows old without an error is marked."""
-    tasks = """
-        import panel_schedule as ps
-
-        @ps.schedule(period="1h", stale_after="1s")
-        def answer():
-            return "value 1"
-    """
-    app = "import panel as pn\nfrom tasks import answer\npn.panel(answer).servable()"
-    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
-    page = new_page(server.url)
+    page = new_page(f"{site.url}/stale")
     expect(page.locator(".badge")).to_have_text("stale")
     expect(page.get_by_text("value 1")).to_be_visible()
+
+
+def test_an_edit_in_one_browser_changes_nothing_in_another(site: PanelServer, new_page: NewPage) -> None:
+    """An editable Tabulator writes into the session's own frame: not into the other page, nor the stored value."""
+    mine, yours = new_page(f"{site.url}/table"), new_page(f"{site.url}/table")
+    cell = '.tabulator-cell[tabulator-field="a"]'
+    expect(yours.locator(cell).first).to_have_text("1")
+    mine.locator(cell).first.click()
+    mine.keyboard.press("Control+A")
+    mine.keyboard.type("99")
+    mine.keyboard.press("Enter")
+    site.wait_for("edited to 99 stored [1, 2] mine [99, 2]")
+    expect(yours.locator(cell).first).to_have_text("1")
+    late = new_page(f"{site.url}/table")
+    expect(late.locator(cell).first).to_have_text("1")
 
 
 def test_a_closed_tab_leaves_no_view_behind(serve: Serve, new_page: NewPage) -> None:
@@ -105,39 +139,6 @@ def test_a_closed_tab_leaves_no_view_behind(serve: Serve, new_page: NewPage) -> 
     server.wait_for("views now 1")
     page.close()
     eventually(lambda: server.output().rstrip().endswith("views now 0"))
-
-
-def test_an_edit_in_one_browser_changes_nothing_in_another(serve: Serve, new_page: NewPage) -> None:
-    """An editable Tabulator writes into the session's own frame: not into the other page, nor the stored value."""
-    tasks = """
-        import pandas as pd
-        import panel_schedule as ps
-
-        @ps.schedule(period="1h")
-        def frame():
-            return pd.DataFrame({"a": [1, 2]})
-    """
-    app = """
-        import panel as pn
-        from tasks import frame
-        pn.extension("tabulator")
-        table = pn.widgets.Tabulator(frame, show_index=False)
-        table.on_edit(lambda event: print("edited to", event.value, "stored", frame()["a"].tolist(),
-                                          "mine", table.value["a"].tolist(), flush=True))
-        table.servable()
-    """
-    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
-    mine, yours = new_page(server.url), new_page(server.url)
-    cell = '.tabulator-cell[tabulator-field="a"]'
-    expect(yours.locator(cell).first).to_have_text("1")
-    mine.locator(cell).first.click()
-    mine.keyboard.press("Control+A")
-    mine.keyboard.type("99")
-    mine.keyboard.press("Enter")
-    server.wait_for("edited to 99 stored [1, 2] mine [99, 2]")
-    expect(yours.locator(cell).first).to_have_text("1")
-    late = new_page(server.url)
-    expect(late.locator(cell).first).to_have_text("1")
 
 
 def test_the_starting_page_becomes_the_dashboard_by_itself(serve: Serve, new_page: NewPage) -> None:

@@ -40,6 +40,7 @@ BURN = """
 SLEEP = "time.sleep(2)"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("body", "most"), [(BURN, 100.0), (SLEEP, 20.0)], ids=["burns CPU", "sleeps"])
 def test_a_plain_function_keeps_the_heartbeat_of_the_loop(body: str, most: float) -> None:
     """

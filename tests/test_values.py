@@ -295,7 +295,7 @@ class Page:
         return WIDGET.value
 
 
-@pytest.mark.parametrize("value", [Page().read, lambda: lambda: WIDGET.value, Page.read], ids=repr)
+@pytest.mark.parametrize("value", [Page().read, lambda: lambda: WIDGET.value, Page.read])
 def test_the_global_widget_of_a_method_or_of_a_function_inside(value):
     with pytest.raises(ValueRefused, match="using WIDGET is a panel"):
         require_data(value, "Task 'sales'")

@@ -382,6 +382,7 @@ def test_an_async_function_runs_on_a_loop_of_the_worker(executor):
     assert os.getpid() != send(executor, function).result(PATIENCE)
 
 
+@pytest.mark.alone
 def test_a_bare_worker_knows_neither_panel_nor_numpy(executor):
     """It starts in tens of milliseconds and takes tens of megabytes."""
 
@@ -561,6 +562,7 @@ def test_a_refused_partial_is_raised_where_it_was_published(executor):
     assert "caught" == send(executor, function, receive=receive).result(PATIENCE)
 
 
+@pytest.mark.alone
 def test_progress_is_coalesced_and_the_last_one_arrives_before_the_result(executor):
     """However often the function reports."""
     run, told = Run("sales", NOW, NOW), []
@@ -762,6 +764,7 @@ def test_a_module_with_tasks_is_imported_without_panel(executor, module):
 # ------------------------------------------------------------ values
 
 
+@pytest.mark.alone
 def test_a_large_result_arrives_without_a_copy(executor):
     """As memory that both processes map."""
 
@@ -1018,6 +1021,7 @@ def asleep(path):
         Path(path).touch()
 
 
+@pytest.mark.alone
 def test_cancel_interrupts_the_function_and_its_cleanup_code_runs(executor, tmp_path):
     """At once (18); the process is replaced."""
     told, trace = Told(), tmp_path / "trace"
@@ -1259,6 +1263,7 @@ def test_stop_lets_what_runs_end_by_itself(executor, tmp_path):
     assert not children()
 
 
+@pytest.mark.alone
 def test_stop_ends_what_does_not_end(executor, tmp_path):
     """First with its cleanup code, then by force."""
     told, trace = Told(), tmp_path / "trace"
@@ -1311,6 +1316,7 @@ def test_what_is_still_packed_at_the_stop_leaves_no_worker_behind(executor):
         time.sleep(0.01)
 
 
+@pytest.mark.alone
 def test_hurry_ends_a_stop_that_waits(executor):
     """Nothing is left behind all the same."""
     told = Told()
@@ -1874,6 +1880,7 @@ def test_a_signal_handler_may_log_amid_a_message(executor, kept):
     assert (3000, handled) == (said.count("record"), said.count("signal"))
 
 
+@pytest.mark.alone
 def test_a_function_that_logs_can_be_stopped(executor, kept):
     """At once, and its cleanup code logs, too."""
     told = Told()
@@ -1910,6 +1917,7 @@ def test_what_is_printed_is_not_lost():
     assert ("hello\n", "") == (ended.stdout, ended.stderr)
 
 
+@pytest.mark.alone
 def test_a_submit_is_quick_and_forks_nothing_here(executor):
     """The caller may be the event loop."""
     started = time.perf_counter()

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Route
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Route, expect
 
 NewPage = Callable[..., Page]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 15_000  # milliseconds
 ELSEWHERE = re.compile(r"^https?://(?!(127\.0\.0\.1|localhost)[:/])")
+
+expect.set_options(timeout=PATIENCE)
 
 
 def launch(playwright: Playwright, home: Path) -> Browser:
@@ -48,7 +51,7 @@ def windows(browser: Browser) -> Iterator[NewPage]:
                 errors.append(error)
 
         context = browser.new_context()
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE)
         context.route(ELSEWHERE, _answer_as_if_cut_off)
         context.on("weberror", lambda uncaught: note(str(uncaught.error)))
         context.on("console", lambda m: note(f"{m.text} ({m.location['url']})") if m.type == "error" else None)
