@@ -8,7 +8,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
 from functools import partial
 from types import CoroutineType
 from typing import Any, NamedTuple
@@ -353,7 +352,7 @@ class Execution(ABC):
 
     def record(self, outcome: RunState, error: BaseException | None = None) -> RunRecord:
         """It for the history, as it is about to end."""
-        return replace(self.run.record(), state=outcome, finished_at=self.service.clock.now(), error=first_line(error))
+        return self.run.record_as(outcome, self.service.clock.now(), first_line(error))
 
     # ------------------------------------------------------------ its progress
 

@@ -380,19 +380,15 @@ class Run:
         self._completion().add_done_callback(call)
 
     def record(self) -> RunRecord:
-        """This run as ``task.history`` keeps it: without its value."""
+        """This run as a history keeps it: without its value."""
+        return self.record_as(self.state, self.finished_at, first_line(self.error))
+
+    def record_as(self, state: RunState, finished_at: datetime | None, error: str) -> RunRecord:
+        """The same of one that is about to end so."""
         return RunRecord(
-            id=self.id,
-            key=self.key,
-            state=self.state,
-            attempt=self.attempt,
-            queued_at=self.queued_at,
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            error=first_line(self.error),
-            reason=self.reason,
-            until=self.until,
-        )
+            self.id, self.key, state, self.attempt, self.queued_at, self.started_at, finished_at, error, self.reason,
+            self.until,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ for the scheduler alone
 

@@ -23,7 +23,7 @@ from ..serialize.entry import Entry
 from ..triggers import Dates, Every, Trigger
 from .cache import Cache
 from .queue import Queue
-from .records import NO_PARTS, Apply, Change, RecordStore, Result, Tell, noted
+from .records import NO_PARTS, Apply, Change, RecordStore, Result, Tell, as_stored, noted
 
 __all__ = ["DATES", "TASK", "USER", "Claim", "Holder", "Mark", "Plan", "Refusal", "Row", "Store", "fenced", "whose"]
 
@@ -358,7 +358,7 @@ class Store:
 
     def to_succeed(self, publish: Request, claim: Claim, run: RunRecord) -> Request:
         """It publishes, or finalizes, so; with that the run of the claim is over, and in the history."""
-        apply = partial(tasks.succeed, publish=publish.change.apply, claim=claim, run=self._as_stored(run))
+        apply = partial(tasks.succeed, publish=publish.change.apply, claim=claim, run=as_stored(run))
         answer = partial(self._succeeded, claim, publish.answer)
         return Request(publish.change._replace(apply=apply), answer, publish.tell)
 
@@ -763,11 +763,8 @@ class Store:
         self, task: str, record: RunRecord, mark: Mark | None = None, released: Claim | None = None
     ) -> Request:
         """The same as a request; `released` is a claim that is given back with it."""
-        apply = partial(tasks.note, task=task, run=self._as_stored(record), mark=mark, released=released)
+        apply = partial(tasks.note, task=task, run=as_stored(record), mark=mark, released=released)
         return Request(Change(TASK, task, apply), partial(self._recorded, released))
-
-    def _as_stored(self, run: RunRecord) -> RunRecord:
-        return replace(run, error=storable(run.error), reason=storable(run.reason)) if self.blocking else run
 
     def _recorded(self, released: Claim | None, result: Result) -> bool:
         if released is not None:

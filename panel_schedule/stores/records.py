@@ -320,10 +320,16 @@ def logged_in(
     return record, None
 
 
+def as_stored(run: RunRecord) -> RunRecord:
+    """With texts that any store can keep."""
+    if run.error.isascii() and run.reason.isascii():
+        return run
+    return replace(run, error=storable(run.error), reason=storable(run.reason))
+
+
 def noted(kind: str, function: str, run: RunRecord) -> Change:
     """A run of a function that is called on request becomes part of its history."""
-    run = replace(run, error=storable(run.error), reason=storable(run.reason))
-    name = history.name_of(kind, function)
+    run, name = as_stored(run), history.name_of(kind, function)
     return Change(history.SPACE, name, partial(history.note, kind=kind, function=function, run=run))
 
 
