@@ -394,7 +394,7 @@ class Run:
             until=self.until,
         )
 
-    # ------------------------------------------------------------ for the scheduler alone
+    # ------------------------------------------------------------ for those who run it
 
     def begin(self, now: datetime) -> None:
         self.state = RunState.RUNNING
