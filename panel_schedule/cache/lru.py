@@ -103,7 +103,7 @@ class Recall:
     """
     Answers by the keys of their calls, the one that was used last at the end.
 
-    Read by everybody, changed under the scheduler's lock.
+    Read by everybody, changed under the service's lock.
 
     Parameters
     ----------

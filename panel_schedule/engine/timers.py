@@ -37,7 +37,7 @@ class Timers:
     """
     Deadlines in one heap.
 
-    Not thread-safe: the scheduler's lock guards it.
+    Not thread-safe: the service's lock guards it.
     """
 
     def __init__(self, clock: Clock):

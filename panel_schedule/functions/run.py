@@ -390,7 +390,7 @@ class Run:
             self.until,
         )  # fmt: skip
 
-    # ------------------------------------------------------------ for the scheduler alone
+    # ------------------------------------------------------------ for those who run it
 
     def begin(self, now: datetime) -> None:
         self.state = RunState.RUNNING

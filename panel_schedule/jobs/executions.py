@@ -38,7 +38,7 @@ class Executions:
     """
     Those under way by the id of their runs, in the order in which they came, and the runs of late.
 
-    Those of other processes are among them as far as anybody here follows them. Under the scheduler's lock, but for
+    Those of other processes are among them as far as anybody here follows them. Under the service's lock, but for
     `new` and `rank`.
 
     Parameters

@@ -13,7 +13,7 @@ from .executions import Executions
 
 class Waiters:
     """
-    The runs of those who share executions; under the scheduler's lock.
+    The runs of those who share executions; under the service's lock.
 
     Parameters
     ----------

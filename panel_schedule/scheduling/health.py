@@ -97,6 +97,6 @@ class Health:
         state.error = error
 
     def skipped(self, state: TaskState, run: Run, new: bool) -> None:
-        """Say so, if it is hooks."""
+        """Say so, if it is news."""
         if new:
             self._service.hooks.emit("skipped", state.task, run)

@@ -10,7 +10,7 @@ from ..functions.task import Overlap
 from ..triggers import After, Computed, Trigger
 
 # A slot that is served this late still counts as on time for a task with catch_up=False.
-# As long as the scheduler may go without looking at the wall clock.
+# As long as the service may go without looking at the wall clock.
 ON_TIME = timedelta(seconds=30)
 
 # The wall clock may step back this far unnoticed: the slots in between are not run again.

@@ -1,4 +1,4 @@
-"""Tasks: what their authors and their pages ask of them. What is due goes to `slots`, what runs to `execution`."""
+"""Tasks: what their authors and their pages ask of them. What is due goes to `slots`, what is to run to `runs`."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ class Waves:
     """
     The ordering of invariant 9: a run for slot t sees its upstream's values for slot t.
 
-    Under the scheduler's lock, but for `wait`.
+    Under the service's lock, but for `wait`.
     """
 
     def __init__(self, states: dict[str, TaskState], lock: threading.RLock):

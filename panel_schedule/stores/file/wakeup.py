@@ -1,4 +1,4 @@
-"""The wake_ups of the processes that share a directory: one datagram socket each."""
+"""The wake-ups of the processes that share a directory: one datagram socket each."""
 
 from __future__ import annotations
 

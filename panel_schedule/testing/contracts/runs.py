@@ -117,14 +117,14 @@ class RunContract:
         assert store.entry(TASK, "sales") == newer
 
     def test_a_void_claim_still_holds_the_task(self, store: Store) -> None:
-        """Until the one that void returned is released (invariant 6)."""
+        """Until the one that `fence` returned is released (invariant 6)."""
         held = store.fence(claim(store, "sales"))
         assert refusal(store, "sales") == Refusal.HELD
         store.release(store.fence(held))
         assert refusal(store, "sales") is None
 
     def test_what_is_done_with_a_lost_claim_takes_nothing_from_its_successor(self, store: Store) -> None:
-        """Void, release, hand over and advance are harmless."""
+        """To fence, release, hand over and advance are harmless."""
         lost = claim(store, "sales", "run1", mark=1)
         store.release(lost)
         current = claim(store, "sales", "run2", mark=2)
