@@ -9,10 +9,13 @@ import pytest
 import panel_schedule as package
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
+from panel_schedule.coordination.history import JOB
 from panel_schedule.decorators import Front
 from panel_schedule.errors import RunCancelled, RunTimedOut
 from panel_schedule.functions.run import RunRecord, RunState
 from panel_schedule.runtime import Runtime
+from panel_schedule.serialize.codec import encode
+from panel_schedule.stores.file.store import FileStore
 from servers import eventually
 
 
@@ -106,6 +109,28 @@ def test_a_timeout_is_one_in_the_history(ps):
             run.result(10)
     eventually(lambda: ([RunState.TIMED_OUT],) * 2 == (states(memo), states(job)))
     assert all("timeout of 0.05 s" in function.history[0].error for function in (memo, job))
+
+
+def test_a_job_that_is_not_taken_is_in_the_history(tmp_path):
+    front = front_of(f"file://{tmp_path / 'store'}", max_queued=1)
+    job = front.background(executor="loop", name="job")(hangs)
+    runs = [job.submit() for _ in range(2)]
+    eventually(lambda: [(RunState.SKIPPED, runs[1].id)] == [(each.state, each.id) for each in job.history])
+    front._runtime.grace = 0.0
+    front._runtime.close()
+
+
+def test_what_its_process_leaves_at_its_end_is_in_the_history(tmp_path):
+    """A run that nobody goes on with was cancelled: the store says so, as its process says nothing any more."""
+    here, there = (FileStore(tmp_path / "store", SystemClock(), server=name) for name in ("here", "there"))
+    now = SystemClock().now()
+    there.queue.enqueue("r1", "job", now=now, payload=encode(None, "it"), synced=False)
+    there.queue.enqueue("r2", "job", now=now, payload=encode(None, "it"), synced=False, durable=True)
+    there.close()
+    assert [("r1", RunState.CANCELLED)] == [(each.id, each.state) for each in here.history("job", JOB)]
+    here.queue.cancel("r2")
+    assert ["r2", "r1"] == [each.id for each in here.history("job", JOB)]
+    here.close()
 
 
 def test_other_processes_read_it(tmp_path):

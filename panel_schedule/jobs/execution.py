@@ -269,7 +269,7 @@ class JobExecution(Execution):
             pass
         elif self.fence and not self.remote:
             self.tell(lambda queue: self._tell_end(queue, outcome, value))
-        elif self.service.store.queue is None:
+        elif self.service.store.queue is None or outcome is RunState.SKIPPED:
             self.service.outbox.ask((), self.service.store.to_note(JOB, self.job.name, self.record(outcome, error)))
         if self.remote:
             pass  # the process that ran it says what came of it

@@ -13,14 +13,25 @@ from typing import Any
 from ..clock import Clock
 from ..coordination import jobs
 from ..coordination.history import JOB
-from ..coordination.jobs import ANYBODY, ARGUMENTS, ERROR, KEPT, PARTIAL, SHARED, SPACE, VALUE, shared_name
+from ..coordination.jobs import (
+    ANYBODY,
+    ARGUMENTS,
+    ERROR,
+    KEPT,
+    PARTIAL,
+    SHARED,
+    SPACE,
+    VALUE,
+    JobState,
+    shared_name,
+)
 from ..coordination.record import Record, Refusal, storable
 from ..errors import RunCancelled, RunCrashed, RunFenced, ValueUnreadable
 from ..functions.run import RunRecord, RunState, on_a_loop
 from ..serialize.checks import require_data
 from ..serialize.codec import Encoded
 from ..serialize.errors import first_line, packed, unpacked
-from .records import HELD, Change, RecordStore, noted
+from .records import HELD, Apply, Change, RecordStore, noted
 
 log = logging.getLogger("panel_schedule")
 
@@ -223,7 +234,9 @@ class Queue:
             return job, self._one(job, ARGUMENTS)
         except ValueUnreadable as error:
             with suppress(RunFenced):
-                self.end(id, job.fence, RunState.FAILED, now=now, error=error, expires_at=now + KEPT)
+                failed = result.record.state._replace(state=RunState.FAILED, finished_at=now, error=first_line(error))
+                run = _as_run(id, failed)
+                self.end(id, job.fence, RunState.FAILED, now=now, error=error, expires_at=now + KEPT, run=run)
             return None
         except BaseException:
             self._store.write([Change(SPACE, id, partial(jobs.let_go, me=self._store.me, fence=job.fence))])
@@ -335,13 +348,13 @@ class Queue:
         record = self._store.read(SPACE, id)
         if record is not None:
             apply = partial(jobs.ask_to_cancel, alive=self._store.alive, now=self._clock.now())
-            self._store.write([Change(SPACE, id, apply), *self._settled(record)], together=True)
+            self._store.write([*_with_line(record, apply), *self._settled(record)], together=True)
 
     def release(self) -> None:
         """This process stops: its durable jobs are orphans, at no attempt's cost, its other ones cancelled."""
-        changes, now = list[Change](), self._clock.now()
+        changes, apply = list[Change](), partial(jobs.release, me=self._store.me, now=self._clock.now())
         for record in self._store.scan(SPACE, owner=self._store.me):
-            changes.append(Change(SPACE, record.name, partial(jobs.release, me=self._store.me, now=now)))
+            changes += _with_line(record, apply)
             if not record.state.durable:
                 changes += self._settled(record)
         # Most processes have none, and a directory that is gone is not to be made again for that.
@@ -351,16 +364,9 @@ class Queue:
     def _bury(self, record: Record) -> None:
         """Do what a process has left undone that is gone."""
         if record.owner and not self._store.alive(record.owner):
-            now = self._clock.now()
-            changes = [Change(SPACE, record.name, partial(jobs.bury, alive=self._store.alive, now=now))]
-            if not record.state.durable or record.state.cancelled:
-                crashed = RunState.CANCELLED if record.state.cancelled else RunState.CRASHED
-                run = RunRecord(
-                    record.name, f"request {record.name}", crashed, record.state.attempt, record.state.queued_at,
-                    record.state.started_at, now,
-                )  # fmt: skip
-                changes += [*self._settled(record), noted(JOB, record.group, run)]
-            self._store.write(changes, together=True)
+            apply = partial(jobs.bury, alive=self._store.alive, now=self._clock.now())
+            settled = [] if record.state.durable and not record.state.cancelled else self._settled(record)
+            self._store.write([*_with_line(record, apply), *settled], together=True)
 
     # ------------------------------------------------------------ what came of it
 
@@ -449,6 +455,21 @@ class Queue:
                 noticed(record.name)
 
         self._store.subscribe(SPACE, changed)
+
+
+def _with_line(record: Record, apply: Apply) -> list[Change]:
+    """A change, with a line for the history if that ends the run: its process cannot say so any more."""
+    change, new = Change(SPACE, record.name, apply), apply(record, 0)
+    if not isinstance(new, Record) or not new.state.state.final:
+        return [change]
+    return [change, noted(JOB, record.group, _as_run(new.name, new.state))]
+
+
+def _as_run(id: str, state: JobState) -> RunRecord:
+    return RunRecord(
+        id, f"request {id}", state.state, state.attempt, state.queued_at, state.started_at, state.finished_at,
+        state.error, state.reason,
+    )  # fmt: skip
 
 
 def _is_good(job: JobRow) -> bool:
