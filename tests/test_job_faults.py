@@ -752,6 +752,7 @@ def pids_of(server: PanelServer) -> list[int]:
         ("--num-procs 2", signal.SIGTERM, -15),
     ],
 )
+@pytest.mark.alone
 def test_the_server_stops(serve: Serve, options: str, number: signal.Signals, code: int) -> None:
     """With runs that listen, that do not, and that wait: within the grace, without a word, and with all processes."""
     server = serve(f"app.py --setup jobs.py {options}", FILES, env=ENV)
@@ -774,6 +775,7 @@ def test_the_server_stops(serve: Serve, options: str, number: signal.Signals, co
     assert not [*server.folder.glob("tmp/*/*")]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("options", ["", "--num-procs 2"])
 def test_the_server_is_killed(serve: Serve, options: str) -> None:
     """Its workers and their children end with it."""

@@ -713,6 +713,7 @@ def test_on_a_server_threads_serve_threaded_tasks(server):
     assert server.thread not in {thread for _, thread in callback.ran}
 
 
+@pytest.mark.alone
 def test_on_a_server_a_date_is_kept(server):
     """A naive local one, within Panel's own margin of 200 ms; and the name is free again."""
     callback, ended = Counting(), threading.Event()
@@ -726,6 +727,7 @@ def test_on_a_server_a_date_is_kept(server):
     assert "appointment" not in server.ps.tasks
 
 
+@pytest.mark.alone
 def test_on_a_server_an_iterator_of_dates_is_kept(server):
     """Each of them."""
     callback = Counting()
