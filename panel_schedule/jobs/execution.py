@@ -205,8 +205,12 @@ class Runner:
             execution.telling, execution.told = True, hooks
             self._s.timers.after(PROGRESS, self._tell_progress, execution)
             self._executions.touch(execution)
-            _, percent, message, _ = hooks
-            self.tell(execution, lambda queue: queue.tell(run.id, execution.fence, percent, message))
+            self._tell_how_far(execution)
+
+    def _tell_how_far(self, execution: Execution) -> None:
+        run = execution.run
+        percent, message = run.percent, run.message
+        self.tell(execution, lambda queue: queue.tell(run.id, execution.fence, percent, message))
 
     # ------------------------------------------------------------ ending
 
@@ -397,6 +401,8 @@ class Runner:
         """What has happened before the store had it. Under the lock."""
         run = execution.run
         self.tell_begin(execution)
+        if execution.told:
+            self._tell_how_far(execution)
         for number, item in enumerate(run.partials):
             self._tell_partial(execution, number, item)
         if run.state.final:
