@@ -298,6 +298,28 @@ def test_another_process_follows_attaches_and_cancels(house):
     eventually(lambda: "cancelled" == one("mine.state.value") == other("run.state.value"))
 
 
+def test_what_it_has_reported_before_the_store_had_it_arrives_there(house):
+    source = """
+queue = ps._runtime.dispatcher.follower._queue
+enqueue = queue.enqueue
+queue.enqueue = lambda *args, **options: (await_go("stored"), enqueue(*args, **options))[1]
+
+@ps.background(executor="thread")
+def hasty():
+    ps.progress(1, 2, "half")
+    note("began")
+    await_go("hasty")
+"""
+    one, other = house.host(), house.host()
+    one(source)
+    other("hasty = ps.background(name='hasty', executor='thread')(lambda: None)")
+    one("(mine := hasty.submit()) and 0")
+    house.await_line("began")
+    house.go("stored")
+    eventually(lambda: [(50, "half")] == other("[(run.percent, run.message) for run in hasty.runs()]"))
+    house.go("hasty")
+
+
 def test_what_it_publishes_arrives_there_in_order(house):
     one, other = house.host(), house.host()
     source = """

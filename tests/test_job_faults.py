@@ -584,7 +584,9 @@ def suspended(pid: int) -> Iterator[None]:
 
 
 def served_by(page: Page) -> int:
-    return int(page.get_by_text("served by").inner_text().split()[-1])
+    said = page.get_by_text("served by")
+    expect(said).to_have_text(re.compile(r"served by \d+"), use_inner_text=True)  # its text may come before it is shown
+    return int(said.inner_text().split()[-1])
 
 
 def begin_steps(open_page: NewPage, house: House) -> tuple[Panel, int, int]:

@@ -322,6 +322,8 @@ class JobExecution(Execution):
         """What has happened before the store had it. Under the lock."""
         run = self.run
         self._tell_begin()
+        if self.told:
+            self.tell_progress(run.percent, run.message)
         for number, item in enumerate(run.partials):
             self._tell_partial(number, item)
         if run.state.final:
