@@ -24,9 +24,6 @@ from ..serialize.copies import own_copy
 from .lru import Answer
 from .shared import SharedAnswers
 
-# Where each kind runs: apart from tasks and jobs, which somebody else waits for.
-EXECUTORS = {"process": "memo-process", "thread": "memo-thread", "loop": "loop"}
-
 # Of answers that no store has.
 _versions = count(1)
 
@@ -142,7 +139,7 @@ class Computation(Execution):
         published: Callable[[Computation, Any], object],
         ended: Callable[[Computation, RunState, BaseException | None], object],
     ):
-        policy, executor = memo.policy, service.executors[EXECUTORS[memo.executor]]
+        policy, executor = memo.policy, service.executor("memo", memo.executor)
         work = work_of(
             "Memoized function", memo.name, memo.function, memo.executor, executor, policy.timeout, policy.retry
         )

@@ -60,8 +60,9 @@ class Service:
     clock : Clock
     store : Store
     executors : dict
-        By name: ``"loop"``, ``"thread"``, ``"handler"`` for the functions of ``ps.on``, and, for a store that
-        may block, ``"store"`` with one thread and ``"publisher"``.
+        By the names that authors use, ``"loop"``, ``"thread"``, ``"process"``, and, where a kind of functions has
+        places of its own, with the kind before, ``"job-thread"``; ``"handler"`` for the functions of ``ps.on``; and for
+        a store that may block ``"store"`` with one thread, and ``"publisher"``.
     handlers : dict
         By event, those of ``ps.on``.
     changed : callable
@@ -178,6 +179,18 @@ class Service:
         if self.timers.earliest < self._asleep_until:
             self._asleep_until = 0.0
             self._bell.ring()
+
+    def executor(self, kind: str, where: str) -> Executor:
+        """
+        Where functions of a kind run.
+
+        Parameters
+        ----------
+        kind : {"task", "job", "memo"}
+        where : str
+            As their authors name it.
+        """
+        return self.executors.get(f"{kind}-{where}") or self.executors[where]
 
     def defer(self, call: Callable[[], object]) -> None:
         """Call it once the lock is free: what may run a stranger's code."""

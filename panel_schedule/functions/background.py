@@ -17,15 +17,13 @@ from ..serialize.checks import require_arguments
 from ..serialize.references import references
 from . import remote
 from .calls import is_async
-from .registry import as_retry, choice, duration, flag
+from .registry import as_retry, choice, duration, flag, require_executor
 from .remote import RemoteRun, function_named
 from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-EXECUTORS = ("process", "thread", "loop")
 
 
 class Retrigger(StrEnum):
@@ -76,8 +74,7 @@ def build_job_policy(
     RegistrationError, TriggerError
         When one of them means nothing.
     """
-    if executor not in EXECUTORS:
-        raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
+    require_executor(executor)
     if ttl is not None and duration("ttl", ttl) > duration("result_ttl", result_ttl):
         raise TriggerError(f"ttl={ttl!r} is longer than result_ttl={result_ttl!r}, after which a result is gone.")
     return JobPolicy(

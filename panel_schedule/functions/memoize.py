@@ -25,14 +25,13 @@ from ..serialize.references import references
 from . import remote
 from .background import require_no_method
 from .calls import is_async
-from .registry import as_retry, duration, flag, tasks_of
+from .registry import as_retry, duration, flag, require_executor, tasks_of
 from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-EXECUTORS = ("thread", "process", "loop")
 NEVER = float("inf")
 
 # How a call stands in messages and in ``ps.store.entries``.
@@ -74,8 +73,8 @@ def build_memo_policy(
     RegistrationError, TriggerError
         When one of them means nothing.
     """
-    if executor not in (None, *EXECUTORS):
-        raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
+    if executor is not None:
+        require_executor(executor)
     stale = duration("max_stale", max_stale, zero=True)
     if stale and ttl is None:
         raise TriggerError(f"max_stale={max_stale!r} begins when ttl= is over, and there is none. Give a ttl.")

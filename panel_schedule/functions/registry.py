@@ -29,6 +29,9 @@ ACCEPTED = (
     "an aware datetime or a list of them, or a trigger of panel_schedule.triggers."
 )
 
+# Where functions run, as their authors name it: what is neither the loop nor a thread is another process.
+EXECUTORS = ("loop", "thread", "process")
+
 _CRON_FIELD = re.compile(r"[\d*?LW/,#a-z-]+", re.IGNORECASE)
 
 
@@ -304,10 +307,8 @@ def build_policy(
     RegistrationError
         When one of them means nothing.
     """
-    if executor not in (None, "loop", "thread", "process"):
-        raise RegistrationError(
-            f"executor={executor!r} is unknown; accepted are 'loop', 'thread', 'process' and None (by function)."
-        )
+    if executor is not None:
+        require_executor(executor)
     if not (isolate is None or isinstance(isolate, (bool, np.bool_))):
         raise RegistrationError(f"isolate={isolate!r} must be True, False or None (data frames only).")
     if first_run is None:
@@ -376,6 +377,18 @@ def choice(kind: type[StrEnum], option: str, value: Any) -> Any:
     except ValueError:
         accepted = ", ".join(map(repr, map(str, kind)))
         raise RegistrationError(f"{option}={value!r} is unknown; accepted are {accepted}.") from None
+
+
+def require_executor(executor: Any) -> None:
+    """
+    Raise where there is none of this name.
+
+    Raises
+    ------
+    RegistrationError
+    """
+    if executor not in EXECUTORS:
+        raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
 
 
 def duration(option: str, value: Any, *, zero: bool = False) -> timedelta:

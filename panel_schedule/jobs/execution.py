@@ -28,9 +28,6 @@ log = logging.getLogger("panel_schedule")
 # So often, in seconds, who waits for the store looks whether that is in trouble.
 LOOK = 0.1
 
-# Where each kind runs: apart from the tasks, which must not wait for what visitors start.
-EXECUTORS = {"process": "job-process", "thread": "job-thread", "loop": "loop"}
-
 
 class JobExecution(Execution):
     """
@@ -82,7 +79,7 @@ class JobExecution(Execution):
         ended: Callable[[JobExecution], object],
     ):
         policy = job.policy
-        executor = service.executors[EXECUTORS[policy.executor]]
+        executor = service.executor("job", policy.executor)
         work = work_of("Job", job.name, job.function, policy.executor, executor, policy.timeout, policy.retry)
         super().__init__(service, work, run, args, kwargs)
         self.job = job

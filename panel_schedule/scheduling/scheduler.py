@@ -417,7 +417,7 @@ class Scheduler:
     def _work(self, task: Task[Any]) -> Work:
         policy = task.policy
         where = policy.executor or ("loop" if is_async(task.function) else "thread")
-        executor = self.service.executors[where]
+        executor = self.service.executor("task", where)
         return work_of("Task", task.name, task.function, where, executor, policy.timeout, policy.retry)
 
     def _comes(self, state: TaskState) -> bool:
