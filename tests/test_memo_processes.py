@@ -165,7 +165,7 @@ def test_who_gives_up_before_the_store_has_answered_keeps_nothing(shared):
     one, other, *_ = shared.hosts
     one("""
 async def hasty(name):
-    cache, go = ps._runtime.single_flight.follower._cache, threading.Event()
+    cache, go = ps._runtime.single_flight.shared.cache, threading.Event()
     claim = type(cache).claim
     cache.claim = lambda *args, **kwargs: (go.wait(10), claim(cache, *args, **kwargs))[1]
     try:
@@ -1194,10 +1194,34 @@ def busy(name):
         for number in range(100):
             ps.progress(number)
             time.sleep(0.01)
+        meanwhile = list(told), len(ps._runtime.service.outbox._asked)
+        go.set()
+        until = time.monotonic() + 5
+        while told[-1] != 99 and time.monotonic() < until:
+            time.sleep(0.01)
     finally:
         del cache.progress
-        go.set()
-    return told, len(ps._runtime.service.outbox._asked)
+    return meanwhile, told
 """)
-    told, waiting = one("busy('b')")
-    assert ([0], 1) == (told, waiting)
+    assert (([0], 1), [0, 99]) == one("busy('b')")
+
+
+def test_what_is_taken_over_is_at_its_beginning(house):
+    one, other = house.host(), house.host()
+    house.define("""
+@ps.memoize
+def mute(name):
+    note(name)
+    if not (folder / "mute").exists():
+        ps.progress(40, message="so far")
+    await_go(name)
+""", [one, other])  # fmt: skip
+    one("(run := mute.submit('m')) and 0")
+    house.await_begun("m")
+    other("(view := mute.view('m')) and 0")
+    eventually(lambda: (40, "so far") == other(FAR))
+    (house.folder / "mute").touch()
+    one.kill()
+    house.await_begun("m", 2)
+    eventually(lambda: (-1, "", True) == other(f"(*{FAR}, view.running)"))
+    house.go("m")

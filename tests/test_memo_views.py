@@ -827,7 +827,7 @@ def test_a_view_made_while_a_fresh_answer_is_replaced_shows_how_far_that_is(core
 
 @pytest.mark.parametrize("end", ["fails", "times out", "is cancelled", "is forgotten"])
 def test_however_it_ends_the_progress_is_gone(core, end):
-    f = core.ps.memoize(name="f", timeout="1h")(advances(core, 40))
+    f = core.ps.memoize(name="f", timeout="1h")(advances(core, 40, 60))
     run, view = f.submit(), f.view()
     core.go()
     core.thread.release()
