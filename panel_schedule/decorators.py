@@ -186,11 +186,11 @@ class _OnRequest:
             By default a plain function runs in a thread, be it the caller's own, and an ``async def`` on the server's
             loop. A function that computes for seconds slows no page down in a worker process.
         timeout : period
-            A computation that takes longer has failed. A thread's function cannot be interrupted: it is abandoned, and
-            never computed on a caller's own thread.
+            A computation that takes longer has failed, for all who wait. A coroutine is cancelled and a worker process
+            ended; a thread's function is abandoned, its value dropped, and it never runs on a caller's own thread.
         retry : int or Retry
             How many times a computation is tried again that has failed, timed out, or whose process died, before those
-            who wait hear of it. A thread's timeout is final.
+            who wait hear of it; with what pauses, says a `Retry`. A thread's timeout is final.
         stale_if_error : bool
             Whether the last answer is served when a new one cannot be had, for a week beyond its lifetime. Live views
             show it as stale, with the error. Not when a task of `after` has a new value.

@@ -645,7 +645,7 @@ class Runtime:
         return self.single_flight.join(memo, key, args, kwargs, refresh)
 
     def watch_call(self, memo: Memoized[Any, Any], key: Hashable, changed: Callable[[], None]) -> Watched:
-        return self.single_flight.archive.watch(memo, key, changed)
+        return self.single_flight.watch(memo, key, changed)
 
     def unwatch_call(self, watched: Watched, changed: Callable[[], None]) -> None:
         self.single_flight.archive.unwatch(watched, changed)

@@ -70,7 +70,7 @@ def shared(run, until=None):
 
 
 # By the kind of a record: one of that kind.
-COMPUTED = {"wanted": (1,), "partials": 2}
+COMPUTED = {"wanted": (1,), "partials": 2, "percent": 40, "message": "half"}
 OF_ANSWERS = {
     "none": None,
     "empty": answer(),
@@ -112,6 +112,7 @@ TO_ANSWERS = {
     "claim for 2": partial(claim, basis=(2,)),
     "claim beyond 2": partial(claim, known=2),
     "publish": partial(answers.publish, **held),
+    "progress": partial(answers.progress, **held, percent=50, message="more"),
     "succeed": partial(answers.succeed, **held, now=NOW, duration=2.0, expires_at=LATER),
     "fail": partial(answers.fail, **held, now=NOW),
     "give up": partial(answers.give_up, **held, now=NOW),
@@ -154,47 +155,59 @@ claim
     empty, failed -> owner=me used=now expires=soon fence=9 wanted=(1,)
     good, mine -> handled
     theirs -> held
-    orphan -> owner=me used=now expires=soon fence=9 takeovers=1 partials=0 -partial answer
-    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0 -error
+    orphan -> owner=me used=now expires=soon fence=9 takeovers=1 partials=0 percent=-1 message='' -partial answer
+    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0
+        percent=-1 message='' -error
 claim for 2
     none -> owner=me used=now expires=soon call=f() fence=9 wanted=(2,)
     empty, failed -> owner=me used=now expires=soon fence=9 wanted=(2,)
     good, mine -> handled
-    theirs -> owner=me used=now expires=soon fence=9 wanted=(2,) partials=0 -partial answer
-    orphan -> owner=me used=now expires=soon fence=9 wanted=(2,) takeovers=1 partials=0 -partial answer
-    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0 -error
+    theirs -> owner=me used=now expires=soon fence=9 wanted=(2,) partials=0 percent=-1 message='' -partial answer
+    orphan -> owner=me used=now expires=soon fence=9 wanted=(2,) takeovers=1 partials=0 percent=-1 message=''
+        -partial answer
+    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0
+        percent=-1 message='' -error
 claim beyond 2
     none -> owner=me used=now expires=soon call=f() fence=9 wanted=(1,)
     empty, failed -> owner=me used=now expires=soon fence=9 wanted=(1,)
     good -> owner=me used=now fence=9 wanted=(1,)
-    mine -> used=now fence=9 partials=0 -partial answer
+    mine -> used=now fence=9 partials=0 percent=-1 message='' -partial answer
     theirs -> held
-    orphan -> owner=me used=now expires=soon fence=9 takeovers=1 partials=0 -partial answer
-    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0 -error
+    orphan -> owner=me used=now expires=soon fence=9 takeovers=1 partials=0 percent=-1 message='' -partial answer
+    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0
+        percent=-1 message='' -error
 publish
     none, empty, good, failed, theirs, orphan, orphan again -> fenced
     mine -> partials=3
+progress
+    none, empty, good, failed, theirs, orphan, orphan again -> fenced
+    mine -> percent=50 message=more
 succeed
     none, empty, good, failed, theirs, orphan, orphan again -> fenced
-    mine -> owner=None used=now version=9 basis=(1,) updated_at=now duration=2.0 wanted=() partials=0 -partial
-        answer
+    mine -> owner=None used=now version=9 basis=(1,) updated_at=now duration=2.0 wanted=() partials=0 percent=-1
+        message='' -partial answer
 fail
     none, empty, good, failed, theirs, orphan, orphan again -> fenced
-    mine -> owner=None used=now wanted=() failed=3 failed_at=now partials=0 -partial answer +error
+    mine -> owner=None used=now wanted=() failed=3 failed_at=now partials=0 percent=-1 message='' -partial answer
+        +error
 give up
     none, empty, good, failed, theirs, orphan, orphan again -> fenced
-    mine -> owner=None used=now wanted=() partials=0 -partial answer
+    mine -> owner=None used=now wanted=() partials=0 percent=-1 message='' -partial answer
 bury
     none, empty, good, failed, mine, theirs -> held
-    orphan -> owner=None used=now expires=soon wanted=() takeovers=1 partials=0 -partial answer
-    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0 -error
+    orphan -> owner=None used=now expires=soon wanted=() takeovers=1 partials=0 percent=-1 message='' -partial
+        answer
+    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0
+        percent=-1 message='' -error
 invalidate
     none, empty -> used=now expires=soon
     good -> used=now expires=soon version=0 basis=() updated_at=None duration=None -value
     failed -> used=now expires=soon failed=0 failed_at=None -error
-    mine -> owner=None used=now expires=soon version=0 basis=() wanted=() partials=0 -value -partial answer
-    theirs, orphan -> owner=None used=now expires=soon wanted=() partials=0 -partial answer
-    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=0 failed_at=None partials=0 -error
+    mine -> owner=None used=now expires=soon version=0 basis=() wanted=() partials=0 percent=-1 message='' -value
+        -partial answer
+    theirs, orphan -> owner=None used=now expires=soon wanted=() partials=0 percent=-1 message='' -partial answer
+    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=0 failed_at=None partials=0
+        percent=-1 message='' -error
 expire 2
     none, empty, failed, theirs, orphan, orphan again -> absent
     good, mine -> expires=now

@@ -165,7 +165,7 @@ def test_who_gives_up_before_the_store_has_answered_keeps_nothing(shared):
     one, other, *_ = shared.hosts
     one("""
 async def hasty(name):
-    cache, go = ps._runtime.single_flight.follower._cache, threading.Event()
+    cache, go = ps._runtime.single_flight.shared.cache, threading.Event()
     claim = type(cache).claim
     cache.claim = lambda *args, **kwargs: (go.wait(10), claim(cache, *args, **kwargs))[1]
     try:
@@ -991,3 +991,238 @@ async def shows(page: Visitor, *texts: str) -> None:
             await page.send("PULL-DOC-REQ", {})
             shown = await page.read_until("PULL-DOC-REPLY")
             await asyncio.sleep(0.05)
+
+
+# ------------------------------------------------------------ timeout, retry and progress
+
+ATTEMPTS = """
+from panel_schedule.errors import RunTimedOut
+
+@ps.memoize(timeout="1s", OPTIONS)
+def tardy(name):
+    note(name)
+    if not (folder / f"quick {name}").exists():
+        await_go(name)
+    return f"{name} by {os.getpid()}"
+
+@ps.memoize(retry=ps.Retry(3, backoff="DELAY"))
+def clumsy(name):
+    note(name)
+    ps.progress(40, message=f"attempt {ps.current_run().attempt}")
+    await_go(f"{name} {ps.current_run().attempt}")
+    if not (folder / f"able {name}").exists():
+        raise OSError(name)
+    return f"{name} by {os.getpid()}"
+"""
+
+
+def attempts(house, hosts, options="", delay="10ms"):
+    house.define(ATTEMPTS.replace("OPTIONS", options).replace("DELAY", delay), hosts)
+
+
+def test_who_waits_in_another_process_hears_of_a_timeout(house):
+    """At once; who asks after that has it computed anew, where he is. The late value is nobody's."""
+    one, other = house.host(), house.host()
+    attempts(house, [one, other])
+    one("(run := tardy.submit('t')) and 0")
+    house.await_begun("t")
+    other("(runs := [tardy.submit('t') for _ in range(2)]) and 0")
+    for host, run in ((one, "run"), (other, "runs[0]"), (other, "runs[1]")):
+        eventually(lambda host=host, run=run: "timed_out" == host(f"{run}.state.value"))
+        assert host(f"type({run}.error) is RunTimedOut and \"'tardy'\" in str({run}.error)")
+    assert 1 == house.journal("t")
+    (house.folder / "quick t").touch()
+    assert f"t by {other.process.pid}" == other("tardy('t')")
+    house.go("t")
+    eventually(lambda: not one("ps._runtime.service.executors['memo-thread'].busy"))
+    assert f"t by {other.process.pid}" == one("tardy('t')") == other("tardy('t')")
+    assert 2 == house.journal("t")
+
+
+def test_at_a_timeout_all_processes_serve_the_last_good_answer(house):
+    one, other = house.host(), house.host()
+    attempts(house, [one, other], "ttl='500ms'")
+    (house.folder / "quick t").touch()
+    first = one("tardy('t')")
+    (house.folder / "quick t").unlink()
+    eventually(lambda: 0.8 < one("time.time() - tardy.entry('t').updated_at.timestamp()"))
+    one("(run := tardy.submit('t')) and 0")
+    house.await_begun("t", 2)
+    assert first == other("tardy('t')") == one("run.result(5)")
+    assert 2 == house.journal("t")
+
+
+def test_a_timeout_is_given_again_in_all_processes(house):
+    one, other = house.host(), house.host()
+    attempts(house, [one, other], "error_ttl='1h'")
+    for host in (one, other, one):
+        assert "'tardy'" in host("str(outcome(lambda: tardy('t')))")
+    assert 1 == house.journal("t")
+
+
+def test_between_two_attempts_the_lease_stays_where_it_is(house):
+    """Others wait through them, and compute nothing."""
+    one, other = house.host(), house.host()
+    attempts(house, [one, other], delay="300ms")
+    one("(run := clumsy.submit('c')) and 0")
+    house.await_begun("c")
+    other("(run := clumsy.submit('c')) and 0")
+    house.go("c 1")
+    eventually(lambda: 2 == one("run.attempt"))
+    assert [(1,)] == house.rows("SELECT count(*) FROM answers WHERE owner NOT NULL")
+    other("(again := clumsy.submit('c')) and 0")
+    (house.folder / "able c").touch()
+    house.go("c 2")
+    found = {host(f"{run}.result(5)") for host, run in ((one, "run"), (other, "run"), (other, "again"))}
+    assert ({f"c by {one.process.pid}"}, 2) == (found, house.journal("c"))
+
+
+def test_after_the_last_attempt_others_hear_of_it(house):
+    one, other = house.host(), house.host()
+    attempts(house, [one, other])
+    house.go(*(f"c {attempt}" for attempt in (2, 3)))
+    one("(run := clumsy.submit('c')) and 0")
+    house.await_begun("c")
+    other("(run := clumsy.submit('c')) and 0")
+    house.await_guests(1, [other])
+    house.go("c 1")
+    for host in (one, other):
+        assert "OSError('c')" == host("repr(outcome(lambda: run.result(5)))")
+    assert 3 == house.journal("c")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_another_process_takes_over_between_two_attempts(house, how):
+    """It begins with the first one; a server that stops does not wait for the next."""
+    one, other = house.host(), house.host()
+    attempts(house, [one, other], delay="1h")
+    house.go("c 1")
+    one("(run := clumsy.submit('c')) and 0")
+    eventually(lambda: 2 == one("run.attempt"))
+    other("(run := clumsy.submit('c')) and 0")
+    house.await_guests(1, [other])
+    (house.folder / "able c").touch()
+    one.signal(how)
+    assert (f"c by {other.process.pid}", 1) == other("(run.result(5), run.attempt)")
+    eventually(lambda: not one.alive)
+
+
+def test_what_another_process_invalidates_between_two_attempts_is_not_kept(house):
+    one, other = house.host(), house.host()
+    attempts(house, [one, other], delay="500ms")
+    one("(run := clumsy.submit('c')) and 0")
+    house.await_begun("c")
+    house.go("c 1")
+    eventually(lambda: 2 == one("run.attempt"))
+    other("clumsy.invalidate('c')")
+    (house.folder / "able c").touch()
+    house.go("c 2")
+    assert f"c by {one.process.pid}" == one("run.result(5)")
+    assert [None, None] == [host("clumsy.entry('c')") for host in (one, other)]
+
+
+FAR = "(view.percent, view.message)"
+
+
+def test_who_waits_in_another_process_sees_how_far_it_is(house):
+    """Runs and views; and each attempt begins anew."""
+    one, other = house.host(), house.host()
+    attempts(house, [one, other])
+    one("(run := clumsy.submit('c')) and 0")
+    house.await_begun("c")
+    other("(view := clumsy.view('c'), run := clumsy.submit('c')) and 0")
+    for attempt in (1, 2, 3):
+        for host, far in ((one, "(run.percent, run.message)"), (other, "(run.percent, run.message)"), (other, FAR)):
+            eventually(lambda host=host, far=far, attempt=attempt: (40, f"attempt {attempt}") == host(far))
+        if attempt == 3:
+            (house.folder / "able c").touch()
+        house.go(f"c {attempt}")
+    assert f"c by {one.process.pid}" == other("run.result(5)")
+    eventually(lambda: (-1, "", False) == other(f"(*{FAR}, view.running)"))
+    assert 100 == other("run.percent")
+
+
+@pytest.mark.parametrize("end", ["succeeds", "fails", "dies", "is forgotten"])
+def test_a_view_that_only_watches_sees_how_far_another_process_is(house, end):
+    """Which makes a new answer, while that of before is fresh here; however it ends, nothing is left of it."""
+    one, other = house.host(), house.host()
+    house.define("""
+@ps.memoize
+def renewed(name):
+    note(name)
+    if (folder / "first").exists():
+        return "old"
+    ps.progress(1, 4, "begins")
+    await_go("on")
+    ps.progress(3, 4, "goes on")
+    await_go("end")
+    if (folder / "fails").exists():
+        raise OSError
+    return "new"
+""", [one, other])  # fmt: skip
+    (house.folder / "first").touch()
+    other("(view := renewed.view('r')) and 0")
+    eventually(lambda: "old" == other("view.value"))
+    (house.folder / "first").unlink()
+    one("(run := renewed.refresh('r')) and 0")
+    eventually(lambda: (25, "begins") == other(FAR))
+    house.go("on")
+    eventually(lambda: (75, "goes on") == other(FAR))
+    assert ("old", False) == other("(view.value, view.running)")
+    if end == "dies":
+        one.kill()
+    elif end == "is forgotten":
+        house.go("end")
+        one("renewed.invalidate('r')")
+    else:
+        (house.folder / "fails").touch() if end == "fails" else None
+        house.go("end")
+    eventually(lambda: (-1, "") == other(FAR))
+    eventually(lambda: ("old" if end in ("fails", "dies") else "new", False) == other("(view.value, view.running)"))
+    assert (end == "fails") == other("view.error != ''")
+
+
+def test_a_store_that_is_busy_holds_up_no_function_that_makes_progress(house):
+    """It is told how far that is when it comes to it, and not each step."""
+    one = house.host()
+    one("""
+@ps.memoize
+def busy(name):
+    cache = ps._runtime.single_flight.shared.cache
+    progress, told, go = cache.progress, [], threading.Event()
+    cache.progress = lambda *how: (told.append(how[-2]), go.wait(10), progress(*how))
+    try:
+        for number in range(100):
+            ps.progress(number)
+            time.sleep(0.01)
+        meanwhile = list(told), len(ps._runtime.service.outbox._asked)
+        go.set()
+        until = time.monotonic() + 5
+        while told[-1] != 99 and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        del cache.progress
+    return meanwhile, told
+""")
+    assert (([0], 1), [0, 99]) == one("busy('b')")
+
+
+def test_what_is_taken_over_is_at_its_beginning(house):
+    one, other = house.host(), house.host()
+    house.define("""
+@ps.memoize
+def mute(name):
+    note(name)
+    if not (folder / "mute").exists():
+        ps.progress(40, message="so far")
+    await_go(name)
+""", [one, other])  # fmt: skip
+    one("(run := mute.submit('m')) and 0")
+    house.await_begun("m")
+    other("(view := mute.view('m')) and 0")
+    eventually(lambda: (40, "so far") == other(FAR))
+    (house.folder / "mute").touch()
+    one.kill()
+    house.await_begun("m", 2)
+    eventually(lambda: (-1, "", True) == other(f"(*{FAR}, view.running)"))
+    house.go("m")

@@ -18,7 +18,8 @@ from panel.io.state import set_curdoc
 
 from core import messages
 from panel_schedule.cache.computation import Computation
-from panel_schedule.functions.run import current_run
+from panel_schedule.functions.run import current_run, progress
+from panel_schedule.functions.task import Retry
 from panel_schedule.views import memo
 from panel_schedule.views.components import Freshness
 
@@ -718,3 +719,160 @@ def test_a_function_may_publish_by_hand(core, monkeypatch):
     core.go()
     assert "last" == view.value
     assert "last" == values[-1]
+
+
+# ------------------------------------------------------------ progress
+
+
+def advances(core, *steps):
+    """A function that says how far it is, and waits for the test after each step."""
+
+    def body(*args):
+        core.thread.park()
+        for step in steps:
+            progress(step, 100, f"at {step}")
+            core.thread.park()
+        return core.thread.park()
+
+    return body
+
+
+def far(*views):
+    return [(view.percent, view.message) for view in views]
+
+
+UNKNOWN = (-1, "")
+
+
+def test_views_show_how_far_the_computation_is(core):
+    """Whoever asked for it, from whenever on they look, each change once; until it is over."""
+    f = core.ps.memoize(name="f")(advances(core, 10, 60))
+    view = f.view(pn.widgets.IntInput(value=1))
+    updates = told(view, "percent", "message", "value")
+    core.go()
+    assert [UNKNOWN] == far(view)
+    core.thread.release()
+    core.go()
+    late = f.view(1)
+    with in_session():
+        abroad = f.view(1)
+    core._turn()
+    assert [(10, "at 10")] * 3 == far(view, late, abroad)
+    core.thread.release()
+    core.run_for(0.1)
+    assert [(60, "at 60")] * 2 == far(view, late)
+    core.thread.release()
+    core.thread.release("answer")
+    core.go()
+    assert [UNKNOWN] * 2 == far(view, late)
+    assert [
+        {"percent": 10, "message": "at 10"}, {"percent": 60, "message": "at 60"},
+        {"percent": -1, "message": "", "value": "answer"},
+    ] == updates  # fmt: skip
+
+
+def test_a_view_shows_how_far_it_is_with_its_newest_arguments(core):
+    widget = pn.widgets.IntInput(value=1)
+    f = core.ps.memoize(name="f")(advances(core, 10))
+    view = f.view(widget)
+    core.go()
+    core.thread.release()
+    core.go()
+    assert [(10, "at 10")] == far(view)
+    widget.value = 2
+    core.go()
+    assert [UNKNOWN] == far(view)
+    widget.value = 1
+    core.run_for(1)
+    assert [(10, "at 10")] == far(view)
+
+
+@pytest.mark.parametrize("how", ["call", "refresh"])
+def test_a_view_shows_how_far_others_are_with_a_new_answer(core, how):
+    """In the background, while it goes on showing the old one."""
+    f = core.ps.memoize(name="f", ttl="1m", max_stale="1h")(advances(core, 40))
+    f.submit()
+    core.go()
+    core.thread.release(), core.thread.release(), core.thread.release("old")
+    core.go()
+    view = f.view()
+    core.run_for(61)
+    assert ("old", False, "", True) == state(view)
+    f() if how == "call" else f.refresh()
+    core.go()
+    core.thread.release()
+    core.go()
+    assert [(40, "at 40")] == far(view)
+    assert ("old", False, "", True) == state(view)
+    core.thread.release()
+    core.thread.release("new")
+    core.go()
+    assert ([UNKNOWN], ("new", False, "", False)) == (far(view), state(view))
+
+
+def test_a_view_made_while_a_fresh_answer_is_replaced_shows_how_far_that_is(core):
+    f = core.ps.memoize(name="f")(advances(core, 40))
+    for _ in range(2):
+        f.refresh()
+        core.go()
+        core.thread.release()
+        core.go()
+        view = f.view()
+        core._turn()
+        assert [(40, "at 40")] == far(view)
+        core.thread.release(), core.thread.release("answer")
+        core.go()
+        del view
+
+
+@pytest.mark.parametrize("end", ["fails", "times out", "is cancelled", "is forgotten"])
+def test_however_it_ends_the_progress_is_gone(core, end):
+    f = core.ps.memoize(name="f", timeout="1h")(advances(core, 40, 60))
+    run, view = f.submit(), f.view()
+    core.go()
+    core.thread.release()
+    core.go()
+    assert [(40, "at 40")] == far(view)
+    if end == "fails":
+        core.thread.release(OSError("gone"))
+    elif end == "times out":
+        core.run_for(3601)
+    elif end == "is cancelled":
+        core.service.stopping = True
+        core.runtime.single_flight.release()
+    else:
+        f.invalidate()
+    core.go()
+    assert [UNKNOWN] == far(view)
+    assert run.state.final == (end != "is forgotten")
+    if end == "is forgotten":  # and that of what does not count any more is not shown
+        core.thread.release()
+        core.run_for(0.1)
+        assert [UNKNOWN] == far(view)
+
+
+def test_another_attempt_is_at_its_beginning(core):
+    f = core.ps.memoize(name="f", retry=Retry(2, backoff="10s"))(advances(core, 40))
+    view = f.view()
+    core.go()
+    core.thread.release()
+    core.go()
+    core.thread.release(OSError())
+    core.run_for(10.1)
+    assert ([UNKNOWN], True) == (far(view), view.running)
+    core.thread.release()
+    core.run_for(0.1)
+    assert [(40, "at 40")] == far(view)
+
+
+def test_progress_is_laid_out_as_that_of_a_task(core):
+    """A bar and plain text."""
+    f = core.ps.memoize(name="f")(advances(core, 40))
+    view, task = f.view(), core.ps.schedule(period="1h", name="task")(lambda: 1).view()
+    for name in ("percent", "message"):
+        of_memo, of_task = (pn.panel(each.param[name]) for each in (view, task))
+        assert type(of_memo) is type(of_task)
+    core.go()
+    core.thread.release()
+    core.go()
+    assert (40, "at 40") == (pn.panel(view.param.percent).value, pn.panel(view.param.message).value)

@@ -369,6 +369,7 @@ class AnswerWalk(Walk):
     STEPS = Walk.STEPS | {
         "claim": (PROCESSES, 2, 3, 3),
         "publish": (PROCESSES, ANY),
+        "progress": (PROCESSES, ANY),
         "succeed": (PROCESSES, ANY, 3),
         "fail": (PROCESSES, ANY),
         "give_up": (PROCESSES, ANY),
@@ -415,7 +416,7 @@ class AnswerWalk(Walk):
         assert (VALUE in new.parts) == (after.version > 0)
         assert (PARTIAL in new.parts) == (after.partials > 0)
         assert ERROR not in new.parts or after.failed
-        assert new.owner is not None or (after.wanted, after.partials) == ((), 0)
+        assert new.owner is not None or (after.wanted, after.partials, after.percent, after.message) == ((), 0, -1, "")
         assert new.owner is not None or new.expires_at is not None or after.version
         assert published or old is None or old.used_at is None or (new.used_at and new.used_at >= old.used_at)
 
@@ -444,6 +445,9 @@ class AnswerWalk(Walk):
         key, fence = self._computation(process, choice)
         with suppress(RunFenced):
             process.cache.publish("f", key, fence, "partial")
+
+    def progress(self, process: Process, choice: int) -> None:
+        process.cache.progress("f", *self._computation(process, choice), choice, "so far")
 
     def succeed(self, process: Process, choice: int, room: int) -> None:
         (name, _), (key, fence) = self._lease(process, choice), self._computation(process, choice)

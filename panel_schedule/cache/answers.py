@@ -73,6 +73,13 @@ class Archive:
             watched.partial = Entry(item, 0, self._service.clock.now())
             self._tell(watched)
 
+    def tell_progress(self, memo: Memo, key: Hashable, percent: int = -1, message: str = "") -> None:
+        """A computation has come so far; or none is under way."""
+        watched = memo.recall.watched.get(key)
+        if watched is not None and (watched.percent, watched.message) != (percent, message):
+            watched.percent, watched.message = percent, message
+            self._tell(watched)
+
     def tell_failure(self, memo: Memo, key: Hashable, error: BaseException) -> None:
         """A computation has failed; what there was stays."""
         if (watched := memo.recall.watched.get(key)) is not None:
@@ -147,4 +154,5 @@ class Archive:
         memo.recall.drop(key)
         if (watched := memo.recall.watched.get(key)) is not None:
             watched.stirred, watched.answer = watched.stirred + 1, None
+            watched.percent, watched.message = -1, ""
             self._tell(watched)

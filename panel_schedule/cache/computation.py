@@ -14,7 +14,7 @@ from ..coordination.answers import Basis, serves
 from ..coordination.history import MEMO
 from ..engine.execution import Execution, work_of
 from ..engine.service import STOPS, Service
-from ..errors import RunCancelled, RunFenced, is_interrupt
+from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, is_interrupt
 from ..functions.calls import PUBLISHED
 from ..functions.memoize import Memoized
 from ..functions.run import Run, RunRecord, RunState
@@ -23,6 +23,9 @@ from ..serialize.codec import encode
 from ..serialize.copies import own_copy
 from .lru import Answer
 from .shared import SharedAnswers
+
+# How a computation of another process has ended, of which the error is known.
+ENDS: dict[type[BaseException], RunState] = {RunTimedOut: RunState.TIMED_OUT, RunCrashed: RunState.CRASHED}
 
 # Of answers that no store has.
 _versions = count(1)
@@ -48,8 +51,9 @@ class Computation(Execution):
         The versions of the tasks of ``after=`` for which it is made.
     run : Run
         What ``ps.current_run()`` is inside.
-    published, ended : callable
-        ``published(computation, item)`` and ``ended(computation, outcome, error)``, under the lock.
+    published, advanced, ended : callable
+        ``published(computation, item)``, ``advanced(computation)`` with its progress, and
+        ``ended(computation, outcome, error)``, under the lock.
 
     Attributes
     ----------
@@ -68,7 +72,7 @@ class Computation(Execution):
     kept : bool
         Whether its answer is kept, as it was not invalidated meanwhile.
     ready : bool
-        Whether this process may begin it.
+        Whether this process may begin it now.
     started : bool
     waits_for : list of Computation
         What its function waits for; a coroutine may wait for several.
@@ -94,9 +98,12 @@ class Computation(Execution):
         The version in the store that was not good enough.
     partials : int
         How many partial answers that process had published.
+    telling_store : bool
+        Whether the store is about to be told of its progress.
     """
 
     __slots__ = (
+        "advanced",
         "ago",
         "answer",
         "basis",
@@ -120,6 +127,7 @@ class Computation(Execution):
         "settled",
         "shared",
         "started",
+        "telling_store",
         "value",
         "waiters",
         "waits_for",
@@ -137,6 +145,7 @@ class Computation(Execution):
         basis: Basis,
         run: Run,
         published: Callable[[Computation, Any], object],
+        advanced: Callable[[Computation], object],
         ended: Callable[[Computation, RunState, BaseException | None], object],
     ):
         policy, executor = memo.policy, service.executor("memo", memo.executor)
@@ -148,10 +157,10 @@ class Computation(Execution):
         self.memo = memo
         self.key = key
         self.basis = basis
-        self.published, self.ended = published, ended
+        self.published, self.advanced, self.ended = published, advanced, ended
         self.waiters: list[Run] = []
         self.refresh = self.renews = self.wanted = self.heard = self.ready = self.started = self.remote = False
-        self.held, self.kept, self.settled = False, True, False
+        self.held, self.kept, self.settled, self.telling_store = False, True, False, False
         self.ago = 0.0
         self.waits_for: list[Computation] = []
         self.last: Any = None
@@ -189,12 +198,16 @@ class Computation(Execution):
         except BaseException as error:  # an argument that cannot travel
             if is_interrupt(error):
                 raise
-            self.conclude(error=error)
+            self._fail(RunState.FAILED, error)  # nor would it the next time
             return
         with self.service.locked:
             self.ready = True
             if not (self.over or (here and self.work.in_thread)):
                 self.start()
+
+    def start(self) -> None:
+        self.ready = True
+        super().start()
 
     def begin(self) -> None:
         with self.service.locked:
@@ -206,6 +219,8 @@ class Computation(Execution):
     def begun(self) -> None:
         for waiter in self.waiters:
             self.inform(waiter)
+        if self.run.attempt > 1:
+            self.progressed()  # it is at its beginning again
 
     def inform(self, waiter: Run) -> None:
         """Bring a waiter up to date."""
@@ -215,7 +230,7 @@ class Computation(Execution):
 
     def help(self) -> None:
         """Compute it on this thread if it has still to begin: one of a full pool that waits would wait for itself."""
-        if not self.can_be_helped:
+        if not self.work.in_thread or not self.ready or self.started:
             return
         try:
             result = Context().run(self._body)
@@ -233,11 +248,6 @@ class Computation(Execution):
             raise
         else:
             self.conclude(result)
-
-    @property
-    def can_be_helped(self) -> bool:
-        """Whether the thread of a caller can compute it. Not beyond its timeout, at which the caller would go on."""
-        return self.work.in_thread and self.work.timeout is None and self.ready and not self.started
 
     def leave(self) -> None:
         """The thread that was here for it goes: an executor computes it for the others."""
@@ -261,11 +271,26 @@ class Computation(Execution):
             self.inform(waiter)
             if waiter.watched:
                 self.service.defer(waiter.touch)
-        if self.shared is not None and self.fence and not self.remote:
-            self.shared.tell_progress(self.memo, self.digest, self.fence, percent, message)
+        self.advanced(self)
+        if self.shared is not None and self.fence and not (self.remote or self.telling_store):
+            self.telling_store = True
+            self.service.outbox.ask((), self._tell_store, self._store_told)
+
+    def _tell_store(self) -> tuple[Any, ...]:
+        """How far it has come by then: in the queue of a store that is busy it stands once."""
+        told = _, percent, message, _ = self.told
+        if self.shared is not None:
+            self.shared.cache.progress(self.memo.name, self.digest, self.fence, percent, message)
+        return told
+
+    def _store_told(self, told: tuple[Any, ...]) -> None:
+        if told == self.told:
+            self.telling_store = False
+        else:  # it has come further meanwhile
+            self.service.outbox.ask((), self._tell_store, self._store_told)
 
     def repeated(self) -> None:
-        self.started = False
+        self.started = self.ready = False
         for waiter in self.waiters:
             self.inform(waiter)
 
@@ -273,7 +298,10 @@ class Computation(Execution):
 
     def body_ended(self, future: Future[Any]) -> None:
         elsewhere = not future.cancelled() and isinstance(future.exception(), Elsewhere)
-        if not (elsewhere or self.over):
+        if self.over:  # what it gives comes too late
+            with self.service.locked:
+                self.future = self.run._execution = self.body = None
+        elif not elsewhere:
             super().body_ended(future)
 
     def deposit(self, result: Any) -> Any:
@@ -346,9 +374,12 @@ class Computation(Execution):
                 self.service.outbox.ask((), self.service.store.to_note(MEMO, self.memo.name, record))
             self.ended(self, outcome, error)
             return
-        # At its timeout. What there was before is asked of a store, which may take long.
+        # At its timeout.
         self.run.end(outcome, self.service.clock.now(), error)
-        self.service.outbox.aside(partial(self._fail, outcome, error))
+        if self.shared is None:
+            self._fail(outcome, error)
+        else:  # what there was before is asked of a store, which may take long
+            self.service.outbox.aside(partial(self._fail, outcome, error))
 
     def _fail(self, outcome: RunState, error: BaseException) -> None:
         try:
@@ -370,4 +401,4 @@ class Computation(Execution):
         """There is none, since some seconds `ago`."""
         if not self.over:
             self.old, self.ago, self.settled = old, ago, True
-            self.end(RunState.FAILED, error)
+            self.end(ENDS.get(type(error), RunState.FAILED), error)

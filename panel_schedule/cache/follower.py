@@ -205,6 +205,9 @@ class Follower:
     def _take_in(self, memo: Memo, key: Hashable, row: AnswerRow | None) -> None:
         """Bring what this process knows of a call in line with its row."""
         known, watched = memo.recall.answers.get(key), memo.recall.watched.get(key)
+        elsewhere = row is not None and row.held and not row.mine
+        with self._service.locked:
+            self._archive.tell_progress(memo, key, *((row.percent, row.message) if row and elsewhere else ()))
         if row is None:
             return  # others needed the room; it is as good as it was
         if not row.version and (known is not None or not (row.held or row.failed)):
@@ -218,12 +221,12 @@ class Follower:
                 newer = memo.recall.answers.get(key)
                 if newer is None or newer.version < answer.version:
                     self._archive.keep(memo, key, answer)
+        elif watched is not None and elsewhere:
+            self._show_partial(memo, key, row)
         elif watched is not None and row.failed:
             error = self._shared.cache.failure(row)
             with self._service.locked:
                 self._archive.tell_failure(memo, key, error)
-        elif watched is not None and row.held and not row.mine:
-            self._show_partial(memo, key, row)
 
     def _keep_looking(self) -> None:
         """What is followed may be lost without a word, with the database or for want of room. Under the lock."""
@@ -275,6 +278,7 @@ class Follower:
             if computation.over or not computation.remote:
                 return False
             computation.remote, computation.fence = False, 0
+            computation.run.report(-1, "")
             return True
 
     def _arrives(self, computation: Computation, row: AnswerRow) -> bool:

@@ -84,7 +84,9 @@ class Answer:
 class Watched:
     """One call that live views show: its newest answer, or what went wrong."""
 
-    __slots__ = ("__weakref__", "answer", "digest", "error", "key", "partial", "stirred", "viewers")
+    __slots__ = (
+        "__weakref__", "answer", "digest", "error", "key", "message", "partial", "percent", "stirred", "viewers",
+    )  # fmt: skip
 
     def __init__(self, key: Hashable, digest: str, answer: Answer | None):
         self.key = key
@@ -93,6 +95,8 @@ class Watched:
         # The newest partial answer of the computation under way, or of one that has failed then.
         self.partial: Entry | None = None
         self.error: BaseException | None = None
+        # How far the computation under way has come, in whichever process.
+        self.percent, self.message = -1, ""
         # How often it was invalidated.
         self.stirred = 0
         # What they want to be called when something is new. They know nothing of their sessions.

@@ -106,10 +106,6 @@ class SharedAnswers:
         except (StoreError, RunFenced) as error:
             log.debug("%s: a partial answer is not shown by other processes: %s", _named(memo), error)
 
-    def tell_progress(self, memo: Memo, digest: str, fence: int, percent: int, message: str) -> None:
-        """Let them show how far it has come. Under the lock."""
-        self._service.outbox.ask((), partial(self.cache.progress, memo.name, digest, fence, percent, message))
-
     def put(
         self,
         memo: Memo,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from contextvars import Context
 from functools import partial
@@ -28,7 +28,7 @@ from ..session import leave_session, without_session
 from .answers import Archive
 from .computation import Computation
 from .follower import Follower
-from .lru import Answer
+from .lru import Answer, Watched
 from .recursion import Recursion
 from .shared import SharedAnswers
 
@@ -79,6 +79,7 @@ class SingleFlight:
             value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
             return items[-1] if value is PUBLISHED else value
         on_loop, waiter = on_a_loop(), self._guest(memo)
+        # At a timeout the caller goes on, and the function does not.
         here = not on_loop and self.recursion.has_room and memo.policy.timeout is None
         computation = self._ask(memo, key, args, kwargs, waiter, held=on_loop, here=here)
         if computation is None:
@@ -214,7 +215,7 @@ class SingleFlight:
                 return computation
             computation = self._under_way[memo, key] = Computation(
                 self._service, self.shared, memo, key, args, kwargs, basis, self._guest(memo), self._published,
-                self._ended,
+                self._advanced, self._ended,
             )  # fmt: skip
             computation.refresh, computation.renews, computation.held = refresh, waiter is None, held
             self._all[computation] = None
@@ -309,14 +310,32 @@ class SingleFlight:
                 computation.kept = False
         return keys
 
-    # ------------------------------------------------------------ ending; under the lock
+    # ------------------------------------------------------------ what it tells; under the lock
+
+    def watch(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched:
+        """What is new about one call, as `Archive.watch` says, and how far it has come."""
+        watched = self.archive.watch(memo, key, changed)
+        with self._service.locked:
+            if (computation := self._under_way.get((memo, key))) is not None:
+                self._advanced(computation)
+        return watched
 
     def _published(self, computation: Computation, item: Any) -> None:
         """It has given a partial answer."""
         self.archive.tell_partial(computation.memo, computation.key, item)
 
+    def _advanced(self, computation: Computation) -> None:
+        """It has come further; pages look at the one whose answer is going to be kept."""
+        memo, key, run = computation.memo, computation.key, computation.run
+        if self._under_way.get((memo, key)) is computation:
+            self.archive.tell_progress(memo, key, run.percent, run.message)
+
+    # ------------------------------------------------------------ ending; under the lock
+
     def _ended(self, computation: Computation, outcome: RunState, error: BaseException | None) -> None:
         """There is an answer, or there is none, or it is not computed."""
+        if computation not in self._all:  # a stop has ended it, before the store had heard of its timeout
+            return
         memo, key, answer = computation.memo, computation.key, computation.answer
         if error is not None and outcome is not RunState.CANCELLED:
             self._failed_with(computation, outcome, error)
@@ -374,6 +393,7 @@ class SingleFlight:
     ) -> None:
         if self._under_way.get((computation.memo, computation.key)) is computation:
             del self._under_way[computation.memo, computation.key]
+            self.archive.tell_progress(computation.memo, computation.key)
         self._all.pop(computation, None)
         if self.follower is not None:
             self.follower.over(computation)

@@ -209,13 +209,13 @@ def _is_held(record: Record, me: str, fence: int) -> bool:
 
 
 def _free(record: Record, now: datetime, takeovers: int = 0) -> Record:
-    state = record.state._replace(wanted=(), takeovers=takeovers, partials=0)
+    state = record.state._replace(wanted=(), takeovers=takeovers, partials=0, percent=-1, message="")
     return _set(record, state, now, record.parts.keys() - {PARTIAL})
 
 
 def _failed(record: Record, now: datetime, parts: Collection[str]) -> Record:
-    state = record.state._replace(wanted=(), takeovers=0, partials=0, failed=record.state.fence, failed_at=now)
-    return _set(record, state, now, set(parts) - {PARTIAL})
+    state = record.state._replace(failed=record.state.fence, failed_at=now)
+    return _free(record._replace(state=state, parts=dict.fromkeys(parts, 1)), now)
 
 
 def _set(record: Record, state: AnswerState, now: datetime, parts: Iterable[str], owner: str | None = None) -> Record:

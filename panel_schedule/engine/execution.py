@@ -236,10 +236,17 @@ class Execution(ABC):
 
     def body_ended(self, future: Future[Any]) -> None:
         """The body is over, wherever it ran; called there, without the lock."""
+        self.in_time()
         if self.takes_long and on_a_loop():
             self.service.outbox.aside(partial(self._conclude, future))
         else:
             self._conclude(future)
+
+    def in_time(self) -> None:
+        """Its function has ended: that to store what it gave takes long is no fault of its."""
+        if self.timer is not None:
+            with self.service.locked:
+                self.service.timers.cancel(self.timer)
 
     def _conclude(self, future: Future[Any]) -> None:
         if future.cancelled():

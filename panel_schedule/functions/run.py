@@ -395,6 +395,7 @@ class Run:
     def begin(self, now: datetime) -> None:
         self.state = RunState.RUNNING
         self.started_at = now
+        self.percent, self.message = -1, ""  # of an earlier attempt
 
     def again(self, error: BaseException) -> None:
         self.state = RunState.QUEUED

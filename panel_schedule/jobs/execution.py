@@ -144,7 +144,7 @@ class JobExecution(Execution):
 
     def begun(self) -> None:
         run = self.run
-        run.partials, run.percent, run.message = Partials(), -1, ""  # of an earlier attempt
+        run.partials = Partials()  # without those of an earlier attempt
         self.size = self.dropped = 0
         self._tell_begin()
         self.changed(self)

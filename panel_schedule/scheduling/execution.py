@@ -183,6 +183,7 @@ class TaskExecution(Execution):
     def body_ended(self, future: Future[Any]) -> None:
         light = future.cancelled() or future.exception() is not None or is_light(future.result())
         if self.takes_long and on_a_loop() and light:
+            self.in_time()
             self.service.outbox.gather(conclude_together, (self, future))
         else:
             super().body_ended(future)

@@ -26,7 +26,7 @@ from ..serialize.entry import Entry
 from ..serialize.errors import first_line
 from ..serialize.references import references, resolved
 from .base import View
-from .widgets import Text
+from .widgets import Percent, Text
 
 # Inputs that follow one another within this time, in seconds, are one movement, as a dragged slider makes: after its
 # first one, only its last is computed.
@@ -77,6 +77,12 @@ class MemoView(View):
     """
 
     running = param.Boolean(default=False, doc="An answer to the arguments as they are now is on its way.")
+
+    percent = Percent(
+        doc="How far that has come; -1 while unknown. Also of what others compute anew, in whichever process."
+    )
+
+    message = Text(doc="What the function says about its progress.")
 
     error = Text(doc='First line of what went wrong with these arguments; "" when nothing did.')
 
@@ -348,6 +354,8 @@ class MemoView(View):
         self._set(
             **news,
             running=waits or self._run is not None,
+            percent=-1 if watched is None else watched.percent,
+            message="" if watched is None else watched.message,
             error=error,
             stale=bool(news or self.version)
             and (bool(error) or not self._is_fresh or any(view.stale for view in self._upstream)),
