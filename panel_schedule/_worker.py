@@ -17,14 +17,14 @@ NAME = "panel_schedule"
 
 # Which names of the package do without Panel, and where they are.
 LIGHT = {
-    "Background": ("functions.remote", "FunctionAbroad"),
+    "Background": ("functions.remote", "RemoteFunction"),
     "Entry": ("serialize.entry", "Entry"),
-    "Memoized": ("functions.remote", "MemoAbroad"),
+    "Memoized": ("functions.remote", "RemoteMemo"),
     "Retry": ("functions.task", "Retry"),
     "Run": ("functions.run", "Run"),
     "RunState": ("functions.run", "RunState"),
     "ScheduleError": ("errors", "ScheduleError"),
-    "Task": ("functions.remote", "TaskAbroad"),
+    "Task": ("functions.remote", "RemoteTask"),
     "TaskStatus": ("functions.task", "TaskStatus"),
     "background": ("functions.remote", "background"),
     "cancel_task": ("functions.remote", "cancel_task"),

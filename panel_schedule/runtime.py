@@ -305,7 +305,7 @@ class Runtime:
         renew_ids()
         self._fresh()
         for memo in self.memos.values():
-            memo.recall.clear()  # that it is invalidated nobody would tell
+            memo.lru.clear()  # that it is invalidated nobody would tell
         if former is not None:
             self._former.append(former)
             inherited = former.store.forked() if isinstance(former.store, MemoryStore) else inherited
@@ -582,7 +582,7 @@ class Runtime:
         with self._lock:
             if (known := self.memos.get(name)) is not None:
                 if _again(known, "memoized function", policy, key, function) and self._service is not None:
-                    self._single_flight.archive.forget(known)
+                    self._single_flight.kept.forget(known)
                 return known
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
@@ -648,7 +648,7 @@ class Runtime:
         return self.single_flight.watch(memo, key, changed)
 
     def unwatch_call(self, watched: Watched, changed: Callable[[], None]) -> None:
-        self.single_flight.archive.unwatch(watched, changed)
+        self.single_flight.kept.unwatch(watched, changed)
 
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:
         service = self.service

@@ -1015,8 +1015,8 @@ async def test_after_the_end_a_coroutine_computes(ps, runtime):
 def test_what_is_over_at_once_is_given_and_not_kept(core):
     """A lifetime that is shorter than the computation's last step."""
     f = core.ps.memoize(ttl="1ms", stale_if_error=False, name="f")(lambda n: n)
-    keep = core.runtime.single_flight.archive.keep
-    core.runtime.single_flight.archive.keep = lambda *answer: core.clock.advance(1) or keep(*answer)
+    keep = core.runtime.single_flight.kept.keep
+    core.runtime.single_flight.kept.keep = lambda *answer: core.clock.advance(1) or keep(*answer)
     assert [1, 2, 1] == [f(1), f(2), f(1)]
 
 

@@ -302,7 +302,7 @@ def test_what_is_forgotten_in_one_process_is_forgotten_in_all(shared, how):
     first = {host("quick(name)", name=name) for host in hosts}
     assert 1 == len(first)
     hosts[1](how.format(name))
-    eventually(lambda: not any(host("name in str(list(quick.recall.answers))", name=name) for host in hosts))
+    eventually(lambda: not any(host("name in str(list(quick.lru.answers))", name=name) for host in hosts))
     again = {host("quick(name)", name=name) for host in hosts}
 
     assert (1, 2) == (len(again), shared.journal(name))
@@ -387,7 +387,7 @@ def doubtful(name):
         other("doubtful.invalidate('d')")
         other("(run := doubtful.submit('d')) and 0")
         shared.await_begun("d", 2)
-    eventually(lambda: one("'d' not in str(list(doubtful.recall.answers))"))
+    eventually(lambda: one("'d' not in str(list(doubtful.lru.answers))"))
     shared.go("doubtful")
 
     assert "no luck" == str(one("outcome(lambda: doubtful('d'))"))
@@ -408,7 +408,7 @@ def roomy(name):
         other("[roomy(name) for name in 'bcde']")
         assert [] == house.rows("SELECT 1 FROM answers WHERE call = ?", "roomy('a')")
         other(how)
-        eventually(lambda: 0 == one("len(roomy.recall.answers)"))
+        eventually(lambda: 0 == one("len(roomy.lru.answers)"))
         before = house.journal("a")
         one("roomy('a')")
         assert before + 1 == house.journal("a")
@@ -452,8 +452,8 @@ def test_a_stale_answer_is_served_everywhere_while_one_process_renews_it(shared)
     shared.define(STALE, hosts)
     assert [1] * 4 == [host("stale('st')") for host in hosts]
     (shared.folder / "gate st").touch()
-    eventually(lambda: all(host("not stale.recall.answers or all(each.fresh_until < time.monotonic() "
-                                "for each in stale.recall.answers.values())") for host in hosts))  # fmt: skip
+    eventually(lambda: all(host("not stale.lru.answers or all(each.fresh_until < time.monotonic() "
+                                "for each in stale.lru.answers.values())") for host in hosts))  # fmt: skip
     for _ in range(3):
         for host in hosts:
             host.send("[stale('st') for _ in range(20)]")
@@ -475,7 +475,7 @@ def test_a_process_that_has_not_heard_of_the_new_answer_takes_it(shared):
     other("ps._runtime.service.store.records._subscribers['answer'].clear()")
     try:
         for host in (one, other):
-            host("[setattr(each, 'fresh_until', 0.0) for each in deaf.recall.answers.values()]")
+            host("[setattr(each, 'fresh_until', 0.0) for each in deaf.lru.answers.values()]")
         assert 2 == one("deaf.refresh('deaf').result(5)")
         assert 1 == other("deaf('deaf')")
         eventually(lambda: 2 == other("deaf('deaf')"))

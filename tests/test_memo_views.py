@@ -638,7 +638,7 @@ def test_a_view_dies_with_its_session(core):
     core.go()
     assert "late" == f(1)
     assert 0 == len(core.runtime.views)
-    assert not core.runtime.memos["f"].recall.watched
+    assert not core.runtime.memos["f"].lru.watched
 
 
 def test_a_session_that_ends_waits_for_nothing(core):
@@ -662,7 +662,7 @@ def test_a_page_that_no_browser_sees_leaves_nothing_behind(core):
     core.go()
     gc.collect()
     assert view() is None
-    assert not core.runtime.memos["f"].recall.watched
+    assert not core.runtime.memos["f"].lru.watched
 
 
 def test_what_is_no_argument_is_named(core):

@@ -289,7 +289,7 @@ def test_a_refresh_gets_the_error_of_the_run_that_it_joined(pair):
 
 
 def test_a_run_can_be_cancelled_from_another_process(pair):
-    """Its joiners hear of it."""
+    """Its waiters hear of it."""
     tasks = pair.schedule(make=held, period="1m", first_run="skip")
     pair.begin()
     run = tasks[0].refresh()

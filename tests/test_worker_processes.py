@@ -41,7 +41,7 @@ from panel_schedule.errors import (
     ValueUnreadable,
 )
 from panel_schedule.executors import processes
-from panel_schedule.executors.processes import Parcel, ProcessExecutor
+from panel_schedule.executors.processes import ProcessExecutor, RemoteCall
 from panel_schedule.functions.calls import PUBLISHED
 from panel_schedule.serialize.errors import traceback_text
 
@@ -72,7 +72,7 @@ def quick(monkeypatch):
 
 
 def send(executor, function, *args, name="Task 'sales'", **who) -> Future:
-    future = executor.submit(Parcel(name, function, args, **who))
+    future = executor.submit(RemoteCall(name, function, args, **who))
     executor.flush()
     return future
 
@@ -140,8 +140,8 @@ def test_a_function_runs_in_another_process(executor):
 def test_arguments_and_closures_travel(executor):
     """Positional, by keyword, and what a lambda closes over."""
     ten = 10
-    parcel = Parcel("Task 'sales'", lambda a, *, b: (a, b, ten), (1,), {"b": [2]})
-    future = executor.submit(parcel)
+    remote_call = RemoteCall("Task 'sales'", lambda a, *, b: (a, b, ten), (1,), {"b": [2]})
+    future = executor.submit(remote_call)
     executor.flush()
 
     assert (1, [2], 10) == future.result(PATIENCE)
@@ -806,9 +806,9 @@ def test_an_argument_that_cannot_travel_is_named(executor):
     def function(frame, scale):
         pass
 
-    parcel = Parcel("Job 'optimise'", function, ({"deep": [threading.Lock()]}, 1))
+    remote_call = RemoteCall("Job 'optimise'", function, ({"deep": [threading.Lock()]}, 1))
     with pytest.raises(ValueRefused) as refused:
-        parcel.pack()
+        remote_call.pack()
 
     for part in ("Job 'optimise': argument 'frame'", "value['deep'][0]", "_thread.lock", "Pass plain data"):
         assert part in str(refused.value)
@@ -1340,7 +1340,7 @@ def test_hurry_ends_a_stop_that_waits(executor):
 
 PARENT = """
 import os, subprocess, sys, time
-from panel_schedule.executors.processes import Parcel, ProcessExecutor
+from panel_schedule.executors.processes import RemoteCall, ProcessExecutor
 
 def function():
     import panel_schedule as ps
@@ -1355,7 +1355,7 @@ def receive(pids):
     print(*pids, flush=True)
 
 executor = ProcessExecutor(1)
-executor.submit(Parcel("Task 'sales'", function, receive=receive))
+executor.submit(RemoteCall("Task 'sales'", function, receive=receive))
 executor.flush()
 if {forks} and os.fork() == 0:
     time.sleep(5)
@@ -1392,7 +1392,7 @@ def test_a_forked_child_of_the_server_keeps_no_worker_alive():
     parent.stdout.close()
 
 
-def test_a_parcel_runs_here_too():
+def test_a_remote_call_runs_here_too():
     """As an ordinary body."""
     got = []
 
@@ -1400,7 +1400,7 @@ def test_a_parcel_runs_here_too():
         yield 1
         yield 2
 
-    assert PUBLISHED is Parcel("Task 'sales'", items, receive=got.append)()
+    assert PUBLISHED is RemoteCall("Task 'sales'", items, receive=got.append)()
     assert [1, 2] == got
 
 

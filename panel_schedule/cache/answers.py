@@ -19,7 +19,7 @@ log = logging.getLogger("panel_schedule")
 Memo = Memoized[Any, Any]
 
 
-class Archive:
+class KeptAnswers:
     """
     What is kept in this process, and through `shared` in all.
 
@@ -47,19 +47,19 @@ class Archive:
 
     def keep(self, memo: Memo, key: Hashable, answer: Answer) -> None:
         """From now on this is the answer."""
-        if not memo.recall.put(key, answer, self._service.clock.monotonic()) and memo.name not in self._warned:
+        if not memo.lru.put(key, answer, self._service.clock.monotonic()) and memo.name not in self._warned:
             self._warned.add(memo.name)
             log.warning(
                 "Memoized function %r: an answer of %.1f MB is larger than max_bytes=%d, and is not kept. Allow for "
                 "more, or return less.", memo.name, answer.size / 1e6, memo.policy.limits.size,
             )  # fmt: skip
-        if (watched := memo.recall.watched.get(key)) is not None:
+        if (watched := memo.lru.watched.get(key)) is not None:
             watched.answer, watched.error, watched.partial = answer, None, None
             self._tell(watched)
 
     def use(self, memo: Memo, key: Hashable, answer: Answer) -> None:
         """It was read, which the store is told now and then."""
-        memo.recall.used(key)
+        memo.lru.used(key)
         if not answer.told and self.shared is not None:
             self.shared.use(memo, answer)
 
@@ -69,20 +69,20 @@ class Archive:
 
     def tell_partial(self, memo: Memo, key: Hashable, item: Any) -> None:
         """A computation has given so much."""
-        if (watched := memo.recall.watched.get(key)) is not None:
+        if (watched := memo.lru.watched.get(key)) is not None:
             watched.partial = Entry(item, 0, self._service.clock.now())
             self._tell(watched)
 
     def tell_progress(self, memo: Memo, key: Hashable, percent: int = -1, message: str = "") -> None:
         """A computation has come so far; or none is under way."""
-        watched = memo.recall.watched.get(key)
+        watched = memo.lru.watched.get(key)
         if watched is not None and (watched.percent, watched.message) != (percent, message):
             watched.percent, watched.message = percent, message
             self._tell(watched)
 
     def tell_failure(self, memo: Memo, key: Hashable, error: BaseException) -> None:
         """A computation has failed; what there was stays."""
-        if (watched := memo.recall.watched.get(key)) is not None:
+        if (watched := memo.lru.watched.get(key)) is not None:
             watched.error = error
             self._tell(watched)
 
@@ -92,7 +92,7 @@ class Archive:
         """What is new about one call, and `changed` is called then; for sessions. It ends with what is returned."""
         digest = memo.digest(key) if self.shared is not None else ""
         with self._service.locked:
-            watched = memo.recall.watch(key, digest)
+            watched = memo.lru.watch(key, digest)
             watched.viewers.add(changed)
         return watched
 
@@ -105,7 +105,7 @@ class Archive:
         """What is kept for a call, fresh or not."""
         if self.shared is not None:
             return self.shared.entry(memo, key)
-        answer = memo.recall.answers.get(key)
+        answer = memo.lru.answers.get(key)
         return None if answer is None else answer.entry
 
     def entries(self, memo: Memo) -> dict[str, Entry]:
@@ -113,7 +113,7 @@ class Archive:
         if self.shared is not None:
             return self.shared.entries(memo)
         with self._service.locked:
-            answers = list(memo.recall.answers.values())
+            answers = list(memo.lru.answers.values())
         return {answer.call: answer.entry for answer in reversed(answers)}
 
     # ------------------------------------------------------------ forgetting
@@ -135,24 +135,24 @@ class Archive:
         shared.forget_due()
         # What has been taken from the store meanwhile was of before. What was begun meanwhile was not.
         with self._service.locked:
-            for each in list(memo.recall.answers) if key is None else [key]:
+            for each in list(memo.lru.answers) if key is None else [key]:
                 self.drop(memo, each)
 
     def drop(self, memo: Memo, key: Hashable) -> None:
         """The answer that is at hand is none any more; what is computed right now counts. Under the lock."""
-        if key in memo.recall.answers:
+        if key in memo.lru.answers:
             self._forget(memo, key)
 
     def forget(self, memo: Memo, key: Hashable | None = None) -> None:
         """In this process: who asks from now on waits for another computation than the one under way."""
         with self._service.locked:
-            known = [*memo.recall.answers, *memo.recall.watched] if key is None else [key]
+            known = [*memo.lru.answers, *memo.lru.watched] if key is None else [key]
             for each in dict.fromkeys([*known, *self._detach(memo, key)]):
                 self._forget(memo, each)
 
     def _forget(self, memo: Memo, key: Hashable) -> None:
-        memo.recall.drop(key)
-        if (watched := memo.recall.watched.get(key)) is not None:
+        memo.lru.drop(key)
+        if (watched := memo.lru.watched.get(key)) is not None:
             watched.stirred, watched.answer = watched.stirred + 1, None
             watched.percent, watched.message = -1, ""
             self._tell(watched)

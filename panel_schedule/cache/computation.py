@@ -348,7 +348,7 @@ class Computation(Execution):
         memo = self.memo
         if not memo.policy.stale_if_error or not self.kept:
             return None
-        old = memo.recall.answers.get(self.key)
+        old = memo.lru.answers.get(self.key)
         if old is None and self.shared is not None:
             old = self.shared.last(memo, self.digest)
         if old is None or old.kept_until <= self.service.clock.monotonic() or not serves(old.basis, self.basis):

@@ -14,7 +14,7 @@ from ..errors import RunFenced, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.memoize import Memoized
 from ..stores.cache import AnswerRow
 from ..stores.hurry import hurried
-from .answers import Archive
+from .answers import KeptAnswers
 from .computation import Computation
 from .shared import SharedAnswers
 
@@ -37,7 +37,7 @@ class Follower:
     ----------
     service : Service
     shared : SharedAnswers
-    archive : Archive
+    kept : KeptAnswers
     renew : callable
         ``renew(computation)`` when what the store has is stale: compute it anew, in the background.
     failing : callable
@@ -48,13 +48,13 @@ class Follower:
         self,
         service: Service,
         shared: SharedAnswers,
-        archive: Archive,
+        kept: KeptAnswers,
         renew: Callable[[Computation], object],
         failing: Callable[[Memo], list[Hashable]],
     ):
         self._service = service
         self._shared = shared
-        self._archive = archive
+        self._kept = kept
         self._renew = renew
         self._failing = failing
         self.memos: dict[str, Memo] = {}
@@ -167,7 +167,7 @@ class Follower:
         if (memo := self.memos.get(function)) is None:
             return
         if not digest:
-            self._archive.forget(memo)
+            self._kept.forget(memo)
             return
         with self._service.locked:
             computations = list(self._computations.get((function, digest), ()))
@@ -179,12 +179,12 @@ class Follower:
         elif (row := self._shared.cache.look(function, digest)) is not None and not row.version:
             # One looks at the row itself, but what it is to replace is served meanwhile.
             with self._service.locked:
-                self._archive.drop(memo, computations[0].key)
+                self._kept.drop(memo, computations[0].key)
 
     def _hear(self, memo: Memo, digest: str, computations: list[Computation]) -> None:
         """Of a row that may say something new about what is computed, or known, in this process."""
         with self._service.locked:
-            key = computations[0].key if computations else memo.recall.find(digest)
+            key = computations[0].key if computations else memo.lru.find(digest)
         if key is None:
             key = next((each for each in self._failing(memo) if memo.digest(each) == digest), None)
         if key is None:
@@ -198,35 +198,35 @@ class Follower:
             and not row.mine
             and all(row.fence != computation.fence for computation in computations)
         ):
-            self._archive.forget(memo, key)  # another process computes it, as what is computed here is of before
+            self._kept.forget(memo, key)  # another process computes it, as what is computed here is of before
             return
         self._take_in(memo, key, row)
 
     def _take_in(self, memo: Memo, key: Hashable, row: AnswerRow | None) -> None:
         """Bring what this process knows of a call in line with its row."""
-        known, watched = memo.recall.answers.get(key), memo.recall.watched.get(key)
+        known, watched = memo.lru.answers.get(key), memo.lru.watched.get(key)
         elsewhere = row is not None and row.held and not row.mine
         with self._service.locked:
-            self._archive.tell_progress(memo, key, *((row.percent, row.message) if row and elsewhere else ()))
+            self._kept.tell_progress(memo, key, *((row.percent, row.message) if row and elsewhere else ()))
         if row is None:
             return  # others needed the room; it is as good as it was
         if not row.version and (known is not None or not (row.held or row.failed)):
-            self._archive.forget(memo, key)
+            self._kept.forget(memo, key)
         if row.version and (known is None or row.version > known.version):
             try:
                 answer = self._shared.answer(memo, row)
             except (KeyError, ValueUnreadable):  # it is read, or computed, when somebody asks for it
                 return
             with self._service.locked:
-                newer = memo.recall.answers.get(key)
+                newer = memo.lru.answers.get(key)
                 if newer is None or newer.version < answer.version:
-                    self._archive.keep(memo, key, answer)
+                    self._kept.keep(memo, key, answer)
         elif watched is not None and elsewhere:
             self._show_partial(memo, key, row)
         elif watched is not None and row.failed:
             error = self._shared.cache.failure(row)
             with self._service.locked:
-                self._archive.tell_failure(memo, key, error)
+                self._kept.tell_failure(memo, key, error)
 
     def _keep_looking(self) -> None:
         """What is followed may be lost without a word, with the database or for want of room. Under the lock."""
@@ -310,14 +310,14 @@ class Follower:
             computation.arrive_failed(error, old, ago)
 
     def _show_partial(self, memo: Memo, key: Hashable, row: AnswerRow) -> None:
-        if memo.recall.watched.get(key) is None or not row.partials:
+        if memo.lru.watched.get(key) is None or not row.partials:
             return
         try:
             item = self._shared.cache.partial(row)
         except (KeyError, ValueUnreadable):  # there is a newer one
             return
         with self._service.locked:
-            self._archive.tell_partial(memo, key, item)
+            self._kept.tell_partial(memo, key, item)
 
 
 def _is_own_doing(computation: Computation, row: AnswerRow) -> bool:

@@ -103,7 +103,7 @@ class Watched:
         self.viewers: WeakSet[Callable[[], None]] = WeakSet()
 
 
-class Recall:
+class LRU:
     """
     Answers by the keys of their calls, the one that was used last at the end.
 

@@ -25,7 +25,7 @@ from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
-from .answers import Archive
+from .answers import KeptAnswers
 from .computation import Computation
 from .follower import Follower
 from .lru import Answer, Watched
@@ -60,10 +60,10 @@ class SingleFlight:
         self.recursion = Recursion(service)
         # None where no other process can know of the answers of this one.
         self.shared = SharedAnswers(service, service.store.cache) if service.store.cache is not None else None
-        self.archive = Archive(service, self._detach, self.shared)
+        self.kept = KeptAnswers(service, self._detach, self.shared)
         self.follower: Follower | None = None
         if self.shared is not None:
-            self.follower = Follower(service, self.shared, self.archive, self.renew, self.failing)
+            self.follower = Follower(service, self.shared, self.kept, self.renew, self.failing)
 
     def add(self, memo: Memo) -> None:
         """Know a function by its name, for what other processes say of it."""
@@ -78,7 +78,7 @@ class SingleFlight:
             items = list[Any]()
             value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
             return items[-1] if value is PUBLISHED else value
-        on_loop, waiter = on_a_loop(), self._guest(memo)
+        on_loop, waiter = on_a_loop(), self._waiter(memo)
         # At a timeout the caller goes on, and the function does not.
         here = not on_loop and self.recursion.has_room and memo.policy.timeout is None
         computation = self._ask(memo, key, args, kwargs, waiter, held=on_loop, here=here)
@@ -112,7 +112,7 @@ class SingleFlight:
 
             value = await asyncio.create_task(compute(), context=Context())
             return items[-1] if value is PUBLISHED else value
-        waiter = self._guest(memo)
+        waiter = self._waiter(memo)
         self._ask(memo, key, args, kwargs, waiter, copied=True)
         try:
             return await waiter
@@ -134,7 +134,7 @@ class SingleFlight:
         # To make a key of it takes long, and the loop has pages to serve.
         memo.keys.bind(args, kwargs)
         self._service.start()
-        waiter = self._guest(memo)
+        waiter = self._waiter(memo)
         self._service.outbox.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, waiter))
         return waiter
 
@@ -155,11 +155,11 @@ class SingleFlight:
         heard : bool
             Whether the caller gets to hear of a failure as an error that is raised.
         """
-        waiter = self._guest(memo)
+        waiter = self._waiter(memo)
         self._ask(memo, key, args, kwargs, waiter, refresh=refresh, heard=heard)
         return waiter
 
-    def _guest(self, memo: Memo) -> Run:
+    def _waiter(self, memo: Memo) -> Run:
         run = Run(memo.name, "", self._service.clock.now())
         run.key = f"request {run.id}"
         return run
@@ -214,7 +214,7 @@ class SingleFlight:
                 self._welcome(computation, waiter, heard)
                 return computation
             computation = self._under_way[memo, key] = Computation(
-                self._service, self.shared, memo, key, args, kwargs, basis, self._guest(memo), self._published,
+                self._service, self.shared, memo, key, args, kwargs, basis, self._waiter(memo), self._published,
                 self._advanced, self._ended,
             )  # fmt: skip
             computation.refresh, computation.renews, computation.held = refresh, waiter is None, held
@@ -241,11 +241,11 @@ class SingleFlight:
     def _serve(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, basis: Basis, waiter: Run) -> bool:
         """Give what is there, if it is good enough. Under the lock."""
         now, failure = self._service.clock.monotonic(), self._failure(memo, key)
-        answer = memo.recall.answers.get(key)
+        answer = memo.lru.answers.get(key)
         if answer is not None and not serves(answer.basis, basis):
             answer = None
         if answer is not None and answer.good_until > now:
-            self.archive.use(memo, key, answer)
+            self.kept.use(memo, key, answer)
             if answer.fresh_until <= now and failure is None:
                 self._service.defer(partial(self._ask, memo, key, args, kwargs, None))
         elif failure is None:
@@ -313,8 +313,8 @@ class SingleFlight:
     # ------------------------------------------------------------ what it tells; under the lock
 
     def watch(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched:
-        """What is new about one call, as `Archive.watch` says, and how far it has come."""
-        watched = self.archive.watch(memo, key, changed)
+        """What is new about one call, as `KeptAnswers.watch` says, and how far it has come."""
+        watched = self.kept.watch(memo, key, changed)
         with self._service.locked:
             if (computation := self._under_way.get((memo, key))) is not None:
                 self._advanced(computation)
@@ -322,13 +322,13 @@ class SingleFlight:
 
     def _published(self, computation: Computation, item: Any) -> None:
         """It has given a partial answer."""
-        self.archive.tell_partial(computation.memo, computation.key, item)
+        self.kept.tell_partial(computation.memo, computation.key, item)
 
     def _advanced(self, computation: Computation) -> None:
         """It has come further; pages look at the one whose answer is going to be kept."""
         memo, key, run = computation.memo, computation.key, computation.run
         if self._under_way.get((memo, key)) is computation:
-            self.archive.tell_progress(memo, key, run.percent, run.message)
+            self.kept.tell_progress(memo, key, run.percent, run.message)
 
     # ------------------------------------------------------------ ending; under the lock
 
@@ -343,7 +343,7 @@ class SingleFlight:
         self._finish(computation, outcome, error, computation.value if answer is None else answer.value)
         if error is None and answer is not None and computation.kept:
             self._failed[memo].pop(key, None)
-            self.archive.keep(memo, key, answer)
+            self.kept.keep(memo, key, answer)
 
     def _failed_with(self, computation: Computation, outcome: RunState, error: BaseException) -> None:
         """There is none; who waits gets the old one, if there is one."""
@@ -357,11 +357,11 @@ class SingleFlight:
             self._finish(computation, outcome, error)
         else:
             self._finish(computation, RunState.SUCCEEDED, value=old.value)
-            self.archive.keep(memo, key, old)
+            self.kept.keep(memo, key, old)
         if (old is not None or not computation.heard) and not computation.remote:
             self._service.defer(partial(self._complain, computation, error, old))
         if computation.kept:
-            self.archive.tell_failure(memo, key, another(error))
+            self.kept.tell_failure(memo, key, another(error))
 
     def _fail(self, computation: Computation, error: BaseException) -> None:
         """It cannot even begin: nobody is to wait for it for ever, here or in another process."""
@@ -393,7 +393,7 @@ class SingleFlight:
     ) -> None:
         if self._under_way.get((computation.memo, computation.key)) is computation:
             del self._under_way[computation.memo, computation.key]
-            self.archive.tell_progress(computation.memo, computation.key)
+            self.kept.tell_progress(computation.memo, computation.key)
         self._all.pop(computation, None)
         if self.follower is not None:
             self.follower.over(computation)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut
 from ..executors.base import Executor
 from ..executors.loop import Interrupted
-from ..executors.processes import Parcel
+from ..executors.processes import RemoteCall
 from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, is_async, outcome
 from ..functions.run import Run, RunRecord, RunState, _current, on_a_loop
 from ..functions.task import Retry
@@ -145,7 +145,7 @@ class Execution(ABC):
     def prepare(self) -> None:
         """Make what the executor can call."""
         if self.work.isolated:
-            self.body = Parcel(
+            self.body = RemoteCall(
                 self.name, self.work.function, self.args, self.kwargs, run=self.run,
                 begin=self.begin, receive=self.publish, answer=partial(self.service.answer, self.run),
             )  # fmt: skip
@@ -162,7 +162,7 @@ class Execution(ABC):
             When one of them cannot travel.
         """
         self.prepare()
-        if isinstance(self.body, Parcel):
+        if isinstance(self.body, RemoteCall):
             self.body.pack()
 
     def start(self) -> None:

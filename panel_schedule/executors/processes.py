@@ -57,7 +57,7 @@ def _nothing(*args: Any) -> None:
     pass
 
 
-class Parcel:
+class RemoteCall:
     """
     A body that travels: a function with its arguments, and who is told at home.
 
@@ -200,7 +200,7 @@ class Worker:
             return False
         return True
 
-    def run(self, parcel: Parcel) -> Any:
+    def run(self, remote_call: RemoteCall) -> Any:
         """
         What the function returns; what it raises is raised.
 
@@ -212,14 +212,14 @@ class Worker:
         if not self.ready:
             self._wire.receive()
             self.ready = True
-        run = parcel.run
-        who = (parcel.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
+        run = remote_call.run
+        who = (remote_call.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
         context = contextvars.Context()  # for filters that look for the run
         context.run(_current.set, run)
-        packed = parcel.take()
-        parcel.begin()
+        packed = remote_call.take()
+        remote_call.begin()
         self._midway = True
-        self._wire.send(wire.RUN, encode((parcel.name, *who, sys.path, logs.settings()), parcel.name))
+        self._wire.send(wire.RUN, encode((remote_call.name, *who, sys.path, logs.settings()), remote_call.name))
         self._wire.send(wire.BODY, packed)
         packed.close()
         while True:
@@ -230,29 +230,29 @@ class Worker:
             elif kind == wire.LOG:
                 context.run(logs.handle, value.load())
             elif kind == wire.PARTIAL:
-                self._answer(parcel, value, parcel.receive)
+                self._answer(remote_call, value, remote_call.receive)
             elif kind == wire.QUESTION:
-                self._answer(parcel, value, partial(_answered, parcel))
+                self._answer(remote_call, value, partial(_answered, remote_call))
             elif kind == wire.MODULE:
-                self._answer(parcel, value, _whereabouts)
+                self._answer(remote_call, value, _whereabouts)
             else:
                 break
         self._midway = False
         if kind == wire.PUBLISHED:
             return PUBLISHED
         if kind == wire.RAISED:
-            raise wire.decode_error(value, parcel.name)
+            raise wire.decode_error(value, remote_call.name)
         try:
             return value.load()
         except ValueUnreadable as error:
-            raise ValueUnreadable(f"{parcel.name}: its result cannot be read in the server: {error}.") from error
+            raise ValueUnreadable(f"{remote_call.name}: its result cannot be read in the server: {error}.") from error
 
-    def _answer(self, parcel: Parcel, value: Inline | Mapped, call: Callable[[Any], Any]) -> None:
+    def _answer(self, remote_call: RemoteCall, value: Inline | Mapped, call: Callable[[Any], Any]) -> None:
         try:
             answer = contextvars.Context().run(call, value.load())
-            kind, encoded = wire.ANSWER, encode(answer if call is not parcel.receive else None, parcel.name)
+            kind, encoded = wire.ANSWER, encode(answer if call is not remote_call.receive else None, remote_call.name)
         except BaseException as error:  # whatever a value does that is read or answered
-            kind, encoded = wire.REFUSAL, wire.encode_error(error, parcel.name)
+            kind, encoded = wire.REFUSAL, wire.encode_error(error, remote_call.name)
         self._wire.send(kind, encoded)
 
     def stop(self, grace: float) -> None:
@@ -316,11 +316,11 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _answered(parcel: Parcel, question: tuple[Any, ...]) -> Any:
+def _answered(remote_call: RemoteCall, question: tuple[Any, ...]) -> Any:
     if question[0] == "function":
         _, module, path = question
         return ByValue(reduce(getattr, path.split("."), sys.modules[module]).function)
-    return parcel.answer(*question)
+    return remote_call.answer(*question)
 
 
 def _whereabouts(name: str) -> tuple[str | None, list[str] | None]:
@@ -383,12 +383,12 @@ class ProcessExecutor(ThreadExecutor):
         self._over = False
 
     def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
-        parcel = body if isinstance(body, Parcel) else Parcel(name or "A function", body)
+        remote_call = body if isinstance(body, RemoteCall) else RemoteCall(name or "A function", body)
         future = ProcessFuture(self.give_back, name)
         with self._lock:
             self._over = False
             self._pending.add(future)
-            self._batch.append((future, partial(self._carry, future, parcel)))
+            self._batch.append((future, partial(self._carry, future, remote_call)))
         return future
 
     def stop(self, grace: float) -> None:
@@ -406,19 +406,19 @@ class ProcessExecutor(ThreadExecutor):
         for worker in idle:
             worker.kill()
 
-    def _carry(self, future: ProcessFuture, parcel: Parcel) -> Any:
-        parcel.pack()
-        worker = self._worker(parcel.name)
+    def _carry(self, future: ProcessFuture, remote_call: RemoteCall) -> Any:
+        remote_call.pack()
+        worker = self._worker(remote_call.name)
         try:
-            with future.carried_by(worker, parcel.name):
-                return worker.run(parcel)
+            with future.carried_by(worker, remote_call.name):
+                return worker.run(remote_call)
         except Gone:
             status = worker.kill()
             if future.grace is not None:
                 raise RunCancelled(
-                    f"{parcel.name}: the run was cancelled, and its worker process ended before its function did."
+                    f"{remote_call.name}: the run was cancelled, and its worker process ended before its function did."
                 ) from None
-            raise RunCrashed(f"{parcel.name}: {_death(status, worker.ready)}") from None
+            raise RunCrashed(f"{remote_call.name}: {_death(status, worker.ready)}") from None
         finally:
             self._keep(worker)
 

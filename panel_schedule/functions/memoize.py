@@ -12,7 +12,7 @@ from hashlib import sha256
 from numbers import Integral
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
-from ..cache.lru import Answer, Recall
+from ..cache.lru import LRU, Answer
 from ..clock import Clock
 from ..coordination.answers import LAST_RESORT, UNLIMITED, Basis, Limits, serves
 from ..coordination.history import MEMO
@@ -99,7 +99,7 @@ def _limit(option: str, value: Any) -> int | None:
     return int(value)
 
 
-class Archive(Protocol):
+class KeptAnswers(Protocol):
     """What is kept, as a memoized function sees it."""
 
     def use(self, memo: Memoized[Any, Any], key: Hashable, answer: Answer) -> None: ...
@@ -111,7 +111,7 @@ class SingleFlight(Protocol):
     """What a memoized function asks of the layers above."""
 
     @property
-    def archive(self) -> Archive: ...
+    def kept(self) -> KeptAnswers: ...
     def call(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any) -> Any: ...
     async def awaited(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any) -> Any: ...
     def submit(self, memo: Memoized[Any, Any], args: Any, kwargs: Any, refresh: bool = False) -> Run: ...
@@ -173,8 +173,8 @@ class Memoized(Generic[P, T]):
         self.name = name
         self._host = host
         self._now = host.clock.monotonic
-        self.recall = Recall(policy.limits)
-        self._answers = self.recall.answers
+        self.lru = LRU(policy.limits)
+        self._answers = self.lru.answers
         self.become(function, policy, key)
 
     def become(self, function: Callable[P, T], policy: MemoPolicy, key: Callable[..., Any] | None) -> None:
@@ -191,7 +191,7 @@ class Memoized(Generic[P, T]):
         self.executor = policy.executor or ("loop" if is_coroutine else "thread")
         # What was computed by other code is no answer of this one.
         self.fingerprint = fingerprint(function, key, *(task.name for task in policy.after))
-        self.recall.limits = policy.limits
+        self.lru.limits = policy.limits
         self._key = self.keys.local
         self._is_async = is_coroutine
         self._after = policy.after
@@ -235,9 +235,9 @@ class Memoized(Generic[P, T]):
 
     def _take(self, key: Hashable, answer: Answer) -> Any:
         if answer.told:
-            self.recall.used(key)
+            self.lru.used(key)
         else:
-            self._host.single_flight.archive.use(self, key, answer)
+            self._host.single_flight.kept.use(self, key, answer)
         return own_copy(answer.value) if answer.is_frame else answer.value
 
     async def _awaited(self, args: Any, kwargs: Any) -> Any:
@@ -310,7 +310,7 @@ class Memoized(Generic[P, T]):
         StoreError
             When a shared store cannot be read now.
         """
-        return self._host.single_flight.archive.entry(self, self._key(args, kwargs))
+        return self._host.single_flight.kept.entry(self, self._key(args, kwargs))
 
     @property
     def history(self) -> list[RunRecord]:
@@ -338,11 +338,11 @@ class Memoized(Generic[P, T]):
         StoreError
             When a shared store cannot forget it now, as it does as soon as it can; not on an event loop.
         """
-        self._host.single_flight.archive.invalidate(self, self._key(args, kwargs))
+        self._host.single_flight.kept.invalidate(self, self._key(args, kwargs))
 
     def clear(self) -> None:
         """Forget all answers, in all processes, as `invalidate` does each of them."""
-        self._host.single_flight.archive.invalidate(self)
+        self._host.single_flight.kept.invalidate(self)
 
     # ------------------------------------------------------------ for the layers above
 

@@ -128,13 +128,13 @@ def task_named(name: str) -> Any:
 def function_named(name: str, function: Callable[..., Any]) -> Any:
     """What a pickled background function comes back as: itself where it is known, else the plain function."""
     package = sys.modules.get("panel_schedule") if asker is None else None
-    return package._runtime.jobs[name] if package is not None else FunctionAbroad(name, function)
+    return package._runtime.jobs[name] if package is not None else RemoteFunction(name, function)
 
 
 def memo_named(name: str, is_async: bool) -> Any:
     """What a pickled memoized function comes back as: itself, and in a worker process what asks for answers."""
     if asker is not None:
-        return MemoAbroad(name, is_async)
+        return RemoteMemo(name, is_async)
     try:
         return sys.modules["panel_schedule"]._runtime.memos[name]
     except KeyError:
@@ -149,7 +149,7 @@ def store_here() -> Any:
     return store if asker is not None else sys.modules["panel_schedule"].store
 
 
-class TaskAbroad:
+class RemoteTask:
     """A task of the server, to read: ``sales()``."""
 
     function: Callable[..., Any]  # of a task whose module was imported here
@@ -179,7 +179,7 @@ class TaskAbroad:
         return task_named, (self.name,)
 
 
-class StoreAbroad(MutableMapping[str, Any]):
+class RemoteStore(MutableMapping[str, Any]):
     """``ps.store`` of the server."""
 
     def __getitem__(self, name: str) -> Any:
@@ -209,10 +209,10 @@ class StoreAbroad(MutableMapping[str, Any]):
         return store_here, ()
 
 
-store = StoreAbroad()
+store = RemoteStore()
 
 
-class FunctionAbroad:
+class RemoteFunction:
     """A background function of the server, to submit; here it can be called, too, as the plain function."""
 
     __class_getitem__: Any = classmethod(GenericAlias)
@@ -240,7 +240,7 @@ class FunctionAbroad:
         return function_named, (self.name, self.function)
 
 
-class MemoAbroad:
+class RemoteMemo:
     """A memoized function of the server, to call: ``filtered("north", 2026)``."""
 
     __class_getitem__: Any = classmethod(GenericAlias)
@@ -270,34 +270,34 @@ class MemoAbroad:
         return memo_named, (self.name, self.is_async)
 
 
-class TasksAbroad(dict[str, TaskAbroad]):
+class RemoteTasks(dict[str, RemoteTask]):
     """``ps.tasks``: those of the modules that were imported here, and any other of the server by its name."""
 
-    def __missing__(self, name: str) -> TaskAbroad:
-        return TaskAbroad(name)
+    def __missing__(self, name: str) -> RemoteTask:
+        return RemoteTask(name)
 
 
-tasks = TasksAbroad()
+tasks = RemoteTasks()
 
 
-class ConfigAbroad:
+class RemoteConfig:
     """``ps.config``: what a module sets is for the server; what was not set here is read from the environment."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module("panel_schedule.config").config, name)
 
 
-config = ConfigAbroad()
+config = RemoteConfig()
 
 
 # The decorators. Their arguments are the server's business, which has refused what means nothing.
 
 
-def schedule(*when: Any, name: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], TaskAbroad]:
+def schedule(*when: Any, name: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], RemoteTask]:
     return lambda function: schedule_task(name or function.__name__, function)
 
 
-def schedule_task(name: str, callback: Callable[..., Any], *args: Any, **options: Any) -> TaskAbroad:
+def schedule_task(name: str, callback: Callable[..., Any], *args: Any, **options: Any) -> RemoteTask:
     task = tasks[name] = tasks[name]
     task.function = callback
     return task
@@ -311,13 +311,13 @@ def cancel_task(name: str, wait: bool = False) -> None:
 def background(function: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any) -> Any:
     if function is None:
         return partial(background, name=name)
-    return FunctionAbroad(name or function.__name__, function)
+    return RemoteFunction(name or function.__name__, function)
 
 
 def memoize(function: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any) -> Any:
     if function is None:
         return partial(memoize, name=name)
-    return MemoAbroad(name or function.__name__, is_async(function), function)
+    return RemoteMemo(name or function.__name__, is_async(function), function)
 
 
 def on(event: str, handler: Callable[..., Any], **options: Any) -> Callable[[], None]:

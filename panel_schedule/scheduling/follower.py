@@ -91,7 +91,7 @@ class Follower:
         holder = row.holder
         if holder is None or holder.over or holder.orphan:
             return None
-        run = self._mirror(state, holder)
+        run = self._run_elsewhere(state, holder)
         run.report(holder.percent, holder.message)
         return run
 
@@ -104,19 +104,19 @@ class Follower:
         if holder is not None and holder.orphan:
             self._take_over(state)
         elif holder is not None and active and state.remote is None:
-            state.remote = self._mirror(state, holder)
+            state.remote = self._run_elsewhere(state, holder)
         if holder is not None and state.remote is not None:
             state.remote.report(holder.percent, holder.message)
         if ended is not None:
             self._end(state, ended, row)
         if not active:
-            joiners, state.joiners = state.joiners, ()
-            for run in joiners:
+            waiters, state.waiters = state.waiters, ()
+            for run in waiters:
                 self._end(state, run, row)
         if not state.held and state.run is None:
             self._runs.next(state)
 
-    def _mirror(self, state: TaskState, holder: Holder) -> Run:
+    def _run_elsewhere(self, state: TaskState, holder: Holder) -> Run:
         """The run of another process, for those who look at it, wait for it or cancel it here."""
         run = Run(state.task.name, holder.key, holder.started_at or self._service.clock.now(), holder.wave)
         run.id, run.attempt = holder.run_id, holder.attempt
@@ -162,15 +162,15 @@ class Follower:
                 self._runs.drop(state, run, "overlap")
         if row is None:
             # A store of this process alone: only a claim of the same name that somebody else took by hand.
-            for joiner in state.joiners:
-                self._runs.drop(state, joiner, "claimed elsewhere")
-            state.joiners = ()
+            for waiter in state.waiters:
+                self._runs.drop(state, waiter, "claimed elsewhere")
+            state.waiters = ()
             self._runs.next(state)
             return
         self.follow(state, row)
 
     def _join(self, state: TaskState, run: Run) -> None:
-        state.joiners += (run,)
+        state.waiters += (run,)
         run._stop = partial(self._cancel_joined, state)
 
     def _cancel_joined(self, state: TaskState, run: Run, reason: str) -> None:
@@ -182,7 +182,7 @@ class Follower:
     def _take_over(self, state: TaskState) -> None:
         """The process of a run is gone: finish it here."""
         # In a script only for somebody who waits for it: what is due is for those with a clock.
-        wanted = self._service.begun or state.joiners
+        wanted = self._service.begun or state.waiters
         if state.run is not None or state.removed or not wanted or self._service.stopping:
             return
         run = state.run = self._runs.new(state, "takeover", None)
@@ -199,10 +199,10 @@ class Follower:
                 logging.WARNING if run.attempt > 1 else logging.INFO,
                 "Task %r: the process that ran it is gone; attempt %d of %s runs here.", run.task, run.attempt, run.key,
             )  # fmt: skip
-            joiners, state.joiners = [*state.joiners, *filter(None, [state.remote])], ()
+            waiters, state.waiters = [*state.waiters, *filter(None, [state.remote])], ()
             state.remote, state.held = None, False
-            for joiner in joiners:
-                run.add_done_callback(partial(_echo, joiner))
+            for waiter in waiters:
+                run.add_done_callback(partial(_echo, waiter))
             self._runs.claimed(state, run, claim)
             self._runs.tell(state)
             return
@@ -217,8 +217,8 @@ class Follower:
         self._runs.tell(state)
 
 
-def _echo(joiner: Run, run: Run) -> None:
+def _echo(waiter: Run, run: Run) -> None:
     """It was joined while another process ran it; it has ended here."""
     assert run.finished_at is not None
-    joiner.end(run.state, run.finished_at, run.error)
-    joiner.resolve(run._value)
+    waiter.end(run.state, run.finished_at, run.error)
+    waiter.resolve(run._value)

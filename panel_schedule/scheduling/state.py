@@ -47,7 +47,6 @@ class TaskState(Subject):
         "follows",
         "gated",
         "held",
-        "joiners",
         "missed",
         "next",
         "override",
@@ -67,6 +66,7 @@ class TaskState(Subject):
         "trigger",
         "untold",
         "viewers",
+        "waiters",
         "withheld",
         "work",
     )
@@ -109,7 +109,7 @@ class TaskState(Subject):
         # What other processes do with the task: the run of one of them, those that wait for its end, whether
         # one holds the claim (also when only the body of its run is left), and how many sessions show it there.
         self.remote: Run | None = None
-        self.joiners: tuple[Run, ...] = ()
+        self.waiters: tuple[Run, ...] = ()
         self.held = False
         self.elsewhere = 0
         # Whether its progress is going to be told to the other processes.

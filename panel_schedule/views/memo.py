@@ -273,7 +273,7 @@ class MemoView(View):
     @property
     def _at_hand(self) -> bool:
         """Whether there is an answer, so that to ask costs nothing."""
-        answer = self._memo.recall.answers.get(self._key)
+        answer = self._memo.lru.answers.get(self._key)
         now = self._host.clock.monotonic()
         return answer is not None and answer.good_until > now and self._memo.is_current(answer)
 
