@@ -1195,6 +1195,7 @@ def busy(name):
         for number in range(100):
             ps.progress(number)
             time.sleep(0.01)
+        time.sleep(0.3)  # and no more is said
         meanwhile = list(told), len(ps._runtime.service.outbox._asked)
         go.set()
         until = time.monotonic() + 5
@@ -1226,3 +1227,28 @@ def mute(name):
     house.await_begun("m", 2)
     eventually(lambda: (-1, "", True) == other(f"(*{FAR}, view.running)"))
     house.go("m")
+
+
+def test_a_view_that_only_watches_shows_partial_answers_after_a_failure(house):
+    """That it has failed before is known; what comes now is news."""
+    one, other = house.host(), house.host()
+    house.define("""
+@ps.memoize
+def stumbles(name):
+    note(name)
+    if (folder / "stumble").exists():
+        raise OSError
+    if (folder / "grow").exists():
+        yield "half"
+        await_go("end")
+    return "all"
+""", [one, other])  # fmt: skip
+    (house.folder / "stumble").touch()
+    other("(view := stumbles.view('s')) and 0")
+    eventually(lambda: other("view.error != ''"))
+    (house.folder / "stumble").unlink()
+    (house.folder / "grow").touch()
+    one("(run := stumbles.submit('s')) and 0")
+    eventually(lambda: "half" == other("view.value"))
+    house.go("end")
+    eventually(lambda: ("all", "", False) == other("(view.value, view.error, view.stale)"))
