@@ -115,7 +115,8 @@ class Worker:
             for call in calls:
                 if call.func is tasks.claim:
                     self.explode("before the claim", call.keywords["task"], call.keywords["key"], 1)
-            here.claim = next((call.keywords["claim"] for call in calls if call.func is tasks.publish), None)
+            storing = (tasks.publish, tasks.succeed)
+            here.claim = next((call.keywords["claim"] for call in calls if call.func in storing), None)
             try:
                 yield lambda held: explode("after the claim", held) if isinstance(held, Claim) else None
             finally:

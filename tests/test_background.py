@@ -376,6 +376,7 @@ def test_events_are_told_of_jobs(core):
 # ------------------------------------------------------------ progress and partial results
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_progress_is_quick(real, kind):
     """The fastest of several rounds, in time of the thread's own: other processes may want the processor, too."""

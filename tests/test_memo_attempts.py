@@ -624,6 +624,15 @@ def test_the_server_stops_during_the_delay(runtime, ps):
     assert time.monotonic() - start < PATIENCE / 2
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C reaches this process, also one that was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_of_one_who_waits_does_not_hurry_the_next_attempt(ps):
     """The thread that was here for it goes, and it is still to have its rest."""
     attempts, asked = [], threading.Event()
