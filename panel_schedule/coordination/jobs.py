@@ -128,11 +128,14 @@ def enqueue(
     user: str | None,
     now: datetime,
     arguments: bool,
+    started_at: datetime | None = None,
 ) -> Record | Refusal:
-    """It waits for its turn in this process."""
+    """It waits for its turn in this process, or is running there already."""
     if record is not None:
         return Refusal.HANDLED
     state = JobState(key, durable, user, queued_at=now)
+    if started_at is not None:
+        state = state._replace(state=RunState.RUNNING, started_at=started_at)
     return Record(SPACE, id, state, function, me, now, parts={ARGUMENTS: 1} if arguments else {})
 
 

@@ -49,6 +49,7 @@ class JobExecution(Execution):
     """
 
     __slots__ = (
+        "asked",
         "changed",
         "dropped",
         "ended",
@@ -56,6 +57,7 @@ class JobExecution(Execution):
         "job",
         "joined",
         "key",
+        "made",
         "most_bytes",
         "moved",
         "remote",
@@ -93,6 +95,8 @@ class JobExecution(Execution):
         self.unwatch: Callable[[], object] | None = None
         # Its right to change the row in a shared store; 0 where it has none.
         self.fence = 0
+        # How many calls the store was asked for, and how many it has answered, one after another.
+        self.asked = self.made = 0
         # Set when it is known whether a shared store has it.
         self.stored = threading.Event()
         # Bytes of its partial results, and how many of these were dropped as they were too many.
@@ -287,6 +291,7 @@ class JobExecution(Execution):
         """Let the store know, in order, once it has the row. Under the lock."""
         queue = self.service.store.queue
         if queue is not None and self.fence and not self.remote:
+            self.asked += 1
             self.service.outbox.ask((), partial(self._try, call, queue))
 
     def _try(self, call: Callable[[Queue], object], queue: Queue) -> None:
@@ -298,6 +303,7 @@ class JobExecution(Execution):
             row = queue.job(self.run.id)
             if row is not None and not row.state.final:  # else its end was told by the thread of the body, meanwhile
                 self.lose()
+        self.made += 1
 
     def lose(self) -> None:
         """Another process has taken it over, as this one was taken for dead."""
@@ -315,10 +321,11 @@ class JobExecution(Execution):
         run = self.run
         self.tell(lambda queue: queue.add_partial(run.id, self.fence, number, item))
 
-    def tell_all(self) -> None:
-        """What has happened before the store had it. Under the lock."""
+    def tell_all(self, began: datetime | None) -> None:
+        """What has happened before the store had it, which knows when it `began`, if that. Under the lock."""
         run = self.run
-        self._tell_begin()
+        if began is None or (run.started_at, run.attempt) != (began, 1):
+            self._tell_begin()
         if self.told:
             self.tell_progress(run.percent, run.message)
         for number, item in enumerate(run.partials):
@@ -331,9 +338,9 @@ class JobExecution(Execution):
         self.stored.wait()
         done = threading.Event()
         with self.service.locked:
-            self.tell(lambda queue: done.set())
-            if not self.fence:
+            if not self.fence or self.asked == self.made:
                 return
+            self.tell(lambda queue: done.set())
         while not done.wait(LOOK) and not self.service.outbox.troubled:
             pass
 

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -133,11 +134,14 @@ class Follower:
     def _enqueue(
         self,
         execution: JobExecution,
-        enqueue: Callable[[], JobRow | None],
+        enqueue: Callable[..., JobRow | None],
         then: Callable[[JobExecution], object] = lambda execution: None,
     ) -> None:
+        run = execution.run
+        # Where it has begun beside this, that need not be told apart.
+        began = run.started_at if run.attempt == 1 and not execution.key else None
         try:
-            self._entered(execution, enqueue())
+            self._entered(execution, enqueue(started_at=began), began)
         except BaseException as error:
             if is_interrupt(error):
                 raise
@@ -145,11 +149,11 @@ class Follower:
             execution.stored.set()
         then(execution)
 
-    def _entered(self, execution: JobExecution, row: JobRow | None) -> None:
+    def _entered(self, execution: JobExecution, row: JobRow | None, began: datetime | None = None) -> None:
         with self._service.locked:
             if row is None:
                 execution.fence = 1
-                execution.tell_all()
+                execution.tell_all(began)
             elif not execution.run.state.final:  # else nobody wants it any more
                 self._leave_it_to_another(execution, row)
         execution.stored.set()

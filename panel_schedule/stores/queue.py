@@ -131,6 +131,7 @@ class Queue:
         durable: bool = False,
         synced: bool,
         user: str | None = None,
+        started_at: datetime | None = None,
     ) -> JobRow | None:
         """
         Keep a new run, held by this process; its fence is 1.
@@ -151,12 +152,14 @@ class Queue:
             On the disk before this returns, where the store outlives its server.
         user : str or None
             Whose session has started it.
+        started_at : datetime or None
+            Of one that is running already.
         """
         # Without arguments one that is durable has None, so that those that are missing are known to be lost.
         parts = {(ARGUMENTS, 0): payload} if payload is not None or durable else {}
         enter = partial(
             jobs.enqueue, me=self._store.me, id=id, function=function, key=key, durable=durable, user=user, now=now,
-            arguments=bool(parts),
+            arguments=bool(parts), started_at=started_at,
         )  # fmt: skip
         changes, name = [Change(SPACE, id, enter, parts, _what(function))], shared_name(function, key)
         while True:
