@@ -15,6 +15,7 @@ from ..coordination.history import MEMO
 from ..engine.execution import Execution, work_of
 from ..engine.service import STOPS, Service
 from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, is_interrupt
+from ..executors.threads import PlacedFuture
 from ..functions.calls import PUBLISHED
 from ..functions.memoize import Memoized
 from ..functions.run import Run, RunRecord, RunState
@@ -57,8 +58,6 @@ class Computation(Execution):
 
     Attributes
     ----------
-    waiters : list of Run
-        Of each caller that waits for it.
     refresh : bool
         Whether an answer that is there is no reason not to compute.
     renews : bool
@@ -129,7 +128,6 @@ class Computation(Execution):
         "started",
         "telling_store",
         "value",
-        "waiters",
         "waits_for",
         "wanted",
     )  # fmt: skip
@@ -158,7 +156,6 @@ class Computation(Execution):
         self.key = key
         self.basis = basis
         self.published, self.advanced, self.ended = published, advanced, ended
-        self.waiters: list[Run] = []
         self.refresh = self.renews = self.wanted = self.heard = self.ready = self.started = self.remote = False
         self.held, self.kept, self.settled, self.telling_store = False, True, False, False
         self.ago = 0.0
@@ -183,11 +180,6 @@ class Computation(Execution):
     def over(self) -> bool:
         """Whether it has ended."""
         return self.run.state.final
-
-    @property
-    def runs(self) -> list[Run]:
-        """Its run, and those of its waiters."""
-        return [self.run, *self.waiters]
 
     # ------------------------------------------------------------ beginning
 
@@ -222,12 +214,6 @@ class Computation(Execution):
         if self.run.attempt > 1:
             self.progressed()  # it is at its beginning again
 
-    def inform(self, waiter: Run) -> None:
-        """Bring a waiter up to date."""
-        run = self.run
-        waiter.state, waiter.started_at, waiter.attempt = run.state, run.started_at, run.attempt
-        waiter.percent, waiter.message = run.percent, run.message
-
     def help(self) -> None:
         """Compute it on this thread if it has still to begin: one of a full pool that waits would wait for itself."""
         if not self.work.in_thread or not self.ready or self.started:
@@ -249,7 +235,7 @@ class Computation(Execution):
         else:
             self.conclude(result)
 
-    def leave(self) -> None:
+    def hand_on(self) -> None:
         """The thread that was here for it goes: an executor computes it for the others."""
         if self.ready and not self.started and self.future is None:
             self.launch()
@@ -357,6 +343,14 @@ class Computation(Execution):
 
     def stopped(self, error: BaseException) -> None:
         self.drop(STOPS if self.service.stopping else "cancelled")
+
+    def unwanted(self, reason: str) -> None:
+        if self.wanted:
+            return
+        if not self.started:
+            self.drop(reason)
+        elif isinstance(self.future, PlacedFuture):
+            self.future.leave()  # its answer is kept, if one comes
 
     def drop(self, reason: str) -> None:
         """Let others compute it, if they want it. Under the lock."""

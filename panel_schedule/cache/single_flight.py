@@ -17,7 +17,6 @@ from ..engine.hooks import FORGET
 from ..engine.service import STOPS, Service
 from ..errors import RunCancelled
 from ..executors.loop import LoopExecutor
-from ..executors.threads import PlacedFuture
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.memoize import Memoized
 from ..functions.run import Run, RunState, on_a_loop
@@ -95,7 +94,7 @@ class SingleFlight:
                 return waiter.outcome()
         except BaseException:
             waiter.cancel()  # Ctrl-C, say: the others go on waiting
-            computation.leave()
+            computation.hand_on()
             raise
 
     async def awaited(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:
@@ -277,25 +276,8 @@ class SingleFlight:
             computation.wanted = True
             return
         computation.heard |= heard
-        waiter._stop = partial(self._leave, computation)
+        computation.join(waiter)
         waiter._waiting = partial(self.recursion.awaiting, computation)
-        computation.inform(waiter)
-        computation.waiters.append(waiter)
-
-    def _leave(self, computation: Computation, waiter: Run, reason: str) -> None:
-        """Who gives up ends nothing for the others; what nobody waits for and has not begun never begins."""
-        with self._service.locked:
-            if waiter.state.final or waiter not in computation.waiters:
-                return
-            computation.waiters.remove(waiter)
-            waiter.reason = reason
-            self._end(waiter, RunState.CANCELLED, RunCancelled(f"{computation.name}: the run was {reason}."))
-            if computation.waiters or computation.wanted:
-                return
-            if not computation.started:
-                computation.drop(reason)
-            elif isinstance(computation.future, PlacedFuture):
-                computation.future.leave()  # its answer is kept, if one comes
 
     def _detach(self, memo: Memo, key: Hashable | None) -> list[Hashable]:
         """What is computed right now is for those who wait for it, and not kept."""

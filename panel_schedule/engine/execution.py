@@ -109,9 +109,13 @@ class Execution(ABC):
         Of the body, from the time when an executor has it until it is over.
     timer : Timer or None
         Of the timeout.
+    waiters : list of Run
+        Of those who share it, each his own.
     """
 
-    __slots__ = ("args", "body", "future", "kwargs", "run", "service", "telling", "timer", "told", "work")
+    __slots__ = (
+        "args", "body", "future", "kwargs", "run", "service", "telling", "timer", "told", "waiters", "work",
+    )  # fmt: skip
 
     # Who follows a run hears of its progress this often, in seconds.
     pace = 0.05
@@ -127,6 +131,7 @@ class Execution(ABC):
         self.future: Future[Any] | None = None
         self.timer: Timer | None = None
         # Whether its progress was told a moment ago, and what that was.
+        self.waiters: list[Run] = []
         self.telling = False
         self.told: tuple[Any, ...] = ()
 
@@ -361,6 +366,45 @@ class Execution(ABC):
         """It for the history, as it is about to end."""
         return self.run.record_as(outcome, self.service.clock.now(), first_line(error))
 
+    # ------------------------------------------------------------ who shares it; under the lock
+
+    @property
+    def runs(self) -> list[Run]:
+        """Its run, and those of its waiters."""
+        return [self.run, *self.waiters]
+
+    def inform(self, waiter: Run) -> None:
+        """Bring a waiter up to date."""
+        run = self.run
+        waiter.percent, waiter.message = run.percent, run.message
+        waiter.attempt, waiter.partials, waiter.started_at = run.attempt, run.partials, run.started_at
+        if not run.state.final:
+            waiter.state = run.state
+
+    def join(self, waiter: Run) -> None:
+        """One more waits for it."""
+        self.inform(waiter)
+        waiter._stop = self.leave
+        self.waiters.append(waiter)
+
+    def leave(self, waiter: Run, reason: str) -> None:
+        """Who gives up ends nothing for the others. Takes the lock."""
+        with self.service.locked:
+            if waiter.state.final:
+                return
+            if waiter not in self.waiters:  # it has just moved to another execution
+                self.service.defer(lambda: waiter.cancel(reason))
+                return
+            self.waiters.remove(waiter)
+            waiter.reason = reason
+            error = RunCancelled(f"{self.name}: the run was {reason}.")
+            waiter.end(RunState.CANCELLED, self.service.clock.now(), error)
+            waiter._stop = waiter._waiting = None
+            self.service.defer(waiter.touch)
+            self.service.defer(waiter.resolve)
+            if not self.waiters:
+                self.unwanted(reason)
+
     # ------------------------------------------------------------ its progress
 
     def progressed(self) -> None:
@@ -413,6 +457,9 @@ class Execution(ABC):
 
     async def begun_on_loop(self) -> None:
         """Before a coroutine begins, in which to wait for what `begun` has led to."""
+
+    def unwanted(self, reason: str) -> None:
+        """The last one who waited for it has given up. Under the lock."""
 
     def fails(self, outcome: RunState, error: BaseException) -> None:
         """It is about to end so, and is not tried again. Without the lock."""

@@ -65,7 +65,6 @@ class JobExecution(Execution):
         "stored",
         "told_end",
         "unwatch",
-        "waiters",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +87,6 @@ class JobExecution(Execution):
         self.most_bytes = most_bytes
         self.changed, self.moved, self.ended = changed, moved, ended
         self.key = ""
-        self.waiters: list[Run] = []
         # Whether the store knows of its end.
         self.told_end = False
         # Ends the watching that says that it has waiters.
@@ -119,19 +117,6 @@ class JobExecution(Execution):
     def queued(self) -> bool:
         """Whether it has still to begin in this process."""
         return self.run.state is RunState.QUEUED and not self.remote
-
-    @property
-    def runs(self) -> list[Run]:
-        """Its run, and those of its waiters."""
-        return [self.run, *self.waiters]
-
-    def inform(self, waiter: Run) -> None:
-        """Bring a waiter up to date."""
-        run = self.run
-        waiter.percent, waiter.message = run.percent, run.message
-        waiter.attempt, waiter.partials, waiter.started_at = run.attempt, run.partials, run.started_at
-        if not run.state.final:
-            waiter.state = run.state
 
     # ------------------------------------------------------------ beginning
 
@@ -238,6 +223,13 @@ class JobExecution(Execution):
         with self.service.locked:
             if not run.state.final:
                 self.service.defer(lambda: run.cancel(reason))
+
+    def unwanted(self, reason: str) -> None:
+        if self.unwatch is not None:
+            self.unwatch()
+            self.unwatch = None
+            if not (self.run.watched or self.remote):
+                self.run.cancel(reason)
 
     def refuse(self, error: BaseException) -> None:
         """It cannot even begin."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 from ..engine.service import Service
-from ..errors import RunCancelled
 from ..functions.run import Run, RunState
 from .execution import JobExecution
 from .executions import Executions
@@ -48,29 +47,8 @@ class Waiters:
             if execution.unwatch is None:
                 # Who only looks on does not end it for those who wait.
                 execution.unwatch = run.watch(lambda: None)
-            waiter._stop, waiter._rank = partial(self._leave, execution), partial(self._executions.rank, execution)
-            execution.waiters.append(waiter)
-
-    def _leave(self, execution: JobExecution, waiter: Run, reason: str) -> None:
-        """Who gives up ends nothing for the others."""
-        with self._service.locked:
-            if waiter.state.final:
-                return
-            if waiter not in execution.waiters:  # it has just moved to another execution
-                self._service.defer(lambda: waiter.cancel(reason))
-                return
-            execution.waiters.remove(waiter)
-            waiter.reason = reason
-            waiter.end(
-                RunState.CANCELLED, self._service.clock.now(), RunCancelled(f"{execution.name}: the run was {reason}.")
-            )
-            self._service.defer(waiter.touch)
-            self._service.defer(waiter.resolve)
-            if not execution.waiters and execution.unwatch is not None:
-                execution.unwatch()
-                execution.unwatch = None
-                if not execution.run.watched and not execution.remote:
-                    execution.run.cancel(reason)
+            waiter._rank = partial(self._executions.rank, execution)
+            execution.join(waiter)
 
     def over(self, execution: JobExecution) -> None:
         """It has ended: who asks for the same from now on gets its result, as long as that is good."""

@@ -21,6 +21,11 @@ log = logging.getLogger("panel_schedule")
 _ERRORS = {RunState.CANCELLED: RunCancelled, RunState.TIMED_OUT: RunTimedOut, RunState.CRASHED: RunCrashed}
 
 
+# So long, in seconds, a run that was taken over from a process that died has for itself: of those that died together
+# one may have killed the others, and would do so again.
+ALONE = 0.1
+
+
 class Follower:
     """
     Follows the rows of the store; under the lock.
@@ -50,6 +55,9 @@ class Follower:
         self._slots = slots
         self._removed = removed
         self._lost = lost
+        # A run that was taken over a moment ago, and the states whose runs are still to be.
+        self._suspect: Run | None = None
+        self._later: dict[TaskState, None] = {}
 
     def follow(self, state: TaskState, row: Row | None) -> None:
         """Bring a state in line with what the store says of its task."""
@@ -102,7 +110,7 @@ class Follower:
         if state.remote is not None and not (active and holder is not None and holder.run_id == state.remote.id):
             ended, state.remote = state.remote, None
         if holder is not None and holder.orphan:
-            self._take_over(state)
+            self._take_over(state, died=holder.attempt > 0)
         elif holder is not None and active and state.remote is None:
             state.remote = self._run_elsewhere(state, holder)
         if holder is not None and state.remote is not None:
@@ -179,13 +187,17 @@ class Follower:
             if joined is not None and not run.state.final:
                 joined.cancel(reason)
 
-    def _take_over(self, state: TaskState) -> None:
-        """The process of a run is gone: finish it here."""
+    def _take_over(self, state: TaskState, died: bool) -> None:
+        """The process of a run is gone: finish it here, and, where it has not stopped in peace, by itself at first."""
         # In a script only for somebody who waits for it: what is due is for those with a clock.
         wanted = self._service.begun or state.waiters
         if state.run is not None or state.removed or not wanted or self._service.stopping:
             return
+        if died and self._suspect is not None:
+            self._later[state] = None
+            return
         run = state.run = self._runs.new(state, "takeover", None)
+        self._suspect = run if died else self._suspect
         state.asking = True
         take = partial(self._service.store.take_over, run.task, self._service.clock.now())
         self._service.outbox.ask([state], take, partial(self._taken, state, run))
@@ -203,9 +215,13 @@ class Follower:
             state.remote, state.held = None, False
             for waiter in waiters:
                 run.add_done_callback(partial(_echo, waiter))
+            if self._suspect is run:
+                run.add_done_callback(self._cleared)
+                self._service.timers.after(ALONE, self._clear, run)
             self._runs.claimed(state, run, claim)
             self._runs.tell(state)
             return
+        self._clear(run)
         state.run = None
         if isinstance(claim, RunRecord):
             run.id, run.key, run.attempt = claim.id, claim.key, claim.attempt
@@ -215,6 +231,18 @@ class Follower:
         # Whatever became of it, the row knows.
         state.unread = True
         self._runs.tell(state)
+
+    def _cleared(self, run: Run) -> None:
+        """It has ended, and this process lives."""
+        with self._service.locked:
+            self._clear(run)
+
+    def _clear(self, run: Run) -> None:
+        if self._suspect is run:
+            self._suspect = None
+            for state in list(self._later):
+                del self._later[state]
+                self._take_over(state, died=True)
 
 
 def _echo(waiter: Run, run: Run) -> None:
