@@ -849,6 +849,29 @@ def test_another_process_takes_over_from_a_dead_one(pair, caplog):
     assert ["the process that ran it is gone; attempt 2" in message for message in messages(caplog)] == [True]
 
 
+def test_what_died_together_is_taken_over_one_after_the_other(pair):
+    """One may have killed the others: each has the process for itself at first, and an innocent one dies but once."""
+    made = [pair.schedule(make=held, period="1m", first_run="skip", name=name) for name in ("one", "two", "three")]
+    pair.begin()
+    pair.run_for(60)
+    pair.kill(pair.cores[0])
+    pair.look()
+    functions = [tasks[1].function for tasks in made]
+
+    assert [0, 0, 1] == sorted(function.calls for function in functions)
+    (suspect,) = [function for function in functions if function.calls]
+    suspect.finish("it was not this one")
+    pair.settle()
+    assert [0, 1, 1] == sorted(function.calls for function in functions)
+    pair.run_for(0.1)  # the second one goes on, and lives
+    assert [1, 1, 1] == [function.calls for function in functions]
+    for function in functions:
+        if function.flying:
+            function.finish("value")
+    pair.settle()
+    assert all((2, RunState.SUCCEEDED) == (tasks[1].history[0].attempt, tasks[1].history[0].state) for tasks in made)
+
+
 def test_a_task_that_ends_its_processes_crashes(server):
     """After one takeover; all see why, and its next slots go on (14)."""
     for _ in range(3):
