@@ -15,6 +15,7 @@ import pytest
 
 from core import messages
 from old_schema import as_of_schema
+from panel_schedule.coordination.history import JOB
 from panel_schedule.errors import (
     RunCancelled,
     RunCrashed,
@@ -350,6 +351,9 @@ def test_a_job_that_is_not_durable_crashes_with_its_process(opened, worker):
     job, error = store.queue.job("run1"), store.queue.failure("run1")
     assert (RunState.CRASHED, False) == (job.state, job.orphan)
     assert isinstance(error, RunCrashed)
+    assert [("run1", RunState.CRASHED, job.error)] == [
+        (run.id, run.state, run.error) for run in store.history("optimise", JOB)
+    ]
     assert "Job 'optimise': the process that ran it died. Submit it again" in str(error)
     assert store.queue.take("run1", second(2)) is None
     assert job.expires_at - job.finished_at == timedelta(days=1)
@@ -589,6 +593,9 @@ def test_arguments_that_cannot_be_read_end_a_job(opened, home, damage, monkeypat
     error = store.queue.failure("run1")
     assert ([RunState.FAILED], ValueUnreadable) == (states(store, "run1"), type(error))
     assert "Job 'optimise': its arguments cannot be read" in str(error)
+    (run,) = store.history("optimise", JOB)
+    assert ("run1", RunState.FAILED) == (run.id, run.state)
+    assert "its arguments cannot be read" in run.error
     assert ([], []) == (store.queue.orphans(), files(home))
 
 
