@@ -1940,3 +1940,73 @@ def test_a_pool_of_the_functions_own_works(executor):
     assert [1, 2] == send(executor, function).result(PATIENCE)
     with contextlib.suppress(OSError):
         os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize("part", ["worker", "server"])
+def test_a_child_of_a_fork_is_ended_by_sigterm_however_early_it_comes(part):
+    """As `multiprocessing.Pool` sends it: Python would hand it to the handler of the parent, or forget it."""
+    script = {
+        "worker": "import socket, threading\n"
+        "from panel_schedule.executors.worker import Workplace\n"
+        "from panel_schedule.executors.wire import Wire\n"
+        "near, far = socket.socketpair()\n"
+        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGCONT)).start()\n"
+        "signal.signal(signal.SIGCONT, lambda *_: fork())\n"
+        "Workplace(Wire(near)).serve()\n",
+        "server": "import asyncio\n"
+        "import panel_schedule as ps\n"
+        "from panel_schedule.server.shutdown import Stopping\n"
+        "stopping = Stopping(ps._runtime)\n"
+        "loop = asyncio.new_event_loop()\n"
+        "loop.call_soon(lambda: (stopping.watch(loop), fork()))\n"
+        "loop.run_forever()\n",
+    }[part]
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, signal\n"
+            # Before everybody else's hooks: nothing of the parent is undone in the child by then.
+            "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+            "def fork():\n"
+            "    pid = os.fork()\n"
+            "    if not pid:\n"
+            "        os._exit(7)\n"
+            "    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+            "    os._exit(0)\n" + script,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+
+    assert f"{-signal.SIGTERM} set()" == ended.stdout.strip()
+
+
+@pytest.mark.parametrize("where", ["a hook of a fork", "__del__"])
+def test_a_cancel_is_not_lost_where_python_forgets_what_is_raised(executor, where):
+    def function():
+        import panel_schedule as ps
+
+        class Garbage:
+            def __del__(self):
+                sum(range(1000))
+
+        ps.current_run().publish("begun")
+        while where == "__del__":
+            Garbage()
+        while True:
+            if not (pid := os.fork()):
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+    for _ in range(20):
+        told = Told()
+        future = send(executor, function, receive=told)
+        told.wait()
+        started = time.monotonic()
+        future.cancel()
+
+        assert isinstance(future.exception(PATIENCE), RunCancelled)
+        assert time.monotonic() - started < processes.GRACE / 2  # by itself: it was not killed

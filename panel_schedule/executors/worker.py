@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
 import fcntl
@@ -21,13 +22,13 @@ from functools import partial
 from importlib.util import spec_from_file_location
 from typing import Any
 
-from ..errors import RunFenced, ScheduleError, ValueUnreadable
+from ..errors import RunCancelled, RunFenced, ScheduleError, ValueUnreadable
 from ..functions import remote
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.run import Run, RunState, _current
 from ..serialize.checks import require_data
 from ..session import leave_session
-from . import logs, wire
+from . import forks, logs, wire
 from .descendants import adopt_orphans
 from .process_state import ProcessState
 from .wire import Encoded, Gone, Inline, Mapped, Wire, encode
@@ -89,6 +90,7 @@ class Workplace:
         # On the main thread: whether an error may be raised now, and whether it is to be.
         self._open = False
         self._due = False
+        self._print_unraisable = sys.unraisablehook
         self._waiting = False
         self._task: asyncio.Task[Any] | None = None
         self._state: ProcessState | None = None
@@ -101,7 +103,8 @@ class Workplace:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         remote.asker = self.ask
         sys.meta_path.append(self)
-        os.register_at_fork(after_in_child=self._leave)
+        forks.register(self._leave)
+        sys.unraisablehook = self._unraisable
         logs.send_records(self._log)
         self._wire.send(wire.READY)
         while True:
@@ -312,6 +315,15 @@ class Workplace:
 
     def _awaits(self, task: asyncio.Task[Any] | None) -> None:
         self._task = task
+
+    def _unraisable(self, lost: Any) -> None:
+        """Python prints and forgets what is raised in a `__del__`, or in a hook of a fork; a stop comes once more."""
+        if not isinstance(lost.exc_value, RunCancelled) or self._run is None:
+            self._print_unraisable(lost)
+            return
+        self._due = True
+        # By another thread, for here it would be lost as well. Not `threading.Thread`, which waits for its start.
+        _thread.start_new_thread(os.kill, (os.getpid(), signal.SIGTERM))
 
     def _leave(self) -> None:
         """In the child of a fork: it is nobody's worker."""

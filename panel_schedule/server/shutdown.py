@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from tornado.httpserver import HTTPServer
 
+from ..executors import forks
 from ..executors.base import Executor
 from ..notebook import in_notebook
 from ..runtime import Runtime
@@ -57,7 +58,7 @@ class Stopping:
         # Early, for exit handlers are called in reverse order.
         atexit.register(self._abandon)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._give_back)
+            forks.register(self._give_back)
 
     # ------------------------------------------------------------ who may stop it
 
