@@ -1972,7 +1972,8 @@ def test_a_child_of_a_fork_is_ended_by_sigterm_however_early_it_comes(part):
             "    pid = os.fork()\n"
             "    if not pid:\n"
             "        os._exit(7)\n"
-            "    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+            "    ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+            "    print(ended, signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
             "    os._exit(0)\n" + script,
         ],
         capture_output=True,
