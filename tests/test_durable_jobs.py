@@ -320,6 +320,49 @@ def hasty():
     house.go("hasty")
 
 
+@pytest.mark.parametrize(
+    ("body", "state", "changes"),
+    [
+        ("return 'done'", "succeeded", 1),
+        ("return threading.Lock()", "failed", 2),
+        ("raise ValueError('no')", "failed", 2),
+        ("ps.progress(1, 2); return 'done'", "succeeded", 3),
+        ("ps.current_run().publish('a'); return 'done'", "succeeded", 3),
+    ],
+)
+def test_what_takes_no_time_is_entered_with_its_end(house, body, state, changes):
+    """One change for all of it, where there is nothing else to be told."""
+    source = f"""
+import threading
+
+outbox, kept = ps._runtime.service.outbox, []
+aside, outbox.aside = outbox.aside, kept.append
+
+@ps.background(executor="thread")
+def short():
+    {body}
+"""
+    one, other = house.host(source), house.host()
+    other("short = ps.background(name='short', executor='thread')(lambda: None)")
+    numbers = "SELECT max(revision) FROM records"
+    [(before,)] = house.rows(numbers)
+    one("(run := short.submit(), run._completion().exception(10)) and 0")
+    if "raise" in body:  # nobody waits for the store then
+        one("while kept: kept.pop()()")
+    eventually(lambda: [state] == other("[run.state.value for run in short.runs()]"))
+    one("while kept: kept.pop()()")  # which somebody has done by now
+    [(after,)] = house.rows(numbers)
+
+    assert changes == after - (before or 0)
+    assert (
+        [state]
+        == other("[run.state.value for run in short.runs()]")
+        == other("[run.state.value for run in short.history]")
+    )
+    if state == "succeeded":
+        assert "done" == other("short.runs()[0].result(0)")
+
+
 def test_what_it_publishes_arrives_there_in_order(house):
     one, other = house.host(), house.host()
     source = """

@@ -53,6 +53,7 @@ class JobExecution(Execution):
         "changed",
         "dropped",
         "ended",
+        "entry",
         "fence",
         "job",
         "joined",
@@ -95,6 +96,8 @@ class JobExecution(Execution):
         self.fence = 0
         # How many calls the store was asked for, and how many it has answered, one after another.
         self.asked = self.made = 0
+        # Enters it in a shared store, beside its function; None where somebody has begun to, or nobody is to.
+        self.entry: Callable[[], object] | None = None
         # Set when it is known whether a shared store has it.
         self.stored = threading.Event()
         # Bytes of its partial results, and how many of these were dropped as they were too many.
@@ -185,21 +188,43 @@ class JobExecution(Execution):
 
     def tell_progress(self, percent: int, message: str) -> None:
         self.changed(self)
-        self.tell(lambda queue: queue.tell(self.run.id, self.fence, percent, message))
+        if (percent, message) != (-1, ""):  # else it has published, which the store knows
+            self.tell(lambda queue: queue.tell(self.run.id, self.fence, percent, message))
 
     # ------------------------------------------------------------ ending
 
     def deposit(self, result: Any) -> Any:
         value = self.run.partials[-1] if result is PUBLISHED else result
         require_data(value, self.name)
-        if self.service.store.queue is not None:
-            self._settle()  # its partial results come first
-            if self.fence:
-                try:
-                    value = self._tell_end(self.service.store.queue, RunState.SUCCEEDED, value)
-                    self.told_end = True
-                except (StoreError, OSError) as error:
-                    log.error("%s: its result cannot be stored now; it is tried again. %s", self.name, error)
+        if (queue := self.service.store.queue) is None:
+            return value
+        told = self.told or self.run.partials or self.run.attempt > 1
+        if not told and (entry := self._take_entry()) is not None:
+            return self._enter_and_end(queue, entry, value)
+        self._settle()  # its partial results come first
+        if self.fence:
+            try:
+                value = self._tell_end(queue, RunState.SUCCEEDED, value)
+                self.told_end = True
+            except (StoreError, OSError) as error:
+                log.error("%s: its result cannot be stored now; it is tried again. %s", self.name, error)
+        return value
+
+    def _enter_and_end(self, queue: Queue, entry: Callable[[], object], value: Any) -> Any:
+        """It has ended before the store has heard of it, which does so in one step."""
+        run, now = self.run, self.service.clock.now()
+        try:
+            value = queue.enqueue_and_end(
+                run.id, self.job.name, queued_at=run.queued_at, started_at=run.started_at or now, now=now, value=value,
+                user=run.user, expires_at=now + self.job.policy.result_ttl, run=self.record(RunState.SUCCEEDED),
+            )  # fmt: skip
+        except BaseException as error:
+            entry()
+            if not isinstance(error, (StoreError, OSError)):
+                raise
+        else:
+            self.fence, self.told_end = 1, True
+            self.stored.set()
         return value
 
     def repeated(self) -> None:
@@ -279,6 +304,16 @@ class JobExecution(Execution):
 
     # ------------------------------------------------------------ what a shared store is told
 
+    def enter(self) -> None:
+        """Let the store have it, unless somebody has begun with that."""
+        if (entry := self._take_entry()) is not None:
+            entry()
+
+    def _take_entry(self) -> Callable[[], object] | None:
+        with self.service.locked:
+            entry, self.entry = self.entry, None
+        return entry
+
     def tell(self, call: Callable[[Queue], object]) -> None:
         """Let the store know, in order, once it has the row. Under the lock."""
         queue = self.service.store.queue
@@ -327,6 +362,7 @@ class JobExecution(Execution):
 
     def _settle(self) -> None:
         """Wait until the store was told what went before, unless it cannot take it now."""
+        self.enter()
         self.stored.wait()
         done = threading.Event()
         with self.service.locked:

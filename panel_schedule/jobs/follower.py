@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -29,6 +30,9 @@ PAUSE = 5.0
 
 # How often, in seconds, it is looked what became of runs of other processes, though nothing was heard.
 LOOK = 1.0
+
+# A function that ends within so many seconds is entered in the store with its end.
+AT_ONCE = 0.002
 
 
 class Follower:
@@ -90,14 +94,19 @@ class Follower:
             # On the disk before anybody is told that it was accepted.
             self._accept(execution, enqueue)
         elif not execution.key:
-            # First this: at its end it waits for it, in a thread of the same few.
-            self._service.outbox.aside(partial(self._enqueue, execution, enqueue))
+            execution.entry = partial(self._enqueue, execution, enqueue)
             execution.launch()
+            self._service.outbox.gather(self._enter_soon, execution)
         elif on_a_loop():
             self._service.outbox.aside(partial(self._enqueue, execution, enqueue, JobExecution.launch))
         else:
             # Whether another process does the same must be known before it starts.
             self._enqueue(execution, enqueue, JobExecution.launch)
+
+    def _enter_soon(self, executions: list[JobExecution]) -> None:
+        time.sleep(AT_ONCE)
+        for execution in executions:
+            execution.enter()
 
     def _accept(self, execution: JobExecution, enqueue: Callable[[], JobRow | None]) -> None:
         try:

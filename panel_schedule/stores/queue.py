@@ -155,13 +155,8 @@ class Queue:
         started_at : datetime or None
             Of one that is running already.
         """
-        # Without arguments one that is durable has None, so that those that are missing are known to be lost.
-        parts = {(ARGUMENTS, 0): payload} if payload is not None or durable else {}
-        enter = partial(
-            jobs.enqueue, me=self._store.me, id=id, function=function, key=key, durable=durable, user=user, now=now,
-            arguments=bool(parts), started_at=started_at,
-        )  # fmt: skip
-        changes, name = [Change(SPACE, id, enter, parts, _what(function))], shared_name(function, key)
+        enter = self._entry(id, function, key, durable, payload, user, now, started_at)
+        changes, name = [enter], shared_name(function, key)
         while True:
             gone = ""
             if key and (shared := self._store.read(SHARED, name)) is not None:
@@ -177,6 +172,18 @@ class Queue:
                 return None
             if results[0].refusal is Refusal.HANDLED:
                 raise RuntimeError(f"A run with the id {id} was submitted before.")
+
+    def _entry(
+        self, id: str, function: str, key: str, durable: bool, payload: Encoded | None, user: str | None, now: datetime,
+        started_at: datetime | None,
+    ) -> Change:  # fmt: skip
+        # Without arguments one that is durable has None, so that those that are missing are known to be lost.
+        parts = {(ARGUMENTS, 0): payload} if payload is not None or durable else {}
+        enter = partial(
+            jobs.enqueue, me=self._store.me, id=id, function=function, key=key, durable=durable, user=user, now=now,
+            arguments=bool(parts), started_at=started_at,
+        )  # fmt: skip
+        return Change(SPACE, id, enter, parts, _what(function))
 
     # ------------------------------------------------------------ looking
 
@@ -315,7 +322,39 @@ class Queue:
             When the value is not data, or cannot be shared by processes; nothing is changed.
         """
         record = self._require(id, fence)
-        what, part, parts = _what(record.group), "", dict[tuple[str, int], Any]()
+        finish = self._finish(id, record.group, fence, state, now, value, error, traceback, reason, expires_at)
+        settled = self._settled(record, state is RunState.SUCCEEDED, expires_at)
+        history = [noted(JOB, record.group, run)] if run is not None else []
+        return self._end([*settled, *history, finish], record.state.durable)
+
+    def enqueue_and_end(
+        self,
+        id: str,
+        function: str,
+        *,
+        queued_at: datetime,
+        started_at: datetime,
+        now: datetime,
+        value: Any,
+        user: str | None,
+        expires_at: datetime,
+        run: RunRecord,
+    ) -> Any:
+        """Keep a run that has succeeded before the store had it. As `enqueue` and `end`, in one step."""
+        enter = self._entry(id, function, "", False, None, user, queued_at, started_at)
+        finish = self._finish(id, function, 1, RunState.SUCCEEDED, now, value, None, "", "", expires_at)
+
+        def both(record: Record | None, revision: int) -> Any:
+            entered: Any = enter.apply(record, revision)
+            return entered if isinstance(entered, Refusal) else finish.apply(entered, revision)
+
+        return self._end([noted(JOB, function, run), finish._replace(apply=both)], False)
+
+    def _finish(
+        self, id: str, function: str, fence: int, state: RunState, now: datetime, value: Any,
+        error: BaseException | None, traceback: str, reason: str, expires_at: datetime | None,
+    ) -> Change:  # fmt: skip
+        what, part, parts = _what(function), "", dict[tuple[str, int], Any]()
         if state is RunState.SUCCEEDED:
             require_data(value, what)
             part, parts = VALUE, {(VALUE, 0): value}
@@ -325,13 +364,14 @@ class Queue:
             jobs.finish, me=self._store.me, fence=fence, state=state, now=now, part=part,
             error=storable(first_line(error)), reason=storable(reason), expires_at=expires_at,
         )  # fmt: skip
-        settled = self._settled(record, state is RunState.SUCCEEDED, expires_at)
-        history = [noted(JOB, record.group, run)] if run is not None else []
-        changes = [Change(SPACE, id, finish, parts, what), *settled, *history]
-        result = self._store.write(changes, durable=True if record.state.durable else None, together=True)[0]
+        return Change(SPACE, id, finish, parts, what)
+
+    def _end(self, changes: list[Change], durable: bool) -> Any:
+        """Make them, the end of a run last; the value as all processes read it."""
+        result = self._store.write(changes, durable=True if durable else None, together=True)[-1]
         if result.record is None:
-            raise _fenced(id)
-        self._make_room(id)
+            raise _fenced(changes[-1].name)
+        self._make_room(result.record.name)
         return result.parts.get((VALUE, 0))
 
     def _settled(self, record: Record, good: bool = False, until: datetime | None = None) -> list[Change]:

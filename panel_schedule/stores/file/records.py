@@ -182,11 +182,8 @@ class FileRecords(OpenDirectory):
     def write(
         self, changes: Sequence[Change], *, durable: bool | None = None, together: bool = False, tell: Tell = Tell.SOON
     ) -> list[Result]:
-        # What is refused anyhow costs no lock, which all processes wait for.
-        apart = len({(change.space, change.name) for change in changes}) == len(changes)
-        refused = [self._refused(change) for change in changes] if apart and (together or len(changes) == 1) else []
-        if any(refused):
-            return [Result(None, refusal) for refusal in refused]
+        if len(changes) == 1 and (refusal := self._refused(changes[0])):
+            return [Result(None, refusal)]  # a claim, say: it costs no lock, which all processes wait for
         placed: list[dict[tuple[str, int], _Placed]] = []
         gone: list[str] = []
         synced = self._persistent and durable is not False
