@@ -264,7 +264,7 @@ class Front(_OnRequest):
             lambda: runtime.views,
             runtime.clock,
             lambda call: runtime.service.outbox.aside(call),
-            lambda function: runtime.single_flight.kept.entries(function),
+            lambda function: runtime.single_flight.shared.entries(function),
         )
 
     @named

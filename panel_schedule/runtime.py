@@ -114,7 +114,7 @@ class Runtime:
         self._lock = threading.RLock()
         self._service: Service | None = None
         self._started = False
-        self._inherited: MemoryStore | None = None
+        self._inherited: Store | None = None
         self.loops = LoopExecutor()
         self.views = Views(self.clock, lambda: self.loops.adopted, self._watch)
 
@@ -308,7 +308,7 @@ class Runtime:
             memo.lru.clear()  # that it is invalidated nobody would tell
         if former is not None:
             self._former.append(former)
-            inherited = former.store.forked() if isinstance(former.store, MemoryStore) else inherited
+            inherited = former.store.forked() or inherited
         self._inherited = inherited
 
     def waiting_for(self) -> list[Task[Any]]:

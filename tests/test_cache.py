@@ -99,9 +99,12 @@ def heard_by(store):
 # ------------------------------------------------------------ one computes
 
 
-def test_a_store_of_one_process_needs_no_cache():
-    """Its answers are objects in memory."""
-    assert MemoryStore().cache is None
+def test_a_store_of_one_process_has_a_cache_as_well():
+    store = MemoryStore(clock=VirtualClock())
+    mine, row = store.cache.claim("f", "key", "f()", known=0, basis=(), now=second(0))
+    assert mine
+    store.cache.put("f", "key", row.fence, 5, now=second(1), duration=1.0, expires_at=None, limits=UNLIMITED)
+    assert 5 == store.cache.value(store.cache.look("f", "key"))
 
 
 def test_an_answer_is_followed_from_its_claim_to_its_value(opened):

@@ -84,9 +84,12 @@ def states(store, *ids):
 # ------------------------------------------------------------ one process
 
 
-def test_a_store_of_one_process_needs_no_queue():
-    """Its jobs are objects in memory."""
-    assert MemoryStore().queue is None
+def test_a_store_of_one_process_has_a_queue_as_well():
+    store = MemoryStore(clock=VirtualClock())
+    assert enter(store) is None
+    assert RunState.QUEUED is store.queue.job("run1").state
+    assert "done" == succeed(store, value="done")
+    assert "done" == store.queue.value("run1")
 
 
 def test_a_job_is_followed_from_its_submit_to_its_end(opened):

@@ -12,7 +12,7 @@ from ..functions.memoize import Memoized
 from ..functions.run import on_a_loop
 from ..serialize.entry import Entry
 from .lru import Answer, Watched
-from .shared import SharedAnswers
+from .shared import OwnAnswers
 
 log = logging.getLogger("panel_schedule")
 
@@ -28,20 +28,19 @@ class KeptAnswers:
     service : Service
     detach : callable
         ``detach(memo, key)``, under the lock: what is computed right now is not to be kept; the keys, of all.
-    shared : SharedAnswers or None
-        None where no other process can know of them.
+    shared : OwnAnswers
     """
 
     def __init__(
         self,
         service: Service,
         detach: Callable[[Memo, Hashable | None], list[Hashable]],
-        shared: SharedAnswers | None,
+        shared: OwnAnswers,
     ):
         self._service = service
         self._detach = detach
         self._warned: set[str] = set()
-        self.shared = shared
+        self._shared = shared
 
     # ------------------------------------------------------------ keeping; under the lock
 
@@ -60,8 +59,8 @@ class KeptAnswers:
     def use(self, memo: Memo, key: Hashable, answer: Answer) -> None:
         """It was read, which the store is told now and then."""
         memo.lru.used(key)
-        if not answer.told and self.shared is not None:
-            self.shared.use(memo, answer)
+        if not answer.told:
+            self._shared.use(memo, answer)
 
     def _tell(self, watched: Watched) -> None:
         for changed in list(watched.viewers):
@@ -90,7 +89,7 @@ class KeptAnswers:
 
     def watch(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched:
         """What is new about one call, and `changed` is called then; for sessions. It ends with what is returned."""
-        digest = memo.digest(key) if self.shared is not None else ""
+        digest = self._shared.digest(memo, key)
         with self._service.locked:
             watched = memo.lru.watch(key, digest)
             watched.viewers.add(changed)
@@ -101,38 +100,22 @@ class KeptAnswers:
         with self._service.locked:
             watched.viewers.discard(changed)
 
-    def entry(self, memo: Memo, key: Hashable) -> Entry | None:
-        """What is kept for a call, fresh or not."""
-        if self.shared is not None:
-            return self.shared.entry(memo, key)
-        answer = memo.lru.answers.get(key)
-        return None if answer is None else answer.entry
-
-    def entries(self, memo: Memo) -> dict[str, Entry]:
-        """All that is kept of a function, by the text of the call, the one used last first."""
-        if self.shared is not None:
-            return self.shared.entries(memo)
-        with self._service.locked:
-            answers = list(memo.lru.answers.values())
-        return {answer.call: answer.entry for answer in reversed(answers)}
-
     # ------------------------------------------------------------ forgetting
 
     def invalidate(self, memo: Memo, key: Hashable | None = None) -> None:
         """Forget the answer to one call, or all of a function; everywhere, and here before this returns."""
-        if self.shared is not None:
-            self.shared.invalidate_soon(memo, key)
+        told = self._shared.invalidate_soon(memo, key)
         self.forget(memo, key)
-        if self.shared is not None:
-            invalidate = partial(self._invalidate_there, self.shared, memo, key)
+        if told:
+            invalidate = partial(self._invalidate_there, memo, key)
             if on_a_loop():
                 with self._service.locked:  # which tries again until the store can take it
                     self._service.outbox.ask((), invalidate)
             else:
                 invalidate()
 
-    def _invalidate_there(self, shared: SharedAnswers, memo: Memo, key: Hashable | None) -> None:
-        shared.forget_due()
+    def _invalidate_there(self, memo: Memo, key: Hashable | None) -> None:
+        self._shared.forget_due()
         # What has been taken from the store meanwhile was of before. What was begun meanwhile was not.
         with self._service.locked:
             for each in list(memo.lru.answers) if key is None else [key]:

@@ -23,7 +23,7 @@ from ..serialize.checks import require_data
 from ..serialize.codec import encode
 from ..serialize.copies import own_copy
 from .lru import Answer
-from .shared import SharedAnswers
+from .shared import OwnAnswers
 
 # How a computation of another process has ended, of which the error is known.
 ENDS: dict[type[BaseException], RunState] = {RunTimedOut: RunState.TIMED_OUT, RunCrashed: RunState.CRASHED}
@@ -43,8 +43,7 @@ class Computation(Execution):
     Parameters
     ----------
     service : Service
-    shared : SharedAnswers or None
-        None where no other process can know of the answers of this one.
+    shared : OwnAnswers
     memo : Memoized
     key : hashable
     args, kwargs : tuple, dict
@@ -135,7 +134,7 @@ class Computation(Execution):
     def __init__(
         self,
         service: Service,
-        shared: SharedAnswers | None,
+        shared: OwnAnswers,
         memo: Memoized[Any, Any],
         key: Hashable,
         args: Any,
@@ -170,7 +169,7 @@ class Computation(Execution):
 
     @property
     def takes_long(self) -> bool:
-        return self.shared is not None or self.memo.policy.limits.size is not None
+        return self.service.store.blocking or self.memo.policy.limits.size is not None
 
     @property
     def is_failing(self) -> bool:
@@ -245,7 +244,7 @@ class Computation(Execution):
     def publish(self, item: Any) -> None:
         """A partial answer: for the pages that show it; who waits wants the last one."""
         require_data(item, self.name)
-        if self.shared is not None and self.fence:
+        if self.fence:
             self.shared.publish(self.memo, self.digest, self.fence, item)
         with self.service.locked:
             self.run.check()
@@ -258,15 +257,14 @@ class Computation(Execution):
             if waiter.watched:
                 self.service.defer(waiter.touch)
         self.advanced(self)
-        if self.shared is not None and self.fence and not (self.remote or self.telling_store):
+        if self.fence and not (self.remote or self.telling_store):
             self.telling_store = True
             self.service.outbox.ask((), self._tell_store, self._store_told)
 
     def _tell_store(self) -> tuple[Any, ...]:
         """How far it has come by then: in the queue of a store that is busy it stands once."""
         told = _, percent, message, _ = self.told
-        if self.shared is not None:
-            self.shared.cache.progress(self.memo.name, self.digest, self.fence, percent, message)
+        self.shared.progress(self.memo, self.digest, self.fence, percent, message)
         return told
 
     def _store_told(self, told: tuple[Any, ...]) -> None:
@@ -296,7 +294,7 @@ class Computation(Execution):
         memo, now = self.memo, self.service.clock.now()
         duration = max(0.0, (now - (self.run.started_at or now)).total_seconds())
         try:
-            if self.shared is not None and self.fence:
+            if self.fence:
                 self.answer = self.shared.put(
                     memo, self.digest, self.fence, value, now=now, duration=duration,
                     run=self.record(RunState.SUCCEEDED), held=self.is_held,
@@ -317,7 +315,7 @@ class Computation(Execution):
         return value
 
     def fails(self, outcome: RunState, error: BaseException) -> None:
-        if self.shared is not None and self.fence and not self.remote:
+        if self.fence and not self.remote:
             run = self.record(outcome, error)
             self.shared.fail(self.memo, self.digest, self.fence, error, run=run, held=self.is_held)
         self.old, self.settled = self.last_resort(), True
@@ -335,7 +333,7 @@ class Computation(Execution):
         if not memo.policy.stale_if_error or not self.kept:
             return None
         old = memo.lru.answers.get(self.key)
-        if old is None and self.shared is not None:
+        if old is None:
             old = self.shared.last(memo, self.digest)
         if old is None or old.kept_until <= self.service.clock.monotonic() or not serves(old.basis, self.basis):
             return None
@@ -358,22 +356,22 @@ class Computation(Execution):
         self.ended(self, RunState.CANCELLED, RunCancelled(f"{self.name}: the run was {reason}."))
         if future is not None:
             future.cancel()
-        if fence and self.shared is not None:
+        if fence:
             self.shared.give_up(self.memo, self.digest, fence)
 
     def end(self, outcome: RunState, error: BaseException | None = None, value: Any = None) -> None:
         if error is None or self.settled:
-            if self.shared is None:
+            if not self.fence:  # else the store has it with the answer
                 record = self.record(outcome, error)
                 self.service.outbox.ask((), self.service.store.to_note(MEMO, self.memo.name, record))
             self.ended(self, outcome, error)
             return
         # At its timeout.
         self.run.end(outcome, self.service.clock.now(), error)
-        if self.shared is None:
-            self._fail(outcome, error)
-        else:  # what there was before is asked of a store, which may take long
+        if self.service.store.blocking:  # what there was before is asked of it, which may take long
             self.service.outbox.aside(partial(self._fail, outcome, error))
+        else:
+            self._fail(outcome, error)
 
     def _fail(self, outcome: RunState, error: BaseException) -> None:
         try:
@@ -389,10 +387,10 @@ class Computation(Execution):
         """There is an answer."""
         if not self.over:
             self.answer = answer
-            self.end(RunState.SUCCEEDED)
+            self.ended(self, RunState.SUCCEEDED, None)
 
     def arrive_failed(self, error: BaseException, old: Answer | None, ago: float) -> None:
         """There is none, since some seconds `ago`."""
         if not self.over:
-            self.old, self.ago, self.settled = old, ago, True
-            self.end(ENDS.get(type(error), RunState.FAILED), error)
+            self.old, self.ago = old, ago
+            self.ended(self, ENDS.get(type(error), RunState.FAILED), error)

@@ -29,7 +29,20 @@ LOOK = 1.0
 LAG = 10.0
 
 
-class Follower:
+class Alone:
+    """In place of a `Follower`, where no other process can know of the answers of this one."""
+
+    def add(self, memo: Memo) -> None:
+        pass
+
+    def look_up(self, computation: Computation, here: bool = False) -> None:
+        computation.launch(here)
+
+    def over(self, computation: Computation) -> None:
+        pass
+
+
+class Follower(Alone):
     """
     Follows the rows of a store that several processes share; never on an event loop.
 
@@ -57,11 +70,15 @@ class Follower:
         self._kept = kept
         self._renew = renew
         self._failing = failing
-        self.memos: dict[str, Memo] = {}
+        self._memos: dict[str, Memo] = {}
         # The computations by function and digest, here and elsewhere: of several values of a task there may be several.
         self._computations: defaultdict[tuple[str, str], dict[Computation, None]] = defaultdict(dict)
         self._looking = False
         shared.cache.watch_answers(self._noticed)
+
+    def add(self, memo: Memo) -> None:
+        """Know a function by its name, for what other processes say of it."""
+        self._memos[memo.name] = memo
 
     # ------------------------------------------------------------ before a computation
 
@@ -164,7 +181,7 @@ class Follower:
 
     def _noticed(self, function: str, digest: str) -> None:
         """A process may have changed a row; on the store's thread."""
-        if (memo := self.memos.get(function)) is None:
+        if (memo := self._memos.get(function)) is None:
             return
         if not digest:
             self._kept.forget(memo)

@@ -15,7 +15,7 @@ from ..errors import RunFenced, ScheduleError, StoreError, ValueUnreadable
 from ..functions.memoize import Memoized
 from ..functions.run import RunRecord
 from ..serialize.entry import Entry
-from ..stores.cache import AnswerRow, Cache
+from ..stores.cache import AnswerRow
 from ..stores.hurry import SOON, hurried, in_a_hurry
 from .lru import Answer
 
@@ -27,19 +27,77 @@ Memo = Memoized[Any, Any]
 TOLD = 1.0
 
 
-class SharedAnswers:
+class OwnAnswers:
+    """In place of `SharedAnswers`, where no other process can know of them: nobody has any, and nobody hears."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    def digest(self, memo: Memo, key: Hashable) -> str:
+        return ""
+
+    def last(self, memo: Memo, digest: str) -> Answer | None:
+        return None
+
+    def entry(self, memo: Memo, key: Hashable) -> Entry | None:
+        answer = memo.lru.answers.get(key)
+        return None if answer is None else answer.entry
+
+    def entries(self, memo: Memo) -> dict[str, Entry]:
+        with self._service.locked:
+            answers = list(memo.lru.answers.values())
+        return {answer.call: answer.entry for answer in reversed(answers)}
+
+    def publish(self, memo: Memo, digest: str, fence: int, item: Any) -> None:
+        pass
+
+    def progress(self, memo: Memo, digest: str, fence: int, percent: int, message: str) -> None:
+        pass
+
+    def put(
+        self,
+        memo: Memo,
+        digest: str,
+        fence: int,
+        value: Any,
+        *,
+        now: datetime,
+        duration: float,
+        run: RunRecord,
+        held: Callable[[], bool],
+    ) -> Answer | None:
+        return None
+
+    def fail(
+        self, memo: Memo, digest: str, fence: int, error: BaseException, *, run: RunRecord, held: Callable[[], bool]
+    ) -> None:
+        pass
+
+    def give_up(self, memo: Memo, digest: str, fence: int) -> None:
+        pass
+
+    def use(self, memo: Memo, answer: Answer) -> None:
+        pass
+
+    def invalidate_soon(self, memo: Memo, key: Hashable | None) -> bool:
+        return False
+
+    def forget_due(self) -> None:
+        pass
+
+
+class SharedAnswers(OwnAnswers):
     """
     Asks a store, and tells it; never on an event loop unless it says so.
 
     Parameters
     ----------
     service : Service
-    cache : Cache
     """
 
-    def __init__(self, service: Service, cache: Cache):
-        self._service = service
-        self.cache = cache
+    def __init__(self, service: Service):
+        super().__init__(service)
+        self.cache = service.store.cache
         # What the store has still to forget, before it is asked for anything.
         self._due: deque[tuple[str, str | None]] = deque()
         self._forgetting = threading.Lock()
@@ -47,6 +105,10 @@ class SharedAnswers:
         self._telling = False
 
     # ------------------------------------------------------------ what it has
+
+    def digest(self, memo: Memo, key: Hashable) -> str:
+        """The key of a call in the store."""
+        return memo.digest(key)
 
     def look(self, memo: Memo, digest: str) -> AnswerRow | None:
         """What it says of a call."""
@@ -105,6 +167,10 @@ class SharedAnswers:
             self.cache.publish(memo.name, digest, fence, item)
         except (StoreError, RunFenced) as error:
             log.debug("%s: a partial answer is not shown by other processes: %s", _named(memo), error)
+
+    def progress(self, memo: Memo, digest: str, fence: int, percent: int, message: str) -> None:
+        """Let them show how far it has come."""
+        self.cache.progress(memo.name, digest, fence, percent, message)
 
     def put(
         self,
@@ -189,9 +255,10 @@ class SharedAnswers:
 
     # ------------------------------------------------------------ what is invalidated
 
-    def invalidate_soon(self, memo: Memo, key: Hashable | None) -> None:
-        """From now on the store is asked for nothing before it has forgotten this."""
+    def invalidate_soon(self, memo: Memo, key: Hashable | None) -> bool:
+        """From now on the store is asked for nothing before it has forgotten this. Whether there is a store."""
         self._due.append((memo.name, None if key is None else memo.digest(key)))
+        return True
 
     def forget_due(self) -> None:
         """Let the store forget it now."""

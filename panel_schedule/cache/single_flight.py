@@ -26,10 +26,10 @@ from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
 from .answers import KeptAnswers
 from .computation import Computation
-from .follower import Follower
+from .follower import Alone, Follower
 from .lru import Answer, Watched
 from .recursion import Recursion
-from .shared import SharedAnswers
+from .shared import OwnAnswers, SharedAnswers
 
 log = logging.getLogger("panel_schedule")
 
@@ -57,17 +57,16 @@ class SingleFlight:
         self._failed: defaultdict[Memo, dict[Hashable, tuple[float, BaseException]]] = defaultdict(dict)
         self._warned: set[str] = set()
         self.recursion = Recursion(service)
-        # None where no other process can know of the answers of this one.
-        self.shared = SharedAnswers(service, service.store.cache) if service.store.cache is not None else None
+        # Where a store never lets anybody wait no other process is there.
+        self.shared = SharedAnswers(service) if service.store.blocking else OwnAnswers(service)
         self.kept = KeptAnswers(service, self._detach, self.shared)
-        self.follower: Follower | None = None
-        if self.shared is not None:
+        self.follower = Alone()
+        if isinstance(self.shared, SharedAnswers):
             self.follower = Follower(service, self.shared, self.kept, self.renew, self.failing)
 
     def add(self, memo: Memo) -> None:
         """Know a function by its name, for what other processes say of it."""
-        if self.follower is not None:
-            self.follower.memos[memo.name] = memo
+        self.follower.add(memo)
 
     # ------------------------------------------------------------ asking
 
@@ -222,14 +221,13 @@ class SingleFlight:
         if not copied:
             # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
             computation.args, computation.kwargs = snapshot(args, kwargs)
-        look_up = Computation.launch if self.follower is None else self.follower.look_up
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
-        works = self.follower is not None or memo.executor == "process"
+        works = self._service.store.blocking or memo.executor == "process"
         try:
             if works and not held and (loop is not None or waiter is None):
-                self._service.outbox.aside(partial(look_up, computation))
+                self._service.outbox.aside(partial(self.follower.look_up, computation))
             else:
-                look_up(computation, here)
+                self.follower.look_up(computation, here)
         except BaseException as error:  # no room on the stack, say: nobody is to wait for it for ever
             with self._service.locked:
                 if not computation.over and not computation.started:
@@ -347,7 +345,7 @@ class SingleFlight:
 
     def _fail(self, computation: Computation, error: BaseException) -> None:
         """It cannot even begin: nobody is to wait for it for ever, here or in another process."""
-        if computation.fence and not computation.remote and self.shared is not None:
+        if computation.fence and not computation.remote:
             self.shared.give_up(computation.memo, computation.digest, computation.fence)
         self._finish(computation, RunState.FAILED, error)
 
@@ -377,8 +375,7 @@ class SingleFlight:
             del self._under_way[computation.memo, computation.key]
             self.kept.tell_progress(computation.memo, computation.key)
         self._all.pop(computation, None)
-        if self.follower is not None:
-            self.follower.over(computation)
+        self.follower.over(computation)
         self._service.timers.cancel(computation.timer)
         runs, computation.waiters = computation.runs, []
         for run in runs:

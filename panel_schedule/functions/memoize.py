@@ -104,6 +104,11 @@ class KeptAnswers(Protocol):
 
     def use(self, memo: Memoized[Any, Any], key: Hashable, answer: Answer) -> None: ...
     def invalidate(self, memo: Memoized[Any, Any], key: Hashable | None = None) -> None: ...
+
+
+class OwnAnswers(Protocol):
+    """What there is, here or in a store."""
+
     def entry(self, memo: Memoized[Any, Any], key: Hashable) -> Entry | None: ...
 
 
@@ -112,6 +117,8 @@ class SingleFlight(Protocol):
 
     @property
     def kept(self) -> KeptAnswers: ...
+    @property
+    def shared(self) -> OwnAnswers: ...
     def call(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any) -> Any: ...
     async def awaited(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any) -> Any: ...
     def submit(self, memo: Memoized[Any, Any], args: Any, kwargs: Any, refresh: bool = False) -> Run: ...
@@ -310,7 +317,7 @@ class Memoized(Generic[P, T]):
         StoreError
             When a shared store cannot be read now.
         """
-        return self._host.single_flight.kept.entry(self, self._key(args, kwargs))
+        return self._host.single_flight.shared.entry(self, self._key(args, kwargs))
 
     @property
     def history(self) -> list[RunRecord]:

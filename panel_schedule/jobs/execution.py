@@ -98,8 +98,9 @@ class JobExecution(Execution):
         self.asked = self.made = 0
         # Enters it in a shared store, beside its function; None where somebody has begun to, or nobody is to.
         self.entry: Callable[[], object] | None = None
-        # Set when it is known whether a shared store has it.
+        # Not set as long as a shared store is about to have it.
         self.stored = threading.Event()
+        self.stored.set()
         # Bytes of its partial results, and how many of these were dropped as they were too many.
         self.size = self.dropped = 0
         # Whether its run waits for another execution that does the same, and ends with that.
@@ -115,6 +116,11 @@ class JobExecution(Execution):
     @property
     def is_failing(self) -> bool:
         return self.service.hooks.failures.known(("job", self.job.name))
+
+    @property
+    def shared(self) -> bool:
+        """Whether a shared store has it, or is about to have it."""
+        return self.fence > 0 or not self.stored.is_set()
 
     @property
     def queued(self) -> bool:
@@ -149,7 +155,7 @@ class JobExecution(Execution):
     @property
     def _counts(self) -> bool:
         """Whether its attempts are counted by others: what kills its process at once must not do so again and again."""
-        return self.job.policy.durable and self.service.store.queue is not None
+        return self.job.policy.durable and self.fence > 0
 
     # ------------------------------------------------------------ under way
 
@@ -157,8 +163,7 @@ class JobExecution(Execution):
         run, waits = self.run, not on_a_loop()
         run.check()
         require_data(item, self.name)
-        shared = self.service.store.queue is not None
-        if shared and not self.work.isolated and (waits or is_light(item)):
+        if self.shared and not self.work.isolated and (waits or is_light(item)):
             # What cannot be stored is refused here, and not where nobody hears of it.
             encode(item, self.name).close()
         with self.service.locked:
@@ -167,7 +172,7 @@ class JobExecution(Execution):
             run.partials.append(item)
             self._make_room(run.partials)
             self._tell_partial(len(run.partials) - 1, item)
-        if shared and waits:
+        if self.shared and waits:
             # The function may change what it has published as soon as this returns.
             self._settle()
         self.progressed()
@@ -196,25 +201,23 @@ class JobExecution(Execution):
     def deposit(self, result: Any) -> Any:
         value = self.run.partials[-1] if result is PUBLISHED else result
         require_data(value, self.name)
-        if (queue := self.service.store.queue) is None:
-            return value
         told = self.told or self.run.partials or self.run.attempt > 1
         if not told and (entry := self._take_entry()) is not None:
-            return self._enter_and_end(queue, entry, value)
+            return self._enter_and_end(entry, value)
         self._settle()  # its partial results come first
         if self.fence:
             try:
-                value = self._tell_end(queue, RunState.SUCCEEDED, value)
+                value = self._tell_end(RunState.SUCCEEDED, value)
                 self.told_end = True
             except (StoreError, OSError) as error:
                 log.error("%s: its result cannot be stored now; it is tried again. %s", self.name, error)
         return value
 
-    def _enter_and_end(self, queue: Queue, entry: Callable[[], object], value: Any) -> Any:
+    def _enter_and_end(self, entry: Callable[[], object], value: Any) -> Any:
         """It has ended before the store has heard of it, which does so in one step."""
         run, now = self.run, self.service.clock.now()
         try:
-            value = queue.enqueue_and_end(
+            value = self.service.store.queue.enqueue_and_end(
                 run.id, self.job.name, queued_at=run.queued_at, started_at=run.started_at or now, now=now, value=value,
                 user=run.user, expires_at=now + self.job.policy.result_ttl, run=self.record(RunState.SUCCEEDED),
             )  # fmt: skip
@@ -286,8 +289,8 @@ class JobExecution(Execution):
         if self.told_end or unfinished:  # another process finishes it, or the next server
             pass
         elif self.fence and not self.remote:
-            self.tell(lambda queue: self._tell_end(queue, outcome, value))
-        elif self.service.store.queue is None or outcome is RunState.SKIPPED:
+            self.tell(lambda queue: self._tell_end(outcome, value))
+        elif not self.shared or outcome is RunState.SKIPPED:
             self.service.outbox.ask((), self.service.store.to_note(JOB, self.job.name, self.record(outcome, error)))
         if self.remote:
             pass  # the process that ran it says what came of it
@@ -316,12 +319,12 @@ class JobExecution(Execution):
 
     def tell(self, call: Callable[[Queue], object]) -> None:
         """Let the store know, in order, once it has the row. Under the lock."""
-        queue = self.service.store.queue
-        if queue is not None and self.fence and not self.remote:
+        if self.fence and not self.remote:
             self.asked += 1
-            self.service.outbox.ask((), partial(self._try, call, queue))
+            self.service.outbox.ask((), partial(self._try, call))
 
-    def _try(self, call: Callable[[Queue], object], queue: Queue) -> None:
+    def _try(self, call: Callable[[Queue], object]) -> None:
+        queue = self.service.store.queue
         try:
             call(queue)
         except ValueRefused as error:  # of a coroutine, which could not wait for this
@@ -335,7 +338,7 @@ class JobExecution(Execution):
     def lose(self) -> None:
         """Another process has taken it over, as this one was taken for dead."""
         with self.service.locked:
-            self.fence = 0
+            self.fence, self.told_end = 0, True
             self.cancel(self.run, "taken over by another process")
 
     def _tell_begin(self) -> None:
@@ -358,7 +361,7 @@ class JobExecution(Execution):
         for number, item in enumerate(run.partials):
             self._tell_partial(number, item)
         if run.state.final:
-            self.tell(lambda queue: self._tell_end(queue, run.state, run.shared))
+            self.tell(lambda queue: self._tell_end(run.state, run.shared))
 
     def _settle(self) -> None:
         """Wait until the store was told what went before, unless it cannot take it now."""
@@ -372,10 +375,10 @@ class JobExecution(Execution):
         while not done.wait(LOOK) and not self.service.outbox.troubled:
             pass
 
-    def _tell_end(self, queue: Queue, outcome: RunState, value: Any) -> Any:
+    def _tell_end(self, outcome: RunState, value: Any) -> Any:
         run, policy, now = self.run, self.job.policy, self.service.clock.now()
         kept = policy.ttl if policy.ttl is not None and outcome is RunState.SUCCEEDED else policy.result_ttl
-        return queue.end(
+        return self.service.store.queue.end(
             run.id, self.fence, outcome, now=now, value=value, error=run.error, traceback=traceback_text(run.error),
             reason=run.reason, expires_at=now + kept, run=self.record(outcome, run.error),
         )  # fmt: skip

@@ -17,8 +17,8 @@ from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.background import Background
 from ..functions.run import Partials, Run, RunState, on_a_loop
-from ..serialize.codec import Encoded
-from ..stores.queue import JobRow, Queue
+from ..serialize.codec import Encoded, encode
+from ..stores.queue import JobRow
 from .execution import JobExecution
 from .executions import Executions
 from .single_flight import Waiters
@@ -35,7 +35,42 @@ LOOK = 1.0
 AT_ONCE = 0.002
 
 
-class Follower:
+class Alone:
+    """In place of a `Follower`, where no other process can know of the runs of this one."""
+
+    def add(self, function: Background[Any, Any]) -> None:
+        if function.policy.durable:
+            log.warning(
+                "Job %r is durable=True, and the store is in memory: its runs are lost when this process ends. Set "
+                "ps.config.store = 'file:///var/lib/myapp', say.", function.name,
+            )  # fmt: skip
+
+    def prepare(self, execution: JobExecution) -> Encoded | None:
+        return None
+
+    def announce(self, execution: JobExecution, payload: Encoded | None) -> None:
+        execution.launch()
+
+    def follow(self, id: str, more: int) -> None:
+        pass
+
+    def abandon(self, run: Run, reason: str) -> None:
+        run.cancel(reason)
+
+    def runs(self, name: str, known: Collection[str], user: str | None) -> list[Run]:
+        return []
+
+    def find(self, id: str) -> Run | None:
+        return None
+
+    def recover(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+class Follower(Alone):
     """
     Follows the rows of a store that several processes share.
 
@@ -44,7 +79,6 @@ class Follower:
     service : Service
     executions : Executions
     waiters : Waiters
-    queue : Queue
     enter : callable
         ``enter(execution)`` starts one, or lets it join one that does the same.
     """
@@ -54,14 +88,13 @@ class Follower:
         service: Service,
         executions: Executions,
         waiters: Waiters,
-        queue: Queue,
         enter: Callable[[JobExecution], object],
     ):
         self._service = service
         self._executions = executions
         self._waiters = waiters
         self._submit = enter
-        self._queue = queue
+        self._queue = service.store.queue
         self._functions: dict[str, Background[Any, Any]] = {}
         # Functions that this process does not know, as it has said.
         self._unknown: set[str] = set()
@@ -70,7 +103,7 @@ class Follower:
         # How many sessions of this process follow each.
         self._followers: Counter[str] = Counter()
         self._looking = False
-        queue.watch_jobs(self._noticed)
+        self._queue.watch_jobs(self._noticed)
 
     def add(self, function: Background[Any, Any]) -> None:
         """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
@@ -79,6 +112,13 @@ class Follower:
             self.recover()
 
     # ------------------------------------------------------------ telling them
+
+    def prepare(self, execution: JobExecution) -> Encoded | None:
+        """What another process needs to run it; to be followed by `announce`. Raises what is wrong with that."""
+        durable = execution.job.policy.durable
+        payload = encode((execution.args, execution.kwargs), execution.name) if durable else None
+        execution.stored.clear()
+        return payload
 
     def announce(self, execution: JobExecution, payload: Encoded | None) -> None:
         """Start it unless another process does the same. What is durable and cannot be stored fails."""
@@ -235,7 +275,6 @@ class Follower:
             if not row.state.final and function is not None:
                 execution = self._executions.make(function, run, (), {})
                 execution.remote, execution.key = True, row.key
-                execution.stored.set()
                 self._follow(execution)
         self._sync(run, row)
         return run

@@ -13,11 +13,10 @@ from ..errors import RunCancelled, RunSkipped
 from ..functions.background import Background
 from ..functions.run import Run, RunState, on_a_loop
 from ..serialize.checks import is_light
-from ..serialize.codec import encode
 from ..serialize.copies import snapshot
 from .execution import JobExecution
 from .executions import MOST_BYTES, Executions
-from .follower import Follower
+from .follower import Alone, Follower
 from .single_flight import Waiters
 
 log = logging.getLogger("panel_schedule")
@@ -42,21 +41,14 @@ class Dispatcher:
         service.sources.append(self)
         self.executions = Executions(service, most_bytes)
         self.waiters = Waiters(service, self.executions)
-        queue = service.store.queue
-        # None where no other process can know of the runs of this one.
+        # Where a store never lets anybody wait no other process is there.
         self.follower = (
-            Follower(service, self.executions, self.waiters, queue, self.enter) if queue is not None else None
+            Follower(service, self.executions, self.waiters, self.enter) if service.store.blocking else Alone()
         )
 
     def add(self, function: Background[Any, Any]) -> None:
         """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
-        if self.follower is not None:
-            self.follower.add(function)
-        elif function.policy.durable:
-            log.warning(
-                "Job %r is durable=True, and the store is in memory: its runs are lost when this process ends. Set "
-                "ps.config.store = 'file:///var/lib/myapp', say.", function.name,
-            )  # fmt: skip
+        self.follower.add(function)
 
     # ------------------------------------------------------------ submitting
 
@@ -89,7 +81,7 @@ class Dispatcher:
 
     def _enter(self, execution: JobExecution) -> None:
         """Raises what is wrong with the arguments; nothing has begun then."""
-        function, caller, payload, asked = execution.job, execution.run, None, execution
+        function, caller, asked = execution.job, execution.run, execution
         if function.policy.ttl is not None:
             key = function.keys.digest(execution.args, execution.kwargs)
             with self._service.locked:
@@ -102,8 +94,7 @@ class Dispatcher:
             )
             execution.key, execution.run.id, execution.run.user = key, caller.id, caller.user
         execution.pack()
-        if function.policy.durable and self.follower is not None:
-            payload = encode((execution.args, execution.kwargs), execution.name)
+        payload = self.follower.prepare(execution)
         with self._service.locked:
             asked.joined = bool(execution.key)
             if caller.state.final or (execution.key and self.waiters.join(function.name, execution.key, caller)):
@@ -115,10 +106,7 @@ class Dispatcher:
                 self.waiters.shared[function.name, execution.key] = execution
                 self.waiters.welcome(execution, caller)
             self.executions.admit(execution)
-        if self.follower is None:
-            execution.launch()
-        else:
-            self.follower.announce(execution, payload)
+        self.follower.announce(execution, payload)
 
     def _skip(self, function: Background[Any, Any], run: Run) -> None:
         """It does not begin, as too many wait. Under the lock."""
@@ -136,7 +124,7 @@ class Dispatcher:
         """Newest first; of everybody, or of one user."""
         with self._service.locked:
             here = {run.id: run for run in self.executions.runs(function)}
-        there = self.follower.runs(function.name, here, user) if self.follower is not None else []
+        there = self.follower.runs(function.name, here, user)
         return sorted([*here.values(), *there], key=lambda run: run.queued_at, reverse=True)
 
     def find(self, id: str) -> Run | None:
@@ -151,25 +139,22 @@ class Dispatcher:
                 self.waiters.welcome(execution, waiter)
                 return waiter
             run = self.executions.find(id)
-        if run is None and self.follower is not None:
-            run = self.follower.find(id)
-        return run
+        return run if run is not None else self.follower.find(id)
 
     # ------------------------------------------------------------ following
 
     def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]:
         """Call `changed` when something about a run is new, until what is returned is called; for sessions."""
-        unwatch, id, follower = run.watch(changed), run.id, self.follower
-        counted = follower is not None and not run.state.final
-        if follower is not None and counted:
-            follower.follow(id, 1)
+        unwatch, id, counted = run.watch(changed), run.id, not run.state.final
+        if counted:
+            self.follower.follow(id, 1)
 
         def leave() -> None:
             nonlocal counted
             unwatch()
-            if follower is not None and counted:
+            if counted:
                 counted = False
-                follower.follow(id, -1)
+                self.follower.follow(id, -1)
 
         return leave
 
@@ -177,17 +162,13 @@ class Dispatcher:
         """Cancel a run that a session has no use for any more, unless another one follows it."""
         if run.state.final or run.watched or self._service.stopping:
             return
-        if self.follower is None:
-            run.cancel(reason)
-        else:
-            self.follower.abandon(run, reason)
+        self.follower.abandon(run, reason)
 
     # ------------------------------------------------------------ lifecycle
 
     def recover(self) -> None:
         """Go on with what earlier processes have left behind."""
-        if self.follower is not None:
-            self.follower.recover()
+        self.follower.recover()
 
     def stop(self) -> None:
         """What has not begun is left to other processes, or ends."""
@@ -200,5 +181,4 @@ class Dispatcher:
         for execution in self.executions:
             if not execution.remote:
                 execution.cancel(execution.run, STOPS)
-        if self.follower is not None:
-            self.follower.release()
+        self.follower.release()

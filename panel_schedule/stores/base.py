@@ -22,7 +22,7 @@ from ..serialize.codec import Mapped, encode
 from ..serialize.entry import Entry
 from ..triggers import Dates, Every, Trigger
 from .cache import Cache
-from .queue import Queue
+from .queue import MOST_BYTES, Queue
 from .records import NO_PARTS, Apply, Change, RecordStore, Result, Tell, as_stored, noted
 
 __all__ = ["DATES", "TASK", "USER", "Claim", "Holder", "Mark", "Plan", "Refusal", "Row", "Store", "fenced", "whose"]
@@ -158,13 +158,15 @@ class Store:
     clock : Clock
     server : str
         Names the server that this process is part of.
+    max_result_bytes : int
+        Of what is kept of background runs that have ended.
 
     Attributes
     ----------
-    queue : Queue or None
-        The background jobs, in a store that several processes share.
-    cache : Cache or None
-        The answers of memoized functions, in such a store.
+    queue : Queue
+        The background jobs.
+    cache : Cache
+        The answers of memoized functions.
 
     Raises
     ------
@@ -172,11 +174,9 @@ class Store:
         From every method but `entry` and `names`, when a shared store cannot do it now. It may be tried again.
     """
 
-    queue: Queue | None = None
-    cache: Cache | None = None
-
-    def __init__(self, records: RecordStore, clock: Clock, server: str = ""):
+    def __init__(self, records: RecordStore, clock: Clock, server: str = "", max_result_bytes: int = MOST_BYTES):
         self.records = records
+        self.queue, self.cache = Queue(records, clock, max_result_bytes), Cache(records, clock)
         self._clock = clock
         self._server = server
         self._entries: dict[tuple[str, str], Entry] = {}
@@ -463,8 +463,15 @@ class Store:
             self._listening = True
 
     def close(self) -> None:
-        """This process is done with the store. Idempotent."""
+        """This process is done with the store: others go on with what it has not ended. Idempotent."""
+        with suppress(ScheduleError):
+            self.queue.release()
+            self.cache.release()
         self.records.close()
+
+    def forked(self) -> Store | None:
+        """What the child of a fork has in its place; None where it opens the store for itself."""
+        return None
 
     def entries(self) -> dict[tuple[str, str], Entry]:
         """A copy of all values that this process has."""

@@ -264,17 +264,18 @@ class Database:
                 if durable:
                     self._writer.execute(f"PRAGMA synchronous = {self._synchronous}")
 
-    def do(self, command: str, *values: Any) -> int:
+    def do(self, command: str, *values: Any) -> list[sqlite3.Row]:
         """
-        A transaction of one statement: how many rows were affected.
+        A transaction of one statement: what it returns.
 
-        Nothing of Python happens while it has the lock, least of all a wait for the interpreter's own.
+        Little of Python happens while it has the lock.
         """
         with self._translated(), self._turn():
-            done = self._patiently(command, values)
-            if self._guards is not None:
-                self._guards.end()
-            return done.rowcount
+            try:
+                return self._patiently(command, values).fetchall()
+            finally:
+                if self._guards is not None:
+                    self._guards.end()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

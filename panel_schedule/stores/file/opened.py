@@ -14,6 +14,7 @@ from typing import Any
 
 from ...clock import Clock
 from ...errors import ScheduleError, StoreError
+from ..records import Tell
 from .blobs import Blobs
 from .database import Corrupt, Database, salvage, set_aside
 from .directory import door, private, remove_if_left
@@ -140,8 +141,8 @@ class OpenDirectory(ABC):
         if tx.changed:
             self._ring(at_once=news)
 
-    def _do(self, command: str, *values: Any) -> int:
-        """A transaction of one statement: how many rows were affected."""
+    def _do(self, command: str, *values: Any, tell: Tell = Tell.SOON) -> list[sqlite3.Row]:
+        """A transaction of one statement: what it returns. The others hear of it where that is something."""
         self._require_open()
         self._renew()
         database = self._database
@@ -150,8 +151,8 @@ class OpenDirectory(ABC):
         except Corrupt as why:
             self._renew(database, why)
             raise self._renewed(why) from why
-        if done:
-            self._ring()
+        if done and tell is not Tell.LATER:
+            self._ring(at_once=tell is Tell.NOW)
         return done
 
     def _ring(self, at_once: bool = False) -> None:

@@ -37,6 +37,12 @@ _NEXT = (
 )
 
 
+class _Ahead(int):
+    """The number of a change that is not known yet."""
+
+
+_AHEAD = _Ahead()
+
 # So many records are remembered until any is changed.
 _REMEMBERED = 1000
 
@@ -182,8 +188,8 @@ class FileRecords(OpenDirectory):
     def write(
         self, changes: Sequence[Change], *, durable: bool | None = None, together: bool = False, tell: Tell = Tell.SOON
     ) -> list[Result]:
-        if len(changes) == 1 and (refusal := self._refused(changes[0])):
-            return [Result(None, refusal)]  # a claim, say: it costs no lock, which all processes wait for
+        if len(changes) == 1 and (result := self._swap(changes[0], durable, tell)) is not None:
+            return [result]
         placed: list[dict[tuple[str, int], _Placed]] = []
         gone: list[str] = []
         synced = self._persistent and durable is not False
@@ -212,9 +218,32 @@ class FileRecords(OpenDirectory):
                 self._unlink(part.file for part in made.values())
         return done
 
-    def _refused(self, change: Change) -> Refusal | None:
-        outcome = change.apply(self.read(change.space, change.name), 0)
-        return outcome if isinstance(outcome, Refusal) else None
+    def _swap(self, change: Change, durable: bool | None, tell: Tell) -> Result | None:
+        """
+        What came of it, where that needs no transaction; None where it does.
+
+        What is refused costs no lock, which all processes wait for; and what leaves the parts as they are is one
+        statement, which changes the record unless another process has done so meanwhile.
+        """
+        old = self.read(change.space, change.name)
+        new = change.apply(old, _AHEAD)
+        if isinstance(new, Refusal):
+            return Result(None, new)
+        if old is None or not isinstance(new, Record) or change.parts or new.parts != old.parts:
+            return None
+        if (durable and self._persistent) or any(type(value) is _Ahead for value in new.state):
+            return None
+        swapped = self._do(
+            f"UPDATE records SET owner = ?, used_at = ?, expires_at = ?, state = ?, revision = {_NEXT} "
+            f"WHERE {_ONE} AND revision = ? RETURNING revision",
+            *(new.owner, micros(new.used_at), micros(new.expires_at), text_of(new)),
+            *(old.space, old.name, old.revision),
+            tell=tell,
+        )
+        if not swapped:
+            return None
+        new = new._replace(size=old.size, created=old.created, revision=swapped[0][0])
+        return Result(new, before=old.revision)
 
     def _place(self, change: Change, kind: str, number: int, value: Any, synced: bool) -> _Placed:
         blobs, seal = self._blobs, seal_of(change.space, change.name, kind, number)
@@ -380,9 +409,9 @@ class FileRecords(OpenDirectory):
 
     def watch(self, space: str, name: str, sessions: int) -> None:
         if sessions:
-            self._do("INSERT OR REPLACE INTO viewers VALUES (?, ?, ?, ?)", self.me, space, name, sessions)
+            self._do("INSERT OR REPLACE INTO viewers VALUES (?, ?, ?, ?) RETURNING 1", self.me, space, name, sessions)
         else:
-            self._do(f"DELETE FROM viewers WHERE owner = ? AND {_ONE}", self.me, space, name)
+            self._do(f"DELETE FROM viewers WHERE owner = ? AND {_ONE} RETURNING 1", self.me, space, name)
 
     def watchers(self, space: str, name: str) -> int:
         question = f"SELECT ifnull(sum(sessions), 0) FROM viewers WHERE {_ONE} AND owner != ?"

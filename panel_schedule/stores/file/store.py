@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from ...clock import Clock
-from ...errors import ScheduleError
 from ..base import Store
-from ..cache import Cache
-from ..queue import MOST_BYTES, Queue
+from ..queue import MOST_BYTES
 from .records import FileRecords
 
 
@@ -37,8 +34,6 @@ class FileStore(Store):
     """
 
     records: FileRecords
-    queue: Queue
-    cache: Cache
 
     def __init__(
         self,
@@ -51,12 +46,4 @@ class FileStore(Store):
         max_result_bytes: int = MOST_BYTES,
     ):
         records = FileRecords(folder, clock, persistent=persistent, log_limit=history_limit)
-        super().__init__(records, clock, server or records.me)
-        self.queue = Queue(records, clock, max_result_bytes)
-        self.cache = Cache(records, clock)
-
-    def close(self) -> None:
-        with suppress(ScheduleError):
-            self.queue.release()
-            self.cache.release()
-        super().close()
+        super().__init__(records, clock, server or records.me, max_result_bytes)
