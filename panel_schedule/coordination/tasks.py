@@ -239,7 +239,9 @@ def enroll(
     unreadable : int
         The version of the value that this process cannot read.
     """
-    record = record or Record(TASK, name, TaskState())
+    if record is None:
+        fresh = TaskState(server=server, fingerprint=fingerprint, first_seen=first_seen)
+        return Record(TASK, name, fresh, parts={TRIGGER: 1}) if portable else Record(TASK, name, fresh)
     parts = {kind: count for kind, count in record.parts.items() if kind != TRIGGER} | (
         {TRIGGER: 1} if portable else {}
     )

@@ -206,7 +206,7 @@ class Store:
     def entry(self, space: str, name: str) -> Entry | None:
         """The stored value, None where there is none. From memory, at once, in a process that listens."""
         key = (space, name)
-        if self._listening and (space == USER or key in self._versions):
+        if not self.blocking or (self._listening and (space == USER or key in self._versions)):
             return self._entries.get(key)
         try:
             self._versions.setdefault(key, 0)
@@ -542,7 +542,7 @@ class Store:
     def _enrolled(self, plan: Plan, again: bool, late: bool) -> Change:
         name, trigger, first_seen = plan
         # What the other processes of this server get instead of their own, if it means the same there.
-        parts = {(TRIGGER, 0): trigger} if isinstance(trigger, (Dates, Every)) else NO_PARTS
+        parts = {(TRIGGER, 0): trigger} if self.blocking and isinstance(trigger, (Dates, Every)) else NO_PARTS
         apply = partial(
             tasks.enroll, name=name, server=self._server, fingerprint=trigger.fingerprint, portable=bool(parts),
             first_seen=first_seen, again=again, late=late, unreadable=self._unreadable(name),

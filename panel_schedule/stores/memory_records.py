@@ -119,8 +119,9 @@ class MemoryRecords:
             if old is not None:
                 self._erase(old)
             return Result(None)
-        if old is not None and not change.parts and old.parts == new.parts:
-            records[name] = new = new._replace(size=old.size, created=old.created, revision=revision)
+        if not change.parts and (not new.parts if old is None else old.parts == new.parts):
+            size, created = (0, revision) if old is None else (old.size, old.created)
+            records[name] = new = new._replace(size=size, created=created, revision=revision)
             return Result(new, None, NO_PARTS, logged)
         parts = self._parts.setdefault((change.space, name), {})
         parts |= {each: (revision, _kept(value)) for each, value in change.parts.items()}
