@@ -555,6 +555,7 @@ def test_orphaned_files_are_swept(opened, peer, home):
     put(store, "rates", large(1))
     dead("store.publish(USER, 'theirs', value, now=second(0))", value=large(2))
     for process in (dead, other):
+        process("store.records._blobs._pending.add(f'{store.records._me}.77')")  # it is about to be committed
         process("(store.records._files / f'{store.records._me}.77').write_bytes(b'half')")
     before = set(files(home))
     dead.kill()
@@ -564,6 +565,22 @@ def test_orphaned_files_are_swept(opened, peer, home):
 
     assert {orphan} == before - set(files(home))
     assert (1, 2) == (value(store, "rates"), value(store, "theirs"))
+
+
+def test_a_file_of_the_living_that_a_dead_one_has_replaced_is_swept(opened, peer, home):
+    """Who commits removes what he has replaced, if he lives to."""
+    writer, victim = peer(), peer()
+    writer("store.listen()")
+    writer("store.publish(USER, 'rates', value, now=second(0))", value=large(1))
+    [old] = files(home)
+    victim("import os; store.records._unlink = lambda files: os._exit(1)")
+    with pytest.raises(EOFError):
+        victim("store.publish(USER, 'rates', value, now=second(1))", value=large(2))
+    assert old in files(home)
+    eventually(lambda: (2, 2) == seen(writer, "rates") and old not in files(home), timeout=5.0)
+    writer("store.publish(USER, 'rates', value, now=second(2))", value=large(3))
+    assert 1 == len(files(home))
+    assert 3 == value(opened(), "rates")
 
 
 def dead_name(paths, living):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import StoreError, ValueRefused, ValueUnreadable
-from ...serialize.codec import Encoded, Inline, Mapped, encode, write_file
+from ...serialize.codec import Encoded, Inline, Mapped, write_file
 from .liveness import Liveness
 
 # Values up to this size, in bytes, stand in the database; larger ones get a file that all processes map.
@@ -28,55 +28,44 @@ class Blobs:
     ----------
     folder : Path
     liveness : Liveness
-    synced : bool
-        Whether a file is to be on the disk before the database names it.
     restore : callable
         Makes the store's directory again, where somebody has deleted it.
     """
 
-    def __init__(self, folder: Path, liveness: Liveness, synced: bool, restore: Callable[[], object]):
+    def __init__(self, folder: Path, liveness: Liveness, restore: Callable[[], object]):
         self.folder = folder
         self._liveness = liveness
-        self._synced = synced
         self._restore = restore
         self._number = count(1)
+        # Files of this process that no record names yet.
+        self._pending: set[str] = set()
         # Files of the dead that this process has found to be whole, and processes that it has seen alive: what these
         # have written before was whole, and no power was lost since.
         self._trusted: set[str] = set()
 
-    def size(self, file: str | None) -> int:
-        """Bytes of a file; 0 of none, or one that is gone."""
-        try:
-            return 0 if file is None else os.stat(self.folder / file).st_size
-        except OSError:
-            return 0
-
-    def put(self, value: Any, what: str, whose: str) -> tuple[bytes | None, str | None]:
+    def place(self, encoded: Encoded, whose: str, synced: bool) -> tuple[bytes | None, str | None]:
         """
         The value as bytes, or the name of a file that is complete before anybody hears of it.
 
+        The file is `pending` until `settle` is called.
+
         Parameters
         ----------
-        what : str
-            The value, for messages.
+        encoded : Encoded
         whose : str
             The row's, which no other row has.
+        synced : bool
+            Whether the file is on the disk before this returns.
         """
-        encoded = encode(value, what)
-        try:
-            return self.place(encoded, whose, self._synced)
-        finally:
-            encoded.close()
-
-    def place(self, encoded: Encoded, whose: str, synced: bool) -> tuple[bytes | None, str | None]:
-        """The same of what is encoded already."""
         file = f"{self._liveness.me}.{next(self._number)}"
         try:
             if encoded.size <= INLINE:
                 encoded.seal(whose)
                 return encoded.tobytes(), None
+            self._pending.add(file)
             self._write(file, encoded, synced)
         except OSError as error:
+            self._pending.discard(file)
             raise StoreError(
                 f"The store {self.folder.parent} cannot take a value of {encoded.size / 1e6:.1f} MB: "
                 f"{error.strerror or error}. Free some space there, give the user that runs the server the right to "
@@ -139,12 +128,28 @@ class Blobs:
 
     def unlink(self, file: str | None) -> None:
         if file is not None:
-            with suppress(OSError):  # what stays is removed when this process is gone
+            self._pending.discard(file)
+            with suppress(OSError):  # what stays is removed some day
                 (self.folder / file).unlink()
 
-    def of_the_dead(self) -> list[str]:
-        """Files of processes that are gone, which may be anybody's by now."""
-        return [path.name for path in self.folder.iterdir() if not self._liveness.alive(path.name.rpartition(".")[0])]
+    def settle(self, file: str | None) -> None:
+        """Whoever reads the database from here on sees whether the file is anybody's."""
+        if file is not None:
+            self._pending.discard(file)
+
+    def doubtful(self) -> list[str]:
+        """
+        Files of this process, and of those that are gone, which may be nobody's by now.
+
+        Who has replaced a file removes it, unless he dies between his commit and that.
+        """
+        there = [path.name for path in self.folder.iterdir()]
+        pending, me = self._pending.copy(), self._liveness.me
+        return [
+            file
+            for file in there
+            if file not in pending and ((owner := file.rpartition(".")[0]) == me or not self._liveness.alive(owner))
+        ]
 
 
 def _sync(folder: Path) -> None:

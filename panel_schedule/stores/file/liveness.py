@@ -47,6 +47,14 @@ class Liveness:
         """Whether the others can see that this process lives: somebody may have deleted its file."""
         return os.path.exists(self._mine)
 
+    @property
+    def comings(self) -> int:
+        """What changes whenever a process comes or goes."""
+        try:
+            return os.stat(self._folder).st_mtime_ns
+        except OSError:
+            return 0
+
     def leave(self) -> None:
         """Be dead: the file goes first, so that nobody mistakes this for a crash."""
         if self._living is not None:

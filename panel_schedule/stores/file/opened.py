@@ -46,7 +46,7 @@ class OpenDirectory(ABC):
         self._closed = False
         self._trouble = ""
         self._liveness = Liveness(folder)
-        self._blobs = Blobs(folder / "values", self._liveness, persistent, self._renew)
+        self._blobs = Blobs(folder / "values", self._liveness, self._renew)
         self._open()
 
     @abstractmethod
@@ -177,9 +177,9 @@ class OpenDirectory(ABC):
                 self._blobs.unlink(file)
 
     def _sweep(self) -> None:
-        """Remove the value files that nothing refers to, of processes that died before they could."""
-        # Asked in this order: what the dead have committed is to be seen.
-        left = self._blobs.of_the_dead()
+        """Remove the value files that nothing refers to: who was to do so has died before he could."""
+        # Asked in this order: what was committed meanwhile is to be seen.
+        left = self._blobs.doubtful()
         known = {row["file"] for row in self._read(_FILES)}
         for file in left:
             if file not in known:

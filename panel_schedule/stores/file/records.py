@@ -101,7 +101,8 @@ class FileRecords(OpenDirectory):
         self._known = _Known()
         # Until when, in a script, the directory is taken to be there: to look costs more than all else of a read.
         self._there_until = 0.0
-        # Owners that had no file when this process looked last.
+        # See `Liveness.comings`; and owners that had no file, when this process looked last.
+        self._comings = 0
         self._missing: set[str] = set()
         super().__init__(folder, clock, persistent)
 
@@ -211,11 +212,14 @@ class FileRecords(OpenDirectory):
         except BaseException:
             for part in (part for made in placed for part in made.values()):
                 self._unlink_unless_known(part.file)
+                self._blobs.settle(part.file)
             raise
         self._unlink(gone)
         for made, result in zip(placed, done, strict=True):
             if result.record is None:
                 self._unlink(part.file for part in made.values())
+            for part in made.values():
+                self._blobs.settle(part.file)
         return done
 
     def _swap(self, change: Change, durable: bool | None, tell: Tell) -> Result | None:
@@ -455,6 +459,9 @@ class FileRecords(OpenDirectory):
         """Tell of what processes have left undone that are gone; delete what time asks for; see whether files are."""
         owners = self._read("SELECT DISTINCT owner FROM records WHERE owner NOT NULL AND owner != ?", NOBODY)
         gone = {row["owner"] for row in owners if not self.alive(row["owner"])}
+        if (comings := self._liveness.comings) != self._comings:  # somebody has gone, perhaps amid a change
+            self._comings = comings
+            self._sweep()
         there = set(self._liveness.others())
         for owner in gone & (there | self._missing):
             self._to_tell(self._read(f"SELECT {_COLUMNS} FROM records WHERE owner = ?", owner))
