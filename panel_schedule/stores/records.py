@@ -114,7 +114,7 @@ class RecordStore(Protocol):
         The owner that this process is.
     blocking : bool
         Whether a call may have to wait for a disk or a network: then it stays off the event loop and out of locks.
-        Where not, parts are kept as they are, and not as bytes.
+        Where not, no other process shares the store, and parts are kept as they are, and not as bytes.
     """
 
     blocking: bool
