@@ -301,8 +301,8 @@ def test_another_process_follows_attaches_and_cancels(house):
 def test_what_it_has_reported_before_the_store_had_it_arrives_there(house):
     source = """
 queue = ps._runtime.dispatcher.follower._queue
-enqueue = queue.enqueue
-queue.enqueue = lambda *args, **options: (await_go("stored"), enqueue(*args, **options))[1]
+enqueue_all = queue.enqueue_all
+queue.enqueue_all = lambda *args: (await_go("stored"), enqueue_all(*args))[1]
 
 @ps.background(executor="thread")
 def hasty():

@@ -123,6 +123,11 @@ class JobExecution(Execution):
         return self.fence > 0 or not self.stored.is_set()
 
     @property
+    def began(self) -> datetime | None:
+        """When its first attempt has begun, which then need not be told apart from its entry."""
+        return self.run.started_at if self.run.attempt == 1 and not self.key else None
+
+    @property
     def queued(self) -> bool:
         """Whether it has still to begin in this process."""
         return self.run.state is RunState.QUEUED and not self.remote
@@ -202,7 +207,7 @@ class JobExecution(Execution):
         value = self.run.partials[-1] if result is PUBLISHED else result
         require_data(value, self.name)
         told = self.told or self.run.partials or self.run.attempt > 1
-        if not told and (entry := self._take_entry()) is not None:
+        if not told and (entry := self.take_entry()) is not None:
             return self._enter_and_end(entry, value)
         self._settle()  # its partial results come first
         if self.fence:
@@ -309,10 +314,11 @@ class JobExecution(Execution):
 
     def enter(self) -> None:
         """Let the store have it, unless somebody has begun with that."""
-        if (entry := self._take_entry()) is not None:
+        if (entry := self.take_entry()) is not None:
             entry()
 
-    def _take_entry(self) -> Callable[[], object] | None:
+    def take_entry(self) -> Callable[[], object] | None:
+        """The same for who does it himself."""
         with self.service.locked:
             entry, self.entry = self.entry, None
         return entry

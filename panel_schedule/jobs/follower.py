@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from ..coordination.tasks import TAKEOVERS
+from ..engine.outbox import MOST
 from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.background import Background
@@ -145,8 +146,20 @@ class Follower(Alone):
 
     def _enter_soon(self, executions: list[JobExecution]) -> None:
         time.sleep(AT_ONCE)
-        for execution in executions:
-            execution.enter()
+        due = [execution for execution in executions if execution.take_entry() is not None]
+        for start in range(0, len(due), MOST):
+            self._enter_all(due[start : start + MOST])
+
+    def _enter_all(self, executions: list[JobExecution]) -> None:
+        began = [execution.began for execution in executions]
+        try:
+            self._queue.enqueue_all([execution.run for execution in executions], began)
+        except BaseException as error:
+            for execution in executions:
+                self._not_entered(execution, error)
+        else:
+            for execution, at in zip(executions, began, strict=True):
+                self._entered(execution, None, at)
 
     def _accept(self, execution: JobExecution, enqueue: Callable[[], JobRow | None]) -> None:
         try:
@@ -186,17 +199,18 @@ class Follower(Alone):
         enqueue: Callable[..., JobRow | None],
         then: Callable[[JobExecution], object] = lambda execution: None,
     ) -> None:
-        run = execution.run
-        # Where it has begun beside this, that need not be told apart.
-        began = run.started_at if run.attempt == 1 and not execution.key else None
+        began = execution.began
         try:
             self._entered(execution, enqueue(started_at=began), began)
         except BaseException as error:
-            if is_interrupt(error):
-                raise
-            log.error("%s: other processes do not hear of it, as it could not be stored. %s", execution.name, error)
-            execution.stored.set()
+            self._not_entered(execution, error)
         then(execution)
+
+    def _not_entered(self, execution: JobExecution, error: BaseException) -> None:
+        if is_interrupt(error):
+            raise error
+        log.error("%s: other processes do not hear of it, as it could not be stored. %s", execution.name, error)
+        execution.stored.set()
 
     def _entered(self, execution: JobExecution, row: JobRow | None, began: datetime | None = None) -> None:
         with self._service.locked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +27,7 @@ from ..coordination.jobs import (
 )
 from ..coordination.record import Record, Refusal, storable
 from ..errors import RunCancelled, RunCrashed, RunFenced, ValueUnreadable
-from ..functions.run import RunRecord, RunState, on_a_loop
+from ..functions.run import Run, RunRecord, RunState, on_a_loop
 from ..serialize.checks import require_data
 from ..serialize.codec import Encoded
 from ..serialize.errors import first_line, packed, unpacked
@@ -172,6 +172,15 @@ class Queue:
                 return None
             if results[0].refusal is Refusal.HANDLED:
                 raise RuntimeError(f"A run with the id {id} was submitted before.")
+
+    def enqueue_all(self, runs: Sequence[Run], began: Sequence[datetime | None]) -> None:
+        """Keep new runs in one step, held by this process; those that have begun since when."""
+        self._store.write(
+            [
+                self._entry(run.id, run.task, "", False, None, run.user, run.queued_at, at)
+                for run, at in zip(runs, began, strict=True)
+            ]
+        )
 
     def _entry(
         self, id: str, function: str, key: str, durable: bool, payload: Encoded | None, user: str | None, now: datetime,
