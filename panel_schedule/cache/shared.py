@@ -48,32 +48,19 @@ class OwnAnswers:
             answers = list(memo.lru.answers.values())
         return {answer.call: answer.entry for answer in reversed(answers)}
 
-    def publish(self, memo: Memo, digest: str, fence: int, item: Any) -> None:
-        pass
-
-    def progress(self, memo: Memo, digest: str, fence: int, percent: int, message: str) -> None:
-        pass
-
-    def put(
-        self,
-        memo: Memo,
-        digest: str,
-        fence: int,
-        value: Any,
-        *,
-        now: datetime,
-        duration: float,
-        run: RunRecord,
-        held: Callable[[], bool],
-    ) -> Answer | None:
+    def put(self, *what: Any, **more: Any) -> Answer | None:
         return None
 
-    def fail(
-        self, memo: Memo, digest: str, fence: int, error: BaseException, *, run: RunRecord, held: Callable[[], bool]
-    ) -> None:
+    def publish(self, *what: Any) -> None:
         pass
 
-    def give_up(self, memo: Memo, digest: str, fence: int) -> None:
+    def progress(self, *what: Any) -> None:
+        pass
+
+    def fail(self, *what: Any, **more: Any) -> None:
+        pass
+
+    def give_up(self, *what: Any) -> None:
         pass
 
     def use(self, memo: Memo, answer: Answer) -> None:
