@@ -379,19 +379,28 @@ def test_events_are_told_of_jobs(core):
 @pytest.mark.alone
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_progress_is_quick(real, kind):
-    """The fastest of several rounds, in time of the thread's own: other processes may want the processor, too."""
+    """
+    The fastest of several rounds, in time of the thread's own: other processes may want the processor, too.
+
+    A message of ``logging`` that nobody wants takes 0.2 us where the processor is not slow.
+    """
 
     def work():
-        rounds = []
-        for _ in range(7):
-            start = time.thread_time()
-            for number in range(2000):
-                panel_schedule.progress(number, 2000, "working")
-            rounds.append((time.thread_time() - start) / 2000)
-        return min(rounds)
+        import logging
 
-    seconds = real.background(executor=kind, name="work")(work).submit().result(PATIENCE)
-    assert seconds < 5e-6
+        nobody, rounds, logged = logging.getLogger("nobody").debug, [], []
+        for _ in range(7):
+            for tell, times in ((panel_schedule.progress, rounds), (nobody, logged)):
+                message = ("working",) if tell is panel_schedule.progress else ()
+                start = time.thread_time()
+                for number in range(2000):
+                    tell(number, 2000, *message)
+                times.append((time.thread_time() - start) / 2000)
+        return min(rounds), min(logged)
+
+    progress, logged = real.background(executor=kind, name="work")(work).submit().result(PATIENCE)
+    print(f"{progress * 1e6:.2f} us, {progress / logged:.1f} times a message that is not logged")
+    assert progress < 15 * logged
 
 
 def test_who_follows_hears_the_first_and_the_last_and_at_most_twenty_a_second(core):
