@@ -1163,13 +1163,14 @@ def test_nothing_holds_a_result_for_ever(core):
 
 
 def test_a_result_goes_with_its_run(core):
-    """Without the help of the garbage collector, as it may be large."""
+    """Without the help of the garbage collector, as it may be large; also where somebody saw it wait."""
 
     class Result:
         pass
 
     function = core.ps.background(executor="thread", name="f", result_ttl="1s")(lambda: Result())
     run = function.submit()
+    assert 1 == run.position
     core.go()
     kept = weakref.ref(run.value)
     gc.collect()

@@ -58,9 +58,10 @@ class Executions:
         self._size = 0
         self._under_way: dict[str, JobExecution] = {}
         self._recent: defaultdict[Background[Any, Any], Recent] = defaultdict(Recent)
-        # Counts what changes the ranks; and the ranks as they were after so many changes.
+        # Counts what changes the ranks; and the ranks as they were after so many changes, by the id of the run: it keeps
+        # nothing alive.
         self._changes = 0
-        self._ranked: tuple[int, dict[JobExecution, int]] = (0, {})
+        self._ranked: tuple[int, dict[str, int]] = (0, {})
         # Whether who waits is about to be told that it moves up.
         self._moving = False
         # Called with each one that has ended.
@@ -184,14 +185,14 @@ class Executions:
         if not execution.queued:
             return 0
         if self._ranked[0] != self._changes:
-            changes, ranks, last = self._changes, dict[JobExecution, int](), Counter[str]()
+            changes, ranks, last = self._changes, dict[str, int](), Counter[str]()
             for other in self:
                 if other.queued:
                     kind = other.job.policy.executor
                     last[kind] += 1
-                    ranks[other] = last[kind]
+                    ranks[other.run.id] = last[kind]
             self._ranked = changes, ranks
-        return self._ranked[1].get(execution, 0)
+        return self._ranked[1].get(execution.run.id, 0)
 
     def _moved(self, execution: JobExecution) -> None:
         """A queued one has begun or gone: the others move up."""
