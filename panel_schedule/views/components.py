@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import panel as pn
@@ -15,6 +16,8 @@ from .base import TaskView
 from .display import display
 from .memo import MemoView
 from .table import load_tables
+
+HERE = Path(__file__).parent
 
 
 class FreshnessLine(JSComponent):
@@ -34,104 +37,9 @@ class FreshnessLine(JSComponent):
 
     label = param.String(default="")
 
-    _esm = """
-    const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+    _esm = HERE.joinpath("freshness.js").read_text("utf-8")
 
-    function span(seconds) {
-      const i = UNITS.findIndex(([size]) => seconds >= size);
-      const [size, unit] = UNITS[i];
-      const whole = Math.floor(seconds / size);
-      return `${whole} ${unit}`;
-    }
-
-    const ago = (seconds) => seconds < 1 ? "just now" : span(seconds) + " ago";
-    const old = (seconds) => seconds < 1 ? "just in" : span(seconds) + " old";
-
-    export function render({ model, el, view }) {
-      const line = document.createElement("div");
-      line.className = "line";
-      line.setAttribute("role", "status");
-      const dot = line.appendChild(document.createElement("span"));
-      dot.className = "dot";
-      const text = line.appendChild(document.createElement("span"));
-      const badge = line.appendChild(document.createElement("span"));
-      badge.className = "badge";
-      const reason = line.appendChild(document.createElement("span"));
-      reason.className = "reason";
-      el.appendChild(line);
-
-      // The server is heard no more: what it said last may be true no longer.
-      let gone = false;
-      let ahead = 0;
-
-      function paint() {
-        const now = Date.now() / 1000 - ahead;
-        const label = model.label ? model.label + " " : "";
-        const lost = model.label ? model.label + ": " : "";
-        if (model.updated === null) {
-          const waits = model.error ? "no value yet" : "waiting for the first value";
-          text.textContent = gone ? lost + "server gone, no value yet" : label + waits;
-        } else {
-          const age = Math.max(0, now - model.updated);
-          text.textContent = gone ? lost + `server gone, last value ${old(age)}` : label + "updated " + ago(age);
-          text.title = new Date((model.updated + ahead) * 1000).toLocaleString();
-        }
-        const failed = model.error !== "";
-        const late = model.fresh_until !== null && now > model.fresh_until && model.state !== "running";
-        const stale = model.stale || (late && !["paused", "removed"].includes(model.state));
-        const waiting = model.updated === null;
-        const kind = failed ? "failed" : gone ? "gone" : stale ? "stale" : waiting ? "waiting" : model.state;
-        line.dataset.kind = kind;
-        const words = { failed: "failed", stale: "stale", paused: "paused", removed: "no longer updated" };
-        badge.textContent = words[kind] || "";
-        reason.textContent = failed ? model.error : "";
-        reason.title = model.error;
-      }
-
-      function hear() {
-        ahead = Date.now() / 1000 - model.now;
-        gone = false;
-        paint();
-      }
-
-      hear();
-      model.on("now", hear);
-      model.on(["updated", "fresh_until", "state", "stale", "error", "label"], paint);
-      const timer = setInterval(paint, 1000);
-      let there = true;
-      model.on("remove", () => { there = false; clearInterval(timer); });
-      const page = view?.model?.document;
-      const listen = (event, is) => {
-        try {
-          page?.on_event(event, () => { if (there) { gone = is; paint(); } });
-        } catch {
-          // An older Bokeh does not say so; the promised age does.
-        }
-      };
-      listen("connection_lost", true);
-      listen("client_reconnected", false);
-    }
-    """
-
-    _stylesheets = [
-        """
-        :host { width: 100%; }
-        .line { display: flex; align-items: center; gap: 0.5em; font-size: 0.85em; line-height: 1.6;
-                color: var(--panel-on-background-color, #555); opacity: 0.9; min-width: 0; }
-        .line > span { white-space: nowrap; }
-        .dot { width: 0.6em; height: 0.6em; border-radius: 50%; flex: none; background: #2e9e5b; }
-        .line[data-kind="running"] .dot, .line[data-kind="queued"] .dot { background: #3b82c4; }
-        .line[data-kind="waiting"] .dot { background: #8a8a8a; }
-        .line[data-kind="gone"] { color: #b86e00; opacity: 1; font-weight: 600; }
-        .line[data-kind="gone"] .dot, .line[data-kind="stale"] .dot, .line[data-kind="paused"] .dot,
-        .line[data-kind="removed"] .dot { background: #d08700; }
-        .line[data-kind="failed"] .dot { background: #d63b30; }
-        .badge:empty, .reason:empty { display: none; }
-        .badge { padding: 0 0.6em; border-radius: 0.8em; font-weight: 600; color: #fff; background: #9a6700; }
-        .line[data-kind="failed"] .badge { background: #c62f25; }
-        .reason { overflow: hidden; text-overflow: ellipsis; min-width: 0; }
-        """
-    ]
+    _stylesheets = [HERE.joinpath("freshness.css").read_text("utf-8")]
 
 
 class Freshness(Viewer):

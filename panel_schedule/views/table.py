@@ -6,6 +6,7 @@ import builtins
 import sys
 from html import escape
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 import panel as pn
@@ -81,20 +82,7 @@ def table(value: Any) -> pn.viewable.Viewable | None:
 
 
 # Those of the page, be it a dark one.
-COLORS = """
-.tabulator, .tabulator .tabulator-header, .tabulator .tabulator-header .tabulator-col,
-.tabulator .tabulator-tableholder, .tabulator .tabulator-tableholder .tabulator-table, .tabulator .tabulator-row,
-.tabulator .tabulator-row.tabulator-row-even, .tabulator .tabulator-row.tabulator-selectable:hover,
-.tabulator .tabulator-footer {
-  background: var(--panel-background-color, #fff) !important;
-  color: var(--panel-on-background-color, #212529) !important;
-}
-.tabulator .tabulator-footer .tabulator-page { background: none !important; color: inherit !important; }
-.tabulator .tabulator-footer .tabulator-page.active { font-weight: bold; }
-.tabulator .tabulator-header .tabulator-col.tabulator-sortable.tabulator-col-sorter-element:hover {
-  background: var(--panel-surface-color, #eee) !important;
-}
-"""
+COLORS = Path(__file__).with_name("table.css").read_text("utf-8")
 
 # How many rows and columns the whole has, but for its index, and the names and cells of the first ones.
 _Beginning = tuple[tuple[int, int], list[Any], list[Any]]
