@@ -8,11 +8,11 @@ from itertools import product
 
 import pytest
 
+from panel_schedule.functions.run import Cause
 from panel_schedule.functions.task import Overlap
 from panel_schedule.scheduling.planner import (
     ON_TIME,
     Action,
-    Busy,
     Decision,
     Due,
     Stretch,
@@ -57,12 +57,12 @@ def expected_decision(overlap, catch_up, missed, paused, idle, busy, late) -> De
     if not catch_up and late > ON_TIME:
         return skip("missed")
     if busy and overlap == "skip":
-        return skip("overlap" if busy is Busy.OVERLAP else "abandoned")
+        return skip("overlap" if busy is Cause.OVERLAP else "abandoned")
     left_out = Stretch(first, latest - SECOND, "missed") if missed else None
     if not busy:
         return Decision(Action.RUN, latest, left_out)
     # An abandoned body cannot be replaced: what comes after it has to wait for it.
-    replaces = overlap == "replace" and busy is Busy.OVERLAP
+    replaces = overlap == "replace" and busy is Cause.OVERLAP
     return Decision(Action.REPLACE if replaces else Action.QUEUE, latest, left_out)
 
 
@@ -73,7 +73,7 @@ CASES = list(
         (0, 1, 40),
         (True, False),
         (True, False),
-        (None, Busy.OVERLAP, Busy.ABANDONED),
+        (None, Cause.OVERLAP, Cause.ABANDONED),
         (timedelta(0), timedelta(hours=1)),
     )
 )

@@ -13,12 +13,12 @@ from typing import Any
 from ..coordination.answers import Basis, serves
 from ..coordination.history import MEMO
 from ..engine.execution import Execution, work_of
-from ..engine.service import STOPS, Service
+from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, is_interrupt
 from ..executors.threads import PlacedFuture
 from ..functions.calls import PUBLISHED
 from ..functions.memoize import Memoized
-from ..functions.run import Run, RunRecord, RunState
+from ..functions.run import Cause, Run, RunRecord, RunState
 from ..serialize.checks import require_data
 from ..serialize.codec import encode
 from ..serialize.copies import own_copy
@@ -340,7 +340,7 @@ class Computation(Execution):
         return old
 
     def stopped(self, error: BaseException) -> None:
-        self.drop(STOPS if self.service.stopping else "cancelled")
+        self.drop(Cause.STOPS if self.service.stopping else Cause.CANCELLED)
 
     def unwanted(self, reason: str) -> None:
         if self.wanted:

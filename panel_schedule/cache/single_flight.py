@@ -14,12 +14,12 @@ from typing import Any
 
 from ..coordination.answers import Basis, serves
 from ..engine.hooks import FORGET
-from ..engine.service import STOPS, Service
+from ..engine.service import Service
 from ..errors import RunCancelled
 from ..executors.loop import LoopExecutor
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.memoize import Memoized
-from ..functions.run import Run, RunState, on_a_loop
+from ..functions.run import Cause, Run, RunState, on_a_loop
 from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from ..serialize.errors import LARGEST, another, shortened
@@ -396,13 +396,13 @@ class SingleFlight:
         with self._service.locked:
             for computation in list(self._all):
                 if not computation.started:
-                    computation.drop(STOPS)
+                    computation.drop(Cause.STOPS)
 
     def release(self) -> None:
         """Nothing runs here any more: nobody waits for what has not ended."""
         with self._service.locked:
             for computation in list(self._all):
-                computation.drop(STOPS)
+                computation.drop(Cause.STOPS)
 
     def _warn_of_loop(self, memo: Memo) -> None:
         if memo.name not in self._warned:

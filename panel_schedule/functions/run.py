@@ -80,6 +80,26 @@ class RunState(StrEnum):
         return self not in (RunState.QUEUED, RunState.RUNNING)
 
 
+class Cause(StrEnum):
+    """Why slots were skipped, or a run was: what its ``reason`` says."""
+
+    MISSED = "missed"
+    PAUSED = "paused"
+    IDLE = "idle"
+    OVERLAP = "overlap"
+    ABANDONED = "abandoned"
+    CROWDED = "too many wait"
+    CLOCK = "clock stepped back"
+    STALE = "stale"
+    # Of what was cancelled:
+    CANCELLED = "cancelled"
+    REPLACED = "replaced"
+    REMOVED = "cancelled: the schedule was removed"
+    SESSION_ENDED = "cancelled: its session has ended"
+    STOPS = "cancelled: the server stops"
+    TAKEN_OVER = "taken over by another process"
+
+
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """
@@ -312,7 +332,7 @@ class Run:
         if (execution := self._execution) is not None:
             execution.publish_inside(partial)
 
-    def cancel(self, reason: str = "cancelled") -> None:
+    def cancel(self, reason: str = Cause.CANCELLED) -> None:
         """End the run now. A thread's function that does not listen is abandoned: its writes are dropped."""
         if (stop := self._stop) is not None:
             stop(self, reason)
@@ -386,8 +406,8 @@ class Run:
     def record_as(self, state: RunState, finished_at: datetime | None, error: str) -> RunRecord:
         """The same of one that is about to end so."""
         return RunRecord(
-            self.id, self.key, state, self.attempt, self.queued_at, self.started_at, finished_at, error, self.reason,
-            self.until,
+            self.id, self.key, state, self.attempt, self.queued_at, self.started_at, finished_at, error,
+            str(self.reason), self.until,
         )  # fmt: skip
 
     # ------------------------------------------------------------ for those who run it

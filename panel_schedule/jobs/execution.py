@@ -13,11 +13,11 @@ from typing import Any
 from ..coordination.history import JOB
 from ..engine.execution import TROUBLE, Execution, work_of
 from ..engine.hooks import FORGET
-from ..engine.service import STOPS, Service
+from ..engine.service import Service
 from ..errors import RunFenced, StoreError, ValueRefused
 from ..functions.background import Background
 from ..functions.calls import PUBLISHED
-from ..functions.run import Partials, Run, RunState, on_a_loop
+from ..functions.run import Cause, Partials, Run, RunState, on_a_loop
 from ..serialize.checks import is_light, require_data, size_of
 from ..serialize.codec import encode
 from ..serialize.errors import traceback_text
@@ -239,12 +239,12 @@ class JobExecution(Execution):
         run, attempt = self.run, self.run.attempt
         self.tell(lambda queue: queue.again(run.id, self.fence, attempt))
         if self.service.stopping:
-            self.cancel(run, STOPS)  # another process tries it again
+            self.cancel(run, Cause.STOPS)  # another process tries it again
         else:
             self.changed(self)
 
     def stopped(self, error: BaseException) -> None:
-        self.cancel(self.run, STOPS if self.service.stopping else "cancelled")
+        self.cancel(self.run, Cause.STOPS if self.service.stopping else Cause.CANCELLED)
 
     def cancel(self, run: Run, reason: str) -> None:
         if self.joined:  # it has just moved to another execution
@@ -290,7 +290,7 @@ class JobExecution(Execution):
             run._stop = run._rank = run._execution = run._changed = None
             self.service.defer(run.touch)
             self.service.defer(partial(run.resolve, value))
-        unfinished = self.job.policy.durable and own.reason == STOPS
+        unfinished = self.job.policy.durable and own.reason is Cause.STOPS
         if self.told_end or unfinished:  # another process finishes it, or the next server
             pass
         elif self.fence and not self.remote:
@@ -345,7 +345,7 @@ class JobExecution(Execution):
         """Another process has taken it over, as this one was taken for dead."""
         with self.service.locked:
             self.fence, self.told_end = 0, True
-            self.cancel(self.run, "taken over by another process")
+            self.cancel(self.run, Cause.TAKEN_OVER)
 
     def _tell_begin(self) -> None:
         run = self.run
@@ -386,5 +386,5 @@ class JobExecution(Execution):
         kept = policy.ttl if policy.ttl is not None and outcome is RunState.SUCCEEDED else policy.result_ttl
         return self.service.store.queue.end(
             run.id, self.fence, outcome, now=now, value=value, error=run.error, traceback=traceback_text(run.error),
-            reason=run.reason, expires_at=now + kept, run=self.record(outcome, run.error),
+            reason=str(run.reason), expires_at=now + kept, run=self.record(outcome, run.error),
         )  # fmt: skip

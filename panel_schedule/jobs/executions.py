@@ -58,8 +58,8 @@ class Executions:
         self._size = 0
         self._under_way: dict[str, JobExecution] = {}
         self._recent: defaultdict[Background[Any, Any], Recent] = defaultdict(Recent)
-        # Counts what changes the ranks; and the ranks as they were after so many changes, by the id of the run: it keeps
-        # nothing alive.
+        # Counts what changes the ranks; and the ranks as they were after so many changes, by the ids of the runs, so
+        # that it keeps none of them alive.
         self._changes = 0
         self._ranked: tuple[int, dict[str, int]] = (0, {})
         # Whether who waits is about to be told that it moves up.

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..engine.service import STOPS, Service
+from ..engine.service import Service
 from ..errors import RunCancelled, RunSkipped
 from ..functions.background import Background
-from ..functions.run import Run, RunState, on_a_loop
+from ..functions.run import Cause, Run, RunState, on_a_loop
 from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from .execution import JobExecution
@@ -63,7 +63,7 @@ class Dispatcher:
         run.user, run._stop = user, execution.cancel
         if self._service.stopping:
             with self._service.locked:
-                run.reason = STOPS
+                run.reason = Cause.STOPS
                 execution.end(RunState.CANCELLED, RunCancelled(f"{execution.name}: the server stops."))
         elif on_a_loop() and not is_light((args, kwargs)):
             # To pickle it would take long, and the loop has pages to serve.
@@ -110,7 +110,7 @@ class Dispatcher:
 
     def _skip(self, function: Background[Any, Any], run: Run) -> None:
         """It does not begin, as too many wait. Under the lock."""
-        run.reason = "too many wait"
+        run.reason = Cause.CROWDED
         error = RunSkipped(
             f"Job {function.name!r}: {self._most_queued:,} of its runs are under way or wait in this process, and no "
             "further one is taken. Try again later; ps.config.max_queued allows for more."
@@ -174,11 +174,11 @@ class Dispatcher:
         """What has not begun is left to other processes, or ends."""
         for execution in self.executions:
             if execution.queued:
-                execution.cancel(execution.run, STOPS)
+                execution.cancel(execution.run, Cause.STOPS)
 
     def release(self) -> None:
         """Leave what has not ended to other processes, now that nothing runs here any more."""
         for execution in self.executions:
             if not execution.remote:
-                execution.cancel(execution.run, STOPS)
+                execution.cancel(execution.run, Cause.STOPS)
         self.follower.release()

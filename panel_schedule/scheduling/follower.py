@@ -8,7 +8,7 @@ from functools import partial
 
 from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunError, RunFailed, RunTimedOut
-from ..functions.run import Run, RunRecord, RunState
+from ..functions.run import Cause, Run, RunRecord, RunState
 from ..functions.task import Overlap
 from ..stores.base import Claim, Holder, Refusal, Row
 from .health import Health
@@ -79,7 +79,7 @@ class Follower:
             if self._service.begun:
                 self._health.judge(state)
         if row.cancelled and state.run is not None and state.run.id == row.cancelled:
-            self._runs.cancel(state, state.run, "cancelled")
+            self._runs.cancel(state, state.run, Cause.CANCELLED)
         self._health.touch(state)
 
     def look(self, state: TaskState, row: Row) -> Run | None:
@@ -163,11 +163,11 @@ class Follower:
                 # A request joins what runs there; a slot that is handled there is handled.
                 self._join(state, run)
             elif state.task.policy.overlap is Overlap.SKIP and not state.clockless and not wanted:
-                self._runs.drop(state, run, "abandoned" if over else "overlap")
+                self._runs.drop(state, run, Cause.ABANDONED if over else Cause.OVERLAP)
             elif state.queued is None and (run.mark is None or not state.untold):
                 state.queued = run
             else:
-                self._runs.drop(state, run, "overlap")
+                self._runs.drop(state, run, Cause.OVERLAP)
         if row is None:
             # A store of this process alone: only a claim of the same name that somebody else took by hand.
             for waiter in state.waiters:

@@ -8,7 +8,7 @@ from functools import partial
 
 from ..engine.service import Service
 from ..errors import RunSkipped
-from ..functions.run import Run, RunState
+from ..functions.run import Cause, Run, RunState
 from .state import TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
@@ -48,7 +48,7 @@ class Health:
         run = state.run
         if run is None:
             run = Run(state.task.name, None, self._service.clock.now())
-            run.reason = "stale"
+            run.reason = Cause.STALE
             error = RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
             run.end(RunState.SKIPPED, run.queued_at, error)
             self._service.defer(run.resolve)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
+from ..functions.run import Cause
 from ..functions.task import Overlap
 from ..triggers import After, Computed, Trigger
 
@@ -29,19 +30,12 @@ class Action(StrEnum):
     SKIP = "skip"
 
 
-class Busy(StrEnum):
-    """Why a task cannot start a run right now."""
-
-    OVERLAP = "overlap"
-    ABANDONED = "abandoned"
-
-
 class Stretch(NamedTuple):
     """Slots that were skipped for one reason: from `first` to `last`, both included."""
 
     first: datetime
     last: datetime
-    reason: str
+    reason: Cause
 
 
 class Due(NamedTuple):
@@ -145,7 +139,7 @@ def decide(
     catch_up: bool = True,
     paused: bool = False,
     idle: bool = False,
-    busy: Busy | None = None,
+    busy: Cause | None = None,
     trigger: Trigger | None = None,
 ) -> Decision:
     """
@@ -161,32 +155,32 @@ def decide(
         The task is paused.
     idle : bool
         Nobody watches, and the task is not to run then.
-    busy : Busy, optional
+    busy : Cause, optional
         An earlier run holds the claim.
     trigger : Trigger, optional
         To name the last missed slot before the one that runs; without it, the first is named.
     """
     if paused:
-        return _skip(pending, "paused")
+        return _skip(pending, Cause.PAUSED)
     if idle:
-        return _skip(pending, "idle")
+        return _skip(pending, Cause.IDLE)
     if not catch_up and now - pending.latest > ON_TIME:
-        return _skip(pending, "missed")
+        return _skip(pending, Cause.MISSED)
     if busy is not None and overlap is Overlap.SKIP:
         return _skip(pending, busy)
     missed = None
     if pending.first < pending.latest:
         last = latest_slot(trigger, pending.first, pending.latest - TICK) if trigger else pending.first
-        missed = Stretch(pending.first, last, "missed")
+        missed = Stretch(pending.first, last, Cause.MISSED)
     if busy is None:
         return Decision(Action.RUN, pending.latest, missed)
-    if overlap is Overlap.QUEUE or busy is Busy.ABANDONED:
+    if overlap is Overlap.QUEUE or busy is Cause.ABANDONED:
         return Decision(Action.QUEUE, pending.latest, missed)
     return Decision(Action.REPLACE, pending.latest, missed)
 
 
-def _skip(pending: Due, reason: str) -> Decision:
-    return Decision(Action.SKIP, pending.latest, Stretch(pending.first, pending.latest, str(reason)))
+def _skip(pending: Due, cause: Cause) -> Decision:
+    return Decision(Action.SKIP, pending.latest, Stretch(pending.first, pending.latest, cause))
 
 
 def _floor(now: datetime) -> datetime:

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from ..engine.execution import TROUBLE
-from ..engine.service import STOPS, Service
+from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunSkipped
-from ..functions.run import Run, RunState
+from ..functions.run import Cause, Run, RunState
 from ..functions.task import Overlap, Task, WhenIdle
 from ..serialize.errors import first_line
 from ..stores.base import Claim, Refusal, Row
@@ -85,7 +85,7 @@ class Runs:
     def queue(self, state: TaskState, run: Run) -> None:
         """Let it follow the run in flight. There is one place, for the newest."""
         if state.queued is not None:
-            self.drop(state, state.queued, "overlap")
+            self.drop(state, state.queued, Cause.OVERLAP)
         state.queued = run
         self._health.touch(state)
 
@@ -97,7 +97,7 @@ class Runs:
         key = f"version {version}"
         if state.paused or (state.task.policy.when_idle is WhenIdle.SKIP and state.viewers + state.elsewhere == 0):
             state.missed += 1
-            self.drop(state, self.new(state, key, wave, version), "paused" if state.paused else "idle")
+            self.drop(state, self.new(state, key, wave, version), Cause.PAUSED if state.paused else Cause.IDLE)
             self._health.judge(state)
             return
         for waiting in (state.run, state.queued):
@@ -112,7 +112,7 @@ class Runs:
         replaced = state.run if state.task.policy.overlap is Overlap.REPLACE else None
         self.launch(state, run)
         if replaced is not None:
-            self.cancel(state, replaced, "replaced")
+            self.cancel(state, replaced, Cause.REPLACED)
 
     def _advance(self, state: TaskState, version: int) -> None:
         if (claim := state.claim) is not None:
@@ -233,7 +233,7 @@ class Runs:
     def abandon(self, state: TaskState, run: Run) -> None:
         """The grace period is over, and the body is not: it ends with the process, and another one may begin anew."""
         if not run.state.final:
-            run.reason = STOPS
+            run.reason = Cause.STOPS
             self._finish(state, run, RunState.CANCELLED, RunCancelled(f"Task {run.task!r}: the server stops."))
         if state.run is run and not state.asking:
             self._free(state)
@@ -327,7 +327,7 @@ class Runs:
         """Whether this process stops before the end of the run: another one finishes it, or the next server."""
         if not (self._service.stopping and self._service.store.blocking):
             return False
-        ended_here = run.state is RunState.CANCELLED and run.reason in ("", STOPS)
+        ended_here = run.state is RunState.CANCELLED and run.reason in ("", Cause.STOPS)
         occasion = run.mark is not None or run.wave is not None  # nobody waits any more for a request
         return ended_here and occasion
 

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 from ..engine.execution import Work, work_of
-from ..engine.service import STOPS, Service
+from ..engine.service import Service
 from ..errors import NotReady, RegistrationError
 from ..functions.calls import is_async
-from ..functions.run import Run, RunRecord, RunState, _current
+from ..functions.run import Cause, Run, RunRecord, RunState, _current
 from ..functions.task import FirstRun, Task, TaskStatus, WhenIdle
 from ..serialize.entry import Entry
 from ..stores.base import DATES, TASK, Plan, Row
@@ -109,7 +109,7 @@ class Scheduler:
             self.slots.resign(state)
             for run in (state.queued, state.run):
                 if run is not None and run.state is RunState.QUEUED:
-                    self.runs.cancel(state, run, STOPS)
+                    self.runs.cancel(state, run, Cause.STOPS)
 
     def release(self) -> None:
         """The grace period is over: what still runs is left to other processes."""
@@ -225,7 +225,7 @@ class Scheduler:
                 self.service.timers.cancel(timer)
             for run in (state.queued, state.run):
                 if run is not None and run.state is RunState.QUEUED:
-                    self.runs.cancel(state, run, "cancelled: the schedule was removed")
+                    self.runs.cancel(state, run, Cause.REMOVED)
             self.health.touch(state)
 
     def _exhaust(self, task: Task[Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..engine.service import Service
 from ..errors import RunSkipped, is_interrupt
-from ..functions.run import Run, RunRecord, RunState
+from ..functions.run import Cause, Run, RunRecord, RunState
 from ..functions.task import FirstRun, Task, WhenIdle
 from ..stores.base import DATES, Claim, Plan, Refusal, Row
 from ..triggers import Trigger
@@ -171,7 +171,7 @@ class Slots:
                 state.run = self._runs.new(state, decision.slot, decision.slot, decision.slot)
                 starting.append(state)
             elif decision.action is Action.REPLACE and state.run is not None:
-                self._runs.cancel(state, state.run, "replaced")
+                self._runs.cancel(state, state.run, Cause.REPLACED)
             if state.missed > 1 or state.stale:
                 self._health.judge(state)
         for state in starting:
@@ -278,9 +278,7 @@ class Slots:
             return
         for state in self._states.values():
             # What was handled at a time that is still to come is to be handled again.
-            record = RunRecord(
-                f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason="clock stepped back", until=before
-            )
+            record = RunRecord(f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason=Cause.CLOCK, until=before)
             rewind = partial(self._rewind, state.task.name, now, record)
             self._service.outbox.ask([state], rewind, partial(self._rewound, state))
         log.warning("The clock stepped back by %.0f s, to %s.", (before - now).total_seconds(), now.isoformat())

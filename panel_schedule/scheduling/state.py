@@ -12,11 +12,11 @@ from zoneinfo import ZoneInfo
 from ..engine.execution import Work
 from ..engine.outbox import Subject
 from ..engine.timers import Timer
-from ..functions.run import Run, RunState
+from ..functions.run import Cause, Run, RunState
 from ..functions.task import Task, TaskStatus, named_tasks
 from ..stores.base import Claim
 from ..triggers import After, Computed, Cron, Trigger
-from .planner import ALLOWANCE, Busy, second_slot
+from .planner import ALLOWANCE, second_slot
 
 # One for all states: there may be thousands.
 NOTHING = frozenset[Task[Any]]()
@@ -146,12 +146,12 @@ class TaskState(Subject):
         return self.promised[2]
 
     @property
-    def busy(self) -> Busy | None:
+    def busy(self) -> Cause | None:
         """Why no run can start now."""
         if self.run is None:
             # One that waits for another process gives way to a newer one, as behind a run of this process.
-            return Busy.OVERLAP if self.queued is not None else None
-        return Busy.ABANDONED if self.run.state.final else Busy.OVERLAP
+            return Cause.OVERLAP if self.queued is not None else None
+        return Cause.ABANDONED if self.run.state.final else Cause.OVERLAP
 
     @property
     def failed(self) -> bool:

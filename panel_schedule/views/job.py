@@ -17,7 +17,7 @@ from param.parameterized import Event, discard_events
 
 from ..clock import Clock
 from ..functions.background import Background, OnSessionEnd, Retrigger
-from ..functions.run import Run, RunState
+from ..functions.run import Cause, Run, RunState
 from ..serialize.copies import holding_frames, own_copies, snapshot
 from ..serialize.entry import Entry
 from ..serialize.errors import first_line
@@ -163,7 +163,7 @@ class Job(View, Viewer):
                     self._waiting.append(call)
                     return None
             self._unwatch()
-            self._host.abandon(self.run, "replaced")
+            self._host.abandon(self.run, Cause.REPLACED)
         return self._launch(call)
 
     def cancel(self, _event: object = None) -> None:
@@ -252,7 +252,7 @@ class Job(View, Viewer):
         # Who only looks at a durable run, which has perhaps outlived its session and its server, does not end it.
         ends = policy.on_session_end is OnSessionEnd.CANCEL and (self._started or not policy.durable)
         if run is not None and ends:
-            self._host.abandon(run, "cancelled: its session has ended")
+            self._host.abandon(run, Cause.SESSION_ENDED)
 
     # ------------------------------------------------------------ following
 
