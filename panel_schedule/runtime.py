@@ -23,6 +23,7 @@ from .cache.lru import Watched
 from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
 from .config import Config
+from .coordination.tasks import TASK, USER
 from .engine.hooks import EVENTS, Handler
 from .engine.service import Service
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
@@ -56,7 +57,7 @@ from .serialize.errors import for_waiter
 from .serialize.references import references
 from .server import supervisor
 from .server.modules import is_left_behind
-from .stores.base import TASK, USER, Store
+from .stores.base import Store
 from .stores.file.directory import automatic as folder_of
 from .stores.file.directory import server_id
 from .stores.file.store import FileStore
@@ -166,7 +167,7 @@ class Runtime:
         self.config.check()
         store = self._make_store()
         self.config.freeze()
-        store.subscribe(self._stored)
+        store.values.subscribe(self._stored)
         return Service(
             self.clock,
             store,
@@ -228,7 +229,7 @@ class Runtime:
             max_result_bytes=self.config.max_result_bytes,
         )  # fmt: skip
         if self._inherited is not None:  # what a setup script has stored before the fork
-            store.seed(self._inherited.entries())
+            store.values.seed(self._inherited.values.entries())
         return store
 
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from .clock import Clock
+from .coordination.tasks import USER
 from .errors import ScheduleError
 from .functions.memoize import Memoized
 from .functions.remote import store_here
@@ -17,7 +18,8 @@ from .serialize.checks import require_data
 from .serialize.copies import PLAIN, as_it_is_now, own_copy
 from .serialize.entry import Entry
 from .serialize.errors import bare, first_line
-from .stores.base import USER, Store, whose
+from .stores.base import Store
+from .stores.values import whose
 from .views.base import Views
 
 log = logging.getLogger("panel_schedule")
@@ -64,7 +66,7 @@ class NamedValues(MutableMapping[str, Any]):
         """The value with its version and time; None where there is none."""
         # First this: what is not on its way any more when it is looked for is in the store by then.
         value = self._pending.get(name, _ABSENT)
-        entry = self._store().entry(USER, name)
+        entry = self._store().values.entry(USER, name)
         if value is _ABSENT:
             return entry
         version = entry.version if entry is not None else 0
@@ -117,9 +119,9 @@ class NamedValues(MutableMapping[str, Any]):
 
     def _write(self, name: str, value: Any) -> None:
         if value is _DELETED:
-            self._store().delete(USER, name)
+            self._store().values.delete(USER, name)
         else:
-            self._store().publish(USER, name, value, now=self._clock.now())
+            self._store().values.publish(USER, name, value, now=self._clock.now())
 
     def _write_pending(self, name: str) -> None:
         while True:
@@ -143,7 +145,7 @@ class NamedValues(MutableMapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         with self._lock:
             pending = dict(self._pending)
-        names = dict.fromkeys(self._store().names(USER))
+        names = dict.fromkeys(self._store().values.names(USER))
         for name, value in pending.items():
             names.pop(name, None) if value is _DELETED else names.setdefault(name)
         return iter(list(names))

@@ -26,11 +26,12 @@ import numpy as np
 
 import panel_schedule as ps
 from panel_schedule.coordination import tasks
+from panel_schedule.coordination.tasks import Claim
 from panel_schedule.serialize.codec import Encoded
-from panel_schedule.stores.base import Claim, Request
 from panel_schedule.stores.file import blobs as shelf_module
 from panel_schedule.stores.file.database import Database
 from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores.records import Request
 
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 LARGE, SMALL = 100_000, 1_000
@@ -65,7 +66,7 @@ class Worker:
 
     def run(self) -> None:
         store = ps._runtime.service.store
-        store.subscribe(self.seen)
+        store.values.subscribe(self.seen)
         if self.reads:
             ps._runtime.service.start()
             threading.Event().wait()
@@ -102,7 +103,7 @@ class Worker:
 
     def arm(self) -> None:
         """Wrap what passes the points."""
-        perform, answer_to, take_over = FileStore.perform, FileStore.answer_to, FileStore.take_over
+        do_together, do = FileStore.do_together, FileStore.do
         write_file, write_encoded, write = shelf_module.write_file, Encoded.write, Database.write
         here = threading.local()
 
@@ -122,24 +123,18 @@ class Worker:
             finally:
                 here.claim = None
 
-        def perform_here(store: FileStore, requests: Sequence[Request]) -> Any:
+        def do_together_here(store: FileStore, requests: Sequence[Request]) -> Any:
             with making(requests) as made:
-                answers = perform(store, requests)
+                answers = do_together(store, requests)
                 for answer, _ in answers:
                     made(answer)
             return answers
 
-        def answer_to_here(store: FileStore, request: Request) -> Any:
+        def do_here(store: FileStore, request: Request) -> Any:
             with making([request]) as made:
-                answer = answer_to(store, request)
+                answer = do(store, request)
                 made(answer)
             return answer
-
-        def take_over_here(store: FileStore, *args: Any) -> Any:
-            held = take_over(store, *args)
-            if isinstance(held, Claim):
-                explode("after the claim", held)
-            return held
 
         def write_file_here(path: Path, encoded: Encoded, *, sync: bool) -> None:
             write_file(path, encoded, sync=sync)
@@ -160,7 +155,7 @@ class Worker:
             if getattr(here, "claim", None) is not None:
                 explode("after the commit", here.claim)
 
-        FileStore.perform, FileStore.answer_to, FileStore.take_over = perform_here, answer_to_here, take_over_here
+        FileStore.do_together, FileStore.do = do_together_here, do_here
         shelf_module.write_file, Encoded.write, Database.write = write_file_here, write_encoded_here, write_here
 
 

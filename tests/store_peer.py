@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from panel_schedule.clock import SystemClock
-from panel_schedule.stores.base import TASK, USER, Claim, Plan
+from panel_schedule.coordination.tasks import TASK, USER, Claim
 from panel_schedule.stores.file import database, opened
 from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores.tasks import Plan
 from panel_schedule.testing.contracts.tools import second
 
 # What a test waits at most for another process that has nothing more to wait for.
@@ -28,7 +29,7 @@ _processes.set_forkserver_preload(
 
 class Peer:
     """
-    ``peer("store.entry(USER, 'a').value")`` is evaluated there, with `store`, and comes back.
+    ``peer("store.values.entry(USER, 'a').value")`` is evaluated there, with `store`, and comes back.
 
     Parameters
     ----------
@@ -83,9 +84,8 @@ def work(pipe: Connection, folder: Path, before: str, options: dict[str, Any]) -
     try:
         exec(before, names)
         store = names["store"] = FileStore(folder, SystemClock(), **({"server": "server"} | options))
-        store.subscribe(
-            lambda space, name, entry: heard.put((name, entry and entry.version)), lambda task: heard.put(task)
-        )
+        store.values.subscribe(lambda space, name, entry: heard.put((name, entry and entry.version)))
+        store.tasks.subscribe(heard.put)
     except Exception as exc:
         error = exc
     pipe.send((None, error))

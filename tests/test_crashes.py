@@ -27,7 +27,7 @@ import pytest
 import crash_worker
 import views
 from panel_schedule.clock import SystemClock
-from panel_schedule.stores.base import TASK
+from panel_schedule.coordination.tasks import TASK
 from panel_schedule.stores.file.store import FileStore
 from servers import PanelServer, Serve, eventually
 
@@ -135,7 +135,7 @@ class Audited:
             assert set() == self.unreferenced()
             assert [] == list(self.path.glob("*.corrupt-*"))
             for (task,) in self.rows("SELECT name FROM task_of WHERE version NOT NULL"):
-                assert store.entry(TASK, task) is not None
+                assert store.values.entry(TASK, task) is not None
         finally:
             store.close()
 

@@ -19,10 +19,10 @@ import pytest
 from core import messages
 from panel_schedule.clock import SystemClock
 from panel_schedule.coordination.answers import UNLIMITED
+from panel_schedule.coordination.tasks import TASK, USER
 from panel_schedule.errors import ScheduleError
 from panel_schedule.functions.run import RunState
 from panel_schedule.serialize.codec import encode
-from panel_schedule.stores.base import TASK, USER
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.testing.contracts.tools import START, put, second
 
@@ -126,7 +126,7 @@ def found_in(store):
     """All that a store has: what it is, whose it is, of which version it may be, and the value."""
     for name in NAMES:
         for space in (USER, TASK):
-            if (entry := store.entry(space, name)) is not None:
+            if (entry := store.values.entry(space, name)) is not None:
                 yield space, name, (1, 2), entry.value
         row = read(lambda: store.cache.look("memo", name))  # noqa: B023
         if row is not None and row.version:
@@ -152,7 +152,7 @@ def test_nothing_wrong_is_served_of_a_damaged_store(whole, tmp_path, seed):
         for kind, name, versions, found in found_in(store):
             assert found is None or any(same(found, value(name, version)) for version in versions), (what, kind, name)
         put(store, "new", value(NAMES[0]))
-        assert same(value(NAMES[0]), store.entry(USER, "new").value)
+        assert same(value(NAMES[0]), store.values.entry(USER, "new").value)
     finally:
         store.close()
 
@@ -183,7 +183,7 @@ def test_what_is_changed_under_a_living_process_is_seen(opened, home, how):
 
     reader = opened()
 
-    lost = [name for name in NAMES[::3] if reader.entry(USER, name) is None]
+    lost = [name for name in NAMES[::3] if reader.values.entry(USER, name) is None]
     assert {"flip": NAMES[:1], "swap": NAMES[::3]}[how] == lost
 
 
@@ -192,7 +192,7 @@ def test_a_value_that_fails_its_check_is_in_the_log(opened, home, caplog):
     (file,) = (home / "values").iterdir()
     file.write_bytes(file.read_bytes()[:-8] + b"\xff" * 8)
 
-    assert opened().entry(USER, "rates") is None
+    assert opened().values.entry(USER, "rates") is None
     assert any("ps.store['rates']: version 1" in line and "have changed" in line for line in messages(caplog))
 
 
@@ -217,8 +217,8 @@ def test_values_of_an_older_version_are_read(opened, home):
 
     store = opened()
 
-    assert same(large, store.entry(USER, "large").value)
-    assert same(small, store.entry(USER, "small").value)
+    assert same(large, store.values.entry(USER, "large").value)
+    assert same(small, store.values.entry(USER, "small").value)
 
 
 def test_a_value_in_another_row_is_not_that_rows(opened, home):
@@ -230,7 +230,7 @@ def test_a_value_in_another_row_is_not_that_rows(opened, home):
 
     store = opened()
 
-    assert (1, None) == (store.entry(USER, "one").value, store.entry(USER, "other"))
+    assert (1, None) == (store.values.entry(USER, "one").value, store.values.entry(USER, "other"))
 
 
 PROGRAM = """

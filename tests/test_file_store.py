@@ -20,10 +20,11 @@ import polars as pl
 import pytest
 
 from core import messages
+from panel_schedule.coordination.record import Refusal
+from panel_schedule.coordination.tasks import TASK, USER, Claim
 from panel_schedule.errors import RunFenced, StoreError, ValueRefused
 from panel_schedule.functions.run import RunState
 from panel_schedule.serialize import codec
-from panel_schedule.stores.base import TASK, USER, Claim, Refusal
 from panel_schedule.stores.file import database, directory, locks, opened
 from panel_schedule.testing.contracts.tools import claim, ended, enroll, hammer, put, refusal
 from panel_schedule.triggers import Computed, Dates, Every
@@ -44,12 +45,12 @@ def files(home):
 
 
 def value(store, name, space=USER):
-    entry = store.entry(space, name)
+    entry = store.values.entry(space, name)
     return None if entry is None else np.asarray(entry.value).flat[0].item()
 
 
 def seen(peer, name):
-    return peer(f"(lambda e: e and (e.version, int(e.value.flat[0])))(store.entry(USER, {name!r}))")
+    return peer(f"(lambda e: e and (e.version, int(e.value.flat[0])))(store.values.entry(USER, {name!r}))")
 
 
 # ------------------------------------------------------------ several processes
@@ -64,11 +65,11 @@ def test_processes_see_each_others_values(opened, peer):
         put(store, "rates", large(number))
         assert ("rates", number) == other(f"heard.get(timeout={PATIENCE})")
         assert (number, number) == seen(other, "rates")
-    store.delete(USER, "rates")
+    store.values.delete(USER, "rates")
     assert ("rates", None) == other(f"heard.get(timeout={PATIENCE})")
-    other("store.publish(USER, 'theirs', 7, now=second(0))")
+    other("store.values.publish(USER, 'theirs', 7, now=second(0))")
 
-    assert (7, ["theirs"]) == (value(store, "theirs"), list(store.names(USER)))
+    assert (7, ["theirs"]) == (value(store, "theirs"), list(store.values.names(USER)))
 
 
 def test_processes_see_each_others_rows(opened, peer):
@@ -76,28 +77,28 @@ def test_processes_see_each_others_rows(opened, peer):
     store, other = opened(), peer()
     enroll(store, "sales")
     held = claim(store, "sales", "run1", key=second(1), mark=second(1), wave=second(1))
-    store.amend("sales", paused=True)
-    store.watch("sales", 3)
+    store.tasks.amend("sales", paused=True)
+    store.tasks.watch("sales", 3)
 
-    row = other("store.row('sales')")
+    row = other("store.tasks.row('sales')")
 
     assert (True, second(1), 3) == (row.paused, row.last_slot, row.viewers)
     assert ("run1", second(1), False, False) == (row.holder.run_id, row.holder.key, row.holder.over, row.holder.orphan)
-    assert Refusal.HELD == other("store.claim('sales', 'run2', now=second(2), mark=second(2))")
-    assert Refusal.HANDLED == other("store.claim('sales', 'run2', now=second(2), mark=second(1))")
-    other("store.cancel('sales', 'run1')")
-    assert ("run1", None) == (store.row("sales").cancelled, store.row("sales").holder)
-    store.record("sales", ended(1))
-    assert other("store.row('sales').holder.over")
-    store.release(held)
-    assert other("store.row('sales').holder") is None
+    assert Refusal.HELD == other("store.do(store.tasks.claim('sales', 'run2', now=second(2), mark=second(2)))")
+    assert Refusal.HANDLED == other("store.do(store.tasks.claim('sales', 'run2', now=second(2), mark=second(1)))")
+    other("store.do(store.tasks.cancel('sales', 'run1'))")
+    assert ("run1", None) == (store.tasks.row("sales").cancelled, store.tasks.row("sales").holder)
+    store.do(store.tasks.record("sales", ended(1)))
+    assert other("store.tasks.row('sales').holder.over")
+    store.do(store.tasks.release(held))
+    assert other("store.tasks.row('sales').holder") is None
 
 
 def test_a_first_value_of_another_process_makes_a_first_run_unnecessary(opened, peer):
     """Whoever asks for the claim after that is told (invariant 8)."""
     store = opened()
-    assert store.entry(TASK, "sales") is None
-    peer()("store.publish(TASK, 'sales', 5, now=second(0))")
+    assert store.values.entry(TASK, "sales") is None
+    peer()("store.values.publish(TASK, 'sales', 5, now=second(0))")
 
     assert Refusal.HANDLED == refusal(store, "sales", first=True)
     assert 5 == value(store, "sales", TASK)
@@ -108,7 +109,7 @@ def test_a_value_that_cannot_be_read_makes_a_first_run_necessary(opened, home):
     put(opened(), "sales", large(1), TASK)
     files(home)[0].write_bytes(b"")
     store = opened()
-    assert store.entry(TASK, "sales") is None
+    assert store.values.entry(TASK, "sales") is None
 
     assert refusal(store, "sales", first=True) is None
 
@@ -119,7 +120,7 @@ def test_the_first_process_of_a_server_decides_about_dates(opened, peer):
     first, second_ = Dates(second(30)), Dates(second(31))
     enroll(store, "sales", first)
 
-    row = other("store.enroll([Plan('sales', trigger, second(1))])['sales']", trigger=second_)
+    row = other("store.tasks.enroll([Plan('sales', trigger, second(1))])['sales']", trigger=second_)
 
     assert (first, first.fingerprint, second(0)) == (row.trigger, row.fingerprint, row.first_seen)
     assert enroll(store, "sales", first).trigger is None
@@ -133,9 +134,9 @@ def test_the_next_server_goes_on_where_the_last_one_ended(opened):
     """Schedule, override, pause, last slot, history and value; a removal was of the former code."""
     store = opened(server="first")
     enroll(store, "sales")
-    store.release(claim(store, "sales", mark=second(5)))
-    store.amend("sales", paused=True, removed=True, reschedule=Every("5m"), now=second(1))
-    store.record("sales", ended(1))
+    store.do(store.tasks.release(claim(store, "sales", mark=second(5))))
+    store.tasks.amend("sales", paused=True, removed=True, reschedule=Every("5m"), now=second(1))
+    store.do(store.tasks.record("sales", ended(1)))
     put(store, "sales", large(1), TASK)
     store.close()
 
@@ -151,8 +152,8 @@ def test_a_changed_schedule_of_the_next_server_takes_over(opened):
     """The override gives way, and no slot of the new one was missed (invariant 5)."""
     store = opened(server="first")
     enroll(store, "sales")
-    store.release(claim(store, "sales", mark=second(5)))
-    store.amend("sales", reschedule=Every("5m"), now=second(1))
+    store.do(store.tasks.release(claim(store, "sales", mark=second(5))))
+    store.tasks.amend("sales", reschedule=Every("5m"), now=second(1))
 
     row = enroll(opened(server="second"), "sales", Every("1d"), 9)
 
@@ -167,27 +168,27 @@ def test_a_task_that_was_forgotten_stays_so_for_who_has_yet_to_hear_of_it(opened
         peer("from panel_schedule.triggers import Every"),
     )
     enroll(store, "sales")
-    store.forget("sales")
+    store.tasks.forget("sales")
 
-    assert other("store.enroll([Plan('sales', Every(5), second(1))])['sales'].forgotten")
-    assert Refusal.HANDLED == other("store.claim('sales', 'run', now=second(2), mark=second(2))")
-    assert not other("store.record('sales', record, second(2))", record=ended(2))
-    assert not other("store.enroll([Plan('sales', Every(5), second(1))], late=True)['sales'].forgotten")
-    assert isinstance(other("store.claim('sales', 'run', now=second(2), mark=second(2))"), Claim)
+    assert other("store.tasks.enroll([Plan('sales', Every(5), second(1))])['sales'].forgotten")
+    assert Refusal.HANDLED == other("store.do(store.tasks.claim('sales', 'run', now=second(2), mark=second(2)))")
+    assert not other("store.do(store.tasks.record('sales', record, second(2)))", record=ended(2))
+    assert not other("store.tasks.enroll([Plan('sales', Every(5), second(1))], late=True)['sales'].forgotten")
+    assert isinstance(other("store.do(store.tasks.claim('sales', 'run', now=second(2), mark=second(2)))"), Claim)
 
 
 def test_what_a_former_server_has_forgotten_a_script_can_run(opened):
     """It enrolls nothing, and must not be refused for ever."""
     store = opened(server="first")
     enroll(store, "sales")
-    store.release(claim(store, "sales", mark=second(5)))
-    store.forget("sales")
+    store.do(store.tasks.release(claim(store, "sales", mark=second(5))))
+    store.tasks.forget("sales")
     store.close()
     store = opened(server="script")
 
     claim(store, "sales", mark=second(5))
 
-    assert not store.row("sales").forgotten
+    assert not store.tasks.row("sales").forgotten
 
 
 def test_a_schedule_that_cannot_travel_is_refused(opened):
@@ -196,8 +197,8 @@ def test_a_schedule_that_cannot_travel_is_refused(opened):
     enroll(store, "sales")
 
     with pytest.raises(ValueRefused, match=r"Task 'sales'.*period, a cron expression or dates"):
-        store.amend("sales", reschedule=Computed(lambda now: now, "mine"), now=second(1))
-    assert store.row("sales").override is None
+        store.tasks.amend("sales", reschedule=Computed(lambda now: now, "mine"), now=second(1))
+    assert store.tasks.row("sales").override is None
 
 
 def test_a_stopped_process_blocks_nobody(opened, peer):
@@ -238,7 +239,8 @@ def test_a_value_between_two_questions_is_not_overlooked(opened):
     (store, other), heard = (opened(), opened()), []
     enroll(other, "sales")
     store.records._catch_up()
-    store.subscribe(lambda space, name, entry: heard.append(name), heard.append)
+    store.values.subscribe(lambda space, name, entry: heard.append(name))
+    store.tasks.subscribe(heard.append)
     read = store.records._read
 
     def interrupted(question, *values, **options):
@@ -246,7 +248,7 @@ def test_a_value_between_two_questions_is_not_overlooked(opened):
         if "FROM records WHERE revision" in question:
             store.records._read = read
             put(other, "rates", 1)
-            other.amend("sales", paused=True)
+            other.tasks.amend("sales", paused=True)
         return rows
 
     store.records._read = interrupted
@@ -263,11 +265,11 @@ def test_listeners_are_called_without_a_lock(opened):
     done, errors = threading.Event(), []
 
     def listener(*change):
-        thread = threading.Thread(target=lambda: (store.entry(USER, "rates"), done.set()), daemon=True)
+        thread = threading.Thread(target=lambda: (store.values.entry(USER, "rates"), done.set()), daemon=True)
         thread.start()
         errors.extend([] if done.wait(PATIENCE) else ["deadlock"])
 
-    store.subscribe(listener)
+    store.values.subscribe(listener)
     put(other, "rates", 1)
 
     assert (1, []) == (value(store, "rates"), errors)
@@ -278,28 +280,28 @@ def test_listeners_are_called_without_a_lock(opened):
 
 def test_the_run_of_a_dead_process_is_taken_over_once(opened, peer, home):
     """It is noticed within 2 s; the process that dies of it, too, is the last one (invariant 14)."""
-    claimed = "store.claim('sales', 'run1', now=second(1), key='key', mark=second(1), wave=second(1))"
+    claimed = "store.do(store.tasks.claim('sales', 'run1', now=second(1), key='key', mark=second(1), wave=second(1)))"
     first, second_, store = peer(), peer(), opened()
     enroll(store, "sales")
     lost = first(claimed)
     second_("store.listen()")
-    assert second_("store.take_over('sales', second(2))") is None
+    assert second_("store.do(store.tasks.take_over('sales', second(2)))") is None
     second_("while not heard.empty(): heard.get()")
     first.kill()
 
     assert "sales" == second_("heard.get(timeout=2.5)")
-    assert second_("store.row('sales').holder.orphan")
+    assert second_("store.tasks.row('sales').holder.orphan")
     assert refusal(store, "sales") == Refusal.HELD
-    taken = second_("store.take_over('sales', second(2))")
+    taken = second_("store.do(store.tasks.take_over('sales', second(2)))")
     assert ("run1", 2, "key", second(1)) == (taken.run_id, taken.attempt, taken.key, taken.wave)
     assert taken.fence > lost.fence
-    assert store.take_over("sales", second(3)) is None
+    assert store.do(store.tasks.take_over("sales", second(3))) is None
     second_.kill()
-    crash = store.take_over("sales", second(4))
+    crash = store.do(store.tasks.take_over("sales", second(4)))
 
     assert (RunState.CRASHED, 2, "run1", "key") == (crash.state, crash.attempt, crash.id, crash.key)
     assert [crash] == store.history("sales")
-    assert (None, RunState.CRASHED) == (store.row("sales").holder, store.row("sales").outcome)
+    assert (None, RunState.CRASHED) == (store.tasks.row("sales").holder, store.tasks.row("sales").outcome)
     assert refusal(store, "sales", mark=second(1)) == Refusal.HANDLED
     assert refusal(store, "sales", mark=second(2)) is None
 
@@ -308,12 +310,12 @@ def test_a_task_that_has_crashed_has_no_second_process(opened, peer):
     """Until it has succeeded, each of its runs may cost one process."""
     store = opened()
     enroll(store, "sales")
-    store.record("sales", ended(0, RunState.CRASHED))
+    store.do(store.tasks.record("sales", ended(0, RunState.CRASHED)))
     other = peer()
-    other("store.claim('sales', 'run1', now=second(1))")
+    other("store.do(store.tasks.claim('sales', 'run1', now=second(1)))")
     other.kill()
 
-    assert RunState.CRASHED is store.take_over("sales", second(2)).state
+    assert RunState.CRASHED is store.do(store.tasks.take_over("sales", second(2))).state
 
 
 def test_a_run_that_was_handed_over_costs_nobody_a_process(opened, peer):
@@ -322,12 +324,12 @@ def test_a_run_that_was_handed_over_costs_nobody_a_process(opened, peer):
     enroll(store, "sales")
     for _ in range(3):
         other = peer()
-        other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
-        other("held = held if isinstance(held, Claim) else store.take_over('sales', second(1))")
+        other("held = store.do(store.tasks.claim('sales', 'run1', now=second(1), mark=second(1)))")
+        other("held = held if isinstance(held, Claim) else store.do(store.tasks.take_over('sales', second(1)))")
         assert 1 == other("held.attempt")
-        other("(store.hand_over(held), store.close())")
+        other("(store.do(store.tasks.hand_over(held)), store.close())")
 
-    taken = store.take_over("sales", second(2))
+    taken = store.do(store.tasks.take_over("sales", second(2)))
 
     assert ("run1", 1) == (taken.run_id, taken.attempt)
 
@@ -336,15 +338,15 @@ def test_what_was_published_before_its_process_died_has_succeeded(opened, peer):
     """It is not run again; only the record was missing (invariant 14)."""
     store, other = opened(), peer()
     enroll(store, "sales")
-    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
-    other("store.publish(TASK, 'sales', 5, now=second(2), claim=held)")
+    other("held = store.do(store.tasks.claim('sales', 'run1', now=second(1), mark=second(1)))")
+    other("store.do(store.tasks.publish(5, now=second(2), claim=held))")
     other.kill()
 
-    assert store.take_over("sales", second(3)) is None
+    assert store.do(store.tasks.take_over("sales", second(3))) is None
     assert [("run1", RunState.SUCCEEDED)] == [(record.id, record.state) for record in store.history("sales")]
     assert (None, RunState.SUCCEEDED, 5) == (
-        store.row("sales").holder,
-        store.row("sales").outcome,
+        store.tasks.row("sales").holder,
+        store.tasks.row("sales").outcome,
         value(store, "sales", TASK),
     )
 
@@ -353,75 +355,76 @@ def test_a_run_that_had_yielded_only_is_run_again(opened, peer):
     """Its last value was not final."""
     store, other = opened(), peer()
     enroll(store, "sales")
-    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
-    other("store.publish(TASK, 'sales', 5, now=second(2), claim=held, final=False)")
+    other("held = store.do(store.tasks.claim('sales', 'run1', now=second(1), mark=second(1)))")
+    other("store.do(store.tasks.publish(5, now=second(2), claim=held, final=False))")
     other.kill()
 
-    assert isinstance(store.take_over("sales", second(3)), Claim)
+    assert isinstance(store.do(store.tasks.take_over("sales", second(3))), Claim)
 
 
 def test_a_run_that_was_over_is_not_run_again(opened, peer):
     """Only its body was still there; what became of other runs meanwhile changes nothing."""
     store, other = opened(), peer()
     enroll(store, "sales")
-    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
-    other("store.record('sales', record)", record=ended(1, RunState.TIMED_OUT))
-    other("store.record('sales', record)", record=ended(2, RunState.CANCELLED))
-    assert store.row("sales").holder.over
+    other("held = store.do(store.tasks.claim('sales', 'run1', now=second(1), mark=second(1)))")
+    other("store.do(store.tasks.record('sales', record))", record=ended(1, RunState.TIMED_OUT))
+    other("store.do(store.tasks.record('sales', record))", record=ended(2, RunState.CANCELLED))
+    assert store.tasks.row("sales").holder.over
     other.kill()
 
-    assert store.take_over("sales", second(3)) is None
+    assert store.do(store.tasks.take_over("sales", second(3))) is None
     assert ["run2", "run1"] == [record.id for record in store.history("sales")]
-    assert store.row("sales").holder is None
+    assert store.tasks.row("sales").holder is None
 
 
 def test_the_child_of_a_fork_gives_no_lock_back(opened, peer):
     """Nor does its end, nor that it looks who is alive (invariant 14)."""
     store, other = opened(), peer()
     enroll(store, "sales")
-    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
+    other("held = store.do(store.tasks.claim('sales', 'run1', now=second(1), mark=second(1)))")
     other(
         "def fork():\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"
         "        alive = store.records.alive(store.records._me)\n"
         "        more = FileStore(folder, SystemClock(), server='server')\n"
-        "        alive = alive and more.records.alive(store.records._me) and more.row('sales').holder is not None\n"
+        "        held = more.tasks.row('sales').holder is not None\n"
+        "        alive = alive and held and more.records.alive(store.records._me)\n"
         "        more.close()\n"
         "        os._exit(0 if alive else 1)\n"
         "    return os.waitpid(child, 0)[1]\n"
     )
 
     assert 0 == other("fork()")
-    assert not store.row("sales").holder.orphan
-    assert store.take_over("sales", second(9)) is None
-    other("store.publish(TASK, 'sales', 5, now=second(2), claim=held)")
+    assert not store.tasks.row("sales").holder.orphan
+    assert store.do(store.tasks.take_over("sales", second(9))) is None
+    other("store.do(store.tasks.publish(5, now=second(2), claim=held))")
 
 
 def test_a_copy_of_the_directory_by_its_process_leaves_it_alive(opened, peer, home, tmp_path):
     """It opens and closes every file there, as a backup, a virus scanner and ``lsof`` do (invariant 14)."""
     store, other = opened(), peer()
     enroll(store, "sales")
-    other("held = store.claim('sales', 'run1', now=second(1), mark=second(1))")
+    other("held = store.do(store.tasks.claim('sales', 'run1', now=second(1), mark=second(1)))")
 
     other("import shutil; shutil.copytree(folder, to, ignore=shutil.ignore_patterns('*.sock'))", to=tmp_path / "backup")
     other("[path.read_bytes() for path in folder.rglob('*') if path.is_file()]")
 
-    assert not store.row("sales").holder.orphan
-    assert store.take_over("sales", second(9)) is None
-    other("store.publish(TASK, 'sales', 5, now=second(2), claim=held)")
+    assert not store.tasks.row("sales").holder.orphan
+    assert store.do(store.tasks.take_over("sales", second(9))) is None
+    other("store.do(store.tasks.publish(5, now=second(2), claim=held))")
 
 
 @pytest.mark.skipif(not locks.OF_BYTES, reason="needs locks of parts of files")
 def test_a_copy_of_the_directory_by_its_process_leaves_it_its_database(opened, peer, home, tmp_path):
     """A process that comes and goes then takes its log away from nobody."""
     other = peer()
-    other("store.publish(USER, 'first', 1, now=second(0))")
+    other("store.values.publish(USER, 'first', 1, now=second(0))")
     other("import shutil; shutil.copytree(folder, to, ignore=shutil.ignore_patterns('*.sock'))", to=tmp_path / "backup")
     came = sqlite3.connect(home / "store.db")
     came.execute("SELECT count(*) FROM records").fetchone()
     came.close()
-    other("store.publish(USER, 'second', 2, now=second(0))")
+    other("store.values.publish(USER, 'second', 2, now=second(0))")
 
     store = opened()
 
@@ -437,9 +440,9 @@ def test_a_copy_of_the_directory_in_a_transaction_lets_nobody_else_write(opened,
         for path in home.glob("store.db*"):
             path.read_bytes()
         with pytest.raises(StoreError, match="Another process holds it"):
-            other("store.publish(USER, 'rates', 1, now=second(0))")
+            other("store.values.publish(USER, 'rates', 1, now=second(0))")
 
-    other("store.publish(USER, 'rates', 2, now=second(0))")
+    other("store.values.publish(USER, 'rates', 2, now=second(0))")
     assert 2 == value(store, "rates")
 
 
@@ -448,13 +451,13 @@ def test_a_child_that_outlives_its_process_does_not_keep_it_alive(opened, peer, 
     """Whatever it inherits, with and without a program of its own."""
     store, other = opened(), peer()
     enroll(store, "sales")
-    other("store.claim('sales', 'run1', now=second(1), mark=second(1))")
+    other("store.do(store.tasks.claim('sales', 'run1', now=second(1), mark=second(1)))")
     child = other(start)
     try:
         other.kill()
 
-        eventually(lambda: store.row("sales").holder.orphan)
-        assert isinstance(store.take_over("sales", second(9)), Claim)
+        eventually(lambda: store.tasks.row("sales").holder.orphan)
+        assert isinstance(store.do(store.tasks.take_over("sales", second(9))), Claim)
     finally:
         os.kill(child, signal.SIGKILL)
 
@@ -476,12 +479,12 @@ def test_viewers_of_a_dead_process_do_not_count(opened, peer):
     """Their sessions are gone with it."""
     store, other = opened(), peer()
     enroll(store, "sales")
-    other("store.watch('sales', 3)")
-    assert 3 == store.row("sales").viewers
+    other("store.tasks.watch('sales', 3)")
+    assert 3 == store.tasks.row("sales").viewers
     store.listen()
     other.kill()
 
-    eventually(lambda: store.row("sales").viewers == 0)
+    eventually(lambda: store.tasks.row("sales").viewers == 0)
 
 
 def test_the_last_process_removes_what_nobody_named(opened, peer, home):
@@ -489,7 +492,7 @@ def test_the_last_process_removes_what_nobody_named(opened, peer, home):
     store, other = opened(persistent=False), peer(persistent=False)
     put(store, "rates", large(1))
     store.close()
-    assert ("rates", 1) == (other("next(store.names(USER))"), other("store.entry(USER, 'rates').version"))
+    assert ("rates", 1) == (other("next(store.values.names(USER))"), other("store.values.entry(USER, 'rates').version"))
     other("store.close()")
     assert not home.exists()
 
@@ -546,14 +549,14 @@ def test_leftovers_of_killed_servers_are_swept(monkeypatch, tmp_path, peer):
 
     assert mine == directory.automatic(os.getpid())
     assert {alive, mine.parent / "something else"} == set(mine.parent.iterdir())
-    living("store.publish(USER, 'a', 1, now=second(0))")
+    living("store.values.publish(USER, 'a', 1, now=second(0))")
 
 
 def test_orphaned_files_are_swept(opened, peer, home):
     """Those that no row names, of processes that died before they could; nobody else's."""
     other, dead, store = peer(), peer(), opened()
     put(store, "rates", large(1))
-    dead("store.publish(USER, 'theirs', value, now=second(0))", value=large(2))
+    dead("store.values.publish(USER, 'theirs', value, now=second(0))", value=large(2))
     for process in (dead, other):
         process("store.records._blobs._pending.add(f'{store.records._me}.77')")  # it is about to be committed
         process("(store.records._files / f'{store.records._me}.77').write_bytes(b'half')")
@@ -571,14 +574,14 @@ def test_a_file_of_the_living_that_a_dead_one_has_replaced_is_swept(opened, peer
     """Who commits removes what he has replaced, if he lives to."""
     writer, victim = peer(), peer()
     writer("store.listen()")
-    writer("store.publish(USER, 'rates', value, now=second(0))", value=large(1))
+    writer("store.values.publish(USER, 'rates', value, now=second(0))", value=large(1))
     [old] = files(home)
     victim("import os; store.records._unlink = lambda files: os._exit(1)")
     with pytest.raises(EOFError):
-        victim("store.publish(USER, 'rates', value, now=second(1))", value=large(2))
+        victim("store.values.publish(USER, 'rates', value, now=second(1))", value=large(2))
     assert old in files(home)
     eventually(lambda: (2, 2) == seen(writer, "rates") and old not in files(home), timeout=5.0)
-    writer("store.publish(USER, 'rates', value, now=second(2))", value=large(3))
+    writer("store.values.publish(USER, 'rates', value, now=second(2))", value=large(3))
     assert 1 == len(files(home))
     assert 3 == value(opened(), "rates")
 
@@ -596,7 +599,7 @@ def test_nothing_of_a_closed_store_is_taken_for_damage(opened, home, caplog):
     store.close()
     store.close()
 
-    for late in (lambda: put(store, "rates", 2), lambda: store.row("x"), lambda: store.history("x")):
+    for late in (lambda: put(store, "rates", 2), lambda: store.tasks.row("x"), lambda: store.history("x")):
         with pytest.raises(StoreError, match="closed"):
             late()
     assert 1 == value(store, "rates")
@@ -615,10 +618,10 @@ def test_large_values_are_files_that_go_with_their_successor(opened, home):
         put(store, "small", number)
     assert 1 == len(files(home))
     put(store, "sales", large(1), TASK)
-    store.delete(USER, "rates")
-    store.forget("sales")
+    store.values.delete(USER, "rates")
+    store.tasks.forget("sales")
     lost = claim(store, "other")
-    store.release(lost)
+    store.do(store.tasks.release(lost))
     with pytest.raises(RunFenced):
         put(store, "other", large(1), TASK, claim=lost)
 
@@ -629,7 +632,7 @@ def test_a_reader_keeps_a_value_whose_file_is_gone(opened):
     """A map lives longer than its name."""
     store, other = opened(), opened()
     put(store, "rates", large(1))
-    mapped = other.entry(USER, "rates").value
+    mapped = other.values.entry(USER, "rates").value
     put(store, "rates", large(2))
 
     assert (1, 2) == (mapped[-1], value(other, "rates"))
@@ -645,8 +648,8 @@ def test_frames_and_classes_travel(opened, peer):
     put(store, "frame", frame)
     put(store, "result", module.Result())
 
-    assert frame.equals(other("store.entry(USER, 'frame').value"))
-    assert 36 == other("store.entry(USER, 'result').value.total()")
+    assert frame.equals(other("store.values.entry(USER, 'frame').value"))
+    assert 36 == other("store.values.entry(USER, 'result').value.total()")
 
 
 def test_a_value_that_cannot_be_read_back_is_refused(opened, home):
@@ -676,7 +679,7 @@ def test_a_value_whose_class_is_gone_is_reported(opened, monkeypatch, caplog):
     monkeypatch.delitem(sys.modules, "code_of_last_year")
     store = opened()
 
-    assert (None, None) == (store.entry(TASK, "sales"), store.entry(USER, "rates"))
+    assert (None, None) == (store.values.entry(TASK, "sales"), store.values.entry(USER, "rates"))
     told = "\n".join(messages(caplog))
     assert "ps.store['rates']: version 1 of its value cannot be read, it has to be computed again" in told
     assert "Task 'sales'" in told
@@ -725,16 +728,16 @@ def test_more_values_than_file_descriptors(peer, home):
     """Half of them are for values; what is beyond that is read instead of mapped, and nothing fails."""
     other = peer(
         "import resource, numpy as np\nresource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))\n"
-        "def put(number): store.publish(USER, str(number), np.full(9000, number), now=second(0))"
+        "def put(number): store.values.publish(USER, str(number), np.full(9000, number), now=second(0))"
     )
     for number in range(0, 600, 100):
         other(f"for number in range({number}, {number + 100}): put(number)")
 
     assert 600 == len(files(home))
-    assert list(range(600)) == other("[int(store.entry(USER, str(n)).value[-1]) for n in range(600)]")
+    assert list(range(600)) == other("[int(store.values.entry(USER, str(n)).value[-1]) for n in range(600)]")
     assert other("len(os.listdir('/proc/self/fd'))") < 100
     late = peer("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))")
-    assert list(range(600)) == late("[int(store.entry(USER, str(n)).value[-1]) for n in range(600)]")
+    assert list(range(600)) == late("[int(store.values.entry(USER, str(n)).value[-1]) for n in range(600)]")
 
 
 # ------------------------------------------------------------ who may
@@ -823,7 +826,7 @@ def test_a_corrupt_database_is_set_aside_at_a_start(opened, home, caplog, damage
     store = opened()
 
     assert 8 == put(store, "new", 8).value
-    left = [name for name in store.names(USER) if name != "new"]
+    left = [name for name in store.values.names(USER) if name != "new"]
     assert all(value(store, name) == int(name.removeprefix("value")) for name in left)
     if damage == "garbage in the middle":
         assert len(left) > 30
@@ -837,25 +840,25 @@ def test_a_database_that_is_damaged_in_use_is_rebuilt(peer, home, damage):
     """With what all processes have in memory; they go on."""
     first, other = peer(persistent=True), peer()
     for number in range(60):
-        first("store.publish(USER, f'value{number}', np.full(1000, number), now=second(0))"
+        first("store.values.publish(USER, f'value{number}', np.full(1000, number), now=second(0))"
               if number else "import numpy as np", number=number)  # fmt: skip
-    first("store.publish(USER, 'value0', np.full(20_000, 0), now=second(0))")
+    first("store.values.publish(USER, 'value0', np.full(20_000, 0), now=second(0))")
     other("import numpy as np")
-    assert 60 == other("len([entry for n in range(60) if (entry := store.entry(USER, f'value{n}'))])")
+    assert 60 == other("len([entry for n in range(60) if (entry := store.values.entry(USER, f'value{n}'))])")
     first("store.records._database._writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').close()")
     DAMAGES[damage](home / "store.db")
 
     def works(process, number):
         with suppress(StoreError):
-            process("store.publish(USER, 'new', number, now=second(number))", number=number)
+            process("store.values.publish(USER, 'new', number, now=second(number))", number=number)
             return True
 
     eventually(lambda: works(first, 1))
     eventually(lambda: works(other, 2))
     late = peer()
     for process in (first, other, late):
-        eventually(lambda process=process: process("store.entry(USER, 'new').value") == 2)
-        found = process("[int(store.entry(USER, f'value{n}').value[-1]) for n in range(60)]")
+        eventually(lambda process=process: process("store.values.entry(USER, 'new').value") == 2)
+        found = process("[int(store.values.entry(USER, f'value{n}').value[-1]) for n in range(60)]")
         assert list(range(60)) == found
 
 
@@ -922,7 +925,7 @@ def test_odd_names_of_directories_are_no_trap(opened, home):
     store.close()
     damage_middle(odd / "store.db")
 
-    assert len(list(opened(odd).names(USER))) > 30
+    assert len(list(opened(odd).values.names(USER))) > 30
 
 
 def test_a_database_that_somebody_holds_is_an_error_for_a_while(opened, peer, home, monkeypatch):
@@ -935,7 +938,7 @@ def test_a_database_that_somebody_holds_is_an_error_for_a_while(opened, peer, ho
 
     with pytest.raises(StoreError, match=r"locked.*Another process holds it"):
         put(store, "rates", 2)
-    assert (1, ["rates"], None) == (value(store, "rates"), list(store.names(USER)), store.row("sales"))
+    assert (1, ["rates"], None) == (value(store, "rates"), list(store.values.names(USER)), store.tasks.row("sales"))
     other("store.records._database._writer.execute('ROLLBACK').fetchall()")
     assert 2 == put(store, "rates", 2).version
 
@@ -957,8 +960,8 @@ LOSSES = {
 def test_what_is_deleted_in_use_comes_back(peer, home, loss, listening):
     """Readers go on, all processes follow, the values are there again, and everybody is known to be alive."""
     first, other = peer("import numpy as np"), peer("import numpy as np")
-    first("store.publish(USER, 'rates', np.full(20_000, 1), now=second(0))")
-    first("store.publish(USER, 'small', np.full(2, 2), now=second(0))")
+    first("store.values.publish(USER, 'rates', np.full(20_000, 1), now=second(0))")
+    first("store.values.publish(USER, 'small', np.full(2, 2), now=second(0))")
     assert ((1, 1), (1, 2)) == (seen(other, "rates"), seen(other, "small"))
     if listening:
         first("store.listen()")
@@ -966,9 +969,9 @@ def test_what_is_deleted_in_use_comes_back(peer, home, loss, listening):
     LOSSES[loss](home)
 
     assert ((1, 1), (1, 1)) == (seen(first, "rates"), seen(other, "rates"))
-    first("store.publish(USER, 'rates', np.full(20_000, 3), now=second(0))")
+    first("store.values.publish(USER, 'rates', np.full(20_000, 3), now=second(0))")
     eventually(lambda: seen(other, "rates") == (2, 3))
-    other("store.publish(USER, 'rates', np.full(20_000, 4), now=second(0))")
+    other("store.values.publish(USER, 'rates', np.full(20_000, 4), now=second(0))")
     eventually(lambda: seen(first, "rates") == (3, 4))
     late = peer()
     assert ((3, 4), (1, 2)) == (seen(late, "rates"), seen(late, "small"))
@@ -979,13 +982,13 @@ def test_what_is_deleted_in_use_comes_back(peer, home, loss, listening):
 def test_a_value_file_that_was_deleted_is_written_anew(opened, peer, home):
     """By a process that has the value, before anybody publishes again."""
     other = peer("import numpy as np")
-    other("store.publish(USER, 'rates', np.full(20_000, 1), now=second(0))")
+    other("store.values.publish(USER, 'rates', np.full(20_000, 1), now=second(0))")
     other("store.listen()")
     files(home)[0].unlink()
     store = opened()
 
     eventually(lambda: value(store, "rates") == 1)
-    assert 1 == store.entry(USER, "rates").version
+    assert 1 == store.values.entry(USER, "rates").version
 
 
 def test_seeding_leaves_no_file_behind(opened, home):
@@ -994,7 +997,7 @@ def test_seeding_leaves_no_file_behind(opened, home):
     put(store, "rates", large(1))
     before = files(home)
 
-    store.seed(store._entries)
+    store.values.seed(store.values._entries)
 
     assert before == files(home)
 
@@ -1012,7 +1015,7 @@ def test_a_full_disk_costs_no_value(opened, tiny, size):
 
     with pytest.raises(StoreError, match=r"(?i)(no space left|full).*Free some space"):
         [put(store, "rates", np.full(size, number)) for number in range(2, 9)]
-    entry = store.entry(USER, "rates")
+    entry = store.values.entry(USER, "rates")
     ballast.unlink()
 
     assert entry.version == entry.value[-1]
@@ -1031,16 +1034,16 @@ def test_a_directory_that_cannot_be_written_costs_no_value(peer, home):
     home.chmod(0o700)
     os.chown(home, 65534, 65534)
     other = peer(drop)
-    other("store.publish(USER, 'rates', np.full(20_000, 1), now=second(0))")
+    other("store.values.publish(USER, 'rates', np.full(20_000, 1), now=second(0))")
     (home / "values").chmod(0o500)
 
     with pytest.raises(StoreError, match=r"Permission denied.*right to write"):
-        other("store.publish(USER, 'rates', np.full(20_000, 2), now=second(0))")
+        other("store.values.publish(USER, 'rates', np.full(20_000, 2), now=second(0))")
     assert (1, 1) == seen(other, "rates")
     with pytest.raises(StoreError, match="Make it yourself"):
         peer(drop, path=Path("/proc/store"))
     (home / "values").chmod(0o700)
-    other("store.publish(USER, 'rates', np.full(20_000, 3), now=second(0))")
+    other("store.values.publish(USER, 'rates', np.full(20_000, 3), now=second(0))")
     assert (2, 3) == seen(other, "rates")
 
 
@@ -1069,7 +1072,11 @@ def test_reading_raises_nothing(opened, monkeypatch, caplog):
     monkeypatch.setattr(store.records._database, "read", fail)
 
     for _ in range(3):
-        assert (1, ["rates"], None) == (value(store, "rates"), list(store.names(USER)), store.entry(TASK, "sales"))
+        assert (1, ["rates"], None) == (
+            value(store, "rates"),
+            list(store.values.names(USER)),
+            store.values.entry(TASK, "sales"),
+        )
     assert 1 == len(messages(caplog))
 
 
@@ -1123,7 +1130,7 @@ def test_an_error_that_is_no_valid_text_is_recorded(opened):
     store = opened()
     enroll(store, "sales")
     held = claim(store, "sales")
-    store.progress(held, 5, "reading \udcff")
+    store.do(store.tasks.progress(held, 5, "reading \udcff"))
 
-    assert store.record("sales", ended(1, RunState.FAILED, error="no file \udcff"))
-    assert "no file \\udcff" == store.history("sales")[0].error == store.row("sales").error
+    assert store.do(store.tasks.record("sales", ended(1, RunState.FAILED, error="no file \udcff")))
+    assert "no file \\udcff" == store.history("sales")[0].error == store.tasks.row("sales").error

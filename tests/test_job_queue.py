@@ -649,7 +649,7 @@ def test_a_store_of_the_first_version_gets_the_tables(opened, home):
     as_of_schema(1, home / "store.db", entry, value=rates.tobytes())
     store = opened()
 
-    assert 1 == store.entry("user", "rates").value
+    assert 1 == store.values.entry("user", "rates").value
     enter(store)
     assert [RunState.QUEUED] == states(store, "run1")
     assert database.SCHEMA_VERSION == store.records._read("PRAGMA user_version")[0][0]

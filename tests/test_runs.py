@@ -14,12 +14,12 @@ from panel.util import parse_query
 
 from core import PATIENCE, Core, keys, messages, second, short
 from panel_schedule.config import Config
+from panel_schedule.coordination.tasks import TASK
 from panel_schedule.decorators import Front
 from panel_schedule.engine import hooks
 from panel_schedule.errors import RunFenced, RunSkipped, TriggerError, ValueRefused, WouldBlock
 from panel_schedule.functions.run import Run, RunState, track
 from panel_schedule.runtime import Runtime
-from panel_schedule.stores.base import TASK
 from panel_schedule.testing.contracts.tools import hammer
 
 # ------------------------------------------------------------ failing
@@ -1017,12 +1017,12 @@ def test_a_run_that_lost_its_claim_publishes_nothing(core):
     core.begin()
     run = task.refresh()
     core.go()
-    core.service.store.fence(core.scheduler.states["slow"].claim)
+    core.service.store.tasks.fence(core.scheduler.states["slow"].claim)
     slow.finish("stolen")
 
     with pytest.raises(RunFenced, match="'slow'"):
         run.result(PATIENCE)
-    assert core.service.store.entry(TASK, "slow") is None
+    assert core.service.store.values.entry(TASK, "slow") is None
     assert not task.status.running
 
 
@@ -1030,9 +1030,9 @@ def test_a_slot_that_was_claimed_elsewhere_is_skipped(core):
     """Another process was quicker: no run here, and no record either, as the other one has written it."""
     task = core.schedule(period="1m", first_run="skip", name="fetch")(lambda: 1)
     core.begin()
-    theirs = core.service.store.claim("fetch", "another", now=second(60), mark=second(60))
+    theirs = core.service.store.do(core.service.store.tasks.claim("fetch", "another", now=second(60), mark=second(60)))
     core.run_for(60)
-    core.service.store.release(theirs)
+    core.service.store.do(core.service.store.tasks.release(theirs))
     core.run_for(60)
 
     assert [("succeeded", "")] == short(task.history)

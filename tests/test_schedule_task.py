@@ -536,7 +536,7 @@ def test_a_run_in_flight_ends_by_itself_unseen(core):
     slow.finish("late")
 
     assert run.state.final
-    assert (None, []) == (core.service.store.entry("task", "slow"), core.service.store.history("slow"))
+    assert (None, []) == (core.service.store.values.entry("task", "slow"), core.service.store.history("slow"))
 
 
 def test_a_run_in_flight_leaves_nothing_to_the_next_task_of_its_name(core):

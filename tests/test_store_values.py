@@ -21,7 +21,7 @@ from panel_schedule.decorators import Front
 from panel_schedule.errors import ValueRefused
 from panel_schedule.runtime import Runtime
 from panel_schedule.serialize.entry import Entry
-from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores.values import Values
 
 # ------------------------------------------------------------ a mapping
 
@@ -599,7 +599,7 @@ async def test_on_the_loop_a_value_is_there_at_once_and_stored_aside(on_disk):
 
 async def test_on_the_loop_a_value_is_there_also_while_it_comes_in(on_disk, monkeypatch):
     """It is written at the very moment at which somebody looks."""
-    (on_disk, drain), names, entry = on_disk, FileStore.names, FileStore.entry
+    (on_disk, drain), names, entry = on_disk, Values.names, Values.entry
 
     def late(look):
         def looked(*args):
@@ -610,11 +610,11 @@ async def test_on_the_loop_a_value_is_there_also_while_it_comes_in(on_disk, monk
 
         return looked
 
-    monkeypatch.setattr(FileStore, "names", late(names))
+    monkeypatch.setattr(Values, "names", late(names))
     on_disk["a"] = 1
     assert ["a"] == list(on_disk)
-    monkeypatch.setattr(FileStore, "names", names)
-    monkeypatch.setattr(FileStore, "entry", late(entry))
+    monkeypatch.setattr(Values, "names", names)
+    monkeypatch.setattr(Values, "entry", late(entry))
     on_disk["b"] = 2
     assert 2 == on_disk["b"]
     on_disk["b"] = 3

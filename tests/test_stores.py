@@ -13,7 +13,8 @@ import pytest
 
 import documents
 from panel_schedule.clock import SystemClock
-from panel_schedule.stores.base import TASK, Refusal
+from panel_schedule.coordination.record import Refusal
+from panel_schedule.coordination.tasks import TASK
 from panel_schedule.stores.file import opened
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.memory import MemoryStore
@@ -41,10 +42,10 @@ def test_in_the_child_of_a_fork_nobody_holds_a_task():
     """Its run stayed with the parent; what the task has given is there, and its slot was handled."""
     store = MemoryStore()
     held = claim(store, "sales", mark=second(1))
-    store.publish(TASK, "sales", 7, now=second(1), claim=held)
+    store.do(store.tasks.publish(7, now=second(1), claim=held))
     child = store.forked()
 
-    entry = child.entry(TASK, "sales")
+    entry = child.values.entry(TASK, "sales")
     assert entry is not None
     assert (7, Refusal.HANDLED, None) == (
         entry.value, refusal(child, "sales", mark=second(1)), refusal(child, "sales", mark=second(2)),

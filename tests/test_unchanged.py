@@ -12,7 +12,7 @@ import textwrap
 
 import pytest
 
-from panel_schedule.stores.base import USER
+from panel_schedule.coordination.tasks import USER
 from panel_schedule.stores.file import records
 from panel_schedule.stores.file.database import Database
 from panel_schedule.stores.file.locks import OF_BYTES
@@ -21,11 +21,11 @@ from store_peer import PATIENCE, second
 
 pytestmark = pytest.mark.skipif(not OF_BYTES, reason="here each read asks the database")
 
-PUBLISH = "store.publish(USER, 'rates', {}, now=second(0)).version"
+PUBLISH = "store.values.publish(USER, 'rates', {}, now=second(0)).version"
 
 
 def value(store, name="rates"):
-    entry = store.entry(USER, name)
+    entry = store.values.entry(USER, name)
     return None if entry is None else entry.value
 
 
@@ -63,11 +63,11 @@ def test_the_very_next_read_sees_what_any_process_has_published(opened, peer):
     store, peers = opened(), [peer(), peer()]
     for number in range(1, 201):
         if number % 3 == 2:
-            store.publish(USER, "rates", number, now=second(0))
+            store.values.publish(USER, "rates", number, now=second(0))
         else:
             peers[number % 3](PUBLISH.format(number))
-        assert [number] * 3 == [value(store), *(each("store.entry(USER, 'rates').value") for each in peers)]
-    peers[0]("store.delete(USER, 'rates')")
+        assert [number] * 3 == [value(store), *(each("store.values.entry(USER, 'rates').value") for each in peers)]
+    peers[0]("store.values.delete(USER, 'rates')")
     assert value(store) is None
 
 
@@ -97,7 +97,7 @@ def test_a_writer_that_dies_anywhere_leaves_nobody_stale(opened, peer, seed):
         "number = 0\n"
         "while True:\n"
         "    number += 1\n"
-        "    store.publish(USER, 'rates', number, now=second(0))\n"
+        "    store.values.publish(USER, 'rates', number, now=second(0))\n"
     )
     while other.process.is_alive():
         value(store)
@@ -105,7 +105,7 @@ def test_a_writer_that_dies_anywhere_leaves_nobody_stale(opened, peer, seed):
 
     seen = value(store)
     assert seen == value(opened())
-    store.publish(USER, "rates", "next", now=second(0))
+    store.values.publish(USER, "rates", "next", now=second(0))
     assert "next" == value(opened())
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_page_does_not_lie(opened, peer, home, seed):
         damage = f"import os; os.pwrite(os.open({str(home / 'store.db-shm')!r}, os.O_RDWR), "
         damage += f"{bytes(length) if chance.random() < 0.3 else chance.randbytes(length)!r}, {begin})"
         subprocess.run([sys.executable, "-S", "-c", damage], check=True)
-        assert [number] * 3 == [value(store), other("store.entry(USER, 'rates').value"), value(store)]
+        assert [number] * 3 == [value(store), other("store.values.entry(USER, 'rates').value"), value(store)]
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["by one that had it", "by one that comes"])
@@ -135,7 +135,7 @@ def test_a_directory_that_was_replaced_is_seen(opened, peer, home, monkeypatch, 
     shutil.rmtree(home)
 
     (peer() if late else other)(
-        "[store.publish(USER, 'rates', number, now=second(0)) for number in (2, 3, 4)] and None"
+        "[store.values.publish(USER, 'rates', number, now=second(0)) for number in (2, 3, 4)] and None"
     )
 
     if late:

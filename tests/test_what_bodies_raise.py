@@ -525,7 +525,7 @@ def test_what_raises_it_when_a_later_server_reads_it_is_lost_and_computed_anew(
     Later.now = True
     ps = front()
     assert ps.store.get("name") is None
-    for record in list(ps._runtime.service.store.names("user")):
+    for record in list(ps._runtime.service.store.values.names("user")):
         assert ps.store.get(record) is None
     Later.now = False
     use(ps)

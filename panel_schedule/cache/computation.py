@@ -363,7 +363,7 @@ class Computation(Execution):
         if error is None or self.settled:
             if not self.fence:  # else the store has it with the answer
                 record = self.record(outcome, error)
-                self.service.outbox.ask((), self.service.store.to_note(MEMO, self.memo.name, record))
+                self.service.outbox.ask((), self.service.store.note(MEMO, self.memo.name, record))
             self.ended(self, outcome, error)
             return
         # At its timeout.

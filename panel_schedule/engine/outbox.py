@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 from ..clock import Clock
 from ..errors import StoreError, is_interrupt
 from ..executors.base import Executor
-from ..stores.base import Request, Store
+from ..stores.base import Store
+from ..stores.records import Request
 from .lock import Locked
 
 log = logging.getLogger("panel_schedule")
@@ -101,7 +102,7 @@ class Outbox:
         Requests that follow each other share a transaction.
         """
         if not self._store.blocking:
-            answer = self._store.answer_to(call) if isinstance(call, Request) else call()
+            answer = self._store.do(call) if isinstance(call, Request) else call()
             if then is not None:
                 then(answer)
             return
@@ -190,7 +191,7 @@ class Outbox:
             return [(calls[0](), None)]
         requests = cast(list[Request], calls)
         try:
-            return self._store.perform(requests)
+            return self._store.do_together(requests)
         except (StoreError, OSError):
             raise
         except Exception:

@@ -10,10 +10,11 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from ..clock import Clock
+from ..coordination.tasks import USER
 from ..errors import ScheduleError
 from ..executors.base import Executor
 from ..functions.run import Run
-from ..stores.base import USER, Store
+from ..stores.base import Store
 from .hooks import EVENTS, Handler, Hooks
 from .lock import Bell, Locked
 from .outbox import Outbox
@@ -110,9 +111,9 @@ class Service:
         self.listening: Callable[[], object] = lambda: None
         self.questions: dict[str, Answer] = {
             "get": self._get,
-            "set": lambda run, name, value: store.publish(USER, name, value, now=clock.now()) and None,
-            "delete": lambda run, name, value: store.delete(USER, name),
-            "names": lambda run, name, value: list(store.names(USER)),
+            "set": lambda run, name, value: store.values.publish(USER, name, value, now=clock.now()) and None,
+            "delete": lambda run, name, value: store.values.delete(USER, name),
+            "names": lambda run, name, value: list(store.values.names(USER)),
         }
         self._bell = Bell()
         self._asleep_until = float("inf")
@@ -211,6 +212,6 @@ class Service:
         return ask(run, name, value)
 
     def _get(self, run: Run, name: str, value: Any) -> Any:
-        if (entry := self.store.entry(USER, name)) is None:
+        if (entry := self.store.values.entry(USER, name)) is None:
             raise KeyError(name)
         return entry.shared

@@ -296,7 +296,7 @@ class JobExecution(Execution):
         elif self.fence and not self.remote:
             self.tell(lambda queue: self._tell_end(outcome, value))
         elif not self.shared or outcome is RunState.SKIPPED:
-            self.service.outbox.ask((), self.service.store.to_note(JOB, self.job.name, self.record(outcome, error)))
+            self.service.outbox.ask((), self.service.store.note(JOB, self.job.name, self.record(outcome, error)))
         if self.remote:
             pass  # the process that ran it says what came of it
         elif outcome in TROUBLE:

@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, NamedTuple
 
+from ..coordination.tasks import Claim
 from ..engine.execution import Execution
 from ..engine.service import Service
 from ..errors import RunCancelled, RunFenced, ValueRefused
@@ -16,8 +17,7 @@ from ..functions.run import Run, RunRecord, RunState, on_a_loop
 from ..serialize.checks import is_light
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
-from ..stores.base import TASK, Claim, Request
-from ..stores.records import Result
+from ..stores.records import Request, Result
 from .state import TaskState
 
 log = logging.getLogger("panel_schedule")
@@ -124,7 +124,7 @@ class TaskExecution(Execution):
 
     def publish(self, item: Any) -> None:
         self.run.check()
-        self.service.store.answer_to(self._to_publish(item, self._claim(), final=False))
+        self.service.store.do(self._to_publish(item, self._claim(), final=False))
 
     def publish_late(self, item: Any) -> None:
         with self.service.locked:
@@ -144,25 +144,25 @@ class TaskExecution(Execution):
         return claim
 
     def _to_publish(self, value: Any, claim: Claim, final: bool = True) -> Request:
-        run, store, now = self.run, self.service.store, self.service.clock.now()
+        run, now = self.run, self.service.clock.now()
         if self.state.task.policy.isolate is not False:
             value = own_copy(value)  # a frame that the function keeps, and goes on to change
         duration = (now - (run.started_at or now)).total_seconds()
-        request = store.to_publish(TASK, run.task, value, now=now, duration=duration, claim=claim, final=final)
+        request = self.service.store.tasks.publish(value, now=now, duration=duration, claim=claim, final=final)
         return request._replace(answer=partial(self._readable, request.answer))
 
     def _to_succeed(self, result: Any) -> Request:
         """Its value and its end."""
-        store, claim = self.service.store, self._claim()
+        tasks, claim = self.service.store.tasks, self._claim()
         if result is PUBLISHED:
-            request = store.to_finalize(claim)
+            request = tasks.finalize(claim)
             request = request._replace(answer=partial(self._readable, request.answer))
         else:
             request = self._to_publish(result, claim)
         with self.service.locked:
             claim = self._claim()
             self.recorded = self.record(RunState.SUCCEEDED)
-        return store.to_succeed(request, claim, self.recorded)
+        return tasks.succeed(request, claim, self.recorded)
 
     def _readable(self, answer: Callable[[Result], Entry | None], result: Result) -> Any:
         entry = answer(result)
@@ -170,7 +170,7 @@ class TaskExecution(Execution):
 
     def tell_progress(self, percent: int, message: str) -> None:
         if self.state.claim is not None:
-            progress = partial(self.service.store.progress, self.state.claim, percent, message)
+            progress = self.service.store.tasks.progress(self.state.claim, percent, message)
             self.service.outbox.ask([self.state], progress)
 
     def progressed(self) -> None:
@@ -189,7 +189,7 @@ class TaskExecution(Execution):
             super().body_ended(future)
 
     def deposit(self, result: Any) -> Any:
-        return self.service.store.answer_to(self._to_succeed(result))
+        return self.service.store.do(self._to_succeed(result))
 
     def to_deposit(self, future: Future[Any]) -> Request | BaseException | None:
         """What is to be stored, or why there is nothing."""
@@ -234,7 +234,7 @@ def _stored(service: Service, requests: list[Request]) -> list[tuple[Any, BaseEx
     if not requests:
         return []
     try:
-        return service.store.perform(requests)
+        return service.store.do_together(requests)
     except BaseException as error:  # a value can raise anything while it is stored
         if len(requests) == 1:
             return [(None, error)]

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+from ..coordination.record import Refusal
+from ..coordination.tasks import Claim
 from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunError, RunFailed, RunTimedOut
 from ..functions.run import Cause, Run, RunRecord, RunState
 from ..functions.task import Overlap
-from ..stores.base import Claim, Holder, Refusal, Row
+from ..stores.tasks import Holder, Row
 from .health import Health
 from .runs import Runs
 from .slots import Slots
@@ -135,7 +137,7 @@ class Follower:
     def _cancel_there(self, state: TaskState, run: Run, reason: str) -> None:
         with self._service.locked:
             if not run.state.final:
-                self._service.outbox.ask([state], partial(self._service.store.cancel, run.task, run.id))
+                self._service.outbox.ask([state], self._service.store.tasks.cancel(run.task, run.id))
 
     def _end(self, state: TaskState, run: Run, row: Row) -> None:
         """It has ended there, so it ends here; its record is written already."""
@@ -199,7 +201,7 @@ class Follower:
         run = state.run = self._runs.new(state, "takeover", None)
         self._suspect = run if died else self._suspect
         state.asking = True
-        take = partial(self._service.store.take_over, run.task, self._service.clock.now())
+        take = self._service.store.tasks.take_over(run.task, self._service.clock.now())
         self._service.outbox.ask([state], take, partial(self._taken, state, run))
 
     def _taken(self, state: TaskState, run: Run, claim: Claim | RunRecord | None) -> None:

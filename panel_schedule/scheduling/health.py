@@ -53,7 +53,7 @@ class Health:
             run.end(RunState.SKIPPED, run.queued_at, error)
             self._service.defer(run.resolve)
         self._service.outbox.ask(
-            [state], partial(self._service.store.mark_stale, state.task.name, stale), partial(self._flipped, state, run)
+            [state], self._service.store.tasks.mark_stale(state.task.name, stale), partial(self._flipped, state, run)
         )
         for product in self._waves.products(state.task):
             self.judge(product)

@@ -8,13 +8,15 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from ..coordination.record import Refusal
+from ..coordination.tasks import Claim
 from ..engine.execution import TROUBLE
 from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunSkipped
 from ..functions.run import Cause, Run, RunState
 from ..functions.task import Overlap, Task, WhenIdle
 from ..serialize.errors import first_line
-from ..stores.base import Claim, Refusal, Row
+from ..stores.tasks import Row
 from .execution import Events, TaskExecution
 from .health import Health
 from .state import TaskState, Waves
@@ -116,19 +118,20 @@ class Runs:
 
     def _advance(self, state: TaskState, version: int) -> None:
         if (claim := state.claim) is not None:
-            self._service.store.advance(claim, version)
+            store = self._service.store
+            store.do(store.tasks.advance(claim, version))
 
     def start(self, state: TaskState, run: Run) -> None:
         """Claim the slot of ``state.run``, and hand it to its executor once its upstream is there."""
         self.tell(state)
         self._health.touch(state)
         state.asking = True
-        claim = self._service.store.to_claim(
+        claim = self._service.store.tasks.claim(
             run.task, run.id, now=self._service.clock.now(), key=run.key, mark=run.mark, wave=run.wave, first=run.first
         )
         # First runs one by one: they come all at once, and one that kills its process takes with it what has begun.
         alone = state.task.known is None
-        call = partial(self._service.store.answer_to, claim) if alone else claim
+        call = partial(self._service.store.do, claim) if alone else claim
         self._service.outbox.ask([state], call, partial(self._answered, state, run))
 
     def _answered(self, state: TaskState, run: Run, claim: Claim | Refusal) -> None:
@@ -138,7 +141,7 @@ class Runs:
             self.tell(state)
         elif self._service.store.blocking:
             self._service.outbox.ask(
-                [state], partial(self._service.store.row, run.task), partial(self._refused, state, run, claim)
+                [state], partial(self._service.store.tasks.row, run.task), partial(self._refused, state, run, claim)
             )
         else:
             self._refused(state, run, claim, None)
@@ -207,11 +210,10 @@ class Runs:
         self, state: TaskState, run: Run, outcome: RunState, error: BaseException | None = None, value: Any = None
     ) -> None:
         """Bring ``state.run`` to its one terminal outcome, and the state to the next run if its body is gone."""
-        store = self._service.store
         if state.execution is not None:
             self._service.timers.cancel(state.execution.timer)
         if state.body is not None and state.claim is not None:
-            state.claim = store.fence(state.claim)
+            state.claim = self._service.store.tasks.fence(state.claim)
         waited_for = (
             state.gated and state.task.known is None and outcome is not RunState.SUCCEEDED and self._service.begun
         )
@@ -287,7 +289,7 @@ class Runs:
             state.untold += (partial(self.note, state, run, mark, then),)
         else:
             self._service.outbox.ask(
-                [state], self._service.store.to_record(run.task, run.record(), mark, released), then
+                [state], self._service.store.tasks.record(run.task, run.record(), mark, released), then
             )
 
     def tell(self, state: TaskState) -> None:
@@ -317,10 +319,8 @@ class Runs:
         state.run = state.execution = state.claim = None
         if claim is not None:
             unfinished = run is not None and self._unfinished(run)
-            store = self._service.store
-            self._service.outbox.ask(
-                [state], partial(store.hand_over, claim) if unfinished else store.to_release(claim)
-            )
+            tasks = self._service.store.tasks
+            self._service.outbox.ask([state], tasks.hand_over(claim) if unfinished else tasks.release(claim))
         self.next(state)
 
     def _unfinished(self, run: Run) -> bool:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import partial
 from typing import Any
 
+from ..coordination.tasks import TASK
 from ..engine.execution import Work, work_of
 from ..engine.service import Service
 from ..errors import NotReady, RegistrationError
@@ -17,7 +18,7 @@ from ..functions.calls import is_async
 from ..functions.run import Cause, Run, RunRecord, RunState, _current
 from ..functions.task import FirstRun, Task, TaskStatus, WhenIdle
 from ..serialize.entry import Entry
-from ..stores.base import DATES, TASK, Plan, Row
+from ..stores.tasks import DATES, Plan, Row
 from ..triggers import Computed, Trigger
 from .follower import Follower
 from .health import Health
@@ -76,7 +77,8 @@ class Scheduler:
         service.outbox.read, service.outbox.follow = self._read, self._follow
         service.questions["task"] = self._value_for
         service.sources.append(self)
-        service.store.subscribe(self._stored, self._noticed)
+        service.store.values.subscribe(self._stored)
+        service.store.tasks.subscribe(self._noticed)
 
     # ------------------------------------------------------------ lifecycle
 
@@ -127,7 +129,7 @@ class Scheduler:
                 self.service.outbox.noticed(state)
 
     def _read(self, state: TaskState) -> Row | None:
-        return self.service.store.row(state.task.name)
+        return self.service.store.tasks.row(state.task.name)
 
     def _follow(self, state: TaskState, row: Row | None) -> None:
         if self.states.get(state.task.name) is state:
@@ -147,8 +149,8 @@ class Scheduler:
         """Take a task in; it runs as soon as the clocks do."""
         state = TaskState(task, self._work(task), gated and task.policy.first_run is FirstRun.WAIT)
         if task.policy.isolate:
-            self.service.store.isolate(task.name)
-        if (entry := self.service.store.entry(TASK, task.name)) is not None:
+            self.service.store.values.isolate(task.name)
+        if (entry := self.service.store.values.entry(TASK, task.name)) is not None:
             task.take(entry)
         task.become(plain=False, told=self._told)
         with self.service.locked:
@@ -160,7 +162,7 @@ class Scheduler:
                 self.slots.enter([state], late=True)
             elif task.name in self._discarded:
                 plan = Plan(task.name, task.policy.trigger, self.service.clock.now())
-                self.service.outbox.ask([state], partial(self.service.store.enroll, [plan], late=True))
+                self.service.outbox.ask([state], partial(self.service.store.tasks.enroll, [plan], late=True))
 
     def redefine(self, task: Task[Any]) -> None:
         """The task got another function or policy: keep its value and history, run it anew."""
@@ -183,7 +185,7 @@ class Scheduler:
                 self._let_go(state)
                 # What a run of it publishes now comes too late, and the next task of its name need not wait for it.
                 self._discarded.add(task.name)
-                self.service.outbox.ask([state], partial(self.service.store.forget, task.name))
+                self.service.outbox.ask([state], partial(self.service.store.tasks.forget, task.name))
 
     def drop(self, task: Task[Any]) -> None:
         """Forget a task in this process; what is stored of it stays."""
@@ -213,7 +215,7 @@ class Scheduler:
         with self.service.locked:
             state = self._state(task)
             if not told:
-                self.service.outbox.ask([state], partial(self.service.store.amend, task.name, removed=True))
+                self.service.outbox.ask([state], partial(self.service.store.tasks.amend, task.name, removed=True))
             first, state.first = state.first, None
             if first is not None:
                 error = NotReady(f"Task {task.name!r}: its schedule was removed before it had a value.")
@@ -345,7 +347,7 @@ class Scheduler:
             state.viewers += viewers
             if task.policy.when_idle is not WhenIdle.SKIP:
                 return
-            self.service.outbox.ask([state], partial(self.service.store.watch, task.name, state.viewers))
+            self.service.outbox.ask([state], partial(self.service.store.tasks.watch, task.name, state.viewers))
             welcome = viewers > 0 and state.viewers == viewers and not state.elsewhere
             outdated = state.stale or (state.missed > 0 and state.run is None)
             if welcome and outdated and self.service.begun and not state.paused and not state.removed:
@@ -367,7 +369,7 @@ class Scheduler:
             if self.service.begun or self.service.stopping or state.writing or not self.service.store.blocking:
                 # What is still to be written is not in the store, but here.
                 return state.remote
-        row = self.service.store.row(task.name, task.policy.trigger.fingerprint)
+        row = self.service.store.tasks.row(task.name, task.policy.trigger.fingerprint)
         with self.service.locked:
             if row is None or self.service.begun or state.writing or self.states.get(task.name) is not state:
                 return state.remote
@@ -431,6 +433,6 @@ class Scheduler:
 
     def _amend(self, state: TaskState, **changes: Any) -> None:
         name = state.task.name
-        if self.service.store.row(name) is None:  # in a script, where no clock has enrolled it
-            self.service.store.enroll([Plan(name, state.task.policy.trigger, self.service.clock.now())])
-        self.service.store.amend(name, **changes)
+        if self.service.store.tasks.row(name) is None:  # in a script, where no clock has enrolled it
+            self.service.store.tasks.enroll([Plan(name, state.task.policy.trigger, self.service.clock.now())])
+        self.service.store.tasks.amend(name, **changes)

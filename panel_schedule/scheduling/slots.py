@@ -8,11 +8,13 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from ..coordination.record import Refusal
+from ..coordination.tasks import Claim
 from ..engine.service import Service
 from ..errors import RunSkipped, is_interrupt
 from ..functions.run import Cause, Run, RunRecord, RunState
 from ..functions.task import FirstRun, Task, WhenIdle
-from ..stores.base import DATES, Claim, Plan, Refusal, Row
+from ..stores.tasks import DATES, Plan, Row
 from ..triggers import Trigger
 from .health import Health
 from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot
@@ -75,7 +77,7 @@ class Slots:
                 name, policy = state.task.name, state.task.policy
                 # An appointment made before the clocks started, in a setup script, can be missed already.
                 plans.append(Plan(name, policy.trigger, now if again else policy.given or now))
-        enroll = partial(self._service.store.enroll, plans, again=again, late=late)
+        enroll = partial(self._service.store.tasks.enroll, plans, again=again, late=late)
         self._service.outbox.ask(entering, enroll, partial(self._entered, entering, again))
 
     def _entered(self, states: list[TaskState], again: bool, rows: dict[str, Row]) -> None:
@@ -220,13 +222,15 @@ class Slots:
 
     def _stand(self, task: str) -> tuple[Claim | RunRecord | Refusal, Row | None]:
         store, now, name = self._service.store, self._service.clock.now(), DATES + task
-        row = store.row(name)
-        answer: Claim | RunRecord | Refusal = store.claim(name, f"dates {now.isoformat()}", now=now)
+        tasks = store.tasks
+        claim = tasks.claim(name, f"dates {now.isoformat()}", now=now)
+        row = tasks.row(name)
+        answer: Claim | RunRecord | Refusal = store.do(claim)
         if row is not None and row.holder is not None and row.holder.orphan:
-            answer = store.take_over(name, now) or answer
+            answer = store.do(tasks.take_over(name, now)) or answer
         if isinstance(answer, RunRecord):  # it has been taken over before, and is free now
-            answer = store.claim(name, f"dates {now.isoformat()}", now=now)
-        return answer, store.row(task)
+            answer = store.do(claim)
+        return answer, tasks.row(task)
 
     def _elected(self, state: TaskState, answer: tuple[Claim | RunRecord | Refusal, Row | None]) -> None:
         claim, row = answer
@@ -240,7 +244,7 @@ class Slots:
     def resign(self, state: TaskState) -> None:
         """Let another process ask for the dates."""
         if state.dates is not None:
-            self._service.outbox.ask([state], partial(self._service.store.release, state.dates))
+            self._service.outbox.ask([state], self._service.store.tasks.release(state.dates))
             state.dates = None
 
     def _ask_later(self, state: TaskState) -> None:
@@ -284,9 +288,10 @@ class Slots:
         log.warning("The clock stepped back by %.0f s, to %s.", (before - now).total_seconds(), now.isoformat())
 
     def _rewind(self, task: str, now: datetime, record: RunRecord) -> Row | None:
-        if self._service.store.rewind(task, now):
-            self._service.store.record(task, record)
-        return self._service.store.row(task)
+        store, tasks = self._service.store, self._service.store.tasks
+        if store.do(tasks.rewind(task, now)):
+            store.do(tasks.record(task, record))
+        return tasks.row(task)
 
     def _rewound(self, state: TaskState, row: Row | None) -> None:
         if state.next is not None and row is not None and not state.removed:

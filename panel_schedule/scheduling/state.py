@@ -9,12 +9,12 @@ from datetime import datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from ..coordination.tasks import Claim
 from ..engine.execution import Work
 from ..engine.outbox import Subject
 from ..engine.timers import Timer
 from ..functions.run import Cause, Run, RunState
 from ..functions.task import Task, TaskStatus, named_tasks
-from ..stores.base import Claim
 from ..triggers import After, Computed, Cron, Trigger
 from .planner import ALLOWANCE, second_slot
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..clock import Clock, SystemClock
 from ..coordination import tasks
-from .base import TASK, Store
+from ..coordination.tasks import TASK
+from .base import Store
 from .memory_records import MemoryRecords
 from .records import Change
 
@@ -30,7 +31,5 @@ class MemoryStore(Store):
         records = self.records.forked()
         records.write([Change(TASK, record.name, tasks.abandon) for record in records.scan(TASK)])
         child = MemoryStore(self._history_limit, self._clock, records)
-        child._entries, child._versions, child._isolated = (
-            dict(self._entries), dict(self._versions), set(self._isolated),
-        )  # fmt: skip
+        child.values.inherit(self.values)
         return child

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -26,12 +26,12 @@ ALL: Any = type("All", (), {"__repr__": lambda self: "ALL"})()
 HELD: Any = type("Held", (), {"__repr__": lambda self: "HELD"})()
 
 
-class Tell(StrEnum):
+class Tell(IntEnum):
     """When other processes hear of a change: those that wait for it at once, else with what comes a moment later."""
 
-    NOW = "now"
-    SOON = "soon"
-    LATER = "later"  # when they look the next time
+    LATER = 0  # when they look the next time
+    SOON = 1
+    NOW = 2
 
 
 Apply = Callable[[Record | None, int], Record | Logged | Refusal | None]
@@ -87,6 +87,23 @@ class Result(NamedTuple):
     parts: Mapping[tuple[str, int], Any] = NO_PARTS
     logged: RunRecord | None = None
     before: int = 0
+
+
+class Request(NamedTuple):
+    """
+    A change, and what is made of its result.
+
+    Attributes
+    ----------
+    change : Change
+    answer : callable
+        ``answer(result)``: what comes of it; it may raise.
+    tell : Tell
+    """
+
+    change: Change
+    answer: Callable[[Result], Any]
+    tell: Tell = Tell.SOON
 
 
 Changed = Callable[[Record], object]

@@ -22,12 +22,12 @@ from param import Skip
 from param.parameterized import Event, Watcher, _batch_call_watchers, discard_events
 
 from ..clock import Clock
+from ..coordination.tasks import TASK, USER
 from ..errors import is_interrupt
 from ..functions.task import Task, TaskStatus
 from ..serialize.copies import holding_frames, own_copies
 from ..serialize.entry import Entry
 from ..serialize.errors import first_line
-from ..stores.base import TASK, USER
 from .widgets import Percent, Text
 
 log = logging.getLogger("panel_schedule")

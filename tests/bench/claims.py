@@ -26,14 +26,14 @@ class Claimant:
         from panel_schedule.stores.file.store import FileStore
 
         self.store = FileStore(Path(folder), SystemClock(), server="bench")
-        self.store.subscribe(lambda *_: None)
+        self.store.values.subscribe(lambda *_: None)
         self.store.listen()
 
     def ready(self) -> None:
         """It is, by now."""
 
     def claim(self, who: int, slots: int, instants: int, gap: float, begin: float) -> dict[str, list[float]]:
-        from panel_schedule.stores.base import Claim
+        from panel_schedule.coordination.tasks import Claim
 
         times: dict[str, list[float]] = {"won": [], "refused": [], "released": []}
         for number in range(instants):
@@ -43,15 +43,17 @@ class Claimant:
             mark = datetime.fromtimestamp(at, UTC)
             for slot in range(slots):
                 start = time.perf_counter()
-                claim = self.store.claim(
-                    f"task {slot}", f"run {who} {number}", now=mark, key=mark, mark=mark, wave=mark
+                claim = self.store.do(
+                    self.store.tasks.claim(
+                        f"task {slot}", f"run {who} {number}", now=mark, key=mark, mark=mark, wave=mark
+                    )
                 )
                 seconds = time.perf_counter() - start
                 won = isinstance(claim, Claim)
                 times["won" if won else "refused"].append(seconds)
                 if won:
                     start = time.perf_counter()
-                    self.store.release(claim)
+                    self.store.do(self.store.tasks.release(claim))
                     times["released"].append(time.perf_counter() - start)
         return times
 

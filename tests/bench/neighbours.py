@@ -123,7 +123,7 @@ class Listening(Asking):
         self.taken: list[tuple[Any, float]] = []
         task = ps.schedule(period="1d", first_run="skip", name="value")(lambda: None)
         self.names, self.statement, self.timers = {"task": task, "ps": ps}, STATEMENTS[kind], []
-        task._host.service.store.subscribe(self._stored)
+        task._host.service.store.values.subscribe(self._stored)
 
     def _stored(self, space: str, name: str, entry: Any) -> None:
         value = self._value()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...coordination.record import Refusal
+from ...coordination.tasks import TASK, Claim
 from ...errors import RunFenced
 from ...functions.run import RunRecord, RunState
-from ...stores.base import TASK, Claim, Refusal, Store
+from ...stores.base import Store
 from .tools import claim, ended, enroll, put, raises, refusal, second, skipped
 
 
@@ -26,37 +28,37 @@ class RunContract:
 
     def test_a_slot_is_claimed_once(self, store: Store) -> None:
         """Also after its run has ended; earlier slots are gone with it (invariant 14)."""
-        store.release(claim(store, "sales", mark=second(10)))
+        store.do(store.tasks.release(claim(store, "sales", mark=second(10))))
         answers = [refusal(store, "sales", mark=second(number)) for number in (10, 9, 11)]
         assert answers == [Refusal.HANDLED, Refusal.HANDLED, None]
 
     def test_an_upstreams_versions_are_claimed_once(self, store: Store) -> None:
         """As a slot is."""
-        store.release(claim(store, "sales", mark=10))
+        store.do(store.tasks.release(claim(store, "sales", mark=10)))
         answers = [refusal(store, "sales", mark=number) for number in (10, 9, 11)]
         assert answers == [Refusal.HANDLED, Refusal.HANDLED, None]
 
     def test_a_run_can_see_more_of_its_upstream(self, store: Store) -> None:
         """Those versions are handled with it; a claim that is lost handles nothing."""
         held = claim(store, "sales", mark=3)
-        store.advance(held, 5)
-        store.release(held)
-        store.advance(held, 9)
+        store.do(store.tasks.advance(held, 5))
+        store.do(store.tasks.release(held))
+        store.do(store.tasks.advance(held, 9))
         assert [refusal(store, "sales", mark=number) for number in (5, 6)] == [Refusal.HANDLED, None]
 
     def test_a_refused_claim_handles_no_slot(self, store: Store) -> None:
         """The slot is still there for the next one."""
         held = claim(store, "sales", mark=second(1))
         assert refusal(store, "sales", mark=second(2)) == Refusal.HELD
-        store.release(held)
+        store.do(store.tasks.release(held))
         assert refusal(store, "sales", mark=second(2)) is None
 
     def test_a_request_needs_no_slot(self, store: Store) -> None:
         """And handles none."""
         enroll(store, "sales")
-        store.release(claim(store, "sales", mark=second(10)))
-        store.release(claim(store, "sales"))
-        row = store.row("sales")
+        store.do(store.tasks.release(claim(store, "sales", mark=second(10))))
+        store.do(store.tasks.release(claim(store, "sales")))
+        row = store.tasks.row("sales")
         assert row is not None
         assert row.last_slot == second(10)
         assert refusal(store, "sales", mark=second(11)) is None
@@ -73,74 +75,74 @@ class RunContract:
         fences = []
         for number in range(4):
             if number == 3:
-                store.forget("sales")
+                store.tasks.forget("sales")
                 enroll(store, "sales", late=True)
             held = claim(store, "sales", f"run{number}")
             fences.append(held.fence)
-            store.release(held)
+            store.do(store.tasks.release(held))
         assert fences == sorted(set(fences))
 
     def test_the_holder_may_publish(self, store: Store) -> None:
-        """As often as it likes; the entries name its run and its wave."""
+        """As often as it likes; the entries name its run, its wave, and how long it took."""
         held = claim(store, "sales", "run1", mark=second(1), wave=second(1))
-        entries = [put(store, "sales", value, TASK, claim=held) for value in (1, 2)]
-        found = [(entry.version, entry.run_id, entry.wave) for entry in entries]
-        assert found == [(1, "run1", second(1)), (2, "run1", second(1))]
+        entries = [put(store, "sales", value, TASK, claim=held, duration=2.5) for value in (1, 2)]
+        found = [(entry.version, entry.run_id, entry.wave, entry.duration) for entry in entries]
+        assert found == [(1, "run1", second(1), 2.5), (2, "run1", second(1), 2.5)]
 
     def test_a_lost_claim_publishes_nothing(self, store: Store) -> None:
         """RunFenced, and nothing changes, however it was lost (invariant 10)."""
         for task, lose in (
-            ("released", store.release),
-            ("fence", store.fence),
-            ("handed over", store.hand_over),
-            ("forgotten", lambda lost: store.forget(lost.task)),
+            ("released", lambda lost: store.do(store.tasks.release(lost))),
+            ("fence", store.tasks.fence),
+            ("handed over", lambda lost: store.do(store.tasks.hand_over(lost))),
+            ("forgotten", lambda lost: store.tasks.forget(lost.task)),
         ):
             enroll(store, task)
             put(store, task, "good", TASK)
             lost = claim(store, task)
             lose(lost)
-            before = store.entry(TASK, task)
+            before = store.values.entry(TASK, task)
             with raises(RunFenced, repr(task)):
                 put(store, task, "late", TASK, claim=lost)
             with raises(RunFenced, repr(task)):
-                store.finalize(lost)
-            assert store.entry(TASK, task) == before
+                store.do(store.tasks.finalize(lost))
+            assert store.values.entry(TASK, task) == before
             assert put(store, task, "next", TASK).version == 2
 
     def test_a_claim_that_another_run_has_by_now_publishes_nothing(self, store: Store) -> None:
         """The newer value stays."""
         lost = claim(store, "sales", "run1")
-        store.release(lost)
+        store.do(store.tasks.release(lost))
         newer = put(store, "sales", "newer", TASK, claim=claim(store, "sales", "run2"))
         with raises(RunFenced):
             put(store, "sales", "late", TASK, claim=lost)
-        assert store.entry(TASK, "sales") == newer
+        assert store.values.entry(TASK, "sales") == newer
 
     def test_a_void_claim_still_holds_the_task(self, store: Store) -> None:
         """Until the one that `fence` returned is released (invariant 6)."""
-        held = store.fence(claim(store, "sales"))
+        held = store.tasks.fence(claim(store, "sales"))
         assert refusal(store, "sales") == Refusal.HELD
-        store.release(store.fence(held))
+        store.do(store.tasks.release(store.tasks.fence(held)))
         assert refusal(store, "sales") is None
 
     def test_what_is_done_with_a_lost_claim_takes_nothing_from_its_successor(self, store: Store) -> None:
         """To fence, release, hand over and advance are harmless."""
         lost = claim(store, "sales", "run1", mark=1)
-        store.release(lost)
+        store.do(store.tasks.release(lost))
         current = claim(store, "sales", "run2", mark=2)
-        store.fence(lost)
-        store.release(lost)
-        store.hand_over(lost)
-        store.advance(lost, 9)
+        store.tasks.fence(lost)
+        store.do(store.tasks.release(lost))
+        store.do(store.tasks.hand_over(lost))
+        store.do(store.tasks.advance(lost, 9))
         assert refusal(store, "sales") == Refusal.HELD
         assert put(store, "sales", "value", TASK, claim=current).version == 1
-        store.release(current)
+        store.do(store.tasks.release(current))
         assert refusal(store, "sales", mark=3) is None
 
     def test_a_run_that_is_handed_over_can_be_had(self, store: Store) -> None:
         """By whoever takes it over, or, where it cannot outlive the process, by the next claim."""
-        store.hand_over(claim(store, "sales", "run1", mark=second(1), key=second(1)))
-        taken = store.take_over("sales", second(2))
+        store.do(store.tasks.hand_over(claim(store, "sales", "run1", mark=second(1), key=second(1))))
+        taken = store.do(store.tasks.take_over("sales", second(2)))
         if taken is None:
             taken = claim(store, "sales", "run2")
         assert isinstance(taken, Claim)
@@ -149,16 +151,18 @@ class RunContract:
     def test_a_live_run_is_not_taken_over(self, store: Store) -> None:
         """However long it takes."""
         held = claim(store, "sales")
-        assert store.take_over("sales", second(10**6)) is None
+        assert store.do(store.tasks.take_over("sales", second(10**6))) is None
         assert put(store, "sales", 1, TASK, claim=held).version == 1
 
     def test_the_last_value_of_several_can_be_made_the_final_one(self, store: Store) -> None:
         """The same version, and listeners hear of it."""
         heard: list[Any] = []
-        store.subscribe(lambda space, name, entry: heard.append((entry and entry.version, entry and entry.final)))
+        store.values.subscribe(
+            lambda space, name, entry: heard.append((entry and entry.version, entry and entry.final))
+        )
         held = claim(store, "sales")
         assert not put(store, "sales", 1, TASK, claim=held, final=False).final
-        sealed, entry = store.finalize(held), store.entry(TASK, "sales")
+        sealed, entry = store.do(store.tasks.finalize(held)), store.values.entry(TASK, "sales")
         assert sealed is not None
         assert sealed == entry
         assert (sealed.value, sealed.version, sealed.final) == (1, 1, True)
@@ -167,11 +171,11 @@ class RunContract:
     def test_progress_and_cancel_of_a_run_that_is_over_are_harmless(self, store: Store) -> None:
         """They come late."""
         held = claim(store, "sales", "run1")
-        store.progress(held, 50, "half")
-        store.cancel("sales", "run1")
-        store.release(held)
-        store.progress(held, 60, "more")
-        store.cancel("sales", "run1")
+        store.do(store.tasks.progress(held, 50, "half"))
+        store.do(store.tasks.cancel("sales", "run1"))
+        store.do(store.tasks.release(held))
+        store.do(store.tasks.progress(held, 60, "more"))
+        store.do(store.tasks.cancel("sales", "run1"))
         assert refusal(store, "sales") is None
 
     # ------------------------------------------------------------ history
@@ -180,9 +184,9 @@ class RunContract:
         """And no more than its limit; nothing where there were no runs."""
         assert store.history("sales") == []
         for number in range(self.history_limit + 3):
-            assert store.record("sales", ended(number))
+            assert store.do(store.tasks.record("sales", ended(number)))
         read = store.history("sales")
-        store.record("sales", ended(99))
+        store.do(store.tasks.record("sales", ended(99)))
         assert read == [ended(number) for number in range(self.history_limit + 2, 2, -1)]
 
     def test_a_record_comes_back_whole(self, store: Store) -> None:
@@ -190,15 +194,18 @@ class RunContract:
         record = RunRecord(
             "run", "key", RunState.FAILED, 2, second(1), second(2), second(3), "ValueError: no", "reason", second(4)
         )
-        store.record("sales", record)
+        store.do(store.tasks.record("sales", record))
         assert store.history("sales") == [record]
 
     def test_a_skipped_stretch_that_goes_on_becomes_longer(self, store: Store) -> None:
         """For one reason; after another record it is one of its own (invariant 5)."""
         enroll(store, "sales")
-        new = [store.record("sales", skipped(at, at, why)) for at, why in enumerate(["overlap", "overlap", "paused"])]
-        store.record("sales", ended(3))
-        new.append(store.record("sales", skipped(4, 4, "paused")))
+        new = [
+            store.do(store.tasks.record("sales", skipped(at, at, why)))
+            for at, why in enumerate(["overlap", "overlap", "paused"])
+        ]
+        store.do(store.tasks.record("sales", ended(3)))
+        new.append(store.do(store.tasks.record("sales", skipped(4, 4, "paused"))))
         assert new == [True, False, True, True]
         stretches = [(record.key, record.until, record.reason) for record in store.history("sales")]
         assert stretches == [

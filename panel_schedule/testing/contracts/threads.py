@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ...coordination.tasks import TASK, USER, Claim
 from ...errors import RunFenced
-from ...stores.base import TASK, USER, Claim, Store
+from ...stores.base import Store
 from .tools import DAILY, START, claim, enroll, hammer, put, refusal, second, skipped
 
 
@@ -34,7 +35,7 @@ class ThreadContract:
 
         def body(number: int) -> None:
             for _ in range(self.scale // 20):
-                entries = put(store, "numbers", np.full(20_000, number)), store.entry(USER, "numbers")
+                entries = put(store, "numbers", np.full(20_000, number)), store.values.entry(USER, "numbers")
                 wrong.extend(entry for entry in entries if entry is None or len(set(entry.value.tolist())) != 1)
 
         assert (hammer(4, body), wrong) == ([], [])
@@ -47,13 +48,13 @@ class ThreadContract:
 
         def body(number: int) -> None:
             for slot in range(self.scale):
-                held = store.claim("sales", f"{number}", now=START, mark=second(slot))
+                held = store.do(store.tasks.claim("sales", f"{number}", now=START, mark=second(slot)))
                 if isinstance(held, Claim):
                     overlaps.extend(holding)
                     holding.append(number)
                     won.append((slot, held.fence))
                     holding.remove(number)
-                    store.release(held)
+                    store.do(store.tasks.release(held))
 
         errors = hammer(8, body)
         slots, fences = [slot for slot, _ in won], [fence for _, fence in won]
@@ -70,13 +71,13 @@ class ThreadContract:
             for _ in range(self.scale):
                 held = claim(store, "sales", "runner")
                 lost = chance.random() < 0.5
-                release = store.fence(held) if lost else held
+                release = store.tasks.fence(held) if lost else held
                 try:
                     put(store, "sales", held.fence, TASK, claim=held)
                     wrong.extend([held] if lost else [])
                 except RunFenced:
                     wrong.extend([] if lost else [held])
-                store.release(release)
+                store.do(store.tasks.release(release))
 
         def body(number: int) -> None:
             if number == 0:
@@ -86,7 +87,7 @@ class ThreadContract:
                     stop.set()
             last = 0
             while not stop.is_set():
-                entry = store.entry(TASK, "sales")
+                entry = store.values.entry(TASK, "sales")
                 if entry is not None:
                     if entry.version < last or entry.value < entry.version:
                         wrong.append(entry)
@@ -101,10 +102,10 @@ class ThreadContract:
         def body(number: int) -> None:
             if number == 0:
                 for count in range(1, self.scale):
-                    store.publish(USER, "rates", count, now=second(count))
+                    store.values.publish(USER, "rates", count, now=second(count))
                 stop.set()
             while not stop.is_set():
-                entry = store.entry(USER, "rates")
+                entry = store.values.entry(USER, "rates")
                 if entry is not None and not (entry.value == entry.version and second(entry.value) == entry.updated_at):
                     wrong.append(entry)
 
@@ -118,17 +119,17 @@ class ThreadContract:
             with lock:
                 pass
 
-        store.subscribe(listener)
+        store.values.subscribe(listener)
 
         def body(number: int) -> None:
             for count in range(self.scale // 10):
                 if number % 2:
                     put(store, "rates", count)
-                    store.row("sales")
+                    store.tasks.row("sales")
                 else:
                     with lock:
-                        store.entry(USER, "rates")
-                        store.entry(TASK, f"{number} {count}")
+                        store.values.entry(USER, "rates")
+                        store.values.entry(TASK, f"{number} {count}")
 
         assert hammer(4, body) == []
 
@@ -145,29 +146,29 @@ class ThreadContract:
                         put(store, name, step)
                     case 1:
                         with suppress(KeyError):
-                            store.delete(USER, name)
+                            store.values.delete(USER, name)
                     case 2:
-                        list(store.names(USER))
+                        list(store.values.names(USER))
                     case 3:
                         enroll(store, name, late=True)
                     case 4:
-                        store.row(name)
+                        store.tasks.row(name)
                     case 5:
-                        store.record(name, skipped(step, step), second(step))
+                        store.do(store.tasks.record(name, skipped(step, step), second(step)))
                     case 6:
                         store.history(name)
                     case 7:
-                        store.forget(name)
+                        store.tasks.forget(name)
                     case 8:
-                        store.amend(name, paused=True, reschedule=DAILY, now=second(step))
+                        store.tasks.amend(name, paused=True, reschedule=DAILY, now=second(step))
                     case 9:
-                        store.rewind(name, second(step))
+                        store.do(store.tasks.rewind(name, second(step)))
                     case 10:
-                        held = store.claim(name, f"{number} {step}", now=START)
+                        held = store.do(store.tasks.claim(name, f"{number} {step}", now=START))
                         if isinstance(held, Claim):
                             with suppress(RunFenced):  # it was forgotten
                                 put(store, name, step, TASK, claim=held)
-                            store.release(held)
+                            store.do(store.tasks.release(held))
 
         assert hammer(6, body) == []
         for name in names:

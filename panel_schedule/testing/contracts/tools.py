@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ...coordination.tasks import USER, Claim
 from ...functions.run import RunRecord, RunState
 from ...serialize.entry import Entry
-from ...stores.base import USER, Claim, Plan, Store
+from ...stores.base import Store
+from ...stores.tasks import Plan
 from ...triggers import Every, Trigger
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,28 +39,32 @@ def raises(kind: type[BaseException], *words: str) -> Iterator[None]:
     assert all(word in str(caught) for word in words), f"{caught!r} lacks one of {words}"
 
 
-def put(store: Store, name: str, value: Any, space: str = USER, **options: Any) -> Entry:
-    return store.publish(space, name, value, now=START, **options)
+def put(store: Store, name: str, value: Any, space: str = USER, claim: Claim | None = None, **options: Any) -> Entry:
+    """Store a value, as a run does that has the claim, or as nobody's."""
+    if claim is None:
+        return store.values.publish(space, name, value, now=START)
+    entry: Entry = store.do(store.tasks.publish(value, now=START, claim=claim, **options))
+    return entry
 
 
 def claim(store: Store, task: str, run_id: str = "run", at: float = 0, **options: Any) -> Claim:
     """The claim, which has to be free."""
-    got = store.claim(task, run_id, now=second(at), **options)
+    got = store.do(store.tasks.claim(task, run_id, now=second(at), **options))
     assert isinstance(got, Claim), got
     return got
 
 
 def refusal(store: Store, task: str, **options: Any) -> Any:
     """Why there is no claim; None where there is one, which is given back."""
-    got = store.claim(task, "asking", now=START, **options)
+    got = store.do(store.tasks.claim(task, "asking", now=START, **options))
     if isinstance(got, Claim):
-        store.release(got)
+        store.do(store.tasks.release(got))
         return None
     return got
 
 
 def enroll(store: Store, task: str, trigger: Trigger = HOURLY, at: float = 0, **how: bool) -> Any:
-    return store.enroll([Plan(task, trigger, second(at))], **how)[task]
+    return store.tasks.enroll([Plan(task, trigger, second(at))], **how)[task]
 
 
 def ended(number: int, state: RunState = RunState.SUCCEEDED, **more: Any) -> RunRecord:
