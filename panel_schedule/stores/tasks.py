@@ -163,16 +163,12 @@ class Tasks:
                 noticed(record.name)
 
     def _request(
-        self,
-        task: str,
-        apply: Apply,
-        answer: Callable[[Result], Any] = lambda result: None,
-        *,
-        change: Change | None = None,
-        tell: Tell = Tell.SOON,
+        self, task: str, apply: Apply, answer: Callable[[Result], Any] = lambda result: None, tell: Tell = Tell.SOON
     ) -> Request:
-        change = change or Change(TASK, task, apply, NO_PARTS, whose(TASK, task))
-        return Request(change._replace(apply=apply), partial(self._answer, answer), tell)
+        return self._asked(Change(TASK, task, apply), answer, tell)
+
+    def _asked(self, change: Change, answer: Callable[[Result], Any], tell: Tell) -> Request:
+        return Request(change, partial(self._answer, answer), tell)
 
     def _answer(self, answer: Callable[[Result], Any], result: Result) -> Any:
         self._learn(result)
@@ -376,8 +372,7 @@ class Tasks:
         change, published = self._values.change(
             TASK, claim.task, value, now=now, duration=duration, claim=claim, final=final
         )
-        answer = partial(self._held, claim.task, published)
-        return self._request(claim.task, change.apply, answer, change=change, tell=Tell.NOW)
+        return self._asked(change, partial(self._held, claim.task, published), Tell.NOW)
 
     def finalize(self, claim: Claim) -> Request:
         """The last value that the claim's run has published was its final one; its entry comes of it, or RunFenced."""
