@@ -1211,6 +1211,18 @@ def test_a_thousand_runs_leave_nothing(real, kind):
     assert grown < 400_000
 
 
+def test_a_server_that_stops_amid_its_start_says_nothing_of_its_store(shared, caplog):
+    """What begins to look for what others have left finds it closed, and that is no trouble."""
+    function = shared.background(executor="thread", name="f")(lambda: 42)
+    run = function.submit()
+    assert 42 == run.result(PATIENCE)
+    follower = shared._runtime.dispatcher.follower
+    shared._runtime.close()
+    follower._take_all()
+    follower._abandon(run, "replaced")
+    assert [] == caplog.messages
+
+
 @pytest.mark.parametrize("store", ["memory", "file"])
 def test_whatever_happens_each_run_ends_once(store, real, shared, ledger):
     """Runs of all kinds, shared and not, that fail, are tried again, time out and are cancelled from eight threads."""

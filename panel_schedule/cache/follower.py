@@ -286,7 +286,9 @@ class Follower(Alone):
                 self.look_up(computation)
         except (ScheduleError, OSError) as error:
             if self._take_over(computation):
-                log.error("%s: it is computed here, as the store fails. %s", computation.name, error)
+                self._service.outbox.complain(
+                    "%s: it is computed here, as the store fails. %s", computation.name, error
+                )
                 computation.launch()
 
     def _take_over(self, computation: Computation) -> bool:

@@ -189,7 +189,9 @@ class SharedAnswers(OwnAnswers):
                     expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits, run=run,
                 )  # fmt: skip
         except (StoreError, OSError) as error:
-            log.error("%s: other processes do not get what it gave, as it cannot be stored. %s", _named(memo), error)
+            self._service.outbox.complain(
+                "%s: other processes do not get what it gave, as it cannot be stored. %s", _named(memo), error
+            )
             with self._service.locked:
                 self.give_up(memo, digest, fence)
             return None
@@ -206,7 +208,7 @@ class SharedAnswers(OwnAnswers):
         except RunFenced:
             pass
         except (StoreError, OSError) as trouble:
-            log.error("%s: other processes do not hear that it failed. %s", _named(memo), trouble)
+            self._service.outbox.complain("%s: other processes do not hear that it failed. %s", _named(memo), trouble)
             with self._service.locked:
                 self.give_up(memo, digest, fence)
 

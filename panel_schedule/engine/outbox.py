@@ -149,6 +149,11 @@ class Outbox:
         """Whether the store cannot serve what it was asked last."""
         return self._trouble != ""
 
+    def complain(self, message: str, *args: object) -> None:
+        """Say in the log what cannot be done, as the store fails; of one that is closed nobody needs to know."""
+        if not self._over:
+            log.error(message, *args)
+
     def drain(self, timeout: float) -> None:
         """Wait until everything is written, up to `timeout` seconds; what fails is not tried again."""
         self._hurry.set()
@@ -231,8 +236,7 @@ class Outbox:
         try:
             return True, self._insist(call)
         except (StoreError, OSError) as error:
-            if not self._over:
-                log.error("%s The server stops, so that it is not tried again.", error)
+            self.complain("%s The server stops, so that it is not tried again.", error)
         except BaseException as error:
             if is_interrupt(error):
                 raise

@@ -215,7 +215,9 @@ class JobExecution(Execution):
                 value = self._tell_end(RunState.SUCCEEDED, value)
                 self.told_end = True
             except (StoreError, OSError) as error:
-                log.error("%s: its result cannot be stored now; it is tried again. %s", self.name, error)
+                self.service.outbox.complain(
+                    "%s: its result cannot be stored now; it is tried again. %s", self.name, error
+                )
         return value
 
     def _enter_and_end(self, entry: Callable[[], object], value: Any) -> Any:

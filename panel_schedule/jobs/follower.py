@@ -188,7 +188,9 @@ class Follower(Alone):
         try:
             followed = self._queue.followed(run.id)
         except ScheduleError as error:
-            log.error("The run %s of %r goes on, as nobody can say who follows it. %s", run.id, run.task, error)
+            self._service.outbox.complain(
+                "The run %s of %r goes on, as nobody can say who follows it. %s", run.id, run.task, error
+            )
             return
         if not (followed or run.watched or self._service.stopping):
             run.cancel(reason)
@@ -423,7 +425,8 @@ class Follower(Alone):
 
     def recover(self) -> None:
         """Go on with what earlier processes have left behind."""
-        self._service.outbox.aside(self._take_all)
+        if not self._service.stopping:
+            self._service.outbox.aside(self._take_all)
 
     def _take_all(self) -> None:
         try:
@@ -441,7 +444,7 @@ class Follower(Alone):
                 )  # fmt: skip
 
     def _try_later(self, error: ScheduleError) -> None:
-        log.error("What other processes have left behind is not taken up now: %s", error)
+        self._service.outbox.complain("What other processes have left behind is not taken up now: %s", error)
         with self._service.locked:
             self._service.timers.after(PAUSE, lambda _: self.recover(), None)
 
