@@ -19,7 +19,6 @@ from zoneinfo import ZoneInfo
 import panel as pn
 from bokeh.io.doc import _PATCHED_CURDOCS
 
-from .cache.lru import Watched
 from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
 from .config import Config
@@ -33,6 +32,7 @@ from .executors.threads import ThreadExecutor
 from .functions import remote
 from .functions.background import Background, JobPolicy
 from .functions.calls import is_async
+from .functions.lru import Watched
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,

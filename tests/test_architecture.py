@@ -25,7 +25,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 PARTS = sorted({module.partition(".")[0] for module in MODULES} - {"panel_schedule"})
 
 # Modules that lie in a higher folder than they belong to, as the page says, by who imports them.
-LOWER = {("functions", "cache.lru"), ("serialize", "functions.remote")}
+LOWER = {("serialize", "functions.remote")}
 
 WHERE = [
     "a new store", "a new executor", "a page that lists all runs", "the life of a claim", "a state `paused` for jobs",

@@ -18,7 +18,7 @@ LAYERS = [
     {"session", "triggers"},
     {"serialize", "functions.calls", "functions.remote"},
     {"hashing"},
-    {"functions", "coordination", "cache.lru"},
+    {"functions", "coordination"},
     {"stores", "executors", "_worker"},
     {"engine"},
     {"scheduling", "jobs", "cache"},

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from ..engine.service import Service
+from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
 from ..functions.run import on_a_loop
 from ..serialize.entry import Entry
-from .lru import Answer, Watched
 from .shared import OwnAnswers
 
 log = logging.getLogger("panel_schedule")

@@ -17,12 +17,12 @@ from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, is_interrupt
 from ..executors.threads import PlacedFuture
 from ..functions.calls import PUBLISHED
+from ..functions.lru import Answer
 from ..functions.memoize import Memoized
 from ..functions.run import Cause, Run, RunRecord, RunState
 from ..serialize.checks import require_data
 from ..serialize.codec import encode
 from ..serialize.copies import own_copy
-from .lru import Answer
 from .shared import OwnAnswers
 
 # How a computation of another process has ended, of which the error is known.

@@ -12,12 +12,12 @@ from typing import Any
 
 from ..engine.service import Service
 from ..errors import RunFenced, ScheduleError, StoreError, ValueUnreadable
+from ..functions.lru import Answer
 from ..functions.memoize import Memoized
 from ..functions.run import RunRecord
 from ..serialize.entry import Entry
 from ..stores.cache import AnswerRow
 from ..stores.hurry import SOON, hurried, in_a_hurry
-from .lru import Answer
 
 log = logging.getLogger("panel_schedule")
 

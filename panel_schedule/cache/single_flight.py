@@ -18,6 +18,7 @@ from ..engine.service import Service
 from ..errors import RunCancelled
 from ..executors.loop import LoopExecutor
 from ..functions.calls import PUBLISHED, async_outcome, outcome
+from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
 from ..functions.run import Cause, Run, RunState, on_a_loop
 from ..serialize.checks import is_light
@@ -27,7 +28,6 @@ from ..session import leave_session, without_session
 from .answers import KeptAnswers
 from .computation import Computation
 from .follower import Alone, Follower
-from .lru import Answer, Watched
 from .recursion import Recursion
 from .shared import OwnAnswers, SharedAnswers
 

@@ -12,7 +12,6 @@ from hashlib import sha256
 from numbers import Integral
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
-from ..cache.lru import LRU, Answer
 from ..clock import Clock
 from ..coordination.answers import LAST_RESORT, UNLIMITED, Basis, Limits, serves
 from ..coordination.history import MEMO
@@ -25,6 +24,7 @@ from ..serialize.references import references
 from . import remote
 from .background import require_no_method
 from .calls import is_async
+from .lru import LRU, Answer
 from .registry import as_retry, duration, flag, require_executor, tasks_of
 from .run import Run, RunRecord
 from .task import ONCE, Retry, Task

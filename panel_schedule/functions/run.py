@@ -88,6 +88,7 @@ class Cause(StrEnum):
     IDLE = "idle"
     OVERLAP = "overlap"
     ABANDONED = "abandoned"
+    ELSEWHERE = "claimed elsewhere"
     CROWDED = "too many wait"
     CLOCK = "clock stepped back"
     STALE = "stale"

@@ -173,7 +173,7 @@ class Follower:
         if row is None:
             # A store of this process alone: only a claim of the same name that somebody else took by hand.
             for waiter in state.waiters:
-                self._runs.drop(state, waiter, "claimed elsewhere")
+                self._runs.drop(state, waiter, Cause.ELSEWHERE)
             state.waiters = ()
             self._runs.next(state)
             return

@@ -13,10 +13,10 @@ import param
 from bokeh.document import Document
 from param.parameterized import Event
 
-from ..cache.lru import Answer, Watched
 from ..clock import Clock
 from ..coordination.answers import Basis
 from ..errors import is_interrupt
+from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
 from ..functions.run import Run, RunState, on_a_loop
 from ..scheduling.planner import ALLOWANCE
