@@ -27,8 +27,4 @@ def note(record: Record | None, revision: int, *, kind: str, function: str, run:
     """A run has ended."""
     if record is None:
         record = Record(SPACE, name_of(kind, function), HistoryState(), kind)
-    return Logged(record, run, _each_stands)
-
-
-def _each_stands(newest: RunRecord | None, run: RunRecord) -> None:
-    return None
+    return Logged(record, run)

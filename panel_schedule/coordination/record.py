@@ -64,10 +64,10 @@ class Record(NamedTuple):
     parts : mapping of str to int
         Which parts there are, and how many of each kind; what it does not name any more is deleted.
     size : int
-        Bytes of its parts. The store sets it.
+        Bytes of its parts.
     created, revision : int
         The numbers of its first and of its last change; a later change of any record has a greater one. The store sets
-        them.
+        these last three.
     """
 
     space: str
@@ -92,13 +92,14 @@ class Logged(NamedTuple):
     record : Record
     entry : RunRecord or None
         None deletes the log.
-    merged : callable
-        ``merged(newest, entry)``: what stands in place of the newest line and this one, or None where both stand.
+    merged : callable or None
+        ``merged(newest, entry)``: what stands in place of the newest line and this one, or None where both stand; None
+        of a line that always stands by itself.
     """
 
     record: Record
     entry: RunRecord | None
-    merged: Callable[[RunRecord | None, RunRecord], RunRecord | None]
+    merged: Callable[[RunRecord | None, RunRecord], RunRecord | None] | None = None
 
 
 # ------------------------------------------------------------ records as text

@@ -313,11 +313,11 @@ def forget(record: Record | None, revision: int) -> Refusal | Logged:
     """
     if record is None:
         return Refusal.ABSENT
-    state = _freed(record)._replace(
-        updated_at=None, forgotten=True, error="", outcome="", stale=False, paused=False,
+    state = record.state._replace(
+        **_FREE, updated_at=None, forgotten=True, error="", outcome="", stale=False, paused=False,
     )  # fmt: skip
     parts = {TRIGGER: 1} if TRIGGER in record.parts else {}
-    return Logged(record._replace(owner=None, parts=parts, state=state), None, extended)
+    return Logged(record._replace(owner=None, parts=parts, state=state), None)
 
 
 # ------------------------------------------------------------ the run
@@ -382,8 +382,9 @@ def claim(
         cancelled="",
         percent=-1,
         message="",
+        **_handled(mark),
     )
-    return record._replace(owner=me, state=_marked(state, mark))
+    return record._replace(owner=me, state=state)
 
 
 def advance(record: Record | None, revision: int, *, claim: Claim, version: int) -> Record | Refusal:
@@ -460,10 +461,7 @@ def note(
     state: TaskState = record.state
     if mark is not None and (state.forgotten or _is_handled(state, mark)):
         return Refusal.HANDLED
-    logged = _logged(record._replace(state=_marked(state, mark)), run)
-    if released is not None and _is_of(record, released):
-        return logged._replace(record=_free(logged.record))
-    return logged
+    return _logged(record, run, mark, free=released is not None and _is_of(record, released))
 
 
 def succeed(
@@ -509,34 +507,36 @@ def _is_handled(state: TaskState, mark: Mark | None) -> bool:
     return mark is not None and state.last_version >= mark
 
 
-def _marked(state: TaskState, mark: Mark | None) -> TaskState:
+def _handled(mark: Mark | None) -> dict[str, Any]:
     if mark is None:
-        return state
-    return state._replace(last_slot=mark) if isinstance(mark, datetime) else state._replace(last_version=mark)
+        return {}
+    return {"last_slot" if isinstance(mark, datetime) else "last_version": mark}
 
 
-def _freed(record: Record) -> TaskState:
-    state: TaskState = record.state
-    return state._replace(run_id="", published=False, over=False, cancelled="")
+# What the state of a task says that no run holds.
+_FREE: dict[str, Any] = {"run_id": "", "published": False, "over": False, "cancelled": ""}
 
 
 def _free(record: Record) -> Record:
-    return record._replace(owner=None, state=_freed(record))
+    return record._replace(owner=None, state=record.state._replace(**_FREE))
 
 
 def _close(record: Record, outcome: RunState, error: str, now: datetime) -> Logged:
     """End the run of a process that cannot do so any more."""
     state: TaskState = record.state
     run = RunRecord(state.run_id, state.key, outcome, state.attempt, None, state.started_at, now, error)
-    logged = _logged(record, run)
-    return logged._replace(record=_free(logged.record))
+    return _logged(record, run, free=True)
 
 
-def _logged(record: Record, run: RunRecord) -> Logged:
+def _logged(record: Record, run: RunRecord, mark: Mark | None = None, free: bool = False) -> Logged:
+    """With a line for the history; its slot handled, its claim given back."""
+    state: TaskState = record.state
+    changes = _handled(mark)
     if run.state is not RunState.SKIPPED:
-        state: TaskState = record.state
-        changes: dict[str, Any] = {"over": state.over or state.run_id == run.id, "outcome": str(run.state)}
+        changes |= {"over": state.over or state.run_id == run.id, "outcome": str(run.state)}
         if run.state in _OUTCOMES:
             changes["error"] = run.error
-        record = record._replace(state=state._replace(**changes))
-    return Logged(record, run, extended)
+    if free:
+        changes |= _FREE
+    record = record._replace(state=state._replace(**changes), owner=None if free else record.owner)
+    return Logged(record, run, extended if run.until is not None else None)

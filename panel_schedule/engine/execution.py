@@ -254,12 +254,12 @@ class Execution(ABC):
                 self.service.timers.cancel(self.timer)
 
     def _conclude(self, future: Future[Any]) -> None:
-        if future.cancelled():
-            self.conclude(error=CancelledError(), cancelled=True)
-        elif (error := future.exception()) is not None:
-            self.conclude(error=error)
+        try:
+            error = future.exception()
+        except CancelledError as cancelled:
+            self.conclude(error=cancelled, cancelled=True)
         else:
-            self.conclude(future.result())
+            self.conclude(future.result() if error is None else None, error)
 
     def conclude(self, result: Any = None, error: BaseException | None = None, cancelled: bool = False) -> None:
         """Store what the body gave, and end it."""

@@ -74,10 +74,11 @@ class RunState(StrEnum):
     CRASHED = "crashed"
     SKIPPED = "skipped"
 
-    @property
-    def final(self) -> bool:
-        """Whether a run stays in this state for good."""
-        return self not in (RunState.QUEUED, RunState.RUNNING)
+    final: bool
+
+    def __init__(self, text: str):
+        # Whether a run stays in this state for good.
+        self.final = text not in ("queued", "running")
 
 
 class Cause(StrEnum):

@@ -17,7 +17,7 @@ from ..functions.run import Run, RunRecord, RunState, on_a_loop
 from ..serialize.checks import is_light
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
-from ..stores.records import Request, Result
+from ..stores.records import Request
 from .state import TaskState
 
 log = logging.getLogger("panel_schedule")
@@ -148,24 +148,18 @@ class TaskExecution(Execution):
         if self.state.task.policy.isolate is not False:
             value = own_copy(value)  # a frame that the function keeps, and goes on to change
         duration = (now - (run.started_at or now)).total_seconds()
-        request = self.service.store.tasks.publish(value, now=now, duration=duration, claim=claim, final=final)
-        return request._replace(answer=partial(self._readable, request.answer))
+        return self.service.store.tasks.publish(value, now=now, duration=duration, claim=claim, final=final)
 
     def _to_succeed(self, result: Any) -> Request:
         """Its value and its end."""
         tasks, claim = self.service.store.tasks, self._claim()
-        if result is PUBLISHED:
-            request = tasks.finalize(claim)
-            request = request._replace(answer=partial(self._readable, request.answer))
-        else:
-            request = self._to_publish(result, claim)
-        with self.service.locked:
+        request = tasks.finalize(claim) if result is PUBLISHED else self._to_publish(result, claim)
+        with self.service.lock:
             claim = self._claim()
             self.recorded = self.record(RunState.SUCCEEDED)
         return tasks.succeed(request, claim, self.recorded)
 
-    def _readable(self, answer: Callable[[Result], Entry | None], result: Result) -> Any:
-        entry = answer(result)
+    def _readable(self, entry: Entry | None) -> Any:
         return self.state.task.readable(entry) if entry is not None else None
 
     def tell_progress(self, percent: int, message: str) -> None:
@@ -181,15 +175,14 @@ class TaskExecution(Execution):
     # ------------------------------------------------------------ its end
 
     def body_ended(self, future: Future[Any]) -> None:
-        light = future.cancelled() or future.exception() is not None or is_light(future.result())
-        if self.takes_long and on_a_loop() and light:
+        if self.takes_long and on_a_loop() and (future.cancelled() or future.exception() or is_light(future.result())):
             self.in_time()
             self.service.outbox.gather(conclude_together, (self, future))
         else:
             super().body_ended(future)
 
     def deposit(self, result: Any) -> Any:
-        return self.service.store.do(self._to_succeed(result))
+        return self._readable(self.service.store.do(self._to_succeed(result)))
 
     def to_deposit(self, future: Future[Any]) -> Request | BaseException | None:
         """What is to be stored, or why there is nothing."""
@@ -197,7 +190,8 @@ class TaskExecution(Execution):
         if error is not None or future.cancelled() or self.run.state.final:
             return error
         try:
-            return self._to_succeed(future.result())
+            request = self._to_succeed(future.result())
+            return request._replace(answer=lambda result: self._readable(request.answer(result)))
         except BaseException as exc:  # a value can raise anything while it is looked at
             return exc
 

@@ -73,15 +73,16 @@ class MemoryRecords:
         self, changes: Sequence[Change], *, durable: bool | None = None, together: bool = False, tell: Tell = Tell.SOON
     ) -> list[Result]:
         if len(changes) == 1:
+            change = changes[0]
             with self._lock:
                 self._revision = revision = self._revision + 1
-                [(space, name, apply, _, _)] = changes
-                results = [self._set(changes[0], apply(self._records[space].get(name), revision), revision)]
+                new = change.apply(self._records[change.space].get(change.name), revision)
+                results = [self._set(change, new, revision)]
         else:
             results = self._write_all(changes, together)
-        for (space, *_), result in zip(changes, results, strict=True):
-            if result.record is not None and (subscribers := self._subscribers.get(space)):
-                failed = tell_all(subscribers, result.record)
+        for result in results if self._subscribers else ():
+            if (record := result.record) is not None and (subscribers := self._subscribers.get(record.space)):
+                failed = tell_all(subscribers, record)
                 if failed is not None:  # there is nothing here that could be ready for it later
                     log.error("%s", failed)
         return results
@@ -120,16 +121,16 @@ class MemoryRecords:
                 self._erase(old)
             return Result(None)
         if not change.parts and (not new.parts if old is None else old.parts == new.parts):
-            size, created = (0, revision) if old is None else (old.size, old.created)
-            records[name] = new = new._replace(size=size, created=created, revision=revision)
+            records[name] = new = numbered(new, old, old.size if old is not None else 0, revision)
             return Result(new, None, NO_PARTS, logged)
         parts = self._parts.setdefault((change.space, name), {})
-        parts |= {each: (revision, _kept(value)) for each, value in change.parts.items()}
+        kept = {each: _kept(value) for each, value in change.parts.items()}
+        parts |= {each: (revision, value) for each, value in kept.items()}
         for kind, number in [each for each in parts if each[1] >= new.parts.get(each[0], 0)]:
             del parts[kind, number]
         size = sum([_size(value) for _, value in parts.values()])
         records[name] = new = numbered(new, old, size, revision)
-        return Result(new, None, {each: _read(_kept(value)) for each, value in change.parts.items()}, logged)
+        return Result(new, None, {each: _read(value) for each, value in kept.items()}, logged)
 
     def _log_in(self, logged: Logged) -> RunRecord | None:
         """Take a line into the log of its record; it, if it is a new one."""
@@ -137,7 +138,7 @@ class MemoryRecords:
         log = self._logs[record.space, record.name]
         if entry is None:
             log.clear()
-        elif (longer := merged(_record(log[0]) if log else None, entry)) is not None:
+        elif merged is not None and (longer := merged(_record(log[0]) if log else None, entry)) is not None:
             log[0] = _line(longer)
         else:
             log.appendleft(_line(entry))

@@ -315,7 +315,7 @@ def has_expired(record: Record, now: datetime) -> bool:
 
 def numbered(new: Record, old: Record | None, size: int, revision: int) -> Record:
     """A record as it is stored in place of the old one: what the store says of it."""
-    return new._replace(size=size, created=old.created if old is not None else revision, revision=revision)
+    return Record._make((*new[:-3], size, old.created if old is not None else revision, revision))
 
 
 def logged_in(
@@ -328,7 +328,7 @@ def logged_in(
     log = logs.setdefault((record.space, record.name), [])
     if entry is None:
         log.clear()
-    elif (longer := merged(log[0] if log else None, entry)) is not None:
+    elif merged is not None and (longer := merged(log[0] if log else None, entry)) is not None:
         log[0] = longer
     else:
         log.insert(0, entry)

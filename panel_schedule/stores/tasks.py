@@ -168,7 +168,7 @@ class Tasks:
         return self._asked(Change(TASK, task, apply), answer, tell)
 
     def _asked(self, change: Change, answer: Callable[[Result], Any], tell: Tell) -> Request:
-        return Request(change, partial(self._answer, answer), tell)
+        return Request(change, partial(self._answer, answer) if self._records.blocking else answer, tell)
 
     def _answer(self, answer: Callable[[Result], Any], result: Result) -> Any:
         self._learn(result)
@@ -177,14 +177,15 @@ class Tasks:
     def _learn(self, result: Result) -> None:
         """Of a change that was made here nobody has to be told, unless another process has made one before it."""
         record = result.record
-        if record is not None and self._records.blocking and self._known.get(record.name, 0) == result.before:
+        if record is not None and self._known.get(record.name, 0) == result.before:
             self._known[record.name] = record.revision
 
     def _write(
         self, task: str, apply: Apply, parts: Mapping[tuple[str, int], Any] = NO_PARTS, tell: Tell = Tell.SOON
     ) -> Result:
         [result] = self._records.write([Change(TASK, task, apply, parts, whose(TASK, task))], tell=tell)
-        self._learn(result)
+        if self._records.blocking:
+            self._learn(result)
         return result
 
     # ------------------------------------------------------------ schedules
@@ -390,7 +391,8 @@ class Tasks:
         """It publishes, or finalizes, so; with that the run of the claim is over, and in the history."""
         apply = partial(tasks.succeed, publish=publish.change.apply, claim=claim, run=as_stored(run))
         answer = partial(self._released, claim, publish.answer)
-        return Request(publish.change._replace(apply=apply), answer, publish.tell)
+        space, name, _, parts, what = publish.change
+        return Request(Change(space, name, apply, parts, what), answer, publish.tell)
 
     def _require(self, claim: Claim) -> None:
         if claim in self._voided:

@@ -318,11 +318,12 @@ class FileRecords(OpenDirectory):
         if entry is None:
             tx.do("DELETE FROM runs WHERE task = ?", line)
             return None
-        newest = tx.one("SELECT * FROM runs WHERE task = ? ORDER BY number DESC LIMIT 1", line)
-        longer = logged.merged(run_of(newest) if newest is not None else None, entry)
-        if longer is not None and newest is not None:
-            tx.do(f"UPDATE runs SET {_RUN} WHERE number = ?", *row_of(longer), newest["number"])
-            return None
+        if logged.merged is not None:
+            newest = tx.one("SELECT * FROM runs WHERE task = ? ORDER BY number DESC LIMIT 1", line)
+            longer = logged.merged(run_of(newest) if newest is not None else None, entry)
+            if longer is not None and newest is not None:
+                tx.do(f"UPDATE runs SET {_RUN} WHERE number = ?", *row_of(longer), newest["number"])
+                return None
         tx.do(f"INSERT INTO runs ({RUN}, task) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *row_of(entry), line)
         tx.do(
             "DELETE FROM runs WHERE task = ? AND number <= (SELECT number FROM runs WHERE task = ? "
