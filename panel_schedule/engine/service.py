@@ -22,8 +22,6 @@ from .timers import Timers
 
 log = logging.getLogger("panel_schedule")
 
-# Why a run is cancelled that the end of its server ends.
-
 # The executors that serve the store; they end last.
 STORING = ("store", "publisher")
 
