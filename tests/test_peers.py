@@ -1213,7 +1213,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(pair, monkeypatch, caplog)
 
         return call
 
-    for name in ("perform", "answer_to"):
+    for name in ("do_together", "do"):
         monkeypatch.setattr(store, name, failing(getattr(store, name)))
     pair.run_for(120)
 
@@ -1228,7 +1228,7 @@ def test_a_call_that_can_never_succeed_stops_no_other(pair, monkeypatch, caplog)
     tasks = pair.schedule(make=counter([]), period="1m", first_run="skip")
     pair.begin()
     for core in pair.cores:
-        monkeypatch.setattr(core.store, "amend", lambda *args, **options: 1 / 0)
+        monkeypatch.setattr(core.store.tasks, "amend", lambda *args, **options: 1 / 0)
     tasks[0].pause()
     pair.settle()
     tasks[0].refresh()
