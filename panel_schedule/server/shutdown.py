@@ -117,7 +117,8 @@ class Stopping:
             if not self._begin("\nInterrupted, shutting down"):
                 self._hurry(frame)
         else:
-            self._begin("Received signal SIGTERM, shutting down")
+            # Of several processes none says so: the last words are those of the one that has failed.
+            self._begin("" if self._supervisor is not None else "Received signal SIGTERM, shutting down")
 
     def fail(self, message: str) -> None:
         """Stop at once, with `message` as the last words and a non-zero exit; under a supervisor all of it."""
