@@ -53,9 +53,10 @@ class PanelServer:
     """
     A ``panel serve`` process in a session of its own, on a free port of the loopback address.
 
-    Its command is what a user types after ``panel serve``. An environment variable marks the process and
-    all that come from it, so that they are found whatever session or parent they have by then. `patience` is
-    how many seconds `close` gives what is left behind.
+    Its command is what a user types after ``panel serve``. What its files print must be flushed: then a line comes in
+    one piece, whatever its siblings print meanwhile (Python writes "a, b" in four where nothing is buffered). An
+    environment variable marks the process and all that come from it, so that they are found whatever session or
+    parent they have by then. `patience` is how many seconds `close` gives what is left behind.
     """
 
     def __init__(self, command: str, folder: Path, *, env: Mapping[str, str] | None = None):
@@ -71,7 +72,7 @@ class PanelServer:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "panel", "serve", *shlex.split(command), "--address", "127.0.0.1", "--port", "0"],
             cwd=folder,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {}), MARK: self.mark},
+            env={**os.environ, **(env or {}), MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

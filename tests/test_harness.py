@@ -36,14 +36,14 @@ TEMPLATES = ("FastListTemplate", "MaterialTemplate", "BootstrapTemplate")
 
 GOODBYE = """
     import panel as pn
-    pn.state.on_session_destroyed(lambda context: print("goodbye"))
+    pn.state.on_session_destroyed(lambda context: print("goodbye", flush=True))
     pn.pane.Str("hello").servable()
 """
 
 PARENT = """
     import subprocess, sys
     child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
-    print("the child is", child.pid)
+    print("the child is", child.pid, flush=True)
 """
 
 
@@ -51,7 +51,7 @@ def test_a_server_is_ready_when_serve_returns_and_all_of_it_is_gone_when_it_has_
     """Files, arguments and environment have reached it."""
     tasks = """
         import os
-        print("setup by", os.environ["WHO"])
+        print("setup by", os.environ["WHO"], flush=True)
     """
     server = serve("app.py --setup lib/tasks.py", {"app.py": HELLO, "lib/tasks.py": tasks}, env={"WHO": "me"})
     assert server.url == f"http://127.0.0.1:{server.port}"

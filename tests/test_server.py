@@ -51,7 +51,7 @@ def test_no_page_is_built_before_the_first_value_is_there(serve: Serve) -> None:
                 time.sleep(0.01)
             return 42
     """
-    app = APP + "\n    print('built with', answer())\n"
+    app = APP + "\n    print('built with', answer(), flush=True)\n"
     server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
     with httpx.Client(timeout=1.0) as client:
         try:
@@ -102,7 +102,7 @@ def test_a_visitor_who_waited_too_long_is_told_that_the_server_is_starting(serve
         def answer():
             threading.Event().wait(20)
     """
-    app = APP + "\n    print('built')\n"
+    app = APP + "\n    print('built', flush=True)\n"
     env = {"PANEL_SCHEDULE_READY_TIMEOUT": "1", "PANEL_SCHEDULE_GRACE_PERIOD": "0"}
     server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks}, env=env)
     page(f"{server.url}/app")
@@ -326,7 +326,7 @@ def test_an_error_that_cannot_say_what_it_is_fails_its_run_and_nothing_else(serv
                 raise Bad
             return 42
     """
-    app = "import panel as pn\nfrom tasks import answer\npn.Column(answer).servable()\nprint('built')"
+    app = "import panel as pn\nfrom tasks import answer\npn.Column(answer).servable()\nprint('built', flush=True)"
     server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
     server.wait_for("'answer' failed")
     page(f"{server.url}/app")
