@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from ..errors import RunCancelled, RunTimedOut, WouldBlock, is_interrupt
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
-from ..serialize.errors import another, bare, first_line, for_waiter, traceback_text
+from ..serialize.errors import another, bare, first_line, for_waiter, is_bare, traceback_text
 
 T = TypeVar("T")
 
@@ -429,7 +429,7 @@ class Run:
         # First: whoever sees that it has succeeded sees what it gave, and not what becomes of a frame that it kept.
         self._value = own_copy(value)
         self.state = state
-        self.error = None if error is None else another(error)
+        self.error = error if error is None or is_bare(error) else another(error)
         self.finished_at = now
         if state is RunState.SUCCEEDED:
             self.percent = 100 if self.percent >= 0 else -1

@@ -45,23 +45,22 @@ class Health:
             return
         state.stale = stale
         self.touch(state)
-        run = state.run
+        request = self._service.store.tasks.mark_stale(state.task.name, stale)
+        self._service.outbox.ask([state], request, partial(self._flipped, state, state.run))
+        for product in self._waves.products(state.task):
+            self.judge(product)
+
+    def _flipped(self, state: TaskState, run: Run | None, first: bool) -> None:
+        """All processes find it stale; one of them says so."""
+        if not (first and state.stale):
+            return
         if run is None:
             run = Run(state.task.name, None, self._service.clock.now())
             run.reason = Cause.STALE
             error = RunSkipped(f"Task {run.task!r}: a value that got stale is no run.")
             run.end(RunState.SKIPPED, run.queued_at, error)
             self._service.defer(run.resolve)
-        self._service.outbox.ask(
-            [state], self._service.store.tasks.mark_stale(state.task.name, stale), partial(self._flipped, state, run)
-        )
-        for product in self._waves.products(state.task):
-            self.judge(product)
-
-    def _flipped(self, state: TaskState, run: Run, first: bool) -> None:
-        """All processes find it stale; one of them says so."""
-        if first and state.stale:
-            self._service.hooks.emit("stale", state.task, run)
+        self._service.hooks.emit("stale", state.task, run)
 
     def _sources(self, state: TaskState) -> Iterator[TaskState]:
         """It, and all whose values its own is made of."""

@@ -10,7 +10,7 @@ from itertools import islice
 from types import BuiltinMethodType, CodeType, FunctionType, MemberDescriptorType, TracebackType
 from typing import Any
 
-from ..errors import RunFailed
+from ..errors import RunFailed, ScheduleError
 
 # Characters of an error's first line: it reaches every page.
 from .codec import decode, encode
@@ -49,6 +49,12 @@ def another(error: BaseException, chain: int = LONGEST_CHAIN) -> BaseException:
         setattr(fresh, name, another(linked, chain - 1) if linked is not None and chain else None)
     fresh.__suppress_context__ = error.__suppress_context__
     return fresh.with_traceback(_bare(own_traceback(error)[2]))
+
+
+def is_bare(error: BaseException) -> bool:
+    """Whether nobody has raised it: one of ours, made to say how a run has ended."""
+    touched = (error.__traceback__, error.__cause__, error.__context__)
+    return isinstance(error, ScheduleError) and touched == (None, None, None)
 
 
 def for_waiter(task: str, error: BaseException) -> BaseException:
