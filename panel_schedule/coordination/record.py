@@ -169,18 +169,12 @@ def text_of(record: Record) -> str:
     """State and parts as JSON: nothing that is read runs code. What is as by default is left out."""
     state, kind = {}, _KINDS[record.space]
     for name, value, default in zip(kind.places, record.state, kind.defaults, strict=True):
-        if value != default:
-            state[name] = value
+        if value is not default and value != default:
+            state[name] = micros(value) if isinstance(value, datetime) else value
     return _encoder.encode((state, record.parts))
 
 
-def _micros(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return micros(value)
-    raise TypeError(f"{value!r} is nothing that the state of a record can have.")
-
-
-_encoder = json.JSONEncoder(separators=(",", ":"), default=_micros)
+_encoder = json.JSONEncoder(separators=(",", ":"))
 
 
 _decoder = json.JSONDecoder()

@@ -43,8 +43,8 @@ class _Ahead(int):
 
 _AHEAD = _Ahead()
 
-# So many records are remembered until any is changed.
-_REMEMBERED = 1000
+# So many records are remembered.
+_REMEMBERED = 4000
 
 
 class _Refused(Exception):
@@ -66,6 +66,14 @@ class _Known(NamedTuple):
     database: Database | None = None
     head: bytes = b""
     records: dict[tuple[str, str], Record | None] = {}
+
+
+class _Said(NamedTuple):
+    """What the text of a record's row says."""
+
+    text: str
+    state: Any
+    parts: Mapping[str, int]
 
 
 class FileRecords(OpenDirectory):
@@ -99,6 +107,8 @@ class FileRecords(OpenDirectory):
         self._seen: tuple[Database | None, int] = (None, 0)
         self._untold: dict[tuple[str, str], Record] = {}
         self._known = _Known()
+        # What was read or written last of each record, which is read again wherever it is changed or told of.
+        self._said: dict[tuple[str, str], _Said] = {}
         # Until when, in a script, the directory is taken to be there: to look costs more than all else of a read.
         self._there_until = 0.0
         # See `Liveness.comings`; and owners that had no file, when this process looked last.
@@ -133,7 +143,7 @@ class FileRecords(OpenDirectory):
             rows = self._read(f"SELECT {_COLUMNS} FROM records WHERE {_ONE}", space, name)
         if len(records) >= _REMEMBERED:
             records.clear()
-        record = records[key] = _record(rows[0]) if rows else None
+        record = records[key] = self._record(rows[0]) if rows else None
         return record
 
     def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
@@ -147,7 +157,7 @@ class FileRecords(OpenDirectory):
         question = (
             f"SELECT {_COLUMNS} FROM records WHERE {which} ORDER BY created DESC LIMIT {-1 if last is None else last}"
         )
-        return list(map(_record, reversed(self._read(question, *values))))
+        return list(map(self._record, reversed(self._read(question, *values))))
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
         what = what or f"The {kind} of {record.space} {record.name!r}"
@@ -183,6 +193,26 @@ class FileRecords(OpenDirectory):
     def log(self, space: str, name: str) -> list[RunRecord]:
         question = "SELECT * FROM runs WHERE task = ? ORDER BY number DESC"
         return [run_of(row) for row in self._read(question, _line(space, name))]
+
+    def _record(self, row: sqlite3.Row) -> Record:
+        space, name, group, owner, used_at, expires_at, size, created, revision, text = row
+        said = self._said.get((space, name))
+        if said is None or said.text != text:
+            said = self._remember(space, name, _Said(text, *of_text(space, text)))
+        return Record(
+            space, name, said.state, group, owner, instant_of(used_at), instant_of(expires_at), said.parts, size,
+            created, revision,
+        )  # fmt: skip
+
+    def _text(self, record: Record) -> str:
+        said = _Said(text_of(record), record.state, record.parts)
+        return self._remember(record.space, record.name, said).text
+
+    def _remember(self, space: str, name: str, said: _Said) -> _Said:
+        if len(self._said) >= _REMEMBERED:
+            self._said.clear()
+        self._said[space, name] = said
+        return said
 
     # ------------------------------------------------------------ writing
 
@@ -235,19 +265,30 @@ class FileRecords(OpenDirectory):
             return Result(None, new)
         if old is None or not isinstance(new, Record) or change.parts or new.parts != old.parts:
             return None
-        if (durable and self._persistent) or any(type(value) is _Ahead for value in new.state):
+        if (durable and self._persistent) or _Ahead in map(type, new.state):
             return None
+        columns, values = self._changes(old, new)
         swapped = self._do(
-            f"UPDATE records SET owner = ?, used_at = ?, expires_at = ?, state = ?, revision = {_NEXT} "
-            f"WHERE {_ONE} AND revision = ? RETURNING revision",
-            *(new.owner, micros(new.used_at), micros(new.expires_at), text_of(new)),
-            *(old.space, old.name, old.revision),
+            f"UPDATE records SET {columns}, revision = {_NEXT} WHERE {_ONE} AND revision = ? RETURNING revision",
+            *(*values, old.space, old.name, old.revision),
             tell=tell,
         )
         if not swapped:
             return None
         new = new._replace(size=old.size, created=old.created, revision=swapped[0][0])
         return Result(new, before=old.revision)
+
+    def _changes(self, old: Record, new: Record) -> tuple[str, list[Any]]:
+        """What differs, as columns and their values: what is set to what it was costs its index all the same."""
+        columns, values = "state = ?", list[Any]([self._text(new)])
+        if new.owner != old.owner:
+            columns, values = f"{columns}, owner = ?", [*values, new.owner]
+        if new.size != old.size:
+            columns, values = f"{columns}, size = ?", [*values, new.size]
+        for column in ("used_at", "expires_at"):
+            if (instant := getattr(new, column)) != getattr(old, column):
+                columns, values = f"{columns}, {column} = ?", [*values, micros(instant)]
+        return columns, values
 
     def _place(self, change: Change, kind: str, number: int, value: Any, synced: bool) -> _Placed:
         blobs, seal = self._blobs, seal_of(change.space, change.name, kind, number)
@@ -279,7 +320,7 @@ class FileRecords(OpenDirectory):
         gone: list[str],
     ) -> Result:
         row = tx.one(f"SELECT {_COLUMNS} FROM records WHERE {_ONE}", change.space, change.name)
-        old = _record(row) if row is not None else None
+        old = self._record(row) if row is not None else None
         new = change.apply(old, revision)
         if isinstance(new, Refusal):
             return Result(None, new)
@@ -308,7 +349,11 @@ class FileRecords(OpenDirectory):
                 self._erase(tx, _ONE, change.space, change.name)
             return Result(None)
         new = numbered(new, old, size, revision)
-        self._set(tx, new)
+        if old is None:
+            self._insert(tx, new)
+        else:
+            columns, changed = self._changes(old, new)
+            tx.do(f"UPDATE records SET {columns}, revision = ? WHERE {_ONE}", *changed, revision, new.space, new.name)
         values = {key: part.value for key, part in placed.items()}
         return Result(new, None, values, logged, old.revision if old is not None else 0)
 
@@ -332,13 +377,11 @@ class FileRecords(OpenDirectory):
         )
         return entry
 
-    def _set(self, tx: Transaction, record: Record) -> None:
+    def _insert(self, tx: Transaction, record: Record) -> None:
         tx.do(
-            f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "owner = excluded.owner, used_at = excluded.used_at, expires_at = excluded.expires_at, "
-            "size = excluded.size, revision = excluded.revision, state = excluded.state",
+            f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(record.space, record.name, record.group, record.owner, micros(record.used_at), micros(record.expires_at)),
-            *(record.size, record.created, record.revision, text_of(record)),
+            *(record.size, record.created, record.revision, self._text(record)),
         )
 
     def _drop(self, tx: Transaction, which: str, values: tuple[Any, ...], gone: list[str]) -> int:
@@ -443,7 +486,7 @@ class FileRecords(OpenDirectory):
         self._tell()
 
     def _to_tell(self, rows: Iterable[sqlite3.Row]) -> None:
-        self._untold |= {(row["space"], row["name"]): _record(row) for row in rows}
+        self._untold |= {(row["space"], row["name"]): self._record(row) for row in rows}
 
     def _tell(self) -> None:
         """What cannot be taken in now comes again, and holds nothing up."""
@@ -513,14 +556,6 @@ class FileRecords(OpenDirectory):
                 log.error("Of the store only the values are left that this process has: %s", error)
         for lost in self._lost:
             lost()
-
-
-def _record(row: sqlite3.Row) -> Record:
-    space, name, group, owner, used_at, expires_at, size, created, revision, text = row
-    state, parts = of_text(space, text)
-    return Record(
-        space, name, state, group, owner, instant_of(used_at), instant_of(expires_at), parts, size, created, revision
-    )
 
 
 def _line(space: str, name: str) -> str:
