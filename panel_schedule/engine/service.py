@@ -28,10 +28,12 @@ STORING = ("store", "publisher")
 # Seconds that the store gets at the end to take what is still to be written.
 LAST_WRITES = 2.0
 
-# How many timers go off in one tick, and for how many seconds the thread sleeps before the rest of what is due. While
-# it plans, the event loop stands still for want of the lock or of the interpreter; and runs that end before others are
-# planned leave Python's garbage collector, for which everything stands still, little to look at.
-PER_TICK = 10
+# How many timers go off in one tick; and of what is due beyond that, how many in each of the next, and after how many
+# seconds of sleep. While the thread plans, the event loop stands still for want of the lock or of the interpreter; and
+# runs that end before others are planned leave Python's garbage collector, for which everything stands still, little to
+# look at.
+AT_ONCE = 100
+IN_TURN = 10
 REST = 0.0005
 
 Answer = Callable[[Run, str, Any], Any]
@@ -115,6 +117,8 @@ class Service:
         }
         self._bell = Bell()
         self._asleep_until = float("inf")
+        # Whether the last tick has left something that was due.
+        self._more = False
         # The thread that serves now; another one that finds itself replaced goes.
         self._serving: threading.Thread | None = None
 
@@ -157,10 +161,12 @@ class Service:
             self._asleep_until = 0.0
             now, monotonic = self.clock.now(), self.clock.monotonic()
             self.look(now, monotonic)
-            self.timers.fire(monotonic, PER_TICK)
+            self.timers.fire(monotonic, IN_TURN if self._more else AT_ONCE)
             self.plan(now)
             self._asleep_until = self.timers.earliest
-            return self.timers.delay()
+            delay = self.timers.delay()
+            self._more = delay == 0.0
+            return delay
 
     def _serve(self) -> None:
         while self._serving is threading.current_thread():
