@@ -211,7 +211,7 @@ class Runtime:
         for job in self.jobs.values():
             self._dispatcher.add(job)
         for memo in self.memos.values():
-            self._single_flight.add(memo)
+            self._single_flight.follower.add(memo)
 
     def _make_store(self) -> Store:
         if self._supervisor is None:  # with --num-procs 0 the import came before the fork
@@ -588,7 +588,7 @@ class Runtime:
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             if self._service is not None:
-                self._single_flight.add(memo)
+                self._single_flight.follower.add(memo)
             return memo
 
     # ------------------------------------------------------------ what jobs ask of the layers above them

@@ -16,7 +16,6 @@ from ..stores.cache import AnswerRow
 from ..stores.hurry import hurried
 from .answers import KeptAnswers
 from .computation import Computation
-from .shared import SharedAnswers
 
 Memo = Memoized[Any, Any]
 
@@ -29,27 +28,15 @@ LOOK = 1.0
 LAG = 10.0
 
 
-class Alone:
-    """In place of a `Follower`, where no other process can know of the answers of this one."""
-
-    def add(self, memo: Memo) -> None:
-        pass
-
-    def look_up(self, computation: Computation, here: bool = False) -> None:
-        computation.launch(here)
-
-    def over(self, computation: Computation) -> None:
-        pass
-
-
-class Follower(Alone):
+class Follower:
     """
     Follows the rows of a store that several processes share; never on an event loop.
+
+    In a store in memory there are none: no other process could know of them.
 
     Parameters
     ----------
     service : Service
-    shared : SharedAnswers
     kept : KeptAnswers
     renew : callable
         ``renew(computation)`` when what the store has is stale: compute it anew, in the background.
@@ -60,13 +47,12 @@ class Follower(Alone):
     def __init__(
         self,
         service: Service,
-        shared: SharedAnswers,
         kept: KeptAnswers,
         renew: Callable[[Computation], object],
         failing: Callable[[Memo], list[Hashable]],
     ):
         self._service = service
-        self._shared = shared
+        self._shared = kept.shared
         self._kept = kept
         self._renew = renew
         self._failing = failing
@@ -74,7 +60,7 @@ class Follower(Alone):
         # The computations by function and digest, here and elsewhere: of several values of a task there may be several.
         self._computations: defaultdict[tuple[str, str], dict[Computation, None]] = defaultdict(dict)
         self._looking = False
-        shared.cache.watch_answers(self._noticed)
+        service.store.cache.watch_answers(self._noticed)
 
     def add(self, memo: Memo) -> None:
         """Know a function by its name, for what other processes say of it."""
@@ -84,8 +70,10 @@ class Follower(Alone):
 
     def look_up(self, computation: Computation, here: bool = False) -> None:
         """Take what the store has, or follow the process that computes it, or compute it."""
-        memo = computation.memo
-        computation.digest = memo.digest(computation.key)
+        if not self._service.store.blocking:
+            computation.launch(here)
+            return
+        computation.digest = computation.memo.digest(computation.key)
         try:
             with hurried(lambda: computation.held):
                 self._look_up(computation, here)
@@ -120,8 +108,8 @@ class Follower(Alone):
         )  # fmt: skip
         with self._service.locked:
             computation.fence, computation.remote = row.fence, not mine
-            if computation.over and mine:  # nobody wants it any more
-                self._shared.give_up(memo, computation.digest, row.fence)
+            if computation.over:  # nobody wants it any more
+                computation.give_up()
             self._keep_looking()
         if mine:
             computation.launch(here)

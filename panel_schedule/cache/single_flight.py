@@ -27,9 +27,9 @@ from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
 from .answers import KeptAnswers
 from .computation import Computation
-from .follower import Alone, Follower
+from .follower import Follower
 from .recursion import Recursion
-from .shared import OwnAnswers, SharedAnswers
+from .shared import SharedAnswers
 
 log = logging.getLogger("panel_schedule")
 
@@ -57,16 +57,9 @@ class SingleFlight:
         self._failed: defaultdict[Memo, dict[Hashable, tuple[float, BaseException]]] = defaultdict(dict)
         self._warned: set[str] = set()
         self.recursion = Recursion(service)
-        # Where a store never lets anybody wait no other process is there.
-        self.shared = SharedAnswers(service) if service.store.blocking else OwnAnswers(service)
+        self.shared = SharedAnswers(service)
         self.kept = KeptAnswers(service, self._detach, self.shared)
-        self.follower = Alone()
-        if isinstance(self.shared, SharedAnswers):
-            self.follower = Follower(service, self.shared, self.kept, self.renew, self.failing)
-
-    def add(self, memo: Memo) -> None:
-        """Know a function by its name, for what other processes say of it."""
-        self.follower.add(memo)
+        self.follower = Follower(service, self.kept, self.renew, self.failing)
 
     # ------------------------------------------------------------ asking
 
@@ -212,8 +205,8 @@ class SingleFlight:
                 self._welcome(computation, waiter, heard)
                 return computation
             computation = self._under_way[memo, key] = Computation(
-                self._service, self.shared, memo, key, args, kwargs, basis, self._waiter(memo), self._published,
-                self._advanced, self._ended,
+                self._service, self.kept, memo, key, args, kwargs, basis, self._waiter(memo), self._advanced,
+                self._ended,
             )  # fmt: skip
             computation.refresh, computation.renews, computation.held = refresh, waiter is None, held
             self._all[computation] = None
@@ -300,10 +293,6 @@ class SingleFlight:
                 self._advanced(computation)
         return watched
 
-    def _published(self, computation: Computation, item: Any) -> None:
-        """It has given a partial answer."""
-        self.kept.tell_partial(computation.memo, computation.key, item)
-
     def _advanced(self, computation: Computation) -> None:
         """It has come further; pages look at the one whose answer is going to be kept."""
         memo, key, run = computation.memo, computation.key, computation.run
@@ -345,8 +334,7 @@ class SingleFlight:
 
     def _fail(self, computation: Computation, error: BaseException) -> None:
         """It cannot even begin: nobody is to wait for it for ever, here or in another process."""
-        if computation.fence and not computation.remote:
-            self.shared.give_up(computation.memo, computation.digest, computation.fence)
+        computation.give_up()
         self._finish(computation, RunState.FAILED, error)
 
     def _keep_failure(self, memo: Memo, key: Hashable, until: float, error: BaseException) -> None:
