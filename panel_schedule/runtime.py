@@ -209,7 +209,7 @@ class Runtime:
             "result": self._result,
         }
         for job in self.jobs.values():
-            self._dispatcher.add(job)
+            self._dispatcher.follower.add(job)
         for memo in self.memos.values():
             self._single_flight.follower.add(memo)
 
@@ -272,7 +272,7 @@ class Runtime:
         except (StoreError, ConfigError):
             self._started = False
             raise
-        self.dispatcher.recover()
+        self.dispatcher.follower.recover()
 
     @property
     def started(self) -> bool:
@@ -562,7 +562,7 @@ class Runtime:
             remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             if self._service is not None:
-                self._dispatcher.add(background)
+                self._dispatcher.follower.add(background)
             # What earlier processes have left behind is for servers.
             if (loop := self._loop_here()) is not None and not in_notebook():
                 self.start(loop)

@@ -56,7 +56,6 @@ class JobExecution(Execution):
         "entry",
         "fence",
         "job",
-        "joined",
         "key",
         "made",
         "most_bytes",
@@ -103,8 +102,6 @@ class JobExecution(Execution):
         self.stored.set()
         # Bytes of its partial results, and how many of these were dropped as they were too many.
         self.size = self.dropped = 0
-        # Whether its run waits for another execution that does the same, and ends with that.
-        self.joined = False
         # Whether another process runs it; its body is there only if somebody here asked for the same.
         self.remote = False
 
@@ -249,14 +246,10 @@ class JobExecution(Execution):
         self.cancel(self.run, Cause.STOPS if self.service.stopping else Cause.CANCELLED)
 
     def cancel(self, run: Run, reason: str) -> None:
-        if self.joined:  # it has just moved to another execution
-            self._cancel_there(run, reason)
-        else:
-            super().cancel(run, reason)
-
-    def _cancel_there(self, run: Run, reason: str) -> None:
         with self.service.locked:
-            if not run.state.final:
+            if run._stop in (None, self.cancel):
+                super().cancel(run, reason)
+            else:  # it has just moved to another execution
                 self.service.defer(lambda: run.cancel(reason))
 
     def unwanted(self, reason: str) -> None:

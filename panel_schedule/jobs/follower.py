@@ -36,44 +36,11 @@ LOOK = 1.0
 AT_ONCE = 0.002
 
 
-class Alone:
-    """In place of a `Follower`, where no other process can know of the runs of this one."""
-
-    def add(self, function: Background[Any, Any]) -> None:
-        if function.policy.durable:
-            log.warning(
-                "Job %r is durable=True, and the store is in memory: its runs are lost when this process ends. Set "
-                "ps.config.store = 'file:///var/lib/myapp', say.", function.name,
-            )  # fmt: skip
-
-    def prepare(self, execution: JobExecution) -> Encoded | None:
-        return None
-
-    def announce(self, execution: JobExecution, payload: Encoded | None) -> None:
-        execution.launch()
-
-    def follow(self, id: str, more: int) -> None:
-        pass
-
-    def abandon(self, run: Run, reason: str) -> None:
-        run.cancel(reason)
-
-    def runs(self, name: str, known: Collection[str], user: str | None) -> list[Run]:
-        return []
-
-    def find(self, id: str) -> Run | None:
-        return None
-
-    def recover(self) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
-
-
-class Follower(Alone):
+class Follower:
     """
     Follows the rows of a store that several processes share.
+
+    In a store in memory there are none: no other process could know of them.
 
     Parameters
     ----------
@@ -109,6 +76,11 @@ class Follower(Alone):
     def add(self, function: Background[Any, Any]) -> None:
         """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
         self._functions[function.name] = function
+        if function.policy.durable and not self._service.store.blocking:
+            log.warning(
+                "Job %r is durable=True, and the store is in memory: its runs are lost when this process ends. Set "
+                "ps.config.store = 'file:///var/lib/myapp', say.", function.name,
+            )  # fmt: skip
         if self._service.begun:
             self.recover()
 
@@ -116,6 +88,8 @@ class Follower(Alone):
 
     def prepare(self, execution: JobExecution) -> Encoded | None:
         """What another process needs to run it; to be followed by `announce`. Raises what is wrong with that."""
+        if not self._service.store.blocking:
+            return None
         durable = execution.job.policy.durable
         payload = encode((execution.args, execution.kwargs), execution.name) if durable else None
         execution.stored.clear()
@@ -123,26 +97,25 @@ class Follower(Alone):
 
     def announce(self, execution: JobExecution, payload: Encoded | None) -> None:
         """Start it unless another process does the same. What is durable and cannot be stored fails."""
+        if not self._service.store.blocking:
+            execution.launch()
+            return
         run, durable = execution.run, execution.job.policy.durable
         enqueue = partial(
             self._queue.enqueue, run.id, run.task,
             now=run.queued_at, payload=payload, key=execution.key, durable=durable, synced=durable, user=run.user,
         )  # fmt: skip
-        if durable and on_a_loop():
-            # The loop has pages to serve, and a disk takes its time.
-            self._service.outbox.aside(partial(self._accept, execution, enqueue))
-        elif durable:
-            # On the disk before anybody is told that it was accepted.
-            self._accept(execution, enqueue)
-        elif not execution.key:
+        if not (durable or execution.key):
             execution.entry = partial(self._enqueue, execution, enqueue)
             execution.launch()
             self._service.outbox.gather(self._enter_soon, execution)
         elif on_a_loop():
-            self._service.outbox.aside(partial(self._enqueue, execution, enqueue, JobExecution.launch))
+            # The loop has pages to serve, and a disk takes its time.
+            self._service.outbox.aside(partial(self._enqueue_first, execution, enqueue))
         else:
-            # Whether another process does the same must be known before it starts.
-            self._enqueue(execution, enqueue, JobExecution.launch)
+            # On the disk before anybody is told that it was accepted; and whether another process does the same must
+            # be known before it starts.
+            self._enqueue_first(execution, enqueue)
 
     def _enter_soon(self, executions: list[JobExecution]) -> None:
         time.sleep(AT_ONCE)
@@ -161,14 +134,6 @@ class Follower(Alone):
             for execution, at in zip(executions, began, strict=True):
                 self._entered(execution, None, at)
 
-    def _accept(self, execution: JobExecution, enqueue: Callable[[], JobRow | None]) -> None:
-        try:
-            self._entered(execution, enqueue())
-        except Exception as error:
-            execution.refuse(error)
-            raise
-        execution.launch()
-
     def follow(self, id: str, more: int) -> None:
         """So many more sessions of this process follow a run, or fewer."""
         with self._service.locked:
@@ -182,6 +147,9 @@ class Follower(Alone):
 
     def abandon(self, run: Run, reason: str) -> None:
         """Cancel it, unless somebody follows it in another process."""
+        if not self._service.store.blocking:
+            run.cancel(reason)
+            return
         self._service.outbox.aside(partial(self._abandon, run, reason))
 
     def _abandon(self, run: Run, reason: str) -> None:
@@ -195,21 +163,22 @@ class Follower(Alone):
         if not (followed or run.watched or self._service.stopping):
             run.cancel(reason)
 
-    def _enqueue(
-        self,
-        execution: JobExecution,
-        enqueue: Callable[..., JobRow | None],
-        then: Callable[[JobExecution], object] = lambda execution: None,
-    ) -> None:
+    def _enqueue_first(self, execution: JobExecution, enqueue: Callable[..., JobRow | None]) -> None:
+        self._enqueue(execution, enqueue)
+        execution.launch()
+
+    def _enqueue(self, execution: JobExecution, enqueue: Callable[..., JobRow | None]) -> None:
         began = execution.began
         try:
             self._entered(execution, enqueue(started_at=began), began)
         except BaseException as error:
             self._not_entered(execution, error)
-        then(execution)
 
     def _not_entered(self, execution: JobExecution, error: BaseException) -> None:
         if is_interrupt(error):
+            raise error
+        if execution.job.policy.durable:
+            execution.refuse(error)
             raise error
         log.error("%s: other processes do not hear of it, as it could not be stored. %s", execution.name, error)
         execution.stored.set()
@@ -230,12 +199,8 @@ class Follower(Alone):
         self._executions.drop(execution)
         known = self._executions.get(row.id)
         if known is not None:  # as somebody here does already
-            known.key, known.args, known.kwargs, known.body = (
-                execution.key,
-                execution.args,
-                execution.kwargs,
-                execution.body,
-            )
+            known.key, known.body = execution.key, execution.body
+            known.args, known.kwargs = execution.args, execution.kwargs
             waiters, execution.waiters = execution.waiters, []
             for waiter in waiters:
                 self._waiters.welcome(known, waiter)
@@ -243,11 +208,8 @@ class Follower(Alone):
             known = execution
             for run in execution.runs:
                 run.id = row.id
-            execution.remote, execution.run.user, execution.run._stop = (
-                True,
-                row.user,
-                partial(self._cancel_there, row.id),
-            )
+            execution.remote, execution.run.user = True, row.user
+            execution.run._stop = partial(self._cancel_there, row.id)
             self._follow(execution)
         self._waiters.shared[execution.run.task, execution.key] = known
 
@@ -425,7 +387,7 @@ class Follower(Alone):
 
     def recover(self) -> None:
         """Go on with what earlier processes have left behind."""
-        if not self._service.stopping:
+        if self._service.store.blocking and not self._service.stopping:
             self._service.outbox.aside(self._take_all)
 
     def _take_all(self) -> None:
@@ -469,13 +431,8 @@ class Follower(Alone):
                 execution.run.id, execution.run.queued_at = row.id, row.queued_at or execution.run.queued_at
                 execution.run.user = row.user
             run, execution.key = execution.run, row.key
-            run.attempt, execution.fence, execution.remote, execution.args, execution.kwargs = (
-                row.attempt,
-                row.fence,
-                False,
-                args,
-                kwargs,
-            )
+            run.attempt, execution.fence, execution.remote = row.attempt, row.fence, False
+            execution.args, execution.kwargs = args, kwargs
             execution.stored.set()
             run.state, run.partials, run.started_at = RunState.QUEUED, Partials(), None
             self._executions.admit(execution)

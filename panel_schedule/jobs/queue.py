@@ -16,7 +16,7 @@ from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from .execution import JobExecution
 from .executions import MOST_BYTES, Executions
-from .follower import Alone, Follower
+from .follower import Follower
 from .single_flight import Waiters
 
 log = logging.getLogger("panel_schedule")
@@ -41,14 +41,7 @@ class Dispatcher:
         service.sources.append(self)
         self.executions = Executions(service, most_bytes)
         self.waiters = Waiters(service, self.executions)
-        # Where a store never lets anybody wait no other process is there.
-        self.follower = (
-            Follower(service, self.executions, self.waiters, self.enter) if service.store.blocking else Alone()
-        )
-
-    def add(self, function: Background[Any, Any]) -> None:
-        """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
-        self.follower.add(function)
+        self.follower = Follower(service, self.executions, self.waiters, self.enter)
 
     # ------------------------------------------------------------ submitting
 
@@ -81,12 +74,11 @@ class Dispatcher:
 
     def _enter(self, execution: JobExecution) -> None:
         """Raises what is wrong with the arguments; nothing has begun then."""
-        function, caller, asked = execution.job, execution.run, execution
+        function, caller = execution.job, execution.run
         if function.policy.ttl is not None:
             key = function.keys.digest(execution.args, execution.kwargs)
             with self._service.locked:
                 if self.waiters.join(function.name, key, caller):
-                    asked.joined = True
                     return
             # Its run is nobody's own: the caller is a waiter of it, as are those who ask for the same later.
             execution = self.executions.make(
@@ -96,7 +88,6 @@ class Dispatcher:
         execution.pack()
         payload = self.follower.prepare(execution)
         with self._service.locked:
-            asked.joined = bool(execution.key)
             if caller.state.final or (execution.key and self.waiters.join(function.name, execution.key, caller)):
                 return
             if self.executions.count(function) >= self._most_queued:
@@ -165,10 +156,6 @@ class Dispatcher:
         self.follower.abandon(run, reason)
 
     # ------------------------------------------------------------ lifecycle
-
-    def recover(self) -> None:
-        """Go on with what earlier processes have left behind."""
-        self.follower.recover()
 
     def stop(self) -> None:
         """What has not begun is left to other processes, or ends."""
