@@ -40,6 +40,7 @@ from panel_schedule.errors import (
     RunCrashed,
     RunSkipped,
     RunTimedOut,
+    StoreError,
     TriggerError,
     ValueRefused,
     WouldBlock,
@@ -1221,6 +1222,24 @@ def test_a_server_that_stops_amid_its_start_says_nothing_of_its_store(shared, ca
     follower._take_all()
     follower._abandon(run, "replaced")
     assert [] == caplog.messages
+
+
+def test_what_cannot_be_taken_up_is_tried_again_once_for_all(shared, monkeypatch):
+    """Each run that was left had a timer of its own, at which all were tried: their number grew without end."""
+    run = shared.background(executor="thread", name="f")(lambda: 42).submit()
+    assert 42 == run.result(PATIENCE)
+    follower, timers = shared._runtime.dispatcher.follower, shared._runtime.service.timers
+    when(lambda: follower._queue.job(run.id))
+    left = [follower._queue.job(run.id)] * 9
+
+    def fails(row):
+        raise StoreError("The disk is full.")
+
+    monkeypatch.setattr(follower._queue, "orphans", lambda: left)
+    monkeypatch.setattr(follower, "_take_over", fails)
+    before = len(timers)
+    follower._take_all()
+    assert len(timers) <= before + 1
 
 
 @pytest.mark.parametrize("store", ["memory", "file"])

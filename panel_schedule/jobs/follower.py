@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from ..coordination.tasks import TAKEOVERS
 from ..engine.outbox import MOST
 from ..engine.service import Service
+from ..engine.timers import Timer
 from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.background import Background
 from ..functions.run import Partials, Run, RunState, on_a_loop
@@ -71,6 +72,8 @@ class Follower:
         # How many sessions of this process follow each.
         self._followers: Counter[str] = Counter()
         self._looking = False
+        # When it is tried again to take up what could not be.
+        self._again: Timer | None = None
         self._queue.watch_jobs(self._noticed)
 
     def add(self, function: Background[Any, Any]) -> None:
@@ -408,7 +411,8 @@ class Follower:
     def _try_later(self, error: ScheduleError) -> None:
         self._service.outbox.complain("What other processes have left behind is not taken up now: %s", error)
         with self._service.locked:
-            self._service.timers.after(PAUSE, lambda _: self.recover(), None)
+            self._service.timers.cancel(self._again)
+            self._again = self._service.timers.after(PAUSE, lambda _: self.recover(), None)
 
     def _take(self, row: JobRow) -> None:
         try:
