@@ -197,12 +197,8 @@ class Follower:
         row = self._shared.look(memo, digest)
         if row is not None and any(_is_own_doing(computation, row) for computation in computations):
             return
-        if (
-            row is not None
-            and computations
-            and not row.mine
-            and all(row.fence != computation.fence for computation in computations)
-        ):
+        fences = [computation.fence for computation in computations]
+        if row is not None and computations and not row.mine and row.fence not in fences:
             self._kept.forget(memo, key)  # another process computes it, as what is computed here is of before
             return
         self._take_in(memo, key, row)
@@ -233,22 +229,20 @@ class Follower:
             with self._service.locked:
                 self._kept.tell_failure(memo, key, error)
 
+    @property
+    def _remote(self) -> list[Computation]:
+        known = self._computations.values()
+        return [computation for computations in known for computation in computations if computation.remote]
+
     def _keep_looking(self) -> None:
         """What is followed may be lost without a word, with the database or for want of room. Under the lock."""
-        if not self._looking and any(
-            computation.remote for computations in self._computations.values() for computation in computations
-        ):
+        if not self._looking and self._remote:
             self._looking = True
             self._service.timers.after(LOOK, self._look, None)
 
     def _look(self, _: None) -> None:
         self._looking = False
-        for computation in [
-            computation
-            for computations in self._computations.values()
-            for computation in computations
-            if computation.remote
-        ]:
+        for computation in self._remote:
             self._service.outbox.aside(partial(self._follow, computation, writes=True))
         self._keep_looking()
 

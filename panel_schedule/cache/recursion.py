@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 from ..engine.service import Service
 from ..errors import WouldBlock
@@ -34,11 +34,6 @@ class Recursion:
             computation.help()
         finally:
             self._here.depth -= 1
-
-    def lend(self) -> AbstractContextManager[object]:
-        """While the calling function only waits, its place is somebody else's."""
-        own = self._calling
-        return nullcontext() if own is None else own.work.executor.lend()
 
     @property
     def _calling(self) -> Computation | None:

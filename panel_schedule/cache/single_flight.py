@@ -20,7 +20,7 @@ from ..executors.loop import LoopExecutor
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
-from ..functions.run import Cause, Run, RunState, on_a_loop
+from ..functions.run import Cause, Run, RunState, on_a_loop, place
 from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from ..serialize.errors import LARGEST, another, shortened
@@ -81,7 +81,7 @@ class SingleFlight:
                     self._warn_of_loop(memo)
                 elif here:
                     self.recursion.help(computation)
-                with nullcontext() if waiter.state.final else self._loops.hold() if on_loop else self.recursion.lend():
+                with nullcontext() if waiter.state.final else self._loops.hold() if on_loop else place:
                     waiter._completion().result()
                 return waiter.outcome()
         except BaseException:
