@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
@@ -32,7 +32,6 @@ from .executors.threads import ThreadExecutor
 from .functions import remote
 from .functions.background import Background, JobPolicy
 from .functions.calls import is_async
-from .functions.lru import Watched
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,
@@ -536,7 +535,7 @@ class Runtime:
 
     def _find(self, run: Run, id: str) -> Run:
         """A run that a function in a worker process asks for, by its id."""
-        found = self._children.get(run, {}).get(id) or self.find(id)
+        found = self._children.get(run, {}).get(id) or self.dispatcher.find(id)
         if found is None:
             raise KeyError(f"There is no run {id!r}, or it ended too long ago.")
         return found
@@ -611,15 +610,6 @@ class Runtime:
     def history(self, kind: str, name: str) -> list[RunRecord]:
         return self.service.store.history(name, kind)
 
-    def find(self, id: str) -> Run | None:
-        return self.dispatcher.find(id)
-
-    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]:
-        return self.dispatcher.follow(run, changed)
-
-    def abandon(self, run: Run, reason: str) -> None:
-        self.dispatcher.abandon(run, reason)
-
     def show_job(self, job: Job) -> Any:
         return JobPanel(job)
 
@@ -642,15 +632,6 @@ class Runtime:
         view._attempt(view._follow, view._changed)
         return view
 
-    def ask(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run:
-        return self.single_flight.join(memo, key, args, kwargs, refresh)
-
-    def watch_call(self, memo: Memoized[Any, Any], key: Hashable, changed: Callable[[], None]) -> Watched:
-        return self.single_flight.watch(memo, key, changed)
-
-    def unwatch_call(self, watched: Watched, changed: Callable[[], None]) -> None:
-        self.single_flight.kept.unwatch(watched, changed)
-
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:
         service = self.service
         service.start()
@@ -662,9 +643,6 @@ class Runtime:
                 service.timers.cancel(timer)
 
         return cancel
-
-    def aside(self, call: Callable[[], object]) -> object:
-        return self.service.outbox.aside(call)
 
     def show_memo(self, view: MemoView) -> Any:
         return show(view)

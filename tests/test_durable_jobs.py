@@ -123,7 +123,7 @@ def test_another_process_takes_over_within_two_seconds(house, kind):
     house.go("a")
     assert "a done" == other.ask()
     assert ("succeeded", 2) == house.state(id)
-    assert ["a 2"] == other("ps._runtime.find(id).partials[:]", id=id)
+    assert ["a 2"] == other("ps._runtime.dispatcher.find(id).partials[:]", id=id)
     house.assert_sound()
 
 
@@ -187,8 +187,8 @@ def test_a_result_waits_for_its_reader(house):
     house.await_state(id, "succeeded")
     first.kill()
     second = house.host(serves=False)
-    assert ("a done", ["a 1"]) == second("((run := ps._runtime.find(id)).value, list(run.partials))", id=id)
-    assert "a done" == second("ps._runtime.find(id).result()", id=id)
+    assert ("a done", ["a 1"]) == second("((run := ps._runtime.dispatcher.find(id)).value, list(run.partials))", id=id)
+    assert "a done" == second("ps._runtime.dispatcher.find(id).result()", id=id)
     assert [id] == second("[run.id for run in durable.runs()]")
 
 
@@ -240,7 +240,7 @@ def test_each_kind_is_given_back(house, kind):
     house.go("a")
     new = house.host()
     house.await_state(id, "succeeded")
-    assert "a done" == new("ps._runtime.find(id).result(5)", id=id)
+    assert "a done" == new("ps._runtime.dispatcher.find(id).result(5)", id=id)
     house.assert_sound()
 
 
