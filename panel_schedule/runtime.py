@@ -113,10 +113,11 @@ class Runtime:
     def _fresh(self) -> None:
         self._lock = threading.RLock()
         self._service: Service | None = None
-        self._started = False
+        # Whether the clocks run.
+        self.started = False
         self._inherited: Store | None = None
         self.loops = LoopExecutor()
-        self.views = Views(self.clock, lambda: self.loops.adopted, self._watch)
+        self.views = Views(self.clock, lambda: self.loops.adopted, lambda *watched: self.scheduler.watch(*watched))
 
     @property
     def service(self) -> Service:
@@ -250,8 +251,8 @@ class Runtime:
             return
         if self.loops.adopted is None:
             self.loops.adopt(loop)
-        if not self._started:
-            self._started = True
+        if not self.started:
+            self.started = True
             if self._service is not None and self._service.stopping and self._service.store.blocking:
                 # A server that starts again in the same process: what it shared it has left.
                 self._service = None
@@ -269,14 +270,9 @@ class Runtime:
         try:
             self.scheduler.begin()
         except (StoreError, ConfigError):
-            self._started = False
+            self.started = False
             raise
         self.dispatcher.follower.recover()
-
-    @property
-    def started(self) -> bool:
-        """Whether the clocks run."""
-        return self._started
 
     @property
     def begun(self) -> bool:
@@ -285,7 +281,7 @@ class Runtime:
 
     def stop(self) -> None:
         """Stop the clocks; runs in computation get the grace period. Idempotent."""
-        if self._started:
+        if self.started:
             self.close()
 
     def close(self) -> None:
@@ -295,7 +291,7 @@ class Runtime:
         A thread that is still inside of a C++ extension when Python goes aborts the whole process.
         """
         if self._service is not None and not self._service.stopping:
-            self._started = False
+            self.started = False
             grace = self.config.grace_period if self.grace is None else self.grace
             self._service.stop(grace)
 
@@ -321,9 +317,6 @@ class Runtime:
             self.fatal(task, run)
         else:
             self.scheduler.serve_without(task, run)
-
-    def _watch(self, task: Task[Any], viewers: int) -> None:
-        self.scheduler.watch(task, viewers)
 
     # ------------------------------------------------------------ what a task asks of the layers above it
 
@@ -374,7 +367,7 @@ class Runtime:
 
     def _needs_a_hand(self, task: Task[Any]) -> bool:
         """Where no clock runs no value would ever come by itself."""
-        return task.entry is None and not self._started
+        return task.entry is None and not self.started
 
     def _not_ready(self, task: Task[Any], run: Run | None, timeout: float | None) -> BaseException:
         if run is not None and run.state.final and run.error is not None:
@@ -467,7 +460,7 @@ class Runtime:
             self.tasks.discard(task)
 
     def _warn_of_setup(self, name: str) -> None:
-        if not self._warned_of_setup and not self._started:
+        if not self._warned_of_setup and not self.started:
             self._warned_of_setup = True
             log.warning(
                 "Task %r was registered by a session, so it starts with the first visitor instead of with the server. "
@@ -481,7 +474,7 @@ class Runtime:
             self.start(loop)
             return
         self.loops.adopt(loop)
-        self._started = True
+        self.started = True
         self._begin()
         self._show_first_run(task)
 

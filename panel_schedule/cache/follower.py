@@ -214,10 +214,8 @@ class Follower:
         if not row.version and (known is not None or not (row.held or row.failed)):
             self._kept.forget(memo, key)
         if row.version and (known is None or row.version > known.version):
-            try:
-                answer = self._shared.answer(memo, row)
-            except (KeyError, ValueUnreadable):  # it is read, or computed, when somebody asks for it
-                return
+            if (answer := self._shared.found(memo, row)) is None:
+                return  # it is read, or computed, when somebody asks for it
             with self._service.locked:
                 newer = memo.lru.answers.get(key)
                 if newer is None or newer.version < answer.version:
@@ -285,9 +283,7 @@ class Follower:
     def _arrives(self, computation: Computation, row: AnswerRow) -> bool:
         """Whether the process that computes it has ended, or goes on."""
         if row.version > computation.known and serves(row.basis, computation.basis):
-            try:
-                answer = self._shared.answer(computation.memo, row)
-            except (KeyError, ValueUnreadable):
+            if (answer := self._shared.found(computation.memo, row)) is None:
                 return False
             with self._service.locked:
                 computation.arrive(answer)

@@ -71,36 +71,36 @@ class SharedAnswers:
             row.size, row.key, row.call,
         )  # fmt: skip
 
+    def found(self, memo: Memo, row: AnswerRow | None) -> Answer | None:
+        """The same; None where there is none, or another one by now, or where it is lost."""
+        try:
+            return self.answer(memo, row) if row is not None and row.version else None
+        except (KeyError, ValueUnreadable):
+            return None
+
     def last(self, memo: Memo, digest: str) -> Answer | None:
         """The last answer that there is, however old."""
         try:
-            row = self.look(memo, digest)
-            return self.answer(memo, row) if row is not None and row.version else None
-        except (ScheduleError, OSError, KeyError):
+            return self.found(memo, self.look(memo, digest))
+        except (ScheduleError, OSError):
             return None
 
     def entry(self, memo: Memo, key: Hashable) -> Entry | None:
         """What is kept for a call, fresh or not."""
-        if not self._service.store.blocking:
+        if self._service.store.blocking:
+            answer = self.found(memo, self.look(memo, memo.digest(key)))
+        else:
             answer = memo.lru.answers.get(key)
-            return None if answer is None else answer.entry
-        row = self.look(memo, memo.digest(key))
-        return self._entry(memo, row) if row is not None and row.version else None
+        return None if answer is None else answer.entry
 
     def entries(self, memo: Memo) -> dict[str, Entry]:
         """All that is kept of a function, by the text of the call, the one used last first."""
-        if not self._service.store.blocking:
+        if self._service.store.blocking:
+            answers = [self.found(memo, row) for row in self.cache.answers(memo.name)]
+        else:
             with self._service.locked:
-                answers = list(memo.lru.answers.values())
-            return {answer.call: answer.entry for answer in reversed(answers)}
-        found = {row.call: self._entry(memo, row) for row in self.cache.answers(memo.name)}
-        return {call: entry for call, entry in found.items() if entry is not None}
-
-    def _entry(self, memo: Memo, row: AnswerRow) -> Entry | None:
-        try:
-            return self.answer(memo, row).entry
-        except (KeyError, ValueUnreadable):  # it was replaced, or is lost
-            return None
+                answers = list(reversed(memo.lru.answers.values()))
+        return {answer.call: answer.entry for answer in answers if answer is not None}
 
     # ------------------------------------------------------------ what is read
 
