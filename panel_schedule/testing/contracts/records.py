@@ -17,7 +17,7 @@ from ...errors import ValueRefused
 from ...functions.run import RunState
 from ...serialize.codec import encode
 from ...stores.records import HELD, NO_PARTS, Change, RecordStore, Result, Tell
-from .tools import PATIENCE, START, hammer, raises
+from .tools import PATIENCE, START, hammer, observe, raises
 
 SPACE, OTHER_SPACE = "contract", "contract too"
 
@@ -513,44 +513,37 @@ class RecordStoreContract:
 
     def test_nobody_sees_half_a_step(self, store: RecordStore) -> None:
         """What is moved from one record to another is in one of them."""
-        stop, wrong = threading.Event(), list[Any]()
+        chance, wrong = random.Random(0), list[Any]()
         store.write([_to("a", 0), _to("b", 0)])
 
-        def body(number: int) -> None:
-            chance = random.Random(number)
-            if number == 0:
-                try:
-                    for _ in range(self.scale):
-                        moved = chance.randrange(1, 100)
-                        store.write([_addition("a", -moved), _addition("b", moved)])
-                finally:
-                    stop.set()
-            while not stop.is_set():
-                records = store.scan(SPACE)
-                if sum(record.state.number for record in records) or len({record.revision for record in records}) > 1:
-                    wrong.append(records)
+        def act() -> None:
+            for _ in range(self.scale):
+                moved = chance.randrange(1, 100)
+                store.write([_addition("a", -moved), _addition("b", moved)])
 
-        assert (hammer(3, body), wrong) == ([], [])
+        def look() -> None:
+            records = store.scan(SPACE)
+            if sum(record.state.number for record in records) or len({record.revision for record in records}) > 1:
+                wrong.append(records)
+
+        assert (observe(act, look), wrong) == ([], [])
 
     def test_a_part_belongs_to_its_record(self, store: RecordStore) -> None:
         """A reader gets the one that the record that it has read was made with, or none."""
-        stop, wrong = threading.Event(), list[Any]()
+        wrong = list[Any]()
 
-        def body(number: int) -> None:
-            if number == 0:
-                try:
-                    for count in range(self.scale // 3):
-                        _put(store, "a", count, {(VALUE, 0): np.full(LARGE if count % 2 else 10, count)})
-                finally:
-                    stop.set()
-            while not stop.is_set():
-                if (record := store.read(SPACE, "a")) is not None:
-                    with suppress(KeyError):
-                        value = store.load(record, VALUE)
-                        if set(value.tolist()) != {record.state.number}:
-                            wrong.append((record, value))
+        def act() -> None:
+            for count in range(self.scale // 3):
+                _put(store, "a", count, {(VALUE, 0): np.full(LARGE if count % 2 else 10, count)})
 
-        assert (hammer(3, body), wrong) == ([], [])
+        def look() -> None:
+            if (record := store.read(SPACE, "a")) is not None:
+                with suppress(KeyError):
+                    value = store.load(record, VALUE)
+                    if set(value.tolist()) != {record.state.number}:
+                        wrong.append((record, value))
+
+        assert (observe(act, look), wrong) == ([], [])
 
     def test_a_lock_of_a_subscriber_is_no_trap(self, store: RecordStore) -> None:
         """It takes a lock under which others use the store: nobody waits for ever."""
