@@ -379,8 +379,8 @@ class Runtime:
     def view(self, task: Task[Any]) -> TaskView:
         return self.views.of_task(task)
 
-    def show(self, task: Task[Any]) -> pn.viewable.Viewable:
-        return show(task)
+    def show(self, shown: Task[Any] | MemoView | Job) -> Any:
+        return JobPanel(shown) if isinstance(shown, Job) else show(shown)
 
     # ------------------------------------------------------------ registering
 
@@ -603,9 +603,6 @@ class Runtime:
     def history(self, kind: str, name: str) -> list[RunRecord]:
         return self.service.store.history(name, kind)
 
-    def show_job(self, job: Job) -> Any:
-        return JobPanel(job)
-
     def show_progress(self, job: Job) -> Any:
         return Progress(job)
 
@@ -636,9 +633,6 @@ class Runtime:
                 service.timers.cancel(timer)
 
         return cancel
-
-    def show_memo(self, view: MemoView) -> Any:
-        return show(view)
 
 
 def _plain(function: Any) -> Any:

@@ -216,11 +216,6 @@ class Follower:
             self._follow(execution)
         self._waiters.shared[execution.run.task, execution.key] = known
 
-    def release(self) -> None:
-        """Leave to them what has not ended."""
-        with self._service.locked:
-            self._service.outbox.ask((), self._queue.release)
-
     # ------------------------------------------------------------ following them
 
     def runs(self, name: str, known: Collection[str], user: str | None) -> list[Run]:

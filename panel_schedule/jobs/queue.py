@@ -164,8 +164,7 @@ class Dispatcher:
                 execution.cancel(execution.run, Cause.STOPS)
 
     def release(self) -> None:
-        """Leave what has not ended to other processes, now that nothing runs here any more."""
+        """What has not ended ends here, where nothing runs now; the store leaves it to others when it is closed."""
         for execution in self.executions:
             if not execution.remote:
                 execution.cancel(execution.run, Cause.STOPS)
-        self.follower.release()

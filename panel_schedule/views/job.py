@@ -45,7 +45,7 @@ class Host(Protocol):
     @property
     def dispatcher(self) -> Dispatcher: ...
 
-    def show_job(self, job: Job) -> Any: ...
+    def show(self, shown: Job) -> Any: ...
     def show_progress(self, job: Job) -> Any: ...
 
 
@@ -358,4 +358,4 @@ class Job(View, Viewer):
         return self._parts[name]
 
     def __panel__(self) -> Any:
-        return self._part("panel", lambda: self._host.show_job(self))
+        return self._part("panel", lambda: self._host.show(self))

@@ -54,7 +54,7 @@ class Host(Protocol):
     def single_flight(self) -> SingleFlight: ...
 
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]: ...
-    def show_memo(self, view: MemoView) -> Any: ...
+    def show(self, shown: MemoView) -> Any: ...
 
 
 class MemoView(View):
@@ -142,7 +142,7 @@ class MemoView(View):
         return f"<MemoView {self.name!r} version {self.version}>"
 
     def __panel__(self) -> Any:
-        return self._host.show_memo(self)
+        return self._host.show(self)
 
     def __getitem__(self, key: object) -> Any:
         raise TypeError(
