@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import wait
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
@@ -199,8 +200,8 @@ class Runtime:
             fatal=self._first_run_failed,
             zone=ZoneInfo(config.timezone) if config.timezone else UTC,
         )
-        self._dispatcher = Dispatcher(service, config.max_result_bytes, config.max_queued)
-        self._single_flight = SingleFlight(service, self.loops)
+        self._dispatcher = Dispatcher(service, self.jobs, config.max_result_bytes, config.max_queued)
+        self._single_flight = SingleFlight(service, self.loops, self.memos)
         service.questions |= {
             "memo": self._compute,
             "submit": self._submit,
@@ -210,8 +211,6 @@ class Runtime:
         }
         for job in self.jobs.values():
             self._dispatcher.follower.add(job)
-        for memo in self.memos.values():
-            self._single_flight.follower.add(memo)
 
     def _make_store(self) -> Store:
         if self._supervisor is None:  # with --num-procs 0 the import came before the fork
@@ -520,10 +519,9 @@ class Runtime:
 
     def _result(self, run: Run, id: str, timeout: float | None) -> tuple[bool, Any]:
         """Whether it has ended in time, and what it gave."""
-        child, ended = self._find(run, id), threading.Event()
-        child.add_done_callback(lambda _: ended.set())
+        child = self._find(run, id)
         with place:
-            ended.wait(timeout)
+            wait([child._completion()], timeout)
         return (True, child.result()) if child.state.final else (False, None)
 
     def _find(self, run: Run, id: str) -> Run:
@@ -579,8 +577,6 @@ class Runtime:
                 return known
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
-            if self._service is not None:
-                self._single_flight.follower.add(memo)
             return memo
 
     # ------------------------------------------------------------ what jobs ask of the layers above them

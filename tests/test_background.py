@@ -1282,7 +1282,7 @@ def test_whatever_happens_each_run_ends_once(store, real, shared, ledger):
         assert run.state.final
     assert {1} == {ledger[run] for run in runs}
     assert 1 == max(ledger.values())
-    assert 0 == len(ps._runtime.dispatcher.executions)
+    assert 0 == len([*ps._runtime.dispatcher.executions])
     if store == "file":
         queue = ps._runtime.service.store.queue
         when(lambda: all(row.state.final for each in functions for row in queue.jobs(each.name)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,8 @@ class Follower:
     ----------
     service : Service
     kept : KeptAnswers
+    memos : mapping
+        The functions that this process knows, by name.
     renew : callable
         ``renew(computation)`` when what the store has is stale: compute it anew, in the background.
     failing : callable
@@ -48,6 +50,7 @@ class Follower:
         self,
         service: Service,
         kept: KeptAnswers,
+        memos: Mapping[str, Memo],
         renew: Callable[[Computation], object],
         failing: Callable[[Memo], list[Hashable]],
     ):
@@ -56,15 +59,11 @@ class Follower:
         self._kept = kept
         self._renew = renew
         self._failing = failing
-        self._memos: dict[str, Memo] = {}
+        self._memos = memos
         # The computations by function and digest, here and elsewhere: of several values of a task there may be several.
         self._computations: defaultdict[tuple[str, str], dict[Computation, None]] = defaultdict(dict)
         self._looking = False
         service.store.cache.watch_answers(self._noticed)
-
-    def add(self, memo: Memo) -> None:
-        """Know a function by its name, for what other processes say of it."""
-        self._memos[memo.name] = memo
 
     # ------------------------------------------------------------ before a computation
 

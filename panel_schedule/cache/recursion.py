@@ -35,12 +35,6 @@ class Recursion:
         finally:
             self._here.depth -= 1
 
-    @property
-    def _calling(self) -> Computation | None:
-        run = _current.get()
-        execution = None if run is None else run._execution
-        return execution if isinstance(execution, Computation) else None
-
     @contextmanager
     def awaiting(self, other: Computation) -> Iterator[None]:
         """
@@ -51,8 +45,9 @@ class Recursion:
         WouldBlock
             When that one waits for it.
         """
-        own = self._calling
-        if own is None:
+        run = _current.get()
+        own = None if run is None else run._execution
+        if not isinstance(own, Computation):  # no memoized function
             yield
             return
         with self._service.locked:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from contextvars import Context
 from functools import partial
@@ -44,9 +44,11 @@ class SingleFlight:
     ----------
     service : Service
     loops : LoopExecutor
+    memos : mapping
+        All of them, by name.
     """
 
-    def __init__(self, service: Service, loops: LoopExecutor):
+    def __init__(self, service: Service, loops: LoopExecutor, memos: Mapping[str, Memo]):
         self._service = service
         self._loops = loops
         service.sources.append(self)
@@ -59,7 +61,7 @@ class SingleFlight:
         self.recursion = Recursion(service)
         self.shared = SharedAnswers(service)
         self.kept = KeptAnswers(service, self._detach, self.shared)
-        self.follower = Follower(service, self.kept, self.renew, self.failing)
+        self.follower = Follower(service, self.kept, memos, self.renew, self.failing)
 
     # ------------------------------------------------------------ asking
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -18,7 +18,7 @@ from ..engine.service import Service
 from ..engine.timers import Timer
 from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.background import Background
-from ..functions.run import Partials, Run, RunState, on_a_loop
+from ..functions.run import Partials, Run, RunState, new_id, on_a_loop
 from ..serialize.codec import Encoded, encode
 from ..stores.queue import JobRow
 from .execution import JobExecution
@@ -48,6 +48,8 @@ class Follower:
     service : Service
     executions : Executions
     waiters : Waiters
+    functions : mapping
+        Those that this process knows, by name: for runs that another process, or an earlier one, has left behind.
     enter : callable
         ``enter(execution)`` starts one, or lets it join one that does the same.
     """
@@ -57,6 +59,7 @@ class Follower:
         service: Service,
         executions: Executions,
         waiters: Waiters,
+        functions: Mapping[str, Background[Any, Any]],
         enter: Callable[[JobExecution], object],
     ):
         self._service = service
@@ -64,7 +67,7 @@ class Follower:
         self._waiters = waiters
         self._submit = enter
         self._queue = service.store.queue
-        self._functions: dict[str, Background[Any, Any]] = {}
+        self._functions = functions
         # Functions that this process does not know, as it has said.
         self._unknown: set[str] = set()
         # The runs of other processes that somebody here looks at.
@@ -77,8 +80,7 @@ class Follower:
         self._queue.watch_jobs(self._noticed)
 
     def add(self, function: Background[Any, Any]) -> None:
-        """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
-        self._functions[function.name] = function
+        """A function is there: it may be that an earlier process has left runs of it behind."""
         if function.policy.durable and not self._service.store.blocking:
             log.warning(
                 "Job %r is durable=True, and the store is in memory: its runs are lost when this process ends. Set "
@@ -103,22 +105,17 @@ class Follower:
         if not self._service.store.blocking:
             execution.launch()
             return
-        run, durable = execution.run, execution.job.policy.durable
-        enqueue = partial(
-            self._queue.enqueue, run.id, run.task,
-            now=run.queued_at, payload=payload, key=execution.key, durable=durable, synced=durable, user=run.user,
-        )  # fmt: skip
-        if not (durable or execution.key):
-            execution.entry = partial(self._enqueue, execution, enqueue)
+        if not (execution.job.policy.durable or execution.key):
+            execution.entry = partial(self._enter_all, [execution])
             execution.launch()
             self._service.outbox.gather(self._enter_soon, execution)
         elif on_a_loop():
             # The loop has pages to serve, and a disk takes its time.
-            self._service.outbox.aside(partial(self._enqueue_first, execution, enqueue))
+            self._service.outbox.aside(partial(self._enter_first, execution, payload))
         else:
             # On the disk before anybody is told that it was accepted; and whether another process does the same must
             # be known before it starts.
-            self._enqueue_first(execution, enqueue)
+            self._enter_first(execution, payload)
 
     def _enter_soon(self, executions: list[JobExecution]) -> None:
         time.sleep(AT_ONCE)
@@ -166,16 +163,17 @@ class Follower:
         if not (followed or run.watched or self._service.stopping):
             run.cancel(reason)
 
-    def _enqueue_first(self, execution: JobExecution, enqueue: Callable[..., JobRow | None]) -> None:
-        self._enqueue(execution, enqueue)
-        execution.launch()
-
-    def _enqueue(self, execution: JobExecution, enqueue: Callable[..., JobRow | None]) -> None:
-        began = execution.began
+    def _enter_first(self, execution: JobExecution, payload: Encoded | None) -> None:
+        run, durable = execution.run, execution.job.policy.durable
         try:
-            self._entered(execution, enqueue(started_at=began), began)
+            row = self._queue.enqueue(
+                run.id, run.task, now=run.queued_at, payload=payload, key=execution.key, durable=durable,
+                synced=durable, user=run.user,
+            )  # fmt: skip
+            self._entered(execution, row)
         except BaseException as error:
             self._not_entered(execution, error)
+        execution.launch()
 
     def _not_entered(self, execution: JobExecution, error: BaseException) -> None:
         if is_interrupt(error):
@@ -310,14 +308,13 @@ class Follower:
         with self._service.locked:
             if execution.run.state.final or not execution.remote:
                 return
-            wanted = self._move_out(execution)
+            self._move_out(execution)
             execution.told_end = True
             execution.end(RunState.CRASHED, error)
-        self._enter(wanted)
 
     def _sync(self, run: Run, row: JobRow, execution: JobExecution | None = None) -> None:
         """Bring a run in line with what the store says of it."""
-        queue, wanted = self._queue, list[JobExecution]()
+        queue = self._queue
         partials: Sequence[Any] = run.partials
         if (row.attempt, row.partials) != (run.attempt, len(partials)):
             if row.state.final and execution is None:
@@ -352,34 +349,28 @@ class Follower:
                     self._executions.touch(execution)
             elif execution is not None:
                 if state is RunState.CANCELLED or state is not row.state:
-                    wanted = self._move_out(execution)
+                    self._move_out(execution)
                 execution.told_end = True
                 execution.end(state, error, value, at=row.finished_at)
             else:
                 run.end(row.state, row.finished_at or self._service.clock.now(), error)
                 run._load = partial(queue.value, row.id) if error is None else None
                 run.resolve()
-        self._enter(wanted)
 
-    def _move_out(self, execution: JobExecution) -> list[JobExecution]:
+    def _move_out(self, execution: JobExecution) -> None:
         """
         It was told to stop, or what it left has expired: they who wait for it here still want it.
 
-        An execution for each of them, to `_enter` without the lock. Under the lock.
+        Each of them gets an execution, which is entered when the lock is free. Under the lock.
         """
         if execution.body is None or self._service.stopping:
-            return []
+            return
         waiters, execution.waiters = execution.waiters, []
-        wanted = [self._executions.make(execution.job, waiter, execution.args, execution.kwargs) for waiter in waiters]
-        for each in wanted:
-            run = each.run
-            run.id, run.state = self._executions.new(run.task).id, RunState.QUEUED
+        for run in waiters:
+            each = self._executions.make(execution.job, run, execution.args, execution.kwargs)
+            run.id, run.state = new_id(), RunState.QUEUED
             run._stop = each.cancel
-        return wanted
-
-    def _enter(self, executions: list[JobExecution]) -> None:
-        for each in executions:
-            self._submit(each)
+            self._service.defer(partial(self._submit, each))
 
     # ------------------------------------------------------------ taking over
 

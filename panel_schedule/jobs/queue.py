@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..functions.run import Cause, Run, RunState, on_a_loop
 from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from .execution import JobExecution
-from .executions import MOST_BYTES, Executions
+from .executions import Executions
 from .follower import Follower
 from .single_flight import Waiters
 
@@ -29,19 +28,23 @@ class Dispatcher:
     Parameters
     ----------
     service : Service
+    functions : mapping
+        All of them, by name.
     most_bytes : int
         Of what is kept of runs that have ended.
     most_queued : int
         Of the runs of one function that have still to begin.
     """
 
-    def __init__(self, service: Service, most_bytes: int = MOST_BYTES, most_queued: int = sys.maxsize):
+    def __init__(
+        self, service: Service, functions: Mapping[str, Background[Any, Any]], most_bytes: int, most_queued: int
+    ):
         self._service = service
         self._most_queued = most_queued
         service.sources.append(self)
         self.executions = Executions(service, most_bytes)
         self.waiters = Waiters(service, self.executions)
-        self.follower = Follower(service, self.executions, self.waiters, self.enter)
+        self.follower = Follower(service, self.executions, self.waiters, functions, self.enter)
 
     # ------------------------------------------------------------ submitting
 

@@ -427,9 +427,7 @@ class RecordStoreContract:
 
     def test_nobody_hears_of_what_was_used(self, store: RecordStore) -> None:
         """That is no change."""
-        heard = Heard()
-        store.subscribe(SPACE, heard)
-        store.listen()
+        heard = _listen(store)
         assert heard.of(_put(store, "a"))
         store.use(SPACE, ["a"], _at(5))
         assert heard.of(_put(store, "b"))
@@ -463,9 +461,7 @@ class RecordStoreContract:
 
     def test_listening_twice_is_listening(self, store: RecordStore) -> None:
         """Nobody hears of anything twice for that."""
-        heard = Heard()
-        store.subscribe(SPACE, heard)
-        store.listen()
+        heard = _listen(store)
         store.listen()
         assert heard.of(_put(store, "a")) and heard.of(_put(store, "b"))  # noqa: PT018
         assert len(heard.records) == 2
@@ -570,8 +566,7 @@ class RecordStoreContract:
     def test_everything_at_once_breaks_nothing(self, store: RecordStore) -> None:
         """All that a store can do, from six threads."""
         names = ["a", "b", "c"]
-        store.subscribe(SPACE, Heard())
-        store.listen()
+        _listen(store)
 
         def body(number: int) -> None:
             chance = random.Random(number)
@@ -606,8 +601,7 @@ class RecordStoreContract:
 
     def test_closing_twice_is_closing(self, store: RecordStore) -> None:
         """Whether anybody listens or not."""
-        store.subscribe(SPACE, Heard())
-        store.listen()
+        _listen(store)
         _put(store, "a", 1, {(VALUE, 0): 1})
         store.close()
         store.close()
@@ -650,17 +644,14 @@ class SharedRecordStoreContract:
 
     def test_what_one_changes_the_other_hears(self, store: RecordStore, other: RecordStore) -> None:
         """However urgent it is."""
-        heard = Heard()
-        other.subscribe(SPACE, heard)
-        other.listen()
+        heard = _listen(other)
         for tell in (Tell.NOW, Tell.SOON, Tell.LATER):
             assert heard.of(_record(store.write([_to("a")], tell=tell)[0]))
 
     def test_what_one_leaves_undone_the_other_hears(self, store: RecordStore, other: RecordStore) -> None:
         """When it is gone."""
-        heard, left = Heard(), _put(store, "a", owner=store.me)
-        other.subscribe(SPACE, heard)
-        other.listen()
+        left = _put(store, "a", owner=store.me)
+        heard = _listen(other)
         assert other.alive(store.me)
         store.close()
         assert heard.of(left)
@@ -702,6 +693,14 @@ class Heard:
                 ),
                 PATIENCE,
             )
+
+
+def _listen(store: RecordStore) -> Heard:
+    """From now on it is heard what changes."""
+    heard = Heard()
+    store.subscribe(SPACE, heard)
+    store.listen()
+    return heard
 
 
 def _at(hours: float) -> datetime:
