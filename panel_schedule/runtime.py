@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from concurrent.futures import wait
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
@@ -32,7 +33,6 @@ from .executors.threads import ThreadExecutor
 from .functions import remote
 from .functions.background import Background, JobPolicy
 from .functions.calls import is_async
-from .functions.lru import Watched
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,
@@ -114,10 +114,11 @@ class Runtime:
     def _fresh(self) -> None:
         self._lock = threading.RLock()
         self._service: Service | None = None
-        self._started = False
+        # Whether the clocks run.
+        self.started = False
         self._inherited: Store | None = None
         self.loops = LoopExecutor()
-        self.views = Views(self.clock, lambda: self.loops.adopted, self._watch)
+        self.views = Views(self.clock, lambda: self.loops.adopted, lambda *watched: self.scheduler.watch(*watched))
 
     @property
     def service(self) -> Service:
@@ -199,8 +200,8 @@ class Runtime:
             fatal=self._first_run_failed,
             zone=ZoneInfo(config.timezone) if config.timezone else UTC,
         )
-        self._dispatcher = Dispatcher(service, config.max_result_bytes, config.max_queued)
-        self._single_flight = SingleFlight(service, self.loops)
+        self._dispatcher = Dispatcher(service, self.jobs, config.max_result_bytes, config.max_queued)
+        self._single_flight = SingleFlight(service, self.loops, self.memos)
         service.questions |= {
             "memo": self._compute,
             "submit": self._submit,
@@ -209,9 +210,7 @@ class Runtime:
             "result": self._result,
         }
         for job in self.jobs.values():
-            self._dispatcher.add(job)
-        for memo in self.memos.values():
-            self._single_flight.add(memo)
+            self._dispatcher.follower.add(job)
 
     def _make_store(self) -> Store:
         if self._supervisor is None:  # with --num-procs 0 the import came before the fork
@@ -251,8 +250,8 @@ class Runtime:
             return
         if self.loops.adopted is None:
             self.loops.adopt(loop)
-        if not self._started:
-            self._started = True
+        if not self.started:
+            self.started = True
             if self._service is not None and self._service.stopping and self._service.store.blocking:
                 # A server that starts again in the same process: what it shared it has left.
                 self._service = None
@@ -270,14 +269,9 @@ class Runtime:
         try:
             self.scheduler.begin()
         except (StoreError, ConfigError):
-            self._started = False
+            self.started = False
             raise
-        self.dispatcher.recover()
-
-    @property
-    def started(self) -> bool:
-        """Whether the clocks run."""
-        return self._started
+        self.dispatcher.follower.recover()
 
     @property
     def begun(self) -> bool:
@@ -286,7 +280,7 @@ class Runtime:
 
     def stop(self) -> None:
         """Stop the clocks; runs in computation get the grace period. Idempotent."""
-        if self._started:
+        if self.started:
             self.close()
 
     def close(self) -> None:
@@ -296,7 +290,7 @@ class Runtime:
         A thread that is still inside of a C++ extension when Python goes aborts the whole process.
         """
         if self._service is not None and not self._service.stopping:
-            self._started = False
+            self.started = False
             grace = self.config.grace_period if self.grace is None else self.grace
             self._service.stop(grace)
 
@@ -322,9 +316,6 @@ class Runtime:
             self.fatal(task, run)
         else:
             self.scheduler.serve_without(task, run)
-
-    def _watch(self, task: Task[Any], viewers: int) -> None:
-        self.scheduler.watch(task, viewers)
 
     # ------------------------------------------------------------ what a task asks of the layers above it
 
@@ -375,7 +366,7 @@ class Runtime:
 
     def _needs_a_hand(self, task: Task[Any]) -> bool:
         """Where no clock runs no value would ever come by itself."""
-        return task.entry is None and not self._started
+        return task.entry is None and not self.started
 
     def _not_ready(self, task: Task[Any], run: Run | None, timeout: float | None) -> BaseException:
         if run is not None and run.state.final and run.error is not None:
@@ -387,8 +378,8 @@ class Runtime:
     def view(self, task: Task[Any]) -> TaskView:
         return self.views.of_task(task)
 
-    def show(self, task: Task[Any]) -> pn.viewable.Viewable:
-        return show(task)
+    def show(self, shown: Task[Any] | MemoView | Job) -> Any:
+        return JobPanel(shown) if isinstance(shown, Job) else show(shown)
 
     # ------------------------------------------------------------ registering
 
@@ -468,7 +459,7 @@ class Runtime:
             self.tasks.discard(task)
 
     def _warn_of_setup(self, name: str) -> None:
-        if not self._warned_of_setup and not self._started:
+        if not self._warned_of_setup and not self.started:
             self._warned_of_setup = True
             log.warning(
                 "Task %r was registered by a session, so it starts with the first visitor instead of with the server. "
@@ -482,7 +473,7 @@ class Runtime:
             self.start(loop)
             return
         self.loops.adopt(loop)
-        self._started = True
+        self.started = True
         self._begin()
         self._show_first_run(task)
 
@@ -528,15 +519,14 @@ class Runtime:
 
     def _result(self, run: Run, id: str, timeout: float | None) -> tuple[bool, Any]:
         """Whether it has ended in time, and what it gave."""
-        child, ended = self._find(run, id), threading.Event()
-        child.add_done_callback(lambda _: ended.set())
+        child = self._find(run, id)
         with place:
-            ended.wait(timeout)
+            wait([child._completion()], timeout)
         return (True, child.result()) if child.state.final else (False, None)
 
     def _find(self, run: Run, id: str) -> Run:
         """A run that a function in a worker process asks for, by its id."""
-        found = self._children.get(run, {}).get(id) or self.find(id)
+        found = self._children.get(run, {}).get(id) or self.dispatcher.find(id)
         if found is None:
             raise KeyError(f"There is no run {id!r}, or it ended too long ago.")
         return found
@@ -562,7 +552,7 @@ class Runtime:
             remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             if self._service is not None:
-                self._dispatcher.add(background)
+                self._dispatcher.follower.add(background)
             # What earlier processes have left behind is for servers.
             if (loop := self._loop_here()) is not None and not in_notebook():
                 self.start(loop)
@@ -587,8 +577,6 @@ class Runtime:
                 return known
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
-            if self._service is not None:
-                self._single_flight.add(memo)
             return memo
 
     # ------------------------------------------------------------ what jobs ask of the layers above them
@@ -611,18 +599,6 @@ class Runtime:
     def history(self, kind: str, name: str) -> list[RunRecord]:
         return self.service.store.history(name, kind)
 
-    def find(self, id: str) -> Run | None:
-        return self.dispatcher.find(id)
-
-    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]:
-        return self.dispatcher.follow(run, changed)
-
-    def abandon(self, run: Run, reason: str) -> None:
-        self.dispatcher.abandon(run, reason)
-
-    def show_job(self, job: Job) -> Any:
-        return JobPanel(job)
-
     def show_progress(self, job: Job) -> Any:
         return Progress(job)
 
@@ -642,15 +618,6 @@ class Runtime:
         view._attempt(view._follow, view._changed)
         return view
 
-    def ask(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run:
-        return self.single_flight.join(memo, key, args, kwargs, refresh)
-
-    def watch_call(self, memo: Memoized[Any, Any], key: Hashable, changed: Callable[[], None]) -> Watched:
-        return self.single_flight.watch(memo, key, changed)
-
-    def unwatch_call(self, watched: Watched, changed: Callable[[], None]) -> None:
-        self.single_flight.kept.unwatch(watched, changed)
-
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:
         service = self.service
         service.start()
@@ -662,12 +629,6 @@ class Runtime:
                 service.timers.cancel(timer)
 
         return cancel
-
-    def aside(self, call: Callable[[], object]) -> object:
-        return self.service.outbox.aside(call)
-
-    def show_memo(self, view: MemoView) -> Any:
-        return show(view)
 
 
 def _plain(function: Any) -> Any:

@@ -87,7 +87,7 @@ def read(id: str) -> None:
         "answer": answer(21),
         "tasks": [task.entry is not None and task.entry.version for task in ps.tasks.values()],
         "computed": computed,
-        "total": total.runs() and ps._runtime.find(id).result(20),
+        "total": total.runs() and ps._runtime.dispatcher.find(id).result(20),
     }
     print(json.dumps(found), flush=True)
 

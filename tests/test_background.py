@@ -40,6 +40,7 @@ from panel_schedule.errors import (
     RunCrashed,
     RunSkipped,
     RunTimedOut,
+    StoreError,
     TriggerError,
     ValueRefused,
     WouldBlock,
@@ -1223,6 +1224,24 @@ def test_a_server_that_stops_amid_its_start_says_nothing_of_its_store(shared, ca
     assert [] == caplog.messages
 
 
+def test_what_cannot_be_taken_up_is_tried_again_once_for_all(shared, monkeypatch):
+    """Each run that was left had a timer of its own, at which all were tried: their number grew without end."""
+    run = shared.background(executor="thread", name="f")(lambda: 42).submit()
+    assert 42 == run.result(PATIENCE)
+    follower, timers = shared._runtime.dispatcher.follower, shared._runtime.service.timers
+    when(lambda: follower._queue.job(run.id))
+    left = [follower._queue.job(run.id)] * 9
+
+    def fails(row):
+        raise StoreError("The disk is full.")
+
+    monkeypatch.setattr(follower._queue, "orphans", lambda: left)
+    monkeypatch.setattr(follower, "_take_over", fails)
+    before = len(timers)
+    follower._take_all()
+    assert len(timers) <= before + 1
+
+
 @pytest.mark.parametrize("store", ["memory", "file"])
 def test_whatever_happens_each_run_ends_once(store, real, shared, ledger):
     """Runs of all kinds, shared and not, that fail, are tried again, time out and are cancelled from eight threads."""
@@ -1263,7 +1282,7 @@ def test_whatever_happens_each_run_ends_once(store, real, shared, ledger):
         assert run.state.final
     assert {1} == {ledger[run] for run in runs}
     assert 1 == max(ledger.values())
-    assert 0 == len(ps._runtime.dispatcher.executions)
+    assert 0 == len([*ps._runtime.dispatcher.executions])
     if store == "file":
         queue = ps._runtime.service.store.queue
         when(lambda: all(row.state.final for each in functions for row in queue.jobs(each.name)))

@@ -123,7 +123,7 @@ def test_another_process_takes_over_within_two_seconds(house, kind):
     house.go("a")
     assert "a done" == other.ask()
     assert ("succeeded", 2) == house.state(id)
-    assert ["a 2"] == other("ps._runtime.find(id).partials[:]", id=id)
+    assert ["a 2"] == other("ps._runtime.dispatcher.find(id).partials[:]", id=id)
     house.assert_sound()
 
 
@@ -187,8 +187,8 @@ def test_a_result_waits_for_its_reader(house):
     house.await_state(id, "succeeded")
     first.kill()
     second = house.host(serves=False)
-    assert ("a done", ["a 1"]) == second("((run := ps._runtime.find(id)).value, list(run.partials))", id=id)
-    assert "a done" == second("ps._runtime.find(id).result()", id=id)
+    assert ("a done", ["a 1"]) == second("((run := ps._runtime.dispatcher.find(id)).value, list(run.partials))", id=id)
+    assert "a done" == second("ps._runtime.dispatcher.find(id).result()", id=id)
     assert [id] == second("[run.id for run in durable.runs()]")
 
 
@@ -240,7 +240,7 @@ def test_each_kind_is_given_back(house, kind):
     house.go("a")
     new = house.host()
     house.await_state(id, "succeeded")
-    assert "a done" == new("ps._runtime.find(id).result(5)", id=id)
+    assert "a done" == new("ps._runtime.dispatcher.find(id).result(5)", id=id)
     house.assert_sound()
 
 
@@ -463,7 +463,7 @@ def passing():
     other.signal(signal.SIGCONT)
     assert "done" == other("theirs.result(10)")
     assert ["began"] * 2 == house.journal()
-    assert 0 == other("len(ps._runtime.dispatcher.executions)")
+    assert 0 == other("len([*ps._runtime.dispatcher.executions])")
 
 
 def test_who_gives_up_before_the_store_has_answered_spoils_nothing(house):
@@ -490,7 +490,7 @@ async def hasty():
     house.go("a")
     assert "a done" == other("theirs.result(10)")
     assert ["began a 1"] == house.journal()
-    assert 0 == other("len(ps._runtime.dispatcher.executions)")
+    assert 0 == other("len([*ps._runtime.dispatcher.executions])")
 
 
 def test_a_result_of_another_process_is_shared_no_longer_than_its_ttl(house):
@@ -554,7 +554,7 @@ def test_whoever_asks_for_the_same_and_gives_up_in_whichever_process(house):
         host.send("storm(seed)", seed=number)
     assert [[], [], []] == [host.ask() for host in hosts]
     eventually(lambda: all(state not in ("queued", "running") for _, state, _ in house.states()))
-    eventually(lambda: [0] * 3 == [host("len(ps._runtime.dispatcher.executions)") for host in hosts])
+    eventually(lambda: [0] * 3 == [host("len([*ps._runtime.dispatcher.executions])") for host in hosts])
 
 
 # ------------------------------------------------------------ trouble with the store

@@ -48,7 +48,7 @@ def process_task(ps, name, function, **policy):
 
 def begin(ps):
     """Start the clocks, as a server does."""
-    ps._runtime._started = True
+    ps._runtime.started = True
     ps._runtime._begin()
 
 

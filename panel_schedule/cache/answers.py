@@ -12,7 +12,7 @@ from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
 from ..functions.run import on_a_loop
 from ..serialize.entry import Entry
-from .shared import OwnAnswers
+from .shared import SharedAnswers
 
 log = logging.getLogger("panel_schedule")
 
@@ -28,19 +28,19 @@ class KeptAnswers:
     service : Service
     detach : callable
         ``detach(memo, key)``, under the lock: what is computed right now is not to be kept; the keys, of all.
-    shared : OwnAnswers
+    shared : SharedAnswers
     """
 
     def __init__(
         self,
         service: Service,
         detach: Callable[[Memo, Hashable | None], list[Hashable]],
-        shared: OwnAnswers,
+        shared: SharedAnswers,
     ):
         self._service = service
         self._detach = detach
         self._warned: set[str] = set()
-        self._shared = shared
+        self.shared = shared
 
     # ------------------------------------------------------------ keeping; under the lock
 
@@ -60,7 +60,7 @@ class KeptAnswers:
         """It was read, which the store is told now and then."""
         memo.lru.used(key)
         if not answer.told:
-            self._shared.use(memo, answer)
+            self.shared.use(memo, answer)
 
     def _tell(self, watched: Watched) -> None:
         for changed in list(watched.viewers):
@@ -89,7 +89,7 @@ class KeptAnswers:
 
     def watch(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched:
         """What is new about one call, and `changed` is called then; for sessions. It ends with what is returned."""
-        digest = self._shared.digest(memo, key)
+        digest = memo.digest(key) if self._service.store.blocking else ""
         with self._service.locked:
             watched = memo.lru.watch(key, digest)
             watched.viewers.add(changed)
@@ -104,18 +104,20 @@ class KeptAnswers:
 
     def invalidate(self, memo: Memo, key: Hashable | None = None) -> None:
         """Forget the answer to one call, or all of a function; everywhere, and here before this returns."""
-        told = self._shared.invalidate_soon(memo, key)
+        if not self._service.store.blocking:
+            self.forget(memo, key)
+            return
+        self.shared.invalidate_soon(memo, key)
         self.forget(memo, key)
-        if told:
-            invalidate = partial(self._invalidate_there, memo, key)
-            if on_a_loop():
-                with self._service.locked:  # which tries again until the store can take it
-                    self._service.outbox.ask((), invalidate)
-            else:
-                invalidate()
+        invalidate = partial(self._invalidate_there, memo, key)
+        if on_a_loop():
+            with self._service.locked:  # which tries again until the store can take it
+                self._service.outbox.ask((), invalidate)
+        else:
+            invalidate()
 
     def _invalidate_there(self, memo: Memo, key: Hashable | None) -> None:
-        self._shared.forget_due()
+        self.shared.forget_due()
         # What has been taken from the store meanwhile was of before. What was begun meanwhile was not.
         with self._service.locked:
             for each in list(memo.lru.answers) if key is None else [key]:

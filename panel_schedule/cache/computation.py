@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import logging
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from itertools import count
 from typing import Any
@@ -14,7 +17,7 @@ from ..coordination.answers import Basis, serves
 from ..coordination.history import MEMO
 from ..engine.execution import Execution, work_of
 from ..engine.service import Service
-from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, is_interrupt
+from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut, StoreError, is_interrupt
 from ..executors.threads import PlacedFuture
 from ..functions.calls import PUBLISHED
 from ..functions.lru import Answer
@@ -23,7 +26,10 @@ from ..functions.run import Cause, Run, RunRecord, RunState
 from ..serialize.checks import require_data
 from ..serialize.codec import encode
 from ..serialize.copies import own_copy
-from .shared import OwnAnswers
+from ..stores.hurry import hurried
+from .answers import KeptAnswers
+
+log = logging.getLogger("panel_schedule")
 
 # How a computation of another process has ended, of which the error is known.
 ENDS: dict[type[BaseException], RunState] = {RunTimedOut: RunState.TIMED_OUT, RunCrashed: RunState.CRASHED}
@@ -43,7 +49,7 @@ class Computation(Execution):
     Parameters
     ----------
     service : Service
-    shared : OwnAnswers
+    answers : KeptAnswers
     memo : Memoized
     key : hashable
     args, kwargs : tuple, dict
@@ -51,9 +57,8 @@ class Computation(Execution):
         The versions of the tasks of ``after=`` for which it is made.
     run : Run
         What ``ps.current_run()`` is inside.
-    published, advanced, ended : callable
-        ``published(computation, item)``, ``advanced(computation)`` with its progress, and
-        ``ended(computation, outcome, error)``, under the lock.
+    advanced, ended : callable
+        ``advanced(computation)`` with its progress, and ``ended(computation, outcome, error)``, under the lock.
 
     Attributes
     ----------
@@ -104,6 +109,7 @@ class Computation(Execution):
         "advanced",
         "ago",
         "answer",
+        "answers",
         "basis",
         "digest",
         "ended",
@@ -117,13 +123,11 @@ class Computation(Execution):
         "memo",
         "old",
         "partials",
-        "published",
         "ready",
         "refresh",
         "remote",
         "renews",
         "settled",
-        "shared",
         "started",
         "telling_store",
         "value",
@@ -134,14 +138,13 @@ class Computation(Execution):
     def __init__(
         self,
         service: Service,
-        shared: OwnAnswers,
+        answers: KeptAnswers,
         memo: Memoized[Any, Any],
         key: Hashable,
         args: Any,
         kwargs: Any,
         basis: Basis,
         run: Run,
-        published: Callable[[Computation, Any], object],
         advanced: Callable[[Computation], object],
         ended: Callable[[Computation, RunState, BaseException | None], object],
     ):
@@ -150,11 +153,11 @@ class Computation(Execution):
             "Memoized function", memo.name, memo.function, memo.executor, executor, policy.timeout, policy.retry
         )
         super().__init__(service, work, run, args, kwargs)
-        self.shared = shared
+        self.answers = answers
         self.memo = memo
         self.key = key
         self.basis = basis
-        self.published, self.advanced, self.ended = published, advanced, ended
+        self.advanced, self.ended = advanced, ended
         self.refresh = self.renews = self.wanted = self.heard = self.ready = self.started = self.remote = False
         self.held, self.kept, self.settled, self.telling_store = False, True, False, False
         self.ago = 0.0
@@ -245,11 +248,14 @@ class Computation(Execution):
         """A partial answer: for the pages that show it; who waits wants the last one."""
         require_data(item, self.name)
         if self.fence:
-            self.shared.publish(self.memo, self.digest, self.fence, item)
+            try:
+                self.service.store.cache.publish(self.memo.name, self.digest, self.fence, item)
+            except (StoreError, RunFenced) as error:
+                log.debug("%s: a partial answer is not shown by other processes: %s", self.name, error)
         with self.service.locked:
             self.run.check()
             self.last = item
-            self.published(self, item)
+            self.answers.tell_partial(self.memo, self.key, item)
 
     def tell_progress(self, percent: int, message: str) -> None:
         for waiter in self.waiters:
@@ -264,7 +270,7 @@ class Computation(Execution):
     def _tell_store(self) -> tuple[Any, ...]:
         """How far it has come by then: in the queue of a store that is busy it stands once."""
         told = _, percent, message, _ = self.told
-        self.shared.progress(self.memo, self.digest, self.fence, percent, message)
+        self.service.store.cache.progress(self.memo.name, self.digest, self.fence, percent, message)
         return told
 
     def _store_told(self, told: tuple[Any, ...]) -> None:
@@ -295,10 +301,7 @@ class Computation(Execution):
         duration = max(0.0, (now - (self.run.started_at or now)).total_seconds())
         try:
             if self.fence:
-                self.answer = self.shared.put(
-                    memo, self.digest, self.fence, value, now=now, duration=duration,
-                    run=self.record(RunState.SUCCEEDED), held=self.is_held,
-                )  # fmt: skip
+                self._share(value, now, duration)
         except RunFenced:
             self.kept = False
             return value
@@ -314,18 +317,49 @@ class Computation(Execution):
             )  # fmt: skip
         return value
 
+    def _share(self, value: Any, now: datetime, duration: float) -> None:
+        """It is the answer of all processes, as they read it, unless the store cannot take it now."""
+        memo, lasts = self.memo, self.memo.lasts
+        with self._ending("other processes do not get what it gave, as it cannot be stored"):
+            self.answers.shared.tell_used()
+            row, value = self.service.store.cache.put(
+                memo.name, self.digest, self.fence, value, now=now, duration=duration,
+                expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits,
+                run=self.record(RunState.SUCCEEDED),
+            )  # fmt: skip
+            self.answer = Answer(
+                value, row.version, now, duration, row.basis, memo.until(0.0), row.size, self.digest, row.call
+            )
+
+    @contextmanager
+    def _ending(self, lost: str) -> Iterator[None]:
+        """While the store is told of its end; what is `lost` where that cannot be."""
+        try:
+            # Of one for which an event loop stands still the store is to be quick.
+            with hurried(lambda: self.held):
+                yield
+        except (StoreError, OSError) as error:
+            self.service.outbox.complain("%s: %s. %s", self.name, lost, error)
+            with self.service.locked:
+                self.give_up()
+
+    def give_up(self) -> None:
+        """Let another process compute it, as soon as the store can hear of it. Under the lock."""
+        if self.fence and not self.remote:
+            give_up = partial(self.service.store.cache.give_up, self.memo.name, self.digest, self.fence)
+            self.service.outbox.ask((), give_up)
+
     def fails(self, outcome: RunState, error: BaseException) -> None:
         if self.fence and not self.remote:
-            run = self.record(outcome, error)
-            self.shared.fail(self.memo, self.digest, self.fence, error, run=run, held=self.is_held)
+            run, limits = self.record(outcome, error), self.memo.policy.limits
+            with suppress(RunFenced), self._ending("other processes do not hear that it failed"):
+                self.service.store.cache.fail(
+                    self.memo.name, self.digest, self.fence, error, now=self.service.clock.now(), limits=limits, run=run
+                )
         self.old, self.settled = self.last_resort(), True
 
     def record(self, outcome: RunState, error: BaseException | None = None) -> RunRecord:
         return replace(super().record(outcome, error), key=self.call)
-
-    def is_held(self) -> bool:
-        """Whether an event loop stands still for it: then the store is to be quick."""
-        return self.held
 
     def last_resort(self) -> Answer | None:
         """What is served in place of an answer that could not be computed."""
@@ -334,7 +368,7 @@ class Computation(Execution):
             return None
         old = memo.lru.answers.get(self.key)
         if old is None:
-            old = self.shared.last(memo, self.digest)
+            old = self.answers.shared.last(memo, self.digest)
         if old is None or old.kept_until <= self.service.clock.monotonic() or not serves(old.basis, self.basis):
             return None
         return old
@@ -352,12 +386,11 @@ class Computation(Execution):
 
     def drop(self, reason: str) -> None:
         """Let others compute it, if they want it. Under the lock."""
-        future, fence = self.future, 0 if self.remote else self.fence
+        future = self.future
         self.ended(self, RunState.CANCELLED, RunCancelled(f"{self.name}: the run was {reason}."))
         if future is not None:
             future.cancel()
-        if fence:
-            self.shared.give_up(self.memo, self.digest, fence)
+        self.give_up()
 
     def end(self, outcome: RunState, error: BaseException | None = None, value: Any = None) -> None:
         if error is None or self.settled:

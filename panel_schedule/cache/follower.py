@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,6 @@ from ..stores.cache import AnswerRow
 from ..stores.hurry import hurried
 from .answers import KeptAnswers
 from .computation import Computation
-from .shared import SharedAnswers
 
 Memo = Memoized[Any, Any]
 
@@ -29,28 +28,18 @@ LOOK = 1.0
 LAG = 10.0
 
 
-class Alone:
-    """In place of a `Follower`, where no other process can know of the answers of this one."""
-
-    def add(self, memo: Memo) -> None:
-        pass
-
-    def look_up(self, computation: Computation, here: bool = False) -> None:
-        computation.launch(here)
-
-    def over(self, computation: Computation) -> None:
-        pass
-
-
-class Follower(Alone):
+class Follower:
     """
     Follows the rows of a store that several processes share; never on an event loop.
+
+    In a store in memory there are none: no other process could know of them.
 
     Parameters
     ----------
     service : Service
-    shared : SharedAnswers
     kept : KeptAnswers
+    memos : mapping
+        The functions that this process knows, by name.
     renew : callable
         ``renew(computation)`` when what the store has is stale: compute it anew, in the background.
     failing : callable
@@ -60,32 +49,30 @@ class Follower(Alone):
     def __init__(
         self,
         service: Service,
-        shared: SharedAnswers,
         kept: KeptAnswers,
+        memos: Mapping[str, Memo],
         renew: Callable[[Computation], object],
         failing: Callable[[Memo], list[Hashable]],
     ):
         self._service = service
-        self._shared = shared
+        self._shared = kept.shared
         self._kept = kept
         self._renew = renew
         self._failing = failing
-        self._memos: dict[str, Memo] = {}
+        self._memos = memos
         # The computations by function and digest, here and elsewhere: of several values of a task there may be several.
         self._computations: defaultdict[tuple[str, str], dict[Computation, None]] = defaultdict(dict)
         self._looking = False
-        shared.cache.watch_answers(self._noticed)
-
-    def add(self, memo: Memo) -> None:
-        """Know a function by its name, for what other processes say of it."""
-        self._memos[memo.name] = memo
+        service.store.cache.watch_answers(self._noticed)
 
     # ------------------------------------------------------------ before a computation
 
     def look_up(self, computation: Computation, here: bool = False) -> None:
         """Take what the store has, or follow the process that computes it, or compute it."""
-        memo = computation.memo
-        computation.digest = memo.digest(computation.key)
+        if not self._service.store.blocking:
+            computation.launch(here)
+            return
+        computation.digest = computation.memo.digest(computation.key)
         try:
             with hurried(lambda: computation.held):
                 self._look_up(computation, here)
@@ -120,8 +107,8 @@ class Follower(Alone):
         )  # fmt: skip
         with self._service.locked:
             computation.fence, computation.remote = row.fence, not mine
-            if computation.over and mine:  # nobody wants it any more
-                self._shared.give_up(memo, computation.digest, row.fence)
+            if computation.over:  # nobody wants it any more
+                computation.give_up()
             self._keep_looking()
         if mine:
             computation.launch(here)
@@ -209,12 +196,8 @@ class Follower(Alone):
         row = self._shared.look(memo, digest)
         if row is not None and any(_is_own_doing(computation, row) for computation in computations):
             return
-        if (
-            row is not None
-            and computations
-            and not row.mine
-            and all(row.fence != computation.fence for computation in computations)
-        ):
+        fences = [computation.fence for computation in computations]
+        if row is not None and computations and not row.mine and row.fence not in fences:
             self._kept.forget(memo, key)  # another process computes it, as what is computed here is of before
             return
         self._take_in(memo, key, row)
@@ -230,10 +213,8 @@ class Follower(Alone):
         if not row.version and (known is not None or not (row.held or row.failed)):
             self._kept.forget(memo, key)
         if row.version and (known is None or row.version > known.version):
-            try:
-                answer = self._shared.answer(memo, row)
-            except (KeyError, ValueUnreadable):  # it is read, or computed, when somebody asks for it
-                return
+            if (answer := self._shared.found(memo, row)) is None:
+                return  # it is read, or computed, when somebody asks for it
             with self._service.locked:
                 newer = memo.lru.answers.get(key)
                 if newer is None or newer.version < answer.version:
@@ -245,22 +226,20 @@ class Follower(Alone):
             with self._service.locked:
                 self._kept.tell_failure(memo, key, error)
 
+    @property
+    def _remote(self) -> list[Computation]:
+        known = self._computations.values()
+        return [computation for computations in known for computation in computations if computation.remote]
+
     def _keep_looking(self) -> None:
         """What is followed may be lost without a word, with the database or for want of room. Under the lock."""
-        if not self._looking and any(
-            computation.remote for computations in self._computations.values() for computation in computations
-        ):
+        if not self._looking and self._remote:
             self._looking = True
             self._service.timers.after(LOOK, self._look, None)
 
     def _look(self, _: None) -> None:
         self._looking = False
-        for computation in [
-            computation
-            for computations in self._computations.values()
-            for computation in computations
-            if computation.remote
-        ]:
+        for computation in self._remote:
             self._service.outbox.aside(partial(self._follow, computation, writes=True))
         self._keep_looking()
 
@@ -303,9 +282,7 @@ class Follower(Alone):
     def _arrives(self, computation: Computation, row: AnswerRow) -> bool:
         """Whether the process that computes it has ended, or goes on."""
         if row.version > computation.known and serves(row.basis, computation.basis):
-            try:
-                answer = self._shared.answer(computation.memo, row)
-            except (KeyError, ValueUnreadable):
+            if (answer := self._shared.found(computation.memo, row)) is None:
                 return False
             with self._service.locked:
                 computation.arrive(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 from ..engine.service import Service
 from ..errors import WouldBlock
@@ -35,17 +35,6 @@ class Recursion:
         finally:
             self._here.depth -= 1
 
-    def lend(self) -> AbstractContextManager[object]:
-        """While the calling function only waits, its place is somebody else's."""
-        own = self._calling
-        return nullcontext() if own is None else own.work.executor.lend()
-
-    @property
-    def _calling(self) -> Computation | None:
-        run = _current.get()
-        execution = None if run is None else run._execution
-        return execution if isinstance(execution, Computation) else None
-
     @contextmanager
     def awaiting(self, other: Computation) -> Iterator[None]:
         """
@@ -56,8 +45,9 @@ class Recursion:
         WouldBlock
             When that one waits for it.
         """
-        own = self._calling
-        if own is None:
+        run = _current.get()
+        own = None if run is None else run._execution
+        if not isinstance(own, Computation):  # no memoized function
             yield
             return
         with self._service.locked:

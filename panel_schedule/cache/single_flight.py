@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from contextvars import Context
 from functools import partial
@@ -20,16 +20,16 @@ from ..executors.loop import LoopExecutor
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
-from ..functions.run import Cause, Run, RunState, on_a_loop
+from ..functions.run import Cause, Run, RunState, on_a_loop, place
 from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
 from .answers import KeptAnswers
 from .computation import Computation
-from .follower import Alone, Follower
+from .follower import Follower
 from .recursion import Recursion
-from .shared import OwnAnswers, SharedAnswers
+from .shared import SharedAnswers
 
 log = logging.getLogger("panel_schedule")
 
@@ -44,9 +44,11 @@ class SingleFlight:
     ----------
     service : Service
     loops : LoopExecutor
+    memos : mapping
+        All of them, by name.
     """
 
-    def __init__(self, service: Service, loops: LoopExecutor):
+    def __init__(self, service: Service, loops: LoopExecutor, memos: Mapping[str, Memo]):
         self._service = service
         self._loops = loops
         service.sources.append(self)
@@ -57,16 +59,9 @@ class SingleFlight:
         self._failed: defaultdict[Memo, dict[Hashable, tuple[float, BaseException]]] = defaultdict(dict)
         self._warned: set[str] = set()
         self.recursion = Recursion(service)
-        # Where a store never lets anybody wait no other process is there.
-        self.shared = SharedAnswers(service) if service.store.blocking else OwnAnswers(service)
+        self.shared = SharedAnswers(service)
         self.kept = KeptAnswers(service, self._detach, self.shared)
-        self.follower = Alone()
-        if isinstance(self.shared, SharedAnswers):
-            self.follower = Follower(service, self.shared, self.kept, self.renew, self.failing)
-
-    def add(self, memo: Memo) -> None:
-        """Know a function by its name, for what other processes say of it."""
-        self.follower.add(memo)
+        self.follower = Follower(service, self.kept, memos, self.renew, self.failing)
 
     # ------------------------------------------------------------ asking
 
@@ -88,7 +83,7 @@ class SingleFlight:
                     self._warn_of_loop(memo)
                 elif here:
                     self.recursion.help(computation)
-                with nullcontext() if waiter.state.final else self._loops.hold() if on_loop else self.recursion.lend():
+                with nullcontext() if waiter.state.final else self._loops.hold() if on_loop else place:
                     waiter._completion().result()
                 return waiter.outcome()
         except BaseException:
@@ -212,8 +207,8 @@ class SingleFlight:
                 self._welcome(computation, waiter, heard)
                 return computation
             computation = self._under_way[memo, key] = Computation(
-                self._service, self.shared, memo, key, args, kwargs, basis, self._waiter(memo), self._published,
-                self._advanced, self._ended,
+                self._service, self.kept, memo, key, args, kwargs, basis, self._waiter(memo), self._advanced,
+                self._ended,
             )  # fmt: skip
             computation.refresh, computation.renews, computation.held = refresh, waiter is None, held
             self._all[computation] = None
@@ -300,10 +295,6 @@ class SingleFlight:
                 self._advanced(computation)
         return watched
 
-    def _published(self, computation: Computation, item: Any) -> None:
-        """It has given a partial answer."""
-        self.kept.tell_partial(computation.memo, computation.key, item)
-
     def _advanced(self, computation: Computation) -> None:
         """It has come further; pages look at the one whose answer is going to be kept."""
         memo, key, run = computation.memo, computation.key, computation.run
@@ -345,8 +336,7 @@ class SingleFlight:
 
     def _fail(self, computation: Computation, error: BaseException) -> None:
         """It cannot even begin: nobody is to wait for it for ever, here or in another process."""
-        if computation.fence and not computation.remote:
-            self.shared.give_up(computation.memo, computation.digest, computation.fence)
+        computation.give_up()
         self._finish(computation, RunState.FAILED, error)
 
     def _keep_failure(self, memo: Memo, key: Hashable, until: float, error: BaseException) -> None:

@@ -56,7 +56,6 @@ class JobExecution(Execution):
         "entry",
         "fence",
         "job",
-        "joined",
         "key",
         "made",
         "most_bytes",
@@ -103,8 +102,6 @@ class JobExecution(Execution):
         self.stored.set()
         # Bytes of its partial results, and how many of these were dropped as they were too many.
         self.size = self.dropped = 0
-        # Whether its run waits for another execution that does the same, and ends with that.
-        self.joined = False
         # Whether another process runs it; its body is there only if somebody here asked for the same.
         self.remote = False
 
@@ -176,7 +173,7 @@ class JobExecution(Execution):
             assert isinstance(run.partials, list)
             run.partials.append(item)
             self._make_room(run.partials)
-            self._tell_partial(len(run.partials) - 1, item)
+            self.tell(Queue.add_partial, len(run.partials) - 1, item)
         if self.shared and waits:
             # The function may change what it has published as soon as this returns.
             self._settle()
@@ -199,7 +196,7 @@ class JobExecution(Execution):
     def tell_progress(self, percent: int, message: str) -> None:
         self.changed(self)
         if (percent, message) != (-1, ""):  # else it has published, which the store knows
-            self.tell(lambda queue: queue.tell(self.run.id, self.fence, percent, message))
+            self.tell(Queue.tell, percent, message)
 
     # ------------------------------------------------------------ ending
 
@@ -238,10 +235,9 @@ class JobExecution(Execution):
         return value
 
     def repeated(self) -> None:
-        run, attempt = self.run, self.run.attempt
-        self.tell(lambda queue: queue.again(run.id, self.fence, attempt))
+        self.tell(Queue.again, self.run.attempt)
         if self.service.stopping:
-            self.cancel(run, Cause.STOPS)  # another process tries it again
+            self.cancel(self.run, Cause.STOPS)  # another process tries it again
         else:
             self.changed(self)
 
@@ -249,14 +245,10 @@ class JobExecution(Execution):
         self.cancel(self.run, Cause.STOPS if self.service.stopping else Cause.CANCELLED)
 
     def cancel(self, run: Run, reason: str) -> None:
-        if self.joined:  # it has just moved to another execution
-            self._cancel_there(run, reason)
-        else:
-            super().cancel(run, reason)
-
-    def _cancel_there(self, run: Run, reason: str) -> None:
         with self.service.locked:
-            if not run.state.final:
+            if run._stop in (None, self.cancel):
+                super().cancel(run, reason)
+            else:  # it has just moved to another execution
                 self.service.defer(lambda: run.cancel(reason))
 
     def unwanted(self, reason: str) -> None:
@@ -296,7 +288,7 @@ class JobExecution(Execution):
         if self.told_end or unfinished:  # another process finishes it, or the next server
             pass
         elif self.fence and not self.remote:
-            self.tell(lambda queue: self._tell_end(outcome, value))
+            self.tell(lambda *_: self._tell_end(outcome, value))
         elif not self.shared or outcome is RunState.SKIPPED:
             self.service.outbox.ask((), self.service.store.note(JOB, self.job.name, self.record(outcome, error)))
         if self.remote:
@@ -325,16 +317,16 @@ class JobExecution(Execution):
             entry, self.entry = self.entry, None
         return entry
 
-    def tell(self, call: Callable[[Queue], object]) -> None:
-        """Let the store know, in order, once it has the row. Under the lock."""
+    def tell(self, call: Callable[..., object], *what: Any) -> None:
+        """Let the store know, in order, once it has the row: ``call(queue, id, fence, *what)``. Under the lock."""
         if self.fence and not self.remote:
             self.asked += 1
-            self.service.outbox.ask((), partial(self._try, call))
+            self.service.outbox.ask((), partial(self._try, call, what))
 
-    def _try(self, call: Callable[[Queue], object]) -> None:
+    def _try(self, call: Callable[..., object], what: tuple[Any, ...]) -> None:
         queue = self.service.store.queue
         try:
-            call(queue)
+            call(queue, self.run.id, self.fence, *what)
         except ValueRefused as error:  # of a coroutine, which could not wait for this
             log.error("%s", error)
         except RunFenced:
@@ -350,14 +342,8 @@ class JobExecution(Execution):
             self.cancel(self.run, Cause.TAKEN_OVER)
 
     def _tell_begin(self) -> None:
-        run = self.run
-        if (now := run.started_at) is not None:
-            attempt = run.attempt
-            self.tell(lambda queue: queue.begin(run.id, self.fence, now, attempt))
-
-    def _tell_partial(self, number: int, item: Any) -> None:
-        run = self.run
-        self.tell(lambda queue: queue.add_partial(run.id, self.fence, number, item))
+        if (now := self.run.started_at) is not None:
+            self.tell(Queue.begin, now, self.run.attempt)
 
     def tell_all(self, began: datetime | None) -> None:
         """What has happened before the store had it, which knows when it `began`, if that. Under the lock."""
@@ -367,9 +353,9 @@ class JobExecution(Execution):
         if self.told:
             self.tell_progress(run.percent, run.message)
         for number, item in enumerate(run.partials):
-            self._tell_partial(number, item)
+            self.tell(Queue.add_partial, number, item)
         if run.state.final:
-            self.tell(lambda queue: self._tell_end(run.state, run.shared))
+            self.tell(lambda *_: self._tell_end(run.state, run.shared))
 
     def _settle(self) -> None:
         """Wait until the store was told what went before, unless it cannot take it now."""
@@ -379,7 +365,7 @@ class JobExecution(Execution):
         with self.service.locked:
             if not self.fence or self.asked == self.made:
                 return
-            self.tell(lambda queue: done.set())
+            self.tell(lambda *_: done.set())
         while not done.wait(LOOK) and not self.service.outbox.troubled:
             pass
 

@@ -14,9 +14,6 @@ from ..functions.run import Partials, Run
 from ..serialize.checks import size_of
 from .execution import JobExecution
 
-# The bytes of results and partial results that are kept of runs that have ended, by default.
-MOST_BYTES = 256 * 1024**2
-
 # Of each function so many runs that have ended are kept, for as long as their results are.
 KEPT = 50
 
@@ -48,7 +45,7 @@ class Executions:
         Of what is kept of the runs of all functions that have ended, and of one that is under way.
     """
 
-    def __init__(self, service: Service, most_bytes: int = MOST_BYTES):
+    def __init__(self, service: Service, most_bytes: int):
         self._service = service
         self.most_bytes = most_bytes
         # How many of each function are under way in this process.
@@ -66,9 +63,6 @@ class Executions:
         self._moving = False
         # Called with each one that has ended.
         self.ended: Callable[[JobExecution], object] = lambda execution: None
-
-    def __len__(self) -> int:
-        return len(self._under_way)
 
     def __iter__(self) -> Iterator[JobExecution]:
         return iter(list(self._under_way.values()))

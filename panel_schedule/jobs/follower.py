@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -15,9 +15,10 @@ from weakref import WeakValueDictionary
 from ..coordination.tasks import TAKEOVERS
 from ..engine.outbox import MOST
 from ..engine.service import Service
+from ..engine.timers import Timer
 from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.background import Background
-from ..functions.run import Partials, Run, RunState, on_a_loop
+from ..functions.run import Partials, Run, RunState, new_id, on_a_loop
 from ..serialize.codec import Encoded, encode
 from ..stores.queue import JobRow
 from .execution import JobExecution
@@ -36,50 +37,19 @@ LOOK = 1.0
 AT_ONCE = 0.002
 
 
-class Alone:
-    """In place of a `Follower`, where no other process can know of the runs of this one."""
-
-    def add(self, function: Background[Any, Any]) -> None:
-        if function.policy.durable:
-            log.warning(
-                "Job %r is durable=True, and the store is in memory: its runs are lost when this process ends. Set "
-                "ps.config.store = 'file:///var/lib/myapp', say.", function.name,
-            )  # fmt: skip
-
-    def prepare(self, execution: JobExecution) -> Encoded | None:
-        return None
-
-    def announce(self, execution: JobExecution, payload: Encoded | None) -> None:
-        execution.launch()
-
-    def follow(self, id: str, more: int) -> None:
-        pass
-
-    def abandon(self, run: Run, reason: str) -> None:
-        run.cancel(reason)
-
-    def runs(self, name: str, known: Collection[str], user: str | None) -> list[Run]:
-        return []
-
-    def find(self, id: str) -> Run | None:
-        return None
-
-    def recover(self) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
-
-
-class Follower(Alone):
+class Follower:
     """
     Follows the rows of a store that several processes share.
+
+    In a store in memory there are none: no other process could know of them.
 
     Parameters
     ----------
     service : Service
     executions : Executions
     waiters : Waiters
+    functions : mapping
+        Those that this process knows, by name: for runs that another process, or an earlier one, has left behind.
     enter : callable
         ``enter(execution)`` starts one, or lets it join one that does the same.
     """
@@ -89,6 +59,7 @@ class Follower(Alone):
         service: Service,
         executions: Executions,
         waiters: Waiters,
+        functions: Mapping[str, Background[Any, Any]],
         enter: Callable[[JobExecution], object],
     ):
         self._service = service
@@ -96,7 +67,7 @@ class Follower(Alone):
         self._waiters = waiters
         self._submit = enter
         self._queue = service.store.queue
-        self._functions: dict[str, Background[Any, Any]] = {}
+        self._functions = functions
         # Functions that this process does not know, as it has said.
         self._unknown: set[str] = set()
         # The runs of other processes that somebody here looks at.
@@ -104,11 +75,17 @@ class Follower(Alone):
         # How many sessions of this process follow each.
         self._followers: Counter[str] = Counter()
         self._looking = False
+        # When it is tried again to take up what could not be.
+        self._again: Timer | None = None
         self._queue.watch_jobs(self._noticed)
 
     def add(self, function: Background[Any, Any]) -> None:
-        """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
-        self._functions[function.name] = function
+        """A function is there: it may be that an earlier process has left runs of it behind."""
+        if function.policy.durable and not self._service.store.blocking:
+            log.warning(
+                "Job %r is durable=True, and the store is in memory: its runs are lost when this process ends. Set "
+                "ps.config.store = 'file:///var/lib/myapp', say.", function.name,
+            )  # fmt: skip
         if self._service.begun:
             self.recover()
 
@@ -116,6 +93,8 @@ class Follower(Alone):
 
     def prepare(self, execution: JobExecution) -> Encoded | None:
         """What another process needs to run it; to be followed by `announce`. Raises what is wrong with that."""
+        if not self._service.store.blocking:
+            return None
         durable = execution.job.policy.durable
         payload = encode((execution.args, execution.kwargs), execution.name) if durable else None
         execution.stored.clear()
@@ -123,26 +102,20 @@ class Follower(Alone):
 
     def announce(self, execution: JobExecution, payload: Encoded | None) -> None:
         """Start it unless another process does the same. What is durable and cannot be stored fails."""
-        run, durable = execution.run, execution.job.policy.durable
-        enqueue = partial(
-            self._queue.enqueue, run.id, run.task,
-            now=run.queued_at, payload=payload, key=execution.key, durable=durable, synced=durable, user=run.user,
-        )  # fmt: skip
-        if durable and on_a_loop():
-            # The loop has pages to serve, and a disk takes its time.
-            self._service.outbox.aside(partial(self._accept, execution, enqueue))
-        elif durable:
-            # On the disk before anybody is told that it was accepted.
-            self._accept(execution, enqueue)
-        elif not execution.key:
-            execution.entry = partial(self._enqueue, execution, enqueue)
+        if not self._service.store.blocking:
+            execution.launch()
+            return
+        if not (execution.job.policy.durable or execution.key):
+            execution.entry = partial(self._enter_all, [execution])
             execution.launch()
             self._service.outbox.gather(self._enter_soon, execution)
         elif on_a_loop():
-            self._service.outbox.aside(partial(self._enqueue, execution, enqueue, JobExecution.launch))
+            # The loop has pages to serve, and a disk takes its time.
+            self._service.outbox.aside(partial(self._enter_first, execution, payload))
         else:
-            # Whether another process does the same must be known before it starts.
-            self._enqueue(execution, enqueue, JobExecution.launch)
+            # On the disk before anybody is told that it was accepted; and whether another process does the same must
+            # be known before it starts.
+            self._enter_first(execution, payload)
 
     def _enter_soon(self, executions: list[JobExecution]) -> None:
         time.sleep(AT_ONCE)
@@ -161,14 +134,6 @@ class Follower(Alone):
             for execution, at in zip(executions, began, strict=True):
                 self._entered(execution, None, at)
 
-    def _accept(self, execution: JobExecution, enqueue: Callable[[], JobRow | None]) -> None:
-        try:
-            self._entered(execution, enqueue())
-        except Exception as error:
-            execution.refuse(error)
-            raise
-        execution.launch()
-
     def follow(self, id: str, more: int) -> None:
         """So many more sessions of this process follow a run, or fewer."""
         with self._service.locked:
@@ -182,6 +147,9 @@ class Follower(Alone):
 
     def abandon(self, run: Run, reason: str) -> None:
         """Cancel it, unless somebody follows it in another process."""
+        if not self._service.store.blocking:
+            run.cancel(reason)
+            return
         self._service.outbox.aside(partial(self._abandon, run, reason))
 
     def _abandon(self, run: Run, reason: str) -> None:
@@ -195,21 +163,23 @@ class Follower(Alone):
         if not (followed or run.watched or self._service.stopping):
             run.cancel(reason)
 
-    def _enqueue(
-        self,
-        execution: JobExecution,
-        enqueue: Callable[..., JobRow | None],
-        then: Callable[[JobExecution], object] = lambda execution: None,
-    ) -> None:
-        began = execution.began
+    def _enter_first(self, execution: JobExecution, payload: Encoded | None) -> None:
+        run, durable = execution.run, execution.job.policy.durable
         try:
-            self._entered(execution, enqueue(started_at=began), began)
+            row = self._queue.enqueue(
+                run.id, run.task, now=run.queued_at, payload=payload, key=execution.key, durable=durable,
+                synced=durable, user=run.user,
+            )  # fmt: skip
+            self._entered(execution, row)
         except BaseException as error:
             self._not_entered(execution, error)
-        then(execution)
+        execution.launch()
 
     def _not_entered(self, execution: JobExecution, error: BaseException) -> None:
         if is_interrupt(error):
+            raise error
+        if execution.job.policy.durable:
+            execution.refuse(error)
             raise error
         log.error("%s: other processes do not hear of it, as it could not be stored. %s", execution.name, error)
         execution.stored.set()
@@ -230,12 +200,8 @@ class Follower(Alone):
         self._executions.drop(execution)
         known = self._executions.get(row.id)
         if known is not None:  # as somebody here does already
-            known.key, known.args, known.kwargs, known.body = (
-                execution.key,
-                execution.args,
-                execution.kwargs,
-                execution.body,
-            )
+            known.key, known.body = execution.key, execution.body
+            known.args, known.kwargs = execution.args, execution.kwargs
             waiters, execution.waiters = execution.waiters, []
             for waiter in waiters:
                 self._waiters.welcome(known, waiter)
@@ -243,18 +209,10 @@ class Follower(Alone):
             known = execution
             for run in execution.runs:
                 run.id = row.id
-            execution.remote, execution.run.user, execution.run._stop = (
-                True,
-                row.user,
-                partial(self._cancel_there, row.id),
-            )
+            execution.remote, execution.run.user = True, row.user
+            execution.run._stop = partial(self._cancel_there, row.id)
             self._follow(execution)
         self._waiters.shared[execution.run.task, execution.key] = known
-
-    def release(self) -> None:
-        """Leave to them what has not ended."""
-        with self._service.locked:
-            self._service.outbox.ask((), self._queue.release)
 
     # ------------------------------------------------------------ following them
 
@@ -350,14 +308,13 @@ class Follower(Alone):
         with self._service.locked:
             if execution.run.state.final or not execution.remote:
                 return
-            wanted = self._move_out(execution)
+            self._move_out(execution)
             execution.told_end = True
             execution.end(RunState.CRASHED, error)
-        self._enter(wanted)
 
     def _sync(self, run: Run, row: JobRow, execution: JobExecution | None = None) -> None:
         """Bring a run in line with what the store says of it."""
-        queue, wanted = self._queue, list[JobExecution]()
+        queue = self._queue
         partials: Sequence[Any] = run.partials
         if (row.attempt, row.partials) != (run.attempt, len(partials)):
             if row.state.final and execution is None:
@@ -392,40 +349,34 @@ class Follower(Alone):
                     self._executions.touch(execution)
             elif execution is not None:
                 if state is RunState.CANCELLED or state is not row.state:
-                    wanted = self._move_out(execution)
+                    self._move_out(execution)
                 execution.told_end = True
                 execution.end(state, error, value, at=row.finished_at)
             else:
                 run.end(row.state, row.finished_at or self._service.clock.now(), error)
                 run._load = partial(queue.value, row.id) if error is None else None
                 run.resolve()
-        self._enter(wanted)
 
-    def _move_out(self, execution: JobExecution) -> list[JobExecution]:
+    def _move_out(self, execution: JobExecution) -> None:
         """
         It was told to stop, or what it left has expired: they who wait for it here still want it.
 
-        An execution for each of them, to `_enter` without the lock. Under the lock.
+        Each of them gets an execution, which is entered when the lock is free. Under the lock.
         """
         if execution.body is None or self._service.stopping:
-            return []
+            return
         waiters, execution.waiters = execution.waiters, []
-        wanted = [self._executions.make(execution.job, waiter, execution.args, execution.kwargs) for waiter in waiters]
-        for each in wanted:
-            run = each.run
-            run.id, run.state = self._executions.new(run.task).id, RunState.QUEUED
+        for run in waiters:
+            each = self._executions.make(execution.job, run, execution.args, execution.kwargs)
+            run.id, run.state = new_id(), RunState.QUEUED
             run._stop = each.cancel
-        return wanted
-
-    def _enter(self, executions: list[JobExecution]) -> None:
-        for each in executions:
-            self._submit(each)
+            self._service.defer(partial(self._submit, each))
 
     # ------------------------------------------------------------ taking over
 
     def recover(self) -> None:
         """Go on with what earlier processes have left behind."""
-        if not self._service.stopping:
+        if self._service.store.blocking and not self._service.stopping:
             self._service.outbox.aside(self._take_all)
 
     def _take_all(self) -> None:
@@ -446,7 +397,8 @@ class Follower(Alone):
     def _try_later(self, error: ScheduleError) -> None:
         self._service.outbox.complain("What other processes have left behind is not taken up now: %s", error)
         with self._service.locked:
-            self._service.timers.after(PAUSE, lambda _: self.recover(), None)
+            self._service.timers.cancel(self._again)
+            self._again = self._service.timers.after(PAUSE, lambda _: self.recover(), None)
 
     def _take(self, row: JobRow) -> None:
         try:
@@ -469,13 +421,8 @@ class Follower(Alone):
                 execution.run.id, execution.run.queued_at = row.id, row.queued_at or execution.run.queued_at
                 execution.run.user = row.user
             run, execution.key = execution.run, row.key
-            run.attempt, execution.fence, execution.remote, execution.args, execution.kwargs = (
-                row.attempt,
-                row.fence,
-                False,
-                args,
-                kwargs,
-            )
+            run.attempt, execution.fence, execution.remote = row.attempt, row.fence, False
+            execution.args, execution.kwargs = args, kwargs
             execution.stored.set()
             run.state, run.partials, run.started_at = RunState.QUEUED, Partials(), None
             self._executions.admit(execution)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,8 @@ from ..functions.run import Cause, Run, RunState, on_a_loop
 from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
 from .execution import JobExecution
-from .executions import MOST_BYTES, Executions
-from .follower import Alone, Follower
+from .executions import Executions
+from .follower import Follower
 from .single_flight import Waiters
 
 log = logging.getLogger("panel_schedule")
@@ -29,26 +28,23 @@ class Dispatcher:
     Parameters
     ----------
     service : Service
+    functions : mapping
+        All of them, by name.
     most_bytes : int
         Of what is kept of runs that have ended.
     most_queued : int
         Of the runs of one function that have still to begin.
     """
 
-    def __init__(self, service: Service, most_bytes: int = MOST_BYTES, most_queued: int = sys.maxsize):
+    def __init__(
+        self, service: Service, functions: Mapping[str, Background[Any, Any]], most_bytes: int, most_queued: int
+    ):
         self._service = service
         self._most_queued = most_queued
         service.sources.append(self)
         self.executions = Executions(service, most_bytes)
         self.waiters = Waiters(service, self.executions)
-        # Where a store never lets anybody wait no other process is there.
-        self.follower = (
-            Follower(service, self.executions, self.waiters, self.enter) if service.store.blocking else Alone()
-        )
-
-    def add(self, function: Background[Any, Any]) -> None:
-        """Know a function by its name, for runs that another process, or an earlier one, has left behind."""
-        self.follower.add(function)
+        self.follower = Follower(service, self.executions, self.waiters, functions, self.enter)
 
     # ------------------------------------------------------------ submitting
 
@@ -81,12 +77,11 @@ class Dispatcher:
 
     def _enter(self, execution: JobExecution) -> None:
         """Raises what is wrong with the arguments; nothing has begun then."""
-        function, caller, asked = execution.job, execution.run, execution
+        function, caller = execution.job, execution.run
         if function.policy.ttl is not None:
             key = function.keys.digest(execution.args, execution.kwargs)
             with self._service.locked:
                 if self.waiters.join(function.name, key, caller):
-                    asked.joined = True
                     return
             # Its run is nobody's own: the caller is a waiter of it, as are those who ask for the same later.
             execution = self.executions.make(
@@ -96,7 +91,6 @@ class Dispatcher:
         execution.pack()
         payload = self.follower.prepare(execution)
         with self._service.locked:
-            asked.joined = bool(execution.key)
             if caller.state.final or (execution.key and self.waiters.join(function.name, execution.key, caller)):
                 return
             if self.executions.count(function) >= self._most_queued:
@@ -166,10 +160,6 @@ class Dispatcher:
 
     # ------------------------------------------------------------ lifecycle
 
-    def recover(self) -> None:
-        """Go on with what earlier processes have left behind."""
-        self.follower.recover()
-
     def stop(self) -> None:
         """What has not begun is left to other processes, or ends."""
         for execution in self.executions:
@@ -177,8 +167,7 @@ class Dispatcher:
                 execution.cancel(execution.run, Cause.STOPS)
 
     def release(self) -> None:
-        """Leave what has not ended to other processes, now that nothing runs here any more."""
+        """What has not ended ends here, where nothing runs now; the store leaves it to others when it is closed."""
         for execution in self.executions:
             if not execution.remote:
                 execution.cancel(execution.run, Cause.STOPS)
-        self.follower.release()

@@ -18,6 +18,7 @@ from param.parameterized import Event, discard_events
 from ..clock import Clock
 from ..functions.background import Background, OnSessionEnd, Retrigger
 from ..functions.run import Cause, Run, RunState
+from ..jobs.queue import Dispatcher
 from ..serialize.copies import holding_frames, own_copies, snapshot
 from ..serialize.entry import Entry
 from ..serialize.errors import first_line
@@ -41,11 +42,10 @@ class Host(Protocol):
     def clock(self) -> Clock: ...
     @property
     def user(self) -> str | None: ...
+    @property
+    def dispatcher(self) -> Dispatcher: ...
 
-    def find(self, id: str) -> Run | None: ...
-    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]: ...
-    def abandon(self, run: Run, reason: str) -> None: ...
-    def show_job(self, job: Job) -> Any: ...
+    def show(self, shown: Job) -> Any: ...
     def show_progress(self, job: Job) -> Any: ...
 
 
@@ -163,7 +163,7 @@ class Job(View, Viewer):
                     self._waiting.append(call)
                     return None
             self._unwatch()
-            self._host.abandon(self.run, Cause.REPLACED)
+            self._host.dispatcher.abandon(self.run, Cause.REPLACED)
         return self._launch(call)
 
     def cancel(self, _event: object = None) -> None:
@@ -189,7 +189,7 @@ class Job(View, Viewer):
         TypeError
             When it is a run of another function.
         """
-        found = self._host.find(run) if isinstance(run, str) else run
+        found = self._host.dispatcher.find(run) if isinstance(run, str) else run
         if found is None:
             raise KeyError(
                 f"Job {self.name!r}: there is no run {run!r}, or its result has expired. {self.name}.runs() has those "
@@ -233,7 +233,7 @@ class Job(View, Viewer):
         self._unwatch()
         self.run, self._seen, self._over, self._reset = run, (run, 0), False, True
         if run is not None:
-            self._unwatch = self._host.follow(run, self._changed)
+            self._unwatch = self._host.dispatcher.follow(run, self._changed)
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -252,7 +252,7 @@ class Job(View, Viewer):
         # Who only looks at a durable run, which has perhaps outlived its session and its server, does not end it.
         ends = policy.on_session_end is OnSessionEnd.CANCEL and (self._started or not policy.durable)
         if run is not None and ends:
-            self._host.abandon(run, Cause.SESSION_ENDED)
+            self._host.dispatcher.abandon(run, Cause.SESSION_ENDED)
 
     # ------------------------------------------------------------ following
 
@@ -358,4 +358,4 @@ class Job(View, Viewer):
         return self._parts[name]
 
     def __panel__(self) -> Any:
-        return self._part("panel", lambda: self._host.show_job(self))
+        return self._part("panel", lambda: self._host.show(self))

@@ -13,8 +13,10 @@ import param
 from bokeh.document import Document
 from param.parameterized import Event
 
+from ..cache.single_flight import SingleFlight
 from ..clock import Clock
 from ..coordination.answers import Basis
+from ..engine.service import Service
 from ..errors import is_interrupt
 from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
@@ -46,13 +48,13 @@ class Host(Protocol):
 
     @property
     def clock(self) -> Clock: ...
+    @property
+    def service(self) -> Service: ...
+    @property
+    def single_flight(self) -> SingleFlight: ...
 
-    def ask(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run: ...
-    def watch_call(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched: ...
-    def unwatch_call(self, watched: Watched, changed: Callable[[], None]) -> None: ...
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]: ...
-    def aside(self, call: Callable[[], object]) -> object: ...
-    def show_memo(self, view: MemoView) -> Any: ...
+    def show(self, shown: MemoView) -> Any: ...
 
 
 class MemoView(View):
@@ -140,7 +142,7 @@ class MemoView(View):
         return f"<MemoView {self.name!r} version {self.version}>"
 
     def __panel__(self) -> Any:
-        return self._host.show_memo(self)
+        return self._host.show(self)
 
     def __getitem__(self, key: object) -> Any:
         raise TypeError(
@@ -210,7 +212,7 @@ class MemoView(View):
             return
         # To make a key of it takes long, and the loop has pages to serve.
         self._making = making = [call]
-        self._host.aside(lambda: self._make(making))
+        self._host.service.outbox.aside(lambda: self._make(making))
 
     def _key_of(self, call: Call) -> Any:
         args, kwargs = call
@@ -233,7 +235,7 @@ class MemoView(View):
         self._call = call
         if key != self._key:
             self._stand(key)
-            self._watched = self._host.watch_call(self._memo, key, self._changed)
+            self._watched = self._host.single_flight.watch(self._memo, key, self._changed)
 
     def _refuse(self, error: BaseException) -> None:
         self._stand(None)
@@ -243,7 +245,7 @@ class MemoView(View):
         """Be about this call from now on; the last one is nobody's business any more."""
         self._leave_run()
         if self._watched is not None:
-            self._host.unwatch_call(self._watched, self._changed)
+            self._host.single_flight.kept.unwatch(self._watched, self._changed)
         self._key, self._watched, self._asked, self._failure, self._partial = key, None, None, "", None
 
     # ------------------------------------------------------------ asking
@@ -282,7 +284,7 @@ class MemoView(View):
         self._asked, self._failure = self._wish, ""
         args, kwargs = self._call
         try:
-            run = self._host.ask(self._memo, self._key, args, kwargs, refresh)
+            run = self._host.single_flight.join(self._memo, self._key, args, kwargs, refresh)
         except BaseException as error:
             if is_interrupt(error):
                 raise

@@ -17,7 +17,7 @@ from ...errors import ValueRefused
 from ...functions.run import RunState
 from ...serialize.codec import encode
 from ...stores.records import HELD, NO_PARTS, Change, RecordStore, Result, Tell
-from .tools import PATIENCE, START, hammer, raises
+from .tools import PATIENCE, START, hammer, observe, raises
 
 SPACE, OTHER_SPACE = "contract", "contract too"
 
@@ -427,9 +427,7 @@ class RecordStoreContract:
 
     def test_nobody_hears_of_what_was_used(self, store: RecordStore) -> None:
         """That is no change."""
-        heard = Heard()
-        store.subscribe(SPACE, heard)
-        store.listen()
+        heard = _listen(store)
         assert heard.of(_put(store, "a"))
         store.use(SPACE, ["a"], _at(5))
         assert heard.of(_put(store, "b"))
@@ -463,9 +461,7 @@ class RecordStoreContract:
 
     def test_listening_twice_is_listening(self, store: RecordStore) -> None:
         """Nobody hears of anything twice for that."""
-        heard = Heard()
-        store.subscribe(SPACE, heard)
-        store.listen()
+        heard = _listen(store)
         store.listen()
         assert heard.of(_put(store, "a")) and heard.of(_put(store, "b"))  # noqa: PT018
         assert len(heard.records) == 2
@@ -513,44 +509,37 @@ class RecordStoreContract:
 
     def test_nobody_sees_half_a_step(self, store: RecordStore) -> None:
         """What is moved from one record to another is in one of them."""
-        stop, wrong = threading.Event(), list[Any]()
+        chance, wrong = random.Random(0), list[Any]()
         store.write([_to("a", 0), _to("b", 0)])
 
-        def body(number: int) -> None:
-            chance = random.Random(number)
-            if number == 0:
-                try:
-                    for _ in range(self.scale):
-                        moved = chance.randrange(1, 100)
-                        store.write([_addition("a", -moved), _addition("b", moved)])
-                finally:
-                    stop.set()
-            while not stop.is_set():
-                records = store.scan(SPACE)
-                if sum(record.state.number for record in records) or len({record.revision for record in records}) > 1:
-                    wrong.append(records)
+        def act() -> None:
+            for _ in range(self.scale):
+                moved = chance.randrange(1, 100)
+                store.write([_addition("a", -moved), _addition("b", moved)])
 
-        assert (hammer(3, body), wrong) == ([], [])
+        def look() -> None:
+            records = store.scan(SPACE)
+            if sum(record.state.number for record in records) or len({record.revision for record in records}) > 1:
+                wrong.append(records)
+
+        assert (observe(act, look), wrong) == ([], [])
 
     def test_a_part_belongs_to_its_record(self, store: RecordStore) -> None:
         """A reader gets the one that the record that it has read was made with, or none."""
-        stop, wrong = threading.Event(), list[Any]()
+        wrong = list[Any]()
 
-        def body(number: int) -> None:
-            if number == 0:
-                try:
-                    for count in range(self.scale // 3):
-                        _put(store, "a", count, {(VALUE, 0): np.full(LARGE if count % 2 else 10, count)})
-                finally:
-                    stop.set()
-            while not stop.is_set():
-                if (record := store.read(SPACE, "a")) is not None:
-                    with suppress(KeyError):
-                        value = store.load(record, VALUE)
-                        if set(value.tolist()) != {record.state.number}:
-                            wrong.append((record, value))
+        def act() -> None:
+            for count in range(self.scale // 3):
+                _put(store, "a", count, {(VALUE, 0): np.full(LARGE if count % 2 else 10, count)})
 
-        assert (hammer(3, body), wrong) == ([], [])
+        def look() -> None:
+            if (record := store.read(SPACE, "a")) is not None:
+                with suppress(KeyError):
+                    value = store.load(record, VALUE)
+                    if set(value.tolist()) != {record.state.number}:
+                        wrong.append((record, value))
+
+        assert (observe(act, look), wrong) == ([], [])
 
     def test_a_lock_of_a_subscriber_is_no_trap(self, store: RecordStore) -> None:
         """It takes a lock under which others use the store: nobody waits for ever."""
@@ -577,8 +566,7 @@ class RecordStoreContract:
     def test_everything_at_once_breaks_nothing(self, store: RecordStore) -> None:
         """All that a store can do, from six threads."""
         names = ["a", "b", "c"]
-        store.subscribe(SPACE, Heard())
-        store.listen()
+        _listen(store)
 
         def body(number: int) -> None:
             chance = random.Random(number)
@@ -613,8 +601,7 @@ class RecordStoreContract:
 
     def test_closing_twice_is_closing(self, store: RecordStore) -> None:
         """Whether anybody listens or not."""
-        store.subscribe(SPACE, Heard())
-        store.listen()
+        _listen(store)
         _put(store, "a", 1, {(VALUE, 0): 1})
         store.close()
         store.close()
@@ -657,17 +644,14 @@ class SharedRecordStoreContract:
 
     def test_what_one_changes_the_other_hears(self, store: RecordStore, other: RecordStore) -> None:
         """However urgent it is."""
-        heard = Heard()
-        other.subscribe(SPACE, heard)
-        other.listen()
+        heard = _listen(other)
         for tell in (Tell.NOW, Tell.SOON, Tell.LATER):
             assert heard.of(_record(store.write([_to("a")], tell=tell)[0]))
 
     def test_what_one_leaves_undone_the_other_hears(self, store: RecordStore, other: RecordStore) -> None:
         """When it is gone."""
-        heard, left = Heard(), _put(store, "a", owner=store.me)
-        other.subscribe(SPACE, heard)
-        other.listen()
+        left = _put(store, "a", owner=store.me)
+        heard = _listen(other)
         assert other.alive(store.me)
         store.close()
         assert heard.of(left)
@@ -709,6 +693,14 @@ class Heard:
                 ),
                 PATIENCE,
             )
+
+
+def _listen(store: RecordStore) -> Heard:
+    """From now on it is heard what changes."""
+    heard = Heard()
+    store.subscribe(SPACE, heard)
+    store.listen()
+    return heard
 
 
 def _at(hours: float) -> datetime:

@@ -9,7 +9,7 @@ from ...coordination.tasks import TASK, Claim
 from ...errors import RunFenced
 from ...functions.run import RunRecord, RunState
 from ...stores.base import Store
-from .tools import claim, ended, enroll, put, raises, refusal, second, skipped
+from .tools import claim, ended, enroll, put, raises, refusal, row_of, second, skipped
 
 
 class RunContract:
@@ -58,9 +58,7 @@ class RunContract:
         enroll(store, "sales")
         store.do(store.tasks.release(claim(store, "sales", mark=second(10))))
         store.do(store.tasks.release(claim(store, "sales")))
-        row = store.tasks.row("sales")
-        assert row is not None
-        assert row.last_slot == second(10)
+        assert row_of(store, "sales").last_slot == second(10)
         assert refusal(store, "sales", mark=second(11)) is None
 
     def test_a_first_run_is_for_nothing_where_there_is_a_value(self, store: Store) -> None:

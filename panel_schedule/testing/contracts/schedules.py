@@ -9,7 +9,7 @@ from ...coordination.tasks import TASK, USER
 from ...stores.base import Store
 from ...stores.tasks import Plan
 from ...triggers import Dates, Every
-from .tools import DAILY, HOURLY, claim, ended, enroll, put, refusal, second, skipped
+from .tools import DAILY, HOURLY, claim, ended, enroll, entry_of, put, refusal, row_of, second, skipped
 
 
 class ScheduleContract:
@@ -50,8 +50,7 @@ class ScheduleContract:
         """And stays when the task is enrolled as before."""
         enroll(store, "sales", HOURLY)
         store.tasks.amend("sales", reschedule=Every("5m"), now=second(6))
-        for row in (store.tasks.row("sales"), enroll(store, "sales", HOURLY, 7)):
-            assert row is not None
+        for row in (row_of(store, "sales"), enroll(store, "sales", HOURLY, 7)):
             assert (row.override, row.first_seen, row.gave_way) == (Every("5m"), second(6), None)
 
     def test_an_amend_changes_what_it_names(self, store: Store) -> None:
@@ -65,8 +64,7 @@ class ScheduleContract:
         ]
         for change, expected in changes:
             store.tasks.amend("sales", **change)
-            row = store.tasks.row("sales")
-            assert row is not None
+            row = row_of(store, "sales")
             assert (row.paused, row.removed) == expected
         store.tasks.amend("nobody", paused=True)
         assert store.tasks.row("nobody") is None
@@ -83,12 +81,8 @@ class ScheduleContract:
         """Those that are to come once more; it is told once (invariant 7)."""
         enroll(store, "sales")
         store.do(store.tasks.release(claim(store, "sales", mark=second(100))))
-        assert (
-            store.do(store.tasks.rewind("sales", second(50))),
-            store.do(store.tasks.rewind("sales", second(50))),
-        ) == (True, False)
-        row = store.tasks.row("sales")
-        assert row is not None
+        assert [store.do(store.tasks.rewind("sales", second(50))) for _ in range(2)] == [True, False]
+        row = row_of(store, "sales")
         assert (row.first_seen, row.last_slot) == (second(50), None)
         assert refusal(store, "sales", mark=second(60)) is None
         assert not store.do(store.tasks.rewind("sales", second(70)))
@@ -96,13 +90,8 @@ class ScheduleContract:
     def test_a_step_back_to_before_the_schedule_came(self, store: Store) -> None:
         """Its slots count from there."""
         enroll(store, "sales", at=100)
-        assert (
-            store.do(store.tasks.rewind("sales", second(50))),
-            store.do(store.tasks.rewind("sales", second(50))),
-        ) == (True, False)
-        row = store.tasks.row("sales")
-        assert row is not None
-        assert row.first_seen == second(50)
+        assert [store.do(store.tasks.rewind("sales", second(50))) for _ in range(2)] == [True, False]
+        assert row_of(store, "sales").first_seen == second(50)
         assert not store.do(store.tasks.rewind("nobody", second(0)))
 
     def test_one_process_says_that_a_value_is_stale(self, store: Store) -> None:
@@ -117,9 +106,7 @@ class ScheduleContract:
         """A row counts the viewers of other processes."""
         enroll(store, "sales")
         store.tasks.watch("sales", 3)
-        row = store.tasks.row("sales")
-        assert row is not None
-        assert row.viewers == 0
+        assert row_of(store, "sales").viewers == 0
 
     def test_a_forgotten_task_leaves_nothing(self, store: Store) -> None:
         """Neither value nor history nor schedule; what others have stays."""
@@ -139,15 +126,8 @@ class ScheduleContract:
         assert (row.first_seen, row.last_slot, row.paused, row.forgotten) == (second(9), None, False, False)
         assert (row.override, row.gave_way, row.outcome, row.error) == (None, None, None, "")
         assert store.do(store.tasks.mark_stale("sales", True))
-        user, other, rates = (
-            store.values.entry(USER, "sales"),
-            store.values.entry(TASK, "rates"),
-            store.tasks.row("rates"),
-        )
-        assert user is not None
-        assert other is not None
-        assert rates is not None
-        assert (user.value, other.value, rates.last_slot) == ("user's", 1, second(1))
+        assert (entry_of(store, USER, "sales").value, entry_of(store, TASK, "rates").value) == ("user's", 1)
+        assert row_of(store, "rates").last_slot == second(1)
         assert store.history("rates") == [ended(1)]
 
     def test_a_forgotten_task_that_comes_back_may_run_its_slots_again(self, store: Store) -> None:
@@ -163,6 +143,4 @@ class ScheduleContract:
         dates = Dates([second(5), second(9)])
         enroll(store, "sales", HOURLY)
         store.tasks.amend("sales", reschedule=dates, now=second(1))
-        row = store.tasks.row("sales")
-        assert row is not None
-        assert row.override == dates
+        assert row_of(store, "sales").override == dates

@@ -12,7 +12,7 @@ import numpy as np
 from ...coordination.tasks import TASK, USER, Claim
 from ...errors import RunFenced
 from ...stores.base import Store
-from .tools import DAILY, START, claim, enroll, hammer, put, refusal, second, skipped
+from .tools import DAILY, START, claim, enroll, hammer, observe, put, refusal, second, skipped
 
 
 class ThreadContract:
@@ -97,19 +97,18 @@ class ThreadContract:
 
     def test_readers_never_see_half_an_entry(self, store: Store) -> None:
         """Value, version and time belong together (invariant 8)."""
-        stop, wrong = threading.Event(), list[Any]()
+        wrong = list[Any]()
 
-        def body(number: int) -> None:
-            if number == 0:
-                for count in range(1, self.scale):
-                    store.values.publish(USER, "rates", count, now=second(count))
-                stop.set()
-            while not stop.is_set():
-                entry = store.values.entry(USER, "rates")
-                if entry is not None and not (entry.value == entry.version and second(entry.value) == entry.updated_at):
-                    wrong.append(entry)
+        def act() -> None:
+            for count in range(1, self.scale):
+                store.values.publish(USER, "rates", count, now=second(count))
 
-        assert (hammer(3, body), wrong) == ([], [])
+        def look() -> None:
+            entry = store.values.entry(USER, "rates")
+            if entry is not None and not (entry.value == entry.version and second(entry.value) == entry.updated_at):
+                wrong.append(entry)
+
+        assert (observe(act, look), wrong) == ([], [])
 
     def test_a_lock_of_the_listener_is_no_trap(self, store: Store) -> None:
         """A listener takes a (reentrant) lock under which others use the store: nobody waits for ever."""

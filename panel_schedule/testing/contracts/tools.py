@@ -12,7 +12,7 @@ from ...coordination.tasks import USER, Claim
 from ...functions.run import RunRecord, RunState
 from ...serialize.entry import Entry
 from ...stores.base import Store
-from ...stores.tasks import Plan
+from ...stores.tasks import Plan, Row
 from ...triggers import Every, Trigger
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -63,6 +63,20 @@ def refusal(store: Store, task: str, **options: Any) -> Any:
     return got
 
 
+def row_of(store: Store, task: str) -> Row:
+    """What it says of a task, which it knows."""
+    row = store.tasks.row(task)
+    assert row is not None
+    return row
+
+
+def entry_of(store: Store, space: str, name: str) -> Entry:
+    """What it has under this name, which is there."""
+    entry = store.values.entry(space, name)
+    assert entry is not None
+    return entry
+
+
 def enroll(store: Store, task: str, trigger: Trigger = HOURLY, at: float = 0, **how: bool) -> Any:
     return store.tasks.enroll([Plan(task, trigger, second(at))], **how)[task]
 
@@ -93,3 +107,19 @@ def hammer(count: int, body: Callable[[int], object]) -> list[BaseException]:
         thread.join(PATIENCE)
     assert not any(thread.is_alive() for thread in threads), "deadlock"
     return errors
+
+
+def observe(act: Callable[[], object], look: Callable[[], object]) -> list[BaseException]:
+    """Look in two threads until another one has acted; what went wrong in one of them."""
+    over = threading.Event()
+
+    def body(number: int) -> None:
+        while number and not over.is_set():
+            look()
+        if not number:
+            try:
+                act()
+            finally:
+                over.set()
+
+    return hammer(3, body)

@@ -12,7 +12,7 @@ from ...coordination.tasks import TASK, USER
 from ...errors import RunFenced, ValueRefused
 from ...serialize.entry import Entry
 from ...stores.base import Store
-from .tools import START, claim, put, raises
+from .tools import START, claim, entry_of, put, raises
 
 
 class ValueContract:
@@ -32,17 +32,14 @@ class ValueContract:
     def test_none_is_a_value(self, store: Store) -> None:
         """Its entry is there."""
         put(store, "rates", None)
-        entry = store.values.entry(USER, "rates")
-        assert entry is not None
+        entry = entry_of(store, USER, "rates")
         assert (entry.value, entry.version) == (None, 1)
 
     def test_a_large_value_comes_back(self, store: Store) -> None:
         """Whatever becomes of it on the way, and that of the one before."""
         for number in range(3):
             put(store, "numbers", np.full(200_000, number))
-            entry = store.values.entry(USER, "numbers")
-            assert entry is not None
-            assert entry.value.tolist() == [number] * 200_000
+            assert entry_of(store, USER, "numbers").value.tolist() == [number] * 200_000
 
     def test_each_publish_is_a_version(self, store: Store) -> None:
         """From 1, one by one; of each name its own."""
@@ -75,9 +72,7 @@ class ValueContract:
         put(store, "sales", "task's", TASK)
         put(store, "other", 1, TASK)
         store.values.delete(TASK, "sales")
-        entry = store.values.entry(USER, "sales")
-        assert entry is not None
-        assert (entry.value, store.values.entry(TASK, "sales")) == ("user's", None)
+        assert (entry_of(store, USER, "sales").value, store.values.entry(TASK, "sales")) == ("user's", None)
         assert (list(store.values.names(USER)), list(store.values.names(TASK))) == (["sales"], ["other"])
 
     def test_names_can_be_iterated_while_they_change(self, store: Store) -> None:
