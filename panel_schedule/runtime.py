@@ -639,7 +639,7 @@ class Runtime:
                 name = f"{memo.name} {digested(memo.keys.local(args, kwargs))}"
         view = self.views.admit(make, name)
         # Only now: what is new from here on reaches it.
-        view._attempt(view._follow, view._changed)
+        view._attempt()
         return view
 
     def ask(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run:

@@ -101,7 +101,7 @@ class Job(View, Viewer):
         kwargs: dict[str, Any],
         host: Host,
     ):
-        super().__init__(home, name=function.name)
+        super().__init__(home, changed, name=function.name)
         self.run: Run | None = None
         self._function = function
         try:
@@ -111,8 +111,6 @@ class Job(View, Viewer):
         self._host = host
         # Of the session: a click may come on a thread that knows of none.
         self._user = host.user
-        # Knows nothing of the session: it is what a run, that everybody may hold, calls.
-        self._changed = changed
         self._waiting: deque[Call] = deque()
         self._unwatch: Callable[[], None] = lambda: None
         self._seen: tuple[Any, int] = (None, 0)
@@ -240,7 +238,7 @@ class Job(View, Viewer):
         """Follow at once while the page is being built, then under its lock: a click may come without."""
         home = None if self._home is None else self._home()
         if home is None or (home is pn.state.curdoc and not pn.state.loaded):
-            self._attempt(self._follow, self._changed)
+            self._attempt()
         else:
             self._changed()
 
