@@ -22,10 +22,9 @@ from ..serialize.copies import own_copy, snapshot
 from ..serialize.entry import Entry
 from ..serialize.references import references
 from . import remote
-from .background import require_no_method
 from .calls import is_async
 from .lru import LRU, Answer
-from .registry import as_retry, duration, flag, require_executor, tasks_of
+from .registry import as_retry, duration, flag, require_executor, require_fitting, tasks_of
 from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
 
@@ -187,7 +186,7 @@ class Memoized(Generic[P, T]):
     def become(self, function: Callable[P, T], policy: MemoPolicy, key: Callable[..., Any] | None) -> None:
         """Be this from now on: what it was, defined anew."""
         is_coroutine = is_async(function)
-        _require_fitting(self.name, function, policy, key, is_coroutine)
+        require_fitting(f"Memoized function {self.name!r}", "memoize", function, policy.executor, key)
         functools.update_wrapper(self, function, updated=())  # its own attributes are not ours
         if is_coroutine:
             _mark(self)
@@ -424,22 +423,3 @@ def _mark(memo: Any) -> None:
         memo._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
         # What looks like a function is one for `inspect`, and it looks at the flags of its code.
         memo.__code__, memo.__defaults__, memo.__kwdefaults__ = Memoized._awaited.__code__, None, None
-
-
-def _require_fitting(name: str, function: Any, policy: MemoPolicy, key: Any, is_coroutine: bool) -> None:
-    if policy.executor == "loop" and not is_coroutine:
-        raise RegistrationError(
-            f"Memoized function {name!r}: a plain function would hold the event loop, and with it every open page. "
-            "Leave executor= out, and it runs in a thread."
-        )
-    if policy.executor == "thread" and is_coroutine:
-        raise RegistrationError(
-            f"Memoized function {name!r}: an async function runs on an event loop, not in a thread. Leave executor= "
-            "out, or write 'process' for a loop of its own."
-        )
-    require_no_method(f"Memoized function {name!r}", "memoize", function)
-    if key is not None and not callable(key):
-        raise RegistrationError(
-            f"Memoized function {name!r}: key={key!r} must be a function, which is called as it is itself, and returns "
-            "what counts of the arguments."
-        )

@@ -18,8 +18,10 @@ import numpy as np
 
 from ..errors import CycleError, RegistrationError, TriggerError
 from ..hashing.fingerprint import Origin, difference
+from ..hashing.keys import signature_of
 from ..serialize.checks import require_data
 from ..triggers import After, Computed, Cron, Dates, Every, Trigger, parse_period
+from .calls import is_async
 from .task import ONCE, FirstRun, Overlap, Policy, Retry, Task, WhenIdle
 
 log = logging.getLogger("panel_schedule")
@@ -389,6 +391,39 @@ def require_executor(executor: Any) -> None:
     """
     if executor not in EXECUTORS:
         raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
+
+
+def require_fitting(what: str, decorator: str, function: Any, executor: str | None, key: Any) -> None:
+    """
+    Raise unless a function can run on request, where and for whom its options say.
+
+    Raises
+    ------
+    RegistrationError
+        When it is a method, is async or not where it should be, or its ``key=`` is no function: names `what` it is.
+    """
+    if executor == "loop" and not is_async(function):
+        raise RegistrationError(
+            f"{what}: a plain function would hold the event loop, and with it every open page. Let it run in a thread, "
+            "executor='thread', or in a process; or write it as an `async def`."
+        )
+    if executor == "thread" and is_async(function):
+        raise RegistrationError(
+            f"{what}: an async function runs on an event loop, not in a thread. Write executor='loop', or 'process' "
+            "for a loop of its own."
+        )
+    qualname = getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
+    if "." in qualname and list(signature_of(function).parameters)[:1] in (["self"], ["cls"]):
+        raise RegistrationError(
+            f"{what} is a method, and the decorator sees no object that it belongs to. Make a function of it that "
+            "takes what it needs of the object, or decorate the object's own method: "
+            f"ps.{decorator}(name='...')(obj.{function.__name__})."
+        )
+    if key is not None and not callable(key):
+        raise RegistrationError(
+            f"{what}: key={key!r} must be a function, which is called as it is itself, and returns what counts of the "
+            "arguments."
+        )
 
 
 def duration(option: str, value: Any, *, zero: bool = False) -> timedelta:
