@@ -149,13 +149,33 @@ def store_here() -> Any:
     return store if asker is not None else sys.modules["panel_schedule"].store
 
 
-class RemoteTask:
+class RemoteObject:
+    """What stands for an object of the server, which alone has all the rest of it."""
+
+    __slots__ = ()
+    __class_getitem__: Any = classmethod(GenericAlias)
+    _kind: str
+    name: str
+
+    def _told(self) -> str:
+        return f"{self._kind} {self.name!r}"
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise _beyond(f"{attribute!r} of {self._told()}")
+
+    def __repr__(self) -> str:
+        return f"<{self._kind.capitalize()} {self.name!r} of the server>"
+
+
+class RemoteTask(RemoteObject):
     """A task of the server, to read: ``sales()``."""
 
     function: Callable[..., Any]  # of a task whose module was imported here
 
     __slots__ = ("__weakref__", "function", "name")
-    __class_getitem__: Any = classmethod(GenericAlias)
+    _kind = "task"
 
     def __init__(self, name: str):
         self.name = name
@@ -167,20 +187,15 @@ class RemoteTask:
     def __call__(self) -> Any:
         return ask("task", self.name)
 
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        raise _beyond(f"{attribute!r} of task {self.name!r}")
-
-    def __repr__(self) -> str:
-        return f"<Task {self.name!r} of the server>"
-
     def __reduce__(self) -> Any:
         return task_named, (self.name,)
 
 
-class RemoteStore(MutableMapping[str, Any]):
+class RemoteStore(RemoteObject, MutableMapping[str, Any]):
     """``ps.store`` of the server."""
+
+    def _told(self) -> str:
+        return "ps.store"
 
     def __getitem__(self, name: str) -> Any:
         return ask("get", name)
@@ -197,11 +212,6 @@ class RemoteStore(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(ask("names"))
 
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        raise _beyond(f"{attribute!r} of ps.store")
-
     def __repr__(self) -> str:
         return "<store of the server>"
 
@@ -212,10 +222,10 @@ class RemoteStore(MutableMapping[str, Any]):
 store = RemoteStore()
 
 
-class RemoteFunction:
+class RemoteFunction(RemoteObject):
     """A background function of the server, to submit; here it can be called, too, as the plain function."""
 
-    __class_getitem__: Any = classmethod(GenericAlias)
+    _kind = "job"
 
     def __init__(self, name: str, function: Callable[..., Any]):
         self.name = name
@@ -228,22 +238,14 @@ class RemoteFunction:
     def submit(self, *args: Any, **kwargs: Any) -> Any:
         return RemoteRun.submit(self.name, args, kwargs)
 
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        raise _beyond(f"{attribute!r} of job {self.name!r}")
-
-    def __repr__(self) -> str:
-        return f"<Background {self.name!r} of the server>"
-
     def __reduce__(self) -> Any:
         return function_named, (self.name, self.function)
 
 
-class RemoteMemo:
+class RemoteMemo(RemoteObject):
     """A memoized function of the server, to call: ``filtered("north", 2026)``."""
 
-    __class_getitem__: Any = classmethod(GenericAlias)
+    _kind = "memoized function"
 
     def __init__(self, name: str, is_async: bool, function: Callable[..., Any] | None = None):
         self.name = name
@@ -257,14 +259,6 @@ class RemoteMemo:
 
     async def _awaited(self, args: Any, kwargs: Any) -> Any:
         return ask("memo", self.name, (args, kwargs))
-
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        raise _beyond(f"{attribute!r} of memoized function {self.name!r}")
-
-    def __repr__(self) -> str:
-        return f"<Memoized {self.name!r} of the server>"
 
     def __reduce__(self) -> Any:
         return memo_named, (self.name, self.is_async)
@@ -330,6 +324,10 @@ _ROUND = 1.0
 _SHORT_ROUND = 0.05
 
 
+def _asked(attribute: str) -> Any:
+    return property(lambda run: ask("run", run.id, attribute))
+
+
 class RemoteRun:
     """
     A run in the server: what ``function.submit()`` returns in a worker process.
@@ -351,33 +349,16 @@ class RemoteRun:
         """Have the server start a run of the background function of this name."""
         return cls(ask("submit", name, (args, kwargs)))
 
-    @property
-    def state(self) -> Any:
-        return self._look("state")
-
-    @property
-    def percent(self) -> int:
-        return self._look("percent")  # type: ignore[no-any-return]
-
-    @property
-    def message(self) -> str:
-        return self._look("message")  # type: ignore[no-any-return]
-
-    @property
-    def attempt(self) -> int:
-        return self._look("attempt")  # type: ignore[no-any-return]
-
-    @property
-    def reason(self) -> str:
-        return self._look("reason")  # type: ignore[no-any-return]
+    state: Any = _asked("state")
+    percent: int = _asked("percent")
+    message: str = _asked("message")
+    attempt: int = _asked("attempt")
+    reason: str = _asked("reason")
+    traceback: str = _asked("traceback")
 
     @property
     def partials(self) -> list[Any]:
-        return list(self._look("partials"))
-
-    @property
-    def traceback(self) -> str:
-        return self._look("traceback")  # type: ignore[no-any-return]
+        return list(ask("run", self.id, "partials"))
 
     def cancel(self, reason: str = "cancelled") -> None:
         """End the run now."""
@@ -409,9 +390,6 @@ class RemoteRun:
             ended, value = await asyncio.to_thread(ask, "result", self.id, _SHORT_ROUND)
             if ended:
                 return value
-
-    def _look(self, attribute: str) -> Any:
-        return ask("run", self.id, attribute)
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of the server>"
