@@ -88,19 +88,20 @@ def walk(value: Any, inside: Callable[[Any], Parts], room: int = CONTAINERS) -> 
     Found, bool
         And whether it is seen for the first time: only then it is looked into.
     """
-    waiting, seen, items = deque([Found(value)]), set[int](), 5 * room
+    # It keeps what it has seen: the id of something that is gone is given to the next.
+    waiting, seen, items = deque([Found(value)]), dict[int, Any](), 5 * room
     while waiting:
         found = waiting.popleft()
         new = id(found.thing) not in seen
         yield found, new
         if not new:
             continue
-        seen.add(id(found.thing))
+        seen[id(found.thing)] = found.thing
         for form, keys, things in inside(found.thing):
             room -= 1
             if room < 0:
                 return
-            if kinds := set(map(type, islice(things, ITEMS))) - PLAIN:
+            if kinds := set(map(type, islice(things, max(ITEMS, items)))) - PLAIN:
                 for key, thing in islice(zip(keys, things, strict=False), items):
                     if type(thing) in kinds:
                         waiting.append(Found(thing, found, form, key))
