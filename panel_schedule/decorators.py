@@ -49,11 +49,38 @@ def named(method: F) -> F:
     return checked  # type: ignore[return-value]
 
 
-class _OnRequest:
-    """The public decorators ``background`` and ``memoize`` of one runtime."""
+def _require_function(function: Any, example: str) -> None:
+    if function is not None and not callable(function):
+        raise RegistrationError(f"options go by name, as in {example}, and {function!r} is no function.")
 
-    def __init__(self, functions: Runtime):
-        self._functions = functions
+
+def _placed(error: ScheduleError, what: str | None, decorator: str) -> ScheduleError:
+    """The error with the place of the decorator, whose function, and with it the name, comes after this."""
+    frame = sys._getframe(3)
+    return type(error)(f"{what or f'{decorator} in {frame.f_code.co_filename}:{frame.f_lineno}'}: {error}")
+
+
+class Front:
+    """
+    The public functions of one runtime. The package has one; a test may make others.
+
+    Attributes
+    ----------
+    tasks : mapping of str to Task
+        Live, and read-only.
+    store : NamedValues
+    """
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self.tasks: Registry = runtime.tasks
+        self.store = NamedValues(
+            lambda: runtime.service.store,
+            lambda: runtime.views,
+            runtime.clock,
+            lambda call: runtime.service.outbox.aside(call),
+            lambda function: runtime.single_flight.shared.entries(function),
+        )
 
     @named
     def background(
@@ -136,7 +163,7 @@ class _OnRequest:
             )  # fmt: skip
         except ScheduleError as error:
             raise _placed(error, name and f"Job {name!r}", "@ps.background") from None
-        decorate = partial(self._functions.register_job, policy, name, key)
+        decorate = partial(self._runtime.register_job, policy, name, key)
         return decorate if function is None else decorate(function)
 
     @named
@@ -229,43 +256,8 @@ class _OnRequest:
             )  # fmt: skip
         except ScheduleError as error:
             raise _placed(error, name and f"Memoized function {name!r}", "@ps.memoize") from None
-        decorate = partial(self._functions.register_memo, policy, name, key)
+        decorate = partial(self._runtime.register_memo, policy, name, key)
         return decorate if function is None else decorate(function)
-
-
-def _require_function(function: Any, example: str) -> None:
-    if function is not None and not callable(function):
-        raise RegistrationError(f"options go by name, as in {example}, and {function!r} is no function.")
-
-
-def _placed(error: ScheduleError, what: str | None, decorator: str) -> ScheduleError:
-    """The error with the place of the decorator, whose function, and with it the name, comes after this."""
-    frame = sys._getframe(3)
-    return type(error)(f"{what or f'{decorator} in {frame.f_code.co_filename}:{frame.f_lineno}'}: {error}")
-
-
-class Front(_OnRequest):
-    """
-    The public functions of one runtime. The package has one; a test may make others.
-
-    Attributes
-    ----------
-    tasks : mapping of str to Task
-        Live, and read-only.
-    store : NamedValues
-    """
-
-    def __init__(self, runtime: Runtime):
-        super().__init__(runtime)
-        self._runtime = runtime
-        self.tasks: Registry = runtime.tasks
-        self.store = NamedValues(
-            lambda: runtime.service.store,
-            lambda: runtime.views,
-            runtime.clock,
-            lambda call: runtime.service.outbox.aside(call),
-            lambda function: runtime.single_flight.shared.entries(function),
-        )
 
     @named
     def schedule(
@@ -382,10 +374,7 @@ class Front(_OnRequest):
                 isolate=isolate, given=self._given(trigger),
             )  # fmt: skip
         except ScheduleError as error:
-            # The function, and with it the task's name, comes after this; but the line is known.
-            frame = sys._getframe(2)
-            place = f"Task {name!r}" if name else f"@ps.schedule in {frame.f_code.co_filename}:{frame.f_lineno}"
-            raise type(error)(f"{place}: {error}") from None
+            raise _placed(error, name and f"Task {name!r}", "@ps.schedule") from None
         self.tasks.warn_of(trigger)
         return partial(self._runtime.register, policy, name)
 
