@@ -11,12 +11,12 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from ..coordination.history import JOB
 from ..coordination.jobs import ANYBODY
-from ..errors import RegistrationError, TriggerError
+from ..errors import RegistrationError
 from ..hashing.keys import Keys, signature_of
 from ..serialize.checks import require_arguments
 from ..serialize.references import references
 from . import remote
-from .registry import as_retry, choice, duration, flag, require_executor, require_fitting
+from .registry import require_fitting
 from .remote import RemoteRun, function_named
 from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
@@ -52,40 +52,6 @@ class JobPolicy:
     retrigger: Retrigger = Retrigger.REPLACE
     on_session_end: OnSessionEnd = OnSessionEnd.CANCEL
     result_ttl: timedelta = timedelta(days=1)
-
-
-def build_job_policy(
-    *,
-    executor: str,
-    timeout: Any,
-    retry: Any,
-    durable: bool,
-    ttl: Any,
-    retrigger: str,
-    on_session_end: str,
-    result_ttl: Any,
-) -> JobPolicy:
-    """
-    Turn the arguments of ``ps.background`` into a policy.
-
-    Raises
-    ------
-    RegistrationError, TriggerError
-        When one of them means nothing.
-    """
-    require_executor(executor)
-    if ttl is not None and duration("ttl", ttl) > duration("result_ttl", result_ttl):
-        raise TriggerError(f"ttl={ttl!r} is longer than result_ttl={result_ttl!r}, after which a result is gone.")
-    return JobPolicy(
-        executor=executor,
-        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
-        retry=as_retry(retry),
-        durable=flag("durable", durable),
-        ttl=None if ttl is None else duration("ttl", ttl),
-        retrigger=choice(Retrigger, "retrigger", retrigger),
-        on_session_end=choice(OnSessionEnd, "on_session_end", on_session_end),
-        result_ttl=duration("result_ttl", result_ttl),
-    )
 
 
 class Host(Protocol):

@@ -9,13 +9,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from numbers import Integral
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from ..clock import Clock
 from ..coordination.answers import LAST_RESORT, UNLIMITED, Basis, Limits, serves
 from ..coordination.history import MEMO
-from ..errors import NotReady, RegistrationError, TriggerError
+from ..errors import NotReady
 from ..hashing.fingerprint import fingerprint
 from ..hashing.keys import Keys, call_text, digested, signature_of
 from ..serialize.copies import own_copy, snapshot
@@ -24,7 +23,7 @@ from ..serialize.references import references
 from . import remote
 from .calls import is_async
 from .lru import LRU, Answer
-from .registry import as_retry, duration, flag, require_executor, require_fitting, tasks_of
+from .registry import require_fitting
 from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
 
@@ -32,8 +31,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NEVER = float("inf")
-
-# How a call stands in messages and in ``ps.store.entries``.
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,53 +46,6 @@ class MemoPolicy:
     retry: Retry = ONCE
     stale_if_error: bool = True
     error_ttl: timedelta = timedelta()
-
-
-def build_memo_policy(
-    *,
-    ttl: Any,
-    max_stale: Any,
-    after: Any,
-    max_entries: int | None,
-    max_bytes: int | None,
-    executor: str | None,
-    timeout: Any,
-    retry: Any,
-    stale_if_error: bool,
-    error_ttl: Any,
-) -> MemoPolicy:
-    """
-    Turn the arguments of ``ps.memoize`` into a policy.
-
-    Raises
-    ------
-    RegistrationError, TriggerError
-        When one of them means nothing.
-    """
-    if executor is not None:
-        require_executor(executor)
-    stale = duration("max_stale", max_stale, zero=True)
-    if stale and ttl is None:
-        raise TriggerError(f"max_stale={max_stale!r} begins when ttl= is over, and there is none. Give a ttl.")
-    return MemoPolicy(
-        ttl=None if ttl is None else duration("ttl", ttl),
-        max_stale=stale,
-        after=tasks_of("after", after),
-        limits=Limits(_limit("max_entries", max_entries), _limit("max_bytes", max_bytes)),
-        executor=executor,
-        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
-        retry=as_retry(retry),
-        stale_if_error=flag("stale_if_error", stale_if_error),
-        error_ttl=duration("error_ttl", error_ttl, zero=True),
-    )
-
-
-def _limit(option: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise RegistrationError(f"{option}={value!r} must be a whole number of at least 1, or None for no limit.")
-    return int(value)
 
 
 class KeptAnswers(Protocol):

@@ -19,7 +19,6 @@ import numpy as np
 from ..errors import CycleError, RegistrationError, TriggerError
 from ..hashing.fingerprint import Origin, difference
 from ..hashing.keys import signature_of
-from ..serialize.checks import require_data
 from ..triggers import After, Computed, Cron, Dates, Every, Trigger, parse_period
 from .calls import is_async
 from .task import ONCE, FirstRun, Overlap, Policy, Retry, Task, WhenIdle
@@ -286,51 +285,20 @@ def _label(source: Any) -> str:
     return getattr(source, "__qualname__", None) or type(source).__name__
 
 
-def build_policy(
-    trigger: Trigger,
-    *,
-    executor: str | None,
-    timeout: Any,
-    retry: int | Retry,
-    overlap: str,
-    first_run: str | None,
-    when_idle: str,
-    catch_up: bool,
-    needs: Any,
-    stale_after: Any,
-    isolate: bool | None,
-    **others: Any,
-) -> Policy:
-    """
-    Turn the arguments of ``ps.schedule`` into a policy.
+def limit(option: str, value: Any) -> int | None:
+    """The count that a value of an option means; None is no limit."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise RegistrationError(f"{option}={value!r} must be a whole number of at least 1, or None for no limit.")
+    return int(value)
 
-    Raises
-    ------
-    RegistrationError
-        When one of them means nothing.
-    """
-    if executor is not None:
-        require_executor(executor)
+
+def isolation(isolate: Any) -> bool | None:
+    """What ``isolate=`` means."""
     if not (isolate is None or isinstance(isolate, (bool, np.bool_))):
         raise RegistrationError(f"isolate={isolate!r} must be True, False or None (data frames only).")
-    if first_run is None:
-        # Dates are appointments: running at some other time as well is nobody's expectation.
-        first_run = FirstRun.SKIP if isinstance(trigger, (Dates, Computed)) else FirstRun.WAIT
-    require_data(others.get("default"), "default=")
-    return Policy(
-        trigger,
-        executor=executor,
-        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
-        retry=as_retry(retry),
-        overlap=choice(Overlap, "overlap", overlap),
-        first_run=choice(FirstRun, "first_run", first_run),
-        catch_up=flag("catch_up", catch_up),
-        when_idle=choice(WhenIdle, "when_idle", when_idle),
-        needs=tasks_of("needs", needs),
-        stale_after=None if stale_after is None else duration("stale_after", stale_after),
-        isolate=None if isolate is None else bool(isolate),
-        **others,
-    )
+    return None if isolate is None else bool(isolate)
 
 
 def as_retry(retry: Any) -> Retry:
