@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Generator, Iterator, MutableMapping
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping
 from functools import partial, reduce, update_wrapper
 from hashlib import sha256
 from importlib import import_module
@@ -117,12 +117,7 @@ def task_named(name: str) -> Any:
     """What a pickled task comes back as: itself where it is known, in a worker process what stands for it."""
     if asker is not None:
         return tasks[name]
-    try:
-        return sys.modules["panel_schedule"].tasks[name]
-    except KeyError:
-        raise ScheduleError(
-            f"Task {name!r} was pickled by its name, and this process has none of that name. Import its module first."
-        ) from None
+    return _known("Task", sys.modules["panel_schedule"].tasks, name)
 
 
 def function_named(name: str, function: Callable[..., Any]) -> Any:
@@ -135,12 +130,15 @@ def memo_named(name: str, is_async: bool) -> Any:
     """What a pickled memoized function comes back as: itself, and in a worker process what asks for answers."""
     if asker is not None:
         return RemoteMemo(name, is_async)
+    return _known("Memoized function", sys.modules["panel_schedule"]._runtime.memos, name)
+
+
+def _known(what: str, known: Mapping[str, Any], name: str) -> Any:
     try:
-        return sys.modules["panel_schedule"]._runtime.memos[name]
+        return known[name]
     except KeyError:
         raise ScheduleError(
-            f"Memoized function {name!r} was pickled by its name, and this process has none of that name. Import its "
-            "module first."
+            f"{what} {name!r} was pickled by its name, and this process has none of that name. Import its module first."
         ) from None
 
 
