@@ -307,10 +307,10 @@ def test_freshness_shows_the_badge_and_the_first_line_of_the_error(front: Front)
 
     task = task_of(front, fail)
     line = Freshness(task).__panel__()
-    assert (line.updated, line.error, line.stale) == (None, "", False)
+    assert (line.told["updated"], line.told["error"], line.told["stale"]) == (None, "", False)
     with pytest.raises(ValueError, match="no such table"):
         task.refresh().result(5)
-    assert (line.error, line.stale, line.state) == ("ValueError: no such table", True, "failed")
+    assert (line.told["error"], line.told["stale"], line.told["state"]) == ("ValueError: no such table", True, "failed")
 
 
 def test_the_next_task_of_a_name_has_a_view_of_its_own(front: Front) -> None:
@@ -355,7 +355,7 @@ def test_a_task_renders_as_its_value_with_its_freshness(front: Front) -> None:
     value.get_root()
     task.refresh().result(5)
     assert value._pane.object == "# hello"
-    assert line.updated is not None
+    assert line.told["updated"] is not None
 
 
 def laid_out(view: Any, *names: str) -> list[Any]:
