@@ -16,7 +16,7 @@ from ..coordination.answers import LAST_RESORT, UNLIMITED, Basis, Limits, serves
 from ..coordination.history import MEMO
 from ..errors import NotReady
 from ..hashing.fingerprint import fingerprint
-from ..hashing.keys import Keys, call_text, digested, signature_of
+from ..hashing.keys import Keys, digested, signature_of
 from ..serialize.copies import own_copy, snapshot
 from ..serialize.entry import Entry
 from ..serialize.references import references
@@ -359,10 +359,6 @@ class Memoized(Generic[P, T]):
         if (ttl := self.policy.ttl) is None:
             return None
         return ttl + self.policy.max_stale + (LAST_RESORT if self.policy.stale_if_error else timedelta())
-
-    def call_text(self, args: Any, kwargs: Any) -> str:
-        """``filtered('north', year=2026)``, shortened."""
-        return call_text(self.name, args, kwargs)
 
 
 def _mark(memo: Any) -> None:

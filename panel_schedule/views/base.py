@@ -472,21 +472,21 @@ class Views:
 
     def _deliver(self, session: _Session) -> None:
         if session.document is None:
-            self._push(session, None)
+            self._push(session)
             return
         document = session.document()
         if document is None:
             return
         try:
             # Bokeh runs it under the document's lock; by then it may have newer values still.
-            document.add_next_tick_callback(partial(self._push, session, session.document))
+            document.add_next_tick_callback(partial(self._push, session))
         except AttributeError:
             # The document was destroyed a moment ago.
             self.forget(document)
 
-    def _push(self, session: _Session, home: weakref.ref[Document] | None) -> None:
-        document = None if home is None else home()
-        if home is not None and document is None:
+    def _push(self, session: _Session) -> None:
+        document = None if session.document is None else session.document()
+        if session.document is not None and document is None:
             return
         with self._lock:
             changed, session.changed = session.changed, set()
