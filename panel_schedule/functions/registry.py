@@ -148,7 +148,7 @@ def require_nameable(function: Any, name: str | None, kind: str = "task") -> str
     name = name or getattr(function, "__name__", None)
     if not isinstance(name, str) or name in ("", "<lambda>"):
         raise RegistrationError(f"{function!r} has no name of its own: give the {kind} one, with name='...'.")
-    if not _is_text(name):
+    if not is_text(name):
         raise RegistrationError(
             f"{name!r} is no valid text: give the {kind} a name that can be written, with name='...'."
         )
@@ -161,10 +161,11 @@ def require_nameable(function: Any, name: str | None, kind: str = "task") -> str
     return name
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether it can be written: half of a pair of code units, as file names of unknown encoding have, cannot."""
     try:
         name.encode()
-    except UnicodeEncodeError:  # half of a pair of code units, as file names of unknown encoding have
+    except UnicodeEncodeError:
         return False
     return True
 
