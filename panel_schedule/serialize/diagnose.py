@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
+from itertools import islice
 from types import FunctionType, ModuleType
 from typing import Any
 
 from ..errors import is_interrupt
 from .copies import Parts, attributes, containers, frame_types, walk
 
-# How many containers are looked into.
+# How many containers are looked into, and five times as many items of each.
 _LOOKED_INTO = 200_000
 
 
@@ -50,6 +51,6 @@ def _inside(thing: Any) -> Parts:
         pairs = sys.modules["numpy"].ndenumerate(thing) if thing.dtype.hasobject else ()
     elif issubclass(kind, pandas):
         pairs = thing.items() if thing.ndim == 2 or thing.dtype == object else ()
-    keys, things = [*zip(*pairs, strict=True)] or ((), ())
-    own = attributes(thing)
-    return [*containers(thing), ("[{!r}]", keys, things), (".{}", list(own), list(own.values()))]
+    items, own = list(islice(pairs, 5 * _LOOKED_INTO)), attributes(thing)
+    labelled = "[{!r}]", [label for label, _ in items], [item for _, item in items]
+    return [*containers(thing), labelled, (".{}", list(own), list(own.values()))]
