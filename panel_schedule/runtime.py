@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
@@ -32,7 +32,6 @@ from .executors.threads import ThreadExecutor
 from .functions import remote
 from .functions.background import Background, JobPolicy
 from .functions.calls import is_async
-from .functions.lru import Watched
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,
@@ -614,12 +613,6 @@ class Runtime:
     def find(self, id: str) -> Run | None:
         return self.dispatcher.find(id)
 
-    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]:
-        return self.dispatcher.follow(run, changed)
-
-    def abandon(self, run: Run, reason: str) -> None:
-        self.dispatcher.abandon(run, reason)
-
     def show_job(self, job: Job) -> Any:
         return JobPanel(job)
 
@@ -641,15 +634,6 @@ class Runtime:
         # Only now: what is new from here on reaches it.
         view._attempt()
         return view
-
-    def ask(self, memo: Memoized[Any, Any], key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run:
-        return self.single_flight.join(memo, key, args, kwargs, refresh)
-
-    def watch_call(self, memo: Memoized[Any, Any], key: Hashable, changed: Callable[[], None]) -> Watched:
-        return self.single_flight.watch(memo, key, changed)
-
-    def unwatch_call(self, watched: Watched, changed: Callable[[], None]) -> None:
-        self.single_flight.kept.unwatch(watched, changed)
 
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:
         service = self.service

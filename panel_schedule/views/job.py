@@ -17,7 +17,7 @@ from panel.viewable import Viewer
 from param.parameterized import Event, discard_events
 
 from ..clock import Clock
-from ..functions.background import Background, OnSessionEnd, Retrigger
+from ..functions.background import Background, Dispatcher, OnSessionEnd, Retrigger
 from ..functions.run import Cause, Run, RunState
 from ..serialize.copies import holding_frames, own_copies, snapshot
 from ..serialize.entry import Entry
@@ -41,11 +41,11 @@ class Host(Protocol):
     @property
     def clock(self) -> Clock: ...
     @property
+    def dispatcher(self) -> Dispatcher: ...
+    @property
     def user(self) -> str | None: ...
 
     def find(self, id: str) -> Run | None: ...
-    def follow(self, run: Run, changed: Callable[[], object]) -> Callable[[], None]: ...
-    def abandon(self, run: Run, reason: str) -> None: ...
     def show_job(self, job: Job) -> Any: ...
     def show_progress(self, job: Job) -> Any: ...
 
@@ -158,7 +158,7 @@ class Job(View, Viewer):
                     self._waiting.append(call)
                     return None
             self._unwatch()
-            self._host.abandon(self.run, Cause.REPLACED)
+            self._host.dispatcher.abandon(self.run, Cause.REPLACED)
         return self._launch(call)
 
     def cancel(self, _event: object = None) -> None:
@@ -230,7 +230,7 @@ class Job(View, Viewer):
         self._unwatch()
         self.run, self._seen, self._over, self._reset = run, (run, 0), False, True
         if run is not None:
-            self._unwatch = self._host.follow(run, self._changed)
+            self._unwatch = self._host.dispatcher.follow(run, self._changed)
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -249,7 +249,7 @@ class Job(View, Viewer):
         # Who only looks at a durable run, which has perhaps outlived its session and its server, does not end it.
         ends = policy.on_session_end is OnSessionEnd.CANCEL and (self._started or not policy.durable)
         if run is not None and ends:
-            self._host.abandon(run, Cause.SESSION_ENDED)
+            self._host.dispatcher.abandon(run, Cause.SESSION_ENDED)
 
     # ------------------------------------------------------------ following
 

@@ -17,7 +17,7 @@ from ..clock import Clock
 from ..coordination.answers import Basis
 from ..errors import is_interrupt
 from ..functions.lru import Answer, Watched
-from ..functions.memoize import Memoized
+from ..functions.memoize import Memoized, SingleFlight
 from ..functions.run import Run, RunState, on_a_loop
 from ..scheduling.planner import ALLOWANCE
 from ..serialize.checks import is_light
@@ -46,10 +46,9 @@ class Host(Protocol):
 
     @property
     def clock(self) -> Clock: ...
+    @property
+    def single_flight(self) -> SingleFlight: ...
 
-    def ask(self, memo: Memo, key: Hashable, args: Any, kwargs: Any, refresh: bool) -> Run: ...
-    def watch_call(self, memo: Memo, key: Hashable, changed: Callable[[], None]) -> Watched: ...
-    def unwatch_call(self, watched: Watched, changed: Callable[[], None]) -> None: ...
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]: ...
     def aside(self, call: Callable[[], object]) -> object: ...
     def show_memo(self, view: MemoView) -> Any: ...
@@ -231,7 +230,7 @@ class MemoView(View):
         self._call = call
         if key != self._key:
             self._stand(key)
-            self._watched = self._host.watch_call(self._memo, key, self._changed)
+            self._watched = self._host.single_flight.watch(self._memo, key, self._changed)
 
     def _refuse(self, error: BaseException) -> None:
         self._stand(None)
@@ -241,7 +240,7 @@ class MemoView(View):
         """Be about this call from now on; the last one is nobody's business any more."""
         self._leave_run()
         if self._watched is not None:
-            self._host.unwatch_call(self._watched, self._changed)
+            self._host.single_flight.kept.unwatch(self._watched, self._changed)
         self._key, self._watched, self._asked, self._failure, self._partial = key, None, None, "", None
 
     # ------------------------------------------------------------ asking
@@ -280,7 +279,7 @@ class MemoView(View):
         self._asked, self._failure = self._wish, ""
         args, kwargs = self._call
         try:
-            run = self._host.ask(self._memo, self._key, args, kwargs, refresh)
+            run = self._host.single_flight.join(self._memo, self._key, args, kwargs, refresh)
         except BaseException as error:
             if is_interrupt(error):
                 raise
