@@ -149,6 +149,17 @@ def test_a_document_without_a_session_is_not_registered(front: Front) -> None:
     assert len(front._runtime.views) == 0
 
 
+def test_a_document_without_a_session_is_no_viewer(front: Front) -> None:
+    """A probe runs an app whose task somebody looks at, too: nobody would ever say that it has left."""
+    from bokeh.document import Document
+
+    task = task_of(front, counting())
+    task.view()
+    with set_curdoc(Document()):
+        task.view()
+    assert front._runtime.scheduler.states[task.name].viewers == 1
+
+
 def test_a_stored_value_is_live(front: Front) -> None:
     """``ps.store.rx(name)``: None until there is a value, and again after it was deleted."""
     rates = front.store.rx("rates")
