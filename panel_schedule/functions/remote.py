@@ -72,7 +72,9 @@ def function_of(module: str, path: str, digest: str) -> Any:
     In a worker process whose module has it with other code, or cannot be imported, it is the server's, by value.
     """
     try:
-        found = reduce(getattr, path.split("."), _imported(module))
+        if module in _failed:
+            raise ImportError(f"{module} failed before.")
+        found: Any = reduce(getattr, path.split("."), import_module(module))
         function = getattr(found, "function", found)
         if asker is None or written(function) == digest:
             return function
@@ -91,12 +93,6 @@ def function_of(module: str, path: str, digest: str) -> Any:
 
 # Which modules could not be imported here.
 _failed: set[str] = set()
-
-
-def _imported(module: str) -> Any:
-    if module in _failed:
-        raise ImportError(f"{module} failed before.")
-    return import_module(module)
 
 
 def written(function: Any) -> str:

@@ -104,7 +104,8 @@ class Executed(MetaPathFinder):
         expected = root / top / "__init__.py" if "." in name or file.name == "__init__.py" else file
         if found is not None and (found.origin is None or os.path.realpath(found.origin) != str(expected)):
             return
-        spec = spec_from_file_location(name, file, submodule_search_locations=_folders(file))
+        folders = [str(file.parent)] if file.name == "__init__.py" else None
+        spec = spec_from_file_location(name, file, submodule_search_locations=folders)
         assert spec is not None
         module.__name__, module.__spec__, module.__loader__, module.__package__ = name, spec, spec.loader, spec.parent
         if spec.submodule_search_locations is not None:
@@ -199,10 +200,6 @@ def _dotted(file: Path) -> tuple[str, Path]:
         names.insert(0, folder.name)
         folder = folder.parent
     return ".".join(names), folder
-
-
-def _folders(file: Path) -> list[str] | None:
-    return [str(file.parent)] if file.name == "__init__.py" else None
 
 
 def _app_folders() -> list[str]:

@@ -376,7 +376,9 @@ class Views:
                 return
             self._pumping = loop or self
         if loop is None:
-            self._push_everything()
+            # In a script there is no loop to hand it to: watchers run where the value was published.
+            while (waiting := self._next_waiting()) is not None:
+                self._deliver(waiting)
         else:
             loop.call_soon_threadsafe(self._pump, loop, context=Context())
 
@@ -525,11 +527,6 @@ class Views:
     def _once_more(self, session: weakref.ref[_Session], key: tuple[str, str]) -> None:
         if (known := session()) is not None and key in known.views:
             self._update(key, [known])
-
-    def _push_everything(self) -> None:
-        """In a script there is no loop to hand it to: watchers run where the value was published."""
-        while (session := self._next_waiting()) is not None:
-            self._deliver(session)
 
 
 def as_reference(value: Any) -> Any:
