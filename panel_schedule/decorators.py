@@ -555,12 +555,9 @@ class Front:
             raise RegistrationError(f"The handler of {event!r} must be a function of (task, run), and not {handler!r}.")
         made = Handler(handler, None if timeout is None else duration("timeout", timeout).total_seconds())
         handlers = self._runtime.handlers[event]
-        for known in handlers:
-            # Of a file that is executed again, as a notebook's cell or under --dev.
-            if same_function(known.function, handler):
-                handlers.remove(known)
-                break
-        handlers.append(made)
+        # The same one is of a file that is executed again, as a notebook's cell or under --dev.
+        others = [known for known in handlers if not same_function(known.function, handler)]
+        handlers[:] = [*others, made]
         return lambda: handlers.remove(made) if made in handlers else None
 
     @named
