@@ -153,9 +153,6 @@ class View(param.Parameterized):
             if self._trouble is not None:
                 self._changed()
 
-    def _give_up(self) -> None:
-        self._untold, self._trouble = {}, None
-
     def _take(self, entry: Entry | None, default: Any) -> dict[str, Any]:
         if entry is None:
             if self.version or default is self._default:
@@ -514,19 +511,15 @@ class Views:
         session.failing[key] = attempt = session.failing.get(key, 0) + 1
         loop = self._loop()
         if attempt <= REPEATS and loop is not None:
-            again = partial(self._once_more, weakref.ref(session), key)
+            again = partial(self._update, key, [session])
             loop.call_soon_threadsafe(loop.call_later, REPEAT_SECONDS * 2**attempt, again, context=Context())
             return
         del session.failing[key]
-        view._give_up()
+        view._untold, view._trouble = {}, None
         log.error(
             "A watcher of the view of %r failed%s; no other watcher and no other session is affected: %s",
             view.name, f" {attempt} times" if attempt > 1 else "", first_line(trouble), exc_info=trouble,
         )  # fmt: skip
-
-    def _once_more(self, session: weakref.ref[_Session], key: tuple[str, str]) -> None:
-        if (known := session()) is not None and key in known.views:
-            self._update(key, [known])
 
 
 def as_reference(value: Any) -> Any:
