@@ -175,10 +175,8 @@ class Config(param.Parameterized):
 def _check_store(url: str) -> None:
     if url in ("auto", "memory://"):
         return
-    if not isinstance(url, str):
-        raise ConfigError(f"ps.config.store is {url!r}; accepted are 'auto', 'memory://' and 'file:///a/directory'.")
-    parts = urlsplit(url)
-    if parts.scheme != "file":
+    parts = urlsplit(url) if isinstance(url, str) else None
+    if parts is None or parts.scheme != "file":
         raise ConfigError(f"ps.config.store is {url!r}; accepted are 'auto', 'memory://' and 'file:///a/directory'.")
     if parts.netloc or not parts.path.startswith("/") or parts.path == "/" or "%00" in parts.path:
         raise ConfigError(

@@ -12,15 +12,30 @@ from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any, TypeVar
 
+from .coordination.answers import Limits
 from .engine.hooks import EVENTS, Handler
-from .errors import RegistrationError, ScheduleError
-from .functions.background import build_job_policy
+from .errors import RegistrationError, ScheduleError, TriggerError
+from .functions.background import JobPolicy, OnSessionEnd, Retrigger
 from .functions.calls import is_async
-from .functions.memoize import build_memo_policy
-from .functions.registry import Registry, build_policy, choose_trigger, duration, flag, panels_trigger, same_function
+from .functions.memoize import MemoPolicy
+from .functions.registry import (
+    Registry,
+    as_retry,
+    choice,
+    choose_trigger,
+    duration,
+    flag,
+    isolation,
+    limit,
+    panels_trigger,
+    require_executor,
+    same_function,
+    tasks_of,
+)
 from .functions.run import Run, refuse_to_block
-from .functions.task import FirstRun, Policy, Retry, Task
+from .functions.task import FirstRun, Overlap, Policy, Retry, Task, WhenIdle
 from .runtime import Runtime
+from .serialize.checks import require_data
 from .serialize.errors import traceback_text
 from .server.shutdown import Stopping
 from .shared_values import NamedValues
@@ -49,11 +64,38 @@ def named(method: F) -> F:
     return checked  # type: ignore[return-value]
 
 
-class _OnRequest:
-    """The public decorators ``background`` and ``memoize`` of one runtime."""
+def _require_function(function: Any, example: str) -> None:
+    if function is not None and not callable(function):
+        raise RegistrationError(f"options go by name, as in {example}, and {function!r} is no function.")
 
-    def __init__(self, functions: Runtime):
-        self._functions = functions
+
+def _placed(error: ScheduleError, what: str | None, decorator: str) -> ScheduleError:
+    """The error with the place of the decorator, whose function, and with it the name, comes after this."""
+    frame = sys._getframe(3)
+    return type(error)(f"{what or f'{decorator} in {frame.f_code.co_filename}:{frame.f_lineno}'}: {error}")
+
+
+class Front:
+    """
+    The public functions of one runtime. The package has one; a test may make others.
+
+    Attributes
+    ----------
+    tasks : mapping of str to Task
+        Live, and read-only.
+    store : NamedValues
+    """
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self.tasks: Registry = runtime.tasks
+        self.store = NamedValues(
+            lambda: runtime.service.store,
+            lambda: runtime.views,
+            runtime.clock,
+            lambda call: runtime.service.outbox.aside(call),
+            lambda function: runtime.single_flight.shared.entries(function),
+        )
 
     @named
     def background(
@@ -130,13 +172,24 @@ class _OnRequest:
         """
         try:
             _require_function(function, "timeout='10m'")
-            policy = build_job_policy(
-                executor=executor, timeout=timeout, retry=retry, durable=durable, ttl=ttl, retrigger=retrigger,
-                on_session_end=on_session_end, result_ttl=result_ttl,
-            )  # fmt: skip
+            require_executor(executor)
+            if ttl is not None and duration("ttl", ttl) > duration("result_ttl", result_ttl):
+                raise TriggerError(
+                    f"ttl={ttl!r} is longer than result_ttl={result_ttl!r}, after which a result is gone."
+                )
+            policy = JobPolicy(
+                executor=executor,
+                timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
+                retry=as_retry(retry),
+                durable=flag("durable", durable),
+                ttl=None if ttl is None else duration("ttl", ttl),
+                retrigger=choice(Retrigger, "retrigger", retrigger),
+                on_session_end=choice(OnSessionEnd, "on_session_end", on_session_end),
+                result_ttl=duration("result_ttl", result_ttl),
+            )
         except ScheduleError as error:
             raise _placed(error, name and f"Job {name!r}", "@ps.background") from None
-        decorate = partial(self._functions.register_job, policy, name, key)
+        decorate = partial(self._runtime.register_job, policy, name, key)
         return decorate if function is None else decorate(function)
 
     @named
@@ -223,49 +276,26 @@ class _OnRequest:
         """
         try:
             _require_function(function, "ttl='5m'")
-            policy = build_memo_policy(
-                ttl=ttl, max_stale=max_stale, after=after, max_entries=max_entries, max_bytes=max_bytes,
-                executor=executor, timeout=timeout, retry=retry, stale_if_error=stale_if_error, error_ttl=error_ttl,
-            )  # fmt: skip
+            if executor is not None:
+                require_executor(executor)
+            stale = duration("max_stale", max_stale, zero=True)
+            if stale and ttl is None:
+                raise TriggerError(f"max_stale={max_stale!r} begins when ttl= is over, and there is none. Give a ttl.")
+            policy = MemoPolicy(
+                ttl=None if ttl is None else duration("ttl", ttl),
+                max_stale=stale,
+                after=tasks_of("after", after),
+                limits=Limits(limit("max_entries", max_entries), limit("max_bytes", max_bytes)),
+                executor=executor,
+                timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
+                retry=as_retry(retry),
+                stale_if_error=flag("stale_if_error", stale_if_error),
+                error_ttl=duration("error_ttl", error_ttl, zero=True),
+            )
         except ScheduleError as error:
             raise _placed(error, name and f"Memoized function {name!r}", "@ps.memoize") from None
-        decorate = partial(self._functions.register_memo, policy, name, key)
+        decorate = partial(self._runtime.register_memo, policy, name, key)
         return decorate if function is None else decorate(function)
-
-
-def _require_function(function: Any, example: str) -> None:
-    if function is not None and not callable(function):
-        raise RegistrationError(f"options go by name, as in {example}, and {function!r} is no function.")
-
-
-def _placed(error: ScheduleError, what: str | None, decorator: str) -> ScheduleError:
-    """The error with the place of the decorator, whose function, and with it the name, comes after this."""
-    frame = sys._getframe(3)
-    return type(error)(f"{what or f'{decorator} in {frame.f_code.co_filename}:{frame.f_lineno}'}: {error}")
-
-
-class Front(_OnRequest):
-    """
-    The public functions of one runtime. The package has one; a test may make others.
-
-    Attributes
-    ----------
-    tasks : mapping of str to Task
-        Live, and read-only.
-    store : NamedValues
-    """
-
-    def __init__(self, runtime: Runtime):
-        super().__init__(runtime)
-        self._runtime = runtime
-        self.tasks: Registry = runtime.tasks
-        self.store = NamedValues(
-            lambda: runtime.service.store,
-            lambda: runtime.views,
-            runtime.clock,
-            lambda call: runtime.service.outbox.aside(call),
-            lambda function: runtime.single_flight.shared.entries(function),
-        )
 
     @named
     def schedule(
@@ -376,16 +406,29 @@ class Front(_OnRequest):
                 when, period=period, cron=cron, at=at, after=after, timezone=timezone,
                 default_timezone=self._runtime.config.timezone,
             )  # fmt: skip
-            policy = build_policy(
-                trigger, first_run=first_run, executor=executor, timeout=timeout, retry=retry, overlap=overlap,
-                catch_up=catch_up, when_idle=when_idle, needs=needs, default=default, stale_after=stale_after,
-                isolate=isolate, given=self._given(trigger),
-            )  # fmt: skip
+            if executor is not None:
+                require_executor(executor)
+            if first_run is None:
+                # Dates are appointments: running at some other time as well is nobody's expectation.
+                first_run = FirstRun.SKIP if isinstance(trigger, (Dates, Computed)) else FirstRun.WAIT
+            require_data(default, "default=")
+            policy = Policy(
+                trigger,
+                executor=executor,
+                timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
+                retry=as_retry(retry),
+                overlap=choice(Overlap, "overlap", overlap),
+                first_run=choice(FirstRun, "first_run", first_run),
+                catch_up=flag("catch_up", catch_up),
+                when_idle=choice(WhenIdle, "when_idle", when_idle),
+                needs=tasks_of("needs", needs),
+                default=default,
+                stale_after=None if stale_after is None else duration("stale_after", stale_after),
+                isolate=isolation(isolate),
+                given=self._given(trigger),
+            )
         except ScheduleError as error:
-            # The function, and with it the task's name, comes after this; but the line is known.
-            frame = sys._getframe(2)
-            place = f"Task {name!r}" if name else f"@ps.schedule in {frame.f_code.co_filename}:{frame.f_lineno}"
-            raise type(error)(f"{place}: {error}") from None
+            raise _placed(error, name and f"Task {name!r}", "@ps.schedule") from None
         self.tasks.warn_of(trigger)
         return partial(self._runtime.register, policy, name)
 
@@ -512,12 +555,9 @@ class Front(_OnRequest):
             raise RegistrationError(f"The handler of {event!r} must be a function of (task, run), and not {handler!r}.")
         made = Handler(handler, None if timeout is None else duration("timeout", timeout).total_seconds())
         handlers = self._runtime.handlers[event]
-        for known in handlers:
-            # Of a file that is executed again, as a notebook's cell or under --dev.
-            if same_function(known.function, handler):
-                handlers.remove(known)
-                break
-        handlers.append(made)
+        # The same one is of a file that is executed again, as a notebook's cell or under --dev.
+        others = [known for known in handlers if not same_function(known.function, handler)]
+        handlers[:] = [*others, made]
         return lambda: handlers.remove(made) if made in handlers else None
 
     @named

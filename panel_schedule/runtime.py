@@ -615,7 +615,7 @@ class Runtime:
                 name = f"{memo.name} {digested(memo.keys.local(args, kwargs))}"
         view = self.views.admit(make, name)
         # Only now: what is new from here on reaches it.
-        view._attempt(view._follow, view._changed)
+        view._attempt()
         return view
 
     def later(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from .clock import Clock
 from .coordination.tasks import USER
 from .errors import ScheduleError
 from .functions.memoize import Memoized
+from .functions.registry import is_text
 from .functions.remote import store_here
 from .functions.run import on_a_loop
 from .serialize.checks import require_data
@@ -163,8 +164,6 @@ class NamedValues(MutableMapping[str, Any]):
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not name:
         raise TypeError(f"Names in ps.store are non-empty strings, and not {name!r}.")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise TypeError(f"{name!r} is no valid text, and names in ps.store are.") from None
+    if not is_text(name):
+        raise TypeError(f"{name!r} is no valid text, and names in ps.store are.")
     return name

@@ -584,7 +584,7 @@ def test_a_view_renders_with_its_freshness(core):
     core.go()
     value, line = panel[0], panel[1]
     assert "number 1" == value._pane.object
-    assert core.clock.now().timestamp() == line.updated
+    assert core.clock.now().timestamp() == line.told["updated"]
 
 
 def test_freshness_shows_a_view(core):
@@ -594,16 +594,16 @@ def test_freshness_shows_a_view(core):
     f = core.ps.memoize(name="f")(lambda n: function())
     line = Freshness(f.view(widget))._line
     core.go()
-    assert ("running", None) == (line.state, line.updated)
+    assert ("running", None) == (line.told["state"], line.told["updated"])
     function.finish(1)
     core.go()
-    assert ("idle", False) == (line.state, line.stale)
+    assert ("idle", False) == (line.told["state"], line.told["stale"])
     widget.value = 2
     core.go()
-    assert ("running", False) == (line.state, line.stale)
+    assert ("running", False) == (line.told["state"], line.told["stale"])
     function.finish(ValueError("no"))
     core.go()
-    assert ("idle", True, "ValueError: no") == (line.state, line.stale, line.error)
+    assert ("idle", True, "ValueError: no") == (line.told["state"], line.told["stale"], line.told["error"])
     with pytest.raises(TypeError, match=r"function\.view\(\.\.\.\)"):
         Freshness(f)
 

@@ -149,6 +149,17 @@ def test_a_document_without_a_session_is_not_registered(front: Front) -> None:
     assert len(front._runtime.views) == 0
 
 
+def test_a_document_without_a_session_is_no_viewer(front: Front) -> None:
+    """A probe runs an app whose task somebody looks at, too: nobody would ever say that it has left."""
+    from bokeh.document import Document
+
+    task = task_of(front, counting())
+    task.view()
+    with set_curdoc(Document()):
+        task.view()
+    assert front._runtime.scheduler.states[task.name].viewers == 1
+
+
 def test_a_stored_value_is_live(front: Front) -> None:
     """``ps.store.rx(name)``: None until there is a value, and again after it was deleted."""
     rates = front.store.rx("rates")
@@ -307,10 +318,10 @@ def test_freshness_shows_the_badge_and_the_first_line_of_the_error(front: Front)
 
     task = task_of(front, fail)
     line = Freshness(task).__panel__()
-    assert (line.updated, line.error, line.stale) == (None, "", False)
+    assert (line.told["updated"], line.told["error"], line.told["stale"]) == (None, "", False)
     with pytest.raises(ValueError, match="no such table"):
         task.refresh().result(5)
-    assert (line.error, line.stale, line.state) == ("ValueError: no such table", True, "failed")
+    assert (line.told["error"], line.told["stale"], line.told["state"]) == ("ValueError: no such table", True, "failed")
 
 
 def test_the_next_task_of_a_name_has_a_view_of_its_own(front: Front) -> None:
@@ -355,7 +366,7 @@ def test_a_task_renders_as_its_value_with_its_freshness(front: Front) -> None:
     value.get_root()
     task.refresh().result(5)
     assert value._pane.object == "# hello"
-    assert line.updated is not None
+    assert line.told["updated"] is not None
 
 
 def laid_out(view: Any, *names: str) -> list[Any]:

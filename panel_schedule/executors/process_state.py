@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .logs import Settings
 
-# Settable things that a function may leave behind, by their modules.
 _ATTRIBUTES: list[tuple[Any, list[str]]] = [
     (sys, ["stdin", "stdout", "stderr", "argv", "excepthook", "displayhook", "unraisablehook", "dont_write_bytecode"]),
     (threading, ["excepthook"]),
@@ -28,6 +29,21 @@ _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.star
 # Without the wrapper, which looks each up in an enum.
 _handler_of = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 _SIGNALS = [int(number) for number in sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})]
+
+# What a function may leave behind: how each is read, and how it is set.
+_STATES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
+    *((partial(_handler_of, number), partial(signal.signal, number)) for number in _SIGNALS),
+    *((partial(getattr, held, name), partial(setattr, held, name)) for held, names in _ATTRIBUTES for name in names),
+    *((partial(resource.getrlimit, limit), partial(resource.setrlimit, limit)) for limit in _LIMITS),
+    (partial(os.getpriority, os.PRIO_PROCESS, 0), partial(os.setpriority, os.PRIO_PROCESS, 0)),
+    (partial(locale.setlocale, locale.LC_ALL), partial(locale.setlocale, locale.LC_ALL)),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (sys.getswitchinterval, sys.setswitchinterval),
+    (gc.isenabled, lambda collecting: gc.enable() if collecting else gc.disable()),
+    (socket.getdefaulttimeout, socket.setdefaulttimeout),
+    (sys.gettrace, sys.settrace),
+    (sys.getprofile, sys.setprofile),
+]
 
 
 class ProcessState:
@@ -43,15 +59,10 @@ class ProcessState:
         self._environment, self._encoded = dict(os.environ), dict(os.environ._data)  # type: ignore[attr-defined]
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._handlers = [_handler_of(number) for number in _SIGNALS]
+        self._states = [get() for get, _ in _STATES]
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        self._attributes = [(holder, name, getattr(holder, name)) for holder, names in _ATTRIBUTES for name in names]
         self._arguments = list(sys.argv)
         self._files = self._standard_files()
-        self._limits = [resource.getrlimit(limit) for limit in _LIMITS]
-        self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
-        self._locale = locale.setlocale(locale.LC_ALL)
-        self._settings = self._get_settings()
         self._show_warning = warnings.showwarning
         self._first_loggers = {name: state for name, logger in _loggers() if (state := _state_of(logger)) != _NEW}
         self._logging: Settings | None = None
@@ -92,9 +103,9 @@ class ProcessState:
         for timer in _TIMERS:
             signal.setitimer(timer, 0)
         signal.set_wakeup_fd(-1)
-        for number, handler in zip(_SIGNALS, self._handlers, strict=True):
-            if handler is not None and _handler_of(number) != handler:
-                signal.signal(number, handler)
+        for (get, put), value in zip(_STATES, self._states, strict=True):
+            if get() != value:
+                put(value)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         os.fchdir(self._folder)
         os.umask(self._umask)
@@ -102,18 +113,7 @@ class ProcessState:
             os.environ.clear()
             os.environ.update(self._environment)
             time.tzset()
-        for holder, name, value in self._attributes:
-            setattr(holder, name, value)
         sys.argv[:] = self._arguments
-        for limit, values in zip(_LIMITS, self._limits, strict=True):
-            if resource.getrlimit(limit) != values:
-                resource.setrlimit(limit, values)
-        if os.getpriority(os.PRIO_PROCESS, 0) != self._niceness:
-            os.setpriority(os.PRIO_PROCESS, 0, self._niceness)
-        if locale.setlocale(locale.LC_ALL) != self._locale:
-            locale.setlocale(locale.LC_ALL, self._locale)
-        if self._get_settings() != self._settings:
-            self._set_settings()
         if warnings.filters != self._warnings:
             warnings.resetwarnings()
             warnings.filters[:] = self._warnings  # type: ignore[index]
@@ -123,22 +123,6 @@ class ProcessState:
     @staticmethod
     def _standard_files() -> list[tuple[int, int]]:
         return [(found.st_dev, found.st_ino) for found in map(os.fstat, (0, 1, 2))]
-
-    @staticmethod
-    def _get_settings() -> tuple[Any, ...]:
-        return (
-            sys.getrecursionlimit(), sys.getswitchinterval(), gc.isenabled(), socket.getdefaulttimeout(),
-            sys.gettrace(), sys.getprofile(),
-        )  # fmt: skip
-
-    def _set_settings(self) -> None:
-        recursion, interval, collecting, timeout, trace, profile = self._settings
-        sys.setrecursionlimit(recursion)
-        sys.setswitchinterval(interval)
-        (gc.enable if collecting else gc.disable)()
-        socket.setdefaulttimeout(timeout)
-        sys.settrace(trace)
-        sys.setprofile(profile)
 
     def _restore_loggers(self, logs: Settings) -> None:
         _, disabled, capturing = logs

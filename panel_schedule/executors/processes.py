@@ -22,6 +22,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def _nothing(*args: Any) -> None:
     pass
 
 
+@dataclass(eq=False, repr=False)
 class RemoteCall:
     """
     A body that travels: a function with its arguments, and who is told at home.
@@ -78,23 +80,16 @@ class RemoteCall:
         ``("set", name, value)``, ``("delete", name)``, ``("names",)`` of ``ps.store``.
     """
 
-    def __init__(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] = {},
-        *,
-        run: Run | None = None,
-        begin: Callable[[], object] = _nothing,
-        receive: Callable[[Any], object] = _nothing,
-        answer: Callable[..., Any] = _nobody,
-    ):
-        self.name = name
-        self.function, self.args, self.kwargs = function, tuple(args), dict(kwargs)
-        self.run = run
-        self.begin, self.receive, self.answer = begin, receive, answer
-        self._packed: Encoded | None = None
+    name: str
+    function: Callable[..., Any]
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    _: KW_ONLY
+    run: Run | None = None
+    begin: Callable[[], object] = _nothing
+    receive: Callable[[Any], object] = _nothing
+    answer: Callable[..., Any] = _nobody
+    _packed: Encoded | None = field(default=None, init=False)
 
     def __call__(self) -> Any:
         """Run it here."""

@@ -11,13 +11,12 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from ..coordination.history import JOB
 from ..coordination.jobs import ANYBODY
-from ..errors import RegistrationError, TriggerError
+from ..errors import RegistrationError
 from ..hashing.keys import Keys, signature_of
 from ..serialize.checks import require_arguments
 from ..serialize.references import references
 from . import remote
-from .calls import is_async
-from .registry import as_retry, choice, duration, flag, require_executor
+from .registry import require_fitting
 from .remote import RemoteRun, function_named
 from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
@@ -53,40 +52,6 @@ class JobPolicy:
     retrigger: Retrigger = Retrigger.REPLACE
     on_session_end: OnSessionEnd = OnSessionEnd.CANCEL
     result_ttl: timedelta = timedelta(days=1)
-
-
-def build_job_policy(
-    *,
-    executor: str,
-    timeout: Any,
-    retry: Any,
-    durable: bool,
-    ttl: Any,
-    retrigger: str,
-    on_session_end: str,
-    result_ttl: Any,
-) -> JobPolicy:
-    """
-    Turn the arguments of ``ps.background`` into a policy.
-
-    Raises
-    ------
-    RegistrationError, TriggerError
-        When one of them means nothing.
-    """
-    require_executor(executor)
-    if ttl is not None and duration("ttl", ttl) > duration("result_ttl", result_ttl):
-        raise TriggerError(f"ttl={ttl!r} is longer than result_ttl={result_ttl!r}, after which a result is gone.")
-    return JobPolicy(
-        executor=executor,
-        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
-        retry=as_retry(retry),
-        durable=flag("durable", durable),
-        ttl=None if ttl is None else duration("ttl", ttl),
-        retrigger=choice(Retrigger, "retrigger", retrigger),
-        on_session_end=choice(OnSessionEnd, "on_session_end", on_session_end),
-        result_ttl=duration("result_ttl", result_ttl),
-    )
 
 
 class Host(Protocol):
@@ -152,7 +117,11 @@ class Background(Generic[P, T]):
 
     def become(self, function: Callable[P, T], policy: JobPolicy, key: Callable[..., Any] | None) -> None:
         """Be this from now on: what it was, defined anew."""
-        _require_fitting(self.name, function, policy, key)
+        require_fitting(f"Job {self.name!r}", "background", function, policy.executor, key)
+        if key is not None and policy.ttl is None:
+            raise RegistrationError(
+                f"Job {self.name!r}: key= says which calls share a result, and without ttl= none do. Give a ttl."
+            )
         functools.update_wrapper(self, function, updated=())  # its own attributes are not ours
         self.function = function
         self.policy = policy
@@ -254,40 +223,3 @@ class Background(Generic[P, T]):
         """
         runs = self._host.dispatcher.runs(self, user)
         return runs if user is ANYBODY else [run for run in runs if run.user == user]
-
-
-def _require_fitting(name: str, function: Any, policy: JobPolicy, key: Any) -> None:
-    if policy.executor == "loop" and not is_async(function):
-        raise RegistrationError(
-            f"Job {name!r}: a plain function would hold the event loop, and with it every open page. "
-            "Write it as an `async def`, or let it run in a thread or a process: executor='thread'."
-        )
-    if policy.executor == "thread" and is_async(function):
-        raise RegistrationError(
-            f"Job {name!r}: an async function runs on an event loop, not in a thread. Write executor='loop', or "
-            "'process' for a loop of its own."
-        )
-    require_no_method(f"Job {name!r}", "background", function)
-    if key is not None and not callable(key):
-        raise RegistrationError(f"Job {name!r}: key={key!r} must be a function, which is called as the job's own is.")
-    if key is not None and policy.ttl is None:
-        raise RegistrationError(
-            f"Job {name!r}: key= says which calls share a result, and without ttl= none do. Give a ttl."
-        )
-
-
-def require_no_method(what: str, decorator: str, function: Any) -> None:
-    """
-    Raise when a decorator was given a method.
-
-    Raises
-    ------
-    RegistrationError
-    """
-    qualname = getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
-    if "." in qualname and list(signature_of(function).parameters)[:1] in (["self"], ["cls"]):
-        raise RegistrationError(
-            f"{what} is a method, and the decorator sees no object that it belongs to. Make a function of it that "
-            "takes what it needs of the object, or decorate the object's own method: "
-            f"ps.{decorator}(name='...')(obj.{function.__name__})."
-        )

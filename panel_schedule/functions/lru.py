@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
@@ -13,6 +14,7 @@ from ..serialize.copies import is_frame
 from ..serialize.entry import Entry
 
 
+@dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class Answer:
     """
     What a function gave for some arguments.
@@ -43,35 +45,26 @@ class Answer:
         Whether the store need not hear that it is used, as it has heard a moment ago.
     """
 
-    __slots__ = (
-        "__weakref__", "_entry", "basis", "call", "digest", "duration", "fresh_until", "good_until", "is_frame",
-        "kept_until", "size", "told", "updated_at", "value", "version",
-    )  # fmt: skip
+    value: Any
+    version: int
+    updated_at: datetime
+    duration: float | None
+    basis: Basis
+    until: InitVar[tuple[float, float, float]]
+    size: int = 0
+    digest: str = ""
+    call: str = ""
+    fresh_until: float = field(init=False)
+    good_until: float = field(init=False)
+    kept_until: float = field(init=False)
+    is_frame: bool = field(init=False)
+    told: bool = field(init=False)
+    _entry: Entry | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        value: Any,
-        version: int,
-        updated_at: datetime,
-        duration: float | None,
-        basis: Basis,
-        until: tuple[float, float, float],
-        size: int = 0,
-        digest: str = "",
-        call: str = "",
-    ):
-        self.value = value
-        self.version = version
-        self.updated_at = updated_at
-        self.duration = duration
-        self.basis = basis
+    def __post_init__(self, until: tuple[float, float, float]) -> None:
         self.fresh_until, self.good_until, self.kept_until = until
-        self.size = size
-        self.digest = digest
-        self.call = call
-        self.told = not digest
-        self.is_frame = is_frame(value)
-        self._entry: Entry | None = None
+        self.is_frame = is_frame(self.value)
+        self.told = not self.digest
 
     @property
     def entry(self) -> Entry:
@@ -81,26 +74,23 @@ class Answer:
         return self._entry
 
 
+@dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class Watched:
     """One call that live views show: its newest answer, or what went wrong."""
 
-    __slots__ = (
-        "__weakref__", "answer", "digest", "error", "key", "message", "partial", "percent", "stirred", "viewers",
-    )  # fmt: skip
-
-    def __init__(self, key: Hashable, digest: str, answer: Answer | None):
-        self.key = key
-        self.digest = digest
-        self.answer = answer
-        # The newest partial answer of the computation under way, or of one that has failed then.
-        self.partial: Entry | None = None
-        self.error: BaseException | None = None
-        # How far the computation under way has come, in whichever process.
-        self.percent, self.message = -1, ""
-        # How often it was invalidated.
-        self.stirred = 0
-        # What they want to be called when something is new. They know nothing of their sessions.
-        self.viewers: WeakSet[Callable[[], None]] = WeakSet()
+    key: Hashable
+    digest: str
+    answer: Answer | None
+    # The newest partial answer of the computation under way, or of one that has failed then.
+    partial: Entry | None = None
+    error: BaseException | None = None
+    # How far the computation under way has come, in whichever process.
+    percent: int = -1
+    message: str = ""
+    # How often it was invalidated.
+    stirred: int = 0
+    # What they want to be called when something is new. They know nothing of their sessions.
+    viewers: WeakSet[Callable[[], None]] = field(default_factory=WeakSet)
 
 
 class LRU:

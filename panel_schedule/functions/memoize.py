@@ -9,23 +9,21 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from numbers import Integral
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from ..clock import Clock
 from ..coordination.answers import LAST_RESORT, UNLIMITED, Basis, Limits, serves
 from ..coordination.history import MEMO
-from ..errors import NotReady, RegistrationError, TriggerError
+from ..errors import NotReady
 from ..hashing.fingerprint import fingerprint
-from ..hashing.keys import Keys, call_text, digested, signature_of
+from ..hashing.keys import Keys, digested, signature_of
 from ..serialize.copies import own_copy, snapshot
 from ..serialize.entry import Entry
 from ..serialize.references import references
 from . import remote
-from .background import require_no_method
 from .calls import is_async
-from .lru import LRU, Answer
-from .registry import as_retry, duration, flag, require_executor, tasks_of
+from .lru import LRU, Answer, Watched
+from .registry import require_fitting
 from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
 
@@ -33,8 +31,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NEVER = float("inf")
-
-# How a call stands in messages and in ``ps.store.entries``.
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,58 +48,12 @@ class MemoPolicy:
     error_ttl: timedelta = timedelta()
 
 
-def build_memo_policy(
-    *,
-    ttl: Any,
-    max_stale: Any,
-    after: Any,
-    max_entries: int | None,
-    max_bytes: int | None,
-    executor: str | None,
-    timeout: Any,
-    retry: Any,
-    stale_if_error: bool,
-    error_ttl: Any,
-) -> MemoPolicy:
-    """
-    Turn the arguments of ``ps.memoize`` into a policy.
-
-    Raises
-    ------
-    RegistrationError, TriggerError
-        When one of them means nothing.
-    """
-    if executor is not None:
-        require_executor(executor)
-    stale = duration("max_stale", max_stale, zero=True)
-    if stale and ttl is None:
-        raise TriggerError(f"max_stale={max_stale!r} begins when ttl= is over, and there is none. Give a ttl.")
-    return MemoPolicy(
-        ttl=None if ttl is None else duration("ttl", ttl),
-        max_stale=stale,
-        after=tasks_of("after", after),
-        limits=Limits(_limit("max_entries", max_entries), _limit("max_bytes", max_bytes)),
-        executor=executor,
-        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
-        retry=as_retry(retry),
-        stale_if_error=flag("stale_if_error", stale_if_error),
-        error_ttl=duration("error_ttl", error_ttl, zero=True),
-    )
-
-
-def _limit(option: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise RegistrationError(f"{option}={value!r} must be a whole number of at least 1, or None for no limit.")
-    return int(value)
-
-
 class KeptAnswers(Protocol):
     """What is kept, as a memoized function sees it."""
 
     def use(self, memo: Memoized[Any, Any], key: Hashable, answer: Answer) -> None: ...
     def invalidate(self, memo: Memoized[Any, Any], key: Hashable | None = None) -> None: ...
+    def unwatch(self, watched: Watched, changed: Callable[[], None]) -> None: ...
 
 
 class SharedAnswers(Protocol):
@@ -187,7 +137,7 @@ class Memoized(Generic[P, T]):
     def become(self, function: Callable[P, T], policy: MemoPolicy, key: Callable[..., Any] | None) -> None:
         """Be this from now on: what it was, defined anew."""
         is_coroutine = is_async(function)
-        _require_fitting(self.name, function, policy, key, is_coroutine)
+        require_fitting(f"Memoized function {self.name!r}", "memoize", function, policy.executor, key)
         functools.update_wrapper(self, function, updated=())  # its own attributes are not ours
         if is_coroutine:
             _mark(self)
@@ -411,10 +361,6 @@ class Memoized(Generic[P, T]):
             return None
         return ttl + self.policy.max_stale + (LAST_RESORT if self.policy.stale_if_error else timedelta())
 
-    def call_text(self, args: Any, kwargs: Any) -> str:
-        """``filtered('north', year=2026)``, shortened."""
-        return call_text(self.name, args, kwargs)
-
 
 def _mark(memo: Any) -> None:
     """Let `inspect` and `asyncio` know that a call gives a coroutine: ``pn.bind`` awaits it then."""
@@ -424,22 +370,3 @@ def _mark(memo: Any) -> None:
         memo._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
         # What looks like a function is one for `inspect`, and it looks at the flags of its code.
         memo.__code__, memo.__defaults__, memo.__kwdefaults__ = Memoized._awaited.__code__, None, None
-
-
-def _require_fitting(name: str, function: Any, policy: MemoPolicy, key: Any, is_coroutine: bool) -> None:
-    if policy.executor == "loop" and not is_coroutine:
-        raise RegistrationError(
-            f"Memoized function {name!r}: a plain function would hold the event loop, and with it every open page. "
-            "Leave executor= out, and it runs in a thread."
-        )
-    if policy.executor == "thread" and is_coroutine:
-        raise RegistrationError(
-            f"Memoized function {name!r}: an async function runs on an event loop, not in a thread. Leave executor= "
-            "out, or write 'process' for a loop of its own."
-        )
-    require_no_method(f"Memoized function {name!r}", "memoize", function)
-    if key is not None and not callable(key):
-        raise RegistrationError(
-            f"Memoized function {name!r}: key={key!r} must be a function, which is called as it is itself, and returns "
-            "what counts of the arguments."
-        )

@@ -18,8 +18,9 @@ import numpy as np
 
 from ..errors import CycleError, RegistrationError, TriggerError
 from ..hashing.fingerprint import Origin, difference
-from ..serialize.checks import require_data
+from ..hashing.keys import signature_of
 from ..triggers import After, Computed, Cron, Dates, Every, Trigger, parse_period
+from .calls import is_async
 from .task import ONCE, FirstRun, Overlap, Policy, Retry, Task, WhenIdle
 
 log = logging.getLogger("panel_schedule")
@@ -147,7 +148,7 @@ def require_nameable(function: Any, name: str | None, kind: str = "task") -> str
     name = name or getattr(function, "__name__", None)
     if not isinstance(name, str) or name in ("", "<lambda>"):
         raise RegistrationError(f"{function!r} has no name of its own: give the {kind} one, with name='...'.")
-    if not _is_text(name):
+    if not is_text(name):
         raise RegistrationError(
             f"{name!r} is no valid text: give the {kind} a name that can be written, with name='...'."
         )
@@ -160,10 +161,11 @@ def require_nameable(function: Any, name: str | None, kind: str = "task") -> str
     return name
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether it can be written: half of a pair of code units, as file names of unknown encoding have, cannot."""
     try:
         name.encode()
-    except UnicodeEncodeError:  # half of a pair of code units, as file names of unknown encoding have
+    except UnicodeEncodeError:
         return False
     return True
 
@@ -284,51 +286,20 @@ def _label(source: Any) -> str:
     return getattr(source, "__qualname__", None) or type(source).__name__
 
 
-def build_policy(
-    trigger: Trigger,
-    *,
-    executor: str | None,
-    timeout: Any,
-    retry: int | Retry,
-    overlap: str,
-    first_run: str | None,
-    when_idle: str,
-    catch_up: bool,
-    needs: Any,
-    stale_after: Any,
-    isolate: bool | None,
-    **others: Any,
-) -> Policy:
-    """
-    Turn the arguments of ``ps.schedule`` into a policy.
+def limit(option: str, value: Any) -> int | None:
+    """The count that a value of an option means; None is no limit."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise RegistrationError(f"{option}={value!r} must be a whole number of at least 1, or None for no limit.")
+    return int(value)
 
-    Raises
-    ------
-    RegistrationError
-        When one of them means nothing.
-    """
-    if executor is not None:
-        require_executor(executor)
+
+def isolation(isolate: Any) -> bool | None:
+    """What ``isolate=`` means."""
     if not (isolate is None or isinstance(isolate, (bool, np.bool_))):
         raise RegistrationError(f"isolate={isolate!r} must be True, False or None (data frames only).")
-    if first_run is None:
-        # Dates are appointments: running at some other time as well is nobody's expectation.
-        first_run = FirstRun.SKIP if isinstance(trigger, (Dates, Computed)) else FirstRun.WAIT
-    require_data(others.get("default"), "default=")
-    return Policy(
-        trigger,
-        executor=executor,
-        timeout=None if timeout is None else duration("timeout", timeout).total_seconds(),
-        retry=as_retry(retry),
-        overlap=choice(Overlap, "overlap", overlap),
-        first_run=choice(FirstRun, "first_run", first_run),
-        catch_up=flag("catch_up", catch_up),
-        when_idle=choice(WhenIdle, "when_idle", when_idle),
-        needs=tasks_of("needs", needs),
-        stale_after=None if stale_after is None else duration("stale_after", stale_after),
-        isolate=None if isolate is None else bool(isolate),
-        **others,
-    )
+    return None if isolate is None else bool(isolate)
 
 
 def as_retry(retry: Any) -> Retry:
@@ -389,6 +360,39 @@ def require_executor(executor: Any) -> None:
     """
     if executor not in EXECUTORS:
         raise RegistrationError(f"executor={executor!r} is unknown; accepted are {', '.join(map(repr, EXECUTORS))}.")
+
+
+def require_fitting(what: str, decorator: str, function: Any, executor: str | None, key: Any) -> None:
+    """
+    Raise unless a function can run on request, where and for whom its options say.
+
+    Raises
+    ------
+    RegistrationError
+        When it is a method, is async or not where it should be, or its ``key=`` is no function: names `what` it is.
+    """
+    if executor == "loop" and not is_async(function):
+        raise RegistrationError(
+            f"{what}: a plain function would hold the event loop, and with it every open page. Let it run in a thread, "
+            "executor='thread', or in a process; or write it as an `async def`."
+        )
+    if executor == "thread" and is_async(function):
+        raise RegistrationError(
+            f"{what}: an async function runs on an event loop, not in a thread. Write executor='loop', or 'process' "
+            "for a loop of its own."
+        )
+    qualname = getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
+    if "." in qualname and list(signature_of(function).parameters)[:1] in (["self"], ["cls"]):
+        raise RegistrationError(
+            f"{what} is a method, and the decorator sees no object that it belongs to. Make a function of it that "
+            "takes what it needs of the object, or decorate the object's own method: "
+            f"ps.{decorator}(name='...')(obj.{function.__name__})."
+        )
+    if key is not None and not callable(key):
+        raise RegistrationError(
+            f"{what}: key={key!r} must be a function, which is called as it is itself, and returns what counts of the "
+            "arguments."
+        )
 
 
 def duration(option: str, value: Any, *, zero: bool = False) -> timedelta:

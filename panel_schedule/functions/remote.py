@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Generator, Iterator, MutableMapping
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping
 from functools import partial, reduce, update_wrapper
 from hashlib import sha256
 from importlib import import_module
@@ -72,7 +72,9 @@ def function_of(module: str, path: str, digest: str) -> Any:
     In a worker process whose module has it with other code, or cannot be imported, it is the server's, by value.
     """
     try:
-        found = reduce(getattr, path.split("."), _imported(module))
+        if module in _failed:
+            raise ImportError(f"{module} failed before.")
+        found: Any = reduce(getattr, path.split("."), import_module(module))
         function = getattr(found, "function", found)
         if asker is None or written(function) == digest:
             return function
@@ -93,12 +95,6 @@ def function_of(module: str, path: str, digest: str) -> Any:
 _failed: set[str] = set()
 
 
-def _imported(module: str) -> Any:
-    if module in _failed:
-        raise ImportError(f"{module} failed before.")
-    return import_module(module)
-
-
 def written(function: Any) -> str:
     """A digest of a function's code, wherever it stands."""
 
@@ -117,12 +113,7 @@ def task_named(name: str) -> Any:
     """What a pickled task comes back as: itself where it is known, in a worker process what stands for it."""
     if asker is not None:
         return tasks[name]
-    try:
-        return sys.modules["panel_schedule"].tasks[name]
-    except KeyError:
-        raise ScheduleError(
-            f"Task {name!r} was pickled by its name, and this process has none of that name. Import its module first."
-        ) from None
+    return _known("Task", sys.modules["panel_schedule"].tasks, name)
 
 
 def function_named(name: str, function: Callable[..., Any]) -> Any:
@@ -135,12 +126,15 @@ def memo_named(name: str, is_async: bool) -> Any:
     """What a pickled memoized function comes back as: itself, and in a worker process what asks for answers."""
     if asker is not None:
         return RemoteMemo(name, is_async)
+    return _known("Memoized function", sys.modules["panel_schedule"]._runtime.memos, name)
+
+
+def _known(what: str, known: Mapping[str, Any], name: str) -> Any:
     try:
-        return sys.modules["panel_schedule"]._runtime.memos[name]
+        return known[name]
     except KeyError:
         raise ScheduleError(
-            f"Memoized function {name!r} was pickled by its name, and this process has none of that name. Import its "
-            "module first."
+            f"{what} {name!r} was pickled by its name, and this process has none of that name. Import its module first."
         ) from None
 
 
@@ -149,13 +143,33 @@ def store_here() -> Any:
     return store if asker is not None else sys.modules["panel_schedule"].store
 
 
-class RemoteTask:
+class RemoteObject:
+    """What stands for an object of the server, which alone has all the rest of it."""
+
+    __slots__ = ()
+    __class_getitem__: Any = classmethod(GenericAlias)
+    _kind: str
+    name: str
+
+    def _told(self) -> str:
+        return f"{self._kind} {self.name!r}"
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise _beyond(f"{attribute!r} of {self._told()}")
+
+    def __repr__(self) -> str:
+        return f"<{self._kind.capitalize()} {self.name!r} of the server>"
+
+
+class RemoteTask(RemoteObject):
     """A task of the server, to read: ``sales()``."""
 
     function: Callable[..., Any]  # of a task whose module was imported here
 
     __slots__ = ("__weakref__", "function", "name")
-    __class_getitem__: Any = classmethod(GenericAlias)
+    _kind = "task"
 
     def __init__(self, name: str):
         self.name = name
@@ -167,20 +181,15 @@ class RemoteTask:
     def __call__(self) -> Any:
         return ask("task", self.name)
 
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        raise _beyond(f"{attribute!r} of task {self.name!r}")
-
-    def __repr__(self) -> str:
-        return f"<Task {self.name!r} of the server>"
-
     def __reduce__(self) -> Any:
         return task_named, (self.name,)
 
 
-class RemoteStore(MutableMapping[str, Any]):
+class RemoteStore(RemoteObject, MutableMapping[str, Any]):
     """``ps.store`` of the server."""
+
+    def _told(self) -> str:
+        return "ps.store"
 
     def __getitem__(self, name: str) -> Any:
         return ask("get", name)
@@ -197,11 +206,6 @@ class RemoteStore(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(ask("names"))
 
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        raise _beyond(f"{attribute!r} of ps.store")
-
     def __repr__(self) -> str:
         return "<store of the server>"
 
@@ -212,10 +216,10 @@ class RemoteStore(MutableMapping[str, Any]):
 store = RemoteStore()
 
 
-class RemoteFunction:
+class RemoteFunction(RemoteObject):
     """A background function of the server, to submit; here it can be called, too, as the plain function."""
 
-    __class_getitem__: Any = classmethod(GenericAlias)
+    _kind = "job"
 
     def __init__(self, name: str, function: Callable[..., Any]):
         self.name = name
@@ -228,22 +232,14 @@ class RemoteFunction:
     def submit(self, *args: Any, **kwargs: Any) -> Any:
         return RemoteRun.submit(self.name, args, kwargs)
 
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        raise _beyond(f"{attribute!r} of job {self.name!r}")
-
-    def __repr__(self) -> str:
-        return f"<Background {self.name!r} of the server>"
-
     def __reduce__(self) -> Any:
         return function_named, (self.name, self.function)
 
 
-class RemoteMemo:
+class RemoteMemo(RemoteObject):
     """A memoized function of the server, to call: ``filtered("north", 2026)``."""
 
-    __class_getitem__: Any = classmethod(GenericAlias)
+    _kind = "memoized function"
 
     def __init__(self, name: str, is_async: bool, function: Callable[..., Any] | None = None):
         self.name = name
@@ -257,14 +253,6 @@ class RemoteMemo:
 
     async def _awaited(self, args: Any, kwargs: Any) -> Any:
         return ask("memo", self.name, (args, kwargs))
-
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        raise _beyond(f"{attribute!r} of memoized function {self.name!r}")
-
-    def __repr__(self) -> str:
-        return f"<Memoized {self.name!r} of the server>"
 
     def __reduce__(self) -> Any:
         return memo_named, (self.name, self.is_async)
@@ -330,6 +318,10 @@ _ROUND = 1.0
 _SHORT_ROUND = 0.05
 
 
+def _asked(attribute: str) -> Any:
+    return property(lambda run: ask("run", run.id, attribute))
+
+
 class RemoteRun:
     """
     A run in the server: what ``function.submit()`` returns in a worker process.
@@ -351,33 +343,16 @@ class RemoteRun:
         """Have the server start a run of the background function of this name."""
         return cls(ask("submit", name, (args, kwargs)))
 
-    @property
-    def state(self) -> Any:
-        return self._look("state")
-
-    @property
-    def percent(self) -> int:
-        return self._look("percent")  # type: ignore[no-any-return]
-
-    @property
-    def message(self) -> str:
-        return self._look("message")  # type: ignore[no-any-return]
-
-    @property
-    def attempt(self) -> int:
-        return self._look("attempt")  # type: ignore[no-any-return]
-
-    @property
-    def reason(self) -> str:
-        return self._look("reason")  # type: ignore[no-any-return]
+    state: Any = _asked("state")
+    percent: int = _asked("percent")
+    message: str = _asked("message")
+    attempt: int = _asked("attempt")
+    reason: str = _asked("reason")
+    traceback: str = _asked("traceback")
 
     @property
     def partials(self) -> list[Any]:
-        return list(self._look("partials"))
-
-    @property
-    def traceback(self) -> str:
-        return self._look("traceback")  # type: ignore[no-any-return]
+        return list(ask("run", self.id, "partials"))
 
     def cancel(self, reason: str = "cancelled") -> None:
         """End the run now."""
@@ -409,9 +384,6 @@ class RemoteRun:
             ended, value = await asyncio.to_thread(ask, "result", self.id, _SHORT_ROUND)
             if ended:
                 return value
-
-    def _look(self, attribute: str) -> Any:
-        return ask("run", self.id, attribute)
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of the server>"

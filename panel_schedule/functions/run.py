@@ -389,17 +389,7 @@ class Run:
     def add_done_callback(self, fn: Callable[[Run], object]) -> None:
         """Call ``fn(run)`` when the run has ended, at once if it has; on the thread that ended it."""
 
-        def call(_: Future[Any]) -> None:
-            try:
-                fn(self)
-            except BaseException as error:  # others wait for the same run
-                if is_interrupt(error):
-                    raise
-                log.error(
-                    "A callback of a run of %r failed: %s", self.task, first_line(error), exc_info=bare(error)
-                )  # fmt: skip
-
-        self._completion().add_done_callback(call)
+        self._completion().add_done_callback(lambda _: self._tell("callback", fn, self))
 
     def record(self) -> RunRecord:
         """This run as a history keeps it: without its value."""
@@ -465,12 +455,15 @@ class Run:
     def touch(self) -> None:
         """Tell those who watch it."""
         for changed in self._watchers:
-            try:
-                changed()
-            except BaseException as error:  # others watch the same run
-                if is_interrupt(error):
-                    raise
-                log.error("A watcher of a run of %r failed: %s", self.task, first_line(error), exc_info=bare(error))
+            self._tell("watcher", changed)
+
+    def _tell(self, who: str, call: Callable[..., object], *args: Any) -> None:
+        try:
+            call(*args)
+        except BaseException as error:  # others wait for the same run, or watch it
+            if is_interrupt(error):
+                raise
+            log.error("A %s of a run of %r failed: %s", who, self.task, first_line(error), exc_info=bare(error))
 
     def report(self, percent: int, message: str) -> None:
         if (percent, message) != (self.percent, self.message):

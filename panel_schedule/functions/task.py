@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from numbers import Integral
+from types import FunctionType
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import RegistrationError, TriggerError
+from ..serialize.code import closed_over, names_in
 from ..serialize.copies import is_frame, own_copy
 from ..serialize.entry import Entry
 from ..triggers import After, Trigger, parse_period
@@ -424,29 +426,14 @@ def named_tasks(function: Callable[..., Any]) -> Iterator[Task[Any]]:
     Looks at global names, at closures, and at attributes of modules it names. A name that
     is only built at run time is not found; reads seen in earlier runs cover those.
     """
-    function = inspect.unwrap(getattr(function, "func", getattr(function, "__func__", function)))
-    code = getattr(function, "__code__", None)
-    if code is None:
+    plain = inspect.unwrap(getattr(function, "func", getattr(function, "__func__", function)))
+    if not isinstance(plain, FunctionType):
         return
-    names: set[str] = set()
-    codes = [code]
-    while codes:
-        code = codes.pop()
-        names.update(code.co_names)
-        codes.extend(const for const in code.co_consts if inspect.iscode(const))
-    spaces = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-    spaces += [function.__globals__[name] for name in sorted(names) if name in function.__globals__]
+    names = sorted(set(names_in(plain.__code__)))
+    spaces = [*closed_over(plain).values(), *(plain.__globals__[name] for name in names if name in plain.__globals__)]
     for found in spaces:
         if isinstance(found, Task):
             yield found
         elif inspect.ismodule(found):
-            attributes = (vars(found).get(name) for name in sorted(names))
+            attributes = (vars(found).get(name) for name in names)
             yield from (value for value in attributes if isinstance(value, Task))
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True

@@ -23,6 +23,8 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from ..serialize.diagnose import kind_name
+
 # What is large enough for threads: a quarter of a millisecond.
 _LEAF = 2**19
 _THREADS = 4
@@ -71,7 +73,7 @@ class Content:
             self._write(kind.__name__, atom(value))
             return
         if id(value) in self._around:
-            raise Refusal(f"is a {_told(kind)} that contains itself")
+            raise Refusal(f"is a {kind_name(kind)} that contains itself")
         self._around.add(id(value))
         if kind is list or kind is tuple:
             self._sequence(kind.__name__, value)
@@ -188,10 +190,6 @@ _PARTS: Mapping[type, Callable[[Any], Sequence[Any]]] = {
 _BASES = {*_ATOMS, *_PARTS, list, tuple, set, frozenset, dict} - {NoneType, EllipsisType, bool, timezone}
 
 
-def _told(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
 def _zone(zone: ZoneInfo) -> str:
     if zone.key is None:
         raise _refused(zone, "which has no name")
@@ -199,7 +197,7 @@ def _zone(zone: ZoneInfo) -> str:
 
 
 def _refused(value: Any, why: str = "of whose content no key can be made") -> Refusal:
-    return Refusal(f"is a {_told(type(value))}, {why}")
+    return Refusal(f"is a {kind_name(type(value))}, {why}")
 
 
 def _taken_apart(value: Any, kind: type) -> tuple[str, Iterable[tuple[str, Any]]]:

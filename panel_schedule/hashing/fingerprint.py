@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from ..errors import is_interrupt
+from ..serialize.code import closed_over
 from .content import Content, Refusal
 
 
@@ -169,9 +169,8 @@ def _parts_of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
     names = code.co_varnames[: code.co_argcount][code.co_argcount - len(given) :]
     for name, default in [*zip(names, given, strict=True), *sorted((function.__kwdefaults__ or {}).items())]:
         yield f"default of {name!r}", default
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # not yet filled
-            yield f"{name!r}, which it closes over", cell.cell_contents
+    for name, value in closed_over(function).items():
+        yield f"{name!r}, which it closes over", value
 
 
 def _written(code: CodeType) -> tuple[Any, ...]:

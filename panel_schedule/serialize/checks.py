@@ -14,7 +14,6 @@ from functools import lru_cache, partial
 from itertools import chain, islice
 from types import (
     BuiltinMethodType,
-    CodeType,
     FunctionType,
     MappingProxyType,
     MethodType,
@@ -24,6 +23,7 @@ from types import (
 from typing import Any, NamedTuple
 
 from ..errors import ValueRefused, is_interrupt
+from .code import closed_over, names_in
 from .copies import CLOSED, CONTAINERS, ITEMS, PLAIN, Found, Parts, attributes, containers, frame_types, is_plain, walk
 
 # What belongs to the one session that shows it. By module, as a worker process may have loaded none.
@@ -220,29 +220,15 @@ def _parts(judge: _Judge, thing: Any) -> Parts:
 
 
 def _in_function(judge: _Judge, function: FunctionType) -> Parts:
-    code, parts = function.__code__, list[tuple[str, Sequence[Any], Sequence[Any]]]()
-    cells = [cell for cell in zip(code.co_freevars, function.__closure__ or (), strict=True) if _filled(cell[1])]
-    parts.append((_CLOSES, [name for name, _ in cells], [cell.cell_contents for _, cell in cells]))
+    parts = list[tuple[str, Sequence[Any], Sequence[Any]]]()
+    inside = closed_over(function)
+    parts.append((_CLOSES, list(inside), list(inside.values())))
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     parts.append(("'s default {}", range(len(defaults)), defaults))
     # Of a module's names only what belongs to a session: all else is the module's, and there for all who call it.
-    names = [name for name in _names(code) if judge(function.__globals__.get(name))]
+    names = [name for name in names_in(function.__code__) if judge(function.__globals__.get(name))]
     parts.append((_USES, names, [function.__globals__[name] for name in names]))
     return parts
-
-
-def _names(code: CodeType) -> list[str]:
-    """The names of its module that it uses, and the functions that it defines."""
-    inside = [each for const in code.co_consts if isinstance(const, CodeType) for each in _names(const)]
-    return [*code.co_names, *inside]
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
 
 
 def _objects(thing: Any) -> Parts:

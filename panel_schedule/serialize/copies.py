@@ -88,19 +88,20 @@ def walk(value: Any, inside: Callable[[Any], Parts], room: int = CONTAINERS) -> 
     Found, bool
         And whether it is seen for the first time: only then it is looked into.
     """
-    waiting, seen, items = deque([Found(value)]), set[int](), 5 * room
+    # It keeps what it has seen: the id of something that is gone is given to the next.
+    waiting, seen, items = deque([Found(value)]), dict[int, Any](), 5 * room
     while waiting:
         found = waiting.popleft()
         new = id(found.thing) not in seen
         yield found, new
         if not new:
             continue
-        seen.add(id(found.thing))
+        seen[id(found.thing)] = found.thing
         for form, keys, things in inside(found.thing):
             room -= 1
             if room < 0:
                 return
-            if kinds := set(map(type, islice(things, ITEMS))) - PLAIN:
+            if kinds := set(map(type, islice(things, max(ITEMS, items)))) - PLAIN:
                 for key, thing in islice(zip(keys, things, strict=False), items):
                     if type(thing) in kinds:
                         waiting.append(Found(thing, found, form, key))
@@ -208,7 +209,7 @@ def own_copies(value: Any, holding: frozenset[int]) -> Any:
         What `holding_frames` has found. All else is the shared object itself.
     """
     try:
-        return _rebuilt(value, holding, {}) if holding else value
+        return _Frames(holding).of(value) if holding else value
     except RecursionError:  # nested a thousand deep: shared, as all that is no table
         return value
 
@@ -224,31 +225,6 @@ def _writes_through() -> bool:
     """Whether what is written into a shallow copy is written into the original."""
     pandas: Any = sys.modules["pandas"]
     return int(pandas.__version__.split(".")[0]) < 3 and pandas.get_option("mode.copy_on_write") is not True
-
-
-def _rebuilt(value: Any, holding: frozenset[int], made: dict[int, Any]) -> Any:
-    if id(value) not in holding:
-        return value
-    if id(value) in made:
-        return made[id(value)]
-    kind, (pandas, polars) = type(value), frame_types()
-    mine = made[id(value)] = value
-    if issubclass(kind, pandas):
-        mine = _copied(value, deep=_writes_through())
-    elif issubclass(kind, polars):
-        mine = value.clone()
-    elif issubclass(kind, tuple):
-        mine = tuple.__new__(kind, [_rebuilt(thing, holding, made) for thing in tuple.__iter__(value)])
-        if kind is not tuple and hasattr(value, "__dict__"):
-            vars(mine).update(vars(value))
-    else:
-        # Before its items: one of them may lead back to it.
-        mine = made[id(value)] = copy.copy(value)
-        for put, key, thing in _items(value, kind):
-            if (new := _rebuilt(thing, holding, made)) is not thing:
-                put(mine, key, new)
-    made[id(value)] = mine
-    return mine
 
 
 def _items(value: Any, kind: type) -> Iterator[tuple[Callable[[Any, Any, Any], object], Any, Any]]:
@@ -389,6 +365,22 @@ class _Snapshot:
             if (new := self.of(thing)) is not thing:
                 object.__setattr__(mine, name, new)
         return mine if passed == self._passed else value
+
+
+class _Frames(_Snapshot):
+    """Copies of frames, and of what they are in."""
+
+    def __init__(self, holding: frozenset[int]):
+        super().__init__()
+        self._holding = holding
+
+    def of(self, value: Any) -> Any:
+        if id(value) not in self._holding:
+            return value
+        if id(value) not in self._made:
+            self._made[id(value)] = value
+            self._made[id(value)] = self._copy(value, type(value))
+        return self._made[id(value)]
 
 
 def _memory(snapshot: _Snapshot, view: memoryview) -> memoryview:

@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import chain
+from itertools import islice
 from types import FunctionType, ModuleType
 from typing import Any
 
 from ..errors import is_interrupt
-from .copies import frame_types
+from .copies import Parts, attributes, containers, frame_types, walk
 
-_ATOMS = (int, float, complex, bool, str, bytes, type(None))
-_OBJECTS = "object"
-_LOOKED_AT = 1_000_000
+# How many containers are looked into, and five times as many items of each.
+_LOOKED_INTO = 200_000
 
 
 def refusal(value: Any, what: str, culprit: Any, error: BaseException) -> str:
     """Why a value cannot be pickled: `what` it is, the type of the `culprit` and its path inside the value."""
-    path = None
+    path, kind = None, kind_name(type(culprit))
     try:
-        path = _path_to(culprit, value)
+        found = (each for each, _ in walk(value, _inside, _LOOKED_INTO) if each.thing is culprit)
+        path = next((each.path for each in found), None)
     except BaseException as trouble:  # whatever a user's __repr__ or __dict__ does
         if is_interrupt(trouble):
             raise
-    where = f"{path} is" if path else f"value (a {_kind(value)}) holds"
+    where = f"value{path} is" if path is not None else f"value (a {kind_name(type(value))}) holds"
     return (
-        f"{what}: {where} a {_kind(culprit)}, which cannot be shared by processes ({told(error)}). Return plain data: "
+        f"{what}: {where} a {kind}, which cannot be shared by processes ({told(error)}). Return plain data: "
         "numbers, text, containers, arrays, DataFrames; and open files, locks and connections where they are used."
     )
 
 
-def _kind(thing: Any) -> str:
-    kind = type(thing)
+def kind_name(kind: type) -> str:
+    """As messages have it: ``"list"``, ``"pandas.DataFrame"``."""
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -44,40 +41,16 @@ def told(error: BaseException) -> str:
     return traceback.format_exception_only(error)[0].strip()
 
 
-def _path_to(culprit: Any, value: Any) -> str | None:
-    # Keeps what it has seen: the id of something that is gone is given to the next.
-    seen = {id(value): value}
-    found = deque([("value", value)])
-    while found:
-        path, holder = found.popleft()
-        if holder is culprit:
-            return path
-        for key, item in _inside(holder):
-            if type(item) not in _ATOMS and id(item) not in seen and len(seen) < _LOOKED_AT:
-                seen[id(item)] = item
-                found.append((path + key, item))
-    return None
-
-
-def _inside(holder: Any) -> Iterator[tuple[str, Any]]:
+def _inside(thing: Any) -> Parts:
     """What pickling may come to next, and how one gets there."""
-    kind = type(holder)
+    kind, numpy, (pandas, _) = type(thing), sys.modules.get("numpy"), frame_types()
     if issubclass(kind, (type, ModuleType, FunctionType)):
-        return
-    numpy: Any = getattr(sys.modules.get("numpy"), "ndarray", None)  # none while another thread imports it
-    pandas, _ = frame_types()
+        return ()
     pairs: Any = ()
-    if issubclass(kind, (list, tuple, set, frozenset, deque)):
-        pairs = enumerate(holder)
-    elif getattr(holder, "dtype", _OBJECTS) != _OBJECTS:
-        pass
-    elif numpy and issubclass(kind, numpy):
-        pairs = sys.modules["numpy"].ndenumerate(holder)
-    elif issubclass(kind, (dict, *pandas)):
-        pairs = holder.items()
-    yield from ((f"[{key!r}]", item) for key, item in pairs)
-    slots = (getattr(kind, "__slots__", ()) for kind in kind.__mro__)
-    names = chain.from_iterable([names] if isinstance(names, str) else names for names in slots)
-    for name in chain(getattr(holder, "__dict__", ()), names):
-        with suppress(AttributeError):
-            yield f".{name}", getattr(holder, name)
+    if issubclass(kind, getattr(numpy, "ndarray", ())):  # none while another thread imports it
+        pairs = sys.modules["numpy"].ndenumerate(thing) if thing.dtype.hasobject else ()
+    elif issubclass(kind, pandas):
+        pairs = thing.items() if thing.ndim == 2 or thing.dtype == object else ()
+    items, own = list(islice(pairs, 5 * _LOOKED_INTO)), attributes(thing)
+    labelled = "[{!r}]", [label for label, _ in items], [item for _, item in items]
+    return [*containers(thing), labelled, (".{}", list(own), list(own.values()))]

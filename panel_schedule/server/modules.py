@@ -104,7 +104,8 @@ class Executed(MetaPathFinder):
         expected = root / top / "__init__.py" if "." in name or file.name == "__init__.py" else file
         if found is not None and (found.origin is None or os.path.realpath(found.origin) != str(expected)):
             return
-        spec = spec_from_file_location(name, file, submodule_search_locations=_folders(file))
+        folders = [str(file.parent)] if file.name == "__init__.py" else None
+        spec = spec_from_file_location(name, file, submodule_search_locations=folders)
         assert spec is not None
         module.__name__, module.__spec__, module.__loader__, module.__package__ = name, spec, spec.loader, spec.parent
         if spec.submodule_search_locations is not None:
@@ -127,7 +128,7 @@ class Executed(MetaPathFinder):
         if pn.config.autoreload and name in reload._local_modules | reload._modules:  # edited under --dev
             spec = spec or self._ordinary(name, path)
             if spec is not None and spec.loader is not None and not isinstance(spec.loader, _Given):
-                spec.loader = _Anew(spec.loader, self._executed_anew)
+                spec.loader = _Telling(spec.loader, self._executed_anew)
         return spec
 
     def _ordinary(self, name: str, path: Any) -> ModuleSpec | None:
@@ -143,7 +144,8 @@ class Executed(MetaPathFinder):
         file = os.path.realpath(spec.origin or "")
         if (module := self._modules.get(file)) is None:
             if member is not None and spec.loader is not None:
-                spec.loader = _Package(spec.loader, member)
+                name_there, its = member
+                spec.loader = _Telling(spec.loader, lambda package: setattr(package, name_there, its))
             return spec
         if name in self._given:
             # It was given, and taken out of sys.modules since, as --dev does after an edit: the file is to run again.
@@ -161,8 +163,8 @@ def is_left_behind(function: Any, module: ModuleType) -> bool:
     return same and space is not vars(module)
 
 
-class _Anew(Loader):
-    """Executes a file that may have been executed before, and tells of it."""
+class _Telling(Loader):
+    """Executes a file as its own loader does, and tells of it."""
 
     def __init__(self, loader: Any, executed: Callable[[ModuleType], object]):
         self._loader, self._executed = loader, executed
@@ -175,22 +177,6 @@ class _Anew(Loader):
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         self._executed(module)
-
-
-class _Package(Loader):
-    """Loads a package of which one module is there already."""
-
-    def __init__(self, loader: Any, member: tuple[str, ModuleType]):
-        self._loader, self._member = loader, member
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)  # type: ignore[no-any-return]
-
-    def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        setattr(module, *self._member)
 
 
 class _Given(Loader):
@@ -214,10 +200,6 @@ def _dotted(file: Path) -> tuple[str, Path]:
         names.insert(0, folder.name)
         folder = folder.parent
     return ".".join(names), folder
-
-
-def _folders(file: Path) -> list[str] | None:
-    return [str(file.parent)] if file.name == "__init__.py" else None
 
 
 def _app_folders() -> list[str]:

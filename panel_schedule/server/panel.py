@@ -40,16 +40,9 @@ REMINDER = 10.0
 # How often a waiting visitor looks whether a task was paused or cancelled meanwhile, in seconds.
 RECHECK = 1.0
 
-_STARTING = """
+_PAGE = """
 <div style="font: 16px/1.6 system-ui, sans-serif; max-width: 36em; margin: 20vh auto; color: #555; text-align: center">
-  <p style="font-size: 1.4em; margin: 0">The dashboard is starting.</p>
-  <p>It waits for its first data: {tasks}. This page reloads by itself.</p>
-</div>
-"""
-
-_UNUSABLE = """
-<div style="font: 16px/1.6 system-ui, sans-serif; max-width: 36em; margin: 20vh auto; color: #555">
-  <p style="font-size: 1.4em; margin: 0">The dashboard cannot start.</p>
+  <p style="font-size: 1.4em; margin: 0">The dashboard {state}.</p>
   <p>{why}</p>
 </div>
 """
@@ -230,11 +223,12 @@ class Gate:
 
     def _say_starting(self, document: Document) -> None:
         names = ", ".join(task.name for task in self._runtime.waiting_for()) or "the first tasks"
-        _say(document, "Starting", _STARTING.format(tasks=escape(names)), RELOAD)
+        why = f"It waits for its first data: {names}. This page reloads by itself."
+        _say(document, "Starting", _PAGE.format(state="is starting", why=escape(why)), RELOAD)
 
 
 def _say_unusable(error: Exception, document: Document) -> None:
-    _say(document, "Not available", _UNUSABLE.format(why=escape(str(error))), RELOAD_UNUSABLE)
+    _say(document, "Not available", _PAGE.format(state="cannot start", why=escape(str(error))), RELOAD_UNUSABLE)
 
 
 def _say(document: Document, title: str, text: str, reload: float) -> None:

@@ -236,11 +236,6 @@ class Cron:
         return self._expression.next_after(t, self._zone)
 
     @property
-    def every_second(self) -> bool:
-        """Whether the seconds field of six takes every value: rarely meant, ``0 * * * * *`` is."""
-        return self._expression.every_second
-
-    @property
     def warning(self) -> str:
         """What is rarely meant as it is written, and the remedy; ``""`` where nothing is."""
         return self._expression.warning

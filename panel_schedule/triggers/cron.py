@@ -102,8 +102,6 @@ class CronExpression:
         The expression in lower case and single-spaced.
     fixed : bool
         Whether neither the minute nor the hour field begins with ``*``.
-    every_second : bool
-        Whether the seconds field of a six-field expression takes every value.
     warning : str
         What is rarely meant so, and the remedy; ``""`` where nothing is.
     fingerprint : str
@@ -118,7 +116,6 @@ class CronExpression:
 
     text: str
     fixed: bool
-    every_second: bool
     warning: str
     fingerprint: str
     _alternatives: tuple[croniter, ...] = field(repr=False, compare=False)
@@ -167,7 +164,6 @@ class CronExpression:
         return cls(
             text=tidy,
             fixed=fixed,
-            every_second=every_second,
             warning=_warning(text, fields, every_second and dialect == "vixie"),
             fingerprint=" or ".join(map(_canonical, alternatives)) + " fixed" * fixed + " panel" * (dialect == "panel"),
             _alternatives=alternatives,

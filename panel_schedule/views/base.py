@@ -12,7 +12,7 @@ from contextvars import Context
 from datetime import datetime
 from functools import partial
 from itertools import count
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import panel as pn
 import param
@@ -24,7 +24,7 @@ from param.parameterized import Event, Watcher, _batch_call_watchers, discard_ev
 from ..clock import Clock
 from ..coordination.tasks import TASK, USER
 from ..errors import is_interrupt
-from ..functions.task import Task, TaskStatus
+from ..functions.task import Task
 from ..serialize.copies import holding_frames, own_copies
 from ..serialize.entry import Entry
 from ..serialize.errors import first_line
@@ -73,8 +73,13 @@ class View(param.Parameterized):
 
     updated_at = param.Parameter(doc="When the value was stored: an aware datetime in UTC, None before the first one.")
 
-    def __init__(self, home: weakref.ref[Document] | None, **params: Any):
+    # The task that it shows, if it is one.
+    _task: Task[Any] | None = None
+
+    def __init__(self, home: weakref.ref[Document] | None, changed: Callable[[], None], **params: Any):
         self._home = home
+        # Knows nothing of the session: it is what runs and answers, that everybody shares, call.
+        self._changed = changed
         self._abroad = False
         # What it shows before there is a value: a copy of this.
         self._default: Any = None
@@ -129,20 +134,24 @@ class View(param.Parameterized):
                 self._trouble = error
                 self._untold[id(watcher)] = watcher, due
 
-    def _attempt(self, follow: Callable[[], None], changed: Callable[[], None]) -> None:
+    def _follow(self) -> None:
+        """Bring the params up to date; under the lock of the session's document."""
+        raise NotImplementedError
+
+    def _leave(self) -> None:
+        """The session has ended."""
+
+    def _attempt(self) -> None:
         """Bring it up to date at once; where that fails, soon."""
         try:
-            follow()
+            self._follow()
         except BaseException as error:
             if is_interrupt(error):
                 raise
-            changed()
+            self._changed()
         else:
             if self._trouble is not None:
-                changed()
-
-    def _give_up(self) -> None:
-        self._untold, self._trouble = {}, None
+                self._changed()
 
     def _take(self, entry: Entry | None, default: Any) -> dict[str, Any]:
         if entry is None:
@@ -170,6 +179,25 @@ class View(param.Parameterized):
             "the code of the page, once per session, instead of sharing one through a global.",
             stacklevel=4,
         )
+
+
+class NamedView(View):
+    """A value in ``ps.store`` as seen by one session; made by ``ps.store.rx(name)``."""
+
+    def __init__(
+        self,
+        home: weakref.ref[Document] | None,
+        changed: Callable[[], None],
+        name: str,
+        entry: Callable[[], Entry | None],
+    ):
+        super().__init__(home, changed, name=name)
+        self._entry = entry
+
+    def _follow(self) -> None:
+        now = self._entry()
+        # A value that was deleted leaves nothing behind, unlike a task's.
+        self._set(**({"value": None, "version": 0, "updated_at": None} if now is None else self._take(now, None)))
 
 
 class TaskView(View):
@@ -201,19 +229,21 @@ class TaskView(View):
         UTC. None where no clock decides."""
     )
 
-    _task: Task[Any] | None = None
+    _task: Task[Any]
+
+    def __init__(self, home: weakref.ref[Document] | None, changed: Callable[[], None], task: Task[Any]):
+        super().__init__(home, changed, name=task.name)
+        self._task = task
 
     def __repr__(self) -> str:
         return f"<TaskView {self.name!r} version {self.version}>"
 
     def _promise(self) -> tuple[datetime, datetime | None]:
         """What time it is, and until when the value is what the task promised."""
-        assert self._task is not None
         return self._task.promise()
 
-    def _follow(self, task: Task[Any]) -> None:
-        self._task = task
-        status: TaskStatus = task.status
+    def _follow(self) -> None:
+        task, status = self._task, self._task.status
         news = {}
         try:
             news = self._take(task.entry, task.policy.default)
@@ -230,26 +260,13 @@ class TaskView(View):
             )
 
 
-class Own(Protocol):
-    """A view that belongs to one session alone."""
+V = TypeVar("V", bound=View)
 
-    def _follow(self) -> None: ...
-    def _leave(self) -> None: ...
-
-
-V = TypeVar("V", bound=Own)
+# Makes a view of a document's, which calls the second when there is news.
+_Make = Callable[[weakref.ref[Document] | None, Callable[[], None]], V]
 
 # The namespace of what belongs to one session, beside those of the store.
 OWN = "own"
-
-
-class _Shown(NamedTuple):
-    """A view, what brings it up to date, the task that it shows, if it is one, and what the session's end calls."""
-
-    view: Any
-    follow: Callable[[], None]
-    task: Task[Any] | None = None
-    left: Callable[[], object] = lambda: None
 
 
 class _Session:
@@ -261,7 +278,7 @@ class _Session:
         self.document = document
         # A change that is sent while the browser still loads the page can be lost: it waits until then.
         self.loaded = document is None or pn.state.loaded
-        self.views: dict[tuple[str, str], _Shown] = {}
+        self.views: dict[tuple[str, str], View] = {}
         self.changed: set[tuple[str, str]] = set()
         # How often the update of a view has failed.
         self.failing: dict[tuple[str, str], int] = {}
@@ -306,25 +323,20 @@ class Views:
 
     def of_task(self, task: Task[Any]) -> TaskView:
         """This session's view of a task."""
-        key = (TASK, task.name)
-        view, follow, new = self._find(key, task, lambda home: self._new_task_view(task, home))
-        if new:
-            if self._is_shown(key):
-                self._watch(task, 1)
-            # After subscribing, read once more: a value may have come in between.
-            view._attempt(follow, partial(self.changed, *key))
-        return view  # type: ignore[return-value]
+        return self._stored((TASK, task.name), lambda home, changed: TaskView(home, changed, task), task)
 
     def of_name(self, name: str, entry: Callable[[], Entry | None]) -> View:
         """This session's view of a value in ``ps.store``."""
-        view, follow, new = self._find((USER, name), None, lambda home: self._new_named_view(entry, home, name))
+        return self._stored((USER, name), lambda home, changed: NamedView(home, changed, name, entry))
+
+    def _stored(self, key: tuple[str, str], make: _Make[V], task: Task[Any] | None = None) -> V:
+        view, new = self._find(key, make, task)
         if new:
-            view._attempt(follow, partial(self.changed, USER, name))
+            # After subscribing, read once more: a value may have come in between.
+            view._attempt()
         return view
 
-    def admit(
-        self, make: Callable[[weakref.ref[Document] | None, Callable[[], None]], V], name: str | None = None
-    ) -> V:
+    def admit(self, make: _Make[V], name: str | None = None) -> V:
         """
         A view of this session's own of something that no other session sees.
 
@@ -336,20 +348,7 @@ class Views:
         name : str, optional
             With the same one a session gets the same view again.
         """
-        document = pn.state.curdoc
-        key = (OWN, name or str(next(self._number)))
-        with self._lock:
-            session = self._sessions.get(document)
-            if session is not None and key in session.views:
-                return session.views[key].view  # type: ignore[no-any-return]
-        view = make(None if document is None else weakref.ref(document), partial(self.changed, *key))
-        if document is None or document.session_context is not None:
-            self._enter(document, key, _Shown(view, view._follow, left=view._leave))
-        return view
-
-    def _is_shown(self, key: tuple[str, str]) -> bool:
-        with self._lock:
-            return key in self._showing
+        return self._find((OWN, name or str(next(self._number))), make)[0]
 
     def changed(self, space: str, name: str) -> None:
         """Something about it is new; callable from any thread, returns at once."""
@@ -374,71 +373,53 @@ class Views:
                 return
             self._pumping = loop or self
         if loop is None:
-            self._push_everything()
+            # In a script there is no loop to hand it to: watchers run where the value was published.
+            while (waiting := self._next_waiting()) is not None:
+                self._deliver(waiting)
         else:
             loop.call_soon_threadsafe(self._pump, loop, context=Context())
 
     # ------------------------------------------------------------ sessions
 
-    def _find(
-        self,
-        key: tuple[str, str],
-        task: Task[Any] | None,
-        make: Callable[[weakref.ref[Document] | None], tuple[View, Callable[[], None]]],
-    ) -> tuple[View, Callable[[], None], bool]:
+    def _find(self, key: tuple[str, str], make: _Make[V], task: Task[Any] | None = None) -> tuple[V, bool]:
+        """The view of this key, and whether it is new."""
         document = pn.state.curdoc
-        if document is not None and document.session_context is None:
-            # A document that no browser will ever see, as --warm makes them: nobody would end its session.
-            return (*make(None), True)
-        home = None if document is None else weakref.ref(document)
         with self._lock:
             session = self._sessions.get(document)
-            known = session.views.get(key) if session is not None else None
-        if known is not None and known.task is task:
-            return known.view, known.follow, False
-        if known is not None and known.task is not None:
+            known: Any = session.views.get(key) if session is not None else None
+        if known is not None and known._task is task:
+            return known, False
+        if known is not None and known._task is not None:
             # Of a task of that name which was cancelled: its view keeps the last value, for those who have it.
-            self._watch(known.task, -1)
-        view, follow = make(home)
-        self._enter(document, key, _Shown(view, follow, task))
-        return view, follow, True
+            self._watch(known._task, -1)
+        view = make(None if document is None else weakref.ref(document), partial(self.changed, *key))
+        # A document without a session, as --warm makes them, no browser will ever see: nobody would end it.
+        if document is None or document.session_context is not None:
+            self._enter(document, key, view)
+        return view, True
 
-    def _enter(self, document: Document | None, key: tuple[str, str], shown: _Shown) -> None:
+    def _enter(self, document: Document | None, key: tuple[str, str], view: View) -> None:
         home = None if document is None else weakref.ref(document)
         with self._lock:
             session = self._sessions.get(document)
             opened = session is None
             if session is None:
                 session = self._sessions[document] = _Session(home)
-            session.views[key] = shown
+            session.views[key] = view
             many = len(session.views) == MANY and document is not None
             self._showing.setdefault(key, set()).add(session)
         if many:
             log.warning(
                 "One session has made %d views and jobs, the last one of %r. Those that are made in a callback, or in "
                 "a function of pn.bind, pile up until the session ends: make one outside, and give it the widgets "
-                "themselves as arguments.", MANY, shown.view.name,
+                "themselves as arguments.", MANY, view.name,
             )  # fmt: skip
         if opened and document is not None:
-            document.on_session_destroyed(_forgetter(weakref.ref(self), weakref.ref(document)))
+            document.on_session_destroyed(_weakly(Views.forget, weakref.ref(self), weakref.ref(document)))
             if not session.loaded:
-                document.on_event("document_ready", _loader(weakref.ref(self), weakref.ref(session)))
-
-    def _new_task_view(self, task: Task[Any], home: weakref.ref[Document] | None) -> tuple[View, Callable[[], None]]:
-        view = TaskView(home, name=task.name)
-        return view, partial(view._follow, task)
-
-    def _new_named_view(
-        self, entry: Callable[[], Entry | None], home: weakref.ref[Document] | None, name: str
-    ) -> tuple[View, Callable[[], None]]:
-        view = View(home, name=name)
-
-        def follow() -> None:
-            now = entry()
-            # A value that was deleted leaves nothing behind, unlike a task's.
-            view._set(**({"value": None, "version": 0, "updated_at": None} if now is None else view._take(now, None)))
-
-        return view, follow
+                document.on_event("document_ready", _weakly(Views.loaded, weakref.ref(self), weakref.ref(session)))
+        if view._task is not None:
+            self._watch(view._task, 1)
 
     def loaded(self, session: _Session) -> None:
         """The browser has loaded the page: tell it what has changed meanwhile."""
@@ -462,10 +443,10 @@ class Views:
                     del self._showing[key]
             left = list(session.views.values())
             session.views.clear()
-        for shown in left:
-            shown.left()
-            if shown.task is not None:
-                self._watch(shown.task, -1)
+        for view in left:
+            view._leave()
+            if view._task is not None:
+                self._watch(view._task, -1)
 
     # ------------------------------------------------------------ fan-out
 
@@ -490,21 +471,21 @@ class Views:
 
     def _deliver(self, session: _Session) -> None:
         if session.document is None:
-            self._push(session, None)
+            self._push(session)
             return
         document = session.document()
         if document is None:
             return
         try:
             # Bokeh runs it under the document's lock; by then it may have newer values still.
-            document.add_next_tick_callback(partial(self._push, session, session.document))
+            document.add_next_tick_callback(partial(self._push, session))
         except AttributeError:
             # The document was destroyed a moment ago.
             self.forget(document)
 
-    def _push(self, session: _Session, home: weakref.ref[Document] | None) -> None:
-        document = None if home is None else home()
-        if home is not None and document is None:
+    def _push(self, session: _Session) -> None:
+        document = None if session.document is None else session.document()
+        if session.document is not None and document is None:
             return
         with self._lock:
             changed, session.changed = session.changed, set()
@@ -513,8 +494,8 @@ class Views:
         with set_curdoc(document):
             for key, each in shown.items():
                 try:
-                    each.follow()
-                    trouble = each.view._trouble
+                    each._follow()
+                    trouble = each._trouble
                 except BaseException as error:
                     if is_interrupt(error):
                         raise
@@ -522,32 +503,23 @@ class Views:
                 if trouble is None:
                     session.failing.pop(key, None)
                 else:
-                    self._repeat(session, key, each.view, trouble)
+                    self._repeat(session, key, each, trouble)
         self._cost += 0.2 * (self._clock.monotonic() - started - self._cost)
 
-    def _repeat(self, session: _Session, key: tuple[str, str], view: Any, trouble: BaseException) -> None:
+    def _repeat(self, session: _Session, key: tuple[str, str], view: View, trouble: BaseException) -> None:
         """Update it again in a moment, when what was in its way may be over: a module that was half imported, say."""
         session.failing[key] = attempt = session.failing.get(key, 0) + 1
         loop = self._loop()
         if attempt <= REPEATS and loop is not None:
-            again = partial(self._once_more, weakref.ref(session), key)
+            again = partial(self._update, key, [session])
             loop.call_soon_threadsafe(loop.call_later, REPEAT_SECONDS * 2**attempt, again, context=Context())
             return
         del session.failing[key]
-        view._give_up()
+        view._untold, view._trouble = {}, None
         log.error(
             "A watcher of the view of %r failed%s; no other watcher and no other session is affected: %s",
             view.name, f" {attempt} times" if attempt > 1 else "", first_line(trouble), exc_info=trouble,
         )  # fmt: skip
-
-    def _once_more(self, session: weakref.ref[_Session], key: tuple[str, str]) -> None:
-        if (known := session()) is not None and key in known.views:
-            self._update(key, [known])
-
-    def _push_everything(self) -> None:
-        """In a script there is no loop to hand it to: watchers run where the value was published."""
-        while (session := self._next_waiting()) is not None:
-            self._deliver(session)
 
 
 def as_reference(value: Any) -> Any:
@@ -555,22 +527,15 @@ def as_reference(value: Any) -> Any:
     return value.view().param.value if isinstance(value, Task) else value
 
 
-def _loader(views: weakref.ref[Views], session: weakref.ref[_Session]) -> Callable[[Any], None]:
-    def load(event: Any) -> None:
-        owner, loaded = views(), session()
-        if owner is not None and loaded is not None:
-            owner.loaded(loaded)
+def _weakly(method: Callable[[Any, Any], None], *references: weakref.ref[Any]) -> Callable[[Any], None]:
+    """A callback of a document, which keeps alive nothing of what it is about."""
 
-    return load
+    def call(event: Any) -> None:
+        owner, other = (reference() for reference in references)
+        if owner is not None and other is not None:
+            method(owner, other)
 
-
-def _forgetter(views: weakref.ref[Views], document: weakref.ref[Document]) -> Callable[[Any], None]:
-    def forget(session_context: Any) -> None:
-        owner, ended = views(), document()
-        if owner is not None and ended is not None:
-            owner.forget(ended)
-
-    return forget
+    return call
 
 
 param.parameterized.register_reference_transform(as_reference)

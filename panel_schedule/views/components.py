@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import panel as pn
-import param
-from panel.custom import JSComponent
 from panel.viewable import Viewer
 
 from ..functions.task import Task
@@ -16,26 +14,13 @@ from .base import TaskView
 from .display import display
 from .memo import MemoView
 from .table import load_tables
+from .widgets import Told
 
 HERE = Path(__file__).parent
 
 
-class FreshnessLine(JSComponent):
-    """The line itself. The seconds are counted in the browser, so that an idle page costs the server nothing."""
-
-    updated = param.Number(default=None, allow_None=True, doc="Unix time of the value, in seconds.")
-
-    fresh_until = param.Number(default=None, allow_None=True, doc="Unix time up to which that is what was promised.")
-
-    now = param.Number(default=0.0, doc="Unix time at the server when it said so: the browser's clock may be wrong.")
-
-    state = param.String(default="idle")
-
-    stale = param.Boolean(default=False)
-
-    error = param.String(default="")
-
-    label = param.String(default="")
+class FreshnessLine(Told):
+    """The line itself."""
 
     _esm = HERE.joinpath("freshness.js").read_text("utf-8")
 
@@ -74,7 +59,7 @@ class Freshness(Viewer):
         super().__init__(**params)
         view: TaskView | MemoView = task.view() if isinstance(task, Task) else task
         self._line = FreshnessLine(label=label, sizing_mode="stretch_width", margin=(2, 10))
-        # Told in one message; on the view of this very session, with which it goes.
+        # On the view of this very session, with which it goes.
         news = ["version", "updated_at", "stale", "error", "running" if isinstance(view, MemoView) else "state"]
         view.param.watch(lambda *_: self._follow(view), news)
         self._follow(view)
@@ -90,14 +75,16 @@ class Freshness(Viewer):
             # that flickers with each run tells nobody anything.
             state = "idle" if view.running and view.version else view.state
         now, until = view._promise()
-        self._line.param.update(
-            updated=updated.timestamp() if updated else None,
-            fresh_until=until.timestamp() if until is not None else None,
-            now=now.timestamp(),
-            state=state,
-            stale=stale,
-            error=view.error,
-        )
+        self._line.told = {
+            # Unix times in seconds: of the value, until when it is what was promised, and of the server when it says
+            # so, as the browser's clock may be wrong.
+            "updated": updated.timestamp() if updated else None,
+            "fresh_until": until.timestamp() if until is not None else None,
+            "now": now.timestamp(),
+            "state": state,
+            "stale": stale,
+            "error": view.error,
+        }
 
     def __panel__(self) -> Any:
         return self._line

@@ -28,38 +28,39 @@ export function render({ model, el, view }) {
   let ahead = 0;
 
   function paint() {
+    const { updated, fresh_until, state, stale: outdated, error } = model.told;
     const now = Date.now() / 1000 - ahead;
     const label = model.label ? model.label + " " : "";
     const lost = model.label ? model.label + ": " : "";
-    if (model.updated === null) {
-      const waits = model.error ? "no value yet" : "waiting for the first value";
+    if (updated === null) {
+      const waits = error ? "no value yet" : "waiting for the first value";
       text.textContent = gone ? lost + "server gone, no value yet" : label + waits;
     } else {
-      const age = Math.max(0, now - model.updated);
+      const age = Math.max(0, now - updated);
       text.textContent = gone ? lost + `server gone, last value ${old(age)}` : label + "updated " + ago(age);
-      text.title = new Date((model.updated + ahead) * 1000).toLocaleString();
+      text.title = new Date((updated + ahead) * 1000).toLocaleString();
     }
-    const failed = model.error !== "";
-    const late = model.fresh_until !== null && now > model.fresh_until && model.state !== "running";
-    const stale = model.stale || (late && !["paused", "removed"].includes(model.state));
-    const waiting = model.updated === null;
-    const kind = failed ? "failed" : gone ? "gone" : stale ? "stale" : waiting ? "waiting" : model.state;
+    const failed = error !== "";
+    const late = fresh_until !== null && now > fresh_until && state !== "running";
+    const stale = outdated || (late && !["paused", "removed"].includes(state));
+    const waiting = updated === null;
+    const kind = failed ? "failed" : gone ? "gone" : stale ? "stale" : waiting ? "waiting" : state;
     line.dataset.kind = kind;
     const words = { failed: "failed", stale: "stale", paused: "paused", removed: "no longer updated" };
     badge.textContent = words[kind] || "";
-    reason.textContent = failed ? model.error : "";
-    reason.title = model.error;
+    reason.textContent = failed ? error : "";
+    reason.title = error;
   }
 
   function hear() {
-    ahead = Date.now() / 1000 - model.now;
+    ahead = Date.now() / 1000 - model.told.now;
     gone = false;
     paint();
   }
 
   hear();
-  model.on("now", hear);
-  model.on(["updated", "fresh_until", "state", "stale", "error", "label"], paint);
+  model.on("told", hear);
+  model.on("label", paint);
   const timer = setInterval(paint, 1000);
   let there = true;
   model.on("remove", () => { there = false; clearInterval(timer); });

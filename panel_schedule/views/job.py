@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Protocol
 
 import panel as pn
@@ -101,18 +102,13 @@ class Job(View, Viewer):
         kwargs: dict[str, Any],
         host: Host,
     ):
-        super().__init__(home, name=function.name)
+        super().__init__(home, changed, name=function.name)
         self.run: Run | None = None
         self._function = function
-        try:
-            self._given = function.signature.bind_partial(*args, **kwargs).arguments
-        except TypeError as error:
-            raise TypeError(f"Job {function.name!r}: {error}. It takes {function.signature}.") from None
+        self._given = self._named(args, kwargs)
         self._host = host
         # Of the session: a click may come on a thread that knows of none.
         self._user = host.user
-        # Knows nothing of the session: it is what a run, that everybody may hold, calls.
-        self._changed = changed
         self._waiting: deque[Call] = deque()
         self._unwatch: Callable[[], None] = lambda: None
         self._seen: tuple[Any, int] = (None, 0)
@@ -124,7 +120,6 @@ class Job(View, Viewer):
         self._over = False
         # The run whose end has been told.
         self._ended: Run | None = None
-        self._parts: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"<Job {self.name!r} {self.state}>"
@@ -202,15 +197,17 @@ class Job(View, Viewer):
         self._show(found)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        signature = self._function.signature
-        try:
-            arguments = self._given | signature.bind_partial(*args, **kwargs).arguments
-        except TypeError as error:
-            raise TypeError(f"Job {self.name!r}: {error}. It takes {signature}.") from None
-        args, kwargs = self._in_order(arguments)
+        args, kwargs = self._in_order(self._given | self._named(args, kwargs))
         call = tuple(map(resolved, args)), {name: resolved(each) for name, each in kwargs.items()}
         self._function.check(*call)
         return call
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        signature = self._function.signature
+        try:
+            return signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"Job {self.name!r}: {error}. It takes {signature}.") from None
 
     def _in_order(self, arguments: dict[str, Any]) -> Call:
         bound = self._function.signature.bind_partial()
@@ -240,7 +237,7 @@ class Job(View, Viewer):
         """Follow at once while the page is being built, then under its lock: a click may come without."""
         home = None if self._home is None else self._home()
         if home is None or (home is pn.state.curdoc and not pn.state.loaded):
-            self._attempt(self._follow, self._changed)
+            self._attempt()
         else:
             self._changed()
 
@@ -324,38 +321,27 @@ class Job(View, Viewer):
             return None
         return ((until or self._host.clock.now()) - since).total_seconds() if since else None
 
-    @property
+    @cached_property
     def run_button(self) -> Any:
         """A button that starts it."""
         # To click again means something unless it is ignored.
         ignored = self._function.policy.retrigger is Retrigger.IGNORE
-        return self._part(
-            "run_button",
-            lambda: SteadyButton(
-                name="Run",
-                button_type="primary",
-                on_click=self.start,
-                useless=self.param.running if ignored else False,
-            ),
-        )
+        useless = self.param.running if ignored else False
+        return SteadyButton(name="Run", button_type="primary", on_click=self.start, useless=useless)
 
-    @property
+    @cached_property
     def cancel_button(self) -> Any:
         """A button that cancels it; looks disabled while there is nothing to cancel."""
-        return self._part(
-            "cancel_button",
-            lambda: SteadyButton(name="Cancel", on_click=self.cancel, useless=self.param.running.rx.not_()),
-        )
+        return SteadyButton(name="Cancel", on_click=self.cancel, useless=self.param.running.rx.not_())
 
-    @property
+    @cached_property
     def progress(self) -> Any:
         """The progress bar, with the message and the time that it takes."""
-        return self._part("progress", lambda: self._host.show_progress(self))
+        return self._host.show_progress(self)
 
-    def _part(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._parts:
-            self._parts[name] = make()
-        return self._parts[name]
+    @cached_property
+    def _panel(self) -> Any:
+        return self._host.show(self)
 
     def __panel__(self) -> Any:
-        return self._part("panel", lambda: self._host.show(self))
+        return self._panel

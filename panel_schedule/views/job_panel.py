@@ -9,7 +9,6 @@ from typing import Any
 
 import panel as pn
 import param
-from panel.custom import JSComponent
 from panel.viewable import Viewer
 
 from ..errors import is_interrupt
@@ -18,19 +17,15 @@ from ..serialize.errors import bare, first_line
 from .display import Text, display
 from .job import Job
 from .table import load_tables
+from .widgets import Told
 
 log = logging.getLogger("panel_schedule")
 
 HERE = Path(__file__).parent
 
 
-class ProgressBar(JSComponent):
-    """The bar itself. The seconds are counted in the browser, so that a long run costs the server nothing."""
-
-    label = param.String(default="", doc="What it is the progress of.")
-
-    # In one piece, so that the browser never sees the state of one moment with the percent of another.
-    told = param.Dict(default={}, doc="What there is to say about the run.")
+class ProgressBar(Told):
+    """The bar itself."""
 
     _esm = HERE.joinpath("progress.js").read_text("utf-8")
 

@@ -104,7 +104,7 @@ class MemoView(View):
         kwargs: dict[str, Any],
         host: Host,
     ):
-        super().__init__(home, name=memo.name)
+        super().__init__(home, changed, name=memo.name)
         try:
             memo.signature.bind_partial(*args, **kwargs)  # which names what there is not, before what is missing
             bound = memo.signature.bind(*args, **kwargs)
@@ -112,8 +112,6 @@ class MemoView(View):
             raise TypeError(f"{memo.name}.view(): {error}. It takes {memo.signature}.") from None
         self._memo = memo
         self._host = host
-        # Knows nothing of the session: it is what an answer, that everybody shares, calls.
-        self._changed = changed
         self._given: Call = snapshot(bound.args, bound.kwargs)
         self._references = list(_references(self._given))
         self._upstream = [task.view() for task in memo.policy.after]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import sys
 from html import escape
 from math import isnan
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import panel as pn
+
+from ..notebook import in_notebook
 
 # What a browser is given of a table: its first rows and columns, and the beginning of each text.
 ROWS, COLUMNS, LETTERS = 1_000, 200, 500
@@ -30,7 +31,7 @@ def load_tables() -> None:
 
 def _can_show_tables() -> bool:
     extensions = pn.state._extensions
-    if pn.state.curdoc is None and hasattr(builtins, "__IPYTHON__"):  # a notebook has what it was told to load
+    if pn.state.curdoc is None and in_notebook():  # which has what it was told to load
         extensions = pn.extension._loaded_extensions
     return extensions is None or "tabulator" in extensions
 

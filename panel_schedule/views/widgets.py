@@ -7,6 +7,7 @@ from typing import Any
 
 import panel as pn
 import param
+from panel.custom import JSComponent
 
 
 class Percent(param.Integer):  # type: ignore[type-arg]
@@ -21,6 +22,15 @@ class Text(param.String):  # type: ignore[type-arg]
 
     def __init__(self, **params: Any):
         super().__init__(default="", **params)
+
+
+class Told(JSComponent):
+    """What the browser draws, and counts the seconds of, so that a page on which nothing happens costs nothing."""
+
+    label = param.String(default="", doc="What it is about.")
+
+    # In one piece, so that the browser never sees the state of one moment with the percent of another.
+    told = param.Dict(default={}, doc="What there is to say.")
 
 
 class Bar(pn.indicators.Progress):
