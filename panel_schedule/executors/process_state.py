@@ -30,9 +30,15 @@ _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.star
 _handler_of = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 _SIGNALS = [int(number) for number in sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})]
 
+
+def _handle(number: int, handler: Any) -> None:
+    if handler is not None:  # one in C, which Python cannot put back
+        signal.signal(number, handler)
+
+
 # What a function may leave behind: how each is read, and how it is set.
 _STATES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
-    *((partial(_handler_of, number), partial(signal.signal, number)) for number in _SIGNALS),
+    *((partial(_handler_of, number), partial(_handle, number)) for number in _SIGNALS),
     *((partial(getattr, held, name), partial(setattr, held, name)) for held, names in _ATTRIBUTES for name in names),
     *((partial(resource.getrlimit, limit), partial(resource.setrlimit, limit)) for limit in _LIMITS),
     (partial(os.getpriority, os.PRIO_PROCESS, 0), partial(os.setpriority, os.PRIO_PROCESS, 0)),
