@@ -186,8 +186,8 @@ def arm(explode: Callable[[str], None]) -> None:
         explode("after the enqueue")
         return row
 
-    def set_here(self: FileRecords, tx: Any, record: Record) -> None:
-        set(self, tx, record)
+    def set_here(self: FileRecords, tx: Any, old: Record | None, record: Record) -> None:
+        set(self, tx, old, record)
         if record.space == SPACE and record.owner is None:
             explode("in the end")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ import pytest
 from bokeh_sampledata.population import data as sample
 from playwright.sync_api import Locator, Page, expect
 
+from panel_schedule.views.memo import SETTLING
 from servers import PanelServer, Serve
 from windows import NewPage
 
@@ -194,10 +196,14 @@ def test_a_dragged_slider_computes_its_first_and_its_last_value(explore: Explore
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
+    begun = time.monotonic()
     page.mouse.move(x + 120, y, steps=30)
     page.mouse.up()
+    dragged = time.monotonic() - begun
     label = page.get_by_text(re.compile(r"^Years: (20|19[6-9])"))
     expect(label).to_be_visible()
     year = label.inner_text().split()[1]
     expect(page.get_by_text(re.compile(rf"llion in {year}$"))).to_be_visible()
-    assert 2 <= counted(server, new_page) <= 3
+    # A browser that gets no processor amid the drag lets the value settle on the way.
+    on_the_way = 0 if dragged < 1 else dragged // SETTLING
+    assert 2 <= counted(server, new_page) <= 3 + on_the_way

@@ -349,11 +349,7 @@ class FileRecords(OpenDirectory):
                 self._erase(tx, _ONE, change.space, change.name)
             return Result(None)
         new = numbered(new, old, size, revision)
-        if old is None:
-            self._insert(tx, new)
-        else:
-            columns, changed = self._changes(old, new)
-            tx.do(f"UPDATE records SET {columns}, revision = ? WHERE {_ONE}", *changed, revision, new.space, new.name)
+        self._set(tx, old, new)
         values = {key: part.value for key, part in placed.items()}
         return Result(new, None, values, logged, old.revision if old is not None else 0)
 
@@ -377,11 +373,16 @@ class FileRecords(OpenDirectory):
         )
         return entry
 
-    def _insert(self, tx: Transaction, record: Record) -> None:
+    def _set(self, tx: Transaction, old: Record | None, new: Record) -> None:
+        if old is not None:
+            columns, values = self._changes(old, new)
+            command = f"UPDATE records SET {columns}, revision = ? WHERE {_ONE}"
+            tx.do(command, *values, new.revision, new.space, new.name)
+            return
         tx.do(
             f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            *(record.space, record.name, record.group, record.owner, micros(record.used_at), micros(record.expires_at)),
-            *(record.size, record.created, record.revision, self._text(record)),
+            *(new.space, new.name, new.group, new.owner, micros(new.used_at), micros(new.expires_at)),
+            *(new.size, new.created, new.revision, self._text(new)),
         )
 
     def _drop(self, tx: Transaction, which: str, values: tuple[Any, ...], gone: list[str]) -> int:
