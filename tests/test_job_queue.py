@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import timedelta
 from types import ModuleType
@@ -13,7 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from core import messages
+from core import PATIENCE, messages
 from old_schema import as_of_schema
 from panel_schedule.coordination.history import JOB
 from panel_schedule.errors import (
@@ -30,6 +32,7 @@ from panel_schedule.serialize.codec import encode
 from panel_schedule.serialize.errors import RemoteTraceback, traceback_text
 from panel_schedule.stores import queue
 from panel_schedule.stores.file import database
+from panel_schedule.stores.file.records import FileRecords
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.testing import VirtualClock
 from panel_schedule.testing.contracts.tools import hammer
@@ -729,6 +732,31 @@ def test_what_is_deleted_in_use_costs_no_job(worker, opened, home, loss, listeni
         assert (7, False) == process("(store.queue.value('run2'), store.queue.job('run1').orphan)")
     first("store.queue.release()")
     assert "A" == other("store.queue.take('run1', second(2))")[1]
+
+
+def test_nobody_finds_the_store_empty_while_it_is_made_again(opened, home, monkeypatch):
+    """Another thread that needs it waits until what can be saved is there."""
+    store, rescue, saving, go = opened(), FileRecords._rescue, threading.Event(), threading.Event()
+    enter(store, durable=True)
+
+    def rescue_later(*args):
+        saving.set()
+        assert go.wait(PATIENCE)
+        rescue(*args)
+
+    monkeypatch.setattr(FileRecords, "_rescue", rescue_later)
+    for path in home.glob("store.db*"):
+        path.unlink()
+    with ThreadPoolExecutor(2) as pool:
+        entered = pool.submit(enter, store, "run2")
+        assert saving.wait(PATIENCE)
+        begun = pool.submit(store.queue.begin, "run1", 1, second(1), 1)
+        early, _ = wait([begun], timeout=0.2)
+        go.set()
+        entered.result(PATIENCE), begun.result(PATIENCE)
+
+    assert not early
+    assert [RunState.RUNNING, RunState.QUEUED] == states(store, "run1", "run2")
 
 
 @pytest.mark.parametrize("size", [LARGE, 5000], ids=["file", "database"])

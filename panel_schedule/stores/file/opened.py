@@ -52,7 +52,9 @@ class OpenDirectory(ABC):
     @abstractmethod
     def _catch_up(self) -> None: ...
     @abstractmethod
-    def _rescue(self, former: Database | None) -> None: ...
+    def _rescue(self, former: Database, database: Database) -> None: ...
+    @abstractmethod
+    def _ask_for_lost(self) -> None: ...
     @abstractmethod
     def _look_around(self) -> None: ...
 
@@ -62,7 +64,7 @@ class OpenDirectory(ABC):
 
     # ------------------------------------------------------------ the directory
 
-    def _open(self, corrupt: Database | None = None, why: object = None) -> None:
+    def _open(self, corrupt: Database | None = None, why: object = None, deleted: Database | None = None) -> None:
         private(self._folder)
         try:
             with door(self._folder), ExitStack() as undo:
@@ -72,8 +74,11 @@ class OpenDirectory(ABC):
                 wake_ups = WakeUps(self._folder, self._me)
                 undo.callback(wake_ups.close)
                 # Another process may have set it aside meanwhile.
-                self._database = self._connect(why if corrupt is not None and corrupt.there else None)
-                self._wake_ups = wake_ups
+                database = self._connect(why if corrupt is not None and corrupt.there else None)
+                if deleted is not None:  # it can be read as long as it is open
+                    self._rescue(deleted, database)
+                # Only now: nobody is to find it empty meanwhile.
+                self._database, self._wake_ups = database, wake_ups
                 undo.pop_all()
             self._sweep()
         except OSError as error:
@@ -111,9 +116,8 @@ class OpenDirectory(ABC):
             if self._closed or (corrupt is not former if corrupt else former.there and self._liveness.known):
                 return
             self._wake_ups.close()
-            self._open(corrupt, why)
-            # It can be read as long as it is open, be it deleted.
-            self._rescue(former if corrupt is None and not former.there else None)
+            self._open(corrupt, why, former if corrupt is None and not former.there else None)
+            self._ask_for_lost()
             if not former.there:
                 former.touch()
             # Only now: as long as it is open no other file gets its number, by which it is told from others.

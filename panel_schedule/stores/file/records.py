@@ -537,24 +537,24 @@ class FileRecords(OpenDirectory):
             self._looked_at = changed
             there = set(os.listdir(self._files))
             if any(row["file"] not in there for row in self._read("SELECT file FROM blobs WHERE file NOT NULL")):
-                for lost in self._lost:
-                    lost()
+                self._ask_for_lost()
 
     def _sweep(self) -> None:
         with suppress(ScheduleError):  # on a full disk say: it is done some day
             self.sweep(self._clock.now())
         super()._sweep()
 
-    def _rescue(self, former: Database | None) -> None:
+    def _rescue(self, former: Database, database: Database) -> None:
         """Go on with what stands in a database that was deleted, but for what is there already."""
-        if former is not None:
-            try:
-                with self._database.write() as tx:
-                    for table in ("records", "blobs", "erased", "runs"):
-                        for row in former.read(f"SELECT * FROM {table}"):
-                            tx.do(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
-            except (ScheduleError, Corrupt) as error:
-                log.error("Of the store only the values are left that this process has: %s", error)
+        try:
+            with database.write() as tx:
+                for table in ("records", "blobs", "erased", "runs"):
+                    for row in former.read(f"SELECT * FROM {table}"):
+                        tx.do(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
+        except (ScheduleError, Corrupt) as error:
+            log.error("Of the store only the values are left that this process has: %s", error)
+
+    def _ask_for_lost(self) -> None:
         for lost in self._lost:
             lost()
 
