@@ -63,8 +63,10 @@ class Values:
     def entry(self, space: str, name: str) -> Entry | None:
         """The stored value, None where there is none. From memory, at once, in a process that listens."""
         key = (space, name)
+        if self._listening and (entry := self._entries.get(key)) is not None:
+            return entry
         if not self._records.blocking or (self._listening and (space == USER or key in self._versions)):
-            return self._entries.get(key)
+            return None
         try:
             self._versions.setdefault(key, 0)
             if (record := self._records.read(space, name)) is not None:
