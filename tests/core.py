@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import sys
 import threading
@@ -75,11 +76,29 @@ class Body:
     def waits(self) -> bool:
         """Whether it has still to be told of what it waits for; its thread needs a moment to go on when it was."""
         assert self._thread is not None
-        frame = sys._current_frames().get(self._thread.ident or 0)
+        with uncollected():
+            frame = sys._current_frames().get(self._thread.ident or 0)
         if frame is None or frame.f_code is not threading.Condition.wait.__code__:
             return False
         names = frame.f_locals
         return "waiter" in names and names["waiter"] in names["self"]._waiters
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """
+    Without Python's garbage collector.
+
+    It may come to a `threading.local`, which needs a lock that `sys._current_frames` holds: with Python 3.11 the
+    thread then waits for itself (https://github.com/python/cpython/issues/106883).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class HandExecutor:
