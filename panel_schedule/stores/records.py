@@ -50,7 +50,8 @@ class Change(NamedTuple):
     apply : callable
         ``apply(record, revision)``, a pure function of the record as it is, None where there is none, and of the number
         that the change will have. It gives the new record, with a line for its log where there is one to add, None to
-        delete it, or a Refusal. It may be called several times.
+        delete it, or a Refusal. It may be called several times. Of the number it only knows that it is greater than
+        all before: a store that learns it later puts it into the state where this one stands.
     parts : mapping of (str, int) to object
         By kind and number: the values that the new record has from then on, if it names them. One that is `Encoded` is
         read as the value that was encoded, and stays the caller's to close.
