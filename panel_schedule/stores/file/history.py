@@ -1,8 +1,9 @@
-"""How the lines of a log stand in the database."""
+"""How the lines of a log are written down."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +20,7 @@ def row_of(run: RunRecord) -> tuple[Any, ...]:
     return (run.id, key, str(run.state), run.attempt, *times, run.error, run.reason, micros(run.until))
 
 
-def run_of(row: sqlite3.Row) -> RunRecord:
+def run_of(row: sqlite3.Row | Mapping[str, Any]) -> RunRecord:
     """The other way round."""
     queued_at, started_at, finished_at = (instant_of(row[f"{what}_at"]) for what in ("queued", "started", "finished"))
     return RunRecord(

@@ -1,0 +1,357 @@
+-- What a Redis server does for `RedisRecords` in one step: nobody sees half of it.
+--
+-- KEYS[1]: 'panel-schedule:{namespace}:id'. All other keys begin as it does, and so lie in the same slot of a cluster.
+-- ARGV: the command; the id of the store and the last number that the caller has seen; its arguments as JSON; bytes.
+--
+--   id                 names these records as long as none of them was lost
+--   revision           number of the last change
+--   record:<key>       a hash: one record, <key> is its space, NUL, its name
+--   parts:<key>        a hash: its small parts, and where its large ones are
+--   blob:<stamp>       a large part
+--   log:<key>          a list: its log as JSON, newest first
+--   watch:<key>        a hash: by owner, how many sessions follow it
+--   owners             by owner, until when it is alive unless it says so again: microseconds of this server's clock
+--   heard              when any owner has said so
+--   made:<space>, made:<space>NUL<group>    the keys of records, by the number of their first change
+--   changes:<space>    by that of their last
+--   holds:<owner>      of an owner, '' is NOBODY
+--   idle:<space>, idle:<space>NUL<group>    those that may be trimmed, by when they were used; 'bytes': their sizes
+--   expires            those that may be swept, by when
+--
+-- No instant and no number goes through a Lua number and back as it is: "%.0f" keeps all digits up to 2^53.
+
+local P = KEYS[1]:sub(1, -3)
+local args = cjson.decode(ARGV[4])
+local call = redis.call
+local FIELDS = {'revision', 'created', 'group', 'owner', 'used', 'expires', 'size', 'text', 'by'}
+
+local function exact(number) return ('%.0f'):format(number) end
+
+local function now()
+  local time = call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+-- ---------------------------------------------------------------- records
+
+local function get(key)
+  local row = {}
+  for place, value in ipairs(call('HMGET', P .. 'record:' .. key, unpack(FIELDS))) do
+    if not value then return nil end
+    row[FIELDS[place]] = value
+  end
+  return row
+end
+
+-- As a reply: its key, the newest line of its log, its fields.
+local function told(key)
+  return {key, call('LINDEX', P .. 'log:' .. key, 0), unpack(call('HMGET', P .. 'record:' .. key, unpack(FIELDS)))}
+end
+
+local function all_told(reply, keys)
+  for _, key in ipairs(keys) do reply[#reply + 1] = told(key) end
+  return reply
+end
+
+-- Where a record is found: by index its score, and what stands for it there.
+local function places(key, row)
+  local space = key:match('^(%Z*)')
+  local group = space .. '\0' .. row.group
+  local found = {
+    ['made:' .. space] = {row.created, key},
+    ['made:' .. group] = {row.created, key},
+    ['changes:' .. space] = {row.revision, key},
+  }
+  if row.owner ~= '' then
+    found['holds:' .. row.owner:sub(2)] = {row.created, key}
+  else
+    if row.expires ~= '' then found['expires'] = {row.expires, key} end
+    if tonumber(row.size) > 0 then
+      -- Of equals the oldest is first.
+      local place = {row.used ~= '' and row.used or '0', ('%016.0f'):format(row.created) .. key}
+      found['idle:' .. space], found['idle:' .. group] = place, place
+    end
+  end
+  return found
+end
+
+-- It was the one, and is the other; nil where it was not, or is no more.
+local function index(key, old, new)
+  local before, after = old and places(key, old) or {}, new and places(key, new) or {}
+  for name, place in pairs(before) do
+    if not after[name] then call('ZREM', P .. name, place[2]) end
+    if name:sub(1, 5) == 'idle:' then call('HINCRBY', P .. 'bytes', name, '-' .. old.size) end
+  end
+  for name, place in pairs(after) do
+    if not before[name] or before[name][1] ~= place[1] then call('ZADD', P .. name, place[1], place[2]) end
+    if name:sub(1, 5) == 'idle:' then call('HINCRBY', P .. 'bytes', name, new.size) end
+  end
+  -- One that nobody knows is not alive, and what it holds has to be found.
+  if new and #new.owner > 1 then call('ZADD', P .. 'owners', 'NX', 0, new.owner:sub(2)) end
+end
+
+-- Of a part as it stands: its size, and the stamp of its blob.
+local function described(part)
+  local size, stamp = part:match('^%d+ (%d+) %S+ (%S*)')
+  return tonumber(size), stamp
+end
+
+local function drop(key, field)
+  local part = call('HGET', P .. 'parts:' .. key, field)
+  if not part then return 0 end
+  local size, stamp = described(part)
+  call('HDEL', P .. 'parts:' .. key, field)
+  if stamp ~= '' then call('UNLINK', P .. 'blob:' .. stamp) end
+  return size
+end
+
+local function erase(key, row)
+  index(key, row, nil)
+  for _, part in ipairs(call('HVALS', P .. 'parts:' .. key)) do
+    local _, stamp = described(part)
+    if stamp ~= '' then call('UNLINK', P .. 'blob:' .. stamp) end
+  end
+  call('UNLINK', P .. 'record:' .. key, P .. 'parts:' .. key, P .. 'log:' .. key, P .. 'watch:' .. key)
+end
+
+local function sweep(instant)
+  local keys = call('ZRANGEBYSCORE', P .. 'expires', '-inf', instant, 'LIMIT', 0, 1000)
+  for _, key in ipairs(keys) do erase(key, get(key)) end
+  return #keys
+end
+
+-- ---------------------------------------------------------------- owners
+
+-- Whether nobody was heard for so long that it was this server which was away: then nobody is taken for dead.
+local function was_away(instant)
+  local heard = call('GET', P .. 'heard')
+  return heard and instant - heard > args.lease
+end
+
+local function alive(owner)
+  local until_, instant = tonumber(call('ZSCORE', P .. 'owners', owner) or 0), now()
+  return until_ > 0 and (until_ > instant or was_away(instant))
+end
+
+-- ---------------------------------------------------------------- commands
+
+local commands = {}
+
+-- The caller is alive from now on; the id of the store, and its last number.
+function commands.join()
+  local id, last, instant = call('GET', P .. 'id'), tonumber(call('GET', P .. 'revision') or 0), now()
+  if not id or last < args.last then
+    -- Something was lost. All numbers from now on are greater than any before: by the clock.
+    id, last = args.fresh, math.max(instant, last, args.last)
+    call('SET', P .. 'id', id)
+    call('SET', P .. 'revision', exact(last))
+  end
+  if was_away(instant) then
+    for _, owner in ipairs(call('ZRANGEBYSCORE', P .. 'owners', '(0', '+inf')) do
+      call('ZADD', P .. 'owners', exact(instant + args.lease), owner)
+    end
+  end
+  call('SET', P .. 'heard', exact(instant))
+  call('ZADD', P .. 'owners', exact(instant + args.lease), args.me)
+  return {id, exact(last)}
+end
+
+function commands.leave()
+  if call('EXISTS', P .. 'holds:' .. args.me) == 1 then
+    call('ZADD', P .. 'owners', 0, args.me)
+  else
+    call('ZREM', P .. 'owners', args.me)
+  end
+  call('PUBLISH', P .. 'bell', args.me .. ' left')
+  return 1
+end
+
+function commands.alive() return alive(args.owner) and 1 or 0 end
+
+function commands.rows() return all_told({}, args.keys) end
+
+-- Compare all records with what the caller takes them to be, and change all of them, or none.
+function commands.swap()
+  local rows, same, done = {}, true, false
+  for place, change in ipairs(args.changes) do
+    local row = get(change.key)
+    rows[place] = row or false
+    same = same and (row and row.revision or '') == change.was
+    done = done or (row and row.by == args.by)
+    for _, part in ipairs(change.put or {}) do
+      if part[4] ~= '' and call('EXISTS', P .. 'blob:' .. part[4]) == 0 and not done then return {'gone'} end
+    end
+  end
+  local reply = {'done'}
+  if done then  -- the caller has not heard the reply, and has sent it once more
+    for place, row in ipairs(rows) do
+      reply[2], reply[place + 2] = row and row.revision or reply[2], row and row.size or '0'
+    end
+    return reply
+  elseif not same then
+    local keys = {}
+    for place, change in ipairs(args.changes) do keys[place] = change.key end
+    return all_told({'stale'}, keys)
+  end
+  local revision = exact(call('INCR', P .. 'revision'))
+  reply[2] = revision
+  for place, change in ipairs(args.changes) do
+    local key, old, size = change.key, rows[place] or nil, '0'
+    if old and change.anew then
+      erase(key, old)
+      old = nil
+    end
+    if change.text then
+      size = old and tonumber(old.size) or 0
+      for _, field in ipairs(change.drop) do size = size - drop(key, field) end
+      for _, part in ipairs(change.put) do
+        local field, at, bytes, stamp = unpack(part)
+        size = size - drop(key, field) + bytes
+        call('HSET', P .. 'parts:' .. key, field, revision .. ' ' .. ARGV[at])
+        if stamp ~= '' then call('PERSIST', P .. 'blob:' .. stamp) end
+      end
+      size = exact(size)
+      local new = {
+        revision = revision, created = old and old.created or revision, group = change.group, owner = change.owner,
+        used = change.used or (old and old.used) or '', expires = change.expires, size = size,
+        text = change.text:gsub(args.ahead, revision), by = args.by,
+      }
+      local values = {}
+      for _, field in ipairs(FIELDS) do
+        values[#values + 1] = field
+        values[#values + 1] = new[field]
+      end
+      call('HSET', P .. 'record:' .. key, unpack(values))
+      index(key, old, new)
+      local log = P .. 'log:' .. key
+      if change.cleared then call('DEL', log) end
+      if change.longer ~= '' then call('LSET', log, 0, change.longer) end
+      for _, line in ipairs(change.lines) do call('LPUSH', log, line) end
+      if #change.lines > 0 then call('LTRIM', log, 0, args.limit - 1) end
+    elseif old then
+      size = old.size  -- it was looked at, and stays
+    end
+    reply[place + 2] = size
+  end
+  if args.tell then call('PUBLISH', P .. 'bell', args.tell) end
+  return reply
+end
+
+-- Those of a space or a group, as `selected` takes them.
+function commands.scan()
+  local keys = {}
+  if args.owners then
+    local owners = args.owners
+    if #owners == 0 then
+      owners = call('ZRANGE', P .. 'owners', 0, -1)
+      owners[#owners + 1] = ''
+    end
+    local start = args.space .. '\0'
+    for _, owner in ipairs(owners) do
+      for _, key in ipairs(call('ZRANGE', P .. 'holds:' .. owner, 0, -1)) do
+        if key:sub(1, #start) == start then keys[#keys + 1] = key end
+      end
+    end
+  else
+    local made = P .. 'made:' .. args.space .. (args.group and '\0' .. args.group or '')
+    local first, step = 0, args.last or 1000
+    repeat
+      local some = call('ZREVRANGE', made, first, first + step - 1)
+      for _, key in ipairs(some) do
+        if not args.free or call('HGET', P .. 'record:' .. key, 'owner') == '' then keys[#keys + 1] = key end
+      end
+      first = first + step
+    until #some < step or (args.last and #keys >= args.last)
+  end
+  return all_told({}, keys)
+end
+
+-- What was changed in these spaces since; and up to which number that is all.
+function commands.changes()
+  local reply = {call('GET', P .. 'revision')}
+  for _, space in ipairs(args.spaces) do
+    all_told(reply, call('ZRANGEBYSCORE', P .. 'changes:' .. space, '(' .. args.since, '+inf'))
+  end
+  return reply
+end
+
+-- What the dead have left; what has expired goes.
+function commands.look()
+  local reply, instant = {}, now()
+  if not was_away(instant) then
+    for _, owner in ipairs(call('ZRANGEBYSCORE', P .. 'owners', '-inf', exact(instant))) do
+      local keys = owner ~= args.me and call('ZRANGE', P .. 'holds:' .. owner, 0, -1) or {}
+      if #keys == 0 then call('ZREM', P .. 'owners', owner) end
+      all_told(reply, keys)
+    end
+  end
+  sweep(args.now)
+  return reply
+end
+
+function commands.sweep() return sweep(args.now) end
+
+function commands.trim()
+  local name = 'idle:' .. args.space .. (args.group and '\0' .. args.group or '')
+  local count, total = call('ZCARD', P .. name), tonumber(call('HGET', P .. 'bytes', name) or 0)
+  local most, room = args.entries or math.huge, args.size or math.huge
+  if count <= most and total <= room then return 0 end
+  local there = {}
+  for place, member in ipairs(call('ZRANGE', P .. name, 0, -1)) do
+    local key = member:sub(17)
+    local size = tonumber(call('HGET', P .. 'record:' .. key, 'size'))
+    if args.larger or size <= room then
+      there[#there + 1] = {key, size}
+    else
+      count, total = count - 1, total - size
+    end
+  end
+  local kept = args.space .. '\0' .. args.keep
+  for _, each in ipairs(there) do
+    if count <= most and total <= room then return 1 end
+    if each[1] ~= kept then
+      erase(each[1], get(each[1]))
+      count, total = count - 1, total - each[2]
+    end
+  end
+  return 1
+end
+
+function commands.use()
+  for _, name in ipairs(args.names) do
+    local key = args.space .. '\0' .. name
+    local old, new = get(key), get(key)
+    if old and tonumber(old.used ~= '' and old.used or 0) < tonumber(args.now) then
+      new.used = args.now
+      index(key, old, new)
+      call('HSET', P .. 'record:' .. key, 'used', args.now)
+    end
+  end
+  return 1
+end
+
+function commands.watch()
+  for _, each in ipairs(args.watched) do
+    local watch, sessions = P .. 'watch:' .. each[1], each[2]
+    if sessions > 0 then call('HSET', watch, args.me, sessions) else call('HDEL', watch, args.me) end
+  end
+  return 1
+end
+
+function commands.watchers()
+  local watch, count = P .. 'watch:' .. args.key, 0
+  local found = call('HGETALL', watch)
+  for place = 1, #found, 2 do
+    local owner, sessions = found[place], found[place + 1]
+    if not alive(owner) then
+      call('HDEL', watch, owner)
+    elseif owner ~= args.me then
+      count = count + sessions
+    end
+  end
+  return count
+end
+
+local last = tonumber(call('GET', P .. 'revision') or 0)
+if ARGV[1] ~= 'join' and (call('GET', P .. 'id') ~= ARGV[2] or last < tonumber(ARGV[3])) then return 'lost' end
+return commands[ARGV[1]]()
