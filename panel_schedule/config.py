@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
 
 import param
@@ -40,7 +41,29 @@ class Config(param.Parameterized):
         doc="""
         Where values live. ``"auto"``: in memory, and with several server processes in a
         private directory that exactly these share and that goes with them. ``"file:///dir"``:
-        in a directory that keeps them over restarts. ``"memory://"``: in this process, always.""",
+        in a directory that keeps them over restarts. ``"redis://host:6379/0"``, ``"rediss://..."`` with TLS,
+        ``"unix:///socket"``: on a Redis or Valkey server, for processes on any number of machines.
+        ``"memory://"``: in this process, always.""",
+    )
+
+    namespace = param.String(
+        default="default",
+        doc="""
+        Keeps apps apart, and versions of one app, that use the same Redis server.""",
+    )
+
+    secret = param.String(
+        default="",
+        doc="""
+        Signs the values on a Redis server: what was not signed with it is never unpickled. The same in all processes,
+        and known to nobody else.""",
+    )
+
+    max_value_bytes = param.Integer(
+        default=512 * 1024**2,
+        bounds=(1, 512 * 1024**2),
+        doc="""
+        The size of the largest value that a Redis server is given; the server takes none above 512 MB.""",
     )
 
     timezone = param.String(
@@ -172,17 +195,57 @@ class Config(param.Parameterized):
             raise ConfigError(f"ps.config.{name} is {value!r}: {exc}") from None
 
 
+# How a Redis server is named.
+REDIS = ("redis", "rediss", "unix")
+
+
+def shown(url: str) -> str:
+    """A URL as messages name it: without password and options."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if "@" in url or "?" in url else url
+
+
 def _check_store(url: str) -> None:
     if url in ("auto", "memory://"):
         return
-    parts = urlsplit(url) if isinstance(url, str) else None
-    if parts is None or parts.scheme != "file":
-        raise ConfigError(f"ps.config.store is {url!r}; accepted are 'auto', 'memory://' and 'file:///a/directory'.")
+    accepted = (
+        "'auto', 'memory://', 'file:///a/directory', 'redis://host:6379/0', 'rediss://...' and 'unix:///a/socket'"
+    )
+    if not isinstance(url, str):
+        raise ConfigError(f"ps.config.store is {url!r}; accepted are {accepted}.")
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018
+    except ValueError as error:
+        raise ConfigError(f"ps.config.store names no server: {error}; accepted are {accepted}.") from None
+    if parts.scheme in REDIS:
+        _check_redis(url, parts)
+        return
+    if parts.scheme != "file":
+        raise ConfigError(f"ps.config.store is {shown(url)!r}; accepted are {accepted}.")
     if parts.netloc or not parts.path.startswith("/") or parts.path == "/" or "%00" in parts.path:
         raise ConfigError(
             f"ps.config.store is {url!r}, and a file store is named by the absolute path of a directory after three "
             "slashes: 'file:///var/lib/myapp'."
         )
+
+
+def _check_redis(url: str, parts: SplitResult) -> None:
+    if parts.scheme == "unix" and not parts.path.strip("/"):
+        raise ConfigError(
+            f"ps.config.store is {shown(url)!r}, and the socket of a Redis server is named by its absolute path: "
+            "'unix:///run/redis/redis.sock?db=0'."
+        )
+    if parts.scheme != "unix" and not (parts.hostname and re.fullmatch(r"(/\d*)?", parts.path)):
+        raise ConfigError(
+            f"ps.config.store is {shown(url)!r}, and a Redis server is named by its host, port and the number of a "
+            "database: 'redis://user:password@host:6379/0'."
+        )
+
+
+def _check_namespace(name: str) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.:@/-]+", name):
+        raise ConfigError(f"ps.config.namespace is {name!r}; it is a name of letters, digits and any of '_.:@/-'.")
 
 
 def _check_timezone(name: str | None) -> None:
@@ -196,7 +259,7 @@ def _check_timezone(name: str | None) -> None:
         ) from None
 
 
-_CHECKS = {"store": _check_store, "timezone": _check_timezone}
+_CHECKS = {"store": _check_store, "namespace": _check_namespace, "timezone": _check_timezone}
 
 # What is wrong in the environment is said at the first use: of an import that fails in a setup script a server with
 # several processes takes no notice.

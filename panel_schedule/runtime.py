@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from bokeh.io.doc import _PATCHED_CURDOCS
 
 from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
-from .config import Config
+from .config import REDIS, Config
 from .coordination.tasks import TASK, USER
 from .engine.hooks import EVENTS, Handler
 from .engine.service import Service
@@ -62,6 +63,7 @@ from .stores.file.directory import automatic as folder_of
 from .stores.file.directory import server_id
 from .stores.file.store import FileStore
 from .stores.memory import MemoryStore
+from .stores.redis import RedisStore
 from .triggers import Trigger
 from .views.base import TaskView, Views
 from .views.components import show
@@ -218,18 +220,30 @@ class Runtime:
         url, limit = self.config.store, self.config.history_limit
         if url == "memory://" or (url == "auto" and self._supervisor is None):
             return self._inherited or MemoryStore(limit)
-        if os.name != "posix":
-            raise ConfigError(f"ps.config.store is {url!r}, which needs the file locks of a POSIX system.")
         parent = self._supervisor or os.getpid()
-        automatic = url == "auto"
-        folder = folder_of(parent) if automatic else Path(unquote(urlsplit(url).path))
-        store = FileStore(
-            folder, self.clock, server=server_id(parent), persistent=not automatic, history_limit=limit,
-            max_result_bytes=self.config.max_result_bytes,
-        )  # fmt: skip
+        store = self._make_redis(parent) if urlsplit(url).scheme in REDIS else self._make_files(parent)
         if self._inherited is not None:  # what a setup script has stored before the fork
             store.values.seed(self._inherited.values.entries())
         return store
+
+    def _make_files(self, parent: int) -> Store:
+        url = self.config.store
+        if os.name != "posix":
+            raise ConfigError(f"ps.config.store is {url!r}, which needs the file locks of a POSIX system.")
+        automatic = url == "auto"
+        return FileStore(
+            folder_of(parent) if automatic else Path(unquote(urlsplit(url).path)),
+            self.clock, server=server_id(parent), persistent=not automatic, history_limit=self.config.history_limit,
+            max_result_bytes=self.config.max_result_bytes,
+        )  # fmt: skip
+
+    def _make_redis(self, parent: int) -> Store:
+        config = self.config
+        return RedisStore(
+            config.store, self.clock, server=f"{socket.gethostname()}-{server_id(parent)}",
+            history_limit=config.history_limit, max_result_bytes=config.max_result_bytes, namespace=config.namespace,
+            secret=config.secret, max_value_bytes=config.max_value_bytes,
+        )  # fmt: skip
 
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:
         if space == USER:

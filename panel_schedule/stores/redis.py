@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..clock import Clock
+from ..config import shown
 from ..coordination.record import NOBODY, Logged, Record, Refusal, instant_of, micros, of_text, text_of
 from ..errors import ConfigError, ScheduleError, StoreError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord
@@ -38,6 +39,9 @@ LEASE = 15.0
 # How often, in seconds, a process looks who has died, and for changes that nothing told it of.
 LOOK = 1.0
 
+# Seconds until it tries again to listen.
+AGAIN = 1.0
+
 # Seconds until a process reads what is not urgent: most often there is more by then.
 MOMENT = 0.001
 
@@ -55,6 +59,23 @@ _REMEMBERED = 4000
 
 # What stands for the number of a change that is not known yet: greater than any, and in no text by chance.
 _AHEAD = 10**39 + secrets.randbits(100)
+
+# By what the server or the system says of an error, as redis-py has no classes for all of them: what to do about it.
+_REMEDIES = {
+    ("WRONGPASS", "NOAUTH", "invalid username-password", "Authentication required"): (
+        "Correct user and password in ps.config.store: redis://user:password@host."
+    ),
+    ("NOPERM",): "Give that user the right to all commands on keys and channels 'panel-schedule:*'.",
+    ("DB index", "invalid DB", "Invalid Database"): "Correct the number of the database at the end of ps.config.store.",
+    ("OOM", "maxmemory"): "Raise the server's maxmemory, or free some of it.",
+    ("READONLY",): "Name the primary in ps.config.store: this server is a replica.",
+    ("MISCONF",): "Look at that server's disk: it cannot save.",
+    ("LOADING",): "It reads its data, and is there in a while.",
+    ("Timeout", "timed out"): "Is the server stopped or overloaded, or the network slow?",
+    ("certificate", "SSL"): "Correct the certificates, or the scheme: rediss:// is with TLS, redis:// without.",
+    ("WRONGTYPE",): "Something else uses these keys: name another namespace in ps.config.namespace.",
+}
+_UNREACHABLE = "Start the server, or correct host and port in ps.config.store."
 
 _FIELDS = ("revision", "created", "group", "owner", "used", "expires", "size", "text")
 _LINE = RUN.split(", ")
@@ -281,7 +302,8 @@ class RedisRecords:
         try:
             yield self._hurried if in_a_hurry() else self._client
         except (self._redis.RedisError, OSError) as error:
-            raise StoreError(f"The store {self._shown} cannot be used now: {error}. {_remedy(error)}") from error
+            why = str(error).rstrip(".")
+            raise StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}") from error
 
     def _join(self) -> None:
         """Be alive, and see whether the store is still the same: who has something of it stores it again if not."""
@@ -312,7 +334,7 @@ class RedisRecords:
                 pause = LEASE / 3
             except ScheduleError as error:
                 self._complain_once(error)
-                pause = min(LOOK, LEASE / 3)
+                pause = min(AGAIN, LEASE / 3)
 
     def _complain_once(self, error: Exception) -> None:
         if str(error) != self._trouble and not self._closing.is_set():
@@ -604,7 +626,7 @@ class RedisRecords:
                 self._complain_once(error)
             except BaseException:  # of the store's own thread
                 log.exception("Reading the store failed at something that is a bug of panel-schedule; it goes on.")
-            self._closing.wait(LOOK)
+            self._closing.wait(AGAIN)
 
     def _hear(self, bell: Any) -> None:
         """Until the connection is lost. That it is there, or there again, is a message, too."""
@@ -734,12 +756,6 @@ class RedisStore(Store):
         super().__init__(records, clock, server or records.me, max_result_bytes)
 
 
-def shown(url: str) -> str:
-    """A URL as messages name it: without password and options."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def _library() -> Any:
     try:
         import redis
@@ -752,26 +768,9 @@ def _library() -> Any:
     return redis
 
 
-def _remedy(error: Exception) -> str:
-    """What to do about it, by what the server or the system says: redis-py has no classes for all of these."""
-    text = str(error)
-    for words, remedy in (
-        (("WRONGPASS", "NOAUTH", "invalid username-password", "without any password"), "Correct user and password in "
-         "ps.config.store: redis://user:password@host."),
-        (("NOPERM",), "Give that user the right to all commands on keys and channels 'panel-schedule:*'."),
-        (("DB index", "invalid DB", "Invalid Database"), "Correct the number of the database, at the end of "
-         "ps.config.store, or raise `databases` in the server's configuration."),
-        (("OOM", "maxmemory"), "Raise the server's maxmemory, or free some of it."),
-        (("READONLY",), "Name the primary in ps.config.store: this server is a replica."),
-        (("MISCONF",), "Look at that server's disk: it cannot save."),
-        (("LOADING",), "It reads its data, and is there in a while."),
-        (("Timeout", "timed out"), "Is the server stopped or overloaded, or the network slow?"),
-        (("certificate", "SSL"), "Correct the certificates, or the scheme: rediss:// is with TLS, redis:// without."),
-        (("WRONGTYPE",), "Something else uses these keys: name another namespace in ps.config.namespace."),
-    ):  # fmt: skip
-        if any(word in text for word in words):
-            return remedy
-    return "Start the server, or correct host and port in ps.config.store."
+def _remedy(why: str) -> str:
+    """What to do about it."""
+    return next((remedy for words, remedy in _REMEDIES.items() if any(word in why for word in words)), _UNREACHABLE)
 
 
 def _unreadable(what: str, record: Record, kind: str, why: Exception) -> ValueUnreadable:
