@@ -27,6 +27,7 @@ from panel_schedule.functions.run import Run, RunRecord, RunState, place
 from panel_schedule.functions.task import Task
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores.redis import RedisStore
 from panel_schedule.testing import VirtualClock
 
 # What a test waits at most for a thread that has nothing more to wait for.
@@ -260,20 +261,19 @@ class Core:
     Parameters
     ----------
     clock : VirtualClock, optional
-    store : FileStore, optional
+    store : FileStore or RedisStore, optional
         One that other cores share. Its calls are made by `go`, and news of the others come with `hear`.
     options
         Of ``ps.config``.
     """
 
-    def __init__(self, clock: VirtualClock | None = None, store: FileStore | None = None, **options: Any):
+    def __init__(self, clock: VirtualClock | None = None, store: FileStore | RedisStore | None = None, **options: Any):
         self.clock = clock or VirtualClock(START)
         self.config = Config({})
         for option, value in options.items():
             setattr(self.config, option, value)
         self.runtime = Runtime(self.config, self.clock)
         self.store = store
-        self.heard = 0
         if store is not None:
             self.runtime._make_store = lambda: store  # type: ignore[method-assign]
             store.listen = lambda: None  # type: ignore[method-assign]
@@ -328,9 +328,9 @@ class Core:
     def hear(self) -> bool:
         """Take in what other cores have stored; False when there was nothing."""
         assert self.store is not None
-        heard, self.heard = self.heard, self.store.records._read("SELECT max(revision) FROM records")[0][0]
+        seen = self.store.records._seen
         self.store.records._catch_up()
-        return heard != self.heard
+        return seen != self.store.records._seen
 
     def tick(self) -> float:
         """All that is due, of which the scheduler does some at a time, and what it leads to."""

@@ -1,4 +1,4 @@
-"""Several processes share a store of files: each slot runs once, and all of them show the same."""
+"""Several processes share a store: each slot runs once, and all of them show the same."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 
 import panel_schedule.engine.outbox
 from core import PATIENCE, START, Core, keys, messages, second, short
+from panel_schedule.coordination.tasks import TASK
 from panel_schedule.errors import RegistrationError, RunCancelled, RunCrashed, RunFailed, StoreError
 from panel_schedule.functions.run import RunState, progress
 from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores.redis import RedisStore
 from panel_schedule.testing import VirtualClock
 
 
@@ -22,12 +24,11 @@ class Server:
     """
     A server of several processes, all of which live in this one.
 
-    Each has a store of its own on one directory; the clock is the same. Nothing happens by itself: `settle` lets
-    everybody do what there is to be done, and hear of each other.
+    Each has a store of its own on one directory, or one namespace; the clock is the same. Nothing happens by itself:
+    `settle` lets everybody do what there is to be done, and hear of each other.
     """
 
-    def __init__(self, folder, stack):
-        self.folder = folder
+    def __init__(self, stack):
         self.clock = VirtualClock(START)
         self.cores = []
         self._stack = stack
@@ -36,8 +37,7 @@ class Server:
 
     def join(self):
         """Another process."""
-        store = FileStore(self.folder, self.clock, server=self.name, persistent=self.persistent, history_limit=10_000)
-        core = self._stack.enter_context(Core(self.clock, store))
+        core = self._stack.enter_context(Core(self.clock, self.make_store()))
         core.service.outbox.drain = lambda timeout: core.go()
         self.cores.append(core)
         return core
@@ -92,7 +92,7 @@ class Server:
     def kill(self, core):
         """It is gone, without a word."""
         self.cores.remove(core)
-        core.store.records._liveness._living.close()
+        self.end(core.store.records)
 
     def look(self):
         """What each process does once a second."""
@@ -112,10 +112,40 @@ class Server:
         self.name += "'"
 
 
-@pytest.fixture
-def server(tmp_path):
+class OnFiles(Server):
+    def __init__(self, folder, stack):
+        super().__init__(stack)
+        self.folder = folder
+
+    def make_store(self):
+        return FileStore(self.folder, self.clock, server=self.name, persistent=self.persistent, history_limit=10_000)
+
+    def end(self, records):
+        records._liveness._living.close()
+
+
+class OnRedis(Server):
+    def __init__(self, redis_server, namespace, stack):
+        super().__init__(stack)
+        self.url, self.namespace = redis_server.url, namespace
+
+    def make_store(self):
+        return RedisStore(self.url, self.clock, server=self.name, history_limit=10_000, namespace=self.namespace)
+
+    def end(self, records):
+        """As when its lease is over."""
+        records._closing.set()
+        records._threads[0].join()
+        records._client.zadd(f"{records._prefix}owners", {records.me: 0})
+
+
+@pytest.fixture(params=["file", "redis"])
+def server(request, tmp_path):
     with ExitStack() as stack:
-        yield Server(tmp_path / "store", stack)
+        if request.param == "file":
+            yield OnFiles(tmp_path / "store", stack)
+        else:
+            yield OnRedis(request.getfixturevalue("redis_server"), tmp_path.name, stack)
 
 
 @pytest.fixture
@@ -508,10 +538,10 @@ def test_a_look_of_a_script_changes_nothing_in_the_store(pair):
     pair.kill(pair.cores[0])
     pair.clock.advance(600)
     (script,) = pair.cores
-    rows = [tuple(row) for row in script.store.records._read("SELECT * FROM records")]
+    rows = script.store.records.scan(TASK)
     assert [True, True] == [task.status.stale for task in (upstream[1], tasks[1])]
     work(script)
-    assert (rows, []) == ([tuple(row) for row in script.store.records._read("SELECT * FROM records")], told)
+    assert (rows, []) == (script.store.records.scan(TASK), told)
 
 
 def test_a_script_that_refreshes_a_failed_task_makes_it_well_for_all(pair):
@@ -1389,7 +1419,11 @@ class World:
             self.server.advance(60)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize(
+    ("server", "seed"),
+    [("file", seed) for seed in range(60)] + [("redis", seed) for seed in range(12)],
+    indirect=["server"],
+)
 def test_a_random_hour_leaves_all_processes_sane(seed, server, ledger):
     """
     Bodies of a task never overlap, a slot has one final record, each run ends once, and in the end all processes show

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,75 +31,25 @@ from panel_schedule.stores.redis import RedisRecords, RedisStore
 from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract
 from panel_schedule.testing.contracts.records import LARGE, SPACE, VALUE, ContractState, Heard
 from panel_schedule.testing.contracts.tools import START
+from redis_server import RedisServer, free_port
 
 redis = pytest.importorskip("redis", reason="needs the package redis")
-
-PROGRAM = shutil.which("redis-server") or shutil.which("valkey-server")
-if PROGRAM is None:
-    pytest.skip("needs redis-server", allow_module_level=True)
 
 PATIENCE = 20.0
 
 
-def free_port():
-    """One that a server of a cluster can have: it uses the one 10,000 above, too."""
-    while True:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            if (port := free.getsockname()[1]) < 55_000:
-                return port
-
-
-class Server:
-    """A server on a free port, with nothing of it outside of a directory."""
-
-    def __init__(self, folder, *options):
-        self.port = free_port()
-        self.folder, self.options = folder, options
-        self.url = f"redis://127.0.0.1:{self.port}"
-        self.client = redis.Redis(port=self.port, protocol=2)
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(
-            [
-                PROGRAM, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
-                "--unixsocket", str(self.folder / "sock"), *self.options,
-            ],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert any("eady to accept connections" in line for line in self.process.stdout), "it does not start"
-        threading.Thread(target=self.process.stdout.read, daemon=True).start()
-
-    def stop(self):
-        self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
-        self.process.wait(PATIENCE)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait(PATIENCE)
-
-    def calls(self):
-        """How many scripts it has run."""
-        stats = self.client.info("commandstats")
-        return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "eval"))
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
+@pytest.fixture
+def server(redis_server) -> RedisServer:
+    return redis_server
 
 
 @pytest.fixture
-def another(tmp_path) -> Iterator[Server]:
+def another(tmp_path) -> Iterator[RedisServer]:
     """A server of its own: ``another("--appendonly", "yes")``."""
     servers = []
 
     def start(*options):
-        servers.append(Server(tmp_path, *options))
+        servers.append(RedisServer(tmp_path, *options))
         return servers[-1]
 
     yield start

@@ -352,6 +352,8 @@ function commands.watchers()
   return count
 end
 
-local last = tonumber(call('GET', P .. 'revision') or 0)
-if ARGV[1] ~= 'join' and (call('GET', P .. 'id') ~= ARGV[2] or last < tonumber(ARGV[3])) then return 'lost' end
+if ARGV[1] ~= 'join' then
+  local id, last = unpack(call('MGET', KEYS[1], P .. 'revision'))
+  if id ~= ARGV[2] or not last or tonumber(last) < tonumber(ARGV[3]) then return 'lost' end
+end
 return commands[ARGV[1]]()

@@ -59,6 +59,7 @@ _REMEMBERED = 4000
 
 # What stands for the number of a change that is not known yet: greater than any, and in no text by chance.
 _AHEAD = 10**39 + secrets.randbits(100)
+_AHEAD_TEXT = str(_AHEAD)
 
 # By what the server or the system says of an error, as redis-py has no classes for all of them: what to do about it.
 _REMEDIES = {
@@ -81,6 +82,8 @@ _FIELDS = ("revision", "created", "group", "owner", "used", "expires", "size", "
 _LINE = RUN.split(", ")
 _SCRIPT = Path(__file__).with_name("redis.lua").read_text(encoding="utf-8")
 _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 Key = tuple[str, str]
 
@@ -108,6 +111,7 @@ class _Draft:
     def __init__(self, key: Key, row: _Row):
         self._key = key
         self._was = self.record = row.record
+        self._text = ""
         self._written = self._anew = False
         # By kind and number; None of one that is dropped.
         self._parts: dict[tuple[str, int], _Placed | None] = {}
@@ -173,11 +177,12 @@ class _Draft:
                 data.append(part.head.encode() + b"\n" + part.data)
         if was is None or self._anew or record.used_at != was.used_at:  # else it may have been used meanwhile
             told["used"] = _instant(record.used_at)
+        self._text = text_of(record)
         return told | {
             "group": record.group,
             "owner": "" if record.owner is None else f"={record.owner}",
             "expires": _instant(record.expires_at),
-            "text": text_of(record),
+            "text": self._text,
             "drop": [f"{kind}\0{number}" for (kind, number), part in self._parts.items() if part is None],
             "put": put,
             "cleared": self._cleared,
@@ -193,7 +198,7 @@ class _Draft:
         """As it is from now on."""
         newest = (self._lines[-1] if self._lines else self._longer) or self._newest
         line = newest.encode() if isinstance(newest, str) else newest
-        return _Row(_settled(self.record, size, revision) if self._written else self._was, line)
+        return _Row(_settled(self.record, size, revision, self._text) if self._written else self._was, line)
 
 
 class RedisRecords:
@@ -280,9 +285,9 @@ class RedisRecords:
 
     def _call(self, command: str, data: Sequence[bytes] = (), **args: Any) -> Any:
         """What the script says, once this process and the server mean the same store."""
-        text = json.dumps(args | {"me": self.me, "lease": LEASE * 1e6}, ensure_ascii=False, separators=(",", ":"))
+        text = _json(args | {"me": self.me, "lease": LEASE * 1e6})
         while True:
-            reply = self._run(command, self._id, self._last, text.encode(), *data)
+            reply = self._run(command, self._id, self._last, text, *data)
             if reply != b"lost":
                 return reply
             self._join()
@@ -309,7 +314,7 @@ class RedisRecords:
         """Be alive, and see whether the store is still the same: who has something of it stores it again if not."""
         with self._joining:
             args = {"me": self.me, "lease": LEASE * 1e6, "last": self._last, "fresh": secrets.token_hex(8)}
-            id, last = self._run("join", self._id, self._last, json.dumps(args))
+            id, last = self._run("join", self._id, self._last, _json(args))
             lost, self._id = self._id not in ("", id.decode()), id.decode()
             self._last = max(self._last, int(last))
             if lost:
@@ -535,7 +540,7 @@ class RedisRecords:
             told = [draft.told(data, 5) for draft in drafts.values()]
             bell = f"{self.me} {tell.name}" if tell is not Tell.LATER else False
             answer, *reply = self._call(
-                "swap", data, changes=told, by=by, ahead=str(_AHEAD), limit=self._log_limit, tell=bell
+                "swap", data, changes=told, by=by, ahead=_AHEAD_TEXT, limit=self._log_limit, tell=bell
             )
             if answer == b"gone":
                 raise StoreError(f"The store {self._shown} lost a value while it was stored. Try again.")
@@ -777,13 +782,13 @@ def _unreadable(what: str, record: Record, kind: str, why: Exception) -> ValueUn
     return ValueUnreadable(f"{what or f'The {kind} of {record.space} {record.name!r}'} cannot be read: {why}.")
 
 
-def _settled(record: Record | None, size: int, revision: int) -> Record | None:
+def _settled(record: Record | None, size: int, revision: int, text: str = "") -> Record | None:
     """With its numbers, now that they are known."""
     if record is None:
         return None
-    text, state = text_of(record), record.state
-    if str(_AHEAD) in text:
-        state, _ = of_text(record.space, text.replace(str(_AHEAD), str(revision)))
+    text, state = text or text_of(record), record.state
+    if _AHEAD_TEXT in text:
+        state, _ = of_text(record.space, text.replace(_AHEAD_TEXT, str(revision)))
     created = revision if record.created == _AHEAD else record.created
     return record._replace(state=state, size=size, created=created, revision=revision)
 
@@ -801,7 +806,7 @@ def _of_instant(text: str) -> datetime | None:
 
 
 def _line(run: RunRecord) -> str:
-    return json.dumps(dict(zip(_LINE, row_of(run), strict=True)))
+    return _json(dict(zip(_LINE, row_of(run), strict=True)))
 
 
 def _run(line: str | bytes) -> RunRecord:
