@@ -215,10 +215,10 @@ def test_a_refusal_is_never_of_yesterday(opened):
 
 
 class Proxy:
-    """Between a client and a server, on a port of its own; `cut` drops the next reply, with the connection."""
+    """Between a client and a server, on a port of its own; drops the next `cut` replies, with their connections."""
 
     def __init__(self, port):
-        self._to, self.cut, self.cuts = port, False, 0
+        self._to, self.cut, self.cuts = port, 0, 0
         self._door = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._door.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
@@ -237,7 +237,7 @@ class Proxy:
         try:
             while data := source.recv(65536):
                 if reply and self.cut:
-                    self.cut, self.cuts = False, self.cuts + 1
+                    self.cut, self.cuts = self.cut - 1, self.cuts + 1
                     break
                 sink.sendall(data)
         except OSError:
@@ -262,7 +262,7 @@ def test_a_change_whose_reply_is_lost_is_made_once(proxy, opened, changes):
     """It is sent again, and the server sees that it has made it."""
     store, other = opened(proxy.url), opened()
     store.write([addition("a"), addition("b")])
-    proxy.cut = True
+    proxy.cut = 1
 
     results = store.write([addition("a"), addition("b")][:changes])
 
@@ -270,6 +270,33 @@ def test_a_change_whose_reply_is_lost_is_made_once(proxy, opened, changes):
     assert [other.read(SPACE, name) for name in "ab"][:changes] == [result.record for result in results]
     store.write([addition("a")])
     assert 3 == number_of(other)
+
+
+def test_a_change_that_is_tried_again_is_made_once(server, proxy, opened, monkeypatch):
+    """Also when nobody could say whether it was made: its parts are there, and what comes of it."""
+    store, other = opened(proxy.url), opened()
+    put(store, "a")
+    value = np.zeros(LARGE)
+    changes = [addition("b"), to("a", 5, value)]
+    send = store._send
+
+    def send_in_vain(step):
+        proxy.cut = 3
+        return send(step)
+
+    monkeypatch.setattr(store, "_send", send_in_vain)
+    with pytest.raises(StoreError, match="cannot be used now"):
+        store.write(changes)
+    monkeypatch.setattr(store, "_send", send)
+    made = other.read(SPACE, "b")
+    assert (1, 5) == (made.state.number, number_of(other))
+    proxy.cut = 0
+
+    results = store.write(changes)
+
+    assert [made, other.read(SPACE, "a")] == [result.record for result in results]
+    assert (LARGE, 1) == (len(other.load(results[1].record, VALUE)), len(blobs(server, store)))
+    assert 2 == store.write(changes)[0].record.state.number
 
 
 # ------------------------------------------------------------ who lives
@@ -386,10 +413,10 @@ def test_after_each_reconnect_it_is_looked(server, opened):
     """What was changed meanwhile woke nobody."""
     store, other = opened(), opened()
     heard = listening(store)
-    missed = put(other, "a", tell=Tell.LATER)
-    assert [] == heard.records
-    server.client.client_kill_filter(_type="pubsub")
-    assert heard.of(missed)
+    for number in range(3):
+        missed = put(other, "a", number, tell=Tell.LATER)
+        server.client.client_kill_filter(_type="pubsub")
+        assert heard.of(missed)
 
 
 @pytest.mark.usefixtures("looks_often")
@@ -751,11 +778,14 @@ def test_a_loss_is_told(server, opened, how):
 
 
 def test_who_follows_what_is_known_again(server, opened):
+    """When the store has lost it, or when this process was taken for dead."""
     store, other = opened(), opened()
     store.watch(SPACE, "a", 3)
-    server.client.flushdb()
-    store._join()
-    assert 3 == other.watchers(SPACE, "a")
+    for lose in (server.client.flushdb, lambda: server.client.zadd(f"{store._prefix}owners", {store.me: 0})):
+        lose()
+        assert 0 == other.watchers(SPACE, "a")
+        store._join()
+        assert 3 == other.watchers(SPACE, "a")
 
 
 # ------------------------------------------------------------ how it is named

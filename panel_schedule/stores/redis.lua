@@ -153,6 +153,7 @@ function commands.join()
   end
   call('SET', P .. 'heard', exact(instant))
   call('ZADD', P .. 'owners', exact(instant + args.lease), args.me)
+  commands.watch()
   return {id, exact(last)}
 end
 

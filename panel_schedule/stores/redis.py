@@ -57,6 +57,9 @@ UNNAMED = 3600
 # So many records are remembered.
 _REMEMBERED = 4000
 
+# And so many steps that were perhaps made.
+_UNSURE = 100
+
 # What stands for the number of a change that is not known yet: greater than any, and in no text by chance.
 _AHEAD = 10**39 + secrets.randbits(100)
 _AHEAD_TEXT = str(_AHEAD)
@@ -201,6 +204,16 @@ class _Draft:
         return _Row(_settled(self.record, size, revision, self._text) if self._written else self._was, line)
 
 
+class _Step(NamedTuple):
+    """Changes as they are sent."""
+
+    changes: Sequence[Change]
+    drafts: Mapping[Key, _Draft]
+    results: Sequence[Result]
+    args: dict[str, Any]
+    data: Sequence[bytes]
+
+
 class RedisRecords:
     """
     A `RecordStore` on a Redis or Valkey server (6.2 or later).
@@ -257,6 +270,8 @@ class RedisRecords:
         # Of the store as this process knows it; and its last number that it has seen.
         self._id, self._last = "", 0
         self._known: dict[Key, _Row] = {}
+        # By the ids of their changes: those of which it is not known whether they were made.
+        self._unsure: dict[tuple[int, ...], _Step] = {}
         self._watched: dict[str, int] = {}
         self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
         self._lost: list[Callable[[], object]] = []
@@ -266,7 +281,7 @@ class RedisRecords:
         self._trouble = ""
         self._unsigned = False
         self._joining = threading.Lock()
-        self._closing, self._closed = threading.Event(), False
+        self._closing, self._closed, self._listening = threading.Event(), False, False
         self._threads: list[threading.Thread] = []
         self._join()
         self._seen = (self._id, self._last)
@@ -290,7 +305,8 @@ class RedisRecords:
             reply = self._run(command, self._id, self._last, text, *data)
             if reply != b"lost":
                 return reply
-            self._join()
+            if self._join():
+                self._restore()
 
     def _run(self, *args: Any) -> Any:
         with self._told() as client:
@@ -310,21 +326,25 @@ class RedisRecords:
             why = str(error).rstrip(".")
             raise StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}") from error
 
-    def _join(self) -> None:
-        """Be alive, and see whether the store is still the same: who has something of it stores it again if not."""
+    def _join(self) -> bool:
+        """Be alive; whether the store has lost something since this process has seen it."""
         with self._joining:
-            args = {"me": self.me, "lease": LEASE * 1e6, "last": self._last, "fresh": secrets.token_hex(8)}
+            args = {
+                "me": self.me, "lease": LEASE * 1e6, "watched": list(self._watched.items()), "last": self._last,
+                "fresh": secrets.token_hex(8),
+            }  # fmt: skip
             id, last = self._run("join", self._id, self._last, _json(args))
             lost, self._id = self._id not in ("", id.decode()), id.decode()
             self._last = max(self._last, int(last))
             if lost:
                 self._known.clear()
-        if lost:
-            log.error("The store %s came back without what it had. It gets what this process has.", self._shown)
-            if self._watched:
-                self._call("watch", watched=list(self._watched.items()))
-            for each in self._lost:
-                each()
+        return lost
+
+    def _restore(self) -> None:
+        """Who has something of a store that has lost it stores it again."""
+        log.error("The store %s came back without what it had. It gets what this process has.", self._shown)
+        for lost in self._lost:
+            lost()
 
     def _start(self, body: Callable[[], None]) -> None:
         self._threads.append(threading.Thread(target=body, name="panel-schedule-store", daemon=True))
@@ -335,7 +355,8 @@ class RedisRecords:
         pause = LEASE / 3
         while not self._closing.wait(pause):
             try:
-                self._join()
+                if self._join():
+                    self._start(self._restore)  # which may take longer than this process lives without a word
                 pause = LEASE / 3
             except ScheduleError as error:
                 self._complain_once(error)
@@ -487,6 +508,9 @@ class RedisRecords:
     ) -> list[Result]:
         if not changes:
             return []
+        same = tuple(map(id, changes))
+        if (step := self._unsure.pop(same, None)) is not None and not isinstance(done := self._send(step), dict):
+            return done
         sent: set[str] = set()
         placed: list[dict[tuple[str, int], _Placed]] = []
         try:
@@ -498,6 +522,8 @@ class RedisRecords:
             results, named = self._swap(changes, placed, together, tell)
             sent -= named
         finally:
+            if same in self._unsure:  # perhaps they are named; else they expire
+                sent.clear()
             if sent:
                 with suppress(StoreError), self._told() as client:
                     client.unlink(*(f"{self._prefix}blob:{stamp}" for stamp in sent))
@@ -512,8 +538,6 @@ class RedisRecords:
         What this process takes the records to be is compared on the server: one round trip if it is right, and if it is
         not the reply says what they are. A refusal, or an error, is only true of what they are.
         """
-        # By this the server sees that it has done it before, if the reply was lost and the call is sent again.
-        by = f"{self.me}.{next(self._numbers)}"
         keys = list(dict.fromkeys((change.space, change.name) for change in changes))
         rows, sure = {key: row for key in keys if (row := self._known.get(key)) is not None}, False
         while True:
@@ -537,22 +561,42 @@ class RedisRecords:
                 rows = {}
                 continue
             data: list[bytes] = []
-            told = [draft.told(data, 5) for draft in drafts.values()]
-            bell = f"{self.me} {tell.name}" if tell is not Tell.LATER else False
-            answer, *reply = self._call(
-                "swap", data, changes=told, by=by, ahead=_AHEAD_TEXT, limit=self._log_limit, tell=bell
-            )
-            if answer == b"gone":
-                raise StoreError(f"The store {self._shown} lost a value while it was stored. Try again.")
-            if answer == b"stale":
-                rows, sure = self._rows(reply), True
-                continue
-            revision, *sizes = map(int, reply)
-            return self._done(drafts, results, revision, sizes)
+            args = {
+                "changes": [draft.told(data, 5) for draft in drafts.values()],
+                "by": f"{self.me}.{next(self._numbers)}",
+                "ahead": _AHEAD_TEXT,
+                "limit": self._log_limit,
+                "tell": f"{self.me} {tell.name}" if tell is not Tell.LATER else False,
+            }
+            done = self._send(_Step(changes, drafts, results, args, data))
+            if not isinstance(done, dict):
+                return done, {stamp for draft in drafts.values() for stamp in draft.stamps()}
+            rows, sure = done, True
+
+    def _send(self, step: _Step) -> list[Result] | dict[Key, _Row]:
+        """
+        The results; or the records as they are, if they are not what they were taken to be.
+
+        Where the reply is lost it is not known whether the changes were made. Each step has a name, by which the server
+        knows the last one of each record: so the same may be sent again, now, or when the same changes are tried again.
+        """
+        try:
+            answer, *reply = self._call("swap", step.data, **step.args)
+        except StoreError:
+            if len(self._unsure) >= _UNSURE:
+                self._unsure.clear()
+            self._unsure[tuple(map(id, step.changes))] = step
+            raise
+        if answer == b"stale":
+            return self._rows(reply)
+        if answer == b"gone":
+            raise StoreError(f"The store {self._shown} lost a value while it was stored. Try again.")
+        revision, *sizes = map(int, reply)
+        return self._done(step.drafts, step.results, revision, sizes)
 
     def _done(
         self, drafts: Mapping[Key, _Draft], results: Sequence[Result], revision: int, sizes: Sequence[int]
-    ) -> tuple[list[Result], set[str]]:
+    ) -> list[Result]:
         self._last = max(self._last, revision)
         new = {key: draft.row(size, revision) for (key, draft), size in zip(drafts.items(), sizes, strict=True)}
         self._remember(new)
@@ -564,7 +608,7 @@ class RedisRecords:
                 settled = last if same or last is None else _settled(record, last.size, revision)
                 result = result._replace(record=settled)
             done.append(result)
-        return done, {stamp for draft in drafts.values() for stamp in draft.stamps()}
+        return done
 
     def _remember(self, rows: Mapping[Key, _Row]) -> None:
         if len(self._known) >= _REMEMBERED:
@@ -602,9 +646,10 @@ class RedisRecords:
 
     def watch(self, space: str, name: str, sessions: int) -> None:
         key = _joined((space, name))
-        self._watched[key] = sessions
-        if not sessions:
-            del self._watched[key]
+        with self._joining:
+            self._watched |= {key: sessions}
+            if not sessions:
+                del self._watched[key]
         self._call("watch", watched=[(key, sessions)])
 
     def watchers(self, space: str, name: str) -> int:
@@ -618,7 +663,8 @@ class RedisRecords:
 
     def listen(self) -> None:
         with self._joining:
-            if len(self._threads) == 1 and not self._closing.is_set():
+            if not self._listening and not self._closing.is_set():
+                self._listening = True
                 self._start(self._listen)
 
     def _listen(self) -> None:
