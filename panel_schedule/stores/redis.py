@@ -323,7 +323,7 @@ class RedisRecords:
         try:
             yield self._hurried if in_a_hurry() else self._client
         except (self._redis.RedisError, OSError) as error:
-            why = str(error).rstrip(".")
+            why = " ".join(str(error).split()).rstrip(".")
             raise StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}") from error
 
     def _join(self) -> bool:
