@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from contextlib import ExitStack
 from datetime import timedelta
 
@@ -153,6 +154,135 @@ def pair(server):
     """Two processes."""
     server.join(), server.join()
     return server
+
+
+# ------------------------------------------------------------ who claims
+
+
+def tries(server):
+    """The claims that the processes try from now on: which one, of which task."""
+    tried = []
+    for core in server.cores:
+        tasks = core.service.store.tasks
+        claim = tasks.claim
+        tasks.claim = lambda task, *args, claim=claim, core=core, **options: (
+            tried.append((core, task)) or claim(task, *args, **options)
+        )
+    return tried
+
+
+def lateness(task):
+    """Of the slots that ran, oldest first, in seconds."""
+    return [(run.started_at - run.key).total_seconds() for run in reversed(task.history) if run.started_at is not None]
+
+
+def test_the_process_that_had_a_task_last_goes_first(server):
+    """The others hear of its claim before they try; nothing comes later for that."""
+    for _ in range(5):
+        server.join()
+    tasks = server.schedule(make=counter([]), period="1m", first_run="skip")
+    server.begin()
+    server.run_for(61)
+    tried = tries(server)
+    server.run_for(600)
+
+    assert 10 == len(tried)
+    assert 1 == len(set(tried))
+    assert {0.0} == set(lateness(tasks[0]))
+    assert statuses(tasks)
+
+
+def test_who_comes_in_does_not_try_either(pair):
+    tasks = pair.schedule(make=counter([]), period="1m", first_run="skip")
+    pair.begin()
+    pair.run_for(61)
+    core = pair.join()
+    late = core.schedule(period="1m", first_run="skip")(counter([])(core))
+    tried = tries(pair)
+    core.begin()
+    pair.run_for(120)
+
+    assert 2 == len(tried)
+    assert core not in {core for core, _ in tried}
+    assert statuses([*tasks, late])
+
+
+def test_when_it_is_gone_another_one_has_the_slot_a_moment_later(server):
+    """And goes first from then on."""
+    for _ in range(5):
+        server.join()
+    tasks = server.schedule(make=counter([]), period="1m", first_run="skip")
+    server.begin()
+    server.run_for(61)
+    tried = tries(server)
+    server.run_for(60)
+    [(gone, _)] = tried
+    tried.clear()
+    last = next(task for core, task in zip(server.cores, tasks, strict=True) if core is not gone)
+    server.kill(gone)
+    server.run_for(180)
+
+    first, second_, third = lateness(last)[-3:]
+    assert 0.25 <= first <= 0.5
+    assert 0.0 == second_ == third
+    assert 3 == len(tried)
+
+
+def test_a_slot_that_another_one_has_before_its_time_here_is_left_to_it(pair):
+    """By a clock that is ahead."""
+    ahead, behind = pair.cores
+    tasks = pair.schedule(make=counter([]), period="1m", first_run="skip")
+    pair.begin()
+    pair.run_for(61)
+    tried = tries(pair)
+    slot = second(120)
+    ahead.service.store.do(ahead.service.store.tasks.claim("task", "early", now=slot, key=slot, mark=slot))
+    pair.settle()
+    tried.clear()
+    pair.run_for(60)
+
+    assert behind not in {core for core, _ in tried}
+    assert second(180) == tasks[1].status.next_run
+
+
+def test_a_new_value_is_followed_by_the_process_that_published_it(server):
+    """The others leave its follower to that one; whoever needs both waits for it (invariant 9)."""
+    for _ in range(4):
+        server.join()
+    seen, readers = [], []
+    follow(server, seen, first_run="skip")
+    for core in server.cores:
+        raw, follower = core.ps.tasks["raw"], core.ps.tasks["follower"]
+        core.schedule(period="1m", name="reader", needs=[follower], first_run="skip")(
+            lambda raw=raw, follower=follower: readers.append((raw(), follower()))
+        )
+    server.begin()
+    server.run_for(61)
+    tried = tries(server)
+    server.run_for(300)
+
+    assert {"raw": 5, "follower": 5, "reader": 5} == Counter(task for _, task in tried)
+    assert all(follower is not None for _, follower in readers)
+    assert 6 == len(seen)
+
+
+def test_a_slot_that_waits_when_the_clock_steps_back_comes_again(pair):
+    """It would be taken for handled until then."""
+    tasks = pair.schedule(make=held, period="1m", first_run="skip", overlap="queue")
+    pair.begin()
+    pair.run_for(121)
+    assert any(core.queued(task) for core, task in zip(pair.cores, tasks, strict=True))
+    pair.clock.step(-3600)
+    pair.advance(0)
+    for core, task in zip(pair.cores, tasks, strict=True):
+        if core.thread.parked:
+            task.function.finish("value")
+    pair.settle()
+    pair.run_for(61)
+
+    assert {core.run_of(task).key for core, task in zip(pair.cores, tasks, strict=True) if core.thread.parked} == {
+        second(121 - 3600 + 59)
+    }
 
 
 # ------------------------------------------------------------ one run for all
@@ -716,6 +846,8 @@ def test_a_follower_runs_although_the_publisher_died(pair):
     one.thread.go()
     pair.kill(one)
     pair.advance(0)
+    assert [] == seen
+    pair.run_for(1)  # the publisher would have been the first to follow it
     pair.look()
 
     assert [1] == seen
@@ -966,7 +1098,7 @@ def test_a_queued_slot_survives_the_stop_of_a_process(pair, overlap):
     """Another one runs it."""
     tasks = pair.schedule(make=held, period="1m", first_run="skip", overlap=overlap)
     pair.begin()
-    pair.run_for(120)
+    pair.run_for(121)
     pair.stop(pair.cores[0])
     pair.settle()
     for _ in range(2):

@@ -70,6 +70,8 @@ class TaskState(NamedTuple):
         Of the run that holds it.
     fence : int
         One more with each claim.
+    claimer : str
+        The owner that claimed it last.
     attempt, takeovers : int
     key : datetime or str or None
         Of the run.
@@ -103,6 +105,7 @@ class TaskState(NamedTuple):
     error: str = ""
     run_id: str = ""
     fence: int = 0
+    claimer: str = ""
     attempt: int = 1
     takeovers: int = 0
     key: datetime | str | None = None
@@ -372,6 +375,7 @@ def claim(
     state = before._replace(
         run_id=run_id,
         fence=before.fence + 1,
+        claimer=me,
         attempt=1,
         takeovers=TAKEOVERS if before.outcome == RunState.CRASHED else 0,
         key=key,
@@ -439,8 +443,9 @@ def take_over(
     if state.takeovers >= TAKEOVERS:
         return _close(record, RunState.CRASHED, _CRASHED, now)
     state = state._replace(
-        fence=state.fence + 1, attempt=state.attempt + 1, takeovers=state.takeovers + 1, cancelled="", started_at=now
-    )
+        fence=state.fence + 1, claimer=me, attempt=state.attempt + 1, takeovers=state.takeovers + 1, cancelled="",
+        started_at=now,
+    )  # fmt: skip
     return record._replace(owner=me, state=state)
 
 

@@ -76,6 +76,7 @@ class Follower:
         state.elsewhere = row.viewers
         state.paused = row.paused
         self._follow_run(state, row)
+        self._slots.follow(state, row)
         if state.error != row.error:
             self._health.follow(state, row.error)
             if self._service.begun:

@@ -14,7 +14,7 @@ from ..engine.execution import TROUBLE
 from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunSkipped
 from ..functions.run import Cause, Run, RunState
-from ..functions.task import Overlap, Task, WhenIdle
+from ..functions.task import Overlap, Task
 from ..serialize.errors import first_line
 from ..stores.tasks import Row
 from .execution import Events, TaskExecution
@@ -95,12 +95,11 @@ class Runs:
         """An upstream has a new final value. A task that follows others never skips the newest."""
         if state.removed or self._service.stopping:
             return
-        version = sum(upstream.known.version for upstream in state.upstream if upstream.known is not None)
+        version = self.upstream_version(state)
         key = f"version {version}"
-        if state.paused or (state.task.policy.when_idle is WhenIdle.SKIP and state.viewers + state.elsewhere == 0):
-            state.missed += 1
+        if state.rests:
             self.drop(state, self.new(state, key, wave, version), Cause.PAUSED if state.paused else Cause.IDLE)
-            self._health.judge(state)
+            self.rest(state)
             return
         for waiting in (state.run, state.queued):
             if waiting is not None and waiting.state is RunState.QUEUED:
@@ -115,6 +114,15 @@ class Runs:
         self.launch(state, run)
         if replaced is not None:
             self.cancel(state, replaced, Cause.REPLACED)
+
+    def upstream_version(self, state: TaskState) -> int:
+        """What a run that begins now sees: the sum of its upstream's versions."""
+        return sum(upstream.known.version for upstream in state.upstream if upstream.known is not None)
+
+    def rest(self, state: TaskState) -> None:
+        """There is a new value to follow, and it does not."""
+        state.missed += 1
+        self._health.judge(state)
 
     def _advance(self, state: TaskState, version: int) -> None:
         if (claim := state.claim) is not None:

@@ -412,9 +412,8 @@ class Scheduler:
             return
         self.health.judge(state)
         if entry.final:
-            # Each process tries to follow it: the one that published it may have died since.
             for dependent in state.dependents:
-                self.runs.trigger(dependent, entry.wave or entry.updated_at)
+                self.slots.expect(dependent, entry.wave or entry.updated_at)
 
     def _work(self, task: Task[Any]) -> Work:
         policy = task.policy

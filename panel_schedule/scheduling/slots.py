@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..coordination.tasks import Claim
 from ..engine.service import Service
 from ..errors import RunSkipped, is_interrupt
 from ..functions.run import Cause, Run, RunRecord, RunState
-from ..functions.task import FirstRun, Task, WhenIdle
+from ..functions.task import FirstRun, Task
 from ..stores.tasks import DATES, Plan, Row
 from ..triggers import Trigger
 from .health import Health
@@ -25,6 +26,14 @@ log = logging.getLogger("panel_schedule")
 
 # A date callable that raised is asked again after this many seconds.
 ASK_AGAIN = 30.0
+
+# So many seconds, and up to twice as many, a process gives the one that had a task last for claiming its slot: not all
+# at the same time, so that one of many that wait is heard of by the others.
+MOMENT = 0.25
+
+
+def _moment() -> float:
+    return MOMENT * (1 + random.random())
 
 
 class Slots:
@@ -106,6 +115,7 @@ class Slots:
             )  # fmt: skip
         if row.forgotten or row.removed:
             return False
+        self._order(state, row)
         self.reschedule(state, row.override, row.trigger or policy.trigger)
         state.paused, state.error, state.stale = row.paused, row.error or state.error, row.stale or state.stale
         state.fault = state.stale  # until it is judged here
@@ -113,7 +123,7 @@ class Slots:
         wanted = policy.first_run is not FirstRun.SKIP and not state.paused and (again or state.task.known is None)
         self._health.judge(state)
         if state.clockless:
-            version = sum(upstream.known.version for upstream in state.upstream if upstream.known is not None)
+            version = self._runs.upstream_version(state)
             # Also where its upstream had a new value, and whoever was to follow it died.
             missed = not state.paused and state.task.known is not None and 0 < row.last_version < version
             if (wanted and version) or missed:
@@ -147,6 +157,9 @@ class Slots:
             if pending is None:
                 self.arm(state, state.next)
                 continue
+            if state.handled is not None and state.handled >= pending.latest:
+                self._leave(state, pending)
+                continue
             policy = state.task.policy
             state.missed += self._without_value(state, pending)
             decision = decide(
@@ -155,10 +168,11 @@ class Slots:
                 overlap=policy.overlap,
                 catch_up=policy.catch_up,
                 paused=state.paused,
-                idle=policy.when_idle is WhenIdle.SKIP and state.viewers + state.elsewhere == 0,
+                idle=state.rests,
                 busy=state.busy,
                 trigger=state.trigger,
             )
+            state.goes_first = state.goes_first or decision.action is Action.RUN  # until another one is quicker
             if not failed:
                 self.arm(state, pending.upcoming)
             # What becomes of earlier slots is told in their order: the store forgets none that it has heard of later.
@@ -179,6 +193,58 @@ class Slots:
         for state in starting:
             if state.run is not None:
                 self._runs.start(state, state.run)
+
+    # ------------------------------------------------------------ who goes first
+
+    def follow(self, state: TaskState, row: Row) -> None:
+        """Leave to other processes what they have claimed, and let the one go first that has claimed it last."""
+        before = state.goes_first
+        self._order(state, row)
+        if state.awaited is not None and state.version >= self._runs.upstream_version(state):
+            self._expect_nothing(state)
+            if state.rests:
+                self._runs.rest(state)
+        if state.next is None:
+            return
+        if state.handled is not None and state.handled >= state.next:
+            # By a clock that is ahead of this one it can have come before its time here: then it is left when it comes.
+            pending = None if state.computed else due(state.trigger, state.next, self._service.clock.now())
+            if pending is not None and state.handled >= pending.latest:
+                self._leave(state, pending)
+                return
+        if state.goes_first != before:
+            self.arm(state, state.next)
+
+    def _order(self, state: TaskState, row: Row) -> None:
+        state.goes_first, state.handled, state.version = row.goes_first, row.last_slot, row.last_version
+
+    def _leave(self, state: TaskState, pending: Due) -> None:
+        """Another process has these slots."""
+        state.missed += self._without_value(state, pending)
+        self.arm(state, pending.upcoming)
+        if state.missed > 1 or state.stale:
+            self._health.judge(state)
+
+    def expect(self, state: TaskState, wave: datetime) -> None:
+        """Its upstream has a new value, by another process, which claims the run that follows, too, unless it died."""
+        if any(run is not None and run.state is RunState.QUEUED for run in (state.run, state.queued)):
+            self._runs.trigger(state, wave)  # it sees this value, too
+            return
+        if state.awaited is None and not state.removed:
+            state.awaiting = self._service.timers.after(_moment(), self._overdue, state)
+        state.awaited = wave
+
+    def _overdue(self, state: TaskState) -> None:
+        wave, handled = state.awaited, state.version >= self._runs.upstream_version(state)
+        self._expect_nothing(state)
+        if wave is not None and not handled:
+            self._runs.trigger(state, wave)
+
+    def _expect_nothing(self, state: TaskState) -> None:
+        self._service.timers.cancel(state.awaiting)
+        state.awaited = state.awaiting = None
+
+    # ------------------------------------------------------------ slots that are due
 
     def _without_value(self, state: TaskState, pending: Due) -> int:
         """How many slots, up to 2, no value has come for; another process may have been quicker."""
@@ -262,7 +328,8 @@ class Slots:
         self._service.timers.cancel(state.slot_timer)
         state.next, state.slot_timer = slot, None
         if slot is not None:
-            state.slot_timer = self._service.timers.at(slot, self._came, state)
+            when = slot if state.goes_first else slot + timedelta(seconds=_moment())
+            state.slot_timer = self._service.timers.at(when, self._came, state)
         elif state.task.policy.forget:
             self._service.defer(lambda: self._exhausted(state.task))
 
@@ -281,7 +348,11 @@ class Slots:
         if before - now <= STEP_BACK:
             return
         for state in self._states.values():
-            # What was handled at a time that is still to come is to be handled again.
+            # What was handled at a time that is still to come is to be handled again, and what waits for it comes again.
+            waiting = state.queued
+            if waiting is not None and isinstance(waiting.mark, datetime) and waiting.mark > now:
+                state.queued, waiting.mark = None, None
+                self._runs.drop(state, waiting, Cause.CLOCK)
             record = RunRecord(f"clock-{now.isoformat()}", now, RunState.SKIPPED, reason=Cause.CLOCK, until=before)
             rewind = partial(self._rewind, state.task.name, now, record)
             self._service.outbox.ask([state], rewind, partial(self._rewound, state))

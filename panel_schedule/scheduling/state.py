@@ -14,7 +14,7 @@ from ..engine.execution import Work
 from ..engine.outbox import Subject
 from ..engine.timers import Timer
 from ..functions.run import Cause, Run, RunState
-from ..functions.task import Task, TaskStatus, named_tasks
+from ..functions.task import Task, TaskStatus, WhenIdle, named_tasks
 from ..triggers import After, Computed, Cron, Trigger
 from .planner import ALLOWANCE, second_slot
 
@@ -33,6 +33,8 @@ class TaskState(Subject):
 
     __slots__ = (
         "asking",
+        "awaited",
+        "awaiting",
         "base",
         "claim",
         "dates",
@@ -46,6 +48,8 @@ class TaskState(Subject):
         "first",
         "follows",
         "gated",
+        "goes_first",
+        "handled",
         "held",
         "missed",
         "next",
@@ -65,6 +69,7 @@ class TaskState(Subject):
         "telling",
         "trigger",
         "untold",
+        "version",
         "viewers",
         "waiters",
         "withheld",
@@ -112,6 +117,14 @@ class TaskState(Subject):
         self.waiters: tuple[Run, ...] = ()
         self.held = False
         self.elsewhere = 0
+        # Whether this process claims its slots at once: the one that had it last does, the others a moment later.
+        self.goes_first = True
+        # The last slot, and the versions of its upstream, that some process has claimed or skipped.
+        self.handled: datetime | None = None
+        self.version = 0
+        # The wave of a new value that another process is expected to follow, and the timer that ends the wait for that.
+        self.awaited: datetime | None = None
+        self.awaiting: Timer | None = None
         # Whether its progress is going to be told to the other processes.
         self.telling = False
         # What is to be called when the next run has ended.
@@ -127,6 +140,11 @@ class TaskState(Subject):
         self.depends: tuple[Task[Any], ...] | None = None
         self.slot_timer: Timer | None = None
         self.stale_timer: Timer | None = None
+
+    @property
+    def rests(self) -> bool:
+        """Whether it does not run for now: it is paused, or nobody watches."""
+        return self.paused or (self.task.policy.when_idle is WhenIdle.SKIP and self.viewers + self.elsewhere == 0)
 
     @property
     def body(self) -> Future[Any] | None:
@@ -277,6 +295,8 @@ class Waves:
             # Of first runs each process has the wave at which it came itself: any of them is the one to wait for.
             if run.wave <= wave or state.task.known is None:
                 return True
+        if state.awaited is not None and state.awaited <= wave:
+            return True
         if state.clockless:
             return any(self.pending(upstream, wave) for upstream in self._known(state.upstream))
         return state.next is not None and state.next <= wave and not state.paused

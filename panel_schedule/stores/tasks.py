@@ -86,6 +86,8 @@ class Row(NamedTuple):
     viewers : int
         Sessions of other processes that show the task; counted for those that rest when nobody does.
     holder : Holder or None
+    goes_first : bool
+        Whether this process has claimed it last, or nobody has who may still live.
     cancelled : str
         Id of a run that somebody wants to be cancelled.
     change : int
@@ -107,6 +109,7 @@ class Row(NamedTuple):
     stale: bool = False
     viewers: int = 0
     holder: Holder | None = None
+    goes_first: bool = True
     cancelled: str = ""
     change: int = 0
 
@@ -218,7 +221,10 @@ class Tasks:
             record = result.record or self._records.read(TASK, plan.task)
             assert record is not None
             gave_way = None if OVERRIDE in record.parts else rescheduled.get(plan.task)
-            found[plan.task] = self._row(record, gave_way, plan.trigger.fingerprint)
+            row = self._row(record, gave_way, plan.trigger.fingerprint)
+            # Who comes in does not wait for somebody who is gone for good.
+            gone = not (row.goes_first or self._records.alive(record.state.claimer))
+            found[plan.task] = row._replace(goes_first=True) if gone else row
         return found
 
     def _enrolled(self, plan: Plan, again: bool, late: bool) -> Change:
@@ -264,6 +270,7 @@ class Tasks:
             stale=state.stale,
             viewers=self._records.watchers(TASK, record.name),
             holder=holder,
+            goes_first=state.claimer in ("", self._records.me),
             cancelled=state.cancelled,
             change=record.revision,
         )
