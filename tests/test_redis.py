@@ -353,6 +353,25 @@ def test_what_a_killed_process_has_left_is_told(server, opened, monkeypatch):
     eventually(lambda: server.client.zscore(f"{store._prefix}owners", owner) is None)
 
 
+@pytest.mark.usefixtures("looks_never")
+def test_who_finds_a_dead_process_tells_the_others(server, opened):
+    """Once: so each of many needs to look but seldom."""
+    store, finder, gone = opened(), opened(), opened()
+    held = put(gone, "a", owner=gone.me)
+    heard = listening(store)
+    server.client.zincrby(f"{store._prefix}owners", -3600e6, gone.me)
+    bells = server.client.pubsub()
+    bells.subscribe(f"{store._prefix}bell")
+    for _ in range(3):
+        assert [b"contract\0a"] == [key for key, *_ in finder._call("look", now="0")]
+
+    assert heard.of(held)
+    assert not store.alive(gone.me)
+    store.close()
+    told = [bells.get_message(timeout=PATIENCE)["data"] for _ in range(3)]
+    assert [1, f"{finder.me} left".encode(), f"{store.me} left".encode()] == told
+
+
 def test_a_server_that_was_away_takes_nobody_for_dead(server, opened):
     """Nobody could tell it that he lives: until he has had the time for it."""
     store, other = opened(), opened()

@@ -129,7 +129,7 @@ class Scheduler:
                 self.service.outbox.noticed(state)
 
     def _read(self, state: TaskState) -> Row | None:
-        return self.service.store.tasks.row(state.task.name)
+        return self.service.store.tasks.told(state.task.name)
 
     def _follow(self, state: TaskState, row: Row | None) -> None:
         if self.states.get(state.task.name) is state:
@@ -150,6 +150,8 @@ class Scheduler:
         state = TaskState(task, self._work(task), gated and task.policy.first_run is FirstRun.WAIT)
         if task.policy.isolate:
             self.service.store.values.isolate(task.name)
+        if task.policy.when_idle is WhenIdle.SKIP:
+            self.service.store.tasks.count_viewers(task.name)
         if (entry := self.service.store.values.entry(TASK, task.name)) is not None:
             task.take(entry)
         task.become(plain=False, told=self._told)
@@ -168,6 +170,8 @@ class Scheduler:
         """The task got another function or policy: keep its value and history, run it anew."""
         with self.service.locked:
             state = self.states[task.name]
+            if task.policy.when_idle is WhenIdle.SKIP:
+                self.service.store.tasks.count_viewers(task.name)
             state.work, state.reads, state.depends = self._work(task), (), None
             state.removed = state.gated = False
             self.service.hooks.failures.ended(("task", task.name))

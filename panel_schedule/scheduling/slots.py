@@ -348,7 +348,7 @@ class Slots:
         if before - now <= STEP_BACK:
             return
         for state in self._states.values():
-            # What was handled at a time that is still to come is to be handled again, and what waits for it comes again.
+            # What was handled at a time that is still to come is to be handled again, and what waits comes again.
             waiting = state.queued
             if waiting is not None and isinstance(waiting.mark, datetime) and waiting.mark > now:
                 state.queued, waiting.mark = None, None

@@ -282,7 +282,12 @@ function commands.look()
   if not was_away(instant) then
     for _, owner in ipairs(call('ZRANGEBYSCORE', P .. 'owners', '-inf', exact(instant))) do
       local keys = owner ~= args.me and call('ZRANGE', P .. 'holds:' .. owner, 0, -1) or {}
-      if #keys == 0 then call('ZREM', P .. 'owners', owner) end
+      if #keys == 0 then
+        call('ZREM', P .. 'owners', owner)
+      elseif tonumber(call('ZSCORE', P .. 'owners', owner)) > 0 then  -- nobody has told of it
+        call('ZADD', P .. 'owners', 0, owner)
+        call('PUBLISH', P .. 'bell', args.me .. ' left')
+      end
       all_told(reply, keys)
     end
   end

@@ -36,8 +36,12 @@ log = logging.getLogger("panel_schedule")
 # So many seconds an owner lives without saying so again, on the server's clock; it does three times as often.
 LEASE = 15.0
 
-# How often, in seconds, a process looks who has died, and for changes that nothing told it of.
-LOOK = 1.0
+# How often, in seconds, a process looks who has died, and for changes that nothing told it of; the first one that finds
+# somebody tells the others.
+LOOK = 3.0
+
+# Seconds that an owner is believed to be alive without asking again, unless it was said to be gone.
+BELIEF = 1.0
 
 # Seconds until it tries again to listen.
 AGAIN = 1.0
@@ -272,6 +276,8 @@ class RedisRecords:
         self._known: dict[Key, _Row] = {}
         # By the ids of their changes: those of which it is not known whether they were made.
         self._unsure: dict[tuple[int, ...], _Step] = {}
+        # By owner, until when it is believed to be alive.
+        self._believed: dict[str, float] = {}
         self._watched: dict[str, int] = {}
         self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
         self._lost: list[Callable[[], object]] = []
@@ -642,7 +648,15 @@ class RedisRecords:
     # ------------------------------------------------------------ owners and sessions
 
     def alive(self, owner: str) -> bool:
-        return owner != NOBODY and bool(self._call("alive", owner=owner))
+        if owner == NOBODY:
+            return False
+        now = self._clock.monotonic()
+        if self._listening and self._believed.get(owner, 0.0) > now:
+            return True
+        there = bool(self._call("alive", owner=owner))
+        if there:
+            self._believed[owner] = now + BELIEF
+        return there
 
     def watch(self, space: str, name: str, sessions: int) -> None:
         key = _joined((space, name))
@@ -738,6 +752,7 @@ class RedisRecords:
 
     def _look_around(self) -> None:
         """Tell of what processes have left undone that are gone; delete what time asks for."""
+        self._believed.clear()
         replies = self._call("look", now=_instant(self._clock.now()))
         self._take_in([reply for reply in replies if reply[0].decode().partition("\0")[0] in self._subscribers])
         self._tell()

@@ -84,7 +84,7 @@ class Row(NamedTuple):
     stale : bool
         A process has found the value stale.
     viewers : int
-        Sessions of other processes that show the task; counted for those that rest when nobody does.
+        Sessions of other processes that show the task; 0 if they are not counted, see `Tasks.count_viewers`.
     holder : Holder or None
     goes_first : bool
         Whether this process has claimed it last, or nobody has who may still live.
@@ -146,8 +146,10 @@ class Tasks:
         self._records = records
         self._values = values
         self._server = server
-        # The last change of each task that is known here: it was made here, or was told of.
+        # The last change of each task that is known here: it was made here, or was told of; and the record with it.
         self._known: dict[str, int] = {}
+        self._newest: dict[str, Record] = {}
+        self._counted: set[str] = set()
         self._voided: set[Claim] = set()
         self._noticed: list[Callable[[str], object]] = []
         if records.blocking:  # else no other process changes anything
@@ -160,6 +162,7 @@ class Tasks:
         self._noticed.append(noticed)
 
     def _changed(self, record: Record) -> None:
+        self._keep(record)
         if record.owner not in (None, self._records.me) or self._known.get(record.name) != record.revision:
             self._known[record.name] = record.revision
             for noticed in self._noticed:
@@ -179,9 +182,15 @@ class Tasks:
 
     def _learn(self, result: Result) -> None:
         """Of a change that was made here nobody has to be told, unless another process has made one before it."""
-        record = result.record
-        if record is not None and self._known.get(record.name, 0) == result.before:
-            self._known[record.name] = record.revision
+        if (record := result.record) is not None:
+            self._keep(record)
+            if self._known.get(record.name, 0) == result.before:
+                self._known[record.name] = record.revision
+
+    def _keep(self, record: Record) -> None:
+        newest = self._newest.get(record.name)
+        if newest is None or newest.revision < record.revision:
+            self._newest[record.name] = record
 
     def _write(
         self, task: str, apply: Apply, parts: Mapping[tuple[str, int], Any] = NO_PARTS, tell: Tell = Tell.SOON
@@ -242,6 +251,14 @@ class Tasks:
         record = self._records.read(TASK, task)
         if record is None or record.state.first_seen is None:
             return None
+        return self._followed(record, fingerprint)
+
+    def told(self, task: str) -> Row | None:
+        """What this process was told of a task last, or has changed itself: a network is not asked for that again."""
+        record = self._newest.get(task)
+        return self.row(task) if record is None or record.state.first_seen is None else self._followed(record)
+
+    def _followed(self, record: Record, fingerprint: str | None = None) -> Row:
         self._values.followed(record)
         return self._row(record, fingerprint=fingerprint)
 
@@ -268,7 +285,7 @@ class Tasks:
             outcome=RunState(state.outcome) if state.outcome else None,
             error=state.error,
             stale=state.stale,
-            viewers=self._records.watchers(TASK, record.name),
+            viewers=self._records.watchers(TASK, record.name) if record.name in self._counted else 0,
             holder=holder,
             goes_first=state.claimer in ("", self._records.me),
             cancelled=state.cancelled,
@@ -311,6 +328,10 @@ class Tasks:
     def rewind(self, task: str, now: datetime) -> Request:
         """The clock has stepped back to `now`: slots later than that were not handled. False when it is known."""
         return self._request(task, partial(tasks.rewind, now=now), _is_made)
+
+    def count_viewers(self, task: str) -> None:
+        """From now on ``Row.viewers`` says how many there are."""
+        self._counted.add(task)
 
     def watch(self, task: str, viewers: int) -> None:
         """So many sessions of this process show the task."""
@@ -412,7 +433,7 @@ class Tasks:
 
     def advance(self, claim: Claim, version: int) -> Request:
         """The run that has the claim is going to see these versions of its upstream, too."""
-        return self._request(claim.task, partial(tasks.advance, claim=claim, version=version), tell=Tell.LATER)
+        return self._request(claim.task, partial(tasks.advance, claim=claim, version=version))
 
     def progress(self, claim: Claim, percent: int, message: str) -> Request:
         """Tell the other processes how far the run has come."""

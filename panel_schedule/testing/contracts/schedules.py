@@ -103,7 +103,8 @@ class ScheduleContract:
         assert answers == [False, True, False, True, False, True]
 
     def test_who_looks_on_here_is_known_here(self, store: Store) -> None:
-        """A row counts the viewers of other processes."""
+        """A row counts the viewers of other processes, where that is asked for."""
+        store.tasks.count_viewers("sales")
         enroll(store, "sales")
         store.tasks.watch("sales", 3)
         assert row_of(store, "sales").viewers == 0
