@@ -218,11 +218,11 @@ class Tasks:
             The task is scheduled while the server runs: one that was forgotten comes back.
         """
         plans = list(plans)
-        before = {plan.task: self._records.read(TASK, plan.task) for plan in plans}
+        names = {plan.task for plan in plans}
         rescheduled = {
-            name: self._schedule(record, OVERRIDE)
-            for name, record in before.items()
-            if record is not None and OVERRIDE in record.parts and not record.state.forgotten
+            record.name: self._schedule(record, OVERRIDE)
+            for record in self._records.scan(TASK)
+            if record.name in names and OVERRIDE in record.parts and not record.state.forgotten
         }
         results = self._records.write([self._enrolled(plan, again, late) for plan in plans])
         found: dict[str, Row] = {}
