@@ -79,6 +79,7 @@ def test_processes_see_each_others_rows(opened, peer):
     held = claim(store, "sales", "run1", key=second(1), mark=second(1), wave=second(1))
     store.tasks.amend("sales", paused=True)
     store.tasks.watch("sales", 3)
+    other("store.tasks.count_viewers('sales')")
 
     row = other("store.tasks.row('sales')")
 
@@ -480,6 +481,7 @@ def test_viewers_of_a_dead_process_do_not_count(opened, peer):
     store, other = opened(), peer()
     enroll(store, "sales")
     other("store.tasks.watch('sales', 3)")
+    store.tasks.count_viewers("sales")
     assert 3 == store.tasks.row("sales").viewers
     store.listen()
     other.kill()

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from contextlib import ExitStack
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -283,6 +284,71 @@ def test_a_slot_that_waits_when_the_clock_steps_back_comes_again(pair):
     assert {core.run_of(task).key for core, task in zip(pair.cores, tasks, strict=True) if core.thread.parked} == {
         second(121 - 3600 + 59)
     }
+
+
+# ------------------------------------------------------------ two versions of the code
+
+
+@pytest.mark.parametrize("new", ["cron", "after"])
+def test_during_a_rolling_update_the_newer_schedule_holds(server, new, caplog):
+    """Also where the old code starts once more; and when the newer code is gone the old one's comes back."""
+    calls = []
+
+    def come_in(version):
+        server.name += "'"
+        core = server.join()
+        base = core.schedule(period="10m", name="base", first_run="skip")(lambda: 1)
+        when = (
+            {"period": "1m"}
+            if version == "old"
+            else {"cron": "*/5 * * * *", "timezone": "UTC"}
+            if new == "cron"
+            else {"after": base}
+        )
+        core.schedule(name="task", first_run="skip", **when)(lambda: calls.append(version) or version)
+        core.begin()
+        server.settle()
+        return core
+
+    old = come_in("old")
+    server.run_for(121)
+    assert ["old"] * 2 == calls
+    newer = come_in("new")
+    again = come_in("old")
+    server.run_for(1200)
+
+    slots = keys(newer.ps.tasks["task"])[2:]
+    assert (4 if new == "cron" else 2) == len(slots) == len(calls) - 2
+    assert new != "cron" or all(slot.minute % 5 == 0 for slot in slots)
+    told = [text for text in messages(caplog) if "newer version of the code" in text]
+    assert 2 == len(told)
+    assert "Task 'task': a newer version of the code is in use" in told[0]
+    assert "here it is every 1 min" in told[0]
+
+    calls.clear()
+    server.kill(newer)
+    server.run_for(240)
+    assert {"old"} == set(calls)
+    assert [60.0] == list({(b - a).total_seconds() for a, b in pairwise(keys(old.ps.tasks["task"])[-3:])})
+    assert "every 1 min" == old.ps.tasks["task"].status.schedule == again.ps.tasks["task"].status.schedule
+
+
+def test_a_new_version_replaces_the_schedule_of_the_one_before(server):
+    """As often as there is one; also back to an earlier one, once the processes of the newer one are gone."""
+    cores = []
+    for minutes in (1, 2, 3, 1):
+        server.name += "'"
+        cores.append(server.join())
+        cores[-1].schedule(period=f"{minutes}m", name="task", first_run="skip")(lambda: 1)
+        cores[-1].begin()
+        server.settle()
+        if len(cores) == 3:
+            assert ["every 3 min"] * 3 == [core.ps.tasks["task"].status.schedule for core in cores]
+            server.kill(cores[2])
+            server.kill(cores[1])
+    server.run_for(61)
+
+    assert ["every 1 min"] * 2 == [core.ps.tasks["task"].status.schedule for core in (cores[0], cores[3])]
 
 
 # ------------------------------------------------------------ one run for all

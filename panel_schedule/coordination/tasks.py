@@ -20,6 +20,9 @@ VALUE, TRIGGER, OVERRIDE = "value", "schedule", "reschedule"
 # that kills its process must not kill every one in turn.
 TAKEOVERS = 1
 
+# So many schedules are known to be older than the one in force.
+_SUPERSEDED = 8
+
 # What says something about the task; that a run was cancelled does not.
 _OUTCOMES = (RunState.SUCCEEDED, RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
 
@@ -53,8 +56,12 @@ class TaskState(NamedTuple):
         The slot for which that run was made.
     server : str
         The server whose schedule it is.
+    scheduled_by : str
+        The owner that came in last with that schedule in its code.
     fingerprint : str
         Of the schedule in the code; ``""`` of a task that was claimed, by a script say, before anybody enrolled it.
+    superseded : tuple of str
+        Of the schedules that it has replaced, oldest first.
     first_seen : datetime or None
         Only slots after this instant can be missed. None where nobody has enrolled or claimed it.
     last_slot : datetime or None
@@ -93,7 +100,9 @@ class TaskState(NamedTuple):
     final: bool = True
     seen_wave: datetime | None = None
     server: str = ""
+    scheduled_by: str = ""
     fingerprint: str = ""
+    superseded: tuple[str, ...] = ()
     first_seen: datetime | None = None
     last_slot: datetime | None = None
     last_version: int = 0
@@ -227,9 +236,14 @@ def enroll(
     again: bool,
     late: bool,
     unreadable: int,
+    me: str,
+    alive: Alive,
 ) -> Record | Refusal:
     """
     Bring it in line with the schedule in the code.
+
+    Of two versions of the code, as they are there during a rolling update, the one that came in first is the older one:
+    its schedule does not come back as long as the process lives that has replaced it.
 
     Parameters
     ----------
@@ -243,19 +257,23 @@ def enroll(
         The version of the value that this process cannot read.
     """
     if record is None:
-        fresh = TaskState(server=server, fingerprint=fingerprint, first_seen=first_seen)
+        fresh = TaskState(server=server, scheduled_by=me, fingerprint=fingerprint, first_seen=first_seen)
         return Record(TASK, name, fresh, parts={TRIGGER: 1}) if portable else Record(TASK, name, fresh)
     parts = {kind: count for kind, count in record.parts.items() if kind != TRIGGER} | (
         {TRIGGER: 1} if portable else {}
     )
     before: TaskState = record.state
-    state = before._replace(server=server, fingerprint=fingerprint, removed=False, forgotten=False)
+    state = before._replace(
+        server=server, scheduled_by=me, fingerprint=fingerprint, removed=False, forgotten=False
+    )  # fmt: skip
     if before.first_seen is None:
         return record._replace(parts=parts, state=state._replace(first_seen=first_seen))
     ours, unchanged = before.server == server, not before.forgotten and before.fingerprint == fingerprint
     if before.forgotten and ours and not late:
         return Refusal.HANDLED
     if ours and not again and not before.forgotten and before.fingerprint:
+        return Refusal.HANDLED
+    if not (unchanged or ours or before.forgotten) and fingerprint in before.superseded and alive(before.scheduled_by):
         return Refusal.HANDLED
     if unchanged and not again:
         if not has_newer(record, unreadable):
@@ -266,7 +284,9 @@ def enroll(
     # Claim, fence and history stay: a run of the former schedule may be in flight.
     if not unchanged:
         parts.pop(OVERRIDE, None)
-        state = state._replace(first_seen=first_seen, last_slot=None, last_version=0)
+        former = [each for each in before.superseded if each != fingerprint]
+        superseded = (*former, before.fingerprint)[-_SUPERSEDED:]
+        state = state._replace(first_seen=first_seen, last_slot=None, last_version=0, superseded=superseded)
     return record._replace(parts=parts, state=state)
 
 

@@ -70,7 +70,7 @@ class Follower:
             return
         if row.removed and not state.removed:
             self._removed(state)
-        self._slots.reschedule(state, row.override)
+        self._slots.schedule(state, row)
         if state.computed and self._service.begun:
             self._slots.elect(state)
         state.elsewhere = row.viewers
@@ -90,7 +90,7 @@ class Follower:
         task, now = state.task, self._service.clock.now()
         if (row.removed or row.forgotten) and not state.removed:
             self._removed(state)
-        self._slots.reschedule(state, row.override, row.trigger or task.policy.trigger)
+        self._slots.schedule(state, row)
         state.paused, state.error = row.paused, row.error
         # Also when nobody is there to find it stale.
         until = state.promise

@@ -129,7 +129,7 @@ class Scheduler:
                 self.service.outbox.noticed(state)
 
     def _read(self, state: TaskState) -> Row | None:
-        return self.service.store.tasks.told(state.task.name)
+        return self.service.store.tasks.told(state.task.name, state.task.policy.trigger.fingerprint)
 
     def _follow(self, state: TaskState, row: Row | None) -> None:
         if self.states.get(state.task.name) is state:

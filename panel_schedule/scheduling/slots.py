@@ -31,6 +31,9 @@ ASK_AGAIN = 30.0
 # at the same time, so that one of many that wait is heard of by the others.
 MOMENT = 0.25
 
+# How often, in seconds, a process looks whether the newer code is gone whose schedule it has taken over.
+VERSIONS = 30.0
+
 
 def _moment() -> float:
     return MOMENT * (1 + random.random())
@@ -116,7 +119,7 @@ class Slots:
         if row.forgotten or row.removed:
             return False
         self._order(state, row)
-        self.reschedule(state, row.override, row.trigger or policy.trigger)
+        self.schedule(state, row)
         state.paused, state.error, state.stale = row.paused, row.error or state.error, row.stale or state.stale
         state.fault = state.stale  # until it is judged here
         self.advance(state, self._since(state, row))
@@ -265,16 +268,37 @@ class Slots:
         else:
             self.arm(state, slot)
 
-    def reschedule(self, state: TaskState, override: Trigger | None, base: Trigger | None = None) -> None:
-        """Put a schedule into force that another process, or an earlier one, has given the task."""
-        state.base = base or state.base
-        trigger = override or state.base
-        state.override = override
+    def schedule(self, state: TaskState, row: Row) -> None:
+        """Put the schedule into force that the task has in the store."""
+        own = state.task.policy.trigger
+        state.base, state.override = row.trigger or own, row.override
+        self._follow_version(state, row, own)
+        trigger = state.override or state.base
         if trigger is state.trigger or trigger.fingerprint == state.trigger.fingerprint:
             return
         state.trigger, state.depends = trigger, None
         self._waves.follow(state, state.upstream)
         self.arm_anew(state)
+
+    def _follow_version(self, state: TaskState, row: Row, own: Trigger) -> None:
+        """During a rolling update the newer code's schedule holds; when its processes are gone, the one here."""
+        if row.foreign and state.outdated is None and self._service.begun:
+            log.warning(
+                "Task %r: a newer version of the code is in use, and its schedule (%s) holds; here it is %s.",
+                state.task.name, state.base, own,
+            )  # fmt: skip
+            state.outdated = self._service.timers.after(VERSIONS, self._enroll_again, state)
+        elif not row.foreign and state.outdated is not None:
+            self._service.timers.cancel(state.outdated)
+            state.outdated = None
+
+    def _enroll_again(self, state: TaskState) -> None:
+        if state.removed or self._states.get(state.task.name) is not state:
+            return
+        state.outdated = self._service.timers.after(VERSIONS, self._enroll_again, state)
+        name, enroll = state.task.name, self._service.store.tasks.enroll
+        plan = Plan(name, state.task.policy.trigger, self._service.clock.now())
+        self._service.outbox.ask([state], partial(enroll, [plan]), lambda rows: self.entered(state, rows[name]))
 
     def arm_anew(self, state: TaskState) -> None:
         """It has got another schedule: its slots count from now."""
@@ -330,7 +354,7 @@ class Slots:
         if slot is not None:
             when = slot if state.goes_first else slot + timedelta(seconds=_moment())
             state.slot_timer = self._service.timers.at(when, self._came, state)
-        elif state.task.policy.forget:
+        elif state.task.policy.forget and state.outdated is None:
             self._service.defer(lambda: self._exhausted(state.task))
 
     def _skip(self, state: TaskState, stretch: Stretch) -> None:

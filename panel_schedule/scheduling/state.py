@@ -53,6 +53,7 @@ class TaskState(Subject):
         "held",
         "missed",
         "next",
+        "outdated",
         "override",
         "paused",
         "promised",
@@ -82,6 +83,8 @@ class TaskState(Subject):
         # The schedule in force: the override of a reschedule, or the one in the code.
         self.base: Trigger = task.policy.trigger
         self.override: Trigger | None = None
+        # Runs as long as the schedule in force is that of a newer version of the code.
+        self.outdated: Timer | None = None
         self.trigger: Trigger = self.base
         self.work = work
         # Whether the server serves nothing before this task's first value.

@@ -16,7 +16,7 @@ from ..coordination.tasks import OVERRIDE, TASK, TRIGGER, Claim, Mark, TaskState
 from ..errors import RunFenced, ScheduleError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord, RunState
 from ..serialize.entry import Entry
-from ..triggers import Dates, Every, Trigger
+from ..triggers import Cron, Dates, Every, Trigger, Unknown
 from .records import NO_PARTS, Apply, Change, RecordStore, Request, Result, Tell, as_stored
 from .values import Values, whose
 
@@ -64,6 +64,8 @@ class Row(NamedTuple):
     ----------
     fingerprint : str
         Of the schedule in the code.
+    foreign : bool
+        Whether that is the schedule of another version of the code, which holds as long as its processes live.
     first_seen : datetime
         Only slots after this instant, at which the schedule was first seen, can be missed.
     last_slot : datetime or None
@@ -71,7 +73,7 @@ class Row(NamedTuple):
     last_version : int
         The sum of the upstream's versions for which an ``after=`` task ran last.
     trigger : Trigger or None
-        Of the process that came first, where another one's code says ``now + 30 s``.
+        The one in force where the code of this process has another one: ``now + 30 s`` and came later, or `foreign`.
     override : Trigger or None
         Of a `reschedule`.
     gave_way : Trigger or None
@@ -96,6 +98,7 @@ class Row(NamedTuple):
 
     fingerprint: str
     first_seen: datetime
+    foreign: bool = False
     last_slot: datetime | None = None
     last_version: int = 0
     trigger: Any = None
@@ -150,6 +153,8 @@ class Tasks:
         self._known: dict[str, int] = {}
         self._newest: dict[str, Record] = {}
         self._counted: set[str] = set()
+        # Schedules of other processes, by task.
+        self._schedules: dict[str, Trigger] = {}
         self._voided: set[Claim] = set()
         self._noticed: list[Callable[[str], object]] = []
         if records.blocking:  # else no other process changes anything
@@ -174,15 +179,17 @@ class Tasks:
         return self._asked(Change(TASK, task, apply), answer, tell)
 
     def _asked(self, change: Change, answer: Callable[[Result], Any], tell: Tell) -> Request:
-        return Request(change, partial(self._answer, answer) if self._records.blocking else answer, tell)
+        return Request(change, partial(self._answer, change.name, answer) if self._records.blocking else answer, tell)
 
-    def _answer(self, answer: Callable[[Result], Any], result: Result) -> Any:
-        self._learn(result)
+    def _answer(self, task: str, answer: Callable[[Result], Any], result: Result) -> Any:
+        self._learn(task, result)
         return answer(result)
 
-    def _learn(self, result: Result) -> None:
+    def _learn(self, task: str, result: Result) -> None:
         """Of a change that was made here nobody has to be told, unless another process has made one before it."""
-        if (record := result.record) is not None:
+        if (record := result.record) is None:
+            self._newest.pop(task, None)  # refused: there is one that this process has not heard of yet
+        else:
             self._keep(record)
             if self._known.get(record.name, 0) == result.before:
                 self._known[record.name] = record.revision
@@ -197,7 +204,7 @@ class Tasks:
     ) -> Result:
         [result] = self._records.write([Change(TASK, task, apply, parts, whose(TASK, task))], tell=tell)
         if self._records.blocking:
-            self._learn(result)
+            self._learn(task, result)
         return result
 
     # ------------------------------------------------------------ schedules
@@ -238,11 +245,13 @@ class Tasks:
 
     def _enrolled(self, plan: Plan, again: bool, late: bool) -> Change:
         name, trigger, first_seen = plan
-        # What the other processes of this server get instead of their own, if it means the same there.
-        parts = {(TRIGGER, 0): trigger} if self._records.blocking and isinstance(trigger, (Dates, Every)) else NO_PARTS
+        # What other processes get instead of their own, if it means the same there.
+        portable = self._records.blocking and isinstance(trigger, (Cron, Dates, Every))
+        parts = {(TRIGGER, 0): trigger} if portable else NO_PARTS
         apply = partial(
             tasks.enroll, name=name, server=self._server, fingerprint=trigger.fingerprint, portable=bool(parts),
             first_seen=first_seen, again=again, late=late, unreadable=self._values.unreadable(name),
+            me=self._records.me, alive=self._records.alive,
         )  # fmt: skip
         return Change(TASK, name, apply, parts, whose(TASK, name))
 
@@ -253,10 +262,12 @@ class Tasks:
             return None
         return self._followed(record, fingerprint)
 
-    def told(self, task: str) -> Row | None:
+    def told(self, task: str, fingerprint: str) -> Row | None:
         """What this process was told of a task last, or has changed itself: a network is not asked for that again."""
         record = self._newest.get(task)
-        return self.row(task) if record is None or record.state.first_seen is None else self._followed(record)
+        if record is None or record.state.first_seen is None:
+            return self.row(task, fingerprint)
+        return self._followed(record, fingerprint)
 
     def _followed(self, record: Record, fingerprint: str | None = None) -> Row:
         self._values.followed(record)
@@ -270,13 +281,15 @@ class Tasks:
                 state.run_id, state.key, state.attempt, state.wave, state.started_at, state.over,
                 not self._records.alive(record.owner or ""), state.percent, state.message,
             )  # fmt: skip
-        differs = fingerprint not in (None, state.fingerprint)
+        differs = bool(state.fingerprint) and fingerprint not in (None, state.fingerprint)
+        foreign = differs and state.server != self._server
         return Row(
             fingerprint=state.fingerprint,
             first_seen=state.first_seen or EPOCH,
             last_slot=state.last_slot,
             last_version=state.last_version,
-            trigger=self._schedule(record, TRIGGER) if differs else None,
+            foreign=foreign,
+            trigger=self._in_force(record, foreign) if differs else None,
             override=self._schedule(record, OVERRIDE),
             gave_way=gave_way,
             paused=state.paused,
@@ -291,6 +304,15 @@ class Tasks:
             cancelled=state.cancelled,
             change=record.revision,
         )
+
+    def _in_force(self, record: Record, foreign: bool) -> Any:
+        """The schedule of another process."""
+        if foreign and TRIGGER not in record.parts:
+            return Unknown()
+        found = self._schedules.get(record.name)
+        if found is None or found.fingerprint != record.state.fingerprint:
+            found = self._schedules[record.name] = self._schedule(record, TRIGGER)
+        return found
 
     def _schedule(self, record: Record, part: str) -> Any:
         if part not in record.parts:

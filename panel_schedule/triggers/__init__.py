@@ -294,6 +294,22 @@ class Dates:
         return f"at {first}" if len(self.dates) == 1 else f"at {len(self.dates)} dates from {first} to {last}"
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A schedule that only other processes know."""
+
+    def next_after(self, t: datetime) -> datetime | None:
+        """It is up to them."""
+        return None
+
+    @property
+    def fingerprint(self) -> str:
+        return "unknown"
+
+    def __str__(self) -> str:
+        return "as a newer version of the code says"
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class After:
     """Whenever one of the given tasks (or of one list of them) has a new final value; no clock knows when."""
