@@ -48,6 +48,8 @@ RECORDS: dict[str, Record | None] = {
     "dead twice": Record(TASK, "t", RUNNING._replace(takeovers=TAKEOVERS), owner="gone"),
     "dead, over": Record(TASK, "t", RUNNING._replace(over=True), owner="gone"),
     "dead, published": Record(TASK, "t", RUNNING._replace(published=True), owner="gone"),
+    "replaced": Record(TASK, "t", ENROLLED._replace(superseded=("e", "h"), scheduled_by="other")),
+    "replaced by one gone": Record(TASK, "t", ENROLLED._replace(superseded=("e", "h"), scheduled_by="gone")),
     "handed over": Record(TASK, "t", RUNNING, owner=NOBODY),
     "over": Record(TASK, "t", RUNNING._replace(over=True), owner="me"),
     "forgotten": Record(TASK, "t", ENROLLED._replace(forgotten=True)),
@@ -67,7 +69,7 @@ def publish(claim: Claim | None = HELD) -> Any:
 
 def enroll(server: str = "s", fingerprint: str = "f", again: bool = False, late: bool = False) -> Any:
     return partial(tasks.enroll, name="t", server=server, fingerprint=fingerprint, portable=False, first_seen=second(9),
-                   again=again, late=late, unreadable=0)  # fmt: skip
+                   again=again, late=late, unreadable=0, me="me", alive=alive)  # fmt: skip
 
 
 def note(mark: Any = None, released: Claim | None = None) -> Any:
@@ -112,6 +114,8 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("enroll in another server", enroll("x"), {"free": "first 5", "mine": "me first 5", "forgotten": "first 9"}),
     ("enroll another schedule", enroll(fingerprint="g"), {"free": "handled"}),
     ("enroll another schedule again", enroll(fingerprint="g", again=True), {"free": "first 9", "mine": "me first 9"}),
+    ("enroll a newer one", enroll("x", "g"), {"free": "first 9", "replaced": "first 9"}),
+    ("enroll an older one", enroll("x", "e"), {"replaced": "handled", "replaced by one gone": "first 9"}),
     ("enroll late", enroll(late=True), {"forgotten": "first 9", "free": "handled"}),
     ("amend", AMEND, {"none": "absent", "value": "absent", "free": "ok", "mine": "me"}),
     ("reschedule", partial(tasks.amend, paused=None, removed=None, rescheduled=second(8)), {"free": "first 8"}),
@@ -284,7 +288,7 @@ class Walk(RuleBasedStateMachine):
     def enroll(self, server: str, fingerprint: str, again: bool, late: bool) -> None:
         outcome = self.make(partial(
             tasks.enroll, name="t", server=server, fingerprint=fingerprint, portable=False, first_seen=second(self.now),
-            again=again, late=late, unreadable=0,
+            again=again, late=late, unreadable=0, me=server, alive=lambda owner: owner == "s",
         ))  # fmt: skip
         if not isinstance(outcome, Refusal) and outcome.state.last_slot is None:
             self.slots.clear()  # another schedule, whose slots are others
