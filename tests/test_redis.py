@@ -19,12 +19,13 @@ import pytest
 
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
-from panel_schedule.coordination.record import Record
+from panel_schedule.coordination.record import Record, Refusal
 from panel_schedule.coordination.tasks import USER
 from panel_schedule.errors import ConfigError, StoreError, ValueRefused, ValueUnreadable
 from panel_schedule.runtime import Runtime
 from panel_schedule.serialize.codec import encode
 from panel_schedule.stores import redis as redis_store
+from panel_schedule.stores import server_records
 from panel_schedule.stores.hurry import hurried
 from panel_schedule.stores.records import Change, Tell
 from panel_schedule.stores.redis import RedisRecords, RedisStore
@@ -77,7 +78,7 @@ def opened(server):
 @pytest.fixture
 def looks_often(monkeypatch):
     """Nothing wakes a process that has changed something itself."""
-    monkeypatch.setattr(redis_store, "LOOK", 0.02)
+    monkeypatch.setattr(server_records, "LOOK", 0.02)
 
 
 class TestRedisStore(StoreContract):
@@ -177,7 +178,7 @@ def test_a_change_is_one_round_trip(server, opened):
     """From the second on: what this process left is what it takes the record to be. A refusal is one, too."""
     store = opened()
     put(store, "a", 1, "value")
-    wrong = Change(SPACE, "a", lambda old, revision: redis_store.Refusal.HELD)
+    wrong = Change(SPACE, "a", lambda old, revision: Refusal.HELD)
 
     assert [1, 1, 1, 1] == [
         trips(server, lambda: store.write([addition("a")])),
@@ -304,7 +305,7 @@ def test_a_change_that_is_tried_again_is_made_once(server, proxy, opened, monkey
 
 def test_an_owner_lives_as_long_as_it_says_so(server, opened, monkeypatch):
     """On a thread of its own, on the server's clock."""
-    monkeypatch.setattr(redis_store, "LEASE", 0.3)
+    monkeypatch.setattr(server_records, "LEASE", 0.3)
     store, other = opened(), opened()
 
     def until():
@@ -318,12 +319,12 @@ def test_an_owner_lives_as_long_as_it_says_so(server, opened, monkeypatch):
 KILLED = """
 import sys
 from panel_schedule.clock import SystemClock
-from panel_schedule.coordination.record import Record
-from panel_schedule.stores import redis
+from panel_schedule.coordination.record import Record, Refusal
+from panel_schedule.stores import redis, server_records
 from panel_schedule.stores.records import Change
 from panel_schedule.testing.contracts.records import SPACE, ContractState
 
-redis.LEASE = float(sys.argv[3])
+server_records.LEASE = float(sys.argv[3])
 store = redis.RedisRecords(sys.argv[1], SystemClock(), namespace=sys.argv[2])
 store.write([Change(SPACE, "a", lambda old, revision: Record(SPACE, "a", ContractState(), owner=store.me))])
 print(store.me, flush=True)
@@ -334,7 +335,7 @@ sys.stdin.read()
 @pytest.mark.usefixtures("looks_often")
 def test_what_a_killed_process_has_left_is_told(server, opened, monkeypatch):
     """Within its lease."""
-    monkeypatch.setattr(redis_store, "LEASE", 0.5)
+    monkeypatch.setattr(server_records, "LEASE", 0.5)
     store, heard = opened(), Heard()
     command = [sys.executable, "-c", KILLED, server.url, store._namespace, "0.5"]
     killed = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -377,7 +378,7 @@ def test_a_server_that_was_away_takes_nobody_for_dead(server, opened):
 @pytest.fixture
 def looks_never(monkeypatch):
     """So that only messages tell anything."""
-    monkeypatch.setattr(redis_store, "LOOK", 3600.0)
+    monkeypatch.setattr(server_records, "LOOK", 3600.0)
 
 
 def listening(store):
@@ -537,7 +538,7 @@ def test_a_large_part_goes_with_its_record(server, opened):
         assert -1 == server.client.ttl(blobs(server, store)[0])
         gone()
         assert [] == blobs(server, store)
-    refusing = to("a", 1, large)._replace(apply=lambda old, revision: redis_store.Refusal.HELD)
+    refusing = to("a", 1, large)._replace(apply=lambda old, revision: Refusal.HELD)
     store.write([refusing])
     store.write([to("b"), refusing], together=True)
     store.write([to("a", 1, large), to("a", 2, "small")])
