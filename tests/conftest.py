@@ -17,6 +17,7 @@ from core import Core
 from panel_schedule.clock import Clock, SystemClock
 from panel_schedule.functions.run import Run
 from panel_schedule.stores.file.store import FileStore
+from postgres_server import PostgresServer
 from redis_server import RedisServer
 from servers import PanelServer, Serve, write_files
 from store_peer import Peer
@@ -159,6 +160,14 @@ def peer(home: Path) -> Iterator[Callable[..., Peer]]:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One for all tests of this process: each takes a namespace of its own."""
     server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One for all tests of this process, as the one above."""
+    server = PostgresServer()
     yield server
     server.stop()
 

@@ -28,6 +28,7 @@ LAYERS = [
     {"panel_schedule"},
 ]
 OPTIONAL = {
+    "stores.postgres_server": {"psycopg"},
     "stores.redis": {"redis"},
     "executors.celery": {"celery"},
     "executors.dask": {"dask", "distributed"},

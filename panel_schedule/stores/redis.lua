@@ -208,7 +208,7 @@ function commands.swap()
       for _, part in ipairs(change.put) do
         local field, at, bytes, stamp = unpack(part)
         size = size - drop(key, field) + bytes
-        call('HSET', P .. 'parts:' .. key, field, revision .. ' ' .. ARGV[at])
+        call('HSET', P .. 'parts:' .. key, field, revision .. ' ' .. ARGV[4 + at])
         if stamp ~= '' then call('PERSIST', P .. 'blob:' .. stamp) end
       end
       size = exact(size)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
-import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,22 +13,17 @@ from urllib.parse import urlsplit
 from ..clock import Clock
 from ..config import shown
 from ..coordination.record import Record, of_text
-from ..errors import ConfigError, StoreError, ValueRefused, ValueUnreadable
+from ..errors import ConfigError, StoreError
 from ..functions.run import RunRecord
-from ..serialize.codec import Encoded, Inline, decode, encode
 from .base import Store
 from .hurry import SOON, in_a_hurry
 from .queue import MOST_BYTES
-from .records import Change, Source
-from .server_records import LOST, Key, Placed, ServerRecords, instant_in, run_in, to_json
+from .server_records import LOST, Key, ServerRecords, instant_in, run_in, to_json
 
 log = logging.getLogger("panel_schedule")
 
 # Seconds that a call waits for the server.
 PATIENCE = 5.0
-
-# Parts up to this size, in bytes, travel with their record; larger ones before it, as keys of their own.
-INLINE = 64 * 1024
 
 # Seconds that the server keeps a large part which no record names: who was to write that died before he could.
 UNNAMED = 3600
@@ -99,12 +92,8 @@ class RedisRecords(ServerRecords):
         max_value_bytes: int = 512 * 1024**2,
         log_limit: int = 50,
     ):
-        super().__init__(shown(url), clock, log_limit)
-        self._redis = _library()
-        self._namespace, self._prefix = namespace, f"panel-schedule:{{{namespace}}}:"
-        self._secret = secret.encode()
-        self._max_value_bytes = max_value_bytes
-        self._unsigned = False
+        super().__init__(shown(url), clock, namespace, secret, max_value_bytes, log_limit)
+        self._redis, self._prefix = _library(), f"panel-schedule:{{{namespace}}}:"
         self._client, self._hurried = self._connected(url, PATIENCE), self._connected(url, SOON)
         self._open()
 
@@ -181,95 +170,30 @@ class RedisRecords(ServerRecords):
     def _of(self, what: str, key: Key) -> str:
         return f"{self._prefix}{what}:{self._named(key)}"
 
-    def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
-        source = self.source(record, kind, number, what)
-        try:
-            return source.load()
-        except ValueUnreadable as error:
-            raise _unreadable(what, record, kind, error) from error
-
-    def source(self, record: Record, kind: str, number: int = 0, what: str = "") -> Source:
-        key, field = (record.space, record.name), f"{kind}\0{number}"
-        parts = self._of("parts", key)
-        with self._told() as client:
-            while (part := client.hget(parts, field)) is not None:
-                try:
-                    head, data = part.split(b"\n", 1)
-                    revision, _, signature, stamp = head.decode().split(" ")
-                    if int(revision) > record.revision:
-                        break
-                    if stamp and (data := self._fetched(client, stamp)) is None:
-                        if client.hget(parts, field) != part:  # it was replaced meanwhile
-                            continue
-                        raise ValueUnreadable("its bytes are gone from the server")
-                    self._verify(signature, key, kind, number, data)
-                except ValueError as error:
-                    raise _unreadable(what, record, kind, error) from error
-                return Inline(data)
-        raise KeyError(record.name)
-
     def log(self, space: str, name: str) -> list[RunRecord]:
         with self._told() as client:
             return list(map(run_in, client.lrange(self._of("log", (space, name)), 0, -1)))
 
     # ------------------------------------------------------------ parts
 
-    def _place(self, change: Change, kind: str, number: int, value: Any) -> Placed:
-        encoded = value if isinstance(value, Encoded) else encode(value, change.what)
-        try:
-            size = encoded.size
-            if size > self._max_value_bytes:
-                raise ValueRefused(
-                    f"{change.what}: the value has {size / 1e6:,.1f} MB, and ps.config.max_value_bytes is "
-                    f"{self._max_value_bytes / 1e6:,.1f} MB. Return less, say a path to it, or raise that option."
-                )
-            data = encoded.tobytes()
-        finally:
-            if encoded is not value:
-                encoded.close()
-        try:
-            read = decode(bytearray(data))  # what the others get, this process gets as well
-        except ValueUnreadable as error:
-            raise ValueRefused(
-                f"{change.what}: the value can be pickled, but {error}. Return plain data, or mend how its class "
-                "pickles."
-            ) from error
-        signature, stamp = self._signature((change.space, change.name), kind, number, data), ""
-        if size > INLINE:
-            data, stamp = b"", self._sent(data)
-        return Placed(f"{size} {signature or '-'} {stamp}", data, size, stamp, read)
+    def _part(self, key: Key, part: str) -> tuple[int, bytes] | None:
+        with self._told() as client:
+            found = client.hget(self._of("parts", key), part)
+        if found is None:
+            return None
+        revision, _, data = found.partition(b" ")
+        return int(revision), data
 
     # These two are the place for chunks, compression, and a file that the processes of a machine map.
 
-    def _sent(self, data: bytes) -> str:
-        """Large bytes are on the server; their stamp."""
-        stamp = f"{self.me}.{next(self._numbers)}"
+    def _send_blob(self, stamp: str, data: bytes) -> None:
         with self._told() as client:
             client.set(f"{self._prefix}blob:{stamp}", data, ex=UNNAMED)
-        return stamp
 
-    def _fetched(self, client: Any, stamp: str) -> bytes | None:
-        data: bytes | None = client.get(f"{self._prefix}blob:{stamp}")
+    def _fetch_blob(self, stamp: str) -> bytes | None:
+        with self._told() as client:
+            data: bytes | None = client.get(f"{self._prefix}blob:{stamp}")
         return data
-
-    def _signature(self, key: Key, kind: str, number: int, data: bytes) -> str:
-        if not self._secret:
-            return ""
-        whose = json.dumps((self._namespace, *key, kind, number)).encode()
-        signed = hmac.new(self._secret, b"%d %s" % (len(whose), whose), hashlib.sha256)
-        signed.update(data)
-        return signed.hexdigest()
-
-    def _verify(self, signature: str, key: Key, kind: str, number: int, data: bytes) -> None:
-        if hmac.compare_digest(self._signature(key, kind, number, data), signature if self._secret else ""):
-            return
-        if not self._unsigned:
-            self._unsigned = True
-            log.error(
-                "The store %s has values that were not signed with ps.config.secret. They are not read, and computed "
-                "again. All processes need the same secret, and nobody else the right to write there.", self._shown,
-            )  # fmt: skip
-        raise ValueUnreadable("it was not signed with the secret of this process")
 
     def _unlink(self, stamps: Collection[str]) -> None:
         with self._told() as client:
@@ -340,10 +264,6 @@ def _library() -> Any:
 def _remedy(why: str) -> str:
     """What to do about it."""
     return next((remedy for words, remedy in _REMEDIES.items() if any(word in why for word in words)), _UNREACHABLE)
-
-
-def _unreadable(what: str, record: Record, kind: str, why: Exception) -> ValueUnreadable:
-    return ValueUnreadable(f"{what or f'The {kind} of {record.space} {record.name!r}'} cannot be read: {why}.")
 
 
 def _words(message: Any) -> list[str]:

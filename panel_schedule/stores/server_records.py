@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import logging
 import os
@@ -18,10 +20,11 @@ from typing import Any, NamedTuple
 
 from ..clock import Clock
 from ..coordination.record import NOBODY, Logged, Record, Refusal, instant_of, micros, of_text, text_of
-from ..errors import ScheduleError, StoreError
+from ..errors import ScheduleError, StoreError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord
+from ..serialize.codec import Encoded, Inline, decode, encode
 from .file.history import RUN, row_of, run_of
-from .records import ALL, HELD, Change, Changed, Result, Tell, numbered, selected, tell_all
+from .records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, selected, tell_all
 
 log = logging.getLogger("panel_schedule")
 
@@ -36,6 +39,9 @@ AGAIN = 1.0
 
 # Seconds until a process reads what is not urgent: most often there is more by then.
 MOMENT = 0.001
+
+# Parts up to this size, in bytes, travel with their record; larger ones before it, as keys of their own.
+INLINE = 64 * 1024
 
 # So many records are remembered.
 _REMEMBERED = 4000
@@ -131,8 +137,8 @@ class _Draft:
         self._lines.append(_line(entry))
         return entry
 
-    def told(self, data: list[bytes], at: int) -> dict[str, Any]:
-        """As the script takes it; the bytes of parts are added to `data`, of which the first is argument `at`."""
+    def told(self, data: list[bytes]) -> dict[str, Any]:
+        """As the server takes it; the bytes of parts are added to `data`, and counted from 1."""
         record, was = self.record, self._was
         told: dict[str, Any] = {"key": self._key, "was": str(was.revision) if was else ""}
         if not self._written:
@@ -143,8 +149,8 @@ class _Draft:
         put = []
         for (kind, number), part in self._parts.items():
             if part is not None:
-                put.append((f"{kind}\0{number}", at + len(data), part.size, part.stamp))
                 data.append(part.head.encode() + b"\n" + part.data)
+                put.append((f"{kind}\0{number}", len(data), part.size, part.stamp))
         if was is None or self._anew or record.used_at != was.used_at:  # else it may have been used meanwhile
             told["used"] = instant_text(record.used_at)
         self._text = text_of(record)
@@ -192,14 +198,21 @@ class ServerRecords(ABC):
     shown : str
         How messages name the store.
     clock : Clock
+    namespace : str
+    secret : str
+        Parts are signed with it.
+    max_value_bytes : int
+        Larger parts are refused.
     log_limit : int
         How many lines the log of each record keeps.
     """
 
     blocking = True
 
-    def __init__(self, shown: str, clock: Clock, log_limit: int):
+    def __init__(self, shown: str, clock: Clock, namespace: str, secret: str, max_value_bytes: int, log_limit: int):
         self._shown, self._clock, self._log_limit = shown, clock, log_limit
+        self._namespace, self._secret, self._max_value_bytes = namespace, secret.encode(), max_value_bytes
+        self._unsigned = False
         self.me = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._numbers = count(1)
         # Of the store as this process knows it; and its last number that it has seen.
@@ -243,8 +256,16 @@ class ServerRecords(ABC):
         """Of what a reply says: revision, created, group, owner, used, expires, size, text."""
 
     @abstractmethod
-    def _place(self, change: Change, kind: str, number: int, value: Any) -> Placed:
-        """A part as it is sent; a large one is on the server already."""
+    def _part(self, key: Key, part: str) -> tuple[int, bytes] | None:
+        """The revision of a part, its head and its bytes, as they were put."""
+
+    @abstractmethod
+    def _send_blob(self, stamp: str, data: bytes) -> None:
+        """Large bytes are there from now on, for as long as a record names them, or for an hour."""
+
+    @abstractmethod
+    def _fetch_blob(self, stamp: str) -> bytes | None:
+        """None where they are gone."""
 
     @abstractmethod
     def _unlink(self, stamps: Collection[str]) -> None:
@@ -332,6 +353,82 @@ class ServerRecords(ABC):
             rows[key] = Row(self._record(key, values), newest)
         return rows
 
+    def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
+        source = self.source(record, kind, number, what)
+        try:
+            return source.load()
+        except ValueUnreadable as error:
+            raise _unreadable(what, record, kind, error) from error
+
+    def source(self, record: Record, kind: str, number: int = 0, what: str = "") -> Source:
+        key, name = (record.space, record.name), f"{kind}\0{number}"
+        try:
+            while (part := self._part(key, name)) is not None and part[0] <= record.revision:
+                head, data = part[1].split(b"\n", 1)
+                _, signature, stamp = head.decode().split(" ")
+                blob = self._fetch_blob(stamp) if stamp else data
+                if blob is None:
+                    if self._part(key, name) != part:  # it was replaced meanwhile
+                        continue
+                    raise ValueUnreadable("its bytes are gone from the server")
+                self._verify(signature, key, kind, number, blob)
+                return Inline(blob)
+        except ValueError as error:
+            raise _unreadable(what, record, kind, error) from error
+        raise KeyError(record.name)
+
+    # ------------------------------------------------------------ parts
+
+    def _place(self, change: Change, kind: str, number: int, value: Any) -> Placed:
+        encoded = value if isinstance(value, Encoded) else encode(value, change.what)
+        try:
+            size = encoded.size
+            if size > self._max_value_bytes:
+                raise ValueRefused(
+                    f"{change.what}: the value has {size / 1e6:,.1f} MB, and ps.config.max_value_bytes is "
+                    f"{self._max_value_bytes / 1e6:,.1f} MB. Return less, say a path to it, or raise that option."
+                )
+            data = encoded.tobytes()
+        finally:
+            if encoded is not value:
+                encoded.close()
+        try:
+            read = decode(bytearray(data))  # what the others get, this process gets as well
+        except ValueUnreadable as error:
+            raise ValueRefused(
+                f"{change.what}: the value can be pickled, but {error}. Return plain data, or mend how its class "
+                "pickles."
+            ) from error
+        signature, stamp = self._signature((change.space, change.name), kind, number, data), ""
+        if size > INLINE:
+            data, stamp = b"", self._sent(data)
+        return Placed(f"{size} {signature or '-'} {stamp}", data, size, stamp, read)
+
+    def _sent(self, data: bytes) -> str:
+        """Large bytes are on the server; their stamp."""
+        stamp = f"{self.me}.{next(self._numbers)}"
+        self._send_blob(stamp, data)
+        return stamp
+
+    def _signature(self, key: Key, kind: str, number: int, data: bytes) -> str:
+        if not self._secret:
+            return ""
+        whose = json.dumps((self._namespace, *key, kind, number)).encode()
+        signed = hmac.new(self._secret, b"%d %s" % (len(whose), whose), hashlib.sha256)
+        signed.update(data)
+        return signed.hexdigest()
+
+    def _verify(self, signature: str, key: Key, kind: str, number: int, data: bytes) -> None:
+        if hmac.compare_digest(self._signature(key, kind, number, data), signature if self._secret else ""):
+            return
+        if not self._unsigned:
+            self._unsigned = True
+            log.error(
+                "The store %s has values that were not signed with ps.config.secret. They are not read, and computed "
+                "again. All processes need the same secret, and nobody else the right to write there.", self._shown,
+            )  # fmt: skip
+        raise ValueUnreadable("it was not signed with the secret of this process")
+
     # ------------------------------------------------------------ writing
 
     def write(
@@ -350,7 +447,7 @@ class ServerRecords(ABC):
                 for (kind, number), value in change.parts.items():
                     made[kind, number] = self._place(change, kind, number, value)
                     sent |= {made[kind, number].stamp} - {""}
-            results, named = self._swap(changes, placed, together, tell)
+            results, named = self._swap(changes, placed, durable, together, tell)
             sent -= named
         finally:
             if same in self._unsure:  # perhaps they are named; else they expire
@@ -361,7 +458,12 @@ class ServerRecords(ABC):
         return results
 
     def _swap(
-        self, changes: Sequence[Change], placed: Sequence[Mapping[tuple[str, int], Placed]], together: bool, tell: Tell
+        self,
+        changes: Sequence[Change],
+        placed: Sequence[Mapping[tuple[str, int], Placed]],
+        durable: bool | None,
+        together: bool,
+        tell: Tell,
     ) -> tuple[list[Result], set[str]]:
         """
         The results, and the stamps that are named by records now.
@@ -393,10 +495,11 @@ class ServerRecords(ABC):
                 continue
             data: list[bytes] = []
             args = {
-                "changes": [draft.told(data, 5) for draft in drafts.values()],
+                "changes": [draft.told(data) for draft in drafts.values()],
                 "by": f"{self.me}.{next(self._numbers)}",
                 "ahead": _AHEAD_TEXT,
                 "limit": self._log_limit,
+                "durable": any(draft.stamps() - {""} for draft in drafts.values()) if durable is None else durable,
                 "tell": f"{self.me} {tell.name}" if tell is not Tell.LATER else False,
             }
             done = self._send(_Step(changes, drafts, results, args, data))
@@ -618,3 +721,7 @@ def _line(run: RunRecord) -> str:
 def run_in(line: str | bytes) -> RunRecord:
     """A line of a log."""
     return run_of(json.loads(line))
+
+
+def _unreadable(what: str, record: Record, kind: str, why: Exception) -> ValueUnreadable:
+    return ValueUnreadable(f"{what or f'The {kind} of {record.space} {record.name!r}'} cannot be read: {why}.")

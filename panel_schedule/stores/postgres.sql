@@ -1,0 +1,458 @@
+-- What a PostgreSQL server does for `PostgresRecords`, in the schema that the search path names.
+--
+-- Each function that takes `_args` is a command: one transaction, of which nobody sees half. Its arguments are JSON, and
+-- the bytes of parts; and so is its reply. Who writes records holds the row of `store` first: so numbers are given in
+-- the order of commits, nobody who asks what was changed since the last one misses any, and no two commands wait for
+-- each other.
+
+CREATE TABLE IF NOT EXISTS store (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    version integer NOT NULL DEFAULT 1,
+    id text NOT NULL DEFAULT '',            -- names these records as long as none of them was lost
+    revision bigint NOT NULL DEFAULT 0      -- the number of the last change
+);
+
+CREATE TABLE IF NOT EXISTS records (
+    space text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    record_group text COLLATE "C" NOT NULL,
+    owner text COLLATE "C",
+    used_at bigint,                         -- this and the next: microseconds since 1970, by the clock of a process
+    expires_at bigint,
+    size bigint NOT NULL,
+    created bigint NOT NULL,
+    revision bigint NOT NULL,
+    state text NOT NULL,
+    made_by text NOT NULL,                  -- the step that changed it last
+    PRIMARY KEY (space, name)
+);
+CREATE INDEX IF NOT EXISTS records_made ON records (space, created);
+CREATE INDEX IF NOT EXISTS records_of_group ON records (space, record_group, created);
+CREATE INDEX IF NOT EXISTS records_changed ON records (revision);
+CREATE INDEX IF NOT EXISTS records_held ON records (owner) WHERE owner IS NOT NULL;
+CREATE INDEX IF NOT EXISTS records_expiring ON records (expires_at) WHERE owner IS NULL AND expires_at IS NOT NULL;
+
+CREATE TABLE IF NOT EXISTS parts (
+    space text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    part text COLLATE "C" NOT NULL,         -- kind and number
+    revision bigint NOT NULL,
+    size bigint NOT NULL,
+    stamp text COLLATE "C" NOT NULL,        -- of its blobs; '' where its bytes are here
+    data bytea NOT NULL,
+    PRIMARY KEY (space, name, part)
+);
+
+-- The bytes of large parts, which are sent before the change that names them.
+CREATE TABLE IF NOT EXISTS blobs (
+    stamp text COLLATE "C" NOT NULL,
+    place integer NOT NULL,
+    named boolean NOT NULL DEFAULT false,
+    sent_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    data bytea NOT NULL,
+    PRIMARY KEY (stamp, place)
+);
+ALTER TABLE parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- to compress them takes longer than to write them
+ALTER TABLE blobs ALTER COLUMN data SET STORAGE EXTERNAL;
+CREATE INDEX IF NOT EXISTS blobs_unnamed ON blobs (sent_at) WHERE NOT named;
+
+CREATE TABLE IF NOT EXISTS logs (
+    space text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    line text NOT NULL,
+    PRIMARY KEY (space, name, number)
+);
+
+-- Until when an owner is alive unless it says so again, on the clock of this server; never of one that has left.
+CREATE TABLE IF NOT EXISTS owners (
+    owner text COLLATE "C" PRIMARY KEY,
+    until timestamptz NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS watches (
+    space text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    owner text COLLATE "C" NOT NULL,
+    sessions integer NOT NULL,
+    PRIMARY KEY (space, name, owner)
+);
+
+INSERT INTO store DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+-- ---------------------------------------------------------------- records
+
+-- Only one at a time writes records.
+CREATE OR REPLACE FUNCTION take_turn() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM store FOR UPDATE;
+END $$;
+
+-- As a reply: its key, the newest line of its log, its fields.
+CREATE OR REPLACE FUNCTION told(_record records) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN json_build_array(
+        json_build_array(_record.space, _record.name),
+        (SELECT line FROM logs WHERE space = _record.space AND name = _record.name ORDER BY number DESC LIMIT 1),
+        _record.revision, _record.created, _record.record_group, _record.owner, _record.used_at, _record.expires_at,
+        _record.size, _record.state
+    );
+END $$;
+
+-- The same of records that are not there, without fields.
+CREATE OR REPLACE FUNCTION all_told(_keys jsonb) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT json_agg(CASE
+            WHEN revision IS NOT NULL THEN told(records)
+            ELSE json_build_array(key, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)
+        END)
+        FROM jsonb_array_elements(_keys) AS key
+        LEFT JOIN records ON space = key->>0 AND name = key->>1
+    );
+END $$;
+
+CREATE OR REPLACE FUNCTION rows(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN all_told(_args->'keys');
+END $$;
+
+-- What belongs to a record that is deleted.
+CREATE OR REPLACE FUNCTION forget(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM blobs WHERE stamp IN (
+        SELECT stamp FROM parts WHERE space = _space AND name = _name AND stamp <> ''
+    );
+    DELETE FROM parts WHERE space = _space AND name = _name;
+    DELETE FROM logs WHERE space = _space AND name = _name;
+    DELETE FROM watches WHERE space = _space AND name = _name;
+END $$;
+
+-- Whether all bytes that were sent before are still there.
+CREATE OR REPLACE FUNCTION has_blobs(_put jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT FROM jsonb_array_elements(_put) AS part
+        WHERE part->>3 <> '' AND NOT EXISTS (SELECT FROM blobs WHERE stamp = part->>3)
+    );
+END $$;
+
+-- How many bytes that were.
+CREATE OR REPLACE FUNCTION drop_part(_space text, _name text, _part text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    _old record;
+BEGIN
+    DELETE FROM parts WHERE space = _space AND name = _name AND part = _part RETURNING size, stamp INTO _old;
+    IF _old.stamp <> '' THEN
+        DELETE FROM blobs WHERE stamp = _old.stamp;
+    END IF;
+    RETURN coalesce(_old.size, 0);
+END $$;
+
+CREATE OR REPLACE FUNCTION add_lines(_change jsonb, _limit bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    _space text := _change->'key'->>0;
+    _name text := _change->'key'->>1;
+BEGIN
+    IF (_change->>'cleared')::boolean THEN
+        DELETE FROM logs WHERE space = _space AND name = _name;
+    END IF;
+    IF _change->>'longer' <> '' THEN
+        UPDATE logs SET line = _change->>'longer' WHERE space = _space AND name = _name AND number = (
+            SELECT max(number) FROM logs WHERE space = _space AND name = _name
+        );
+    END IF;
+    FOR _at IN 0 .. jsonb_array_length(_change->'lines') - 1 LOOP
+        INSERT INTO logs (space, name, line) VALUES (_space, _name, _change->'lines'->>_at);
+        DELETE FROM logs WHERE space = _space AND name = _name AND number <= (
+            SELECT number FROM logs WHERE space = _space AND name = _name ORDER BY number DESC OFFSET _limit LIMIT 1
+        );
+    END LOOP;
+END $$;
+
+-- By how many bytes the record grows.
+CREATE OR REPLACE FUNCTION put_parts(_change jsonb, _revision bigint, _data bytea[]) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    _space text := _change->'key'->>0;
+    _name text := _change->'key'->>1;
+    _part jsonb;
+    _more bigint := 0;
+BEGIN
+    FOR _at IN 0 .. jsonb_array_length(_change->'drop') - 1 LOOP
+        _more := _more - drop_part(_space, _name, _change->'drop'->>_at);
+    END LOOP;
+    FOR _at IN 0 .. jsonb_array_length(_change->'put') - 1 LOOP
+        _part := _change->'put'->_at;
+        _more := _more - drop_part(_space, _name, _part->>0) + (_part->>2)::bigint;
+        INSERT INTO parts VALUES (
+            _space, _name, _part->>0, _revision, (_part->>2)::bigint, _part->>3, _data[(_part->>1)::integer]
+        );
+        IF _part->>3 <> '' THEN
+            UPDATE blobs SET named = true WHERE stamp = _part->>3;
+        END IF;
+    END LOOP;
+    RETURN _more;
+END $$;
+
+-- Compare all records with what the caller takes them to be, and change all of them, or none.
+CREATE OR REPLACE FUNCTION swap(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    _changes jsonb := _args->'changes';
+    _change jsonb;
+    _row records;
+    _rows records[];
+    _revision bigint;
+    _size bigint;
+    _sizes bigint[];
+    _same boolean := true;
+    _done boolean := false;
+    _gone boolean := false;
+BEGIN
+    UPDATE store SET revision = revision + 1 RETURNING revision INTO _revision;
+    FOR _at IN 0 .. jsonb_array_length(_changes) - 1 LOOP
+        _change := _changes->_at;
+        SELECT * INTO _row FROM records WHERE space = _change->'key'->>0 AND name = _change->'key'->>1;
+        _rows[_at] := _row;
+        _same := _same AND coalesce(_row.revision::text, '') = _change->>'was';
+        _gone := _gone OR (jsonb_array_length(_change->'put') > 0 AND NOT has_blobs(_change->'put'));
+        IF _row.made_by = _args->>'by' THEN
+            _done := true;
+            _revision := _row.revision;
+        END IF;
+    END LOOP;
+    IF _done THEN  -- the caller has not heard the reply, and has sent it once more
+        FOREACH _row IN ARRAY _rows LOOP
+            _sizes := _sizes || coalesce(_row.size, 0);
+        END LOOP;
+        RETURN to_json(ARRAY['done', _revision::text] || _sizes::text[]);
+    ELSIF NOT _same THEN
+        RETURN '["stale"]'::jsonb || all_told(jsonb_path_query_array(_changes, '$[*].key'))::jsonb;
+    ELSIF _gone THEN
+        RETURN '["gone"]';
+    END IF;
+    FOR _at IN 0 .. jsonb_array_length(_changes) - 1 LOOP
+        _change := _changes->_at;
+        _row := _rows[_at];
+        IF _row.revision IS NOT NULL AND (_change->>'anew')::boolean THEN
+            DELETE FROM records WHERE space = _row.space AND name = _row.name;
+            PERFORM forget(_row.space, _row.name);
+            _row := NULL;
+        END IF;
+        _size := coalesce(_row.size, 0);
+        IF _change ? 'text' THEN
+            _size := _size + put_parts(_change, _revision, _data);
+            INSERT INTO records VALUES (
+                _change->'key'->>0, _change->'key'->>1, _change->>'group', substr(nullif(_change->>'owner', ''), 2),
+                CASE WHEN _change ? 'used' THEN nullif(_change->>'used', '')::bigint ELSE _row.used_at END,
+                nullif(_change->>'expires', '')::bigint, _size, coalesce(_row.created, _revision), _revision,
+                replace(_change->>'text', _args->>'ahead', _revision::text), _args->>'by'
+            ) ON CONFLICT (space, name) DO UPDATE SET
+                record_group = excluded.record_group, owner = excluded.owner, used_at = excluded.used_at,
+                expires_at = excluded.expires_at, size = excluded.size, revision = excluded.revision,
+                state = excluded.state, made_by = excluded.made_by;
+            PERFORM add_lines(_change, (_args->>'limit')::bigint);
+        END IF;
+        _sizes := _sizes || _size;
+    END LOOP;
+    IF _args->>'tell' <> 'false' THEN
+        PERFORM pg_notify(current_schema(), _args->>'tell');
+    END IF;
+    IF (_args->>'durable')::boolean THEN
+        PERFORM set_config('synchronous_commit', current_setting('panel_schedule.durable'), true);
+    END IF;
+    RETURN to_json(ARRAY['done', _revision::text] || _sizes::text[]);
+END $$;
+
+-- Those of a space or a group, as `selected` takes them; without their logs.
+CREATE OR REPLACE FUNCTION scan(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT coalesce(json_agg(json_build_array(
+            json_build_array(space, name), NULL, revision, created, record_group, owner, used_at, expires_at, size, state
+        )), '[]')
+        FROM (
+            SELECT * FROM records
+            WHERE space = _args->>'space'
+            AND (NOT _args ? 'group' OR record_group = _args->>'group')
+            AND (NOT _args ? 'free' OR owner IS NULL)
+            AND (NOT _args ? 'owners' OR (owner IS NOT NULL AND (_args->'owners' = '[]' OR _args->'owners' ? owner)))
+            ORDER BY created DESC
+            LIMIT CASE WHEN _args->>'last' <> 'false' THEN (_args->>'last')::bigint END
+        ) AS found
+    );
+END $$;
+
+-- What was changed in these spaces since; and up to which number that is all.
+CREATE OR REPLACE FUNCTION changes(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    _last bigint := (SELECT revision FROM store);
+BEGIN
+    RETURN (
+        SELECT jsonb_build_array(_last) || coalesce(json_agg(told(records) ORDER BY revision), '[]')::jsonb
+        FROM records
+        WHERE revision > (_args->>'since')::bigint AND _args->'spaces' ? space
+    );
+END $$;
+
+-- ---------------------------------------------------------------- owners
+
+-- Whether nobody was heard for so long that it was this server which was away: then nobody is taken for dead.
+CREATE OR REPLACE FUNCTION was_away() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN NOT EXISTS (SELECT FROM owners WHERE until > clock_timestamp());
+END $$;
+
+CREATE OR REPLACE FUNCTION is_alive(_owner text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM owners
+        WHERE owner = _owner AND (until > clock_timestamp() OR (until > '-infinity' AND was_away()))
+    );
+END $$;
+
+-- The caller is alive from now on; the id of the store, and its last number.
+CREATE OR REPLACE FUNCTION "join"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    _last bigint := (_args->>'last')::bigint;
+    _until timestamptz := clock_timestamp() + (_args->>'lease')::bigint * interval '1 microsecond';
+BEGIN
+    IF NOT EXISTS (SELECT FROM store WHERE id <> '' AND revision >= _last) THEN
+        -- Something was lost. All numbers from now on are greater than any before: by the clock.
+        INSERT INTO store DEFAULT VALUES ON CONFLICT DO NOTHING;
+        UPDATE store SET
+            id = _args->>'fresh',
+            revision = greatest(revision, _last, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+        WHERE id = '' OR revision < _last;
+    END IF;
+    IF was_away() THEN
+        PERFORM take_turn();
+        UPDATE owners SET until = _until WHERE until > '-infinity';
+    END IF;
+    INSERT INTO owners VALUES (_args->>'me', _until) ON CONFLICT (owner) DO UPDATE SET until = excluded.until;
+    PERFORM watch(_args, _data);
+    RETURN (SELECT json_build_array(id, revision::text) FROM store);
+END $$;
+
+CREATE OR REPLACE FUNCTION leave(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM watches WHERE owner = _args->>'me';
+    UPDATE owners SET until = '-infinity' WHERE owner = _args->>'me';
+    PERFORM pg_notify(current_schema(), (_args->>'me') || ' left');
+    RETURN '1';
+END $$;
+
+CREATE OR REPLACE FUNCTION alive(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN to_json(is_alive(_args->>'owner'));
+END $$;
+
+CREATE OR REPLACE FUNCTION watch(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    _each jsonb;
+BEGIN
+    FOR _at IN 0 .. jsonb_array_length(_args->'watched') - 1 LOOP
+        _each := _args->'watched'->_at;
+        IF (_each->>1)::integer > 0 THEN
+            INSERT INTO watches VALUES (_each->0->>0, _each->0->>1, _args->>'me', (_each->>1)::integer)
+            ON CONFLICT (space, name, owner) DO UPDATE SET sessions = excluded.sessions;
+        ELSE
+            DELETE FROM watches WHERE space = _each->0->>0 AND name = _each->0->>1 AND owner = _args->>'me';
+        END IF;
+    END LOOP;
+    RETURN '1';
+END $$;
+
+CREATE OR REPLACE FUNCTION watchers(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT to_json(coalesce(sum(sessions), 0)::bigint)
+        FROM watches
+        WHERE space = _args->'key'->>0 AND name = _args->'key'->>1 AND owner <> _args->>'me' AND is_alive(owner)
+    );
+END $$;
+
+-- ---------------------------------------------------------------- what is used, and what must go
+
+CREATE OR REPLACE FUNCTION use(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM take_turn();
+    UPDATE records SET used_at = (_args->>'now')::bigint
+    WHERE space = _args->>'space' AND name IN (SELECT jsonb_array_elements_text(_args->'names'))
+    AND (used_at IS NULL OR used_at < (_args->>'now')::bigint);
+    RETURN '1';
+END $$;
+
+CREATE OR REPLACE FUNCTION "trim"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    _most numeric := coalesce((_args->>'entries')::numeric, 'NaN');  -- which is greater than any number
+    _room numeric := coalesce((_args->>'size')::numeric, 'NaN');
+    _count numeric;
+    _total numeric;
+    _row records;
+    _turn boolean := false;
+BEGIN
+    LOOP
+        SELECT count(*), coalesce(sum(size), 0) INTO _count, _total FROM records
+        WHERE space = _args->>'space' AND (NOT _args ? 'group' OR record_group = _args->>'group')
+        AND owner IS NULL AND size > 0 AND ((_args->>'larger')::boolean OR size <= _room);
+        IF _count <= _most AND _total <= _room THEN
+            RETURN '1';
+        END IF;
+        EXIT WHEN _turn;
+        PERFORM take_turn();
+        _turn := true;
+    END LOOP;
+    FOR _row IN
+        SELECT * FROM records
+        WHERE space = _args->>'space' AND (NOT _args ? 'group' OR record_group = _args->>'group')
+        AND owner IS NULL AND size > 0 AND ((_args->>'larger')::boolean OR size <= _room) AND name <> _args->>'keep'
+        ORDER BY coalesce(used_at, 0), created
+    LOOP
+        EXIT WHEN _count <= _most AND _total <= _room;
+        DELETE FROM records WHERE space = _row.space AND name = _row.name;
+        PERFORM forget(_row.space, _row.name);
+        _count := _count - 1;
+        _total := _total - _row.size;
+    END LOOP;
+    RETURN '1';
+END $$;
+
+CREATE OR REPLACE FUNCTION sweep(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    _now bigint := (_args->>'now')::bigint;
+    _row records;
+    _count integer := 0;
+BEGIN
+    IF EXISTS (SELECT FROM records WHERE owner IS NULL AND expires_at <= _now) THEN
+        PERFORM take_turn();
+        FOR _row IN SELECT * FROM records WHERE owner IS NULL AND expires_at <= _now LIMIT 1000 LOOP
+            DELETE FROM records WHERE space = _row.space AND name = _row.name;
+            PERFORM forget(_row.space, _row.name);
+            _count := _count + 1;
+        END LOOP;
+    END IF;
+    RETURN to_json(_count);
+END $$;
+
+-- What the dead have left; what has expired goes, and what nobody came to name.
+CREATE OR REPLACE FUNCTION look(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    _unnamed timestamptz := clock_timestamp() - interval '1 hour';
+BEGIN
+    PERFORM sweep(_args, _data);
+    IF EXISTS (SELECT FROM blobs WHERE NOT named AND sent_at < _unnamed) THEN
+        PERFORM take_turn();
+        DELETE FROM blobs WHERE NOT named AND sent_at < _unnamed;
+    END IF;
+    IF was_away() THEN
+        RETURN '[]';
+    END IF;
+    DELETE FROM watches WHERE owner IN (SELECT owner FROM owners WHERE until <= clock_timestamp());
+    DELETE FROM owners
+    WHERE until <= clock_timestamp() AND NOT EXISTS (SELECT FROM records WHERE records.owner = owners.owner);
+    RETURN (
+        SELECT coalesce(json_agg(told(records)), '[]') FROM records
+        WHERE owner <> '' AND owner <> _args->>'me' AND NOT is_alive(owner)
+    );
+END $$;
