@@ -117,8 +117,8 @@ BEGIN
     RETURN all_told(_args->'keys');
 END $$;
 
--- What belongs to a record that is deleted.
-CREATE OR REPLACE FUNCTION forget(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
+-- A record, and what belongs to it.
+CREATE OR REPLACE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM blobs WHERE stamp IN (
         SELECT stamp FROM parts WHERE space = _space AND name = _name AND stamp <> ''
@@ -126,6 +126,7 @@ BEGIN
     DELETE FROM parts WHERE space = _space AND name = _name;
     DELETE FROM logs WHERE space = _space AND name = _name;
     DELETE FROM watches WHERE space = _space AND name = _name;
+    DELETE FROM records WHERE space = _space AND name = _name;
 END $$;
 
 -- Whether all bytes that were sent before are still there.
@@ -199,11 +200,10 @@ END $$;
 CREATE OR REPLACE FUNCTION swap(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _changes jsonb := _args->'changes';
+    _by text := _args->>'by';
     _change jsonb;
-    _row records;
-    _rows records[];
+    _old record;
     _revision bigint;
-    _size bigint;
     _sizes bigint[];
     _same boolean := true;
     _done boolean := false;
@@ -212,19 +212,17 @@ BEGIN
     UPDATE store SET revision = revision + 1 RETURNING revision INTO _revision;
     FOR _at IN 0 .. jsonb_array_length(_changes) - 1 LOOP
         _change := _changes->_at;
-        SELECT * INTO _row FROM records WHERE space = _change->'key'->>0 AND name = _change->'key'->>1;
-        _rows[_at] := _row;
-        _same := _same AND coalesce(_row.revision::text, '') = _change->>'was';
+        SELECT revision, size, made_by INTO _old FROM records
+        WHERE space = _change->'key'->>0 AND name = _change->'key'->>1;
+        _sizes := _sizes || coalesce(_old.size, 0);
+        _same := _same AND coalesce(_old.revision::text, '') = _change->>'was';
         _gone := _gone OR (jsonb_array_length(_change->'put') > 0 AND NOT has_blobs(_change->'put'));
-        IF _row.made_by = _args->>'by' THEN
+        IF _old.made_by = _by THEN
             _done := true;
-            _revision := _row.revision;
+            _revision := _old.revision;
         END IF;
     END LOOP;
     IF _done THEN  -- the caller has not heard the reply, and has sent it once more
-        FOREACH _row IN ARRAY _rows LOOP
-            _sizes := _sizes || coalesce(_row.size, 0);
-        END LOOP;
         RETURN to_json(ARRAY['done', _revision::text] || _sizes::text[]);
     ELSIF NOT _same THEN
         RETURN '["stale"]'::jsonb || all_told(jsonb_path_query_array(_changes, '$[*].key'))::jsonb;
@@ -233,27 +231,22 @@ BEGIN
     END IF;
     FOR _at IN 0 .. jsonb_array_length(_changes) - 1 LOOP
         _change := _changes->_at;
-        _row := _rows[_at];
-        IF _row.revision IS NOT NULL AND (_change->>'anew')::boolean THEN
-            DELETE FROM records WHERE space = _row.space AND name = _row.name;
-            PERFORM forget(_row.space, _row.name);
-            _row := NULL;
+        IF (_change->>'anew')::boolean THEN
+            PERFORM erase(_change->'key'->>0, _change->'key'->>1);
+            _sizes[_at + 1] := 0;
         END IF;
-        _size := coalesce(_row.size, 0);
         IF _change ? 'text' THEN
-            _size := _size + put_parts(_change, _revision, _data);
+            _sizes[_at + 1] := _sizes[_at + 1] + put_parts(_change, _revision, _data);
             INSERT INTO records VALUES (
                 _change->'key'->>0, _change->'key'->>1, _change->>'group', substr(nullif(_change->>'owner', ''), 2),
-                CASE WHEN _change ? 'used' THEN nullif(_change->>'used', '')::bigint ELSE _row.used_at END,
-                nullif(_change->>'expires', '')::bigint, _size, coalesce(_row.created, _revision), _revision,
-                replace(_change->>'text', _args->>'ahead', _revision::text), _args->>'by'
+                nullif(_change->>'used', '')::bigint, nullif(_change->>'expires', '')::bigint, _sizes[_at + 1],
+                _revision, _revision, replace(_change->>'text', _args->>'ahead', _revision::text), _by
             ) ON CONFLICT (space, name) DO UPDATE SET
-                record_group = excluded.record_group, owner = excluded.owner, used_at = excluded.used_at,
-                expires_at = excluded.expires_at, size = excluded.size, revision = excluded.revision,
-                state = excluded.state, made_by = excluded.made_by;
+                record_group = excluded.record_group, owner = excluded.owner, expires_at = excluded.expires_at,
+                used_at = CASE WHEN _change ? 'used' THEN excluded.used_at ELSE records.used_at END,
+                size = excluded.size, revision = excluded.revision, state = excluded.state, made_by = excluded.made_by;
             PERFORM add_lines(_change, (_args->>'limit')::bigint);
         END IF;
-        _sizes := _sizes || _size;
     END LOOP;
     IF _args->>'tell' <> 'false' THEN
         PERFORM pg_notify(current_schema(), _args->>'tell');
@@ -410,8 +403,7 @@ BEGIN
         ORDER BY coalesce(used_at, 0), created
     LOOP
         EXIT WHEN _count <= _most AND _total <= _room;
-        DELETE FROM records WHERE space = _row.space AND name = _row.name;
-        PERFORM forget(_row.space, _row.name);
+        PERFORM erase(_row.space, _row.name);
         _count := _count - 1;
         _total := _total - _row.size;
     END LOOP;
@@ -427,8 +419,7 @@ BEGIN
     IF EXISTS (SELECT FROM records WHERE owner IS NULL AND expires_at <= _now) THEN
         PERFORM take_turn();
         FOR _row IN SELECT * FROM records WHERE owner IS NULL AND expires_at <= _now LIMIT 1000 LOOP
-            DELETE FROM records WHERE space = _row.space AND name = _row.name;
-            PERFORM forget(_row.space, _row.name);
+            PERFORM erase(_row.space, _row.name);
             _count := _count + 1;
         END LOOP;
     END IF;
