@@ -28,6 +28,7 @@ LAYERS = [
     {"panel_schedule"},
 ]
 OPTIONAL = {
+    "stores.packing": {"compression", "lz4", "zstandard"},
     "stores.redis": {"redis"},
     "executors.celery": {"celery"},
     "executors.dask": {"dask", "distributed"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import logging
 import os
@@ -24,12 +23,15 @@ from ..config import shown
 from ..coordination.record import NOBODY, Logged, Record, Refusal, instant_of, micros, of_text, text_of
 from ..errors import ConfigError, ScheduleError, StoreError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord
-from ..serialize.codec import Encoded, Inline, decode, encode
+from ..serialize.codec import Encoded, Inline, encode
 from .base import Store
 from .file.history import RUN, row_of, run_of
 from .hurry import SOON, in_a_hurry
+from .local_files import LocalFiles
 from .queue import MOST_BYTES
 from .records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, selected, tell_all
+from .redis_blobs import Blobs
+from .signed import Head, Key, Signer
 
 log = logging.getLogger("panel_schedule")
 
@@ -50,9 +52,6 @@ PATIENCE = 5.0
 
 # Parts up to this size, in bytes, travel with their record; larger ones before it, as keys of their own.
 INLINE = 64 * 1024
-
-# Seconds that the server keeps a large part which no record names: who was to write that died before he could.
-UNNAMED = 3600
 
 # So many records are remembered.
 _REMEMBERED = 4000
@@ -81,31 +80,31 @@ _REMEDIES = {
 }
 _UNREACHABLE = "Start the server, or correct host and port in ps.config.store."
 
-_FIELDS = ("revision", "created", "group", "owner", "used", "expires", "size", "text")
+_FIELDS = ("revision", "created", "group", "owner", "used", "expires", "size", "text", "since")
 _LINE = RUN.split(", ")
 _SCRIPT = Path(__file__).with_name("redis.lua").read_text(encoding="utf-8")
 _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-Key = tuple[str, str]
-
 
 class _Row(NamedTuple):
-    """A record, None where there is none, and the newest line of its log."""
+    """A record, None where there is none; the newest line of its log; and how old its parts may be, by kind."""
 
     record: Record | None
     newest: bytes | None
+    since: Mapping[str, int]
 
 
 class _Placed(NamedTuple):
-    """A part: what is said of its bytes; these, if they travel with the record, or the stamp of their own key."""
+    """A part: what is said of its bytes; these, if they travel with the record; and what it is read as."""
 
-    head: str
+    head: Head
     data: bytes
-    size: int
-    stamp: str
     value: Any
+
+
+_Sign = Callable[[Key, str, int, Head], str]
 
 
 class _Draft:
@@ -114,6 +113,8 @@ class _Draft:
     def __init__(self, key: Key, row: _Row):
         self._key = key
         self._was = self.record = row.record
+        # How old its parts may be, by kind.
+        self.since = dict(row.since)
         self._text = ""
         self._written = self._anew = False
         # By kind and number; None of one that is dropped.
@@ -164,8 +165,12 @@ class _Draft:
         self._lines.append(_line(entry))
         return entry
 
-    def told(self, data: list[bytes], at: int) -> dict[str, Any]:
-        """As the script takes it; the bytes of parts are added to `data`, of which the first is argument `at`."""
+    def told(self, data: list[bytes], at: int, last: int, sign: _Sign) -> dict[str, Any]:
+        """
+        As the script takes it; the bytes of parts are added to `data`, of which the first is argument `at`.
+
+        They are signed with the `last` number that this process knows: the record's own is not known yet.
+        """
         record, was = self.record, self._was
         told: dict[str, Any] = {"key": _joined(self._key), "was": str(was.revision) if was else ""}
         if not self._written:
@@ -173,11 +178,15 @@ class _Draft:
         told["anew"] = self._anew
         if record is None:
             return told
-        put = []
+        put, base = [], max(last, was.revision if was else 0)
         for (kind, number), part in self._parts.items():
             if part is not None:
-                put.append((f"{kind}\0{number}", at + len(data), part.size, part.stamp))
-                data.append(part.head.encode() + b"\n" + part.data)
+                head = part.head._replace(base=base)
+                put.append((f"{kind}\0{number}", at + len(data), head.size, head.stamp))
+                data.append(f"{head} {sign(self._key, kind, number, head)}\n".encode() + part.data)
+                if number == 0:
+                    self.since[kind] = base
+        self.since = {kind: self.since.get(kind, base) for kind in record.parts}
         if was is None or self._anew or record.used_at != was.used_at:  # else it may have been used meanwhile
             told["used"] = _instant(record.used_at)
         self._text = text_of(record)
@@ -186,6 +195,7 @@ class _Draft:
             "owner": "" if record.owner is None else f"={record.owner}",
             "expires": _instant(record.expires_at),
             "text": self._text,
+            "since": _json(self.since),
             "drop": [f"{kind}\0{number}" for (kind, number), part in self._parts.items() if part is None],
             "put": put,
             "cleared": self._cleared,
@@ -195,13 +205,14 @@ class _Draft:
 
     def stamps(self) -> set[str]:
         """Of the large parts that it has."""
-        return {part.stamp for part in self._parts.values() if part is not None and self.record is not None}
+        return {part.head.stamp for part in self._parts.values() if part is not None and self.record is not None}
 
     def row(self, size: int, revision: int) -> _Row:
         """As it is from now on."""
         newest = (self._lines[-1] if self._lines else self._longer) or self._newest
         line = newest.encode() if isinstance(newest, str) else newest
-        return _Row(_settled(self.record, size, revision, self._text) if self._written else self._was, line)
+        record = _settled(self.record, size, revision, self._text) if self._written else self._was
+        return _Row(record, line, self.since)
 
 
 class _Step(NamedTuple):
@@ -231,8 +242,8 @@ class RedisRecords:
     namespace : str
         Other namespaces on the same server are other stores.
     secret : str
-        Each part is signed with it, and one that is not is never unpickled. Without one whoever can write to the
-        server can run code in this process.
+        Each part is signed with it, for its record and for no later version of that; one that is not is never
+        unpickled. Without one whoever can write to the server can run code in this process.
     max_value_bytes : int
         Larger parts are refused.
     log_limit : int
@@ -261,7 +272,9 @@ class RedisRecords:
         self._redis, self._shown = _library(), shown(url)
         self._clock = clock
         self._namespace, self._prefix = namespace, f"panel-schedule:{{{namespace}}}:"
-        self._secret = secret.encode()
+        self._signer = Signer(namespace, secret)
+        files = LocalFiles(self._signer.name(f"{_server(url)} {namespace}"), clock)
+        self._blobs = Blobs(self._put, self._get, files, self._signer.signs)
         self._max_value_bytes = max_value_bytes
         self._log_limit = log_limit
         self._client, self._hurried = self._connected(url, PATIENCE), self._connected(url, SOON)
@@ -357,6 +370,7 @@ class RedisRecords:
             try:
                 if self._join():
                     self._start(self._restore)  # which may take longer than this process lives without a word
+                self._blobs.sweep(lambda stamps: [each.decode() for each in self._call("blobs", stamps=stamps)])
                 pause = LEASE / 3
             except ScheduleError as error:
                 self._complain_once(error)
@@ -389,7 +403,7 @@ class RedisRecords:
         rows = {}
         for name, newest, *values in replies:
             space, _, name = name.decode().partition("\0")
-            rows[space, name] = _Row(self._record((space, name), values), newest)
+            rows[space, name] = _Row(self._record((space, name), values), newest, _since(values[len(_FIELDS) - 1]))
         return rows
 
     def _record(self, key: Key, values: Sequence[bytes | None]) -> Record | None:
@@ -415,28 +429,43 @@ class RedisRecords:
         source = self.source(record, kind, number, what)
         try:
             return source.load()
+        except OSError as error:
+            raise StoreError(f"{_name(what, record, kind)} cannot be read now: {error}.") from error
         except ValueUnreadable as error:
             raise _unreadable(what, record, kind, error) from error
+        finally:
+            source.close()
 
     def source(self, record: Record, kind: str, number: int = 0, what: str = "") -> Source:
-        key, field = (record.space, record.name), f"{kind}\0{number}"
-        parts = self._of("parts", key)
-        with self._told() as client:
-            while (part := client.hget(parts, field)) is not None:
-                try:
-                    head, data = part.split(b"\n", 1)
-                    revision, _, signature, stamp = head.decode().split(" ")
-                    if int(revision) > record.revision:
-                        break
-                    if stamp and (data := self._fetched(client, stamp)) is None:
-                        if client.hget(parts, field) != part:  # it was replaced meanwhile
-                            continue
-                        raise ValueUnreadable("its bytes are gone from the server")
-                    self._verify(signature, key, kind, number, data)
-                except ValueError as error:
-                    raise _unreadable(what, record, kind, error) from error
-                return Inline(data)
-        raise KeyError(record.name)
+        key = (record.space, record.name)
+        while True:
+            since, part = self._call("part", key=_joined(key), field=f"{kind}\0{number}")
+            if part is None:
+                raise KeyError(record.name)
+            try:
+                words, data = part.split(b"\n", 1)
+                revision, _, text = words.decode().partition(" ")
+                if int(revision) > record.revision:
+                    raise KeyError(record.name)
+                text, _, signature = text.rpartition(" ")
+                head = Head.of(text)
+                self._verify(signature, key, kind, number, head, since)
+                if (source := self._opened(head, data)) is not None:
+                    return source
+                if self._call("part", key=_joined(key), field=f"{kind}\0{number}")[1] == part:
+                    raise ValueUnreadable("its bytes are gone from the server")
+            except OSError as error:  # too many open files, say
+                raise StoreError(f"{_name(what, record, kind)} cannot be read now: {error}.") from error
+            except ValueError as error:
+                raise _unreadable(what, record, kind, error) from error
+
+    def _opened(self, head: Head, data: bytes) -> Source | None:
+        """What it is loaded from; None where its bytes are gone."""
+        if head.stamp:
+            return self._blobs.open(head)
+        if self._signer.digest(data) != head.digest:
+            self._refuse()
+        return Inline(data)
 
     def log(self, space: str, name: str) -> list[RunRecord]:
         with self._told() as client:
@@ -447,52 +476,58 @@ class RedisRecords:
     def _place(self, change: Change, kind: str, number: int, value: Any) -> _Placed:
         encoded = value if isinstance(value, Encoded) else encode(value, change.what)
         try:
-            size = encoded.size
-            if size > self._max_value_bytes:
+            if encoded.size > self._max_value_bytes:
                 raise ValueRefused(
-                    f"{change.what}: the value has {size / 1e6:,.1f} MB, and ps.config.max_value_bytes is "
+                    f"{change.what}: the value has {encoded.size / 1e6:,.1f} MB, and ps.config.max_value_bytes is "
                     f"{self._max_value_bytes / 1e6:,.1f} MB. Return less, say a path to it, or raise that option."
                 )
-            data = encoded.tobytes()
-        finally:
-            if encoded is not value:
-                encoded.close()
-        try:
-            read = decode(bytearray(data))  # what the others get, this process gets as well
+            return self._placed(encoded)
         except ValueUnreadable as error:
             raise ValueRefused(
                 f"{change.what}: the value can be pickled, but {error}. Return plain data, or mend how its class "
                 "pickles."
             ) from error
-        signature, stamp = self._signature((change.space, change.name), kind, number, data), ""
-        if size > INLINE:
-            data, stamp = b"", self._sent(data)
-        return _Placed(f"{size} {signature or '-'} {stamp}", data, size, stamp, read)
+        except OSError as error:
+            raise StoreError(f"{change.what}: the value cannot be stored now: {error}.") from error
+        finally:
+            if encoded is not value:
+                encoded.close()
 
-    # These two are the place for chunks, compression, and a file that the processes of a machine map.
-
-    def _sent(self, data: bytes) -> str:
-        """Large bytes are on the server; their stamp."""
+    def _placed(self, encoded: Encoded) -> _Placed:
+        """What the others get, this process gets as well."""
+        if encoded.size <= INLINE:
+            data = encoded.tobytes()
+            return _Placed(Head(len(data), digest=self._signer.digest(data)), data, Inline(data).load())
         stamp = f"{self.me}.{next(self._numbers)}"
-        with self._told() as client:
-            client.set(f"{self._prefix}blob:{stamp}", data, ex=UNNAMED)
-        return stamp
+        head, mapped = self._blobs.send(stamp, encoded)
+        try:
+            return _Placed(head, b"", mapped.load())
+        except BaseException:
+            self._unlink({stamp})
+            raise
+        finally:
+            mapped.close()
 
-    def _fetched(self, client: Any, stamp: str) -> bytes | None:
-        data: bytes | None = client.get(f"{self._prefix}blob:{stamp}")
+    def _put(self, stamp: str, field: str, data: bytes, seconds: int) -> None:
+        self._call("piece", [data], stamp=stamp, field=field, seconds=seconds)
+
+    def _get(self, stamp: str, field: str) -> bytes | None:
+        with self._told() as client:
+            data: bytes | None = client.hget(f"{self._prefix}blob:{stamp}", field)
         return data
 
-    def _signature(self, key: Key, kind: str, number: int, data: bytes) -> str:
-        if not self._secret:
-            return ""
-        whose = json.dumps((self._namespace, *key, kind, number)).encode()
-        signed = hmac.new(self._secret, b"%d %s" % (len(whose), whose), hashlib.sha256)
-        signed.update(data)
-        return signed.hexdigest()
+    def _unlink(self, stamps: Collection[str]) -> None:
+        """Nobody names these; what stays expires."""
+        with suppress(StoreError), self._told() as client:
+            client.unlink(*(f"{self._prefix}blob:{stamp}" for stamp in stamps))
 
-    def _verify(self, signature: str, key: Key, kind: str, number: int, data: bytes) -> None:
-        if hmac.compare_digest(self._signature(key, kind, number, data), signature if self._secret else ""):
-            return
+    def _verify(self, signature: str, key: Key, kind: str, number: int, head: Head, since: bytes | None) -> None:
+        if not self._signer.has_signed(signature, key, kind, number, head):
+            self._refuse()
+        if not self._signer.is_current(key, kind, head, _since(since).get(kind, 0)):
+            raise ValueUnreadable("it is an older one, which somebody has put back")
+
+    def _refuse(self) -> None:
         if not self._unsigned:
             self._unsigned = True
             log.error(
@@ -518,15 +553,14 @@ class RedisRecords:
                 placed.append(made := {})
                 for (kind, number), value in change.parts.items():
                     made[kind, number] = self._place(change, kind, number, value)
-                    sent |= {made[kind, number].stamp} - {""}
+                    sent |= {made[kind, number].head.stamp} - {""}
             results, named = self._swap(changes, placed, together, tell)
             sent -= named
         finally:
             if same in self._unsure:  # perhaps they are named; else they expire
                 sent.clear()
             if sent:
-                with suppress(StoreError), self._told() as client:
-                    client.unlink(*(f"{self._prefix}blob:{stamp}" for stamp in sent))
+                self._unlink(sent)
         return results
 
     def _swap(
@@ -542,7 +576,9 @@ class RedisRecords:
         rows, sure = {key: row for key in keys if (row := self._known.get(key)) is not None}, False
         while True:
             if len(rows) < len(keys):
-                rows, sure = self._rows(self._call("rows", keys=list(map(_joined, keys)))), True
+                last, *replies = self._call("rows", keys=list(map(_joined, keys)))
+                self._last = max(self._last, int(last))
+                rows, sure = self._rows(replies), True
             drafts = {key: _Draft(key, rows[key]) for key in keys}
             try:
                 results = [
@@ -562,7 +598,7 @@ class RedisRecords:
                 continue
             data: list[bytes] = []
             args = {
-                "changes": [draft.told(data, 5) for draft in drafts.values()],
+                "changes": [draft.told(data, 5, self._last, self._signer.sign) for draft in drafts.values()],
                 "by": f"{self.me}.{next(self._numbers)}",
                 "ahead": _AHEAD_TEXT,
                 "limit": self._log_limit,
@@ -613,7 +649,12 @@ class RedisRecords:
     def _remember(self, rows: Mapping[Key, _Row]) -> None:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        self._known |= rows
+        for key, row in rows.items():
+            if row.record is not None:
+                self._known[key] = row
+                self._signer.remember(key, row.since)
+            else:  # who makes it again has to know a number that is greater than all that it had
+                self._known.pop(key, None)
 
     # ------------------------------------------------------------ what is used, and what must go
 
@@ -754,6 +795,7 @@ class RedisRecords:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(LOOK)
+        self._blobs.close()
         self._client.close()
         self._hurried.close()
 
@@ -824,8 +866,23 @@ def _remedy(why: str) -> str:
     return next((remedy for words, remedy in _REMEDIES.items() if any(word in why for word in words)), _UNREACHABLE)
 
 
+def _server(url: str) -> str:
+    """It, without who asks."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _name(what: str, record: Record, kind: str) -> str:
+    return what or f"The {kind} of {record.space} {record.name!r}"
+
+
 def _unreadable(what: str, record: Record, kind: str, why: Exception) -> ValueUnreadable:
-    return ValueUnreadable(f"{what or f'The {kind} of {record.space} {record.name!r}'} cannot be read: {why}.")
+    return ValueUnreadable(f"{_name(what, record, kind)} cannot be read: {why}.")
+
+
+def _since(text: bytes | None) -> dict[str, int]:
+    found: dict[str, int] = json.loads(text) if text else {}
+    return found
 
 
 def _settled(record: Record | None, size: int, revision: int, text: str = "") -> Record | None:
