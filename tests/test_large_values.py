@@ -77,7 +77,7 @@ def noise(size, seed=0):
 
 def pieces(server, store):
     [blob] = server.client.scan_iter(f"{store._prefix}blob:*")
-    return {field.decode(): len(data) for field, data in server.client.hgetall(blob).items()}
+    return {field.decode(): len(data) for field, data in server.client.hgetall(blob).items() if field != b"pieces"}
 
 
 # ------------------------------------------------------------ once for all processes
@@ -336,6 +336,27 @@ def test_it_travels_in_pieces(redis_server, open_redis, elsewhere, monkeypatch, 
     assert max(lengths.values()) <= redis_blobs.PIECE
     elsewhere()
     assert np.array_equal(large, value(open_redis(secret=secret)))
+
+
+def test_a_value_whose_beginning_was_lost_is_not_stored(redis_server, open_redis, monkeypatch):
+    """By a server that was restarted meanwhile, say."""
+    store = open_redis()
+    kept = put(store, "old")
+    put_piece = store._blobs._put
+
+    def put_late(stamp, field, data):
+        if field == "1":
+            redis_server.client.delete(f"{store._prefix}blob:{stamp}")
+        put_piece(stamp, field, data)
+
+    monkeypatch.setattr(store._blobs, "_put", put_late)
+    with pytest.raises(StoreError, match="lost a value while it was stored"):
+        put(store, noise(3_000_000))
+    assert (kept, "old", []) == (
+        store.read(SPACE, "a"),
+        value(store),
+        redis_server.client.keys(f"{store._prefix}blob*"),
+    )
 
 
 def test_a_value_whose_bytes_are_gone_cannot_be_read(redis_server, open_redis, elsewhere):

@@ -176,9 +176,9 @@ function commands.part()
   return {call('HGET', P .. 'record:' .. args.key, 'since'), call('HGET', P .. 'parts:' .. args.key, args.field)}
 end
 
--- A piece of a large part, which goes with all of it if no record names that in time.
-function commands.piece()
-  call('HSET', P .. 'blob:' .. args.stamp, args.field, ARGV[5])
+-- A large part is about to come, piece by piece; it goes if no record names it in time.
+function commands.begin()
+  call('HSET', P .. 'blob:' .. args.stamp, 'pieces', args.pieces)
   return call('EXPIRE', P .. 'blob:' .. args.stamp, args.seconds)
 end
 
@@ -200,7 +200,9 @@ function commands.swap()
     same = same and (row and row.revision or '') == change.was
     done = done or (row and row.by == args.by)
     for _, part in ipairs(change.put or {}) do
-      if part[4] ~= '' and call('EXISTS', P .. 'blob:' .. part[4]) == 0 and not done then return {'gone'} end
+      local stamp, pieces = part[4], part[5]
+      -- Of one whose beginning was lost while the rest came there are too few.
+      if stamp ~= '' and call('HLEN', P .. 'blob:' .. stamp) <= pieces and not done then return {'gone'} end
     end
   end
   local reply = {'done'}

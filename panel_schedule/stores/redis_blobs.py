@@ -29,8 +29,10 @@ class Blobs:
 
     Parameters
     ----------
+    begin : callable
+        ``begin(stamp, pieces, seconds)``: so many come, and go together unless a record names them in time.
     put : callable
-        ``put(stamp, field, data, seconds)`` stores a piece, with a lifetime for all of them.
+        ``put(stamp, field, data)`` stores one of them.
     get : callable
         ``get(stamp, field)``, which is None where there is none.
     files : LocalFiles
@@ -40,12 +42,14 @@ class Blobs:
 
     def __init__(
         self,
-        put: Callable[[str, str, bytes, int], object],
+        begin: Callable[[str, int, int], object],
+        put: Callable[[str, str, bytes], object],
         get: Callable[[str, str], bytes | None],
         files: LocalFiles,
         signed: bool,
     ):
-        self._put, self._get, self._files, self._signed = put, get, files, signed
+        self._begin, self._put, self._get = begin, put, get
+        self._files, self._signed = files, signed
 
     def send(self, stamp: str, encoded: Encoded) -> tuple[Head, Mapped]:
         """
@@ -66,14 +70,15 @@ class Blobs:
     def _sent(self, stamp: str, fd: int, size: int) -> Head:
         at, length = packing.sample_of(size)
         packed = packing.best_for(os.pread(fd, length, at))
-        digests, count = b"", 0
-        for count, piece in enumerate(_pieces(fd), 1):
+        digests, count = b"", -(-size // PIECE)
+        self._begin(stamp, count, UNNAMED)
+        for number, piece in enumerate(_pieces(fd)):
             data = packed.pack(piece) if packed is not None else piece
-            self._put(stamp, str(count - 1), data, UNNAMED)
+            self._put(stamp, str(number), data)
             if self._signed:
                 digests += hashlib.sha256(data).digest()
         if self._signed:
-            self._put(stamp, _DIGESTS, digests, UNNAMED)
+            self._put(stamp, _DIGESTS, digests)
         digest = hashlib.sha256(digests).hexdigest() if self._signed else ""
         return Head(size, 0, stamp, count, packed.name if packed is not None else "", digest)
 
@@ -103,7 +108,7 @@ class Blobs:
         digests = self._piece(head, _DIGESTS) if self._signed else b""
         if self._signed and hashlib.sha256(digests).hexdigest() != head.digest:
             raise ValueUnreadable("its bytes are not those that were signed")
-        for number in range(head.chunks):
+        for number in range(head.pieces):
             piece = self._piece(head, str(number))
             if self._signed and hashlib.sha256(piece).digest() != digests[32 * number :][:32]:
                 raise ValueUnreadable("its bytes are not those that were signed")

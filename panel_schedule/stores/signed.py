@@ -27,7 +27,7 @@ class Head(NamedTuple):
         later one has a greater one.
     stamp : str
         Names the bytes where they stand by themselves, and nothing else ever; ``""`` of those that stand here.
-    chunks : int
+    pieces : int
         How many pieces they are in there.
     packing : str
         How they were compressed.
@@ -38,7 +38,7 @@ class Head(NamedTuple):
     size: int
     base: int = 0
     stamp: str = ""
-    chunks: int = 0
+    pieces: int = 0
     packing: str = ""
     digest: str = ""
 
@@ -48,8 +48,8 @@ class Head(NamedTuple):
     @classmethod
     def of(cls, text: str) -> Head:
         """The other way round; a ValueError where it is none."""
-        size, base, stamp, chunks, packing, digest = ("" if each == "-" else each for each in text.split(" "))
-        return cls(int(size), int(base), stamp, int(chunks), packing, digest)
+        size, base, stamp, pieces, packing, digest = ("" if each == "-" else each for each in text.split(" "))
+        return cls(int(size), int(base), stamp, int(pieces), packing, digest)
 
 
 class Signer:
