@@ -8,10 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -28,7 +26,8 @@ from panel_schedule.stores import redis as redis_store
 from panel_schedule.stores import server_records
 from panel_schedule.stores.hurry import hurried
 from panel_schedule.stores.records import Change, Tell
-from panel_schedule.stores.redis import RedisRecords, RedisStore
+from panel_schedule.stores.redis import RedisStore
+from panel_schedule.stores.redis_blobs import UNNAMED
 from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract
 from panel_schedule.testing.contracts.records import LARGE, SPACE, VALUE, ContractState, Heard
 from panel_schedule.testing.contracts.tools import START
@@ -45,34 +44,13 @@ def server(redis_server) -> RedisServer:
 
 
 @pytest.fixture
-def another(tmp_path) -> Iterator[RedisServer]:
-    """A server of its own: ``another("--appendonly", "yes")``."""
-    servers = []
-
-    def start(*options):
-        servers.append(RedisServer(tmp_path, *options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
-_namespaces = count()
+def another(another_redis):
+    return another_redis
 
 
 @pytest.fixture
-def opened(server):
-    """Open stores: ``opened()``; all of one test on one namespace."""
-    stores, namespace = [], f"test-{next(_namespaces)}"
-
-    def open_one(url=server.url, kind=RedisRecords, **options):
-        stores.append(kind(url, SystemClock(), **({"namespace": namespace} | options)))
-        return stores[-1]
-
-    yield open_one
-    for store in stores:
-        store.close()
+def opened(open_redis):
+    return open_redis
 
 
 @pytest.fixture
@@ -548,10 +526,9 @@ def test_a_large_part_goes_with_its_record(server, opened):
 def test_a_large_part_that_nobody_came_to_name_expires(server, opened):
     """Whoever was to do so has died."""
     store = opened()
-    encoded = encode(np.zeros(LARGE), "A value")
-    store._sent(encoded.tobytes())
+    store._blobs.send("stamp.1", encode(np.zeros(LARGE), "A value"))
     [blob] = blobs(server, store)
-    assert 0 < server.client.ttl(blob) <= redis_store.UNNAMED
+    assert 0 < server.client.ttl(blob) <= UNNAMED
 
 
 # ------------------------------------------------------------ namespaces
@@ -817,8 +794,10 @@ def test_a_url_that_names_no_server_is_refused(url):
 
 
 def test_what_is_accepted_is_listed():
-    with pytest.raises(ConfigError, match=r"'auto'.*'memory://'.*'file:.*'redis://.*'rediss://.*'unix://"):
-        Config({}).store = "postgres://host"
+    with pytest.raises(
+        ConfigError, match=r"'auto'.*'memory://'.*'file:.*'redis://.*'rediss://.*'unix://.*'postgresql://"
+    ):
+        Config({}).store = "mysql://host"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "{a}", "a\0"])

@@ -22,15 +22,13 @@ from .base import Store
 from .hurry import SOON, in_a_hurry
 from .postgres_server import PostgresServer, ServerError
 from .queue import MOST_BYTES
-from .server_records import LOST, Key, ServerRecords, run_in, to_json
+from .server_records import LOST, ServerRecords, run_in, to_json
+from .signed import Key
 
 log = logging.getLogger("panel_schedule")
 
 # Seconds that a call waits for the server.
 PATIENCE = 5.0
-
-# Large parts are sent and fetched in pieces of so many bytes, each of which takes a moment.
-PIECE = 8 * 1024**2
 
 # Of tables and functions: that of `store` in the script.
 SCHEMA_VERSION = 1
@@ -88,8 +86,8 @@ class PostgresRecords(ServerRecords):
     namespace : str
         Each has a schema: other namespaces in the same database are other stores.
     secret : str
-        Each part is signed with it, and one that is not is never unpickled. Without one whoever can write to the
-        schema can run code in this process.
+        Each part is signed with it, for its record and for no later version of that; one that is not is never
+        unpickled. Without one whoever can write to the schema can run code in this process.
     max_value_bytes : int
         Larger parts are refused.
     log_limit : int
@@ -113,7 +111,7 @@ class PostgresRecords(ServerRecords):
         max_value_bytes: int = 512 * 1024**2,
         log_limit: int = 50,
     ):
-        super().__init__(shown(url), clock, namespace, secret, max_value_bytes, log_limit)
+        super().__init__(url, clock, namespace, secret, max_value_bytes, log_limit)
         self._schema = schema_of(namespace)
         start = _START.format(schema=self._schema, timeout=int(PATIENCE * 1000))
         # That this process is alive it says on a connection of its own.
@@ -203,7 +201,7 @@ class PostgresRecords(ServerRecords):
         return space, name
 
     def _record(self, key: Key, values: Sequence[Any]) -> Record | None:
-        revision, created, group, owner, used_at, expires_at, size, text = values
+        revision, created, group, owner, used_at, expires_at, size, text, _ = values
         if revision is None:
             return None
         try:
@@ -223,28 +221,24 @@ class PostgresRecords(ServerRecords):
 
     # ------------------------------------------------------------ parts
 
-    def _part(self, key: Key, part: str) -> tuple[int, bytes] | None:
-        question = "SELECT revision::text, data FROM parts WHERE space = $1 AND name = $2 AND part = $3"
+    def _part(self, key: Key, part: str) -> tuple[bytes | None, bytes | None]:
+        question = """
+            SELECT since, parts.revision::text, data FROM records JOIN parts USING (space, name)
+            WHERE space = $1 AND name = $2 AND part = $3
+        """
         rows = self._ask(question, *_words(*key, part))
-        return (int(rows[0][0]), rows[0][1]) if rows else None
+        return (rows[0][0], b"%s %s" % (rows[0][1], rows[0][2])) if rows else (None, None)
 
-    def _send_blob(self, stamp: str, data: bytes) -> None:
-        view = memoryview(data)
-        for place, start in enumerate(range(0, len(data), PIECE)):
-            self._ask(
-                "INSERT INTO blobs (stamp, place, data) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-                *(stamp, str(place), bytes(view[start : start + PIECE])),
-            )
+    def _put(self, stamp: str, field: str, data: bytes) -> None:
+        self._ask("INSERT INTO pieces VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", stamp, field, data)
 
-    def _fetch_blob(self, stamp: str) -> bytes | None:
-        pieces = list[bytes]()
-        while rows := self._ask("SELECT data FROM blobs WHERE stamp = $1 AND place = $2", stamp, str(len(pieces))):
-            pieces.append(rows[0][0])
-        return b"".join(pieces) or None
+    def _get(self, stamp: str, field: str) -> bytes | None:
+        rows = self._ask("SELECT data FROM pieces WHERE stamp = $1 AND field = $2", stamp, field)
+        return rows[0][0] if rows else None
 
     def _unlink(self, stamps: Collection[str]) -> None:
         for stamp in stamps:
-            self._ask("DELETE FROM blobs WHERE stamp = $1", stamp)
+            self._ask("SELECT drop_blob($1)", stamp)
 
 
 class PostgresStore(Store):

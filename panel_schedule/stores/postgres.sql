@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS records (
     created bigint NOT NULL,
     revision bigint NOT NULL,
     state text NOT NULL,
+    since text NOT NULL,                    -- how old its parts may be
     made_by text NOT NULL,                  -- the step that changed it last
     PRIMARY KEY (space, name)
 );
@@ -38,23 +39,26 @@ CREATE TABLE IF NOT EXISTS parts (
     part text COLLATE "C" NOT NULL,         -- kind and number
     revision bigint NOT NULL,
     size bigint NOT NULL,
-    stamp text COLLATE "C" NOT NULL,        -- of its blobs; '' where its bytes are here
+    stamp text COLLATE "C" NOT NULL,        -- of its blob; '' where its bytes are here
     data bytea NOT NULL,
     PRIMARY KEY (space, name, part)
 );
 
--- The bytes of large parts, which are sent before the change that names them.
+-- Large parts, which are sent before the change that names them, in pieces.
 CREATE TABLE IF NOT EXISTS blobs (
+    stamp text COLLATE "C" PRIMARY KEY,
+    pieces integer NOT NULL,
+    expires_at timestamptz                  -- unless a record names it by then
+);
+CREATE TABLE IF NOT EXISTS pieces (
     stamp text COLLATE "C" NOT NULL,
-    place integer NOT NULL,
-    named boolean NOT NULL DEFAULT false,
-    sent_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    field text COLLATE "C" NOT NULL,
     data bytea NOT NULL,
-    PRIMARY KEY (stamp, place)
+    PRIMARY KEY (stamp, field)
 );
 ALTER TABLE parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- to compress them takes longer than to write them
-ALTER TABLE blobs ALTER COLUMN data SET STORAGE EXTERNAL;
-CREATE INDEX IF NOT EXISTS blobs_unnamed ON blobs (sent_at) WHERE NOT named;
+ALTER TABLE pieces ALTER COLUMN data SET STORAGE EXTERNAL;
+CREATE INDEX IF NOT EXISTS blobs_unnamed ON blobs (expires_at) WHERE expires_at IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS logs (
     space text COLLATE "C" NOT NULL,
@@ -95,7 +99,7 @@ BEGIN
         json_build_array(_record.space, _record.name),
         (SELECT line FROM logs WHERE space = _record.space AND name = _record.name ORDER BY number DESC LIMIT 1),
         _record.revision, _record.created, _record.record_group, _record.owner, _record.used_at, _record.expires_at,
-        _record.size, _record.state
+        _record.size, _record.state, _record.since
     );
 END $$;
 
@@ -105,7 +109,7 @@ BEGIN
     RETURN (
         SELECT json_agg(CASE
             WHEN revision IS NOT NULL THEN told(records)
-            ELSE json_build_array(key, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)
+            ELSE json_build_array(key, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)
         END)
         FROM jsonb_array_elements(_keys) AS key
         LEFT JOIN records ON space = key->>0 AND name = key->>1
@@ -114,28 +118,13 @@ END $$;
 
 CREATE OR REPLACE FUNCTION rows(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN all_told(_args->'keys');
+    RETURN jsonb_build_array((SELECT revision FROM store)) || all_told(_args->'keys')::jsonb;
 END $$;
 
--- A record, and what belongs to it.
-CREATE OR REPLACE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION drop_blob(_stamp text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    DELETE FROM blobs WHERE stamp IN (
-        SELECT stamp FROM parts WHERE space = _space AND name = _name AND stamp <> ''
-    );
-    DELETE FROM parts WHERE space = _space AND name = _name;
-    DELETE FROM logs WHERE space = _space AND name = _name;
-    DELETE FROM watches WHERE space = _space AND name = _name;
-    DELETE FROM records WHERE space = _space AND name = _name;
-END $$;
-
--- Whether all bytes that were sent before are still there.
-CREATE OR REPLACE FUNCTION has_blobs(_put jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN NOT EXISTS (
-        SELECT FROM jsonb_array_elements(_put) AS part
-        WHERE part->>3 <> '' AND NOT EXISTS (SELECT FROM blobs WHERE stamp = part->>3)
-    );
+    DELETE FROM pieces WHERE stamp = _stamp;
+    DELETE FROM blobs WHERE stamp = _stamp;
 END $$;
 
 -- How many bytes that were.
@@ -145,9 +134,44 @@ DECLARE
 BEGIN
     DELETE FROM parts WHERE space = _space AND name = _name AND part = _part RETURNING size, stamp INTO _old;
     IF _old.stamp <> '' THEN
-        DELETE FROM blobs WHERE stamp = _old.stamp;
+        PERFORM drop_blob(_old.stamp);
     END IF;
     RETURN coalesce(_old.size, 0);
+END $$;
+
+-- A large part is about to come, piece by piece; it goes if no record names it in time.
+CREATE OR REPLACE FUNCTION begin(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO blobs VALUES (
+        _args->>'stamp', (_args->>'pieces')::integer, clock_timestamp() + (_args->>'seconds')::integer * interval '1 s'
+    ) ON CONFLICT DO NOTHING;
+    RETURN '1';
+END $$;
+
+-- Those that are there.
+CREATE OR REPLACE FUNCTION blobs(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (SELECT coalesce(json_agg(stamp), '[]') FROM blobs WHERE _args->'stamps' ? stamp);
+END $$;
+
+-- Whether all that was sent before is still there.
+CREATE OR REPLACE FUNCTION has_blobs(_put jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT FROM jsonb_array_elements(_put) AS part WHERE part->>3 <> '' AND NOT EXISTS (
+            SELECT FROM blobs
+            WHERE stamp = part->>3 AND pieces <= (SELECT count(*) FROM pieces WHERE stamp = part->>3)
+        )
+    );
+END $$;
+
+-- A record, and what belongs to it.
+CREATE OR REPLACE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM drop_part(space, name, part) FROM parts WHERE space = _space AND name = _name;
+    DELETE FROM logs WHERE space = _space AND name = _name;
+    DELETE FROM watches WHERE space = _space AND name = _name;
+    DELETE FROM records WHERE space = _space AND name = _name;
 END $$;
 
 CREATE OR REPLACE FUNCTION add_lines(_change jsonb, _limit bigint) RETURNS void LANGUAGE plpgsql AS $$
@@ -190,7 +214,7 @@ BEGIN
             _space, _name, _part->>0, _revision, (_part->>2)::bigint, _part->>3, _data[(_part->>1)::integer]
         );
         IF _part->>3 <> '' THEN
-            UPDATE blobs SET named = true WHERE stamp = _part->>3;
+            UPDATE blobs SET expires_at = NULL WHERE stamp = _part->>3;
         END IF;
     END LOOP;
     RETURN _more;
@@ -240,11 +264,13 @@ BEGIN
             INSERT INTO records VALUES (
                 _change->'key'->>0, _change->'key'->>1, _change->>'group', substr(nullif(_change->>'owner', ''), 2),
                 nullif(_change->>'used', '')::bigint, nullif(_change->>'expires', '')::bigint, _sizes[_at + 1],
-                _revision, _revision, replace(_change->>'text', _args->>'ahead', _revision::text), _by
+                _revision, _revision, replace(_change->>'text', _args->>'ahead', _revision::text), _change->>'since',
+                _by
             ) ON CONFLICT (space, name) DO UPDATE SET
                 record_group = excluded.record_group, owner = excluded.owner, expires_at = excluded.expires_at,
                 used_at = CASE WHEN _change ? 'used' THEN excluded.used_at ELSE records.used_at END,
-                size = excluded.size, revision = excluded.revision, state = excluded.state, made_by = excluded.made_by;
+                size = excluded.size, revision = excluded.revision, state = excluded.state, since = excluded.since,
+                made_by = excluded.made_by;
             PERFORM add_lines(_change, (_args->>'limit')::bigint);
         END IF;
     END LOOP;
@@ -262,7 +288,8 @@ CREATE OR REPLACE FUNCTION scan(_args jsonb, _data bytea[]) RETURNS json LANGUAG
 BEGIN
     RETURN (
         SELECT coalesce(json_agg(json_build_array(
-            json_build_array(space, name), NULL, revision, created, record_group, owner, used_at, expires_at, size, state
+            json_build_array(space, name), NULL, revision, created, record_group, owner, used_at, expires_at, size, state,
+            since
         )), '[]')
         FROM (
             SELECT * FROM records
@@ -426,15 +453,13 @@ BEGIN
     RETURN to_json(_count);
 END $$;
 
--- What the dead have left; what has expired goes, and what nobody came to name.
+-- What the dead have left; what has expired goes.
 CREATE OR REPLACE FUNCTION look(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
-DECLARE
-    _unnamed timestamptz := clock_timestamp() - interval '1 hour';
 BEGIN
     PERFORM sweep(_args, _data);
-    IF EXISTS (SELECT FROM blobs WHERE NOT named AND sent_at < _unnamed) THEN
+    IF EXISTS (SELECT FROM blobs WHERE expires_at < clock_timestamp()) THEN
         PERFORM take_turn();
-        DELETE FROM blobs WHERE NOT named AND sent_at < _unnamed;
+        PERFORM drop_blob(stamp) FROM blobs WHERE expires_at < clock_timestamp();
     END IF;
     IF was_away() THEN
         RETURN '[]';

@@ -7,7 +7,7 @@
 --   revision           number of the last change
 --   record:<key>       a hash: one record, <key> is its space, NUL, its name
 --   parts:<key>        a hash: its small parts, and where its large ones are
---   blob:<stamp>       a large part
+--   blob:<stamp>       a large part: a hash of its pieces
 --   log:<key>          a list: its log as JSON, newest first
 --   watch:<key>        a hash: by owner, how many sessions follow it
 --   owners             by owner, until when it is alive unless it says so again: microseconds of this server's clock
@@ -23,7 +23,7 @@
 local P = KEYS[1]:sub(1, -3)
 local args = cjson.decode(ARGV[4])
 local call = redis.call
-local FIELDS = {'revision', 'created', 'group', 'owner', 'used', 'expires', 'size', 'text', 'by'}
+local FIELDS = {'revision', 'created', 'group', 'owner', 'used', 'expires', 'size', 'text', 'since', 'by'}
 
 local function exact(number) return ('%.0f'):format(number) end
 
@@ -92,8 +92,8 @@ end
 
 -- Of a part as it stands: its size, and the stamp of its blob.
 local function described(part)
-  local size, stamp = part:match('^%d+ (%d+) %S+ (%S*)')
-  return tonumber(size), stamp
+  local size, stamp = part:match('^%d+ (%d+) %d+ (%S+)')
+  return tonumber(size) or 0, stamp or '-'
 end
 
 local function drop(key, field)
@@ -101,7 +101,7 @@ local function drop(key, field)
   if not part then return 0 end
   local size, stamp = described(part)
   call('HDEL', P .. 'parts:' .. key, field)
-  if stamp ~= '' then call('UNLINK', P .. 'blob:' .. stamp) end
+  if stamp ~= '-' then call('UNLINK', P .. 'blob:' .. stamp) end
   return size
 end
 
@@ -109,7 +109,7 @@ local function erase(key, row)
   index(key, row, nil)
   for _, part in ipairs(call('HVALS', P .. 'parts:' .. key)) do
     local _, stamp = described(part)
-    if stamp ~= '' then call('UNLINK', P .. 'blob:' .. stamp) end
+    if stamp ~= '-' then call('UNLINK', P .. 'blob:' .. stamp) end
   end
   call('UNLINK', P .. 'record:' .. key, P .. 'parts:' .. key, P .. 'log:' .. key, P .. 'watch:' .. key)
 end
@@ -169,7 +169,27 @@ end
 
 function commands.alive() return alive(args.owner) and 1 or 0 end
 
-function commands.rows() return all_told({}, args.keys) end
+function commands.rows() return all_told({call('GET', P .. 'revision')}, args.keys) end
+
+-- How old the parts of a record may be, and one of them.
+function commands.part()
+  return {call('HGET', P .. 'record:' .. args.key, 'since'), call('HGET', P .. 'parts:' .. args.key, args.field)}
+end
+
+-- A large part is about to come, piece by piece; it goes if no record names it in time.
+function commands.begin()
+  call('HSET', P .. 'blob:' .. args.stamp, 'pieces', args.pieces)
+  return call('EXPIRE', P .. 'blob:' .. args.stamp, args.seconds)
+end
+
+-- Those that are there.
+function commands.blobs()
+  local there = {}
+  for _, stamp in ipairs(args.stamps) do
+    if call('EXISTS', P .. 'blob:' .. stamp) == 1 then there[#there + 1] = stamp end
+  end
+  return there
+end
 
 -- Compare all records with what the caller takes them to be, and change all of them, or none.
 function commands.swap()
@@ -180,7 +200,9 @@ function commands.swap()
     same = same and (row and row.revision or '') == change.was
     done = done or (row and row.by == args.by)
     for _, part in ipairs(change.put or {}) do
-      if part[4] ~= '' and call('EXISTS', P .. 'blob:' .. part[4]) == 0 and not done then return {'gone'} end
+      local stamp, pieces = part[4], part[5]
+      -- Of one whose beginning was lost while the rest came there are too few.
+      if stamp ~= '' and call('HLEN', P .. 'blob:' .. stamp) <= pieces and not done then return {'gone'} end
     end
   end
   local reply = {'done'}
@@ -215,7 +237,7 @@ function commands.swap()
       local new = {
         revision = revision, created = old and old.created or revision, group = change.group, owner = change.owner,
         used = change.used or (old and old.used) or '', expires = change.expires, size = size,
-        text = change.text:gsub(args.ahead, revision), by = args.by,
+        text = change.text:gsub(args.ahead, revision), since = change.since, by = args.by,
       }
       local values = {}
       for _, field in ipairs(FIELDS) do

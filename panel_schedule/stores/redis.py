@@ -18,15 +18,13 @@ from ..functions.run import RunRecord
 from .base import Store
 from .hurry import SOON, in_a_hurry
 from .queue import MOST_BYTES
-from .server_records import LOST, Key, ServerRecords, instant_in, run_in, to_json
+from .server_records import LOST, ServerRecords, instant_in, run_in, to_json
+from .signed import Key
 
 log = logging.getLogger("panel_schedule")
 
 # Seconds that a call waits for the server.
 PATIENCE = 5.0
-
-# Seconds that the server keeps a large part which no record names: who was to write that died before he could.
-UNNAMED = 3600
 
 # By what the server or the system says of an error, as redis-py has no classes for all of them: what to do about it.
 _REMEDIES = {
@@ -45,7 +43,7 @@ _REMEDIES = {
 }
 _UNREACHABLE = "Start the server, or correct host and port in ps.config.store."
 
-_FIELDS = ("revision", "created", "group", "owner", "used", "expires", "size", "text")
+_FIELDS = ("revision", "created", "group", "owner", "used", "expires", "size", "text", "since")
 _SCRIPT = Path(__file__).with_name("redis.lua").read_text(encoding="utf-8")
 _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
@@ -67,8 +65,8 @@ class RedisRecords(ServerRecords):
     namespace : str
         Other namespaces on the same server are other stores.
     secret : str
-        Each part is signed with it, and one that is not is never unpickled. Without one whoever can write to the
-        server can run code in this process.
+        Each part is signed with it, for its record and for no later version of that; one that is not is never
+        unpickled. Without one whoever can write to the server can run code in this process.
     max_value_bytes : int
         Larger parts are refused.
     log_limit : int
@@ -92,7 +90,7 @@ class RedisRecords(ServerRecords):
         max_value_bytes: int = 512 * 1024**2,
         log_limit: int = 50,
     ):
-        super().__init__(shown(url), clock, namespace, secret, max_value_bytes, log_limit)
+        super().__init__(url, clock, namespace, secret, max_value_bytes, log_limit)
         self._redis, self._prefix = _library(), f"panel-schedule:{{{namespace}}}:"
         self._client, self._hurried = self._connected(url, PATIENCE), self._connected(url, SOON)
         self._open()
@@ -176,23 +174,17 @@ class RedisRecords(ServerRecords):
 
     # ------------------------------------------------------------ parts
 
-    def _part(self, key: Key, part: str) -> tuple[int, bytes] | None:
-        with self._told() as client:
-            found = client.hget(self._of("parts", key), part)
-        if found is None:
-            return None
-        revision, _, data = found.partition(b" ")
-        return int(revision), data
+    def _part(self, key: Key, part: str) -> tuple[bytes | None, bytes | None]:
+        since, found = self._call("part", key=self._named(key), field=part)
+        return since, found
 
-    # These two are the place for chunks, compression, and a file that the processes of a machine map.
+    def _put(self, stamp: str, field: str, data: bytes) -> None:
+        with self._told() as client:  # as an argument of a script it takes the server eight times as long
+            client.hset(f"{self._prefix}blob:{stamp}", field, data)
 
-    def _send_blob(self, stamp: str, data: bytes) -> None:
+    def _get(self, stamp: str, field: str) -> bytes | None:
         with self._told() as client:
-            client.set(f"{self._prefix}blob:{stamp}", data, ex=UNNAMED)
-
-    def _fetch_blob(self, stamp: str) -> bytes | None:
-        with self._told() as client:
-            data: bytes | None = client.get(f"{self._prefix}blob:{stamp}")
+            data: bytes | None = client.hget(f"{self._prefix}blob:{stamp}", field)
         return data
 
     def _unlink(self, stamps: Collection[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import logging
 import os
@@ -17,14 +15,19 @@ from contextvars import Context
 from datetime import datetime
 from itertools import count
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ..clock import Clock
+from ..config import shown
 from ..coordination.record import NOBODY, Logged, Record, Refusal, instant_of, micros, of_text, text_of
 from ..errors import ScheduleError, StoreError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord
-from ..serialize.codec import Encoded, Inline, decode, encode
+from ..serialize.codec import Encoded, Inline, encode
 from .file.history import RUN, row_of, run_of
+from .local_files import LocalFiles
 from .records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, selected, tell_all
+from .redis_blobs import Blobs
+from .signed import Head, Key, Signer
 
 log = logging.getLogger("panel_schedule")
 
@@ -57,45 +60,46 @@ _LINE = RUN.split(", ")
 
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-Key = tuple[str, str]
-
 # The reply to a command of a process that means another store than the server.
 LOST: Any = type("Lost", (), {"__repr__": lambda self: "LOST"})()
 
 
 class Row(NamedTuple):
-    """A record, None where there is none, and the newest line of its log."""
+    """A record, None where there is none; the newest line of its log; and how old its parts may be, by kind."""
 
     record: Record | None
     newest: str | bytes | None
+    since: Mapping[str, int]
 
 
-class Placed(NamedTuple):
-    """A part: what is said of its bytes; these, if they travel with the record, or the stamp of their own key."""
+class _Placed(NamedTuple):
+    """A part: what is said of its bytes; these, if they travel with the record; and what it is read as."""
 
-    head: str
+    head: Head
     data: bytes
-    size: int
-    stamp: str
     value: Any
+
+
+_Sign = Callable[[Key, str, int, Head], str]
 
 
 class _Draft:
     """What becomes of one record in a step."""
 
-    def __init__(self, key: Any, row: Row):
-        # As the server names it.
-        self._key = key
+    def __init__(self, key: Key, named: Any, row: Row):
+        self._key, self._named = key, named
+        # How old its parts may be, by kind.
+        self.since = dict(row.since)
         self._was = self.record = row.record
         self._text = ""
         self._written = self._anew = False
         # By kind and number; None of one that is dropped.
-        self._parts: dict[tuple[str, int], Placed | None] = {}
+        self._parts: dict[tuple[str, int], _Placed | None] = {}
         # The newest line of the log as it was, and what stands in its place; lines that are added.
         self._newest: str | bytes | None = row.newest
         self._cleared, self._longer, self._lines = False, "", list[str]()
 
-    def make(self, change: Change, placed: Mapping[tuple[str, int], Placed]) -> Result:
+    def make(self, change: Change, placed: Mapping[tuple[str, int], _Placed]) -> Result:
         """What comes of a change, up to its numbers."""
         old = self.record
         new, line = change.apply(old, _AHEAD), None
@@ -137,20 +141,28 @@ class _Draft:
         self._lines.append(_line(entry))
         return entry
 
-    def told(self, data: list[bytes]) -> dict[str, Any]:
-        """As the server takes it; the bytes of parts are added to `data`, and counted from 1."""
+    def told(self, data: list[bytes], last: int, sign: _Sign) -> dict[str, Any]:
+        """
+        As the server takes it; the bytes of parts are added to `data`, and counted from 1.
+
+        They are signed with the `last` number that this process knows: the record's own is not known yet.
+        """
         record, was = self.record, self._was
-        told: dict[str, Any] = {"key": self._key, "was": str(was.revision) if was else ""}
+        told: dict[str, Any] = {"key": self._named, "was": str(was.revision) if was else ""}
         if not self._written:
             return told
         told["anew"] = self._anew
         if record is None:
             return told
-        put = []
+        put, base = [], max(last, was.revision if was else 0)
         for (kind, number), part in self._parts.items():
             if part is not None:
-                data.append(part.head.encode() + b"\n" + part.data)
-                put.append((f"{kind}\0{number}", len(data), part.size, part.stamp))
+                head = part.head._replace(base=base)
+                data.append(f"{head} {sign(self._key, kind, number, head)}\n".encode() + part.data)
+                put.append((f"{kind}\0{number}", len(data), head.size, head.stamp, head.pieces))
+                if number == 0:
+                    self.since[kind] = base
+        self.since = {kind: self.since.get(kind, base) for kind in record.parts}
         if was is None or self._anew or record.used_at != was.used_at:  # else it may have been used meanwhile
             told["used"] = instant_text(record.used_at)
         self._text = text_of(record)
@@ -159,6 +171,7 @@ class _Draft:
             "owner": "" if record.owner is None else f"={record.owner}",
             "expires": instant_text(record.expires_at),
             "text": self._text,
+            "since": to_json(self.since),
             "drop": [f"{kind}\0{number}" for (kind, number), part in self._parts.items() if part is None],
             "put": put,
             "cleared": self._cleared,
@@ -168,12 +181,13 @@ class _Draft:
 
     def stamps(self) -> set[str]:
         """Of the large parts that it has."""
-        return {part.stamp for part in self._parts.values() if part is not None and self.record is not None}
+        return {part.head.stamp for part in self._parts.values() if part is not None and self.record is not None}
 
     def row(self, size: int, revision: int) -> Row:
         """As it is from now on."""
         newest = (self._lines[-1] if self._lines else self._longer) or self._newest
-        return Row(_settled(self.record, size, revision, self._text) if self._written else self._was, newest)
+        record = _settled(self.record, size, revision, self._text) if self._written else self._was
+        return Row(record, newest, self.since)
 
 
 class _Step(NamedTuple):
@@ -195,8 +209,7 @@ class ServerRecords(ABC):
 
     Parameters
     ----------
-    shown : str
-        How messages name the store.
+    url : str
     clock : Clock
     namespace : str
     secret : str
@@ -209,9 +222,12 @@ class ServerRecords(ABC):
 
     blocking = True
 
-    def __init__(self, shown: str, clock: Clock, namespace: str, secret: str, max_value_bytes: int, log_limit: int):
-        self._shown, self._clock, self._log_limit = shown, clock, log_limit
-        self._namespace, self._secret, self._max_value_bytes = namespace, secret.encode(), max_value_bytes
+    def __init__(self, url: str, clock: Clock, namespace: str, secret: str, max_value_bytes: int, log_limit: int):
+        self._shown, self._clock, self._log_limit = shown(url), clock, log_limit
+        self._namespace, self._max_value_bytes = namespace, max_value_bytes
+        self._signer = Signer(namespace, secret)
+        files = LocalFiles(self._signer.name(f"{_server(url)} {namespace}"), clock)
+        self._blobs = Blobs(self._begin, self._put, self._get, files, self._signer.signs)
         self._unsigned = False
         self.me = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._numbers = count(1)
@@ -256,16 +272,15 @@ class ServerRecords(ABC):
         """Of what a reply says: revision, created, group, owner, used, expires, size, text."""
 
     @abstractmethod
-    def _part(self, key: Key, part: str) -> tuple[int, bytes] | None:
-        """The revision of a part, its head and its bytes, as they were put."""
+    def _part(self, key: Key, part: str) -> tuple[str | bytes | None, bytes | None]:
+        """How old the parts of a record may be, as it was put; and one of them, with its revision before it."""
 
     @abstractmethod
-    def _send_blob(self, stamp: str, data: bytes) -> None:
-        """Large bytes are there from now on, for as long as a record names them, or for an hour."""
+    def _put(self, stamp: str, field: str, data: bytes) -> None:
+        """A piece of a large part, whose beginning was told."""
 
     @abstractmethod
-    def _fetch_blob(self, stamp: str) -> bytes | None:
-        """None where they are gone."""
+    def _get(self, stamp: str, field: str) -> bytes | None: ...
 
     @abstractmethod
     def _unlink(self, stamps: Collection[str]) -> None:
@@ -324,6 +339,7 @@ class ServerRecords(ABC):
             try:
                 if self._join():
                     self._start(self._restore)  # which may take longer than this process lives without a word
+                self._blobs.sweep(lambda stamps: list(map(as_text, self._call("blobs", stamps=stamps))))
                 pause = LEASE / 3
             except ScheduleError as error:
                 self._complain_once(error)
@@ -350,77 +366,98 @@ class ServerRecords(ABC):
         rows = {}
         for name, newest, *values in replies:
             key = self._key_of(name)
-            rows[key] = Row(self._record(key, values), newest)
+            rows[key] = Row(self._record(key, values), newest, _since(values[8]))
         return rows
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
         source = self.source(record, kind, number, what)
         try:
             return source.load()
+        except OSError as error:
+            raise StoreError(f"{_name(what, record, kind)} cannot be read now: {error}.") from error
         except ValueUnreadable as error:
             raise _unreadable(what, record, kind, error) from error
+        finally:
+            source.close()
 
     def source(self, record: Record, kind: str, number: int = 0, what: str = "") -> Source:
-        key, name = (record.space, record.name), f"{kind}\0{number}"
-        try:
-            while (part := self._part(key, name)) is not None and part[0] <= record.revision:
-                head, data = part[1].split(b"\n", 1)
-                _, signature, stamp = head.decode().split(" ")
-                blob = self._fetch_blob(stamp) if stamp else data
-                if blob is None:
-                    if self._part(key, name) != part:  # it was replaced meanwhile
-                        continue
+        key = (record.space, record.name)
+        while True:
+            since, part = self._part(key, f"{kind}\0{number}")
+            if part is None:
+                raise KeyError(record.name)
+            try:
+                words, data = part.split(b"\n", 1)
+                revision, _, text = words.decode().partition(" ")
+                if int(revision) > record.revision:
+                    raise KeyError(record.name)
+                text, _, signature = text.rpartition(" ")
+                head = Head.of(text)
+                self._verify(signature, key, kind, number, head, since)
+                if (source := self._opened(head, data)) is not None:
+                    return source
+                if self._part(key, f"{kind}\0{number}")[1] == part:
                     raise ValueUnreadable("its bytes are gone from the server")
-                self._verify(signature, key, kind, number, blob)
-                return Inline(blob)
-        except ValueError as error:
-            raise _unreadable(what, record, kind, error) from error
-        raise KeyError(record.name)
+            except OSError as error:  # too many open files, say
+                raise StoreError(f"{_name(what, record, kind)} cannot be read now: {error}.") from error
+            except ValueError as error:
+                raise _unreadable(what, record, kind, error) from error
+
+    def _opened(self, head: Head, data: bytes) -> Source | None:
+        """What it is loaded from; None where its bytes are gone."""
+        if head.stamp:
+            return self._blobs.open(head)
+        if self._signer.digest(data) != head.digest:
+            self._refuse()
+        return Inline(data)
 
     # ------------------------------------------------------------ parts
 
-    def _place(self, change: Change, kind: str, number: int, value: Any) -> Placed:
+    def _place(self, change: Change, kind: str, number: int, value: Any) -> _Placed:
         encoded = value if isinstance(value, Encoded) else encode(value, change.what)
         try:
-            size = encoded.size
-            if size > self._max_value_bytes:
+            if encoded.size > self._max_value_bytes:
                 raise ValueRefused(
-                    f"{change.what}: the value has {size / 1e6:,.1f} MB, and ps.config.max_value_bytes is "
+                    f"{change.what}: the value has {encoded.size / 1e6:,.1f} MB, and ps.config.max_value_bytes is "
                     f"{self._max_value_bytes / 1e6:,.1f} MB. Return less, say a path to it, or raise that option."
                 )
-            data = encoded.tobytes()
-        finally:
-            if encoded is not value:
-                encoded.close()
-        try:
-            read = decode(bytearray(data))  # what the others get, this process gets as well
+            return self._placed(encoded)
         except ValueUnreadable as error:
             raise ValueRefused(
                 f"{change.what}: the value can be pickled, but {error}. Return plain data, or mend how its class "
                 "pickles."
             ) from error
-        signature, stamp = self._signature((change.space, change.name), kind, number, data), ""
-        if size > INLINE:
-            data, stamp = b"", self._sent(data)
-        return Placed(f"{size} {signature or '-'} {stamp}", data, size, stamp, read)
+        except OSError as error:
+            raise StoreError(f"{change.what}: the value cannot be stored now: {error}.") from error
+        finally:
+            if encoded is not value:
+                encoded.close()
 
-    def _sent(self, data: bytes) -> str:
-        """Large bytes are on the server; their stamp."""
+    def _placed(self, encoded: Encoded) -> _Placed:
+        """What the others get, this process gets as well."""
+        if encoded.size <= INLINE:
+            data = encoded.tobytes()
+            return _Placed(Head(len(data), digest=self._signer.digest(data)), data, Inline(data).load())
         stamp = f"{self.me}.{next(self._numbers)}"
-        self._send_blob(stamp, data)
-        return stamp
+        head, mapped = self._blobs.send(stamp, encoded)
+        try:
+            return _Placed(head, b"", mapped.load())
+        except BaseException:
+            self._discard({stamp})
+            raise
+        finally:
+            mapped.close()
 
-    def _signature(self, key: Key, kind: str, number: int, data: bytes) -> str:
-        if not self._secret:
-            return ""
-        whose = json.dumps((self._namespace, *key, kind, number)).encode()
-        signed = hmac.new(self._secret, b"%d %s" % (len(whose), whose), hashlib.sha256)
-        signed.update(data)
-        return signed.hexdigest()
+    def _begin(self, stamp: str, pieces: int, seconds: int) -> None:
+        self._call("begin", stamp=stamp, pieces=pieces, seconds=seconds)
 
-    def _verify(self, signature: str, key: Key, kind: str, number: int, data: bytes) -> None:
-        if hmac.compare_digest(self._signature(key, kind, number, data), signature if self._secret else ""):
-            return
+    def _verify(self, signature: str, key: Key, kind: str, number: int, head: Head, since: str | bytes | None) -> None:
+        if not self._signer.has_signed(signature, key, kind, number, head):
+            self._refuse()
+        if not self._signer.is_current(key, kind, head, _since(since).get(kind, 0)):
+            raise ValueUnreadable("it is an older one, which somebody has put back")
+
+    def _refuse(self) -> None:
         if not self._unsigned:
             self._unsigned = True
             log.error(
@@ -440,27 +477,31 @@ class ServerRecords(ABC):
         if (step := self._unsure.pop(same, None)) is not None and not isinstance(done := self._send(step), dict):
             return done
         sent: set[str] = set()
-        placed: list[dict[tuple[str, int], Placed]] = []
+        placed: list[dict[tuple[str, int], _Placed]] = []
         try:
             for change in changes:
                 placed.append(made := {})
                 for (kind, number), value in change.parts.items():
                     made[kind, number] = self._place(change, kind, number, value)
-                    sent |= {made[kind, number].stamp} - {""}
+                    sent |= {made[kind, number].head.stamp} - {""}
             results, named = self._swap(changes, placed, durable, together, tell)
             sent -= named
         finally:
             if same in self._unsure:  # perhaps they are named; else they expire
                 sent.clear()
             if sent:
-                with suppress(StoreError):
-                    self._unlink(sent)
+                self._discard(sent)
         return results
+
+    def _discard(self, stamps: Collection[str]) -> None:
+        """Nobody names these; what stays expires."""
+        with suppress(StoreError):
+            self._unlink(stamps)
 
     def _swap(
         self,
         changes: Sequence[Change],
-        placed: Sequence[Mapping[tuple[str, int], Placed]],
+        placed: Sequence[Mapping[tuple[str, int], _Placed]],
         durable: bool | None,
         together: bool,
         tell: Tell,
@@ -475,8 +516,10 @@ class ServerRecords(ABC):
         rows, sure = {key: row for key in keys if (row := self._known.get(key)) is not None}, False
         while True:
             if len(rows) < len(keys):
-                rows, sure = self._rows(self._call("rows", keys=list(map(self._named, keys)))), True
-            drafts = {key: _Draft(self._named(key), rows[key]) for key in keys}
+                last, *replies = self._call("rows", keys=list(map(self._named, keys)))
+                self._last = max(self._last, int(last))
+                rows, sure = self._rows(replies), True
+            drafts = {key: _Draft(key, self._named(key), rows[key]) for key in keys}
             try:
                 results = [
                     drafts[change.space, change.name].make(change, made)
@@ -495,7 +538,7 @@ class ServerRecords(ABC):
                 continue
             data: list[bytes] = []
             args = {
-                "changes": [draft.told(data) for draft in drafts.values()],
+                "changes": [draft.told(data, self._last, self._signer.sign) for draft in drafts.values()],
                 "by": f"{self.me}.{next(self._numbers)}",
                 "ahead": _AHEAD_TEXT,
                 "limit": self._log_limit,
@@ -547,7 +590,12 @@ class ServerRecords(ABC):
     def _remember(self, rows: Mapping[Key, Row]) -> None:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        self._known |= rows
+        for key, row in rows.items():
+            if row.record is not None:
+                self._known[key] = row
+                self._signer.remember(key, row.since)
+            else:  # who makes it again has to know a number that is greater than all that it had
+                self._known.pop(key, None)
 
     # ------------------------------------------------------------ what is used, and what must go
 
@@ -685,6 +733,7 @@ class ServerRecords(ABC):
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(LOOK)
+        self._blobs.close()
         self._disconnect()
 
 
@@ -723,5 +772,20 @@ def run_in(line: str | bytes) -> RunRecord:
     return run_of(json.loads(line))
 
 
+def _server(url: str) -> str:
+    """It, without who asks."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _name(what: str, record: Record, kind: str) -> str:
+    return what or f"The {kind} of {record.space} {record.name!r}"
+
+
 def _unreadable(what: str, record: Record, kind: str, why: Exception) -> ValueUnreadable:
-    return ValueUnreadable(f"{what or f'The {kind} of {record.space} {record.name!r}'} cannot be read: {why}.")
+    return ValueUnreadable(f"{_name(what, record, kind)} cannot be read: {why}.")
+
+
+def _since(text: str | bytes | None) -> dict[str, int]:
+    found: dict[str, int] = json.loads(text) if text else {}
+    return found
