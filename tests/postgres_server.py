@@ -9,10 +9,12 @@ import signal
 import subprocess
 import tempfile
 import threading
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from redis_server import free_port
@@ -51,7 +53,7 @@ class PostgresServer:
         self.options, self.port = options, free_port()
         self.url = f"postgresql://owner@127.0.0.1:{self.port}/postgres"
         command = [INITDB, "--pgdata", self.folder / "data", "--username", "owner", "--no-sync", "--encoding", "UTF8"]
-        subprocess.run([*command, "--locale", "C"], check=True, stdout=subprocess.PIPE, cwd="/", **self._user)
+        subprocess.run([*command, "--locale", "C"], check=True, capture_output=True, cwd="/", **self._user)
         (self.folder / "data" / "pg_hba.conf").write_text(HBA)
         self.start()
 
@@ -63,7 +65,7 @@ class PostgresServer:
         options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
         self.process = subprocess.Popen(
             [POSTGRES, "-D", self.folder / "data", *options, *self.options],
-            stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True, **self._user,
+            stderr=subprocess.PIPE, text=True, cwd="/", **self._user,
         )  # fmt: skip
         assert any("ready to accept connections" in line for line in self.process.stderr), "it does not start"
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
@@ -99,5 +101,8 @@ class PostgresServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _signal(self, number: int) -> None:
-        """To all of its processes."""
-        os.killpg(self.process.pid, number)
+        """To all of its processes, each of which is a group of its own."""
+        first = psutil.Process(self.process.pid)
+        for process in [first, *first.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)

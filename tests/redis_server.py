@@ -51,9 +51,15 @@ class RedisServer:
         threading.Thread(target=self.process.stdout.read, daemon=True).start()
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
+        self.go_on()
         self.process.terminate()
         self.process.wait(PATIENCE)
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self.process.kill()

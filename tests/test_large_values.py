@@ -17,7 +17,7 @@ from panel_schedule.clock import SystemClock
 from panel_schedule.coordination.record import Record
 from panel_schedule.coordination.tasks import USER
 from panel_schedule.errors import StoreError, ValueUnreadable
-from panel_schedule.stores import local_files, packing, redis_blobs, server_records
+from panel_schedule.stores import local_files, packing, server_blobs, server_records
 from panel_schedule.stores.file.locks import LockFile
 from panel_schedule.stores.hurry import hurried
 from panel_schedule.stores.local_files import LocalFiles
@@ -326,13 +326,13 @@ def test_it_travels_in_pieces(redis_server, open_redis, elsewhere, monkeypatch, 
     size = 100_000 + more
     store = open_redis(secret=secret)
     large = noise(size)
-    monkeypatch.setattr(redis_blobs, "PIECE", (put(store, large).size - more) // 4)
+    monkeypatch.setattr(server_blobs, "PIECE", (put(store, large).size - more) // 4)
     put(store, large)
     count = 5 if more > 0 else 4
     lengths = pieces(redis_server, store)
     assert lengths.pop("digests", 0) == (32 * count if secret else 0)
     assert [str(number) for number in range(count)] == sorted(lengths)
-    assert max(lengths.values()) <= redis_blobs.PIECE
+    assert max(lengths.values()) <= server_blobs.PIECE
     elsewhere()
     assert np.array_equal(large, value(open_redis(secret=secret)))
 

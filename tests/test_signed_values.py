@@ -135,7 +135,7 @@ def test_all_that_is_said_of_a_part_is_signed(redis_server, open_redis, field):
 
 @pytest.mark.parametrize("field", ["0", "1", "digests"])
 def test_each_piece_of_a_large_part_is_signed(redis_server, open_redis, field, tmp_path, monkeypatch):
-    monkeypatch.setattr("panel_schedule.stores.redis_blobs.PIECE", LARGE // 2 + 1000)
+    monkeypatch.setattr("panel_schedule.stores.server_blobs.PIECE", LARGE // 2 + 1000)
     ours = open_redis(secret="s3cret")
     put(ours, 1, LARGE)
     [blob] = redis_server.client.scan_iter(f"{ours._prefix}blob:*")

@@ -49,13 +49,18 @@ SELECT set_config(
 SET synchronous_commit TO off
 """
 
+# One of the processes that start at the same time makes it, the others wait. Who may use a schema need not have the
+# right to make one.
 _CREATE = """
-SELECT pg_advisory_xact_lock(hashtext('panel_schedule'));
-DO $$ BEGIN
+DO $create$ BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('panel_schedule'));
     IF to_regnamespace('"{schema}"') IS NULL THEN
         CREATE SCHEMA "{schema}";
     END IF;
-END $$;
+    IF to_regclass('"{schema}".store') IS NULL THEN
+        EXECUTE $script$ {script} $script$;
+    END IF;
+END $create$
 """
 
 _JOIN = 'SELECT "join"($1, $2)'
@@ -163,7 +168,7 @@ class PostgresRecords(ServerRecords):
                 rows = []
             version = int(rows[0][0]) if rows else 0
             if version < SCHEMA_VERSION:
-                self._server.do(_CREATE.format(schema=self._schema) + _SCRIPT, PATIENCE)
+                self._server.do(_CREATE.format(schema=self._schema, script=_SCRIPT), PATIENCE)
         if version > SCHEMA_VERSION:
             raise StoreError(
                 f"The schema {self._schema} of the store {self._shown} was made by a newer panel-schedule (version "

@@ -5,14 +5,14 @@
 -- the order of commits, nobody who asks what was changed since the last one misses any, and no two commands wait for
 -- each other.
 
-CREATE TABLE IF NOT EXISTS store (
+CREATE TABLE store (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     version integer NOT NULL DEFAULT 1,
     id text NOT NULL DEFAULT '',            -- names these records as long as none of them was lost
     revision bigint NOT NULL DEFAULT 0      -- the number of the last change
 );
 
-CREATE TABLE IF NOT EXISTS records (
+CREATE TABLE records (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     record_group text COLLATE "C" NOT NULL,
@@ -27,13 +27,13 @@ CREATE TABLE IF NOT EXISTS records (
     made_by text NOT NULL,                  -- the step that changed it last
     PRIMARY KEY (space, name)
 );
-CREATE INDEX IF NOT EXISTS records_made ON records (space, created);
-CREATE INDEX IF NOT EXISTS records_of_group ON records (space, record_group, created);
-CREATE INDEX IF NOT EXISTS records_changed ON records (revision);
-CREATE INDEX IF NOT EXISTS records_held ON records (owner) WHERE owner IS NOT NULL;
-CREATE INDEX IF NOT EXISTS records_expiring ON records (expires_at) WHERE owner IS NULL AND expires_at IS NOT NULL;
+CREATE INDEX records_made ON records (space, created);
+CREATE INDEX records_of_group ON records (space, record_group, created);
+CREATE INDEX records_changed ON records (revision);
+CREATE INDEX records_held ON records (owner) WHERE owner IS NOT NULL;
+CREATE INDEX records_expiring ON records (expires_at) WHERE owner IS NULL AND expires_at IS NOT NULL;
 
-CREATE TABLE IF NOT EXISTS parts (
+CREATE TABLE parts (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     part text COLLATE "C" NOT NULL,         -- kind and number
@@ -45,12 +45,12 @@ CREATE TABLE IF NOT EXISTS parts (
 );
 
 -- Large parts, which are sent before the change that names them, in pieces.
-CREATE TABLE IF NOT EXISTS blobs (
+CREATE TABLE blobs (
     stamp text COLLATE "C" PRIMARY KEY,
     pieces integer NOT NULL,
     expires_at timestamptz                  -- unless a record names it by then
 );
-CREATE TABLE IF NOT EXISTS pieces (
+CREATE TABLE pieces (
     stamp text COLLATE "C" NOT NULL,
     field text COLLATE "C" NOT NULL,
     data bytea NOT NULL,
@@ -58,9 +58,9 @@ CREATE TABLE IF NOT EXISTS pieces (
 );
 ALTER TABLE parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- to compress them takes longer than to write them
 ALTER TABLE pieces ALTER COLUMN data SET STORAGE EXTERNAL;
-CREATE INDEX IF NOT EXISTS blobs_unnamed ON blobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX blobs_unnamed ON blobs (expires_at) WHERE expires_at IS NOT NULL;
 
-CREATE TABLE IF NOT EXISTS logs (
+CREATE TABLE logs (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     number bigint GENERATED ALWAYS AS IDENTITY,
@@ -69,12 +69,12 @@ CREATE TABLE IF NOT EXISTS logs (
 );
 
 -- Until when an owner is alive unless it says so again, on the clock of this server; never of one that has left.
-CREATE TABLE IF NOT EXISTS owners (
+CREATE TABLE owners (
     owner text COLLATE "C" PRIMARY KEY,
     until timestamptz NOT NULL
 );
 
-CREATE TABLE IF NOT EXISTS watches (
+CREATE TABLE watches (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     owner text COLLATE "C" NOT NULL,
@@ -82,18 +82,18 @@ CREATE TABLE IF NOT EXISTS watches (
     PRIMARY KEY (space, name, owner)
 );
 
-INSERT INTO store DEFAULT VALUES ON CONFLICT DO NOTHING;
+INSERT INTO store DEFAULT VALUES;
 
 -- ---------------------------------------------------------------- records
 
 -- Only one at a time writes records.
-CREATE OR REPLACE FUNCTION take_turn() RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION take_turn() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM store FOR UPDATE;
 END $$;
 
 -- As a reply: its key, the newest line of its log, its fields.
-CREATE OR REPLACE FUNCTION told(_record records) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION told(_record records) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN json_build_array(
         json_build_array(_record.space, _record.name),
@@ -104,7 +104,7 @@ BEGIN
 END $$;
 
 -- The same of records that are not there, without fields.
-CREATE OR REPLACE FUNCTION all_told(_keys jsonb) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION all_told(_keys jsonb) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT json_agg(CASE
@@ -116,19 +116,19 @@ BEGIN
     );
 END $$;
 
-CREATE OR REPLACE FUNCTION rows(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION rows(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN jsonb_build_array((SELECT revision FROM store)) || all_told(_args->'keys')::jsonb;
 END $$;
 
-CREATE OR REPLACE FUNCTION drop_blob(_stamp text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION drop_blob(_stamp text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM pieces WHERE stamp = _stamp;
     DELETE FROM blobs WHERE stamp = _stamp;
 END $$;
 
 -- How many bytes that were.
-CREATE OR REPLACE FUNCTION drop_part(_space text, _name text, _part text) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE FUNCTION drop_part(_space text, _name text, _part text) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     _old record;
 BEGIN
@@ -140,7 +140,7 @@ BEGIN
 END $$;
 
 -- A large part is about to come, piece by piece; it goes if no record names it in time.
-CREATE OR REPLACE FUNCTION begin(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION begin(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO blobs VALUES (
         _args->>'stamp', (_args->>'pieces')::integer, clock_timestamp() + (_args->>'seconds')::integer * interval '1 s'
@@ -149,13 +149,13 @@ BEGIN
 END $$;
 
 -- Those that are there.
-CREATE OR REPLACE FUNCTION blobs(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION blobs(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (SELECT coalesce(json_agg(stamp), '[]') FROM blobs WHERE _args->'stamps' ? stamp);
 END $$;
 
 -- Whether all that was sent before is still there.
-CREATE OR REPLACE FUNCTION has_blobs(_put jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION has_blobs(_put jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN NOT EXISTS (
         SELECT FROM jsonb_array_elements(_put) AS part WHERE part->>3 <> '' AND NOT EXISTS (
@@ -166,7 +166,7 @@ BEGIN
 END $$;
 
 -- A record, and what belongs to it.
-CREATE OR REPLACE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM drop_part(space, name, part) FROM parts WHERE space = _space AND name = _name;
     DELETE FROM logs WHERE space = _space AND name = _name;
@@ -174,7 +174,7 @@ BEGIN
     DELETE FROM records WHERE space = _space AND name = _name;
 END $$;
 
-CREATE OR REPLACE FUNCTION add_lines(_change jsonb, _limit bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION add_lines(_change jsonb, _limit bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     _space text := _change->'key'->>0;
     _name text := _change->'key'->>1;
@@ -196,7 +196,7 @@ BEGIN
 END $$;
 
 -- By how many bytes the record grows.
-CREATE OR REPLACE FUNCTION put_parts(_change jsonb, _revision bigint, _data bytea[]) RETURNS bigint
+CREATE FUNCTION put_parts(_change jsonb, _revision bigint, _data bytea[]) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
     _space text := _change->'key'->>0;
@@ -221,7 +221,7 @@ BEGIN
 END $$;
 
 -- Compare all records with what the caller takes them to be, and change all of them, or none.
-CREATE OR REPLACE FUNCTION swap(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION swap(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _changes jsonb := _args->'changes';
     _by text := _args->>'by';
@@ -284,7 +284,7 @@ BEGIN
 END $$;
 
 -- Those of a space or a group, as `selected` takes them; without their logs.
-CREATE OR REPLACE FUNCTION scan(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION scan(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT coalesce(json_agg(json_build_array(
@@ -304,7 +304,7 @@ BEGIN
 END $$;
 
 -- What was changed in these spaces since; and up to which number that is all.
-CREATE OR REPLACE FUNCTION changes(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION changes(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _last bigint := (SELECT revision FROM store);
 BEGIN
@@ -318,12 +318,12 @@ END $$;
 -- ---------------------------------------------------------------- owners
 
 -- Whether nobody was heard for so long that it was this server which was away: then nobody is taken for dead.
-CREATE OR REPLACE FUNCTION was_away() RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION was_away() RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN NOT EXISTS (SELECT FROM owners WHERE until > clock_timestamp());
 END $$;
 
-CREATE OR REPLACE FUNCTION is_alive(_owner text) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION is_alive(_owner text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN EXISTS (
         SELECT FROM owners
@@ -332,7 +332,7 @@ BEGIN
 END $$;
 
 -- The caller is alive from now on; the id of the store, and its last number.
-CREATE OR REPLACE FUNCTION "join"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION "join"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _last bigint := (_args->>'last')::bigint;
     _until timestamptz := clock_timestamp() + (_args->>'lease')::bigint * interval '1 microsecond';
@@ -354,7 +354,7 @@ BEGIN
     RETURN (SELECT json_build_array(id, revision::text) FROM store);
 END $$;
 
-CREATE OR REPLACE FUNCTION leave(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION leave(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM watches WHERE owner = _args->>'me';
     UPDATE owners SET until = '-infinity' WHERE owner = _args->>'me';
@@ -362,12 +362,12 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE OR REPLACE FUNCTION alive(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION alive(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN to_json(is_alive(_args->>'owner'));
 END $$;
 
-CREATE OR REPLACE FUNCTION watch(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION watch(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _each jsonb;
 BEGIN
@@ -383,7 +383,7 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE OR REPLACE FUNCTION watchers(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION watchers(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT to_json(coalesce(sum(sessions), 0)::bigint)
@@ -394,7 +394,7 @@ END $$;
 
 -- ---------------------------------------------------------------- what is used, and what must go
 
-CREATE OR REPLACE FUNCTION use(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION use(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM take_turn();
     UPDATE records SET used_at = (_args->>'now')::bigint
@@ -403,7 +403,7 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE OR REPLACE FUNCTION "trim"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION "trim"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _most numeric := coalesce((_args->>'entries')::numeric, 'NaN');  -- which is greater than any number
     _room numeric := coalesce((_args->>'size')::numeric, 'NaN');
@@ -437,7 +437,7 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE OR REPLACE FUNCTION sweep(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION sweep(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _now bigint := (_args->>'now')::bigint;
     _row records;
@@ -454,7 +454,7 @@ BEGIN
 END $$;
 
 -- What the dead have left; what has expired goes.
-CREATE OR REPLACE FUNCTION look(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE FUNCTION look(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM sweep(_args, _data);
     IF EXISTS (SELECT FROM blobs WHERE expires_at < clock_timestamp()) THEN

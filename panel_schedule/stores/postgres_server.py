@@ -30,6 +30,7 @@ _REMEDIES = {
     ("25006",): "Name the primary in ps.config.store: this server is a replica, or read-only.",
     ("53100",): "Look at that server's disk: it is full.",
     ("57014", "55P03"): "Is the server overloaded, or does somebody lock its tables?",
+    ("40001", "40P01"): "It was in the way of somebody else. Try again.",
     ("54000",): "Give it a shorter name.",
     ("22P05",): "Let the database have the encoding UTF8.",
     ("older than",): "Name a newer server in ps.config.store.",

@@ -26,7 +26,7 @@ from ..serialize.codec import Encoded, Inline, encode
 from .file.history import RUN, row_of, run_of
 from .local_files import LocalFiles
 from .records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, selected, tell_all
-from .redis_blobs import Blobs
+from .server_blobs import Blobs
 from .signed import Head, Key, Signer
 
 log = logging.getLogger("panel_schedule")

@@ -1,4 +1,4 @@
-"""Large parts on a Redis server, in pieces: one call that moves all of it would hold up everybody else's."""
+"""Large parts on a server, in pieces: one call that moves all of it would hold up everybody else's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DIGESTS = "digests"
 
 class Blobs:
     """
-    Each is a hash on the server: its pieces by their numbers. In this machine it is a file.
+    Each is on the server as pieces, by their numbers. On this machine it is a file.
 
     Parameters
     ----------
