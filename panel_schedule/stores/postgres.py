@@ -35,8 +35,8 @@ SCHEMA_VERSION = 1
 
 _SCRIPT = Path(__file__).with_name("postgres.sql").read_text(encoding="utf-8")
 
-# What is durable is so as this database has it; of anything else the last half second may be lost, and with it nothing
-# before.
+# A statement ends before its caller gives it up. What is durable is so as this database has it; of anything else the
+# last half second may be lost, and with it nothing before.
 _START = """
 SET search_path TO "{schema}", pg_temp;
 SET statement_timeout TO {timeout};
@@ -118,7 +118,7 @@ class PostgresRecords(ServerRecords):
     ):
         super().__init__(url, clock, namespace, secret, max_value_bytes, log_limit)
         self._schema = schema_of(namespace)
-        start = _START.format(schema=self._schema, timeout=int(PATIENCE * 1000))
+        start = _START.format(schema=self._schema, timeout=int(PATIENCE * 800))
         # That this process is alive it says on a connection of its own.
         self._server, self._leases = PostgresServer(url, start), PostgresServer(url, start, most=1)
         self._create()

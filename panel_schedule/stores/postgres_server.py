@@ -32,7 +32,7 @@ _REMEDIES = {
     ("57014", "55P03"): "Is the server overloaded, or does somebody lock its tables?",
     ("40001", "40P01"): "It was in the way of somebody else. Try again.",
     ("54000",): "Give it a shorter name.",
-    ("22P05",): "Let the database have the encoding UTF8.",
+    ("the encoding",): "Name a database with the encoding UTF8 in ps.config.store.",
     ("older than",): "Name a newer server in ps.config.store.",
     ("pg_hba.conf",): "Let the server's pg_hba.conf accept that, or correct ?sslmode= in ps.config.store.",
     ("too many clients", "connection slots", "too many connections"): (
@@ -113,6 +113,8 @@ class Connection:
             self._pg.nonblocking = 1
             if (version := self._pg.server_version // 10_000) < _OLDEST:
                 raise ConnectionLost(f"it is PostgreSQL {version}, which is older than {_OLDEST}")
+            if (encoding := self._pg.parameter_status(b"server_encoding")) != b"UTF8":
+                raise ConnectionLost(f"the database has the encoding {encoding.decode()}")
 
     @property
     def open(self) -> bool:
