@@ -8,11 +8,12 @@ import logging
 import os
 import secrets
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from datetime import datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,6 +204,11 @@ class _Draft:
             "lines": self._lines,
         }
 
+    @property
+    def log(self) -> tuple[bool, str, Sequence[str]]:
+        """Whether it was deleted; what stands in place of its newest line; and what was added."""
+        return self._cleared, self._longer, self._lines
+
     def stamps(self) -> set[str]:
         """Of the large parts that it has."""
         return {part.head.stamp for part in self._parts.values() if part is not None and self.record is not None}
@@ -293,7 +299,12 @@ class RedisRecords:
         self._untold: dict[Key, Record] = {}
         self._trouble = ""
         self._unsigned = False
+        # Whether the store has lost something that it is to get again, one thread at a time; and the lines of logs that
+        # this process has written, each with its record.
+        self._owing, self._filling = False, threading.RLock()
+        self._lines: dict[Key, tuple[Record, deque[str]]] = {}
         self._joining = threading.Lock()
+        self._is_filling = False
         self._closing, self._closed, self._listening = threading.Event(), False, False
         self._threads: list[threading.Thread] = []
         self._join()
@@ -315,11 +326,12 @@ class RedisRecords:
         """What the script says, once this process and the server mean the same store."""
         text = _json(args | {"me": self.me, "lease": LEASE * 1e6})
         while True:
+            if self._owing or self._is_filling:
+                self._fill()
             reply = self._run(command, self._id, self._last, text, *data)
             if reply != b"lost":
                 return reply
-            if self._join():
-                self._restore()
+            self._join()
 
     def _run(self, *args: Any) -> Any:
         with self._told() as client:
@@ -339,8 +351,8 @@ class RedisRecords:
             why = " ".join(str(error).split()).rstrip(".")
             raise StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}") from error
 
-    def _join(self) -> bool:
-        """Be alive; whether the store has lost something since this process has seen it."""
+    def _join(self) -> None:
+        """Be alive; and see whether the store has lost something since this process has looked."""
         with self._joining:
             args = {
                 "me": self.me, "lease": LEASE * 1e6, "watched": list(self._watched.items()), "last": self._last,
@@ -351,15 +363,40 @@ class RedisRecords:
             self._last = max(self._last, int(last))
             if lost:
                 self._known.clear()
-        return lost
+                self._owing = True
+                log.error("The store %s came back without what it had. It gets what this process has.", self._shown)
 
-    def _restore(self) -> None:
-        """Who has something of a store that has lost it stores it again."""
-        log.error("The store %s came back without what it had. It gets what this process has.", self._shown)
-        for lost in self._lost:
-            lost()
+    def _fill(self) -> None:
+        """
+        Who has something of a store that has lost it stores it again, before anything else is done here.
+
+        What fails is tried again, at the next call.
+        """
+        if not self._filling.acquire(timeout=SOON if in_a_hurry() else PATIENCE):
+            raise StoreError(f"The store {self._shown} is being filled again. Wait for that.")
+        try:
+            while self._owing and not self._is_filling:
+                self._owing, self._is_filling = False, True
+                try:
+                    for lost in self._lost:
+                        lost()
+                    self._write_lines()
+                except BaseException:
+                    self._owing = True
+                    raise
+                finally:
+                    self._is_filling = False
+        finally:
+            self._filling.release()
+
+    def _write_lines(self) -> None:
+        for key, (record, lines) in list(self._lines.items()):
+            if record.owner is None and not record.parts:  # all there is of it is its log
+                self.write([Change(*key, partial(_once_more, held=record))])
+            self._call("lines", key=_joined(key), lines=list(lines), limit=self._log_limit)
 
     def _start(self, body: Callable[[], None]) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
         self._threads.append(threading.Thread(target=body, name="panel-schedule-store", daemon=True))
         Context().run(self._threads[-1].start)
 
@@ -368,13 +405,23 @@ class RedisRecords:
         pause = LEASE / 3
         while not self._closing.wait(pause):
             try:
-                if self._join():
-                    self._start(self._restore)  # which may take longer than this process lives without a word
-                self._blobs.sweep(lambda stamps: [each.decode() for each in self._call("blobs", stamps=stamps)])
+                self._join()
+                if self._owing and not self._is_filling:  # it may take longer than a process lives without a word
+                    self._start(self._fill_aside)
+                if not self._is_filling:
+                    self._blobs.sweep(lambda stamps: [each.decode() for each in self._call("blobs", stamps=stamps)])
                 pause = LEASE / 3
             except ScheduleError as error:
                 self._complain_once(error)
                 pause = min(AGAIN, LEASE / 3)
+
+    def _fill_aside(self) -> None:
+        try:
+            self._fill()
+        except ScheduleError as error:
+            self._complain_once(error)
+        except BaseException:  # of the store's own thread
+            log.exception("Filling the store again failed at something that is a bug of panel-schedule.")
 
     def _complain_once(self, error: Exception) -> None:
         if str(error) != self._trouble and not self._closing.is_set():
@@ -384,8 +431,17 @@ class RedisRecords:
     # ------------------------------------------------------------ reading
 
     def read(self, space: str, name: str) -> Record | None:
+        key = (space, name)
         with self._told() as client:
-            return self._record((space, name), client.hmget(self._of("record", (space, name)), _FIELDS))
+            values = client.hmget(self._of("record", key), _FIELDS)
+        if values[0] is None:  # perhaps all are gone, and are about to come back
+            return self._looked_up([key])[key].record
+        return self._record(key, values)
+
+    def _looked_up(self, keys: Sequence[Key]) -> dict[Key, _Row]:
+        last, *replies = self._call("rows", keys=list(map(_joined, keys)))
+        self._last = max(self._last, int(last))
+        return self._rows(replies)
 
     def scan(self, space: str, group: str = ALL, *, owner: str | None = ALL, last: int | None = None) -> list[Record]:
         if last == 0:
@@ -580,9 +636,7 @@ class RedisRecords:
         rows, sure = {key: row for key in keys if (row := self._known.get(key)) is not None}, False
         while True:
             if len(rows) < len(keys):
-                last, *replies = self._call("rows", keys=list(map(_joined, keys)))
-                self._last = max(self._last, int(last))
-                rows, sure = self._rows(replies), True
+                rows, sure = self._looked_up(keys), True
             drafts = {key: _Draft(key, rows[key]) for key in keys}
             try:
                 results = [
@@ -640,6 +694,8 @@ class RedisRecords:
         self._last = max(self._last, revision)
         new = {key: draft.row(size, revision) for (key, draft), size in zip(drafts.items(), sizes, strict=True)}
         self._remember(new)
+        for key, draft in drafts.items():
+            self._remember_lines(key, draft, new[key].record)
         done = []
         for result in results:
             if (record := result.record) is not None:
@@ -659,6 +715,22 @@ class RedisRecords:
                 self._signer.remember(key, row.since)
             else:  # who makes it again has to know a number that is greater than all that it had
                 self._known.pop(key, None)
+
+    def _remember_lines(self, key: Key, draft: _Draft, record: Record | None) -> None:
+        cleared, longer, lines = draft.log
+        if cleared or record is None:
+            self._lines.pop(key, None)
+        if record is None or not (longer or lines):
+            return
+        if len(self._lines) >= _REMEMBERED:
+            self._lines.clear()
+        _, mine = self._lines.get(key, (None, deque[str](maxlen=self._log_limit)))
+        if longer:
+            with suppress(IndexError):  # it was perhaps another process's
+                mine.pop()
+            mine.append(longer)
+        mine.extend(lines)
+        self._lines[key] = record, mine
 
     # ------------------------------------------------------------ what is used, and what must go
 
@@ -887,6 +959,10 @@ def _unreadable(what: str, record: Record, kind: str, why: Exception) -> ValueUn
 def _since(text: bytes | None) -> dict[str, int]:
     found: dict[str, int] = json.loads(text) if text else {}
     return found
+
+
+def _once_more(record: Record | None, revision: int, *, held: Record) -> Record:
+    return record or held
 
 
 def _settled(record: Record | None, size: int, revision: int, text: str = "") -> Record | None:
