@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -22,6 +20,7 @@ from panel_schedule.stores.hurry import hurried
 from panel_schedule.stores.records import Change, Tell
 from panel_schedule.testing.contracts.records import LARGE, SPACE, VALUE, ContractState, Heard
 from panel_schedule.testing.contracts.tools import START
+from redis_server import Proxy
 
 PATIENCE = 20.0
 
@@ -98,42 +97,6 @@ def calls_of(store, record):
         lambda: store.watchers(SPACE, "a"),
         lambda: store.sweep(START),
     ]
-
-
-class Proxy:
-    """Between a client and a server, on a port of its own; drops the next `cut` replies, with their connections."""
-
-    def __init__(self, port):
-        self._to, self.cut, self.cuts = port, 0, 0
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.port = self._door.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self):
-        while True:
-            try:
-                theirs, _ = self._door.accept()
-            except OSError:
-                return
-            ours = socket.create_connection(("127.0.0.1", self._to))
-            threading.Thread(target=self._pass, args=(theirs, ours, False), daemon=True).start()
-            threading.Thread(target=self._pass, args=(ours, theirs, True), daemon=True).start()
-
-    def _pass(self, source, sink, reply):
-        try:
-            while data := source.recv(65536):
-                if reply and self.cut:
-                    self.cut, self.cuts = self.cut - 1, self.cuts + 1
-                    break
-                sink.sendall(data)
-        except OSError:
-            pass
-        for each in (source, sink):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def close(self):
-        self._door.close()
 
 
 KILLED = """

@@ -168,7 +168,7 @@ class TestPostgresServer(ServerRecordsTests):
         server.all(f'DROP SCHEMA "{store._schema}" CASCADE')
 
     def forget(self, server, store):
-        server.all(f'DELETE FROM "{store._schema}".owners WHERE owner = %s', store.me)
+        server.all(f"UPDATE \"{store._schema}\".owners SET until = '-infinity' WHERE owner = %s", store.me)
 
 
 # ------------------------------------------------------------ changes

@@ -22,13 +22,10 @@ from .base import Store
 from .hurry import SOON, in_a_hurry
 from .postgres_server import PostgresServer, ServerError
 from .queue import MOST_BYTES
-from .server_records import LOST, ServerRecords, run_in, to_json
+from .server_records import LOST, PATIENCE, ServerRecords, run_in, to_json
 from .signed import Key
 
 log = logging.getLogger("panel_schedule")
-
-# Seconds that a call waits for the server.
-PATIENCE = 5.0
 
 # Of tables and functions: that of `store` in the script.
 SCHEMA_VERSION = 1
@@ -194,9 +191,11 @@ class PostgresRecords(ServerRecords):
     # ------------------------------------------------------------ reading
 
     def read(self, space: str, name: str) -> Record | None:
-        question = "SELECT told(records) FROM records WHERE space = $1 AND name = $2"
-        rows = self._rows(json.loads(_unescaped(told.decode())) for [told] in self._ask(question, *_words(space, name)))
-        return rows[space, name].record if rows else None
+        key, question = (space, name), "SELECT told(records) FROM records WHERE space = $1 AND name = $2"
+        rows = self._rows(json.loads(_unescaped(told.decode())) for [told] in self._ask(question, *_words(*key)))
+        if not rows:  # perhaps all are gone, and are about to come back
+            rows = self._looked_up([key])
+        return rows[key].record
 
     def _named(self, key: Key) -> Key:
         return key

@@ -9,7 +9,8 @@ CREATE TABLE store (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     version integer NOT NULL DEFAULT 1,
     id text NOT NULL DEFAULT '',            -- names these records as long as none of them was lost
-    revision bigint NOT NULL DEFAULT 0      -- the number of the last change
+    revision bigint NOT NULL DEFAULT 0,     -- the number of the last change
+    spared timestamptz                      -- until when those are alive who have said nothing yet to what lost something
 );
 
 CREATE TABLE records (
@@ -220,6 +221,32 @@ BEGIN
     RETURN _more;
 END $$;
 
+-- A log that was lost has these lines, and those that others have brought.
+CREATE FUNCTION lines(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    _space text := _args->'key'->>0;
+    _name text := _args->'key'->>1;
+    _lines text[];
+BEGIN
+    PERFORM take_turn();
+    IF NOT EXISTS (SELECT FROM records WHERE space = _space AND name = _name) THEN
+        RETURN '0';
+    END IF;
+    _lines := ARRAY(
+        SELECT line FROM logs WHERE space = _space AND name = _name
+        UNION SELECT jsonb_array_elements_text(_args->'lines')
+    );
+    DELETE FROM logs WHERE space = _space AND name = _name;
+    INSERT INTO logs (space, name, line)
+    SELECT _space, _name, line FROM (
+        SELECT line, ended FROM (
+            SELECT line, coalesce(line::json->>'finished_at', line::json->>'queued_at', '0')::bigint AS ended
+            FROM unnest(_lines) AS line
+        ) AS every ORDER BY ended DESC LIMIT (_args->>'limit')::bigint
+    ) AS newest ORDER BY ended;
+    RETURN '1';
+END $$;
+
 -- Compare all records with what the caller takes them to be, and change all of them, or none.
 CREATE FUNCTION swap(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
@@ -303,13 +330,11 @@ BEGIN
     );
 END $$;
 
--- What was changed in these spaces since; and up to which number that is all.
+-- What was changed in these spaces since; and up to which number that is all, as one statement sees it.
 CREATE FUNCTION changes(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
-DECLARE
-    _last bigint := (SELECT revision FROM store);
 BEGIN
     RETURN (
-        SELECT jsonb_build_array(_last) || coalesce(json_agg(told(records) ORDER BY revision), '[]')::jsonb
+        SELECT jsonb_build_array((SELECT revision FROM store)) || coalesce(json_agg(told(records) ORDER BY revision), '[]')::jsonb
         FROM records
         WHERE revision > (_args->>'since')::bigint AND _args->'spaces' ? space
     );
@@ -325,9 +350,12 @@ END $$;
 
 CREATE FUNCTION is_alive(_owner text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN EXISTS (
-        SELECT FROM owners
-        WHERE owner = _owner AND (until > clock_timestamp() OR (until > '-infinity' AND was_away()))
+    RETURN coalesce(
+        (
+            SELECT until > clock_timestamp() OR (until > '-infinity' AND was_away()) FROM owners WHERE owner = _owner
+        ),
+        (SELECT spared > clock_timestamp() FROM store),
+        false
     );
 END $$;
 
@@ -344,6 +372,10 @@ BEGIN
             id = _args->>'fresh',
             revision = greatest(revision, _last, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
         WHERE id = '' OR revision < _last;
+    END IF;
+    IF _args->>'id' <> '' THEN
+        -- Who held something before, and has not heard yet that it was lost, is not dead.
+        UPDATE store SET spared = _until WHERE id <> _args->>'id';
     END IF;
     IF was_away() THEN
         PERFORM take_turn();

@@ -12,6 +12,7 @@
 --   watch:<key>        a hash: by owner, how many sessions follow it
 --   owners             by owner, until when it is alive unless it says so again: microseconds of this server's clock
 --   heard              when any owner has said so
+--   spared             until when those are alive who have said nothing yet to a store that lost something
 --   made:<space>, made:<space>NUL<group>    the keys of records, by the number of their first change
 --   changes:<space>    by that of their last
 --   holds:<owner>      of an owner, '' is NOBODY
@@ -87,7 +88,9 @@ local function index(key, old, new)
     if name:sub(1, 5) == 'idle:' then call('HINCRBY', P .. 'bytes', name, new.size) end
   end
   -- One that nobody knows is not alive, and what it holds has to be found.
-  if new and #new.owner > 1 then call('ZADD', P .. 'owners', 'NX', 0, new.owner:sub(2)) end
+  if new and #new.owner > 1 then
+    call('ZADD', P .. 'owners', 'NX', call('GET', P .. 'spared') or 0, new.owner:sub(2))
+  end
 end
 
 -- Of a part as it stands: its size, and the stamp of its blob.
@@ -146,6 +149,8 @@ function commands.join()
     call('SET', P .. 'id', id)
     call('SET', P .. 'revision', exact(last))
   end
+  -- Who held something before, and has not heard yet that it was lost, is not dead.
+  if ARGV[2] ~= '' and ARGV[2] ~= id then call('SET', P .. 'spared', exact(instant + args.lease)) end
   if was_away(instant) then
     for _, owner in ipairs(call('ZRANGEBYSCORE', P .. 'owners', '(0', '+inf')) do
       call('ZADD', P .. 'owners', exact(instant + args.lease), owner)
@@ -258,6 +263,26 @@ function commands.swap()
   end
   if args.tell then call('PUBLISH', P .. 'bell', args.tell) end
   return reply
+end
+
+local function ended(line)
+  local run = cjson.decode(line)
+  return tonumber(run.finished_at) or tonumber(run.queued_at) or 0
+end
+
+-- A log that was lost has these lines, and those that others have brought.
+function commands.lines()
+  local log, there = P .. 'log:' .. args.key, {}
+  if call('EXISTS', P .. 'record:' .. args.key) == 0 then return 0 end
+  local lines = call('LRANGE', log, 0, -1)
+  for _, line in ipairs(lines) do there[line] = true end
+  for _, line in ipairs(args.lines) do
+    if not there[line] then lines[#lines + 1] = line end
+  end
+  table.sort(lines, function(one, other) return ended(one) > ended(other) end)
+  call('DEL', log)
+  for place = 1, math.min(#lines, args.limit) do call('RPUSH', log, lines[place]) end
+  return 1
 end
 
 -- Those of a space or a group, as `selected` takes them.

@@ -18,13 +18,10 @@ from ..functions.run import RunRecord
 from .base import Store
 from .hurry import SOON, in_a_hurry
 from .queue import MOST_BYTES
-from .server_records import LOST, ServerRecords, instant_in, run_in, to_json
+from .server_records import LOST, PATIENCE, ServerRecords, instant_in, run_in, to_json
 from .signed import Key
 
 log = logging.getLogger("panel_schedule")
-
-# Seconds that a call waits for the server.
-PATIENCE = 5.0
 
 # By what the server or the system says of an error, as redis-py has no classes for all of them: what to do about it.
 _REMEDIES = {
@@ -139,8 +136,12 @@ class RedisRecords(ServerRecords):
     # ------------------------------------------------------------ reading
 
     def read(self, space: str, name: str) -> Record | None:
+        key = (space, name)
         with self._told() as client:
-            return self._record((space, name), client.hmget(self._of("record", (space, name)), _FIELDS))
+            values = client.hmget(self._of("record", key), _FIELDS)
+        if values[0] is None:  # perhaps all are gone, and are about to come back
+            return self._looked_up([key])[key].record
+        return self._record(key, values)
 
     def _record(self, key: Key, values: Sequence[bytes | None]) -> Record | None:
         if values[0] is None:

@@ -8,11 +8,12 @@ import os
 import secrets
 import threading
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from contextvars import Context
 from datetime import datetime
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from ..errors import ScheduleError, StoreError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord
 from ..serialize.codec import Encoded, Inline, encode
 from .file.history import RUN, row_of, run_of
+from .hurry import SOON, in_a_hurry
 from .local_files import LocalFiles
 from .records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, selected, tell_all
 from .server_blobs import Blobs
@@ -42,6 +44,9 @@ AGAIN = 1.0
 
 # Seconds until a process reads what is not urgent: most often there is more by then.
 MOMENT = 0.001
+
+# Seconds that a call waits for the server.
+PATIENCE = 5.0
 
 # Parts up to this size, in bytes, travel with their record; larger ones before it, as keys of their own.
 INLINE = 64 * 1024
@@ -179,6 +184,11 @@ class _Draft:
             "lines": self._lines,
         }
 
+    @property
+    def log(self) -> tuple[bool, str, Sequence[str]]:
+        """Whether it was deleted; what stands in place of its newest line; and what was added."""
+        return self._cleared, self._longer, self._lines
+
     def stamps(self) -> set[str]:
         """Of the large parts that it has."""
         return {part.head.stamp for part in self._parts.values() if part is not None and self.record is not None}
@@ -243,6 +253,10 @@ class ServerRecords(ABC):
         self._seen = ("", 0)
         self._untold: dict[Key, Record] = {}
         self._trouble = ""
+        # Whether the store has lost something that it is to get again, one thread at a time; and the lines of logs that
+        # this process has written, each with its record.
+        self._owing, self._is_filling, self._filling = False, False, threading.RLock()
+        self._lines: dict[Key, tuple[Record, deque[str]]] = {}
         self._joining = threading.Lock()
         self._closing, self._closed, self._listening = threading.Event(), False, False
         self._threads: list[threading.Thread] = []
@@ -303,16 +317,19 @@ class ServerRecords(ABC):
     def _call(self, command: str, data: Sequence[bytes] = (), **args: Any) -> Any:
         """What the script says, once this process and the server mean the same store."""
         args |= {"me": self.me, "lease": int(LEASE * 1e6)}
-        while (reply := self._run(command, args, data)) is LOST:
-            if self._join():
-                self._restore()
-        return reply
+        while True:
+            if self._owing or self._is_filling:
+                self._fill()
+            if (reply := self._run(command, args, data)) is not LOST:
+                return reply
+            self._join()
 
-    def _join(self) -> bool:
-        """Be alive; whether the store has lost something since this process has seen it."""
+    def _join(self) -> None:
+        """Be alive; and see whether the store has lost something since this process has looked."""
         with self._joining:
             args = {
-                "me": self.me, "lease": int(LEASE * 1e6), "last": self._last, "fresh": secrets.token_hex(8),
+                "me": self.me, "lease": int(LEASE * 1e6), "id": self._id, "last": self._last,
+                "fresh": secrets.token_hex(8),
                 "watched": [(self._named(key), sessions) for key, sessions in self._watched.items()],
             }  # fmt: skip
             id, last = map(as_text, self._run("join", args))
@@ -320,15 +337,40 @@ class ServerRecords(ABC):
             self._last = max(self._last, int(last))
             if lost:
                 self._known.clear()
-        return lost
+                self._owing = True
+                log.error("The store %s came back without what it had. It gets what this process has.", self._shown)
 
-    def _restore(self) -> None:
-        """Who has something of a store that has lost it stores it again."""
-        log.error("The store %s came back without what it had. It gets what this process has.", self._shown)
-        for lost in self._lost:
-            lost()
+    def _fill(self) -> None:
+        """
+        Who has something of a store that has lost it stores it again, before anything else is done here.
+
+        What fails is tried again, at the next call.
+        """
+        if not self._filling.acquire(timeout=SOON if in_a_hurry() else PATIENCE):
+            raise StoreError(f"The store {self._shown} is being filled again. Wait for that.")
+        try:
+            while self._owing and not self._is_filling:
+                self._owing, self._is_filling = False, True
+                try:
+                    for lost in self._lost:
+                        lost()
+                    self._write_lines()
+                except BaseException:
+                    self._owing = True
+                    raise
+                finally:
+                    self._is_filling = False
+        finally:
+            self._filling.release()
+
+    def _write_lines(self) -> None:
+        for key, (record, lines) in list(self._lines.items()):
+            if record.owner is None and not record.parts:  # all there is of it is its log
+                self.write([Change(*key, partial(_once_more, held=record))])
+            self._call("lines", key=self._named(key), lines=list(lines), limit=self._log_limit)
 
     def _start(self, body: Callable[[], None]) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
         self._threads.append(threading.Thread(target=body, name="panel-schedule-store", daemon=True))
         Context().run(self._threads[-1].start)
 
@@ -337,13 +379,23 @@ class ServerRecords(ABC):
         pause = LEASE / 3
         while not self._closing.wait(pause):
             try:
-                if self._join():
-                    self._start(self._restore)  # which may take longer than this process lives without a word
-                self._blobs.sweep(lambda stamps: list(map(as_text, self._call("blobs", stamps=stamps))))
+                self._join()
+                if self._owing and not self._is_filling:  # it may take longer than a process lives without a word
+                    self._start(self._fill_aside)
+                if not self._is_filling:
+                    self._blobs.sweep(lambda stamps: list(map(as_text, self._call("blobs", stamps=stamps))))
                 pause = LEASE / 3
             except ScheduleError as error:
                 self._complain_once(error)
                 pause = min(AGAIN, LEASE / 3)
+
+    def _fill_aside(self) -> None:
+        try:
+            self._fill()
+        except ScheduleError as error:
+            self._complain_once(error)
+        except BaseException:  # of the store's own thread
+            log.exception("Filling the store again failed at something that is a bug of panel-schedule.")
 
     def _complain_once(self, error: Exception) -> None:
         if str(error) != self._trouble and not self._closing.is_set():
@@ -361,6 +413,11 @@ class ServerRecords(ABC):
         rows = self._rows(self._call("scan", space=space, last=last or False, **which))
         records = [row.record for row in rows.values() if row.record is not None]
         return selected(sorted(records, key=lambda record: record.created), group, owner, last)
+
+    def _looked_up(self, keys: Sequence[Key]) -> dict[Key, Row]:
+        last, *replies = self._call("rows", keys=list(map(self._named, keys)))
+        self._last = max(self._last, int(last))
+        return self._rows(replies)
 
     def _rows(self, replies: Iterable[Any]) -> dict[Key, Row]:
         rows = {}
@@ -516,9 +573,7 @@ class ServerRecords(ABC):
         rows, sure = {key: row for key in keys if (row := self._known.get(key)) is not None}, False
         while True:
             if len(rows) < len(keys):
-                last, *replies = self._call("rows", keys=list(map(self._named, keys)))
-                self._last = max(self._last, int(last))
-                rows, sure = self._rows(replies), True
+                rows, sure = self._looked_up(keys), True
             drafts = {key: _Draft(key, self._named(key), rows[key]) for key in keys}
             try:
                 results = [
@@ -577,6 +632,8 @@ class ServerRecords(ABC):
         self._last = max(self._last, revision)
         new = {key: draft.row(size, revision) for (key, draft), size in zip(drafts.items(), sizes, strict=True)}
         self._remember(new)
+        for key, draft in drafts.items():
+            self._remember_lines(key, draft, new[key].record)
         done = []
         for result in results:
             if (record := result.record) is not None:
@@ -596,6 +653,22 @@ class ServerRecords(ABC):
                 self._signer.remember(key, row.since)
             else:  # who makes it again has to know a number that is greater than all that it had
                 self._known.pop(key, None)
+
+    def _remember_lines(self, key: Key, draft: _Draft, record: Record | None) -> None:
+        cleared, longer, lines = draft.log
+        if cleared or record is None:
+            self._lines.pop(key, None)
+        if record is None or not (longer or lines):
+            return
+        if len(self._lines) >= _REMEMBERED:
+            self._lines.clear()
+        _, mine = self._lines.get(key, (None, deque[str](maxlen=self._log_limit)))
+        if longer:
+            with suppress(IndexError):  # it was perhaps another process's
+                mine.pop()
+            mine.append(longer)
+        mine.extend(lines)
+        self._lines[key] = record, mine
 
     # ------------------------------------------------------------ what is used, and what must go
 
@@ -735,6 +808,10 @@ class ServerRecords(ABC):
                 thread.join(LOOK)
         self._blobs.close()
         self._disconnect()
+
+
+def _once_more(record: Record | None, revision: int, *, held: Record) -> Record:
+    return record or held
 
 
 def _settled(record: Record | None, size: int, revision: int, text: str = "") -> Record | None:

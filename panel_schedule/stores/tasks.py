@@ -147,8 +147,11 @@ class Tasks:
         self._known: dict[str, int] = {}
         self._voided: set[Claim] = set()
         self._noticed: list[Callable[[str], object]] = []
+        # What the store gets again if it loses it: each record as it was last, and the schedules that are its parts.
+        self._last: dict[str, Record] = {}
+        self._schedules: dict[tuple[str, str], Any] = {}
         if records.blocking:  # else no other process changes anything
-            records.subscribe(TASK, self._changed)
+            records.subscribe(TASK, self._changed, self._restore)
 
     # ------------------------------------------------------------ what other processes change
 
@@ -157,6 +160,7 @@ class Tasks:
         self._noticed.append(noticed)
 
     def _changed(self, record: Record) -> None:
+        self._last[record.name] = record
         if record.owner not in (None, self._records.me) or self._known.get(record.name) != record.revision:
             self._known[record.name] = record.revision
             for noticed in self._noticed:
@@ -177,8 +181,22 @@ class Tasks:
     def _learn(self, result: Result) -> None:
         """Of a change that was made here nobody has to be told, unless another process has made one before it."""
         record = result.record
+        if record is not None:
+            self._last[record.name] = record
         if record is not None and self._known.get(record.name, 0) == result.before:
             self._known[record.name] = record.revision
+
+    def _restore(self) -> None:
+        """What is lost is there again, as far as this process knows it. Raises StoreError, when some of it is not."""
+        for name, record in list(self._last.items()):
+            parts = {
+                (part, 0): schedule
+                for part in (TRIGGER, OVERRIDE)
+                if part in record.parts and (schedule := self._schedules.get((name, part))) is not None
+            }
+            held = record._replace(parts=dict.fromkeys((part for part, _ in parts), 1))
+            change = Change(TASK, name, partial(tasks.reinstate, held=held), parts, whose(TASK, name))
+            self._records.write([change])
 
     def _write(
         self, task: str, apply: Apply, parts: Mapping[tuple[str, int], Any] = NO_PARTS, tell: Tell = Tell.SOON
@@ -217,6 +235,9 @@ class Tasks:
         for plan, result in zip(plans, results, strict=True):
             record = result.record or self._records.read(TASK, plan.task)
             assert record is not None
+            self._last[plan.task] = record
+            if result.record is not None:
+                self._schedules[plan.task, TRIGGER] = plan.trigger
             gave_way = None if OVERRIDE in record.parts else rescheduled.get(plan.task)
             found[plan.task] = self._row(record, gave_way, plan.trigger.fingerprint)
         return found
@@ -236,6 +257,7 @@ class Tasks:
         record = self._records.read(TASK, task)
         if record is None or record.state.first_seen is None:
             return None
+        self._last[task] = record
         self._values.followed(record)
         return self._row(record, fingerprint=fingerprint)
 
@@ -272,7 +294,9 @@ class Tasks:
         if part not in record.parts:
             return None
         try:
-            return self._records.load(record, part, what=f"Task {record.name!r}: its {part}")
+            schedule = self._records.load(record, part, what=f"Task {record.name!r}: its {part}")
+            self._schedules[record.name, part] = schedule
+            return schedule
         except (KeyError, ValueUnreadable) as error:
             log.error(
                 "Task %r: a schedule that was stored cannot be read, so the one in the code holds: %s",
@@ -295,6 +319,7 @@ class Tasks:
         apply = partial(tasks.amend, paused=paused, removed=removed, rescheduled=rescheduled)
         try:
             self._write(task, apply, parts)
+            self._schedules |= {(task, part): schedule for (part, _), schedule in parts.items()}
         except ValueRefused as error:
             raise ValueRefused(
                 f"Task {task!r}: the schedule {reschedule} cannot be shared by processes ({error}). Reschedule it to a "
