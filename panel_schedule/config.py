@@ -43,27 +43,28 @@ class Config(param.Parameterized):
         private directory that exactly these share and that goes with them. ``"file:///dir"``:
         in a directory that keeps them over restarts. ``"redis://host:6379/0"``, ``"rediss://..."`` with TLS,
         ``"unix:///socket"``: on a Redis or Valkey server, for processes on any number of machines.
+        ``"postgresql://host:5432/database"``: in a PostgreSQL database, for the same.
         ``"memory://"``: in this process, always.""",
     )
 
     namespace = param.String(
         default="default",
         doc="""
-        Keeps apps apart, and versions of one app, that use the same Redis server.""",
+        Keeps apps apart, and versions of one app, that use the same Redis server or PostgreSQL database.""",
     )
 
     secret = param.String(
         default="",
         doc="""
-        Signs the values on a Redis server: what was not signed with it is never unpickled. The same in all processes,
-        and known to nobody else.""",
+        Signs the values on a Redis or PostgreSQL server: what was not signed with it is never unpickled. The same in
+        all processes, and known to nobody else.""",
     )
 
     max_value_bytes = param.Integer(
         default=512 * 1024**2,
         bounds=(1, 512 * 1024**2),
         doc="""
-        The size of the largest value that a Redis server is given; the server takes none above 512 MB.""",
+        The size of the largest value that a Redis or PostgreSQL server is given, 512 MB at most.""",
     )
 
     timezone = param.String(
@@ -195,8 +196,9 @@ class Config(param.Parameterized):
             raise ConfigError(f"ps.config.{name} is {value!r}: {exc}") from None
 
 
-# How a Redis server is named.
+# How servers are named.
 REDIS = ("redis", "rediss", "unix")
+POSTGRES = ("postgresql", "postgres")
 
 
 def shown(url: str) -> str:
@@ -209,12 +211,16 @@ def _check_store(url: str) -> None:
     if url in ("auto", "memory://"):
         return
     accepted = (
-        "'auto', 'memory://', 'file:///a/directory', 'redis://host:6379/0', 'rediss://...' and 'unix:///a/socket'"
+        "'auto', 'memory://', 'file:///a/directory', 'redis://host:6379/0', 'rediss://...', 'unix:///a/socket' and "
+        "'postgresql://host:5432/database'"
     )
     if not isinstance(url, str):
         raise ConfigError(f"ps.config.store is {url!r}; accepted are {accepted}.")
     try:
         parts = urlsplit(url)
+        if parts.scheme in POSTGRES:
+            _check_postgres(url, parts)
+            return
         parts.port  # noqa: B018
     except ValueError as error:
         raise ConfigError(f"ps.config.store names no server: {error}; accepted are {accepted}.") from None
@@ -240,6 +246,16 @@ def _check_redis(url: str, parts: SplitResult) -> None:
         raise ConfigError(
             f"ps.config.store is {shown(url)!r}, and a Redis server is named by its host, port and the number of a "
             "database: 'redis://user:password@host:6379/0'."
+        )
+
+
+def _check_postgres(url: str, parts: SplitResult) -> None:
+    """It may name several servers; all that it leaves out libpq has an answer to."""
+    hosts = parts.netloc.rpartition("@")[2]
+    if not all(re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", host) for host in hosts.split(",")) or "/" in parts.path[1:]:
+        raise ConfigError(
+            f"ps.config.store is {shown(url)!r}, and a PostgreSQL server is named by its host, port and the name of a "
+            "database: 'postgresql://user:password@host:5432/database'."
         )
 
 

@@ -23,7 +23,7 @@ from bokeh.io.doc import _PATCHED_CURDOCS
 
 from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
-from .config import REDIS, Config
+from .config import POSTGRES, REDIS, Config
 from .coordination.tasks import TASK, USER
 from .engine.hooks import EVENTS, Handler
 from .engine.service import Service
@@ -63,6 +63,7 @@ from .stores.file.directory import automatic as folder_of
 from .stores.file.directory import server_id
 from .stores.file.store import FileStore
 from .stores.memory import MemoryStore
+from .stores.postgres import PostgresStore
 from .stores.redis import RedisStore
 from .triggers import Trigger
 from .views.base import TaskView, Views
@@ -74,6 +75,9 @@ from .views.memo import MemoView
 log = logging.getLogger("panel_schedule")
 
 T = TypeVar("T")
+
+# By the scheme of ``ps.config.store``, what is on a server that any number of machines share.
+_SERVERS = dict.fromkeys(REDIS, RedisStore) | dict.fromkeys(POSTGRES, PostgresStore)
 
 
 class Runtime:
@@ -221,7 +225,8 @@ class Runtime:
         if url == "memory://" or (url == "auto" and self._supervisor is None):
             return self._inherited or MemoryStore(limit)
         parent = self._supervisor or os.getpid()
-        store = self._make_redis(parent) if urlsplit(url).scheme in REDIS else self._make_files(parent)
+        make = _SERVERS.get(urlsplit(url).scheme)
+        store = self._make_files(parent) if make is None else self._make_shared(make, parent)
         if self._inherited is not None:  # what a setup script has stored before the fork
             store.values.seed(self._inherited.values.entries())
         return store
@@ -237,9 +242,9 @@ class Runtime:
             max_result_bytes=self.config.max_result_bytes,
         )  # fmt: skip
 
-    def _make_redis(self, parent: int) -> Store:
+    def _make_shared(self, make: type[RedisStore] | type[PostgresStore], parent: int) -> Store:
         config = self.config
-        return RedisStore(
+        return make(
             config.store, self.clock, server=f"{socket.gethostname()}-{server_id(parent)}",
             history_limit=config.history_limit, max_result_bytes=config.max_result_bytes, namespace=config.namespace,
             secret=config.secret, max_value_bytes=config.max_value_bytes,

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from core import Core
 from panel_schedule.clock import Clock, SystemClock
 from panel_schedule.functions.run import Run
 from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores.redis import RedisRecords
+from postgres_server import PostgresServer
 from redis_server import RedisServer
 from servers import PanelServer, Serve, write_files
 from store_peer import Peer
@@ -161,6 +164,47 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One for all tests of this process, as the one above."""
+    server = PostgresServer()
+    yield server
+    server.stop()
+
+
+_namespaces = count()
+
+
+@pytest.fixture
+def open_redis(redis_server: RedisServer) -> Iterator[Callable[..., Any]]:
+    """Open stores on it, or on the one of a URL: ``open_redis()``; all of one test on one namespace."""
+    stores, namespace = list[Any](), f"test-{next(_namespaces)}"
+
+    def open_one(url: str = redis_server.url, kind: Any = RedisRecords, **options: Any) -> Any:
+        stores.append(kind(url, SystemClock(), **({"namespace": namespace} | options)))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def another_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Start servers of the test's own: ``another_redis("--appendonly", "yes")``."""
+    servers = list[RedisServer]()
+
+    def start(*options: str) -> RedisServer:
+        folder = tmp_path / f"redis-{len(servers)}"
+        folder.mkdir()
+        servers.append(RedisServer(folder, *options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture

@@ -26,8 +26,7 @@ from panel_schedule.decorators import Front
 from panel_schedule.functions.run import Run, RunRecord, RunState, place
 from panel_schedule.functions.task import Task
 from panel_schedule.runtime import Runtime
-from panel_schedule.stores.file.store import FileStore
-from panel_schedule.stores.redis import RedisStore
+from panel_schedule.stores.base import Store
 from panel_schedule.testing import VirtualClock
 
 # What a test waits at most for a thread that has nothing more to wait for.
@@ -261,13 +260,18 @@ class Core:
     Parameters
     ----------
     clock : VirtualClock, optional
-    store : FileStore or RedisStore, optional
+    store : Store, optional
         One that other cores share. Its calls are made by `go`, and news of the others come with `hear`.
     options
         Of ``ps.config``.
     """
 
-    def __init__(self, clock: VirtualClock | None = None, store: FileStore | RedisStore | None = None, **options: Any):
+    def __init__(
+        self,
+        clock: VirtualClock | None = None,
+        store: Store | None = None,
+        **options: Any,
+    ):
         self.clock = clock or VirtualClock(START)
         self.config = Config({})
         for option, value in options.items():

@@ -28,6 +28,8 @@ LAYERS = [
     {"panel_schedule"},
 ]
 OPTIONAL = {
+    "stores.packing": {"compression", "lz4", "zstandard"},
+    "stores.postgres_server": {"psycopg"},
     "stores.redis": {"redis"},
     "executors.celery": {"celery"},
     "executors.dask": {"dask", "distributed"},

@@ -18,6 +18,7 @@ from panel_schedule.coordination.tasks import TASK
 from panel_schedule.errors import RegistrationError, RunCancelled, RunCrashed, RunFailed, StoreError
 from panel_schedule.functions.run import RunState, progress
 from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores.postgres import PostgresStore
 from panel_schedule.stores.redis import RedisStore
 from panel_schedule.testing import VirtualClock
 
@@ -126,28 +127,30 @@ class OnFiles(Server):
         records._liveness._living.close()
 
 
-class OnRedis(Server):
-    def __init__(self, redis_server, namespace, stack):
+class OnServer(Server):
+    def __init__(self, make, server, namespace, stack):
         super().__init__(stack)
-        self.url, self.namespace = redis_server.url, namespace
+        self.make, self.url, self.namespace = make, server.url, namespace
 
     def make_store(self):
-        return RedisStore(self.url, self.clock, server=self.name, history_limit=10_000, namespace=self.namespace)
+        return self.make(self.url, self.clock, server=self.name, history_limit=10_000, namespace=self.namespace)
 
     def end(self, records):
         """As when its lease is over."""
         records._closing.set()
         records._threads[0].join()
-        records._client.zadd(f"{records._prefix}owners", {records.me: 0})
+        records._call("leave")
 
 
-@pytest.fixture(params=["file", "redis"])
+@pytest.fixture(params=["file", "redis", "postgres"])
 def server(request, tmp_path):
     with ExitStack() as stack:
         if request.param == "file":
             yield OnFiles(tmp_path / "store", stack)
+        elif request.param == "redis":
+            yield OnServer(RedisStore, request.getfixturevalue("redis_server"), tmp_path.name, stack)
         else:
-            yield OnRedis(request.getfixturevalue("redis_server"), tmp_path.name, stack)
+            yield OnServer(PostgresStore, request.getfixturevalue("postgres_server"), tmp_path.name, stack)
 
 
 @pytest.fixture
@@ -1619,7 +1622,7 @@ class World:
 
 @pytest.mark.parametrize(
     ("server", "seed"),
-    [("file", seed) for seed in range(60)] + [("redis", seed) for seed in range(12)],
+    [(kind, seed) for kind, seeds in (("file", 60), ("redis", 12), ("postgres", 6)) for seed in range(seeds)],
     indirect=["server"],
 )
 def test_a_random_hour_leaves_all_processes_sane(seed, server, ledger):

@@ -139,6 +139,11 @@ def enqueue(
     return Record(SPACE, id, state, function, me, now, parts={ARGUMENTS: 1} if arguments else {})
 
 
+def restore(record: Record | None, revision: int, *, held: Record) -> Record | Refusal:
+    """A store that has lost it gets it again from the process that runs it."""
+    return Refusal.HANDLED if record is not None else held
+
+
 def begin(
     record: Record | None, revision: int, *, me: str, fence: int, now: datetime, attempt: int
 ) -> Record | Refusal:

@@ -91,6 +91,8 @@ class TaskState(NamedTuple):
         Id of a run that somebody wants to be cancelled.
     percent : int
     message : str
+    restored : int
+        Where the store has lost the record, and a process has put it back: the number of its last change of before.
     """
 
     version: int = 0
@@ -125,6 +127,7 @@ class TaskState(NamedTuple):
     cancelled: str = ""
     percent: int = -1
     message: str = ""
+    restored: int = 0
 
 
 class Claim(NamedTuple):
@@ -206,11 +209,55 @@ def restore(record: Record | None, revision: int, *, held: Record, lost: bool) -
         return held._replace(owner=None, parts={VALUE: 1}, created=0)
     if record.state.version > state.version or (record.state.version == state.version and not lost):
         return Refusal.HANDLED
+    if is_newer(record, state.updated_at):
+        return Refusal.HELD
     value = {name: getattr(state, name) for name in _VALUE_FIELDS}
     return record._replace(state=record.state._replace(**value), parts={**record.parts, VALUE: 1})
 
 
+def outrank(record: Record | None, revision: int, *, version: int) -> Record | Refusal:
+    """The value that is there was made after the one of this version, by who did not know of that."""
+    if record is None or record.state.version > version:
+        return Refusal.HANDLED
+    return record._replace(state=record.state._replace(version=version + 1))
+
+
+def is_newer(record: Record, updated_at: datetime | None) -> bool:
+    """Whether there is a value that was made later."""
+    there = record.state.updated_at
+    return VALUE in record.parts and None not in (there, updated_at) and there > updated_at
+
+
+def reinstate(record: Record | None, revision: int, *, held: Record) -> Record | Refusal:
+    """
+    A store that has lost what it knew of a task, but for its value, gets what a process knows.
+
+    What was handled or claimed since then stays so. Its parts are those of `held`.
+    """
+    state: TaskState = held.state._replace(restored=held.revision)
+    if record is None:
+        return held._replace(state=state._replace(updated_at=None), parts=_without(held, VALUE), created=0)
+    there: TaskState = record.state
+    if held.revision <= there.restored or held.revision == record.revision:
+        return Refusal.HANDLED
+    kept = _VALUE_FIELDS + (_CLAIM_FIELDS if there.run_id else ())
+    state = state._replace(
+        **{name: getattr(there, name) for name in kept},
+        last_slot=max(filter(None, (there.last_slot, state.last_slot)), default=None),
+        last_version=max(there.last_version, state.last_version),
+    )
+    if not there.run_id:
+        state = state._replace(fence=max(there.fence, state.fence))
+    value = {VALUE: 1} if VALUE in record.parts else {}
+    owner = record.owner if there.run_id else held.owner
+    return record._replace(owner=owner, state=state, parts=_without(held, VALUE) | value)
+
+
 _VALUE_FIELDS = ("version", "updated_at", "duration", "by", "final", "seen_wave")
+_CLAIM_FIELDS = (
+    "run_id", "fence", "attempt", "takeovers", "key", "wave", "started_at", "published", "over", "cancelled", "percent",
+    "message",
+)  # fmt: skip
 
 
 def _valueless(record: Record) -> Record:

@@ -16,7 +16,7 @@ from ..coordination.tasks import TAKEOVERS
 from ..engine.outbox import MOST
 from ..engine.service import Service
 from ..engine.timers import Timer
-from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueUnreadable, is_interrupt
+from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueRefused, ValueUnreadable, is_interrupt
 from ..functions.background import Background
 from ..functions.run import Partials, Run, RunState, new_id, on_a_loop
 from ..serialize.codec import Encoded, encode
@@ -32,6 +32,9 @@ PAUSE = 5.0
 
 # How often, in seconds, it is looked what became of runs of other processes, though nothing was heard.
 LOOK = 1.0
+
+# How long, in seconds, the processes have for putting back what the store has lost.
+PATIENCE = 15.0
 
 # A function that ends within so many seconds is entered in the store with its end.
 AT_ONCE = 0.002
@@ -77,7 +80,9 @@ class Follower:
         self._looking = False
         # When it is tried again to take up what could not be.
         self._again: Timer | None = None
-        self._queue.watch_jobs(self._noticed)
+        # Until when what is missing in the store may still be put back, by the process that runs it.
+        self._patient_until = 0.0
+        self._queue.watch_jobs(self._noticed, self._put_back)
 
     def add(self, function: Background[Any, Any]) -> None:
         """A function is there: it may be that an earlier process has left runs of it behind."""
@@ -279,7 +284,8 @@ class Follower:
     def _see_to(self, execution: JobExecution, row: JobRow | None) -> None:
         """What the store says of one that another process runs."""
         if row is None:
-            self._lost(execution)
+            if self._service.clock.monotonic() >= self._patient_until:
+                self._lost(execution)
         elif not row.orphan:
             self._sync(execution.run, row, execution)
 
@@ -371,6 +377,26 @@ class Follower:
             run.id, run.state = new_id(), RunState.QUEUED
             run._stop = each.cancel
             self._service.defer(partial(self._submit, each))
+
+    # ------------------------------------------------------------ a store that has lost them
+
+    def _put_back(self) -> None:
+        """It gets those that run here. Raises StoreError, when some of them are not stored yet."""
+        self._patient_until = self._service.clock.monotonic() + PATIENCE
+        with self._service.locked:
+            mine = [each for each in self._executions if each.fence and not each.remote and not each.told_end]
+        for execution in mine:
+            durable = execution.job.policy.durable
+            payload = encode((execution.args, execution.kwargs), execution.name) if durable else None
+            try:
+                self._queue.put_back(
+                    execution.run, execution.fence, key=execution.key, durable=durable, payload=payload
+                )
+            except ValueRefused as error:
+                log.error("%s: other processes do not hear of it any more. %s", execution.name, error)
+            finally:
+                if payload is not None:
+                    payload.close()
 
     # ------------------------------------------------------------ taking over
 

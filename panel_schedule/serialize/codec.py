@@ -540,13 +540,18 @@ class Mapped:
     @classmethod
     def anonymous(cls, encoded: Encoded) -> Mapped:
         """In memory where the system can, else in a temporary file without a name. Raises OSError."""
+        return cls.made(encoded.write)
+
+    @classmethod
+    def made(cls, write: Callable[[int], object]) -> Mapped:
+        """The same of what ``write(descriptor)`` writes."""
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("panel-schedule")
             mapped = cls(fd)  # which closes it, should the next line fail
-            encoded.write(fd)
+            write(fd)
             return mapped
         with tempfile.TemporaryFile(buffering=0) as file:
-            encoded.write(file.fileno())
+            write(file.fileno())
             return cls(os.dup(file.fileno()))
 
     def fileno(self) -> int:

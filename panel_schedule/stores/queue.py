@@ -182,6 +182,23 @@ class Queue:
             ]
         )
 
+    def put_back(self, run: Run, fence: int, *, key: str, durable: bool, payload: Encoded | None) -> None:
+        """Keep a run that this process has, where the store has lost it; with its partial results."""
+        state = JobState(
+            key, durable, run.user, run.state, run.attempt, fence, run.percent, run.message, queued_at=run.queued_at,
+            started_at=run.started_at,
+        )  # fmt: skip
+        parts: dict[tuple[str, int], Any] = {(ARGUMENTS, 0): payload} if payload is not None else {}
+        partials = dict(enumerate(run.partials))
+        counts = ({ARGUMENTS: 1} if parts else {}) | ({PARTIAL: len(partials)} if partials else {})
+        held = Record(SPACE, run.id, state, run.task, self._store.me, run.queued_at, parts=counts)
+        parts |= {(PARTIAL, number): partial for number, partial in partials.items()}
+        changes = [Change(SPACE, run.id, partial(jobs.restore, held=held), parts, _what(run.task))]
+        if key:
+            share = partial(jobs.share, function=run.task, key=key, run=run.id, gone="", now=self._clock.now())
+            changes.append(Change(SHARED, shared_name(run.task, key), share))
+        self._store.write(changes, durable=True if durable else None)
+
     def _entry(
         self, id: str, function: str, key: str, durable: bool, payload: Encoded | None, user: str | None, now: datetime,
         started_at: datetime | None,
@@ -498,15 +515,19 @@ class Queue:
         """Whether sessions of other processes do."""
         return self._store.watchers(SPACE, id) > 0
 
-    def watch_jobs(self, noticed: Callable[[str], object]) -> None:
-        """Call ``noticed(id)`` when another process may have changed a job, or is gone. On whatever thread."""
+    def watch_jobs(self, noticed: Callable[[str], object], lost: Callable[[], object]) -> None:
+        """
+        Call ``noticed(id)`` when another process may have changed a job, or is gone. On whatever thread.
+
+        And ``lost()`` when the store has lost jobs: who runs one is to `put_back` that.
+        """
 
         def changed(record: Record) -> None:
             # Of those that it holds a process knows everything but this.
             if record.owner != self._store.me or record.state.cancelled:
                 noticed(record.name)
 
-        self._store.subscribe(SPACE, changed)
+        self._store.subscribe(SPACE, changed, lost)
 
 
 def _with_line(record: Record, apply: Apply) -> list[Change]:

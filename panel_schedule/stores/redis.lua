@@ -7,11 +7,12 @@
 --   revision           number of the last change
 --   record:<key>       a hash: one record, <key> is its space, NUL, its name
 --   parts:<key>        a hash: its small parts, and where its large ones are
---   blob:<stamp>       a large part
+--   blob:<stamp>       a large part: a hash of its pieces
 --   log:<key>          a list: its log as JSON, newest first
 --   watch:<key>        a hash: by owner, how many sessions follow it
 --   owners             by owner, until when it is alive unless it says so again: microseconds of this server's clock
 --   heard              when any owner has said so
+--   spared             until when those are alive who have said nothing yet to a store that lost something
 --   made:<space>, made:<space>NUL<group>    the keys of records, by the number of their first change
 --   changes:<space>    by that of their last
 --   holds:<owner>      of an owner, '' is NOBODY
@@ -23,7 +24,7 @@
 local P = KEYS[1]:sub(1, -3)
 local args = cjson.decode(ARGV[4])
 local call = redis.call
-local FIELDS = {'revision', 'created', 'group', 'owner', 'used', 'expires', 'size', 'text', 'by'}
+local FIELDS = {'revision', 'created', 'group', 'owner', 'used', 'expires', 'size', 'text', 'since', 'by'}
 
 local function exact(number) return ('%.0f'):format(number) end
 
@@ -87,13 +88,15 @@ local function index(key, old, new)
     if name:sub(1, 5) == 'idle:' then call('HINCRBY', P .. 'bytes', name, new.size) end
   end
   -- One that nobody knows is not alive, and what it holds has to be found.
-  if new and #new.owner > 1 then call('ZADD', P .. 'owners', 'NX', 0, new.owner:sub(2)) end
+  if new and #new.owner > 1 then
+    call('ZADD', P .. 'owners', 'NX', call('GET', P .. 'spared') or 0, new.owner:sub(2))
+  end
 end
 
 -- Of a part as it stands: its size, and the stamp of its blob.
 local function described(part)
-  local size, stamp = part:match('^%d+ (%d+) %S+ (%S*)')
-  return tonumber(size), stamp
+  local size, stamp = part:match('^%d+ (%d+) %d+ (%S+)')
+  return tonumber(size) or 0, stamp or '-'
 end
 
 local function drop(key, field)
@@ -101,7 +104,7 @@ local function drop(key, field)
   if not part then return 0 end
   local size, stamp = described(part)
   call('HDEL', P .. 'parts:' .. key, field)
-  if stamp ~= '' then call('UNLINK', P .. 'blob:' .. stamp) end
+  if stamp ~= '-' then call('UNLINK', P .. 'blob:' .. stamp) end
   return size
 end
 
@@ -109,7 +112,7 @@ local function erase(key, row)
   index(key, row, nil)
   for _, part in ipairs(call('HVALS', P .. 'parts:' .. key)) do
     local _, stamp = described(part)
-    if stamp ~= '' then call('UNLINK', P .. 'blob:' .. stamp) end
+    if stamp ~= '-' then call('UNLINK', P .. 'blob:' .. stamp) end
   end
   call('UNLINK', P .. 'record:' .. key, P .. 'parts:' .. key, P .. 'log:' .. key, P .. 'watch:' .. key)
 end
@@ -146,6 +149,8 @@ function commands.join()
     call('SET', P .. 'id', id)
     call('SET', P .. 'revision', exact(last))
   end
+  -- Who held something before, and has not heard yet that it was lost, is not dead.
+  if ARGV[2] ~= '' and ARGV[2] ~= id then call('SET', P .. 'spared', exact(instant + args.lease)) end
   if was_away(instant) then
     for _, owner in ipairs(call('ZRANGEBYSCORE', P .. 'owners', '(0', '+inf')) do
       call('ZADD', P .. 'owners', exact(instant + args.lease), owner)
@@ -169,7 +174,27 @@ end
 
 function commands.alive() return alive(args.owner) and 1 or 0 end
 
-function commands.rows() return all_told({}, args.keys) end
+function commands.rows() return all_told({call('GET', P .. 'revision')}, args.keys) end
+
+-- How old the parts of a record may be, and one of them.
+function commands.part()
+  return {call('HGET', P .. 'record:' .. args.key, 'since'), call('HGET', P .. 'parts:' .. args.key, args.field)}
+end
+
+-- A large part is about to come, piece by piece; it goes if no record names it in time.
+function commands.begin()
+  call('HSET', P .. 'blob:' .. args.stamp, 'pieces', args.pieces)
+  return call('EXPIRE', P .. 'blob:' .. args.stamp, args.seconds)
+end
+
+-- Those that are there.
+function commands.blobs()
+  local there = {}
+  for _, stamp in ipairs(args.stamps) do
+    if call('EXISTS', P .. 'blob:' .. stamp) == 1 then there[#there + 1] = stamp end
+  end
+  return there
+end
 
 -- Compare all records with what the caller takes them to be, and change all of them, or none.
 function commands.swap()
@@ -180,7 +205,9 @@ function commands.swap()
     same = same and (row and row.revision or '') == change.was
     done = done or (row and row.by == args.by)
     for _, part in ipairs(change.put or {}) do
-      if part[4] ~= '' and call('EXISTS', P .. 'blob:' .. part[4]) == 0 and not done then return {'gone'} end
+      local stamp, pieces = part[4], part[5]
+      -- Of one whose beginning was lost while the rest came there are too few.
+      if stamp ~= '' and call('HLEN', P .. 'blob:' .. stamp) <= pieces and not done then return {'gone'} end
     end
   end
   local reply = {'done'}
@@ -208,14 +235,14 @@ function commands.swap()
       for _, part in ipairs(change.put) do
         local field, at, bytes, stamp = unpack(part)
         size = size - drop(key, field) + bytes
-        call('HSET', P .. 'parts:' .. key, field, revision .. ' ' .. ARGV[at])
+        call('HSET', P .. 'parts:' .. key, field, revision .. ' ' .. ARGV[4 + at])
         if stamp ~= '' then call('PERSIST', P .. 'blob:' .. stamp) end
       end
       size = exact(size)
       local new = {
         revision = revision, created = old and old.created or revision, group = change.group, owner = change.owner,
         used = change.used or (old and old.used) or '', expires = change.expires, size = size,
-        text = change.text:gsub(args.ahead, revision), by = args.by,
+        text = change.text:gsub(args.ahead, revision), since = change.since, by = args.by,
       }
       local values = {}
       for _, field in ipairs(FIELDS) do
@@ -236,6 +263,26 @@ function commands.swap()
   end
   if args.tell then call('PUBLISH', P .. 'bell', args.tell) end
   return reply
+end
+
+local function ended(line)
+  local run = cjson.decode(line)
+  return tonumber(run.finished_at) or tonumber(run.queued_at) or 0
+end
+
+-- A log that was lost has these lines, and those that others have brought.
+function commands.lines()
+  local log, there = P .. 'log:' .. args.key, {}
+  if call('EXISTS', P .. 'record:' .. args.key) == 0 then return 0 end
+  local lines = call('LRANGE', log, 0, -1)
+  for _, line in ipairs(lines) do there[line] = true end
+  for _, line in ipairs(args.lines) do
+    if not there[line] then lines[#lines + 1] = line end
+  end
+  table.sort(lines, function(one, other) return ended(one) > ended(other) end)
+  call('DEL', log)
+  for place = 1, math.min(#lines, args.limit) do call('RPUSH', log, lines[place]) end
+  return 1
 end
 
 -- Those of a space or a group, as `selected` takes them.

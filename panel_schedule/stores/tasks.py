@@ -149,16 +149,18 @@ class Tasks:
         self._records = records
         self._values = values
         self._server = server
-        # The last change of each task that is known here: it was made here, or was told of; and the record with it.
+        # The last change of each task that is known here: it was made here, or was told of.
         self._known: dict[str, int] = {}
-        self._newest: dict[str, Record] = {}
         self._counted: set[str] = set()
-        # Schedules of other processes, by task.
-        self._schedules: dict[str, Trigger] = {}
         self._voided: set[Claim] = set()
         self._noticed: list[Callable[[str], object]] = []
+        # Each record as it was last, and the schedules that are its parts: the store gets them again if it loses them.
+        self._last: dict[str, Record] = {}
+        # Those that have changed in a way that this process has not heard of yet.
+        self._outdated: set[str] = set()
+        self._schedules: dict[tuple[str, str], Any] = {}
         if records.blocking:  # else no other process changes anything
-            records.subscribe(TASK, self._changed)
+            records.subscribe(TASK, self._changed, self._restore)
 
     # ------------------------------------------------------------ what other processes change
 
@@ -188,16 +190,29 @@ class Tasks:
     def _learn(self, task: str, result: Result) -> None:
         """Of a change that was made here nobody has to be told, unless another process has made one before it."""
         if (record := result.record) is None:
-            self._newest.pop(task, None)  # refused: there is one that this process has not heard of yet
+            self._outdated.add(task)
         else:
             self._keep(record)
             if self._known.get(record.name, 0) == result.before:
                 self._known[record.name] = record.revision
 
     def _keep(self, record: Record) -> None:
-        newest = self._newest.get(record.name)
-        if newest is None or newest.revision < record.revision:
-            self._newest[record.name] = record
+        last = self._last.get(record.name)
+        if last is None or last.revision <= record.revision:
+            self._last[record.name] = record
+            self._outdated.discard(record.name)
+
+    def _restore(self) -> None:
+        """What is lost is there again, as far as this process knows it. Raises StoreError, when some of it is not."""
+        for name, record in list(self._last.items()):
+            parts = {
+                (part, 0): schedule
+                for part in (TRIGGER, OVERRIDE)
+                if part in record.parts and (schedule := self._schedules.get((name, part))) is not None
+            }
+            held = record._replace(parts=dict.fromkeys((part for part, _ in parts), 1))
+            change = Change(TASK, name, partial(tasks.reinstate, held=held), parts, whose(TASK, name))
+            self._records.write([change])
 
     def _write(
         self, task: str, apply: Apply, parts: Mapping[tuple[str, int], Any] = NO_PARTS, tell: Tell = Tell.SOON
@@ -236,6 +251,9 @@ class Tasks:
         for plan, result in zip(plans, results, strict=True):
             record = result.record or self._records.read(TASK, plan.task)
             assert record is not None
+            self._last[plan.task] = record
+            if result.record is not None:
+                self._schedules[plan.task, TRIGGER] = plan.trigger
             gave_way = None if OVERRIDE in record.parts else rescheduled.get(plan.task)
             row = self._row(record, gave_way, plan.trigger.fingerprint)
             # Who comes in does not wait for somebody who is gone for good.
@@ -260,12 +278,13 @@ class Tasks:
         record = self._records.read(TASK, task)
         if record is None or record.state.first_seen is None:
             return None
+        self._keep(record)
         return self._followed(record, fingerprint)
 
     def told(self, task: str, fingerprint: str) -> Row | None:
         """What this process was told of a task last, or has changed itself: a network is not asked for that again."""
-        record = self._newest.get(task)
-        if record is None or record.state.first_seen is None:
+        record = self._last.get(task)
+        if record is None or record.state.first_seen is None or task in self._outdated:
             return self.row(task, fingerprint)
         return self._followed(record, fingerprint)
 
@@ -309,16 +328,18 @@ class Tasks:
         """The schedule of another process."""
         if foreign and TRIGGER not in record.parts:
             return Unknown()
-        found = self._schedules.get(record.name)
+        found = self._schedules.get((record.name, TRIGGER))
         if found is None or found.fingerprint != record.state.fingerprint:
-            found = self._schedules[record.name] = self._schedule(record, TRIGGER)
+            return self._schedule(record, TRIGGER)
         return found
 
     def _schedule(self, record: Record, part: str) -> Any:
         if part not in record.parts:
             return None
         try:
-            return self._records.load(record, part, what=f"Task {record.name!r}: its {part}")
+            schedule = self._records.load(record, part, what=f"Task {record.name!r}: its {part}")
+            self._schedules[record.name, part] = schedule
+            return schedule
         except (KeyError, ValueUnreadable) as error:
             log.error(
                 "Task %r: a schedule that was stored cannot be read, so the one in the code holds: %s",
@@ -341,6 +362,7 @@ class Tasks:
         apply = partial(tasks.amend, paused=paused, removed=removed, rescheduled=rescheduled)
         try:
             self._write(task, apply, parts)
+            self._schedules |= {(task, part): schedule for (part, _), schedule in parts.items()}
         except ValueRefused as error:
             raise ValueRefused(
                 f"Task {task!r}: the schedule {reschedule} cannot be shared by processes ({error}). Reschedule it to a "

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..coordination import tasks
-from ..coordination.record import Record
+from ..coordination.record import Record, Refusal
 from ..coordination.tasks import TASK, USER, VALUE, TaskState
 from ..errors import ScheduleError, StoreError, ValueUnreadable, is_interrupt
 from ..serialize.checks import require_data
@@ -55,8 +55,8 @@ class Values:
         self._listening = not records.blocking
         self._stored: list[Listener] = []
         if records.blocking:  # else no other process changes anything
-            for space in (TASK, USER):
-                records.subscribe(space, self._changed, lambda: self.seed(self.entries()))
+            records.subscribe(TASK, self._changed, self._restore)
+            records.subscribe(USER, self._changed)
 
     # ------------------------------------------------------------ reading
 
@@ -257,17 +257,35 @@ class Values:
             except ScheduleError as error:
                 log.error("%s: its value is not stored: %s", whose(space, name), error)
 
+    def _restore(self) -> None:
+        """Raises StoreError, when some of them are not stored yet."""
+        for (space, name), entry in self.entries().items():
+            try:
+                self._put_back(space, name, entry)
+            except StoreError:
+                raise
+            except ScheduleError as error:
+                log.error("%s: its value is not stored: %s", whose(space, name), error)
+
     def _put_back(self, space: str, name: str, entry: Entry) -> None:
+        while self._compared(space, name, entry) is Refusal.HELD:
+            pass  # it was changed meanwhile
+
+    def _compared(self, space: str, name: str, entry: Entry) -> Refusal | None:
         record, lost = self._records.read(space, name), False
+        if record is not None and record.state.version < entry.version and tasks.is_newer(record, entry.updated_at):
+            change = Change(space, name, partial(tasks.outrank, version=entry.version))
+            return self._records.write([change], tell=Tell.NOW)[0].refusal
         if record is not None and record.state.version == entry.version:
             try:
                 self._records.source(record, VALUE).close()
-                return
+                return None
             except (KeyError, ValueUnreadable):
                 lost = True
         state = TaskState(entry.version, entry.updated_at, entry.duration, entry.run_id or "", entry.final, entry.wave)
         apply = partial(tasks.restore, held=Record(space, name, state), lost=lost)
-        self._records.write([Change(space, name, apply, {(VALUE, 0): entry.shared}, whose(space, name))], tell=Tell.NOW)
+        change = Change(space, name, apply, {(VALUE, 0): entry.shared}, whose(space, name))
+        return self._records.write([change], tell=Tell.NOW)[0].refusal
 
     def inherit(self, other: Values) -> None:
         """Have what another one has: in the child of a fork, where its store is no store any more."""

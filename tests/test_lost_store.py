@@ -1,0 +1,391 @@
+"""A Redis server that comes back without what it had gets it again from the processes that have it."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+
+from panel_schedule.clock import SystemClock
+from panel_schedule.config import Config
+from panel_schedule.coordination import tasks
+from panel_schedule.coordination.record import Record, Refusal
+from panel_schedule.coordination.tasks import OVERRIDE, TASK, TRIGGER, USER, VALUE, TaskState
+from panel_schedule.decorators import Front
+from panel_schedule.functions.run import RunState, progress
+from panel_schedule.runtime import Runtime
+from panel_schedule.stores import packing, server_records
+from panel_schedule.stores.redis import RedisStore
+from panel_schedule.testing.contracts.tools import DAILY, START, claim, ended, enroll, put, row_of, second
+from panel_schedule.triggers import Dates
+from redis_server import Proxy
+from servers import eventually
+
+redis = pytest.importorskip("redis", reason="needs the package redis")
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    monkeypatch.setattr(server_records, "LOOK", 0.05)
+    monkeypatch.setattr(server_records, "AGAIN", 0.05)
+
+
+class Loss:
+    """A server, and how it loses all that it has: ``loss()``."""
+
+    def __init__(self, how, another_redis):
+        self._how, self._another = how, another_redis
+        self.server = another_redis()
+        self._proxy = Proxy(self.server.port)
+        self.url = self._proxy.url
+
+    def __call__(self):
+        match self._how:
+            case "restart":
+                self.server.kill()
+                self.server.start()
+            case "flush":
+                self.server.client.flushall()
+            case "failover":
+                self.server = self._another()
+                self._proxy.switch(self.server.port)
+
+    def close(self):
+        self._proxy.close()
+
+
+@pytest.fixture(params=["restart", "flush", "failover"])
+def loss(request, another_redis):
+    loss = Loss(request.param, another_redis)
+    yield loss
+    loss.close()
+
+
+@pytest.fixture
+def flush(another_redis):
+    loss = Loss("flush", another_redis)
+    yield loss
+    loss.close()
+
+
+@pytest.fixture
+def join(open_redis):
+    """Another process of the server: ``join(loss)``."""
+
+    def make(loss, listens=True, **options):
+        store = open_redis(loss.url, RedisStore, server="server", **options)
+        if listens:
+            store.listen()
+        return store
+
+    return make
+
+
+def versions(store):
+    return {
+        (space, name): store.values.entry(space, name).version
+        for space in (USER, TASK)
+        for name in store.values.names(space)
+    }
+
+
+# ------------------------------------------------------------ values
+
+
+@pytest.mark.slow
+def test_no_last_good_value_is_lost_and_no_version_goes_back(loss, join):
+    """Nor does anybody hear of a new one."""
+    stores = [join(loss) for _ in range(3)]
+    for number, store in enumerate(stores):
+        for _ in range(number + 1):
+            put(store, f"value {number}", {"number": number})
+            put(store, f"task {number}", list(range(30_000)), TASK)
+    for store in stores:
+        for number in range(3):
+            store.values.entry(TASK, f"task {number}")
+    expected = {(space, f"{what} {n}"): n + 1 for space, what in ((USER, "value"), (TASK, "task")) for n in range(3)}
+    eventually(lambda: all(versions(store) == expected for store in stores))
+    told = []
+    for store in stores:
+        store.values.subscribe(lambda *what: told.append(what))
+    loss()
+
+    late = []
+
+    def come_back():
+        late[:] = late or [join(loss, listens=False)]
+        return versions(late[0]) == expected
+
+    eventually(lambda: loss.server.client.keys("*:record:*") and come_back())
+    assert [] == told
+    assert {"number": 2} == late[0].values.entry(USER, "value 2").value
+    assert 4 == put(late[0], "value 2", {}).version
+    eventually(lambda: all(store.values.known(USER, "value 2").version == 4 for store in stores))
+
+
+def test_the_newest_value_stays_with_a_version_above_all(flush, join):
+    """Who did not know of the one of before has stored another one meanwhile."""
+    store = join(flush, listens=False)
+    for _ in range(3):
+        before = put(store, "rates", "before")
+    flush()
+    other = join(flush, listens=False)
+    later = START + timedelta(seconds=1)
+    assert 1 == other.values.publish(USER, "rates", "after", now=later).version
+
+    assert 0 == store.records.watchers(USER, "rates")  # whatever it asks
+    assert 3 == before.version
+    for each in (store, other):
+        entry = each.values.entry(USER, "rates")
+        assert ("after", 4, later) == (entry.value, entry.version, entry.updated_at)
+
+
+def test_many_that_fill_it_at_once_do_not_disturb_each_other(flush, join):
+    """Each value is stored as it was, once, whoever comes first."""
+    stores = [join(flush, listens=False) for _ in range(3)]
+    for number in range(5):
+        for store in stores:
+            entry = put(store, f"value {number}", number)
+    for store in stores:
+        for number in range(5):
+            store.values.take_in(store.records.read(USER, f"value {number}"))
+    for _ in range(5):
+        flush()
+        barrier, failed = threading.Barrier(3), []
+
+        def read(store, barrier=barrier, failed=failed):
+            barrier.wait(10)
+            try:
+                failed.extend(n for n in range(5) if store.records.read(USER, f"value {n}").state.version != 3)
+            except Exception as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=read, args=[store]) for store in stores]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert [] == failed
+        assert entry == stores[0].values.entry(USER, "value 4")
+
+
+def test_it_is_tried_until_it_is_done(flush, join, caplog, monkeypatch):
+    """Though the server fails meanwhile; until then nothing else is done there."""
+    monkeypatch.setattr(packing, "packing_of", lambda name: None)
+    store = join(flush)
+    entry = put(store, "rates", {"EUR": 1.0, "more": bytes(range(256)) * 40_000})
+    client = flush.server.client
+    client.config_set("maxmemory", client.info("memory")["used_memory"] - 5_000_000)
+    flush()
+    eventually(lambda: store.records._owing and "Raise the server's maxmemory" in caplog.text)
+    assert entry == store.values.entry(USER, "rates")
+    flush.server.client.config_set("maxmemory", "0")
+
+    eventually(lambda: not store.records._owing and not store.records._is_filling)
+    assert {(USER, "rates"): 1} == versions(join(flush, listens=False))
+
+
+# ------------------------------------------------------------ tasks
+
+
+@pytest.mark.slow
+def test_schedules_and_history_are_there_again(loss, join):
+    """What was paused is paused, what was rescheduled is; no slot is handled twice."""
+    one, other = join(loss), join(loss)
+    for store in (one, other):
+        enroll(store, "paused")
+        enroll(store, "rescheduled", Dates([second(10), second(20)]))
+    one.tasks.amend("paused", paused=True)
+    other.tasks.amend("rescheduled", reschedule=DAILY, now=second(5))
+    for number, store in enumerate((one, other, one, other)):
+        store.do(store.tasks.record("paused", ended(number), mark=second(number)))
+    one.do(one.note("job", "report", ended(7)))
+    known = [row_of(one, name) for name in ("paused", "rescheduled")]
+    history = [one.history("paused"), one.history("report", "job")]
+    eventually(lambda: [row_of(other, name) for name in ("paused", "rescheduled")] == known)
+    loss()
+
+    late = []
+
+    def come_back():
+        late[:] = late or [join(loss, listens=False)]
+        return [late[0].history("paused"), late[0].history("report", "job")] == history
+
+    eventually(lambda: len(loss.server.client.keys("*:log:*")) == 2 and come_back())
+    again = [row_of(late[0], name) for name in ("paused", "rescheduled")]
+    assert [row._replace(change=0) for row in known] == [row._replace(change=0) for row in again]
+    assert (True, DAILY, second(3)) == (again[0].paused, again[1].override, again[0].last_slot)
+    assert Refusal.HANDLED is late[0].do(late[0].tasks.claim("paused", "again", now=second(9), mark=second(3)))
+
+
+def test_what_runs_goes_on(flush, join):
+    """Its claim is there again, and so nobody else begins; its value is the next version."""
+    one, other = join(flush, listens=False), join(flush, listens=False)
+    put(one, "sales", "before", TASK)
+    held = claim(one, "sales", mark=second(1))
+    other.tasks.row("sales")
+    flush()
+    # Who knows of the claim by hearsay may come first.
+    assert not row_of(other, "sales").holder.orphan
+    assert Refusal.HELD is other.do(other.tasks.claim("sales", "other", now=second(2), mark=second(2)))
+
+    assert 2 == put(one, "sales", "after", TASK, claim=held).version
+    one.do(one.tasks.release(held))
+    assert "after" == other.values.entry(TASK, "sales").value
+    assert claim(other, "sales", "other", mark=second(2)).fence > held.fence
+
+
+def test_who_has_not_heard_of_the_loss_yet_is_not_dead(flush, join, monkeypatch):
+    """As long as he has time for that."""
+    monkeypatch.setattr(server_records, "LEASE", 1.0)
+    one, other = join(flush, listens=False), join(flush, listens=False)
+    one.records._closing.set()  # it stands still
+    claim(one, "sales")
+    other.tasks.row("sales")
+    flush()
+    assert not row_of(other, "sales").holder.orphan
+    eventually(lambda: row_of(other, "sales").holder.orphan)
+
+
+HELD = Record(
+    TASK, "sales", TaskState(7, second(70), fence=5, first_seen=START, fingerprint="hourly", paused=True,
+                             last_slot=second(60), last_version=3), revision=100, parts={TRIGGER: 1, OVERRIDE: 1},
+)  # fmt: skip
+
+
+def again(there, **changes):
+    """What becomes of a record, if that changes."""
+    return tasks.reinstate(there, 900, held=HELD._replace(state=HELD.state._replace(**changes)))
+
+
+def test_a_record_that_is_gone_is_as_it_was_but_for_its_value():
+    new = again(None)
+    assert ({TRIGGER: 1, OVERRIDE: 1}, None) == (new.parts, new.state.updated_at)
+    assert HELD.state._replace(updated_at=None, restored=100) == new.state
+
+
+@pytest.mark.parametrize("revision", [100, 200])
+def test_what_is_there_as_late_as_it_was_held_stays(revision):
+    restored = {100: 0, 200: 100}[revision]
+    there = HELD._replace(state=HELD.state._replace(restored=restored), revision=revision)
+    assert Refusal.HANDLED is again(there)
+
+
+def test_a_record_of_who_knew_nothing_is_as_it_was_with_what_has_happened_since():
+    there = Record(
+        TASK, "sales", TaskState(8, second(80), first_seen=second(75), last_slot=second(80), run_id="now", fence=1),
+        owner="him", parts={VALUE: 1}, revision=200,
+    )  # fmt: skip
+    new = again(there, run_id="then", fence=5)
+    state = new.state
+    assert ("him", "now", 1, 8, second(80)) == (new.owner, state.run_id, state.fence, state.version, state.updated_at)
+    assert (True, "hourly", START, second(80), 3) == (
+        state.paused, state.fingerprint, state.first_seen, state.last_slot, state.last_version,
+    )  # fmt: skip
+    assert {VALUE: 1, TRIGGER: 1, OVERRIDE: 1} == new.parts
+    free = again(there._replace(state=there.state._replace(run_id=""), owner=None), run_id="then", fence=5)
+    assert ("then", 5) == (free.state.run_id, free.state.fence)
+
+
+@pytest.mark.parametrize(
+    ("version", "at", "outcome"),
+    [(8, 0, Refusal.HANDLED), (7, 0, Refusal.HANDLED), (6, 69, 7), (6, 71, Refusal.HELD), (0, None, 7)],
+)
+def test_a_value_is_put_back_unless_there_is_a_newer_one(version, at, outcome):
+    there = HELD._replace(state=TaskState(version, at and second(at)), parts={VALUE: 1} if at is not None else {})
+    new = tasks.restore(there, 900, held=HELD, lost=False)
+    assert outcome == (new if isinstance(new, Refusal) else new.state.version)
+    assert 8 == tasks.outrank(there._replace(state=TaskState(6)), 900, version=7).state.version
+    assert Refusal.HANDLED is tasks.outrank(there._replace(state=TaskState(8)), 900, version=7)
+
+
+# ------------------------------------------------------------ jobs
+
+
+class Process:
+    """One that has jobs."""
+
+    def __init__(self, loss, namespace):
+        config = Config({})
+        config.store, config.namespace = loss.url, namespace
+        self.runtime, self.go = Runtime(config, SystemClock()), threading.Event()
+        self.ps = Front(self.runtime)
+
+        @self.ps.background(durable=True, executor="thread")
+        def durable(number):
+            yield number
+            assert self.go.wait(20)
+            yield number + 1
+
+        @self.ps.background(executor="thread", ttl="1h")
+        def shared(number):
+            progress(number, 100, "half")
+            assert self.go.wait(20)
+            return number
+
+        self.jobs = [durable, shared]
+
+    def close(self):
+        self.go.set()
+        self.runtime.service.stop(1)
+
+
+@pytest.fixture
+def process(request):
+    made = []
+
+    def make(loss):
+        made.append(Process(loss, "jobs"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.slow
+def test_jobs_that_run_are_there_again(loss, process, join):
+    """With arguments, partial results and progress; and end there as elsewhere."""
+    one = process(loss)
+    runs = [job.submit(50) for job in one.jobs]
+    store = join(loss, listens=False, namespace="jobs")
+    eventually(lambda: [0, 1] == sorted(len(store.queue.partials(run.id)) for run in runs))
+    eventually(lambda: store.queue.job(runs[1].id).percent == 50)
+    loss()
+
+    late = []
+
+    def come_back():
+        late[:] = late or [join(loss, listens=False, namespace="jobs")]
+        return all(late[0].queue.job(run.id) for run in runs)
+
+    eventually(lambda: len(loss.server.client.keys("*:record:run*")) == 2 and come_back())
+    durable, shared = (late[0].queue.job(run.id) for run in runs)
+    assert (RunState.RUNNING, True, [50]) == (durable.state, durable.durable, late[0].queue.partials(durable.id))
+    assert ((50,), {}) == late[0].records.load(durable.record, "arguments")
+    assert (RunState.RUNNING, 50, "half") == (shared.state, shared.percent, shared.message)
+    # An equal call shares it.
+    known = late[0].queue.enqueue("other", "shared", now=START, payload=None, key=shared.key, synced=False)
+    assert shared.id == known.id
+    one.go.set()
+    assert [51, 50] == [run.result(20) for run in runs]
+    eventually(lambda: all(late[0].queue.job(run.id).state is RunState.SUCCEEDED for run in runs))
+    assert [51, 50] == [late[0].queue.value(run.id) for run in runs]
+
+
+def test_who_follows_a_job_waits_for_it_to_come_back(flush, process):
+    """The process that runs it may be a moment late."""
+    one, other = process(flush), process(flush)
+    run = one.jobs[0].submit(1)
+    eventually(lambda: other.runtime.service.store.queue.job(run.id))
+    other.runtime.service.start()
+    followed = other.jobs[0].runs()[0]
+    follower = other.runtime.dispatcher.follower
+    flush()
+    records = one.runtime.service.store.records
+    with records._filling:  # it cannot yet
+        follower._see_to_all()
+        assert not followed.state.final
+    one.go.set()
+    assert 2 == followed.result(20)
