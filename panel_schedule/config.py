@@ -74,6 +74,13 @@ class Config(param.Parameterized):
         IANA name, such as ``"Europe/Berlin"``, of the zone of cron schedules that name none.""",
     )
 
+    celery: Any = param.Parameter(
+        default=None,
+        doc="""
+        A Celery app, in whose workers functions with ``executor="celery"`` run: ``Celery("dash", broker="redis://...")``.
+        Set in the file with the tasks, which the workers import.""",
+    )
+
     max_threads = param.Integer(
         default=8,
         bounds=(1, None),
@@ -264,6 +271,14 @@ def _check_namespace(name: str) -> None:
         raise ConfigError(f"ps.config.namespace is {name!r}; it is a name of letters, digits and any of '_.:@/-'.")
 
 
+def _check_celery(app: Any) -> None:
+    if app is not None and not (hasattr(app, "send_task") and hasattr(app, "conf")):
+        raise ConfigError(
+            f"ps.config.celery is {app!r}, which is no Celery app. Write in the file with the tasks: "
+            "ps.config.celery = Celery('dashboard', broker='redis://host:6379/1')."
+        )
+
+
 def _check_timezone(name: str | None) -> None:
     if name is None:
         return
@@ -275,7 +290,7 @@ def _check_timezone(name: str | None) -> None:
         ) from None
 
 
-_CHECKS = {"store": _check_store, "namespace": _check_namespace, "timezone": _check_timezone}
+_CHECKS = {"store": _check_store, "celery": _check_celery, "namespace": _check_namespace, "timezone": _check_timezone}
 
 # What is wrong in the environment is said at the first use: of an import that fails in a setup script a server with
 # several processes takes no notice.

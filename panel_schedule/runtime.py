@@ -28,6 +28,10 @@ from .coordination.tasks import TASK, USER
 from .engine.hooks import EVENTS, Handler
 from .engine.service import Service
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
+from .executors import celery
+from .executors.base import Executor
+from .executors.celery import CeleryExecutor
+from .executors.claimed import RemoteWorker
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
@@ -116,6 +120,8 @@ class Runtime:
         # What a fork has left behind: never closed here, as that would disturb the parent's.
         self._former: list[Service] = []
         self._fresh()
+        config.param.watch(self._register_with_celery, "celery")
+        self._register_with_celery()
 
     def _fresh(self) -> None:
         self._lock = threading.RLock()
@@ -123,6 +129,8 @@ class Runtime:
         # Whether the clocks run.
         self.started = False
         self._inherited: Store | None = None
+        # Where this process is a worker of another program.
+        self._worker: RemoteWorker | None = None
         self.loops = LoopExecutor()
         self.views = Views(self.clock, lambda: self.loops.adopted, lambda *watched: self.scheduler.watch(*watched))
 
@@ -172,27 +180,36 @@ class Runtime:
     def _build(self) -> Service:
         remote.refuse_here("The scheduler")
         self.config.check()
+        for task in self.tasks.values():
+            self._require_executor(f"Task {task.name!r}", task.policy.executor)
+        for job in self.jobs.values():
+            self._require_executor(f"Job {job.name!r}", job.policy.executor)
+        for memo in self.memos.values():
+            self._require_executor(f"Memoized function {memo.name!r}", memo.executor)
         store = self._make_store()
         self.config.freeze()
         store.values.subscribe(self._stored)
+        executors: dict[str, Executor] = {
+            "loop": self.loops,
+            "thread": ThreadExecutor(self.config.max_threads),
+            "process": ProcessExecutor(self.config.max_processes),
+            # Jobs have places of their own: what visitors start must not hold up what everybody waits for. And
+            # so have answers: a page that waits for one does not wait for jobs.
+            "job-thread": ThreadExecutor(self.config.max_threads),
+            "job-process": ProcessExecutor(self.config.max_processes),
+            "memo-thread": ThreadExecutor(self.config.max_threads),
+            "memo-process": ProcessExecutor(self.config.max_processes),
+            # Handlers have threads of their own: one that hangs takes none from the tasks.
+            "handler": ThreadExecutor(8),
+            "store": ThreadExecutor(1),
+            "publisher": ThreadExecutor(2),
+        }
+        if (app := self.config.celery) is not None:
+            executors["celery"] = CeleryExecutor(app, store.remote, self.clock)
         return Service(
             self.clock,
             store,
-            {
-                "loop": self.loops,
-                "thread": ThreadExecutor(self.config.max_threads),
-                "process": ProcessExecutor(self.config.max_processes),
-                # Jobs have places of their own: what visitors start must not hold up what everybody waits for. And
-                # so have answers: a page that waits for one does not wait for jobs.
-                "job-thread": ThreadExecutor(self.config.max_threads),
-                "job-process": ProcessExecutor(self.config.max_processes),
-                "memo-thread": ThreadExecutor(self.config.max_threads),
-                "memo-process": ProcessExecutor(self.config.max_processes),
-                # Handlers have threads of their own: one that hangs takes none from the tasks.
-                "handler": ThreadExecutor(8),
-                "store": ThreadExecutor(1),
-                "publisher": ThreadExecutor(2),
-            },
+            executors,
             self.handlers,
             changed=lambda task: self.views.changed(TASK, task.name),
         )
@@ -253,6 +270,24 @@ class Runtime:
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:
         if space == USER:
             self.views.changed(space, name)
+
+    # ------------------------------------------------------------ workers of another program
+
+    def _require_executor(self, what: str, where: str | None) -> None:
+        if where == "celery":
+            celery.require(self.config.celery, self.config.store, what)
+
+    def _register_with_celery(self, *_: Any) -> None:
+        if (app := self.config.celery) is not None:
+            celery.register(app, self._make_call, lambda *call: self.service.store.remote.lose(*call))
+
+    def _make_call(self, name: str, worker: str, killable: bool) -> None:
+        """In a worker, which is no server: no clock runs in it, and answers that it needs it computes itself."""
+        with self._lock:
+            if self._worker is None:
+                self.service.executors["memo-celery"] = ThreadExecutor(self.config.max_threads)
+                self._worker = RemoteWorker(self.service.store.remote, self.clock)
+        self._worker.make(name, worker, killable)
 
     # ------------------------------------------------------------ lifecycle
 
@@ -429,6 +464,8 @@ class Runtime:
                         f"Task {name!r} depends on {upstream.name!r}, which was cancelled and will never have "
                         "a new value. Schedule that one again first."
                     )
+            if self._service is not None:
+                self._require_executor(f"Task {name!r}", policy.executor)
             remember(f"Task {name!r}")
             task: Task[Any] = Task(name, function, policy, self)
             in_session = _in_session()
@@ -568,6 +605,8 @@ class Runtime:
             if (known := self.jobs.get(name)) is not None:
                 _again(known, "job", policy, key, function)
                 return known
+            if self._service is not None:
+                self._require_executor(f"Job {name!r}", policy.executor)
             remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             if self._service is not None:
@@ -594,6 +633,8 @@ class Runtime:
                 if _again(known, "memoized function", policy, key, function) and self._service is not None:
                     self._single_flight.kept.forget(known)
                 return known
+            if self._service is not None:
+                self._require_executor(f"Memoized function {name!r}", policy.executor)
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             return memo

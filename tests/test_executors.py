@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
@@ -18,9 +18,12 @@ from itertools import pairwise
 import pytest
 
 from core import PATIENCE, HandExecutor
+from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.executors.loop import MOST, TURN, LoopExecutor
-from panel_schedule.executors.processes import ProcessExecutor
 from panel_schedule.executors.threads import GIVEN_BACK, SWITCH_INTERVAL, ThreadExecutor
+from panel_schedule.runtime import Runtime
+from panel_schedule.testing import BodyContract, ExecutorContract
 from servers import eventually
 
 person: contextvars.ContextVar[str] = contextvars.ContextVar("person", default="nobody")
@@ -55,20 +58,10 @@ MAKERS = {
     "own loop": LoopExecutor,
     "threads": lambda: ThreadExecutor(4),
     "by hand": Driven,
-    "processes": lambda: ProcessExecutor(4),
 }
 
 
 @pytest.fixture(params=MAKERS)
-def anywhere(request):
-    made = MAKERS[request.param]()
-    yield made
-    made.stop(0.5)
-    if isinstance(made, Adopted):
-        made.close()
-
-
-@pytest.fixture(params=[name for name in MAKERS if name != "processes"])
 def executor(request):
     """One whose bodies share the test's memory."""
     made = MAKERS[request.param]()
@@ -100,12 +93,56 @@ def run(executor, body):
     return future
 
 
-# ------------------------------------------------------------ every executor
+class Ends:
+    """With the functions of the package, as an author has them; each test has a runtime of its own."""
+
+    @pytest.fixture
+    def ps(self):
+        config = Config({})
+        config.store, config.max_threads, config.max_processes = "memory://", 4, 2
+        runtime = Runtime(config)
+        yield Front(runtime)
+        runtime.grace = 0.0
+        runtime.close()
+
+    @pytest.fixture
+    def executor(self, ps):
+        return ps._runtime.service.executor("job", self.where)
 
 
-def test_a_future_has_what_the_body_returns(anywhere):
-    """It is what concurrent.futures says it is."""
-    assert 42 == run(anywhere, lambda: 42).result(PATIENCE)
+class TestLoop(Ends, ExecutorContract):
+    where, is_loop = "loop", True
+
+
+class TestAdoptedLoop(BodyContract):
+    @pytest.fixture
+    def executor(self):
+        made = Adopted()
+        yield made
+        made.stop(0.5)
+        made.close()
+
+
+class TestThreads(Ends, ExecutorContract):
+    where, places, can_stop = "thread", 4, False
+
+
+@pytest.mark.slow
+class TestProcesses(Ends, ExecutorContract):
+    where, places, isolated = "process", 2, True
+
+
+class TestByHand(BodyContract):
+    by_many = False
+
+    @pytest.fixture
+    def executor(self):
+        made = Driven()
+        yield made
+        made.stop(0.5)
+
+
+# ------------------------------------------------------------ what shares its memory
 
 
 def test_a_future_has_what_the_body_raises(executor):
@@ -121,27 +158,6 @@ def test_a_future_has_what_the_body_raises(executor):
     assert "body" == raised.__traceback__.tb_frame.f_code.co_name or raised.__traceback__.tb_next is not None
 
 
-def test_the_executor_survives_what_a_body_raises(anywhere):
-    """sys.exit() in a function ends that function."""
-
-    def body():
-        sys.exit("bye")
-
-    assert isinstance(run(anywhere, body).exception(PATIENCE), SystemExit)
-    assert 1 == run(anywhere, lambda: 1).result(PATIENCE)
-
-
-def test_nothing_starts_before_the_flush(anywhere, tmp_path):
-    """So that no body wakes up to a lock that is still held."""
-    trace = tmp_path / "started"
-    future = anywhere.submit(trace.touch)
-    before = trace.exists()
-    anywhere.flush()
-    future.result(PATIENCE)
-
-    assert [False, True] == [before, trace.exists()]
-
-
 def test_a_flush_hands_over_everything(executor):
     """In one go, in order of submission."""
     order = []
@@ -150,29 +166,6 @@ def test_a_flush_hands_over_everything(executor):
     wait(futures, PATIENCE)
 
     assert [0, 1, 2] == sorted(order)
-
-
-def test_a_flush_of_nothing_does_nothing(anywhere):
-    """And harms nothing."""
-    anywhere.flush()
-    anywhere.flush()
-
-    assert 1 == run(anywhere, lambda: 1).result(PATIENCE)
-
-
-def test_a_body_that_was_cancelled_before_the_flush_never_starts(anywhere, tmp_path):
-    """Its future is cancelled, and its callbacks are called once."""
-    trace, called = tmp_path / "started", []
-    future = anywhere.submit(trace.touch)
-    future.add_done_callback(called.append)
-
-    cancelled = future.cancel()
-    anywhere.flush()
-    run(anywhere, lambda: None).result(PATIENCE)
-
-    assert (True, False, [future]) == (cancelled, trace.exists(), called)
-    with pytest.raises(CancelledError):
-        future.result(0)
 
 
 def test_a_body_runs_in_an_empty_context(executor):
@@ -193,26 +186,6 @@ def test_what_a_body_sets_in_its_context_is_its_own(executor):
     assert "nobody" == run(executor, person.get).result(PATIENCE)
 
 
-def test_many_submitters_lose_nothing(anywhere):
-    """From eight threads at once, each body runs once."""
-    if isinstance(anywhere, HandExecutor):
-        pytest.skip("driven by one hand")
-    futures = [[] for _ in range(8)]
-
-    def submitter(number):
-        for step in range(100):
-            futures[number].append(run(anywhere, lambda step=step: (number, step)))
-
-    submitters = [threading.Thread(target=submitter, args=[number]) for number in range(8)]
-    for thread in submitters:
-        thread.start()
-    for thread in submitters:
-        thread.join(PATIENCE)
-    got = [future.result(PATIENCE) for own in futures for future in own]
-
-    assert [(number, step) for number in range(8) for step in range(100)] == got
-
-
 def test_a_lent_place_is_a_context_manager(executor):
     """Whoever waits says so; where there are no places to lend it does nothing."""
 
@@ -221,46 +194,6 @@ def test_a_lent_place_is_a_context_manager(executor):
             return "back"
 
     assert "back" == run(executor, body).result(PATIENCE)
-
-
-def test_stop_is_fine_twice_and_without_work(anywhere):
-    """Start and stop are idempotent."""
-    anywhere.stop(0)
-    anywhere.stop(0)
-
-
-def test_stop_cancels_what_has_not_started(anywhere):
-    """It starts nothing more."""
-    future = anywhere.submit(lambda: 1)
-    anywhere.stop(0)
-    anywhere.flush()
-
-    assert future.cancelled()
-
-
-def test_stop_waits_for_what_a_future_calls_at_its_end(anywhere):
-    """It is there that a run ends: a process that went before would lose its value (19)."""
-    begun, told = threading.Event(), []
-
-    def callback(future):
-        begun.set()
-        time.sleep(0.05)
-        told.append(future.result())
-
-    future = anywhere.submit(lambda: "value")
-    future.add_done_callback(callback)
-    anywhere.flush()
-    assert begun.wait(PATIENCE)
-    anywhere.stop(PATIENCE)
-
-    assert ["value"] == told
-
-
-def test_after_a_stop_it_can_be_used_again(anywhere):
-    """A server that starts again in the same process finds it working."""
-    anywhere.stop(0)
-
-    assert 1 == run(anywhere, lambda: 1).result(PATIENCE)
 
 
 # ------------------------------------------------------------ loops

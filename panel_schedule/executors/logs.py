@@ -56,7 +56,7 @@ def send_records(send: Callable[[dict[str, Any]], bool]) -> None:
     @wraps(call_handlers)
     def sending(self: logging.Logger, record: logging.LogRecord) -> None:
         try:
-            sent = send(_fields(record))
+            sent = send(fields_of(record))
         except (RunCancelled, RunTimedOut):
             raise
         except Exception:
@@ -97,7 +97,7 @@ _direct = logging.StreamHandler()
 _direct.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """A record as text and numbers; what was added to it, too, by `extra` say."""
     fields = {name: _plain(value) for name, value in vars(record).items() if name not in ("msg", "args", "exc_info")}
     fields["msg"], fields["args"], fields["levelno"] = record.getMessage(), None, int(record.levelno)

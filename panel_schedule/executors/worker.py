@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import contextvars
 import fcntl
@@ -15,14 +14,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import spec_from_file_location
 from typing import Any
 
-from ..errors import RunCancelled, RunFenced, ScheduleError, ValueUnreadable
+from ..errors import RunFenced, ScheduleError, ValueUnreadable
 from ..functions import remote
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.run import Run, RunState, _current
@@ -30,6 +29,7 @@ from ..serialize.checks import require_data
 from ..session import leave_session
 from . import forks, logs, wire
 from .descendants import adopt_orphans
+from .interruption import Interruption
 from .process_state import ProcessState
 from .wire import Encoded, Gone, Inline, Mapped, Wire, encode
 
@@ -87,12 +87,8 @@ class Workplace:
         self._told = (-1, "")
         self._news = threading.Event()
         self._reporter: threading.Thread | None = None
-        # On the main thread: whether an error may be raised now, and whether it is to be.
-        self._open = False
-        self._due = False
-        self._print_unraisable = sys.unraisablehook
-        self._waiting = False
-        self._task: asyncio.Task[Any] | None = None
+        self._interruption = Interruption()
+        self._undisturbed = self._interruption.undisturbed
         self._state: ProcessState | None = None
 
     def serve(self) -> None:
@@ -104,7 +100,7 @@ class Workplace:
         remote.asker = self.ask
         sys.meta_path.append(self)
         forks.register(self._leave)
-        sys.unraisablehook = self._unraisable
+        sys.unraisablehook = self._interruption.unraisable
         logs.send_records(self._log)
         self._wire.send(wire.READY)
         while True:
@@ -121,7 +117,8 @@ class Workplace:
         run = Run(task, key, datetime.min.replace(tzinfo=UTC))
         run.id, run.attempt, run.state = identity, attempt, RunState.RUNNING
         run._execution, run._changed = self, self._report
-        self._run, self._told, self._due = run, (-1, ""), False
+        self._interruption.begin(run)
+        self._run, self._told = run, (-1, "")
         if self._state is None:
             self._state = ProcessState()
         self._state.follow(settings)
@@ -147,7 +144,7 @@ class Workplace:
             self._tell()
             with self._sending:
                 self._send_logged()
-                self._run = None
+                self._run = self._interruption.run = None
             try:
                 self._wire.send(kind, value)
             except Gone:
@@ -159,20 +156,19 @@ class Workplace:
         signal.signal(signal.SIGTERM, self._stop)  # whatever the body before has made of it
         try:
             try:
-                self._open = True
-                self._stop_if_due()
+                self._interruption.open()
                 _current.set(run)
                 known = len(sys.modules)
                 function, args, kwargs = self._unpack(body)
                 if self._state is not None and len(sys.modules) != known:
                     self._state.imported()
                 leave_session(self._name)
-                result = conduct(partial(function, *args, **kwargs), run.publish, self._awaits)
+                result = conduct(partial(function, *args, **kwargs), run.publish, self._interruption.awaits)
             except asyncio.CancelledError:
                 run.check()
                 raise
             finally:
-                self._open = False
+                self._interruption.is_open = False
         except BaseException as error:
             return wire.RAISED, error
         return (wire.PUBLISHED, None) if result is PUBLISHED else (wire.RETURNED, result)
@@ -229,12 +225,11 @@ class Workplace:
     def _wait(self) -> None:
         waiter = select.poll()
         waiter.register(self._wire.fileno(), select.POLLIN)
-        self._waiting = threading.current_thread() is threading.main_thread()
         try:
-            self._stop_if_due()
+            self._interruption.wait()
             waiter.poll()
         finally:
-            self._waiting = False
+            self._interruption.waits = False
 
     def _report(self) -> None:
         if not self._news.is_set():
@@ -284,50 +279,13 @@ class Workplace:
     # ------------------------------------------------------------ when it is stopped
 
     def _stop(self, *_: object) -> None:
-        run = self._run
-        if run is None:
+        if self._run is None:
             os._exit(0)
-        if not run.cancelled:
-            run.state, self._due = RunState.CANCELLED, True
-        self._stop_if_due()
-
-    def _stop_if_due(self) -> None:
-        if not (self._due and self._open) or threading.current_thread() is not threading.main_thread():
-            return
-        self._due = False
-        if self._task is not None and not self._waiting:
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
-        elif self._run is not None:
-            self._run.check()
-
-    @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """On the main thread, a stop comes after what is inside."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before, self._open = self._open, False
-        try:
-            yield
-        finally:
-            self._open = before
-        self._stop_if_due()
-
-    def _awaits(self, task: asyncio.Task[Any] | None) -> None:
-        self._task = task
-
-    def _unraisable(self, lost: Any) -> None:
-        """Python prints and forgets what is raised in a `__del__`, or in a hook of a fork; a stop comes once more."""
-        if not isinstance(lost.exc_value, RunCancelled) or self._run is None:
-            self._print_unraisable(lost)
-            return
-        self._due = True
-        # By another thread, for here it would be lost as well. Not `threading.Thread`, which waits for its start.
-        _thread.start_new_thread(os.kill, (os.getpid(), signal.SIGTERM))
+        self._interruption.stop()
 
     def _leave(self) -> None:
         """In the child of a fork: it is nobody's worker."""
-        remote.asker = self._run = None
+        remote.asker = self._run = self._interruption.run = None
         self._wire.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

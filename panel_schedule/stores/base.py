@@ -14,6 +14,7 @@ from ..functions.run import RunRecord
 from .cache import Cache
 from .queue import MOST_BYTES, Queue
 from .records import RecordStore, Request, noted
+from .remote import RemoteCalls
 from .tasks import Tasks
 from .values import Values
 
@@ -40,6 +41,8 @@ class Store:
         The background jobs.
     cache : Cache
         The answers of memoized functions.
+    remote : RemoteCalls
+        What workers of another program, as Celery, run for this process.
     """
 
     def __init__(self, records: RecordStore, clock: Clock, server: str = "", max_result_bytes: int = MOST_BYTES):
@@ -47,6 +50,7 @@ class Store:
         self.values = Values(records, clock)
         self.tasks = Tasks(records, self.values, server)
         self.queue, self.cache = Queue(records, clock, max_result_bytes), Cache(records, clock)
+        self.remote = RemoteCalls(records, clock)
         self._clock = clock
 
     @property

@@ -1,14 +1,22 @@
-"""For tests of scheduled tasks: a clock that only moves when it is told to; and of stores: what each one promises."""
+"""For tests of scheduled tasks: a clock that only moves when told to; of stores and executors: what each promises."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
 from ..triggers import Period, parse_period
+from .contracts.executors import BodyContract, ExecutorContract
 from .contracts.records import RecordStoreContract, SharedRecordStoreContract
 from .contracts.store import StoreContract
 
-__all__ = ["RecordStoreContract", "SharedRecordStoreContract", "StoreContract", "VirtualClock"]
+__all__ = [
+    "BodyContract",
+    "ExecutorContract",
+    "RecordStoreContract",
+    "SharedRecordStoreContract",
+    "StoreContract",
+    "VirtualClock",
+]
 __dir__ = __all__.copy
 
 

@@ -1,0 +1,135 @@
+"""Functions in the workers of Celery, which this file alone imports."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from ..clock import Clock
+from ..config import shown
+from ..errors import ConfigError, ScheduleError
+from .calls import Calls
+from .elsewhere import RemoteExecutor
+
+log = logging.getLogger("panel_schedule")
+
+# The one task that is registered with an app.
+TASK = "panel_schedule.make"
+
+# Seconds that workers get to say that they are there.
+PING = 1.0
+
+INSTALL = "pip install 'panel-schedule[celery]'"
+
+
+def require(app: Any, store: str, what: str) -> None:
+    """
+    Raise unless `what` can run in the workers of an app, with the store of this name.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if app is None:
+        install = "" if find_spec("celery") else f"{INSTALL}; then "
+        raise ConfigError(
+            f"{what} has executor='celery', and ps.config.celery is not set. {install}write in the file with the "
+            "tasks: ps.config.celery = Celery('dashboard', broker='redis://host:6379/1')."
+        )
+    if not (app.conf.broker_url or app.conf.broker_write_url):
+        raise ConfigError(
+            f"{what} has executor='celery', and the Celery app {app.main!r} names no broker: "
+            f"Celery({app.main!r}, broker='redis://host:6379/1')."
+        )
+    if store == "auto" or store.startswith("memory:"):
+        raise ConfigError(
+            f"{what} has executor='celery', whose workers must reach the store, and ps.config.store is {store!r}. Set "
+            "ps.config.store = 'redis://host:6379/0', or 'file:///a/directory' where all are on one machine."
+        )
+
+
+def register(app: Any, make: Callable[[str, str, bool], object], lose: Callable[[str, str], object]) -> None:
+    """
+    Let the workers of an app make calls.
+
+    Parameters
+    ----------
+    app : celery.Celery
+    make : callable
+        ``make(name, worker, killable)``, in a worker, the call of this name.
+    lose : callable
+        ``lose(name, worker)``, in the process that has started a worker process, when that has died at a call.
+    """
+    from celery.signals import worker_process_init
+    from celery.worker.request import Request
+
+    # Processes of the prefork pool, which make one call at a time.
+    children = set[int]()
+    worker_process_init.connect(lambda **_: children.add(os.getpid()), weak=False)
+
+    class CallRequest(Request):  # type: ignore[misc]
+        """In the process that starts the others: a message, and the process that has got it."""
+
+        def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+            name, worker = self.args[0], _worker(self.hostname, self.worker_pid)
+            if self.worker_pid and self.worker_pid != os.getpid():
+                threading.Thread(target=lose, args=[name, worker], daemon=True).start()
+            return super().on_failure(exc_info, *args, **kwargs)
+
+    def make_call(self: Any, name: str) -> None:
+        make(name, _worker(self.request.hostname, os.getpid()), os.getpid() in children)
+
+    options = {"acks_late": True, "reject_on_worker_lost": True, "ignore_result": True}
+    app.task(name=TASK, bind=True, Request=CallRequest, **options)(make_call)
+
+
+def _worker(host: str, pid: int) -> str:
+    return f"{host}/{pid}"
+
+
+class CeleryExecutor(RemoteExecutor):
+    """
+    In the workers of a Celery app, which are as many as its users start.
+
+    Parameters
+    ----------
+    app : celery.Celery
+    calls : Calls
+    clock : Clock
+    """
+
+    def __init__(self, app: Any, calls: Calls, clock: Clock):
+        super().__init__(calls, clock)
+        self._app = app
+
+    def send(self, name: str) -> None:
+        try:
+            self._app.send_task(TASK, args=[name], task_id=name, ignore_result=True, retry=False)
+        except Exception as error:  # each broker has its own
+            raise ScheduleError(
+                f"The Celery broker {self._broker} cannot be reached: {' '.join(str(error).split()).rstrip('.')}. What "
+                "is to run there waits; start the broker, or correct the address in the Celery app."
+            ) from error
+
+    def kill(self, name: str) -> None:
+        self._app.control.revoke(name, terminate=True, signal="SIGKILL")
+
+    def complaint(self) -> str:
+        try:
+            if self._app.control.ping(timeout=PING):
+                return ""
+        except Exception as error:
+            log.debug("The workers of Celery cannot be asked: %s", error)
+        return (
+            f"it waits, and no Celery worker answers on {self._broker}. Start one: celery -A tasks:celery_app worker, "
+            "naming the file with the tasks and the Celery app in it."
+        )
+
+    @property
+    def _broker(self) -> str:
+        """Its address, without user and password."""
+        return shown(self._app.connection_for_write().as_uri())
