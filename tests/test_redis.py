@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from itertools import count
 from unittest.mock import MagicMock
@@ -31,6 +29,7 @@ from panel_schedule.stores.redis import RedisRecords, RedisStore
 from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract
 from panel_schedule.testing.contracts.records import LARGE, SPACE, VALUE, ContractState, Heard
 from panel_schedule.testing.contracts.tools import START
+from proxy import Proxy
 from redis_server import RedisServer, free_port
 
 redis = pytest.importorskip("redis", reason="needs the package redis")
@@ -212,42 +211,6 @@ def test_a_refusal_is_never_of_yesterday(opened):
     put(other, "a", owner="other")
     with pytest.raises(LookupError):
         store.write([Change(SPACE, "a", partial(claim, "me"))])
-
-
-class Proxy:
-    """Between a client and a server, on a port of its own; drops the next `cut` replies, with their connections."""
-
-    def __init__(self, port):
-        self._to, self.cut, self.cuts = port, 0, 0
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._door.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self):
-        while True:
-            try:
-                theirs, _ = self._door.accept()
-            except OSError:
-                return
-            ours = socket.create_connection(("127.0.0.1", self._to))
-            threading.Thread(target=self._pass, args=(theirs, ours, False), daemon=True).start()
-            threading.Thread(target=self._pass, args=(ours, theirs, True), daemon=True).start()
-
-    def _pass(self, source, sink, reply):
-        try:
-            while data := source.recv(65536):
-                if reply and self.cut:
-                    self.cut, self.cuts = self.cut - 1, self.cuts + 1
-                    break
-                sink.sendall(data)
-        except OSError:
-            pass
-        for each in (source, sink):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def close(self):
-        self._door.close()
 
 
 @pytest.fixture
