@@ -56,8 +56,8 @@ RECORDS: dict[str, Record | None] = {
 ENDED = RunRecord("r1", second(5), RunState.FAILED, finished_at=second(6), error="no")
 
 
-def claim(mark: Any = None, first: bool = False) -> Any:
-    return partial(tasks.claim, me="me", server="s", task="t", run_id="r9", now=second(9), key=None, mark=mark,
+def claim(mark: Any = None, first: bool = False, run_id: str = "r9") -> Any:
+    return partial(tasks.claim, me="me", server="s", task="t", run_id=run_id, now=second(9), key=None, mark=mark,
                    wave=None, first=first, unreadable=0)  # fmt: skip
 
 
@@ -70,8 +70,8 @@ def enroll(server: str = "s", fingerprint: str = "f", again: bool = False, late:
                    again=again, late=late, unreadable=0)  # fmt: skip
 
 
-def note(mark: Any = None, released: Claim | None = None) -> Any:
-    return partial(tasks.note, task="t", run=ENDED, mark=mark, released=released)
+def note(mark: Any = None, claim: Claim | None = None, release: bool = False) -> Any:
+    return partial(tasks.note, task="t", run=ENDED, mark=mark, claim=claim, release=release)
 
 
 TAKE = partial(tasks.take_over, me="me", alive=alive, now=second(9))
@@ -86,6 +86,7 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("claim a slot", claim(second(5)), {"none": "me fence 1", "value": "me fence 1", "free": "handled",
                                         "mine": "handled", "forgotten": "handled"}),
     ("claim the next slot", claim(second(6)), {"free": "me fence 4", "mine": "held"}),
+    ("claim once more", claim(second(5), run_id="r1"), {"mine": "me fence 3", "other's": "handled", "dead": "handled"}),
     ("claim versions", claim(4), {"none": "me fence 1", "free": "handled"}),
     ("claim newer versions", claim(5), {"free": "me fence 4"}),
     ("claim for a first value", claim(first=True), {"none": "me fence 1", "value": "handled", "free": "me fence 4",
@@ -130,15 +131,19 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("abandon", tasks.abandon, {"none": "absent", "free": "absent", "mine": "ok", "other's": "ok"}),
     ("hand over", partial(tasks.hand_over, claim=HELD), {"none": "fenced", "free": "fenced", "mine": "nobody's",
                                                          "other's": "fenced"}),
-    ("take over", TAKE, {"none": "held", "value": "held", "free": "held", "mine": "held", "other's": "held",
-                         "dead": "me fence 4", "handed over": "me fence 4", "dead twice": "ok crashed",
-                         "dead, over": "ok", "dead, published": "ok succeeded"}),
+    ("take over", TAKE, {"none": "held", "value": "held", "free": "held", "mine": "me fence 3",
+                         "other's": "held", "dead": "me fence 4", "handed over": "me fence 4",
+                         "dead twice": "ok crashed", "dead, over": "ok", "dead, published": "ok succeeded"}),
     ("cancel", partial(tasks.cancel, run_id="r1"), {"none": "absent", "free": "absent", "mine": "me",
                                                     "other's": "absent"}),
     ("note", note(), {"none": "ok failed", "free": "ok failed", "mine": "me failed", "other's": "other failed"}),
     ("note a slot", note(second(6)), {"none": "absent", "free": "ok failed", "forgotten": "handled"}),
     ("note a slot of before", note(second(5)), {"free": "handled", "mine": "handled"}),
-    ("note and release", note(released=HELD), {"mine": "ok failed", "other's": "other failed", "over": "ok failed"}),
+    ("note under a claim", note(claim=HELD), {"none": "ok failed", "value": "ok failed", "free": "fenced",
+                                              "mine": "me failed", "other's": "fenced", "over": "me failed"}),
+    ("note and release", note(claim=HELD, release=True), {"none": "ok failed", "value": "ok failed", "free": "fenced",
+                                                          "mine": "ok failed", "other's": "fenced",
+                                                          "over": "ok failed"}),
 ]  # fmt: skip
 
 CASES = [(what, apply, kind, told) for what, apply, row in TABLE for kind, told in row.items()]
@@ -250,7 +255,7 @@ class Walk(RuleBasedStateMachine):
         if (held := self.claims.pop(self.names[who], None)) is not None:
             owner = self.record.owner if self.record is not None else None
             run = RunRecord(held.run_id, None, state)
-            self.make(partial(tasks.note, task="t", run=run, mark=None, released=held))
+            self.make(partial(tasks.note, task="t", run=run, mark=None, claim=held, release=True))
             if self.record is not None and owner != self.names[who]:
                 assert self.record.owner == owner  # it has lost its lease, and ends nobody else's
 
@@ -277,7 +282,7 @@ class Walk(RuleBasedStateMachine):
         outcome = self.make(partial(tasks.take_over, me=name, alive=self.alive.__contains__, now=second(self.now)))
         if isinstance(outcome, Record) and outcome.owner == name:
             self.claims[name] = Claim("t", outcome.state.run_id, outcome.state.fence)
-            self.taken += owner != NOBODY
+            self.taken += owner not in (NOBODY, name)
             assert self.taken <= TAKEOVERS
 
     @rule(server=sampled_from("st"), fingerprint=sampled_from("fg"), again=booleans(), late=booleans())

@@ -456,15 +456,22 @@ class Tasks:
 
     # ------------------------------------------------------------ what becomes of slots
 
-    def record(self, task: str, record: RunRecord, mark: Mark | None = None, released: Claim | None = None) -> Request:
+    def record(
+        self,
+        task: str,
+        record: RunRecord,
+        mark: Mark | None = None,
+        claim: Claim | None = None,
+        release: bool = False,
+    ) -> Request:
         """
         Add to the history; a skipped stretch that goes on becomes longer instead.
 
         Whether there is a new record comes of it. With `mark` only if that was not handled before, which it is then;
-        `released` is a claim that is given back with it.
+        under a `claim` only if that was not lost to another process, and with `release` it is given back.
         """
-        apply = partial(tasks.note, task=task, run=as_stored(record), mark=mark, released=released)
-        return self._request(task, apply, partial(self._released, released, _is_logged))
+        apply = partial(tasks.note, task=task, run=as_stored(record), mark=mark, claim=claim, release=release)
+        return self._request(task, apply, partial(self._released, claim if release else None, _is_logged))
 
 
 def _as_it_is(record: Record | None, revision: int) -> Record | Refusal:
