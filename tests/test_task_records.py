@@ -131,9 +131,12 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("abandon", tasks.abandon, {"none": "absent", "free": "absent", "mine": "ok", "other's": "ok"}),
     ("hand over", partial(tasks.hand_over, claim=HELD), {"none": "fenced", "free": "fenced", "mine": "nobody's",
                                                          "other's": "fenced"}),
-    ("take over", TAKE, {"none": "held", "value": "held", "free": "held", "mine": "me fence 3",
-                         "other's": "held", "dead": "me fence 4", "handed over": "me fence 4",
+    ("take over", TAKE, {"none": "held", "value": "held", "free": "held", "mine": "held", "other's": "held",
+                         "dead": "me fence 4", "handed over": "me fence 4",
                          "dead twice": "ok crashed", "dead, over": "ok", "dead, published": "ok succeeded"}),
+    ("take over once more", partial(TAKE, left=("r1", 0)), {"mine": "me fence 3", "other's": "held",
+                                                            "dead": "me fence 4"}),
+    ("take over from a later attempt", partial(TAKE, left=("r1", 1)), {"mine": "held"}),
     ("cancel", partial(tasks.cancel, run_id="r1"), {"none": "absent", "free": "absent", "mine": "me",
                                                     "other's": "absent"}),
     ("note", note(), {"none": "ok failed", "free": "ok failed", "mine": "me failed", "other's": "other failed"}),
@@ -282,7 +285,7 @@ class Walk(RuleBasedStateMachine):
         outcome = self.make(partial(tasks.take_over, me=name, alive=self.alive.__contains__, now=second(self.now)))
         if isinstance(outcome, Record) and outcome.owner == name:
             self.claims[name] = Claim("t", outcome.state.run_id, outcome.state.fence)
-            self.taken += owner not in (NOBODY, name)
+            self.taken += owner != NOBODY
             assert self.taken <= TAKEOVERS
 
     @rule(server=sampled_from("st"), fingerprint=sampled_from("fg"), again=booleans(), late=booleans())

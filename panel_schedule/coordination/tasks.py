@@ -428,14 +428,23 @@ def hand_over(record: Record | None, revision: int, *, claim: Claim) -> Record |
 
 
 def take_over(
-    record: Record | None, revision: int, *, me: str, alive: Alive, now: datetime
+    record: Record | None, revision: int, *, me: str, alive: Alive, now: datetime, left: tuple[str, int] | None = None
 ) -> Record | Refusal | Logged:
-    """The run of a process that is gone is this one's; or it has ended, with a line in the history."""
-    if record is not None and record.state.run_id and record.owner == me:  # it was taken over, and nobody was told so
-        return record
-    if record is None or not record.state.run_id or alive(record.owner or NOBODY):
+    """
+    The run of a process that is gone is this one's; or it has ended, with a line in the history.
+
+    Parameters
+    ----------
+    left : tuple of str and int, optional
+        That run, and its attempt there: if this process has the next one, it was taken over, and nobody was told so.
+    """
+    if record is None or not record.state.run_id:
         return Refusal.HELD
     state: TaskState = record.state
+    if record.owner == me and left == (state.run_id, state.attempt - 1):
+        return record
+    if alive(record.owner or NOBODY):
+        return Refusal.HELD
     if state.over:  # it had ended before its process did; only its body was still there
         return _free(record)
     if state.published:

@@ -237,14 +237,14 @@ class Queue:
 
     # ------------------------------------------------------------ running
 
-    def take(self, id: str, now: datetime) -> tuple[JobRow, Any] | None:
+    def take(self, id: str, now: datetime, left: int = 0) -> tuple[JobRow, Any] | None:
         """
-        Become the process of an orphan; with what it was enqueued with.
+        Become the process of an orphan, which was left with that fence; with what it was enqueued with.
 
         It counts as an attempt if it had begun. None when another process has it, when it has ended, or
         when its payload cannot be read: then it has failed.
         """
-        take = partial(jobs.take, me=self._store.me, alive=self._store.alive)
+        take = partial(jobs.take, me=self._store.me, alive=self._store.alive, left=left)
         [result] = self._store.write([Change(SPACE, id, take)])
         if result.record is None:
             return None

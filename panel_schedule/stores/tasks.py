@@ -431,14 +431,15 @@ class Tasks:
         """Let another process finish the run, now or when one starts."""
         return self._request(claim.task, partial(tasks.hand_over, claim=claim))
 
-    def take_over(self, task: str, now: datetime) -> Request:
+    def take_over(self, task: str, now: datetime, left: Holder | None = None) -> Request:
         """
-        The claim of a run whose process is gone.
+        The claim of a run whose process is gone; `left` is what is known of it there.
 
         The record of its crash comes of it, when it has cost one process too many; None when it had ended, or is had by
         another.
         """
-        apply = partial(tasks.take_over, me=self._records.me, alive=self._records.alive, now=now)
+        run = None if left is None else (left.run_id, left.attempt)
+        apply = partial(tasks.take_over, me=self._records.me, alive=self._records.alive, now=now, left=run)
         return self._request(task, apply, partial(self._taken_over, task))
 
     def _taken_over(self, task: str, result: Result) -> Claim | RunRecord | None:
