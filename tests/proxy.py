@@ -21,6 +21,8 @@ class Proxy:
         So many of the next replies never arrive: their connections are closed instead.
     torn : int
         The same, after half of the reply.
+    lose : bytes
+        The same of each request that these are in, as long as there are any.
     delay : float
         Seconds that each request waits.
     cuts : int
@@ -29,6 +31,7 @@ class Proxy:
 
     def __init__(self, port: int):
         self.to, self.cut, self.torn, self.cuts, self.delay = port, 0, 0, 0, 0.0
+        self.lose, self._losing = b"", set[tuple[socket.socket, ...]]()
         self._open, self._closed = threading.Event(), threading.Event()
         self._open.set()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
@@ -76,19 +79,22 @@ class Proxy:
         with suppress(OSError):
             while data := source.recv(65536):
                 self._open.wait()
-                if reply and self.cut:
-                    self.cut, self.cuts = self.cut - 1, self.cuts + 1
+                if reply and (self.cut or pair in self._losing):
+                    self.cut, self.cuts = max(self.cut - 1, 0), self.cuts + 1
                     break
                 if reply and self.torn:
                     self.torn, self.cuts = self.torn - 1, self.cuts + 1
                     sink.sendall(data[: len(data) // 2])
                     break
+                if not reply and self.lose and self.lose in data:
+                    self._losing.add(pair)
                 if not reply and self.delay:
                     self._closed.wait(self.delay)
                     with suppress(BlockingIOError):
                         data += source.recv(1 << 22, socket.MSG_DONTWAIT)  # one request waits once
                 sink.sendall(data)
         _end(pair)
+        self._losing.discard(pair)
         self._pairs.discard(pair)  # type: ignore[arg-type]
 
 

@@ -678,6 +678,28 @@ def test_every_call_of_a_closed_store_is_a_store_error(opened):
             call()
 
 
+def test_a_call_amid_the_close_is_a_store_error(opened):
+    """Whatever becomes of its connection."""
+    for _ in range(20):
+        store, errors = opened(), []
+
+        def call(store=store, errors=errors):
+            while True:
+                try:
+                    store.scan(SPACE)
+                except BaseException as exc:
+                    errors.append(exc)
+                    return
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        store.close()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert [StoreError] * 4 == [type(error) for error in errors]
+
+
 def test_a_server_that_stands_still_holds_no_event_loop(another, opened, monkeypatch):
     """Others wait for it, for a while."""
     monkeypatch.setattr(redis_store, "PATIENCE", 0.5)

@@ -101,6 +101,8 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
                                                                 "over": "fenced"}),
     ("succeed", SUCCEED, {"none": "fenced", "free": "fenced", "mine": "ok version 1 succeeded", "other's": "fenced",
                           "dead": "fenced", "handed over": "fenced", "over": "fenced", "forgotten": "fenced"}),
+    ("succeed with newer versions", partial(SUCCEED, version=9), {"mine": "ok version 1 succeeded last 9"}),
+    ("succeed with older versions", partial(SUCCEED, version=1), {"mine": "ok version 1 succeeded last 4"}),
     ("delete", tasks.delete, {"none": "absent", "value": "no value", "free": "absent"}),
     ("restore", partial(tasks.restore, held=Record(TASK, "t", TaskState(version=2, updated_at=second(1))), lost=False),
      {"none": "version 2", "value": "handled", "free": "version 2"}),
@@ -159,6 +161,7 @@ def matches(told: str, record: Record, logged: RunRecord | None) -> bool:
     facts = {
         "fence": lambda number: state.fence == int(number),
         "version": lambda number: state.version == int(number) and VALUE in record.parts,
+        "last": lambda number: state.last_version == int(number),
         "first": lambda number: state.first_seen == second(int(number)),
     }
     for name, number in pairwise(words):

@@ -504,11 +504,22 @@ def succeed(
     publish: Callable[[Record | None, int], Any],
     claim: Claim,
     run: RunRecord,
+    version: int = 0,
 ) -> Refusal | Logged:
-    """What `publish` or `finalize` does, with a line for the history, and the claim is given back: all in one step."""
+    """
+    What `publish` or `finalize` does, with a line for the history, and the claim is given back: all in one step.
+
+    Parameters
+    ----------
+    version : int
+        The sum of the upstream's versions that it has seen, which may have grown since its claim.
+    """
     published: Record | Refusal = publish(record, revision)
     if isinstance(published, Refusal):
         return published
+    state: TaskState = published.state
+    if version > state.last_version:
+        published = published._replace(state=state._replace(last_version=version))
     return note(published, revision, task=claim.task, run=run, mark=None, claim=claim, release=True)
 
 

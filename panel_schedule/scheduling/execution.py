@@ -193,7 +193,8 @@ class TaskExecution(Execution):
         with self.service.lock:
             claim = self._claim()
             self.recorded = self.record(RunState.SUCCEEDED)
-        request = tasks.succeed(request, claim, self.recorded)
+        seen = self.run.mark if isinstance(self.run.mark, int) else 0
+        request = tasks.succeed(request, claim, self.recorded, seen)
         self.depositing = request._replace(answer=lambda result: self._readable(request.answer(result)))
         return self.depositing
 

@@ -318,11 +318,16 @@ class RedisRecords:
     @contextmanager
     def _told(self) -> Iterator[Any]:
         """The client for a call; what goes wrong is one clear line."""
+        closed = f"The store {self._shown} is closed. Make another one."
         if self._closed:
-            raise StoreError(f"The store {self._shown} is closed. Make another one.")
+            raise StoreError(closed)
         try:
             yield self._hurried if in_a_hurry() else self._client
-        except (self._redis.RedisError, OSError) as error:
+        except Exception as error:
+            if self._closed:  # meanwhile: its connection was taken from it
+                raise StoreError(closed) from error
+            if not isinstance(error, (self._redis.RedisError, OSError)):
+                raise
             why = " ".join(str(error).split()).rstrip(".")
             raise StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}") from error
 

@@ -387,9 +387,15 @@ class Tasks:
         self._values.take_in(result.record)
         return self._values.known(TASK, result.record.name)
 
-    def succeed(self, publish: Request, claim: Claim, run: RunRecord) -> Request:
-        """It publishes, or finalizes, so; with that the run of the claim is over, and in the history."""
-        apply = partial(tasks.succeed, publish=publish.change.apply, claim=claim, run=as_stored(run))
+    def succeed(self, publish: Request, claim: Claim, run: RunRecord, version: int = 0) -> Request:
+        """
+        It publishes, or finalizes, so; with that the run of the claim is over, and in the history.
+
+        `version` is the sum of the upstream's versions that it has seen.
+        """
+        apply = partial(
+            tasks.succeed, publish=publish.change.apply, claim=claim, run=as_stored(run), version=version
+        )  # fmt: skip
         answer = partial(self._released, claim, publish.answer)
         space, name, _, parts, what = publish.change
         return Request(Change(space, name, apply, parts, what), answer, publish.tell)
