@@ -447,6 +447,8 @@ def test_a_full_server(site: Site) -> None:
     site.go("long 1")
     eventually(lambda: site.log().count("Raise the server's maxmemory") >= 2)
     assert min(each(f"replica.version({task!r})") for each in (one, other) for task in BUSY) > 0
+    said = [line for line in site.log().splitlines() if "maxmemory" in line]
+    assert len(said) <= 4  # of each process what it tries again, and that it cannot say that it lives
     site.server.client.config_set("maxmemory", "0")
     print(f"each value came anew after {site.await_values():.2f} s")
     eventually(lambda: other("replica.version('long')") == 1)

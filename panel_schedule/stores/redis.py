@@ -7,6 +7,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import secrets
 import threading
 from collections import defaultdict
@@ -79,6 +80,10 @@ _REMEDIES = {
     ("certificate", "SSL"): "Correct the certificates, or the scheme: rediss:// is with TLS, redis:// without.",
     ("WRONGTYPE",): "Something else uses these keys: name another namespace in ps.config.namespace.",
 }
+# Where in the script it failed, as servers of different releases say it: that is no news, and differs each time.
+_PLACE = re.compile(
+    r"(Error running script \(call to \w+\): )?(@user_script: ?\d+: ?)+-?|\.? script: \w+, on @user_script:\d+"
+)
 _UNREACHABLE = "Start the server, or correct host and port in ps.config.store."
 
 _FIELDS = ("revision", "created", "group", "owner", "used", "expires", "size", "text")
@@ -328,7 +333,7 @@ class RedisRecords:
                 raise StoreError(closed) from error
             if not isinstance(error, (self._redis.RedisError, OSError)):
                 raise
-            why = " ".join(str(error).split()).rstrip(".")
+            why = _why(error)
             raise StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}") from error
 
     def _join(self) -> bool:
@@ -822,6 +827,10 @@ def _library() -> Any:
             "ps.config.store names a Redis server, which needs the package redis: pip install 'panel-schedule[redis]'"
         ) from None
     return redis
+
+
+def _why(error: Exception) -> str:
+    return _PLACE.sub("", " ".join(str(error).split()).rstrip("."))
 
 
 def _remedy(why: str) -> str:
