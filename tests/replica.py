@@ -98,6 +98,7 @@ class Replica:
             ps.schedule(period="1h", name=name, first_run="skip")(function)
         jobs = [ps.background(name=f"in a {where}", durable=True, retry=2, executor=where)(work) for where in PLACES]
         self.jobs = dict(zip(PLACES, jobs, strict=True))
+        self.jobs["huge"] = ps.background(name="huge job", executor="thread")(partial(bytes, HUGE))
         ps._runtime.service.store.values.subscribe(self._seen)
         threading.Thread(target=self._read_all_the_time, daemon=True).start()
 
@@ -191,6 +192,9 @@ class Replica:
     def submit(self, where: str) -> str:
         return self.jobs[where].submit(self.folder).id
 
+    def submit_huge(self) -> str:
+        return self.jobs["huge"].submit().id
+
     def try_to_submit(self, where: str) -> str:
         """The id of its run, or nothing where it was refused as the store cannot be used."""
         try:
@@ -198,10 +202,13 @@ class Replica:
         except StoreError:
             return ""
 
-    def state(self, where: str, id: str) -> str:
+    def run(self, where: str, id: str) -> ps.Run:
         """Of a job."""
-        run = next(run for run in self.jobs[where].runs() if run.id == id)
-        return str(run.state)
+        return next(run for run in self.jobs[where].runs() if run.id == id)
+
+    def state(self, where: str, id: str) -> str:
+        """The same; "" of one that the store does not know."""
+        return next((str(run.state) for run in self.jobs[where].runs() if run.id == id), "")
 
     def version(self, name: str) -> int:
         entry = ps.tasks[name].entry

@@ -19,6 +19,7 @@ import pytest
 from job_peer import Host
 from panel_schedule.config import Config
 from panel_schedule.coordination.history import JOB
+from panel_schedule.errors import ValueUnreadable
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores.base import Store
 from proxy import Proxy
@@ -492,6 +493,21 @@ def test_a_job_whose_takeover_nobody_could_tell_is_done(site: Site, proxy: Proxy
     site.assert_one_end("in a thread", id, "succeeded", 2)
 
 
+def test_a_result_that_the_server_never_takes_holds_up_nothing(site: Site) -> None:
+    """Its job has succeeded, for who waits for it there; others are told that it is lost."""
+    one, other = site.replicas_run(2)
+    site.server.client.config_set("proto-max-bulk-len", "1mb")
+    id = one("replica.submit_huge()")
+    eventually(lambda: other(f"replica.state('huge', {id!r})") == "succeeded")
+    assert "succeeded" == one(f"replica.state('huge', {id!r})")
+    with pytest.raises(ValueUnreadable, match=r"Job 'huge job': its value is lost. Submit it again"):
+        other(f"replica.run('huge', {id!r}).result(10)")
+    site.await_values()
+    site.end()
+    site.assert_sound()
+    site.assert_one_end("huge job", id, "succeeded", 1)
+
+
 def test_a_worker_process_that_is_killed_in_mid_job(site: Site) -> None:
     """Its job is tried again, and has one end, which all see."""
     one, other = site.replica(busy=False), site.replica(busy=False)
@@ -515,6 +531,23 @@ def test_a_replica_that_is_killed_in_mid_job(site: Site) -> None:
     one.kill()
     eventually(lambda: site.journal("began", run=id, attempt=2))
     print(f"it was taken over after {time.monotonic() - killed:.2f} s")
+    site.go("job 2")
+    eventually(lambda: other(f"replica.state('thread', {id!r})") == "succeeded")
+    site.end()
+    site.assert_one_end("in a thread", id, "succeeded", 2)
+
+
+def test_a_job_of_a_replica_that_stood_still_longer_than_its_lease(site: Site) -> None:
+    """Another one does it; what comes of it too late is dropped, and it has one end."""
+    one, other = site.replica(busy=False), site.replica(busy=False)
+    id = one("replica.submit('thread')")
+    eventually(lambda: site.journal("began", run=id))
+    one.signal(signal.SIGSTOP)
+    eventually(lambda: site.journal("began", run=id, attempt=2))
+    site.go("job 1")
+    one.signal(signal.SIGCONT)
+    eventually(lambda: one(f"replica.state('thread', {id!r})") == "cancelled")
+    assert "running" == other(f"replica.state('thread', {id!r})")
     site.go("job 2")
     eventually(lambda: other(f"replica.state('thread', {id!r})") == "succeeded")
     site.end()

@@ -316,9 +316,12 @@ class Queue:
         reason: str = "",
         expires_at: datetime | None,
         run: RunRecord | None = None,
+        lost: bool = False,
     ) -> Any:
         """
         It has ended so, which `run` says in the history. Its payload goes, its partial results stay.
+
+        With `lost` it has succeeded, and its value cannot be kept.
 
         Returns
         -------
@@ -331,8 +334,8 @@ class Queue:
             When the value is not data, or cannot be shared by processes; nothing is changed.
         """
         record = self._require(id, fence)
-        finish = self._finish(id, record.group, fence, state, now, value, error, traceback, reason, expires_at)
-        settled = self._settled(record, state is RunState.SUCCEEDED, expires_at)
+        finish = self._finish(id, record.group, fence, state, now, value, error, traceback, reason, expires_at, lost)
+        settled = self._settled(record, state is RunState.SUCCEEDED and not lost, expires_at)
         history = [noted(JOB, record.group, run)] if run is not None else []
         return self._end([*settled, *history, finish], record.state.durable)
 
@@ -361,10 +364,10 @@ class Queue:
 
     def _finish(
         self, id: str, function: str, fence: int, state: RunState, now: datetime, value: Any,
-        error: BaseException | None, traceback: str, reason: str, expires_at: datetime | None,
+        error: BaseException | None, traceback: str, reason: str, expires_at: datetime | None, lost: bool = False,
     ) -> Change:  # fmt: skip
         what, part, parts = _what(function), "", dict[tuple[str, int], Any]()
-        if state is RunState.SUCCEEDED:
+        if state is RunState.SUCCEEDED and not lost:
             require_data(value, what)
             part, parts = VALUE, {(VALUE, 0): value}
         elif error is not None:
