@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -66,57 +65,10 @@ class RedisServer:
         self.process.kill()
         self.process.wait(PATIENCE)
 
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
     def calls(self) -> int:
         """How many scripts it has run."""
         stats = self.client.info("commandstats")
         return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "eval"))
-
-
-class Proxy:
-    """Between a client and a server, on a port of its own; drops the next `cut` replies, with their connections."""
-
-    def __init__(self, port: int):
-        self._to, self.cut, self.cuts = port, 0, 0
-        self._open = list[socket.socket]()
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.port = self._door.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                theirs, _ = self._door.accept()
-            except OSError:
-                return
-            try:
-                ours = socket.create_connection(("127.0.0.1", self._to))
-            except OSError:
-                theirs.close()
-                continue
-            self._open += [theirs, ours]
-            threading.Thread(target=self._pass, args=(theirs, ours, False), daemon=True).start()
-            threading.Thread(target=self._pass, args=(ours, theirs, True), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket, reply: bool) -> None:
-        try:
-            while data := source.recv(65536):
-                if reply and self.cut:
-                    self.cut, self.cuts = self.cut - 1, self.cuts + 1
-                    break
-                sink.sendall(data)
-        except OSError:
-            pass
-        for each in (source, sink):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def switch(self, port: int) -> None:
-        """To another server, as after a failover."""
-        self._to, gone, self._open = port, self._open, []
-        for each in gone:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._door.close()

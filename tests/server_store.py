@@ -20,7 +20,7 @@ from panel_schedule.stores.hurry import hurried
 from panel_schedule.stores.records import Change, Tell
 from panel_schedule.testing.contracts.records import LARGE, SPACE, VALUE, ContractState, Heard
 from panel_schedule.testing.contracts.tools import START
-from redis_server import Proxy
+from proxy import Proxy
 
 PATIENCE = 20.0
 
@@ -442,6 +442,27 @@ class ServerRecordsTests:
         for call in calls_of(store, record):
             with pytest.raises(StoreError, match="is closed"):
                 call()
+
+    def test_a_call_amid_the_close_is_a_store_error(self, opened):
+        """Whatever becomes of its connection."""
+        for _ in range(20):
+            store, errors = opened(), []
+
+            def call(store=store, errors=errors):
+                while True:
+                    try:
+                        store.scan(SPACE)
+                    except BaseException as exc:
+                        errors.append(exc)
+                        return
+
+            threads = [threading.Thread(target=call) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            store.close()
+            for thread in threads:
+                thread.join(PATIENCE)
+            assert [StoreError] * 4 == [type(error) for error in errors]
 
     def test_a_server_that_stands_still_holds_no_event_loop(self, mortal, opened, monkeypatch):
         """Others wait for it, for a while."""

@@ -133,6 +133,7 @@ TO_JOBS = {
     "fail": partial(finish, state=FAILED, part="error", error="KeyError", reason="why"),
     "ask to cancel": partial(jobs.ask_to_cancel, **look),
     "take": partial(jobs.take, me=ME, alive=alive),
+    "take once more": partial(jobs.take, me=ME, alive=alive, left=FENCE - 1),
     "let go": partial(jobs.let_go, **held),
     "release": partial(jobs.release, me=ME, now=NOW),
     "bury": partial(jobs.bury, **look),
@@ -258,6 +259,11 @@ ask to cancel
         cancelled=False finished_at=now -arguments
 take
     none, queued, running, cancelled, theirs, cancelled orphan, crashed, given back, over -> held
+    orphan -> owner=me state=queued attempt=2 fence=4
+    nobody's -> owner=me fence=4
+take once more
+    none, theirs, cancelled orphan, crashed, given back, over -> held
+    queued, running, cancelled -> same
     orphan -> owner=me state=queued attempt=2 fence=4
     nobody's -> owner=me fence=4
 let go

@@ -19,7 +19,7 @@ from panel_schedule.stores import packing, server_records
 from panel_schedule.stores.redis import RedisStore
 from panel_schedule.testing.contracts.tools import DAILY, START, claim, ended, enroll, put, row_of, second
 from panel_schedule.triggers import Dates
-from redis_server import Proxy
+from proxy import Proxy
 from servers import eventually
 
 redis = pytest.importorskip("redis", reason="needs the package redis")
@@ -49,7 +49,8 @@ class Loss:
                 self.server.client.flushall()
             case "failover":
                 self.server = self._another()
-                self._proxy.switch(self.server.port)
+                self._proxy.to = self.server.port
+                self._proxy.drop()
 
     def close(self):
         self._proxy.close()

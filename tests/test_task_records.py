@@ -58,8 +58,8 @@ RECORDS: dict[str, Record | None] = {
 ENDED = RunRecord("r1", second(5), RunState.FAILED, finished_at=second(6), error="no")
 
 
-def claim(mark: Any = None, first: bool = False) -> Any:
-    return partial(tasks.claim, me="me", server="s", task="t", run_id="r9", now=second(9), key=None, mark=mark,
+def claim(mark: Any = None, first: bool = False, run_id: str = "r9") -> Any:
+    return partial(tasks.claim, me="me", server="s", task="t", run_id=run_id, now=second(9), key=None, mark=mark,
                    wave=None, first=first, unreadable=0)  # fmt: skip
 
 
@@ -72,8 +72,8 @@ def enroll(server: str = "s", fingerprint: str = "f", again: bool = False, late:
                    again=again, late=late, unreadable=0, me="me", alive=alive)  # fmt: skip
 
 
-def note(mark: Any = None, released: Claim | None = None) -> Any:
-    return partial(tasks.note, task="t", run=ENDED, mark=mark, released=released)
+def note(mark: Any = None, claim: Claim | None = None, release: bool = False) -> Any:
+    return partial(tasks.note, task="t", run=ENDED, mark=mark, claim=claim, release=release)
 
 
 TAKE = partial(tasks.take_over, me="me", alive=alive, now=second(9))
@@ -88,6 +88,7 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("claim a slot", claim(second(5)), {"none": "me fence 1", "value": "me fence 1", "free": "handled",
                                         "mine": "handled", "forgotten": "handled"}),
     ("claim the next slot", claim(second(6)), {"free": "me fence 4", "mine": "held"}),
+    ("claim once more", claim(second(5), run_id="r1"), {"mine": "me fence 3", "other's": "handled", "dead": "handled"}),
     ("claim versions", claim(4), {"none": "me fence 1", "free": "handled"}),
     ("claim newer versions", claim(5), {"free": "me fence 4"}),
     ("claim for a first value", claim(first=True), {"none": "me fence 1", "value": "handled", "free": "me fence 4",
@@ -102,6 +103,8 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
                                                                 "over": "fenced"}),
     ("succeed", SUCCEED, {"none": "fenced", "free": "fenced", "mine": "ok version 1 succeeded", "other's": "fenced",
                           "dead": "fenced", "handed over": "fenced", "over": "fenced", "forgotten": "fenced"}),
+    ("succeed with newer versions", partial(SUCCEED, version=9), {"mine": "ok version 1 succeeded last 9"}),
+    ("succeed with older versions", partial(SUCCEED, version=1), {"mine": "ok version 1 succeeded last 4"}),
     ("delete", tasks.delete, {"none": "absent", "value": "no value", "free": "absent"}),
     ("restore", partial(tasks.restore, held=Record(TASK, "t", TaskState(version=2, updated_at=second(1))), lost=False),
      {"none": "version 2", "value": "handled", "free": "version 2"}),
@@ -135,14 +138,21 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("hand over", partial(tasks.hand_over, claim=HELD), {"none": "fenced", "free": "fenced", "mine": "nobody's",
                                                          "other's": "fenced"}),
     ("take over", TAKE, {"none": "held", "value": "held", "free": "held", "mine": "held", "other's": "held",
-                         "dead": "me fence 4", "handed over": "me fence 4", "dead twice": "ok crashed",
-                         "dead, over": "ok", "dead, published": "ok succeeded"}),
+                         "dead": "me fence 4", "handed over": "me fence 4",
+                         "dead twice": "ok crashed", "dead, over": "ok", "dead, published": "ok succeeded"}),
+    ("take over once more", partial(TAKE, left=("r1", 0)), {"mine": "me fence 3", "other's": "held",
+                                                            "dead": "me fence 4"}),
+    ("take over from a later attempt", partial(TAKE, left=("r1", 1)), {"mine": "held"}),
     ("cancel", partial(tasks.cancel, run_id="r1"), {"none": "absent", "free": "absent", "mine": "me",
                                                     "other's": "absent"}),
     ("note", note(), {"none": "ok failed", "free": "ok failed", "mine": "me failed", "other's": "other failed"}),
     ("note a slot", note(second(6)), {"none": "absent", "free": "ok failed", "forgotten": "handled"}),
     ("note a slot of before", note(second(5)), {"free": "handled", "mine": "handled"}),
-    ("note and release", note(released=HELD), {"mine": "ok failed", "other's": "other failed", "over": "ok failed"}),
+    ("note under a claim", note(claim=HELD), {"none": "ok failed", "value": "ok failed", "free": "fenced",
+                                              "mine": "me failed", "other's": "fenced", "over": "me failed"}),
+    ("note and release", note(claim=HELD, release=True), {"none": "ok failed", "value": "ok failed", "free": "fenced",
+                                                          "mine": "ok failed", "other's": "fenced",
+                                                          "over": "ok failed"}),
 ]  # fmt: skip
 
 CASES = [(what, apply, kind, told) for what, apply, row in TABLE for kind, told in row.items()]
@@ -155,6 +165,7 @@ def matches(told: str, record: Record, logged: RunRecord | None) -> bool:
     facts = {
         "fence": lambda number: state.fence == int(number),
         "version": lambda number: state.version == int(number) and VALUE in record.parts,
+        "last": lambda number: state.last_version == int(number),
         "first": lambda number: state.first_seen == second(int(number)),
     }
     for name, number in pairwise(words):
@@ -254,7 +265,7 @@ class Walk(RuleBasedStateMachine):
         if (held := self.claims.pop(self.names[who], None)) is not None:
             owner = self.record.owner if self.record is not None else None
             run = RunRecord(held.run_id, None, state)
-            self.make(partial(tasks.note, task="t", run=run, mark=None, released=held))
+            self.make(partial(tasks.note, task="t", run=run, mark=None, claim=held, release=True))
             if self.record is not None and owner != self.names[who]:
                 assert self.record.owner == owner  # it has lost its lease, and ends nobody else's
 

@@ -208,8 +208,19 @@ def ask_to_cancel(
     return _stop(record, RunState.CANCELLED, "the run was cancelled", now)
 
 
-def take(record: Record | None, revision: int, *, me: str, alive: Callable[[str], bool]) -> Record | Refusal:
-    """Become the process of one that is nobody's. It counts as an attempt if it had begun."""
+def take(
+    record: Record | None, revision: int, *, me: str, alive: Callable[[str], bool], left: int = 0
+) -> Record | Refusal:
+    """
+    Become the process of one that is nobody's. It counts as an attempt if it had begun.
+
+    Parameters
+    ----------
+    left : int
+        The fence that it was left with: if this process has the next one, it was taken, and nobody was told so.
+    """
+    if record is not None and left and is_held(record, me, left + 1):
+        return record
     if not is_orphan(record, alive):
         return Refusal.HELD
     assert record is not None

@@ -420,6 +420,8 @@ def claim(
     """
     record = record or Record(TASK, task, TaskState())
     before: TaskState = record.state
+    if before.run_id == run_id and record.owner == me:  # it has the claim, and was not told so
+        return record
     if before.forgotten and before.server == server:
         return Refusal.HANDLED
     if before.first_seen is None or before.forgotten:  # nobody has enrolled it
@@ -497,12 +499,23 @@ def hand_over(record: Record | None, revision: int, *, claim: Claim) -> Record |
 
 
 def take_over(
-    record: Record | None, revision: int, *, me: str, alive: Alive, now: datetime
+    record: Record | None, revision: int, *, me: str, alive: Alive, now: datetime, left: tuple[str, int] | None = None
 ) -> Record | Refusal | Logged:
-    """The run of a process that is gone is this one's; or it has ended, with a line in the history."""
-    if record is None or not record.state.run_id or alive(record.owner or NOBODY):
+    """
+    The run of a process that is gone is this one's; or it has ended, with a line in the history.
+
+    Parameters
+    ----------
+    left : tuple of str and int, optional
+        That run, and its attempt there: if this process has the next one, it was taken over, and nobody was told so.
+    """
+    if record is None or not record.state.run_id:
         return Refusal.HELD
     state: TaskState = record.state
+    if record.owner == me and left == (state.run_id, state.attempt - 1):
+        return record
+    if alive(record.owner or NOBODY):
+        return Refusal.HELD
     if state.over:  # it had ended before its process did; only its body was still there
         return _free(record)
     if state.published:
@@ -524,16 +537,36 @@ def cancel(record: Record | None, revision: int, *, run_id: str) -> Record | Ref
 
 
 def note(
-    record: Record | None, revision: int, *, task: str, run: RunRecord, mark: Mark | None, released: Claim | None
+    record: Record | None,
+    revision: int,
+    *,
+    task: str,
+    run: RunRecord,
+    mark: Mark | None,
+    claim: Claim | None,
+    release: bool,
 ) -> Refusal | Logged:
-    """A line for the history; with a `mark` only if that was not handled before, which it is then."""
+    """
+    A line for the history.
+
+    Parameters
+    ----------
+    mark : datetime or int or None
+        There is one only if this was not handled before, which it is then.
+    claim : Claim or None
+        The run's. Of one that was lost to another process that one says how it ended.
+    release : bool
+        The claim is given back.
+    """
     if record is None and mark is not None:
         return Refusal.ABSENT
     record = record or Record(TASK, task, TaskState())
     state: TaskState = record.state
     if mark is not None and (state.forgotten or _is_handled(state, mark)):
         return Refusal.HANDLED
-    return _logged(record, run, mark, free=released is not None and _is_of(record, released))
+    if claim is not None and not _is_of(record, claim) and state.fence >= claim.fence:  # else the store has lost it
+        return Refusal.FENCED
+    return _logged(record, run, mark, free=release and claim is not None and _is_of(record, claim))
 
 
 def succeed(
@@ -543,12 +576,23 @@ def succeed(
     publish: Callable[[Record | None, int], Any],
     claim: Claim,
     run: RunRecord,
+    version: int = 0,
 ) -> Refusal | Logged:
-    """What `publish` or `finalize` does, with a line for the history, and the claim is given back: all in one step."""
+    """
+    What `publish` or `finalize` does, with a line for the history, and the claim is given back: all in one step.
+
+    Parameters
+    ----------
+    version : int
+        The sum of the upstream's versions that it has seen, which may have grown since its claim.
+    """
     published: Record | Refusal = publish(record, revision)
     if isinstance(published, Refusal):
         return published
-    return note(published, revision, task=claim.task, run=run, mark=None, released=claim)
+    state: TaskState = published.state
+    if version > state.last_version:
+        published = published._replace(state=state._replace(last_version=version))
+    return note(published, revision, task=claim.task, run=run, mark=None, claim=claim, release=True)
 
 
 def extended(newest: RunRecord | None, record: RunRecord) -> RunRecord | None:

@@ -28,6 +28,9 @@ log = logging.getLogger("panel_schedule")
 # So often, in seconds, who waits for the store looks whether that is in trouble.
 LOOK = 0.1
 
+# How often something is told anew that a store refuses, though it takes other things; then it is lost.
+TRIES = 3
+
 
 class JobExecution(Execution):
     """
@@ -60,6 +63,7 @@ class JobExecution(Execution):
         "made",
         "most_bytes",
         "moved",
+        "refused",
         "remote",
         "size",
         "stored",
@@ -95,6 +99,8 @@ class JobExecution(Execution):
         self.fence = 0
         # How many calls the store was asked for, and how many it has answered, one after another.
         self.asked = self.made = 0
+        # How often in turn the store has refused the same.
+        self.refused = 0
         # Enters it in a shared store, beside its function; None where somebody has begun to, or nobody is to.
         self.entry: Callable[[], object] | None = None
         # Not set as long as a shared store is about to have it.
@@ -288,7 +294,7 @@ class JobExecution(Execution):
         if self.told_end or unfinished:  # another process finishes it, or the next server
             pass
         elif self.fence and not self.remote:
-            self.tell(lambda *_: self._tell_end(outcome, value))
+            self._ask_for_end(outcome, value)
         elif not self.shared or outcome is RunState.SKIPPED:
             self.service.outbox.ask((), self.service.store.note(JOB, self.job.name, self.record(outcome, error)))
         if self.remote:
@@ -317,13 +323,21 @@ class JobExecution(Execution):
             entry, self.entry = self.entry, None
         return entry
 
-    def tell(self, call: Callable[..., object], *what: Any) -> None:
-        """Let the store know, in order, once it has the row: ``call(queue, id, fence, *what)``. Under the lock."""
+    def tell(self, call: Callable[..., object], *what: Any, instead: Callable[[], object] = lambda: None) -> None:
+        """
+        Let the store know, in order, once it has the row: ``call(queue, id, fence, *what)``. Under the lock.
+
+        ``instead()`` when it takes other things, and not this.
+        """
         if self.fence and not self.remote:
             self.asked += 1
-            self.service.outbox.ask((), partial(self._try, call, what))
+            self.service.outbox.ask((), partial(self._try, call, what, instead))
 
-    def _try(self, call: Callable[..., object], what: tuple[Any, ...]) -> None:
+    def _ask_for_end(self, outcome: RunState, value: Any) -> None:
+        end = partial(self._tell_end, outcome)
+        self.tell(lambda *_: end(value), instead=partial(end, None, lost=True))
+
+    def _try(self, call: Callable[..., object], what: tuple[Any, ...], instead: Callable[[], object]) -> None:
         queue = self.service.store.queue
         try:
             call(queue, self.run.id, self.fence, *what)
@@ -333,7 +347,16 @@ class JobExecution(Execution):
             row = queue.job(self.run.id)
             if row is not None and not row.state.final:  # else its end was told by the thread of the body, meanwhile
                 self.lose()
-        self.made += 1
+        except StoreError as error:
+            queue.tell(self.run.id, self.fence, self.run.percent, self.run.message)  # else nobody else's turn comes
+            self.refused += 1
+            if self.refused < TRIES:
+                raise
+            log.error(
+                "%s: something of its run %s is lost, as the store does not take it. %s", self.name, self.run.id, error
+            )
+            instead()
+        self.made, self.refused = self.made + 1, 0
 
     def lose(self) -> None:
         """Another process has taken it over, as this one was taken for dead."""
@@ -355,7 +378,7 @@ class JobExecution(Execution):
         for number, item in enumerate(run.partials):
             self.tell(Queue.add_partial, number, item)
         if run.state.final:
-            self.tell(lambda *_: self._tell_end(run.state, run.shared))
+            self._ask_for_end(run.state, run.shared)
 
     def _settle(self) -> None:
         """Wait until the store was told what went before, unless it cannot take it now."""
@@ -369,10 +392,10 @@ class JobExecution(Execution):
         while not done.wait(LOOK) and not self.service.outbox.troubled:
             pass
 
-    def _tell_end(self, outcome: RunState, value: Any) -> Any:
+    def _tell_end(self, outcome: RunState, value: Any, lost: bool = False) -> Any:
         run, policy, now = self.run, self.job.policy, self.service.clock.now()
         kept = policy.ttl if policy.ttl is not None and outcome is RunState.SUCCEEDED else policy.result_ttl
         return self.service.store.queue.end(
             run.id, self.fence, outcome, now=now, value=value, error=run.error, traceback=traceback_text(run.error),
-            reason=str(run.reason), expires_at=now + kept, run=self.record(outcome, run.error),
+            reason=str(run.reason), expires_at=now + kept, run=self.record(outcome, run.error), lost=lost,
         )  # fmt: skip

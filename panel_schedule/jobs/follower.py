@@ -79,6 +79,8 @@ class Follower:
         # How many sessions of this process follow each.
         self._followers: Counter[str] = Counter()
         self._looking = False
+        # By their ids those that this process may have taken, and was not told so.
+        self._untold: dict[str, JobRow] = {}
         # When it is tried again to take up what could not be.
         self._again: Timer | None = None
         # Until when what is missing in the store may still be put back, by the process that runs it.
@@ -192,6 +194,7 @@ class Follower:
         if is_interrupt(error):
             raise error
         if execution.job.policy.durable:
+            execution.fence = 1  # perhaps it was stored: then it has ended, too
             execution.refuse(error)
             raise error
         log.error("%s: other processes do not hear of it, as it could not be stored. %s", execution.name, error)
@@ -415,11 +418,11 @@ class Follower:
 
     def _take_all(self) -> None:
         try:
-            orphans = self._queue.orphans()
+            orphans = {row.id: row for row in self._queue.orphans()}
         except ScheduleError as error:
             self._try_later(error)
             return
-        for row in orphans:
+        for row in (self._untold | orphans).values():
             self._take(row)
             if row.function not in self._functions and row.function not in self._unknown and self._service.begun:
                 self._unknown.add(row.function)
@@ -438,14 +441,17 @@ class Follower:
         try:
             self._take_over(row)
         except ScheduleError as error:
+            self._untold[row.id] = row
             self._try_later(error)
+        else:
+            self._untold.pop(row.id, None)
 
     def _take_over(self, row: JobRow) -> None:
         function, execution = self._functions.get(row.function), self._executions.get(row.id)
         # In a script only for somebody who waits for it: the others are for those with a server.
         if function is None or self._service.stopping or not (self._service.begun or execution is not None):
             return
-        taken = self._queue.take(row.id, self._service.clock.now())
+        taken = self._queue.take(row.id, self._service.clock.now(), row.fence)
         if taken is None:
             return
         row, (args, kwargs) = taken

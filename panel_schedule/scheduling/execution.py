@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..coordination.tasks import Claim
+from ..coordination.tasks import TASK, Claim
 from ..engine.execution import Execution
 from ..engine.service import Service
-from ..errors import RunCancelled, RunFenced, ValueRefused
+from ..errors import RunCancelled, RunFenced, StoreError, ValueRefused
 from ..functions.calls import CANCELLED, PUBLISHED
 from ..functions.run import Run, RunRecord, RunState, on_a_loop
 from ..serialize.checks import is_light
@@ -21,6 +22,12 @@ from ..stores.records import Request
 from .state import TaskState
 
 log = logging.getLogger("panel_schedule")
+
+# How often a value is tried again once a store that failed takes other things: else it is the value that it refuses.
+TRIES = 3
+
+# So often, in seconds, who waits for the store looks whether it waits in vain.
+LOOK = 0.1
 
 # A plain function that holds the event loop for longer than this, in seconds, is named in a warning.
 HELD_TOO_LONG = 0.1
@@ -64,7 +71,7 @@ class TaskExecution(Execution):
         What the store is being told, or was told, of its end, together with its value: to cancel it comes too late.
     """
 
-    __slots__ = ("events", "recorded", "state")
+    __slots__ = ("depositing", "events", "recorded", "state", "tries")
 
     pace = 0.1
 
@@ -75,6 +82,9 @@ class TaskExecution(Execution):
         self.state = state
         self.events = events
         self.recorded: RunRecord | None = None
+        # What stores its value.
+        self.depositing: Request | None = None
+        self.tries = TRIES
 
     @property
     def call(self) -> str:
@@ -123,8 +133,34 @@ class TaskExecution(Execution):
         self.events.begun(self.state)
 
     def publish(self, item: Any) -> None:
-        self.run.check()
-        self.service.store.do(self._to_publish(item, self._claim(), final=False))
+        while True:
+            self.run.check()
+            try:
+                self.service.store.do(self._to_publish(item, self._claim(), final=False))
+                return
+            except StoreError:
+                if not self._await_store():
+                    raise
+
+    def _await_store(self) -> bool:
+        """Wait until the store takes other things again; whether it did, and the value may be tried again."""
+        works = threading.Event()
+        if not self._when_store_works(works.set):
+            return False
+        while not works.wait(LOOK):
+            if self.run.state.final or self.service.stopping:
+                return False
+        return True
+
+    def _when_store_works(self, then: Callable[[], object]) -> bool:
+        """Call ``then()``, under the lock, once the store takes something small; False when it was tried enough."""
+        with self.service.locked:
+            if not self.tries or self.service.stopping or (claim := self.state.claim) is None:
+                return False
+            self.tries -= 1
+            small = self.service.store.tasks.progress(claim, self.run.percent, self.run.message)
+            self.service.outbox.ask([self.state], small, lambda _: then())
+            return True
 
     def publish_late(self, item: Any) -> None:
         with self.service.locked:
@@ -157,7 +193,10 @@ class TaskExecution(Execution):
         with self.service.lock:
             claim = self._claim()
             self.recorded = self.record(RunState.SUCCEEDED)
-        return tasks.succeed(request, claim, self.recorded)
+        seen = self.run.mark if isinstance(self.run.mark, int) else 0
+        request = tasks.succeed(request, claim, self.recorded, seen)
+        self.depositing = request._replace(answer=lambda result: self._readable(request.answer(result)))
+        return self.depositing
 
     def _readable(self, entry: Entry | None) -> Any:
         return self.state.task.readable(entry) if entry is not None else None
@@ -182,7 +221,7 @@ class TaskExecution(Execution):
             super().body_ended(future)
 
     def deposit(self, result: Any) -> Any:
-        return self._readable(self.service.store.do(self._to_succeed(result)))
+        return self.service.store.do(self._to_succeed(result))
 
     def to_deposit(self, future: Future[Any]) -> Request | BaseException | None:
         """What is to be stored, or why there is nothing."""
@@ -190,15 +229,39 @@ class TaskExecution(Execution):
         if error is not None or future.cancelled() or self.run.state.final:
             return error
         try:
-            request = self._to_succeed(future.result())
-            return request._replace(answer=lambda result: self._readable(request.answer(result)))
+            return self._to_succeed(future.result())
         except BaseException as exc:  # a value can raise anything while it is looked at
             return exc
 
     def concluded(self, value: Any, error: BaseException | None, cancelled: bool = False) -> None:
+        if error is not None and self.recorded is not None:
+            if isinstance(error, StoreError) and self._when_store_works(self._aside):
+                return  # it was not computed in vain
+            if isinstance(error, RunFenced) and self._was_stored():
+                error, value = None, self._readable(self.service.store.values.entry(TASK, self.run.task))
         if error is not None:
             self.recorded = None
+        self.depositing = None
         super().concluded(value, error, cancelled)
+
+    def _aside(self) -> None:
+        self.service.outbox.aside(self._deposit_again)
+
+    def _deposit_again(self) -> None:
+        value, error = None, None
+        assert self.depositing is not None
+        try:
+            value = self.service.store.do(self.depositing)
+        except BaseException as exc:  # a value can raise anything while it is stored
+            error = exc
+        self.concluded(value, error)
+
+    def _was_stored(self) -> bool:
+        """Whether it has lost its claim as it has stored its value, and was not told so."""
+        try:
+            return self.recorded in self.service.store.history(self.run.task)
+        except StoreError:
+            return False
 
     def stopped(self, error: BaseException) -> None:
         if isinstance(error, CANCELLED) or not isinstance(error, RunFenced):
@@ -230,6 +293,6 @@ def _stored(service: Service, requests: list[Request]) -> list[tuple[Any, BaseEx
     try:
         return service.store.do_together(requests)
     except BaseException as error:  # a value can raise anything while it is stored
-        if len(requests) == 1:
-            return [(None, error)]
+        if len(requests) == 1 or isinstance(error, StoreError):
+            return [(None, error)] * len(requests)
         return [_stored(service, [request])[0] for request in requests]

@@ -59,7 +59,7 @@ class Follower:
         self._lost = lost
         # A run that was taken over a moment ago, and the states whose runs are still to be.
         self._suspect: Run | None = None
-        self._later: dict[TaskState, None] = {}
+        self._later: dict[TaskState, Holder] = {}
 
     def follow(self, state: TaskState, row: Row | None) -> None:
         """Bring a state in line with what the store says of its task."""
@@ -113,7 +113,7 @@ class Follower:
         if state.remote is not None and not (active and holder is not None and holder.run_id == state.remote.id):
             ended, state.remote = state.remote, None
         if holder is not None and holder.orphan:
-            self._take_over(state, died=holder.attempt > 0)
+            self._take_over(state, holder)
         elif holder is not None and active and state.remote is None:
             state.remote = self._run_elsewhere(state, holder)
         if holder is not None and state.remote is not None:
@@ -190,19 +190,20 @@ class Follower:
             if joined is not None and not run.state.final:
                 joined.cancel(reason)
 
-    def _take_over(self, state: TaskState, died: bool) -> None:
+    def _take_over(self, state: TaskState, holder: Holder) -> None:
         """The process of a run is gone: finish it here, and, where it has not stopped in peace, by itself at first."""
         # In a script only for somebody who waits for it: what is due is for those with a clock.
         wanted = self._service.begun or state.waiters
         if state.run is not None or state.removed or not wanted or self._service.stopping:
             return
+        died = holder.attempt > 0
         if died and self._suspect is not None:
-            self._later[state] = None
+            self._later[state] = holder
             return
         run = state.run = self._runs.new(state, "takeover", None)
         self._suspect = run if died else self._suspect
         state.asking = True
-        take = self._service.store.tasks.take_over(run.task, self._service.clock.now())
+        take = self._service.store.tasks.take_over(run.task, self._service.clock.now(), holder)
         self._service.outbox.ask([state], take, partial(self._taken, state, run))
 
     def _taken(self, state: TaskState, run: Run, claim: Claim | RunRecord | None) -> None:
@@ -243,9 +244,9 @@ class Follower:
     def _clear(self, run: Run) -> None:
         if self._suspect is run:
             self._suspect = None
-            for state in list(self._later):
-                del self._later[state]
-                self._take_over(state, died=True)
+            later, self._later = self._later, {}
+            for state, holder in later.items():
+                self._take_over(state, holder)
 
 
 def _echo(waiter: Run, run: Run) -> None:

@@ -278,10 +278,10 @@ class Runs:
     def record(self, state: TaskState, run: Run, then: Callable[[bool], object] | None = None) -> None:
         if self._states.get(run.task) is state and not self._unfinished(run):
             claim = state.claim if state.claim is not None and state.claim.run_id == run.id else None
-            released = claim if state.run is run and state.body is None and not state.asking else None
+            release = claim is not None and state.run is run and state.body is None and not state.asking
             # Without a claim the first process that says what became of the slot is the one that is heard.
-            self.note(state, run, None if claim is not None else run.mark, then, released)
-            if released is not None:
+            self.note(state, run, None if claim is not None else run.mark, then, claim, release)
+            if release:
                 state.claim = None
 
     def note(
@@ -290,14 +290,15 @@ class Runs:
         run: Run,
         mark: datetime | int | None,
         then: Callable[[bool], object] | None = None,
-        released: Claim | None = None,
+        claim: Claim | None = None,
+        release: bool = False,
     ) -> None:
         """Record what became of a slot: in the order of the slots, as the store takes the earlier ones for handled."""
         if state.asking:
             state.untold += (partial(self.note, state, run, mark, then),)
         else:
             self._service.outbox.ask(
-                [state], self._service.store.tasks.record(run.task, run.record(), mark, released), then
+                [state], self._service.store.tasks.record(run.task, run.record(), mark, claim, release), then
             )
 
     def tell(self, state: TaskState) -> None:

@@ -254,14 +254,14 @@ class Queue:
 
     # ------------------------------------------------------------ running
 
-    def take(self, id: str, now: datetime) -> tuple[JobRow, Any] | None:
+    def take(self, id: str, now: datetime, left: int = 0) -> tuple[JobRow, Any] | None:
         """
-        Become the process of an orphan; with what it was enqueued with.
+        Become the process of an orphan, which was left with that fence; with what it was enqueued with.
 
         It counts as an attempt if it had begun. None when another process has it, when it has ended, or
         when its payload cannot be read: then it has failed.
         """
-        take = partial(jobs.take, me=self._store.me, alive=self._store.alive)
+        take = partial(jobs.take, me=self._store.me, alive=self._store.alive, left=left)
         [result] = self._store.write([Change(SPACE, id, take)])
         if result.record is None:
             return None
@@ -333,9 +333,12 @@ class Queue:
         reason: str = "",
         expires_at: datetime | None,
         run: RunRecord | None = None,
+        lost: bool = False,
     ) -> Any:
         """
         It has ended so, which `run` says in the history. Its payload goes, its partial results stay.
+
+        With `lost` it has succeeded, and its value cannot be kept.
 
         Returns
         -------
@@ -348,8 +351,8 @@ class Queue:
             When the value is not data, or cannot be shared by processes; nothing is changed.
         """
         record = self._require(id, fence)
-        finish = self._finish(id, record.group, fence, state, now, value, error, traceback, reason, expires_at)
-        settled = self._settled(record, state is RunState.SUCCEEDED, expires_at)
+        finish = self._finish(id, record.group, fence, state, now, value, error, traceback, reason, expires_at, lost)
+        settled = self._settled(record, state is RunState.SUCCEEDED and not lost, expires_at)
         history = [noted(JOB, record.group, run)] if run is not None else []
         return self._end([*settled, *history, finish], record.state.durable)
 
@@ -378,10 +381,10 @@ class Queue:
 
     def _finish(
         self, id: str, function: str, fence: int, state: RunState, now: datetime, value: Any,
-        error: BaseException | None, traceback: str, reason: str, expires_at: datetime | None,
+        error: BaseException | None, traceback: str, reason: str, expires_at: datetime | None, lost: bool = False,
     ) -> Change:  # fmt: skip
         what, part, parts = _what(function), "", dict[tuple[str, int], Any]()
-        if state is RunState.SUCCEEDED:
+        if state is RunState.SUCCEEDED and not lost:
             require_data(value, what)
             part, parts = VALUE, {(VALUE, 0): value}
         elif error is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,10 @@ _REMEDIES = {
     ("certificate", "SSL"): "Correct the certificates, or the scheme: rediss:// is with TLS, redis:// without.",
     ("WRONGTYPE",): "Something else uses these keys: name another namespace in ps.config.namespace.",
 }
+# Where in the script it failed, as servers of different releases say it: that is no news, and differs each time.
+_PLACE = re.compile(
+    r"(Error running script \(call to \w+\): )?(@user_script: ?\d+: ?)+-?|\.? script: \w+, on @user_script:\d+"
+)
 _UNREACHABLE = "Start the server, or correct host and port in ps.config.store."
 
 _FIELDS = ("revision", "created", "group", "owner", "used", "expires", "size", "text", "since")
@@ -115,12 +120,17 @@ class RedisRecords(ServerRecords):
     @contextmanager
     def _told(self) -> Iterator[Any]:
         """The client for a call; what goes wrong is one clear line."""
+        closed = f"The store {self._shown} is closed. Make another one."
         if self._closed:
-            raise StoreError(f"The store {self._shown} is closed. Make another one.")
+            raise StoreError(closed)
         try:
             yield self._hurried if in_a_hurry() else self._client
-        except (self._redis.RedisError, OSError) as error:
-            why = " ".join(str(error).split()).rstrip(".")
+        except Exception as error:
+            if self._closed:  # meanwhile: its connection was taken from it
+                raise StoreError(closed) from error
+            if not isinstance(error, (self._redis.RedisError, OSError)):
+                raise
+            why = _why(error)
             raise StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}") from error
 
     def _disconnect(self) -> None:
@@ -252,6 +262,10 @@ def _library() -> Any:
             "ps.config.store names a Redis server, which needs the package redis: pip install 'panel-schedule[redis]'"
         ) from None
     return redis
+
+
+def _why(error: Exception) -> str:
+    return _PLACE.sub("", " ".join(str(error).split()).rstrip("."))
 
 
 def _remedy(why: str) -> str:

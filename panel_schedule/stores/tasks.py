@@ -459,9 +459,15 @@ class Tasks:
         self._values.take_in(result.record)
         return self._values.known(TASK, result.record.name)
 
-    def succeed(self, publish: Request, claim: Claim, run: RunRecord) -> Request:
-        """It publishes, or finalizes, so; with that the run of the claim is over, and in the history."""
-        apply = partial(tasks.succeed, publish=publish.change.apply, claim=claim, run=as_stored(run))
+    def succeed(self, publish: Request, claim: Claim, run: RunRecord, version: int = 0) -> Request:
+        """
+        It publishes, or finalizes, so; with that the run of the claim is over, and in the history.
+
+        `version` is the sum of the upstream's versions that it has seen.
+        """
+        apply = partial(
+            tasks.succeed, publish=publish.change.apply, claim=claim, run=as_stored(run), version=version
+        )  # fmt: skip
         answer = partial(self._released, claim, publish.answer)
         space, name, _, parts, what = publish.change
         return Request(Change(space, name, apply, parts, what), answer, publish.tell)
@@ -503,14 +509,15 @@ class Tasks:
         """Let another process finish the run, now or when one starts."""
         return self._request(claim.task, partial(tasks.hand_over, claim=claim))
 
-    def take_over(self, task: str, now: datetime) -> Request:
+    def take_over(self, task: str, now: datetime, left: Holder | None = None) -> Request:
         """
-        The claim of a run whose process is gone.
+        The claim of a run whose process is gone; `left` is what is known of it there.
 
         The record of its crash comes of it, when it has cost one process too many; None when it had ended, or is had by
         another.
         """
-        apply = partial(tasks.take_over, me=self._records.me, alive=self._records.alive, now=now)
+        run = None if left is None else (left.run_id, left.attempt)
+        apply = partial(tasks.take_over, me=self._records.me, alive=self._records.alive, now=now, left=run)
         return self._request(task, apply, partial(self._taken_over, task))
 
     def _taken_over(self, task: str, result: Result) -> Claim | RunRecord | None:
@@ -528,15 +535,22 @@ class Tasks:
 
     # ------------------------------------------------------------ what becomes of slots
 
-    def record(self, task: str, record: RunRecord, mark: Mark | None = None, released: Claim | None = None) -> Request:
+    def record(
+        self,
+        task: str,
+        record: RunRecord,
+        mark: Mark | None = None,
+        claim: Claim | None = None,
+        release: bool = False,
+    ) -> Request:
         """
         Add to the history; a skipped stretch that goes on becomes longer instead.
 
         Whether there is a new record comes of it. With `mark` only if that was not handled before, which it is then;
-        `released` is a claim that is given back with it.
+        under a `claim` only if that was not lost to another process, and with `release` it is given back.
         """
-        apply = partial(tasks.note, task=task, run=as_stored(record), mark=mark, released=released)
-        return self._request(task, apply, partial(self._released, released, _is_logged))
+        apply = partial(tasks.note, task=task, run=as_stored(record), mark=mark, claim=claim, release=release)
+        return self._request(task, apply, partial(self._released, claim if release else None, _is_logged))
 
 
 def _as_it_is(record: Record | None, revision: int) -> Record | Refusal:
