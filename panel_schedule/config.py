@@ -73,6 +73,13 @@ class Config(param.Parameterized):
         IANA name, such as ``"Europe/Berlin"``, of the zone of cron schedules that name none.""",
     )
 
+    dask: Any = param.Parameter(
+        default=None,
+        doc="""
+        The Dask cluster on whose workers functions with ``executor="dask"`` run: the address of its scheduler,
+        ``"tcp://scheduler:8786"``, or a ``distributed.Client`` that has one.""",
+    )
+
     max_threads = param.Integer(
         default=8,
         bounds=(1, None),
@@ -248,6 +255,17 @@ def _check_namespace(name: str) -> None:
         raise ConfigError(f"ps.config.namespace is {name!r}; it is a name of letters, digits and any of '_.:@/-'.")
 
 
+def _check_dask(cluster: Any) -> None:
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(cluster).__mro__}
+    if cluster is None or ("distributed", "Client") in kinds:
+        return
+    if not (isinstance(cluster, str) and re.fullmatch(r"[a-z]+://[^\s/]+(/.*)?", cluster)):
+        raise ConfigError(
+            f"ps.config.dask is {cluster!r}; it is the address of a Dask scheduler, 'tcp://scheduler:8786', or a "
+            "distributed.Client."
+        )
+
+
 def _check_timezone(name: str | None) -> None:
     if name is None:
         return
@@ -259,7 +277,7 @@ def _check_timezone(name: str | None) -> None:
         ) from None
 
 
-_CHECKS = {"store": _check_store, "namespace": _check_namespace, "timezone": _check_timezone}
+_CHECKS = {"store": _check_store, "dask": _check_dask, "namespace": _check_namespace, "timezone": _check_timezone}
 
 # What is wrong in the environment is said at the first use: of an import that fails in a setup script a server with
 # several processes takes no notice.

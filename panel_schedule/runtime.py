@@ -28,6 +28,9 @@ from .coordination.tasks import TASK, USER
 from .engine.hooks import EVENTS, Handler
 from .engine.service import Service
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
+from .executors import dask
+from .executors.base import Executor
+from .executors.dask import DaskExecutor
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
@@ -168,27 +171,36 @@ class Runtime:
     def _build(self) -> Service:
         remote.refuse_here("The scheduler")
         self.config.check()
+        for task in self.tasks.values():
+            self._require_executor(f"Task {task.name!r}", task.policy.executor)
+        for job in self.jobs.values():
+            self._require_executor(f"Job {job.name!r}", job.policy.executor)
+        for memo in self.memos.values():
+            self._require_executor(f"Memoized function {memo.name!r}", memo.executor)
         store = self._make_store()
         self.config.freeze()
         store.values.subscribe(self._stored)
+        executors: dict[str, Executor] = {
+            "loop": self.loops,
+            "thread": ThreadExecutor(self.config.max_threads),
+            "process": ProcessExecutor(self.config.max_processes),
+            # Jobs have places of their own: what visitors start must not hold up what everybody waits for. And
+            # so have answers: a page that waits for one does not wait for jobs.
+            "job-thread": ThreadExecutor(self.config.max_threads),
+            "job-process": ProcessExecutor(self.config.max_processes),
+            "memo-thread": ThreadExecutor(self.config.max_threads),
+            "memo-process": ProcessExecutor(self.config.max_processes),
+            # Handlers have threads of their own: one that hangs takes none from the tasks.
+            "handler": ThreadExecutor(8),
+            "store": ThreadExecutor(1),
+            "publisher": ThreadExecutor(2),
+        }
+        if (cluster := self.config.dask) is not None:
+            executors["dask"] = DaskExecutor(cluster)
         return Service(
             self.clock,
             store,
-            {
-                "loop": self.loops,
-                "thread": ThreadExecutor(self.config.max_threads),
-                "process": ProcessExecutor(self.config.max_processes),
-                # Jobs have places of their own: what visitors start must not hold up what everybody waits for. And
-                # so have answers: a page that waits for one does not wait for jobs.
-                "job-thread": ThreadExecutor(self.config.max_threads),
-                "job-process": ProcessExecutor(self.config.max_processes),
-                "memo-thread": ThreadExecutor(self.config.max_threads),
-                "memo-process": ProcessExecutor(self.config.max_processes),
-                # Handlers have threads of their own: one that hangs takes none from the tasks.
-                "handler": ThreadExecutor(8),
-                "store": ThreadExecutor(1),
-                "publisher": ThreadExecutor(2),
-            },
+            executors,
             self.handlers,
             changed=lambda task: self.views.changed(TASK, task.name),
         )
@@ -248,6 +260,12 @@ class Runtime:
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:
         if space == USER:
             self.views.changed(space, name)
+
+    # ------------------------------------------------------------ workers of another program
+
+    def _require_executor(self, what: str, where: str | None) -> None:
+        if where == "dask":
+            dask.require(self.config.dask, what)
 
     # ------------------------------------------------------------ lifecycle
 
@@ -424,6 +442,8 @@ class Runtime:
                         f"Task {name!r} depends on {upstream.name!r}, which was cancelled and will never have "
                         "a new value. Schedule that one again first."
                     )
+            if self._service is not None:
+                self._require_executor(f"Task {name!r}", policy.executor)
             remember(f"Task {name!r}")
             task: Task[Any] = Task(name, function, policy, self)
             in_session = _in_session()
@@ -563,6 +583,8 @@ class Runtime:
             if (known := self.jobs.get(name)) is not None:
                 _again(known, "job", policy, key, function)
                 return known
+            if self._service is not None:
+                self._require_executor(f"Job {name!r}", policy.executor)
             remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             if self._service is not None:
@@ -589,6 +611,8 @@ class Runtime:
                 if _again(known, "memoized function", policy, key, function) and self._service is not None:
                     self._single_flight.kept.forget(known)
                 return known
+            if self._service is not None:
+                self._require_executor(f"Memoized function {name!r}", policy.executor)
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             return memo

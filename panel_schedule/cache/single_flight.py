@@ -217,7 +217,7 @@ class SingleFlight:
             # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
             computation.args, computation.kwargs = snapshot(args, kwargs)
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
-        works = self._service.store.blocking or memo.executor == "process"
+        works = self._service.store.blocking or memo.executor not in ("thread", "loop")
         try:
             if works and not held and (loop is not None or waiter is None):
                 self._service.outbox.aside(partial(self.follower.look_up, computation))
