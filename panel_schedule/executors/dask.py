@@ -26,7 +26,7 @@ from typing import Any
 from ..errors import ConfigError, RunCancelled, RunCrashed, RunFenced, ScheduleError
 from . import dask_worker, wire
 from .base import WorkerLost
-from .dask_worker import BEGIN, parts, versions
+from .dask_worker import BEGIN, LARGE, Answer, parts, put, versions
 from .processes import SHORTLY, RemoteCall
 from .threads import ThreadExecutor
 from .wire import Arrived, Encoded
@@ -71,6 +71,8 @@ class DaskFuture(Future[Any]):
         Of the task of Dask.
     task : distributed.Future or None
         That task.
+    following : asyncio.Task or None
+        What waits for its end.
     place, worker : str
         Where its function runs: the queue for answers, and the worker's address; ``""`` before it begins.
     """
@@ -79,6 +81,7 @@ class DaskFuture(Future[Any]):
         super().__init__()
         self.call = call
         self.task: Any = None
+        self.following: asyncio.Task[Any] | None = None
         self.key = self.place = self.worker = ""
         self.stopped = False
         self._stop = stop
@@ -280,8 +283,6 @@ class DaskExecutor:
 
     async def _run(self, future: DaskFuture) -> None:
         """Hand it to Dask, and see what becomes of its task. What becomes of the function is told by messages."""
-        from distributed import wait
-
         await self._connected.wait()
         if future.done():
             return
@@ -290,14 +291,13 @@ class DaskExecutor:
         name = future.call.name
         # As Dask's dashboard has it, which leaves the end out.
         future.key = "-".join([*re.findall(r"\w+", name), token_hex(16)])
-        self._known[future.key] = future
+        self._known[future.key], future.following = future, asyncio.current_task()
         errand = pickle.dumps(Errand(versions(), self._queue, future.key, name))
         task = future.task = self._client.submit(pickle.loads, errand, key=future.key, pure=False)
         if future.stopped:
             await self._cancel(future)
         try:
-            await wait([task])
-            error = await task.exception() if task.status == "error" else None
+            error = await task.exception()
         except CancelledError:  # by `_cancel`; or as the connection is lost, which is told by another one
             return
         if error is not None:
@@ -327,7 +327,9 @@ class DaskExecutor:
     async def _drop(self, future: DaskFuture) -> None:
         """Nobody needs the task of Dask any more, nor what it gave."""
         self._known.pop(future.key, None)
-        future.task = None
+        if future.following is not None:
+            future.following.cancel()
+        future.task = future.following = None
 
     def _hear(self, key: str, place: str, kind: bytes, part: bytes | None, more: bool) -> None:
         """A message of a run, or a part of one."""
@@ -347,16 +349,19 @@ class DaskExecutor:
                     self._deal(future, partial(self._answer, future, place, kind, Arrived(value)))
 
     async def _say(self, place: str, *answers: tuple[bytes, Encoded]) -> None:
-        from distributed import Queue
-
-        with suppress(OSError):  # that the connection is lost is told by another one
-            if self._client is not None:
-                queue = await Queue(place, client=self._client)
-                for kind, value in answers:
-                    for part, more in parts(value.tobytes()):
-                        await queue.put((kind, part, more))
-                    value.close()
-                queue.close()
+        batch, size, client = list[Answer](), 0, self._client
+        if client is None:
+            return
+        with suppress(OSError, KeyError):  # that the connection is lost, or the worker, is told by another one
+            for kind, value in answers:
+                for part, more in parts(value.tobytes()):
+                    if batch and size + len(part) > LARGE:
+                        await put(client, place, batch)
+                        batch, size = [], 0
+                    batch.append((kind, part, more))
+                    size += len(part)
+                value.close()
+            await put(client, place, batch)
 
     # ------------------------------------------------------------ the connection
 
@@ -374,7 +379,8 @@ class DaskExecutor:
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         """On the loop, unless that is over."""
         if (loop := self._loop) is not None and not loop.is_closed():
-            contextvars.Context().run(asyncio.run_coroutine_threadsafe, work, loop)
+            done = contextvars.Context().run(asyncio.run_coroutine_threadsafe, work, loop)
+            done.add_done_callback(_see)
         else:
             work.close()
 
@@ -412,6 +418,8 @@ class DaskExecutor:
             while True:
                 self._hear(*await queue.get())
         finally:
+            for _ in range(2):  # so often has the line above made it
+                queue.close()
             self._client = None
             self._connected.clear()
             self._leave()
@@ -454,6 +462,11 @@ class DaskExecutor:
                 "Check ps.config.dask, and that it runs: dask scheduler", self._address,
                 error if isinstance(error, ImportError) else type(error).__name__,
             )  # fmt: skip
+
+
+def _see(done: Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.error("What is done for a run on Dask failed.", exc_info=error)
 
 
 def _is_no_close(record: logging.LogRecord) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from secrets import token_hex
@@ -31,7 +32,7 @@ BEGIN = b"B"
 PLUGIN = "panel-schedule"
 
 # A message to the server: which run says it, the queue for its answer, its kind, and a part of its value; whether more
-# of it follow. One from the server is the same, without the first two. A result that is left has no value.
+# of it follow. A result that is left has no value. What the server answers are several, without the first two.
 Message = tuple[str, str, bytes, bytes | None, bool]
 Answer = tuple[bytes, bytes, bool]
 
@@ -48,14 +49,20 @@ def versions() -> tuple[str, str]:
     return sys.modules[__package__.partition(".")[0]].__version__, ".".join(map(str, sys.version_info[:2]))
 
 
+def put(client: Any, queue: str, message: Any) -> Any:
+    """Into a queue that another one has made. A `distributed.Queue` would make it first, as a round trip of its own."""
+    return client.sync(client.scheduler.queue_put, name=queue, data=message, timeout=None)
+
+
 class Line:
     """What one run and its server say to each other, on two of Dask's queues."""
 
     def __init__(self, worker: Any, client: Any, server: str, key: str):
         from distributed import Queue
 
-        self._worker, self._key = worker, key
-        self._server, self._own = Queue(server, client), Queue(f"{key}-{token_hex(4)}", client)
+        self._worker, self._client, self._server, self._key = worker, client, server, key
+        self._own = Queue(f"{key}-{token_hex(4)}", client)
+        self._heard = deque[Answer]()
 
     def tell(self, kind: bytes, value: memoryview | bytes) -> None:
         for part, more in parts(value):
@@ -67,26 +74,29 @@ class Line:
 
     def _put(self, kind: bytes, part: bytes | None, more: bool) -> None:
         message: Message = (self._key, self._own.name, kind, part, more)
-        self._server.put(message)
+        put(self._client, self._server, message)
 
     def listen(self) -> tuple[bytes, bytes]:
         """Wait for an answer. Raises RunCancelled when nobody wants the run any more, and so nobody answers."""
         value, more, kind = bytearray(), True, b""
         while more:
+            if not self._heard:
+                self._hear()
+            kind, part, more = self._heard.popleft()
+            value += part
+        return kind, bytes(value)
+
+    def _hear(self) -> None:
+        while not self._heard:
             try:
-                answer: Answer = self._own.get(timeout=ROUND)
+                self._heard += self._own.get(timeout=ROUND)
             except TimeoutError:
                 task = self._worker.state.tasks.get(self._key)
                 if task is None or task.state != "executing":
                     raise RunCancelled("The run was cancelled, or its server is gone.") from None
-            else:
-                kind, part, more = answer
-                value += part
-        return kind, bytes(value)
 
     def close(self) -> None:
         self._own.close()
-        self._server.close()
 
 
 class RelayedCall(Call):

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import weakref
@@ -190,6 +191,8 @@ class RemoteCall(Call):
         if question[0] == "function":
             _, module, path = question
             return ByValue(reduce(getattr, path.split("."), sys.modules[module]).function)
+        if question[0] == "source":
+            return _source(question[1])
         return self.answer(*question)
 
     def _blame(self) -> ValueRefused | None:
@@ -360,6 +363,16 @@ def _whereabouts(name: str) -> tuple[str | None, list[str] | None]:
     module = sys.modules.get(name)
     folders = getattr(module, "__path__", None)
     return getattr(module, "__file__", None), None if folders is None else list(folders)
+
+
+def _source(name: str) -> str | None:
+    """Of a module of the user's own, for a machine that does not have it; packages have to be installed there."""
+    module = sys.modules[name]
+    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    if any(Path(module.__file__ or "").is_relative_to(folder) for folder in installed):
+        return None
+    loader: Any = getattr(module.__spec__, "loader", None)
+    return loader.get_source(name) if hasattr(loader, "get_source") else None
 
 
 class ProcessFuture(PlacedFuture):
