@@ -178,6 +178,17 @@ def test_a_module_that_a_worker_does_not_have_is_sent(ps, tmp_path, monkeypatch)
     assert "self.value = 1 / value" in run.traceback
 
 
+def test_who_waits_for_another_run_gives_it_his_thread(ps):
+    """As many parents as the cluster has threads."""
+    child = job(ps, lambda number: number + 1, name="child")
+
+    def work(number):
+        return child.submit(number).result()
+
+    parent = job(ps, work)
+    assert [1, 2, 3] == [run.result(PATIENCE) for run in [parent.submit(number) for number in range(3)]]
+
+
 # ------------------------------------------------------------ what goes wrong
 
 

@@ -36,8 +36,9 @@ log = logging.getLogger("panel_schedule")
 # Threads on which is dealt with what was heard, of any number of runs.
 THREADS = 8
 
-# Seconds that connecting may take; and between two attempts, at first and at most.
+# Seconds that connecting to the scheduler may take, and to a worker; and between two attempts, at first and at most.
 CONNECTING = 10.0
+REACHING = 2.0
 PAUSE, LONGEST_PAUSE = 0.25, 5.0
 
 
@@ -127,6 +128,7 @@ class DaskExecutor:
         self._known: dict[str, DaskFuture] = {}
         self._connected = asyncio.Event()
         self._client: Any = None
+        self._direct: bool | None = None
         self._queue = ""
         self._workers: set[str] = set()
         # Of what was warned.
@@ -316,9 +318,22 @@ class DaskExecutor:
 
     async def _gather(self, future: DaskFuture, kind: bytes) -> None:
         """A result that is too large for a message."""
-        with suppress(CancelledError, OSError):  # its worker is lost, which is told by another one
-            result = await future.task
-            self._deal(future, partial(self._answer, future, future.place, kind, Arrived(result.data)))
+        try:
+            array = await self._client.gather(future.task, direct=await self._reaches(future.worker))
+        except Exception:  # its worker is lost, and so it is itself
+            self._deal(future, partial(self._lose, future))
+        else:
+            self._deal(future, partial(self._answer, future, future.place, kind, Arrived(array.data)))
+
+    async def _reaches(self, worker: str) -> bool:
+        """Whether workers can be connected to from here, which takes a third of the way by the scheduler."""
+        if self._direct is None:
+            self._direct = False
+            with suppress(OSError):
+                async with asyncio.timeout(REACHING):
+                    await self._client.rpc(worker).identity()
+                self._direct = True
+        return self._direct
 
     async def _cancel(self, future: DaskFuture) -> None:
         if future.task is not None and self._client is not None:
@@ -406,7 +421,7 @@ class DaskExecutor:
         """Hear what workers say, until the connection is lost, when this raises OSError."""
         from distributed import Queue
 
-        self._queue = f"panel-schedule-{token_hex(8)}"
+        self._queue, self._direct = f"panel-schedule-{token_hex(8)}", client.direct_to_workers
         queue = await Queue(self._queue, client=client)
         client.subscribe_topic("all", self._hear_of_workers)
         self._workers = set(await client.nthreads())

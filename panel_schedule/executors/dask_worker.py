@@ -20,8 +20,13 @@ from .wire import Encoded, Inline, Received, Value
 # All messages go through Dask's scheduler: in parts of at most so many bytes. The server gathers a larger result.
 LARGE = 1_000_000
 
-# Who waits for an answer looks this often whether his run is still wanted, in seconds.
+# Who waits for an answer gives his thread to another run after so many seconds; and looks this often whether his own
+# is still wanted.
+SHORTLY = 0.1
 ROUND = 1.0
+
+# The states of a task of Dask that is on a thread, or has given it away.
+RUNNING = ("executing", "long-running")
 
 # A Dask worker limits by its threads how many functions run at once, and so how many processes there are.
 MANY = 10_000
@@ -87,12 +92,25 @@ class Line:
         return kind, bytes(value)
 
     def _hear(self) -> None:
+        with suppress(TimeoutError):
+            self._heard += self._own.get(timeout=SHORTLY)
+        if not self._heard:
+            # It waits for another run, maybe, which needs a thread of this worker.
+            from distributed import rejoin, secede
+
+            secede()
+            try:
+                self._wait()
+            finally:
+                rejoin()
+
+    def _wait(self) -> None:
         while not self._heard:
             try:
                 self._heard += self._own.get(timeout=ROUND)
             except TimeoutError:
                 task = self._worker.state.tasks.get(self._key)
-                if task is None or task.state != "executing":
+                if task is None or task.state not in RUNNING:
                     raise RunCancelled("The run was cancelled, or its server is gone.") from None
 
     def close(self) -> None:
@@ -166,10 +184,9 @@ def execute(theirs: tuple[str, str], server: str, key: str, name: str) -> Any:
     _watch(worker)
     line = Line(worker, get_client(), server, key)
     try:
-        _running[key] = future = _processes.carry(RelayedCall(name, line, worker.address))
-        _processes.flush()
+        _running[key] = future = _future(name)
         try:
-            kind, data = future.result()
+            kind, data = _processes.carry(future, RelayedCall(name, line, worker.address))
         except BaseException as error:
             kind, data = wire.RAISED, wire.encode_error(error, name).tobytes()
         if len(data) <= LARGE:
@@ -182,6 +199,13 @@ def execute(theirs: tuple[str, str], server: str, key: str, name: str) -> Any:
         line.close()
 
 
+def _future(name: str) -> ProcessFuture:
+    """Of what runs on this thread, and can be cancelled by others."""
+    future = ProcessFuture(lambda future: None, name)
+    future.set_running_or_notify_cancel()
+    return future
+
+
 def _watch(worker: Any) -> None:
     """From now on this worker stops what is cancelled, or whose server is gone: Dask lets it run to its end."""
     from distributed import WorkerPlugin
@@ -189,7 +213,7 @@ def _watch(worker: Any) -> None:
 
     class Stopping(WorkerPlugin):
         def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-            if start == "executing" and finish == "released" and (future := _running.get(key)) is not None:
+            if start in RUNNING and finish == "released" and (future := _running.get(key)) is not None:
                 future.cancel()
 
         def teardown(self, worker: Any) -> None:

@@ -428,15 +428,12 @@ class ProcessExecutor(ThreadExecutor):
         self._over = False
 
     def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
-        return self.carry(body if isinstance(body, RemoteCall) else RemoteCall(name or "A function", body))
-
-    def carry(self, call: Call) -> ProcessFuture:
-        """As `submit`, of what is no body here."""
-        future = ProcessFuture(self.give_back, call.name)
+        call = body if isinstance(body, RemoteCall) else RemoteCall(name or "A function", body)
+        future = ProcessFuture(self.give_back, name)
         with self._lock:
             self._over = False
             self._pending.add(future)
-            self._batch.append((future, partial(self._carry, future, call)))
+            self._batch.append((future, partial(self.carry, future, call)))
         return future
 
     def stop(self, grace: float) -> None:
@@ -454,7 +451,8 @@ class ProcessExecutor(ThreadExecutor):
         for worker in idle:
             worker.kill()
 
-    def _carry(self, future: ProcessFuture, call: Call) -> Any:
+    def carry(self, future: ProcessFuture, call: Call) -> Any:
+        """Run it now, on this thread; `future` can be cancelled meanwhile."""
         call.pack()
         worker = self._worker(call.name)
         try:
