@@ -81,6 +81,13 @@ class Config(param.Parameterized):
         Set in the file with the tasks, which the workers import.""",
     )
 
+    dask: Any = param.Parameter(
+        default=None,
+        doc="""
+        The Dask cluster on whose workers functions with ``executor="dask"`` run: the address of its scheduler,
+        ``"tcp://scheduler:8786"``, or a ``distributed.Client`` that has one.""",
+    )
+
     max_threads = param.Integer(
         default=8,
         bounds=(1, None),
@@ -279,6 +286,17 @@ def _check_celery(app: Any) -> None:
         )
 
 
+def _check_dask(cluster: Any) -> None:
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(cluster).__mro__}
+    if cluster is None or ("distributed", "Client") in kinds:
+        return
+    if not (isinstance(cluster, str) and re.fullmatch(r"[a-z]+://[^\s/]+(/.*)?", cluster)):
+        raise ConfigError(
+            f"ps.config.dask is {cluster!r}; it is the address of a Dask scheduler, 'tcp://scheduler:8786', or a "
+            "distributed.Client."
+        )
+
+
 def _check_timezone(name: str | None) -> None:
     if name is None:
         return
@@ -290,7 +308,13 @@ def _check_timezone(name: str | None) -> None:
         ) from None
 
 
-_CHECKS = {"store": _check_store, "celery": _check_celery, "namespace": _check_namespace, "timezone": _check_timezone}
+_CHECKS = {
+    "store": _check_store,
+    "celery": _check_celery,
+    "dask": _check_dask,
+    "namespace": _check_namespace,
+    "timezone": _check_timezone,
+}
 
 # What is wrong in the environment is said at the first use: of an import that fails in a setup script a server with
 # several processes takes no notice.

@@ -28,10 +28,11 @@ from .coordination.tasks import TASK, USER
 from .engine.hooks import EVENTS, Handler
 from .engine.service import Service
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
-from .executors import celery
+from .executors import celery, dask
 from .executors.base import Executor
 from .executors.celery import CeleryExecutor
 from .executors.claimed import RemoteWorker
+from .executors.dask import DaskExecutor
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
@@ -206,6 +207,8 @@ class Runtime:
         }
         if (app := self.config.celery) is not None:
             executors["celery"] = CeleryExecutor(app, store.remote, self.clock)
+        if (cluster := self.config.dask) is not None:
+            executors["dask"] = DaskExecutor(cluster)
         return Service(
             self.clock,
             store,
@@ -276,6 +279,8 @@ class Runtime:
     def _require_executor(self, what: str, where: str | None) -> None:
         if where == "celery":
             celery.require(self.config.celery, self.config.store, what)
+        if where == "dask":
+            dask.require(self.config.dask, what)
 
     def _register_with_celery(self, *_: Any) -> None:
         if (app := self.config.celery) is not None:

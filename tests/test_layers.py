@@ -33,6 +33,7 @@ OPTIONAL = {
     "stores.redis": {"redis"},
     "executors.celery": {"celery"},
     "executors.dask": {"dask", "distributed"},
+    "executors.dask_worker": {"distributed"},
     "views.table": {"pandas"},  # whose import takes long, and which is there where a table is
 }
 WALL_CLOCK = {

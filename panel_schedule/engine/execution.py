@@ -13,7 +13,7 @@ from types import CoroutineType
 from typing import Any, NamedTuple
 
 from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut
-from ..executors.base import Executor
+from ..executors.base import Executor, WorkerLost
 from ..executors.loop import Interrupted
 from ..executors.processes import RemoteCall
 from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, is_async, outcome
@@ -118,7 +118,8 @@ class Execution(ABC):
     """
 
     __slots__ = (
-        "args", "body", "future", "kwargs", "run", "service", "telling", "timer", "told", "waiters", "work",
+        "args", "body", "future", "kwargs", "run", "service", "taken_over", "telling", "timer", "told", "waiters",
+        "work",
     )  # fmt: skip
 
     # Who follows a run hears of its progress this often, in seconds.
@@ -134,6 +135,8 @@ class Execution(ABC):
         self.body: Callable[[], Any] | None = None
         self.future: Future[Any] | None = None
         self.timer: Timer | None = None
+        # Whether it was started again as its worker was lost.
+        self.taken_over = False
         # Whether its progress was told a moment ago, and what that was.
         self.waiters: list[Run] = []
         self.telling = False
@@ -295,7 +298,7 @@ class Execution(ABC):
             outcome, error = RunState.TIMED_OUT, self._timeout_error()
         # Else it is what the function itself has got from a run that was cancelled, and raises.
         stopped = isinstance(error, (*CANCELLED, RunFenced)) or (service.stopping and isinstance(error, RunCancelled))
-        if error is not None and not (stopped or run.state.final or self._comes_again):
+        if error is not None and not (stopped or run.state.final or self._comes_again(error)):
             self.fails(outcome, error)
         with service.locked:
             self.future = run._execution = None
@@ -311,20 +314,23 @@ class Execution(ABC):
             if run.state.final:
                 self.body = None  # which knows this: only the garbage collection would end that
 
-    @property
-    def _comes_again(self) -> bool:
-        return self.run.attempt < self.work.retry.max_attempts and self.retries
+    def _comes_again(self, error: BaseException) -> bool:
+        # A lost worker is a takeover: an attempt, beyond those that there are, but only once.
+        again = isinstance(error, WorkerLost) and not self.taken_over
+        return (again or self.run.attempt < self.work.retry.max_attempts) and self.retries
 
     def _failed(self, outcome: RunState, error: BaseException) -> None:
-        if not self._comes_again:
+        if not self._comes_again(error):
             self.end(outcome, error)
             return
-        run, delay, call = self.run, self.work.retry.delay(self.run.attempt), self.call
+        self.taken_over |= isinstance(error, WorkerLost)
+        run, call = self.run, self.call
+        delay = 0.0 if isinstance(error, WorkerLost) else self.work.retry.delay(run.attempt)
         # While it keeps failing each attempt is more of the same.
         log.log(
             logging.DEBUG if self.is_failing else logging.WARNING,
             "%s: attempt %d of %d failed (run %s%s), the next follows in %g s: %s", self.name, run.attempt,
-            self.work.retry.max_attempts, run.id, call and f": {call}", delay, first_line(error),
+            max(self.work.retry.max_attempts, run.attempt + 1), run.id, call and f": {call}", delay, first_line(error),
         )  # fmt: skip
         run.again(error)
         self.service.timers.after(delay, Execution._start_again, self)

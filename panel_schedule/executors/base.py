@@ -7,6 +7,12 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from ..errors import RunCrashed
+
+
+class WorkerLost(RunCrashed):
+    """The machine that it ran on is lost, or the way there: that is not the function's doing, which may run again."""
+
 
 class Executor(Protocol):
     """Runs bodies somewhere, each in an empty context: a run sees no session."""

@@ -16,9 +16,11 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -35,7 +37,7 @@ from ..functions.run import Run, _current
 from . import logs, wire
 from .descendants import MARK, kill_descendants
 from .threads import PlacedFuture, ThreadExecutor
-from .wire import ByValue, Encoded, Gone, Inline, Mapped, Wire, encode
+from .wire import ByValue, Encoded, Gone, Value, Wire, encode
 from .worker import conduct
 
 # Seconds between SIGTERM and SIGKILL: of a cancelled body, and when the server itself is about to end.
@@ -58,8 +60,37 @@ def _nothing(*args: Any) -> None:
     pass
 
 
+class Call(ABC):
+    """
+    What a worker process runs, and who hears of it.
+
+    Attributes
+    ----------
+    name : str
+        Whose it is, for messages: ``"Task 'sales'"``.
+    """
+
+    name: str
+
+    @abstractmethod
+    def pack(self) -> None:
+        """Make it ready to travel. Raises ValueRefused when it cannot."""
+
+    @abstractmethod
+    def take(self) -> tuple[Encoded, Encoded]:
+        """As what it runs, and itself; it is not kept. It is about to begin: when this raises, it does not run."""
+
+    @abstractmethod
+    def hear(self, kind: bytes, value: Value) -> tuple[bytes, Encoded] | None:
+        """What the worker says of it before its end; the answer, when it waits for one."""
+
+    @abstractmethod
+    def outcome(self, kind: bytes, value: Value) -> Any:
+        """What came of it; what it raised is raised."""
+
+
 @dataclass(eq=False, repr=False)
-class RemoteCall:
+class RemoteCall(Call):
     """
     A body that travels: a function with its arguments, and who is told at home.
 
@@ -112,12 +143,57 @@ class RemoteCall:
             except ValueRefused as error:
                 raise self._blame() or error from error.__cause__
 
-    def take(self) -> Encoded:
-        """What `pack` has made; it is not kept."""
+    def take(self) -> tuple[Encoded, Encoded]:
         self.pack()
         packed, self._packed = self._packed, None
         assert packed is not None
-        return packed
+        self.begin()
+        run = self.run
+        who = (self.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
+        return encode((self.name, *who, sys.path, logs.settings()), self.name), packed
+
+    def hear(self, kind: bytes, value: Value) -> tuple[bytes, Encoded] | None:
+        if kind == wire.PROGRESS:
+            if self.run is not None:
+                self.run.report(*value.load())
+        elif kind == wire.LOG:
+            context = contextvars.Context()  # for filters that look for the run
+            context.run(_current.set, self.run)
+            context.run(logs.handle, value.load())
+        elif kind == wire.PARTIAL:
+            return self._answer(value, self._received)
+        elif kind == wire.QUESTION:
+            return self._answer(value, self._answered)
+        elif kind == wire.MODULE:
+            return self._answer(value, _whereabouts)
+        return None
+
+    def outcome(self, kind: bytes, value: Value) -> Any:
+        if kind == wire.PUBLISHED:
+            return PUBLISHED
+        if kind == wire.RAISED:
+            raise wire.decode_error(value, self.name)
+        try:
+            return value.load()
+        except ValueUnreadable as error:
+            raise ValueUnreadable(f"{self.name}: its result cannot be read in the server: {error}.") from error
+
+    def _answer(self, value: Value, call: Callable[[Any], Any]) -> tuple[bytes, Encoded]:
+        try:
+            return wire.ANSWER, encode(contextvars.Context().run(call, value.load()), self.name)
+        except BaseException as error:  # whatever a value does that is read or answered
+            return wire.REFUSAL, wire.encode_error(error, self.name)
+
+    def _received(self, item: Any) -> None:
+        self.receive(item)
+
+    def _answered(self, question: tuple[Any, ...]) -> Any:
+        if question[0] == "function":
+            _, module, path = question
+            return ByValue(reduce(getattr, path.split("."), sys.modules[module]).function)
+        if question[0] == "source":
+            return _source(question[1])
+        return self.answer(*question)
 
     def _blame(self) -> ValueRefused | None:
         for name, value in self._parts():
@@ -195,7 +271,7 @@ class Worker:
             return False
         return True
 
-    def run(self, remote_call: RemoteCall) -> Any:
+    def run(self, call: Call) -> Any:
         """
         What the function returns; what it raises is raised.
 
@@ -207,48 +283,19 @@ class Worker:
         if not self.ready:
             self._wire.receive()
             self.ready = True
-        run = remote_call.run
-        who = (remote_call.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
-        context = contextvars.Context()  # for filters that look for the run
-        context.run(_current.set, run)
-        packed = remote_call.take()
-        remote_call.begin()
+        who, body = call.take()
         self._midway = True
-        self._wire.send(wire.RUN, encode((remote_call.name, *who, sys.path, logs.settings()), remote_call.name))
-        self._wire.send(wire.BODY, packed)
-        packed.close()
+        self._wire.send(wire.RUN, who)
+        self._wire.send(wire.BODY, body)
+        body.close()
         while True:
             kind, value = self._wire.receive()
-            if kind == wire.PROGRESS:
-                if run is not None:
-                    run.report(*value.load())
-            elif kind == wire.LOG:
-                context.run(logs.handle, value.load())
-            elif kind == wire.PARTIAL:
-                self._answer(remote_call, value, remote_call.receive)
-            elif kind == wire.QUESTION:
-                self._answer(remote_call, value, partial(_answered, remote_call))
-            elif kind == wire.MODULE:
-                self._answer(remote_call, value, _whereabouts)
-            else:
+            if kind in wire.ENDS:
                 break
+            if (answer := call.hear(kind, value)) is not None:
+                self._wire.send(*answer)
         self._midway = False
-        if kind == wire.PUBLISHED:
-            return PUBLISHED
-        if kind == wire.RAISED:
-            raise wire.decode_error(value, remote_call.name)
-        try:
-            return value.load()
-        except ValueUnreadable as error:
-            raise ValueUnreadable(f"{remote_call.name}: its result cannot be read in the server: {error}.") from error
-
-    def _answer(self, remote_call: RemoteCall, value: Inline | Mapped, call: Callable[[Any], Any]) -> None:
-        try:
-            answer = contextvars.Context().run(call, value.load())
-            kind, encoded = wire.ANSWER, encode(answer if call is not remote_call.receive else None, remote_call.name)
-        except BaseException as error:  # whatever a value does that is read or answered
-            kind, encoded = wire.REFUSAL, wire.encode_error(error, remote_call.name)
-        self._wire.send(kind, encoded)
+        return call.outcome(kind, value)
 
     def stop(self, grace: float) -> None:
         """End what it runs: its cleanup code has `grace` seconds. It is of no more use then."""
@@ -311,18 +358,21 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _answered(remote_call: RemoteCall, question: tuple[Any, ...]) -> Any:
-    if question[0] == "function":
-        _, module, path = question
-        return ByValue(reduce(getattr, path.split("."), sys.modules[module]).function)
-    return remote_call.answer(*question)
-
-
 def _whereabouts(name: str) -> tuple[str | None, list[str] | None]:
     """The file of a module that was imported here, and the folders of a package."""
     module = sys.modules.get(name)
     folders = getattr(module, "__path__", None)
     return getattr(module, "__file__", None), None if folders is None else list(folders)
+
+
+def _source(name: str) -> str | None:
+    """Of a module of the user's own, for a machine that does not have it; packages have to be installed there."""
+    module = sys.modules[name]
+    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    if any(Path(module.__file__ or "").is_relative_to(folder) for folder in installed):
+        return None
+    loader: Any = getattr(module.__spec__, "loader", None)
+    return loader.get_source(name) if hasattr(loader, "get_source") else None
 
 
 class ProcessFuture(PlacedFuture):
@@ -378,12 +428,12 @@ class ProcessExecutor(ThreadExecutor):
         self._over = False
 
     def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
-        remote_call = body if isinstance(body, RemoteCall) else RemoteCall(name or "A function", body)
+        call = body if isinstance(body, RemoteCall) else RemoteCall(name or "A function", body)
         future = ProcessFuture(self.give_back, name)
         with self._lock:
             self._over = False
             self._pending.add(future)
-            self._batch.append((future, partial(self._carry, future, remote_call)))
+            self._batch.append((future, partial(self.carry, future, call)))
         return future
 
     def stop(self, grace: float) -> None:
@@ -401,19 +451,20 @@ class ProcessExecutor(ThreadExecutor):
         for worker in idle:
             worker.kill()
 
-    def _carry(self, future: ProcessFuture, remote_call: RemoteCall) -> Any:
-        remote_call.pack()
-        worker = self._worker(remote_call.name)
+    def carry(self, future: ProcessFuture, call: Call) -> Any:
+        """Run it now, on this thread; `future` can be cancelled meanwhile."""
+        call.pack()
+        worker = self._worker(call.name)
         try:
-            with future.carried_by(worker, remote_call.name):
-                return worker.run(remote_call)
+            with future.carried_by(worker, call.name):
+                return worker.run(call)
         except Gone:
             status = worker.kill()
             if future.grace is not None:
                 raise RunCancelled(
-                    f"{remote_call.name}: the run was cancelled, and its worker process ended before its function did."
+                    f"{call.name}: the run was cancelled, and its worker process ended before its function did."
                 ) from None
-            raise RunCrashed(f"{remote_call.name}: {_death(status, worker.ready)}") from None
+            raise RunCrashed(f"{call.name}: {_death(status, worker.ready)}") from None
         finally:
             self._keep(worker)
 

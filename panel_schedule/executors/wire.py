@@ -6,11 +6,17 @@ import os
 import socket
 import struct
 
-from ..serialize.codec import ByValue, Encoded, Inline, Mapped, encode
+from ..serialize.codec import Arrived, ByValue, Encoded, Inline, Mapped, Received, encode
 from ..serialize.errors import packed, unpacked
 
 # Executors and stores do not know each other: what both need of a value as bytes, executors find here.
-__all__ = ["ByValue", "Encoded", "Gone", "Inline", "Mapped", "Wire", "decode_error", "encode", "encode_error"]
+__all__ = [
+    "Arrived", "ByValue", "Encoded", "Gone", "Inline", "Mapped", "Received", "Value", "Wire", "decode_error", "encode",
+    "encode_error",
+]  # fmt: skip
+
+# What comes in.
+Value = Inline | Mapped | Arrived
 
 # From this size on, in bytes, a value goes as a descriptor of memory that both sides map.
 LARGE = 64 * 1024
@@ -24,6 +30,7 @@ HELLO, RUN, BODY, ANSWER, REFUSAL = b"h", b"r", b"b", b"a", b"e"
 # what it logs; how the body ended.
 READY, PARTIAL, QUESTION, MODULE, PROGRESS, LOG = b"R", b"P", b"Q", b"M", b"G", b"L"
 RETURNED, PUBLISHED, RAISED = b"V", b"S", b"E"
+ASKING, ENDS = (PARTIAL, QUESTION, MODULE), (RETURNED, PUBLISHED, RAISED)
 
 
 class Gone(Exception):
@@ -96,6 +103,6 @@ def encode_error(error: BaseException, name: str) -> Encoded:
     return encode(packed(error), name)
 
 
-def decode_error(value: Inline | Mapped, name: str) -> BaseException:
+def decode_error(value: Value, name: str) -> BaseException:
     """The error with its type, notes and, as its cause, the traceback in the other process."""
     return unpacked(value.load(), name)

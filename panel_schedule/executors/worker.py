@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from importlib.abc import SourceLoader
 from importlib.util import spec_from_file_location
 from typing import Any
 
@@ -65,6 +66,22 @@ async def _conduct(result: Any, publish: Callable[[Any], object], started: Calla
         return await async_outcome(result, yielded)
     finally:
         started(None)
+
+
+class _SentSource(SourceLoader):
+    """A module of another machine."""
+
+    def __init__(self, file: str, source: str):
+        self._file = file
+        self._source = source
+
+    def get_filename(self, fullname: str) -> str:
+        return self._file
+
+    def get_data(self, path: str | bytes) -> bytes:
+        if path != self._file:
+            raise FileNotFoundError(path)
+        return self._source.encode()
 
 
 class Workplace:
@@ -215,12 +232,22 @@ class Workplace:
             return answer.load()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """For `sys.meta_path`: modules that the server has from where it does not look any more, as Bokeh's apps do."""
-        if path is None and remote.asker is not None and self._run is not None:
-            file, folders = self._converse(wire.MODULE, name)
-            if file is not None:
-                return spec_from_file_location(name, file, submodule_search_locations=folders)
-        return None
+        """
+        For `sys.meta_path`: modules that the server has from where it does not look any more, as Bokeh's apps do.
+
+        On another machine they come as text.
+        """
+        if remote.asker is None or self._run is None or any(map(os.path.isdir, path or ())):
+            return None
+        file, folders = self._converse(wire.MODULE, name)
+        if file is None:
+            return None
+        if os.path.exists(file):
+            return spec_from_file_location(name, file, submodule_search_locations=folders)
+        if (source := self.ask("source", name)) is None:
+            return None
+        loader = _SentSource(file, source)
+        return spec_from_file_location(name, file, loader=loader, submodule_search_locations=folders)
 
     def _wait(self) -> None:
         waiter = select.poll()

@@ -31,7 +31,7 @@ ACCEPTED = (
 )
 
 # Where functions run, as their authors name it: what is neither the loop nor a thread is another process.
-EXECUTORS = ("loop", "thread", "process", "celery")
+EXECUTORS = ("loop", "thread", "process", "celery", "dask")
 
 _CRON_FIELD = re.compile(r"[\d*?LW/,#a-z-]+", re.IGNORECASE)
 

@@ -142,6 +142,15 @@ class Encoded:
         self._buffers.clear()
 
 
+class Received(Encoded):
+    """What another process has encoded, to be passed on as it is."""
+
+    def __init__(self, data: memoryview | bytes):
+        self._buffers = []
+        self._chunks = [memoryview(data)]
+        self.size = len(data)
+
+
 def encode(value: Any, what: str) -> Encoded:
     """
     Pickle a value, its arrays out of band.
@@ -504,8 +513,28 @@ class Inline:
     def load(self) -> Any:
         return decode(bytearray(self.data))
 
+    @property
+    def buffer(self) -> memoryview:
+        """As they are."""
+        return memoryview(self.data)
+
     def close(self) -> None:
         """Nothing: as `Mapped` has it."""
+
+
+class Arrived:
+    """A value as bytes that nobody else has, so that `load` needs no copy; once."""
+
+    def __init__(self, data: Any):
+        self._data = data
+
+    def load(self) -> Any:
+        return decode(bytearray(self._data) if memoryview(self._data).readonly else self._data)
+
+    @property
+    def buffer(self) -> memoryview:
+        """As they are."""
+        return memoryview(self._data)
 
 
 class _Descriptor:
@@ -590,6 +619,11 @@ class Mapped:
         except IndexError:
             return decode(self._map())
         return decode(mapping, spans)
+
+    @property
+    def buffer(self) -> memoryview:
+        """As they are; they stay when this is closed. Raises OSError."""
+        return memoryview(self._map())
 
     def _map(self) -> mmap.mmap:
         descriptor = self._descriptor

@@ -19,12 +19,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 FIGURES = (
     *("reads", "ticks", "masses", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
-    *("jobs", "clicks", "waiting", "stalls", "loads", "soak"),
+    *("jobs", "clusters", "clicks", "waiting", "stalls", "loads", "soak"),
     *("memos", "crowds", "inputs", "replicas"),
 )
 LIBRARIES = (
     *("panel", "bokeh", "param", "tornado", "apscheduler", "diskcache", "flask-caching", "redis"),
-    *("dash", "celery"),
+    *("dash", "celery", "distributed"),
 )
 
 

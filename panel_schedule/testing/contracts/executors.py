@@ -457,15 +457,15 @@ class ExecutorContract(BodyContract):
         """Whatever it waits for."""
 
         def work() -> None:
-            progress(0)
             try:
+                progress(0)
                 time.sleep(3600)
             finally:
                 cleaned.touch()
 
         async def work_on_loop() -> None:
-            progress(0)
             try:
+                progress(0)
                 await asyncio.sleep(3600)
             finally:
                 cleaned.touch()
