@@ -4,11 +4,19 @@ import asyncio
 from typing import Any
 
 import panel as pn
+from bokeh.models import CustomJS
 
 import panel_schedule as ps
 from tasks import REGIONS, forecast, orders, report
 
-pn.extension(reconnect=True)
+pn.extension()
+
+# A page whose server stops is loaded again, from another one, as soon as one answers.
+RELOAD = """
+    const again = () => fetch("liveness").then((answer) => answer.ok ? location.reload() : later(), later)
+    const later = () => setTimeout(again, 500 + 1500 * Math.random())
+    later()
+"""
 
 region = pn.widgets.Select(name="Region", options=REGIONS)
 button = pn.widgets.Button(name="Report", button_type="primary")
@@ -37,6 +45,7 @@ def find() -> None:
 accepted = pn.pane.Str()
 button.on_click(start)
 pn.state.onload(find)
+pn.state.curdoc.js_on_event("connection_lost", CustomJS(code=RELOAD))
 
 pn.Column(
     "# Orders",
