@@ -26,7 +26,7 @@ from windows import NewPage, launch, windows
 _SLOW = {"browser", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
 _SLOW |= {"test_busy_store", "test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping"}
 _SLOW |= {"test_background", "test_damaged_store", "test_errors_kept", "test_process_tasks", "test_what_bodies_raise"}
-_SLOW |= {"test_worker_processes"}
+_SLOW |= {"test_celery", "test_worker_processes"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+import panel_schedule
 from celery_worker import TASKS, CeleryWorker
+from core import PATIENCE, messages
 from panel_schedule.config import Config
 from panel_schedule.decorators import Front
+from panel_schedule.errors import ConfigError, RunCrashed
+from panel_schedule.executors import elsewhere
+from panel_schedule.functions.run import RunState
 from panel_schedule.runtime import Runtime
+from panel_schedule.stores import redis as redis_store
 from panel_schedule.testing import ExecutorContract
+from redis_server import RedisServer
+from servers import eventually
 
 celery = pytest.importorskip("celery", reason="needs the package celery")
 
@@ -55,23 +70,385 @@ class Site:
             worker.stop()
 
 
+# After a second of work the broker gives a message to another process, too.
+IMPATIENT = """
+celery_app.conf.broker_transport_options = {
+    "visibility_timeout": 1, "unacked_restore_interval": 1, "unacked_restore_throttle": 1,
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def shared(redis_server, tmp_path_factory):
     """One worker, for tests that leave it as it was."""
     site = Site(tmp_path_factory.mktemp("site"), f"{redis_server.url}/1", redis_server.url, "celery-shared")
+    site.write(IMPATIENT)
     site.worker().wait()
     yield site
     site.close()
+
+
+@pytest.fixture
+def ps(shared):
+    """A server, and the worker that all share."""
+    yield shared.server()
+    shared.close_servers()
 
 
 class TestCelery(ExecutorContract):
     where, places, isolated = "celery", 2, True
 
     @pytest.fixture
-    def ps(self, shared):
-        yield shared.server()
-        shared.close_servers()
-
-    @pytest.fixture
     def executor(self, ps):
         return ps._runtime.service.executors["celery"]
+
+
+@pytest.fixture
+def site(redis_server, tmp_path):
+    """A namespace and a broker of the test's own."""
+    redis_server.client.select(2)
+    redis_server.client.flushdb()
+    made = Site(tmp_path / "site", f"{redis_server.url}/2", redis_server.url, tmp_path.name)
+    yield made
+    made.close()
+
+
+def counting(begun: Path, go: Path):
+    """A function that writes down each of its attempts, says which process it is and whose child, and waits."""
+
+    def work():
+        import os
+        import time
+
+        run = panel_schedule.current_run()
+        with begun.open("a") as file:
+            file.write(f"{run.attempt}\n")
+        run.publish((os.getpid(), os.getppid()))
+        while run.attempt == 1 and not go.exists():
+            time.sleep(0.002)
+        return run.attempt
+
+    return work
+
+
+def begins(run) -> Any:
+    """Wait for what a function publishes first."""
+    there = threading.Event()
+    unwatch = run.watch(lambda: run.partials and there.set())
+    if not run.partials:
+        assert there.wait(PATIENCE), run
+    unwatch()
+    return run.partials[0]
+
+
+# ------------------------------------------------------------ what runs there
+
+
+MORE = """
+@ps.schedule(period="1h", first_run="background")
+def rates():
+    return {"EUR": 2}
+
+@ps.memoize(executor="celery", ttl="1h")
+def doubled(number):
+    return 2 * number
+
+@ps.background(executor="celery")
+def inner(number):
+    return number + 1
+
+@ps.background(executor="celery")
+def outer():
+    ps.progress(1, 2, "half")
+    ps.store["seen"] = (rates(), doubled(21))
+    return ps.store["seen"], inner(1), ps.current_run().attempt, ps._runtime.begun
+
+@ps.schedule(period="1h", first_run="background", executor="celery")
+def report():
+    yield "first"
+    yield [rates()["EUR"], doubled(4)]
+"""
+
+
+def test_what_a_file_with_tasks_defines_works_in_a_worker(site, monkeypatch):
+    """Tasks, memoized functions, ``ps.store``, progress; and no clock runs there, which is no server."""
+    site.write(MORE)
+    worker = site.worker().wait()
+    tasks, server = ModuleType("tasks"), site.server()
+    tasks.ps, tasks.__file__ = server, str(site.folder / "tasks.py")
+    monkeypatch.setitem(sys.modules, "tasks", tasks)
+    exec(compile(MORE, tasks.__file__, "exec"), vars(tasks))
+    tasks.rates.refresh().result(PATIENCE)
+    run = tasks.outer.submit()
+    assert run.result(PATIENCE) == (({"EUR": 2}, 42), 2, 1, False)
+    assert (run.percent, server.store["seen"]) == (100, ({"EUR": 2}, 42))
+    assert tasks.doubled(5) == 10
+    assert tasks.report.refresh().result(PATIENCE) == tasks.report() == [2, 8]
+    assert tasks.report.entry.version == 2
+    assert "Traceback" not in worker.output()
+
+
+# ------------------------------------------------------------ workers that die
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Leases of two seconds, in all processes."""
+    monkeypatch.setattr(redis_store, "LEASE", 2.0)
+    return "import panel_schedule.stores.redis as redis_store\nredis_store.LEASE = 2.0\n"
+
+
+@pytest.mark.parametrize("store", ["redis", "file"])
+def test_the_run_of_a_worker_that_is_killed_is_made_again_by_another(site, quickly, tmp_path, store):
+    """Within the lease, or at once where all are on one machine; once, and counted once."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    site.store = site.store if store == "redis" else f"file://{tmp_path / 'store'}"
+    site.write(quickly)
+    workers = [site.worker("-n", f"{name}@%h", concurrency=1) for name in ("one", "two")]
+    run = site.server().background(executor="celery", name="work", retry=2)(counting(begun, go)).submit()
+    _, parent = begins(run)
+    [killed] = [worker for worker in workers if worker.process.pid == parent]
+    killed.kill()
+    assert (run.result(PATIENCE), run.attempt) == (2, 2)
+    assert begun.read_text() == "1\n2\n"
+
+
+def test_a_process_of_a_worker_that_is_killed_is_seen_at_once(ps, tmp_path):
+    """Its parent says so, long before its lease ends; without ``retry=`` the run has crashed."""
+    run = ps.background(executor="celery", name="work")(counting(tmp_path / "begun", tmp_path / "go")).submit()
+    pid, _ = begins(run)
+    before = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RunCrashed, match=r"Job 'work': its worker celery@.*/\d+ has died"):
+        run.result(PATIENCE)
+    assert time.monotonic() - before < redis_store.LEASE / 3
+    assert run.state is RunState.CRASHED
+
+
+def test_a_process_that_an_administrator_ends_runs_its_cleanup_code(shared, ps, tmp_path):
+    """SIGTERM: the run has crashed, as nobody has cancelled it."""
+    cleaned = tmp_path / "cleaned"
+
+    def work():
+        import time
+
+        try:
+            panel_schedule.current_run().publish("begun")
+            time.sleep(3600)
+        finally:
+            cleaned.touch()
+
+    run = ps.background(executor="celery", name="work")(work).submit()
+    begins(run)
+    shared.app.control.terminate(f"{run.id}.1", signal="SIGTERM")
+    with pytest.raises(RunCrashed, match="its worker process was told to end"):
+        run.result(PATIENCE)
+    assert cleaned.exists()
+
+
+def test_a_function_that_ignores_its_cancel_is_killed(ps):
+    """After its grace."""
+
+    def deaf():
+        import contextlib
+        import time
+
+        panel_schedule.current_run().publish("begun")
+        while True:
+            with contextlib.suppress(panel_schedule.errors.RunCancelled):
+                time.sleep(3600)
+
+    executor = ps._runtime.service.executors["celery"]
+    run = ps.background(executor="celery", name="deaf")(deaf).submit()
+    begins(run)
+    run.cancel()
+    assert run.state is RunState.CANCELLED
+    assert executor.busy
+    assert eventually(lambda: not executor.busy, PATIENCE)
+    assert ps.background(executor="celery", name="next")(lambda: 1).submit().result(PATIENCE) == 1
+
+
+# ------------------------------------------------------------ messages that come twice, late, or never
+
+
+def test_a_visibility_timeout_makes_no_call_twice(shared, ps, tmp_path):
+    """The message of a call comes again while it runs; who gets it does nothing."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    run = ps.background(executor="celery", name="work")(counting(begun, go)).submit()
+    begins(run)
+    assert eventually(lambda: f"[{run.id}.1] succeeded" in shared.workers[0].output(), PATIENCE)
+    assert run.state is RunState.RUNNING
+    go.touch()
+    assert run.result(PATIENCE) == 1
+    assert begun.read_text() == "1\n"
+
+
+def test_a_message_that_is_lost_is_sent_again(site, monkeypatch, caplog):
+    """And a call of which no worker hears is waited for, which the log says once."""
+    monkeypatch.setattr(elsewhere, "RESEND", 0.2)
+    monkeypatch.setattr(elsewhere, "LOOK", 0.05)
+    server = site.server()
+    runs = [server.background(executor="celery", name=f"job{n}")(lambda: "made").submit() for n in range(3)]
+    assert eventually(lambda: messages(caplog), PATIENCE)
+    redis = pytest.importorskip("redis").Redis.from_url(site.broker)
+    redis.delete("celery")
+    site.worker()
+    assert [run.result(PATIENCE) for run in runs] == ["made"] * 3
+    (line,) = messages(caplog)
+    assert "it waits, and no Celery worker answers on redis://" in line
+
+
+def test_a_broker_that_is_away_costs_no_run(site, tmp_path, caplog):
+    """It waits, is sent when the broker is there again, and the log says once what is wrong."""
+    site.folder.joinpath("broker").mkdir()
+    broker = RedisServer(site.folder / "broker")
+    try:
+        site.broker = f"{broker.url}/0"
+        site.app.conf.broker_url = site.broker
+        site.write()
+        site.worker().wait()
+        server = site.server()
+        job = server.background(executor="celery", name="work")(lambda: 1)
+        assert job.submit().result(PATIENCE) == 1
+        broker.kill()
+        runs = [job.submit() for _ in range(3)]
+        assert eventually(lambda: messages(caplog), PATIENCE)
+        broker.start()
+        assert [run.result(PATIENCE) for run in runs] == [1, 1, 1]
+        (line,) = messages(caplog)
+        assert line.startswith(f"The Celery broker {broker.url}")
+        site.workers.pop().stop()
+    finally:
+        broker.stop()
+
+
+# ------------------------------------------------------------ without workers
+
+
+def test_without_a_worker_a_server_serves_what_there_is(site, monkeypatch, caplog):
+    """Every last good value, and answers that are fresh; what is due waits, and the log says once for what."""
+    monkeypatch.setattr(elsewhere, "RESEND", 0.2)
+    monkeypatch.setattr(elsewhere, "LOOK", 0.05)
+
+    def functions(server):
+        answer = server.memoize(executor="celery", ttl="1h", name="answer")(lambda: 42)
+        value = server.schedule(period="1h", first_run="wait", executor="celery", name="value")(lambda: "good")
+        return value, answer
+
+    worker = site.worker().wait()
+    value, answer = functions(server := site.server())
+    assert (value.refresh().result(PATIENCE), answer()) == ("good", 42)
+    server.store["rates"] = 2
+    site.close_servers()
+    worker.stop()
+
+    value, answer = functions(server := site.server())
+    server._runtime.started = True
+    server._runtime._begin()
+    run = value.refresh()
+    assert eventually(lambda: messages(caplog), PATIENCE)
+    assert (value(), answer(), server.store["rates"]) == ("good", 42, 2)
+    assert run.state is RunState.QUEUED
+    assert [] == server._runtime.waiting_for()
+    assert len(messages(caplog)) == 1
+
+
+# ------------------------------------------------------------ pools
+
+
+def test_the_pool_of_threads(site, tmp_path):
+    """Several calls at once in one process; a cancelled one hears of it in `progress`."""
+    site.worker(pool="threads", concurrency=2).wait()
+    server = site.server()
+    cleaned = tmp_path / "cleaned"
+
+    def endless():
+        import time
+
+        try:
+            panel_schedule.current_run().publish("begun")
+            while True:
+                panel_schedule.progress(0)
+                time.sleep(0.002)
+        finally:
+            cleaned.touch()
+
+    run = server.background(executor="celery", name="endless")(endless).submit()
+    begins(run)
+    job = server.background(executor="celery", name="two")(lambda: (yield 1))
+    assert job.submit().result(PATIENCE) == 1
+    run.cancel()
+    assert eventually(cleaned.exists, PATIENCE)
+
+
+def test_the_pool_of_one(site, tmp_path):
+    """One call after another in the worker's own process, where it is interrupted as elsewhere."""
+    worker = site.worker(pool="solo").wait()
+    server = site.server()
+
+    def sleep():
+        import time
+
+        panel_schedule.current_run().publish("begun")
+        time.sleep(3600)
+
+    run = server.background(executor="celery", name="sleep")(sleep).submit()
+    begins(run)
+    run.cancel()
+    assert server.background(executor="celery", name="one")(lambda: 1).submit().result(PATIENCE) == 1
+    assert worker.process.poll() is None
+
+
+# ------------------------------------------------------------ what is configured wrongly
+
+
+@pytest.mark.parametrize(
+    ("app", "store", "told"),
+    [
+        (None, "redis://localhost", ["Job 'work'", "ps.config.celery is not set", "broker='redis://host:6379/1'"]),
+        ("nowhere", "redis://localhost", ["Job 'work'", "names no broker"]),
+        ("there", "memory://", ["Job 'work'", "ps.config.store is 'memory://'", "redis://host:6379/0"]),
+        ("there", "auto", ["Job 'work'", "ps.config.store is 'auto'", "file:///a/directory"]),
+    ],
+)
+def test_what_is_missing_is_named_at_the_start(app, store, told):
+    """In one line, by whoever needs the store first."""
+    config = Config({})
+    config.store = store
+    if app is not None:
+        config.celery = celery.Celery("dashboard", broker="redis://localhost" if app == "there" else None)
+    runtime = Runtime(config)
+    Front(runtime).background(executor="celery", name="work")(lambda: 1)
+    with pytest.raises(ConfigError) as raised:
+        runtime.service  # noqa: B018
+    line = str(raised.value)
+    assert all(word in line for word in told), line
+    assert "\n" not in line
+
+
+def test_a_function_that_comes_later_is_refused_by_its_decorator(tmp_path):
+    config = Config({})
+    config.store = f"file://{tmp_path / 'store'}"
+    runtime = Runtime(config)
+    front = Front(runtime)
+    front.store["started"] = True
+    try:
+        with pytest.raises(ConfigError, match=r"Task 'late' has executor='celery', and ps.config.celery is not set"):
+            front.schedule(period="1h", executor="celery", name="late")(lambda: 1)
+    finally:
+        runtime.close()
+
+
+def test_without_the_package_its_installation_is_named(monkeypatch):
+    monkeypatch.setattr("panel_schedule.executors.celery.find_spec", lambda name: None)
+    runtime = Runtime(Config({}))
+    Front(runtime).memoize(executor="celery", name="answer")(lambda: 1)
+    with pytest.raises(ConfigError, match=r"pip install 'panel-schedule\[celery\]'"):
+        runtime.service  # noqa: B018
+
+
+def test_what_is_no_app_is_refused():
+    with pytest.raises(ConfigError, match=r"ps.config.celery is 'redis://localhost', which is no Celery app"):
+        Config({}).celery = "redis://localhost"
+    with pytest.raises(ConfigError, match="no Celery app"):
+        Config({"PANEL_SCHEDULE_CELERY": "redis://localhost"})

@@ -110,16 +110,12 @@ def bury(record: Record | None, revision: int, *, alive: Callable[[str], bool]) 
 # ------------------------------------------------------------ the worker
 
 
-def claim(
-    record: Record | None, revision: int, *, me: str, worker: str, killable: bool, alive: Callable[[str], bool]
-) -> Record | Refusal:
+def claim(record: Record | None, revision: int, *, me: str, worker: str, killable: bool) -> Record | Refusal:
     """A worker makes it, once for all: whoever else gets the same message does nothing."""
     if record is None:
         return Refusal.ABSENT
     if record.state.state is not RunState.QUEUED:
         return Refusal.HANDLED
-    if not alive(record.state.home):
-        return Refusal.ABSENT
     state = record.state._replace(state=RunState.RUNNING, worker=worker, killable=killable)
     return record._replace(owner=me, state=state)
 

@@ -47,6 +47,8 @@ class Work(NamedTuple):
     executor : Executor
     isolated : bool
         Whether it runs in another process, to which it travels, and where it can be stopped whatever it does.
+    elsewhere : bool
+        Whether that is a worker of another program, on whatever machine.
     on_loop : bool
         Whether it runs on the event loop.
     is_async : bool
@@ -60,6 +62,7 @@ class Work(NamedTuple):
     function: Callable[..., Any]
     executor: Executor
     isolated: bool
+    elsewhere: bool
     on_loop: bool
     is_async: bool
     timeout: float | None
@@ -87,7 +90,8 @@ def work_of(
 ) -> Work:
     """What an executor of this name executes: ``"thread"``, ``"loop"`` or another one, in another process."""
     on_loop, isolated = where == "loop", where not in ("thread", "loop")
-    return Work(kind, label, function, executor, isolated, on_loop, is_async(function), timeout, retry)
+    elsewhere = isolated and where != "process"
+    return Work(kind, label, function, executor, isolated, elsewhere, on_loop, is_async(function), timeout, retry)
 
 
 class Execution(ABC):

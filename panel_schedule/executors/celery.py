@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..clock import Clock
+from ..config import shown
 from ..errors import ConfigError, ScheduleError
 from .calls import Calls
 from .elsewhere import RemoteExecutor
@@ -130,5 +131,5 @@ class CeleryExecutor(RemoteExecutor):
 
     @property
     def _broker(self) -> str:
-        """Its address, without the password."""
-        return str(self._app.connection_for_write().as_uri(include_password=False))
+        """Its address, without user and password."""
+        return shown(self._app.connection_for_write().as_uri())

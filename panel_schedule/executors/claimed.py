@@ -29,6 +29,9 @@ from .worker import PACE, conduct
 
 log = logging.getLogger("panel_schedule")
 
+# Home hears after so many seconds that a call has begun, unless it has ended by then.
+BRIEF = 0.02
+
 # How often, in seconds, it is looked whether the home of a call is alive; and how long a dead one is waited for to be
 # taken over by another process, which goes on with its calls.
 LOOK = 1.0
@@ -80,7 +83,7 @@ class ClaimedCall:
         self._lock = threading.Lock()
         self._said = deque[tuple[int, bytes, bytes]]()
         self._last = 0
-        self._told: tuple[Any, ...] = (-1, "", 0)
+        self._told: tuple[Any, ...] | None = None
         # Who waits for the answer to a partial result, by its number; why the last one was refused.
         self._answers: dict[int, threading.Event] = {}
         self._refusal: BaseException | None = None
@@ -155,7 +158,6 @@ class ClaimedCall:
         with self._lock:
             number = self._say(PARTIAL, data)
             self._answers[number] = answer
-        self._calls.listen()
         self._news(True)
         try:
             if self._interruption is not None:
@@ -184,8 +186,15 @@ class ClaimedCall:
 
     # ------------------------------------------------------------ what home is told, and says
 
+    @property
+    def untold(self) -> bool:
+        """Whether home has still to hear that it has begun."""
+        return self._told is None
+
     def tell(self) -> None:
         """How far it has come, and what was said; on the worker's own thread."""
+        if self._told is None:
+            self._calls.listen()  # only now: each change of anything wakes a process that listens
         with self._lock:
             said, last = list(self._said), self._last
         news = (self._run.percent, self._run.message, last)
@@ -258,9 +267,9 @@ class ClaimedCall:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _terminated(self, before: Any, number: int, frame: Any) -> None:
-        """SIGTERM: of this one's own, or of somebody else, who ends this process, or the worker that it is."""
+        """SIGTERM: of this one's own, or of somebody else, who ends this process, or the whole worker that it is."""
         assert self._interruption is not None
-        if not self._stopping and callable(before):
+        if not self._stopping and not self._killable and callable(before):
             before(number, frame)
             return
         if not self._stopping:
@@ -311,6 +320,7 @@ class RemoteWorker:
         on_main = threading.current_thread() is threading.main_thread()
         call = ClaimedCall(self._calls, *claimed, killable, self._tell_soon, Interruption() if on_main else None)
         self._running[name] = call
+        self._news.set()
         if (heard := self._claiming.pop(name)) is not None:
             call.changed(heard)
         try:
@@ -324,7 +334,6 @@ class RemoteWorker:
         with self._lock:
             if self._thread is None:
                 self._calls.subscribe(self._changed)
-                self._calls.listen()
                 logging.root.addHandler(_Handler())
                 self._thread = threading.Thread(target=self._serve, name="panel-schedule-calls", daemon=True)
                 contextvars.Context().run(self._thread.start)
@@ -340,6 +349,10 @@ class RemoteWorker:
         while True:
             self._news.wait(LOOK)
             self._news.clear()
+            # What is not urgent waits for more of it; and a call that is over by then is told of once.
+            untold = any(call.untold for call in list(self._running.values()))
+            self._urgent.wait(BRIEF if untold else PACE)
+            self._urgent.clear()
             calls = list(self._running.values())
             with suppress(StoreError):  # the next time
                 for call in calls:
@@ -348,8 +361,6 @@ class RemoteWorker:
                     looked = self._clock.monotonic()
                     for call in calls:
                         call.look(looked)
-            self._urgent.wait(PACE)
-            self._urgent.clear()
 
     def _changed(self, record: Record) -> None:
         if record.name in self._claiming:

@@ -60,6 +60,8 @@ class RemoteFuture(Future[Any]):
         Whether a worker has claimed it.
     news : Record or None
         What was heard of it, and is still to be taken in; by one thread at a time, if `busy`.
+    revision : int
+        Of what was taken in last.
     """
 
     def __init__(self, call: RemoteCall, stop: Callable[[RemoteFuture], object]):
@@ -67,8 +69,9 @@ class RemoteFuture(Future[Any]):
         self.call = call
         self.name = ""
         self.data: Any = None
-        self.begun = self.busy = self.killable = False
+        self.begun = self.busy = self.killable = self.sent = False
         self.news: Record | None = None
+        self.revision = 0
         self.percent, self.message, self.heard = -1, "", 0
         # When it is sent again, and after how many seconds once more; since when it is to end.
         self.due, self.patience = 0.0, RESEND
@@ -106,7 +109,9 @@ class RemoteExecutor(ABC):
         self._look = threading.Event()
         self._thread: threading.Thread | None = None
         self._trouble = ""
-        self._deserted = False
+        # How many calls were claimed; whether it is asked whether workers are there, and was said that none is.
+        self._claims = 0
+        self._asking = self._deserted = False
         calls.subscribe(self._changed, self._lost)
 
     # ------------------------------------------------------------ what wakes the workers
@@ -229,9 +234,12 @@ class RemoteExecutor(ABC):
         return True
 
     def _submit(self, future: RemoteFuture) -> None:
-        self._calls.submit(future.name, future.call.name, future.data)
+        mine = self._calls.submit(future.name, future.call.name, future.data)
         future.data = None
-        if future.stopped_at is not None:
+        if not mine and (record := self._calls.adopt(future.name)) is not None:
+            future.heard = record.state.heard
+            self._changed(record)
+        elif future.stopped_at is not None:
             self._withdraw(future)
         else:
             self._send(future)
@@ -240,9 +248,10 @@ class RemoteExecutor(ABC):
         try:
             self.send(future.name)
         except ScheduleError as error:
-            future.due = self._clock.monotonic() + AGAIN
+            future.due, future.sent = self._clock.monotonic() + AGAIN, False
             self._complain(str(error))
         else:
+            future.sent = True
             future.due, future.patience = self._clock.monotonic() + future.patience, 2 * future.patience
             future.patience = min(future.patience, MOST_PATIENT)
 
@@ -287,9 +296,10 @@ class RemoteExecutor(ABC):
             return
         context, run = contextvars.Context(), future.call.run
         context.run(_current.set, run)
-        future.killable, self._deserted, self._trouble = state.killable, False, ""
+        future.killable = state.killable
         if not future.begun:
-            future.begun = True
+            future.begun, self._deserted, self._trouble = True, False, ""
+            self._claims += 1
             try:
                 future.call.begin()
             except BaseException as error:  # the run has ended meanwhile
@@ -299,9 +309,11 @@ class RemoteExecutor(ABC):
             context.run(run.report, state.percent, state.message)
         if state.said > future.heard:
             self._listen(future, record, context)
+        # What is told again without a change is told as its owner may be gone.
+        again, future.revision = record.revision <= future.revision, record.revision
         if state.state.final:
             self._conclude(future, record)
-        elif not self._calls.alive(record.owner or ""):
+        elif again and not self._calls.alive(record.owner or ""):
             self._crashed(future, record)
 
     def _listen(self, future: RemoteFuture, record: Record, context: contextvars.Context) -> None:
@@ -435,8 +447,19 @@ class RemoteExecutor(ABC):
             if future.begun and future.killable:
                 self.kill(future.name)
         else:
-            future.due = now + future.patience
-            if not self._deserted and (complaint := self.complaint()):
-                self._deserted = True
-                log.warning("%s: %s", future.call.name, complaint)
+            self._ask(future)
             self._send(future)
+
+    def _ask(self, future: RemoteFuture) -> None:
+        """Whether a worker is there, who has not claimed what was sent."""
+        with self._lock:
+            if self._asking or self._deserted or not future.sent:
+                return
+            self._asking, claims = True, self._claims
+        try:
+            complaint = self.complaint()
+        finally:
+            self._asking = False
+        if complaint and claims == self._claims:
+            self._deserted = True
+            log.warning("%s: %s", future.call.name, complaint)

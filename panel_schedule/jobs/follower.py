@@ -33,8 +33,9 @@ PAUSE = 5.0
 # How often, in seconds, it is looked what became of runs of other processes, though nothing was heard.
 LOOK = 1.0
 
-# A function that ends within so many seconds is entered in the store with its end.
-AT_ONCE = 0.002
+# A function that ends within so many seconds is entered in the store with its end; and one of a worker of another
+# program, which is further away.
+AT_ONCE, AWAY = 0.002, 0.02
 
 
 class Follower:
@@ -108,7 +109,11 @@ class Follower:
         if not (execution.job.policy.durable or execution.key):
             execution.entry = partial(self._enter_all, [execution])
             execution.launch()
-            self._service.outbox.gather(self._enter_soon, execution)
+            if execution.work.elsewhere:
+                with self._service.locked:
+                    self._service.timers.after(AWAY, self._gather, execution)
+            else:
+                self._gather(execution)
         elif on_a_loop():
             # The loop has pages to serve, and a disk takes its time.
             self._service.outbox.aside(partial(self._enter_first, execution, payload))
@@ -116,6 +121,9 @@ class Follower:
             # On the disk before anybody is told that it was accepted; and whether another process does the same must
             # be known before it starts.
             self._enter_first(execution, payload)
+
+    def _gather(self, execution: JobExecution) -> None:
+        self._service.outbox.gather(self._enter_soon, execution)
 
     def _enter_soon(self, executions: list[JobExecution]) -> None:
         time.sleep(AT_ONCE)

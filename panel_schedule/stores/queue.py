@@ -415,7 +415,7 @@ class Queue:
 
     def _bury(self, record: Record) -> None:
         """Do what a process has left undone that is gone."""
-        if record.owner and not self._store.alive(record.owner):
+        if record.owner and record.owner != self._store.me and not self._store.alive(record.owner):
             apply = partial(jobs.bury, alive=self._store.alive, now=self._clock.now())
             settled = [] if record.state.durable and not record.state.cancelled else self._settled(record)
             self._store.write([*_with_line(record, apply), *settled], together=True)

@@ -98,6 +98,9 @@ class _Row(NamedTuple):
     newest: bytes | None
 
 
+_NONE = _Row(None, None)
+
+
 class _Placed(NamedTuple):
     """A part: what is said of its bytes; these, if they travel with the record, or the stamp of their own key."""
 
@@ -539,7 +542,8 @@ class RedisRecords:
         not the reply says what they are. A refusal, or an error, is only true of what they are.
         """
         keys = list(dict.fromkeys((change.space, change.name) for change in changes))
-        rows, sure = {key: row for key in keys if (row := self._known.get(key)) is not None}, False
+        # One that this process has not met is most often a new one.
+        rows, sure = {key: self._known.get(key) or _NONE for key in keys}, False
         while True:
             if len(rows) < len(keys):
                 rows, sure = self._rows(self._call("rows", keys=list(map(_joined, keys)))), True

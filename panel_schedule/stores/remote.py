@@ -9,7 +9,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..coordination import remote
-from ..coordination.record import Record, storable
+from ..coordination.record import Record, Refusal, storable
 from ..coordination.remote import CALL, ERROR, REFUSED, SAID, SPACE, VALUE
 from ..functions.calls import PUBLISHED
 from ..functions.run import RunState
@@ -47,16 +47,17 @@ class RemoteCalls:
 
     # ------------------------------------------------------------ home
 
-    def submit(self, name: str, label: str, call: Any) -> None:
+    def submit(self, name: str, label: str, call: Any) -> bool:
         """
-        Let workers have a call. Tried again, it is the same one.
+        Let workers have a call. Tried again, it is the same one. Whether it is this process's.
 
         Raises
         ------
         ValueRefused
         """
         apply = partial(remote.submit, name=name, label=label, home=self._store.me)
-        self._change(name, apply, {(CALL, 0): call}, label, tell=Tell.LATER)
+        result = self._change(name, apply, {(CALL, 0): call}, label, tell=Tell.LATER)
+        return result.refusal is not Refusal.HELD
 
     def adopt(self, name: str) -> Record | None:
         """Be the home of one whose own is dead; None where there is none."""
@@ -114,10 +115,8 @@ class RemoteCalls:
         ------
         ValueUnreadable
         """
-        apply = partial(
-            remote.claim, me=self._store.me, worker=worker, killable=killable, alive=self._store.alive
-        )  # fmt: skip
-        record = self._change(name, apply).record
+        apply = partial(remote.claim, me=self._store.me, worker=worker, killable=killable)
+        record = self._change(name, apply, tell=Tell.LATER).record
         return None if record is None else (record, self._store.load(record, CALL, 0, record.group))
 
     def tell(self, name: str, percent: int, message: str, said: Sequence[tuple[int, bytes, bytes]], last: int) -> bool:
