@@ -70,7 +70,8 @@ class Topology:
     def environment(self, service: Service, **more: str) -> dict[str, str]:
         here = f"@127.0.0.1:{self.redis.port}/"
         found = {name: value.replace("@redis:6379/", here) for name, value in service.environment.items()}
-        return {**found, "PANEL_SCHEDULE_HISTORY_LIMIT": "100000", **more}
+        # All history is asked for; and the grace period is shorter than a report, so that some are handed over.
+        return {**found, "PANEL_SCHEDULE_HISTORY_LIMIT": "100000", "PANEL_SCHEDULE_GRACE_PERIOD": "1", **more}
 
     def start(self, name: str, origin: str) -> None:
         """Start a replica; a third one is as the second."""
