@@ -38,7 +38,8 @@ class Visitor:
         found = TOKEN.search(page.body.decode())
         assert found is not None, f"no session token in the page at {url}"
         address = url.replace("http://", "ws://") + "/ws"
-        request = HTTPRequest(address, headers={"Origin": url.rsplit("/", 1)[0]})
+        cookies = "; ".join(cookie.partition(";")[0] for cookie in page.headers.get_list("Set-Cookie"))
+        request = HTTPRequest(address, headers={"Origin": url.rsplit("/", 1)[0], "Cookie": cookies})
         socket = await websocket_connect(request, subprotocols=["bokeh", found[1]], max_message_size=1 << 30)
         # A message is three fragments: without this each would wait for the delayed acknowledgement of the last.
         socket.protocol.stream.set_nodelay(True)
@@ -47,6 +48,19 @@ class Visitor:
         await visitor.send("PATCH-DOC", READY)
         await visitor.read_until("OK")
         return visitor
+
+    async def document(self) -> str:
+        """All of the page as it is now, as JSON text."""
+        await self.send("PULL-DOC-REQ", {})
+        return await self.read_until("PULL-DOC-REPLY")
+
+    async def click(self, button: str) -> None:
+        """Press a button, by the id of its model."""
+        values = {"type": "map", "entries": [["model", {"id": button}]]}
+        event = {"type": "event", "name": "button_click", "values": values}
+        await self.send(
+            "PATCH-DOC", {"events": [{"kind": "MessageSent", "msg_type": "bokeh_event", "msg_data": event}]}
+        )
 
     async def send(self, kind: str, content: dict[str, Any]) -> None:
         for fragment in ({"msgid": uuid.uuid4().hex, "msgtype": kind}, {}, content):

@@ -211,7 +211,7 @@ class RemoteExecutor(ABC):
             self._forget(future)
             return
         call, run = future.call, future.call.run
-        packed = call.take()
+        packed = call.packed()
         who = (call.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
         future.data = who, packed.tobytes()
         packed.close()

@@ -143,10 +143,15 @@ class RemoteCall(Call):
             except ValueRefused as error:
                 raise self._blame() or error from error.__cause__
 
-    def take(self) -> tuple[Encoded, Encoded]:
+    def packed(self) -> Encoded:
+        """What `pack` has made; it is not kept."""
         self.pack()
         packed, self._packed = self._packed, None
         assert packed is not None
+        return packed
+
+    def take(self) -> tuple[Encoded, Encoded]:
+        packed = self.packed()
         self.begin()
         run = self.run
         who = (self.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
