@@ -283,7 +283,7 @@ class ServerRecords(ABC):
 
     @abstractmethod
     def _record(self, key: Key, values: Sequence[Any]) -> Record | None:
-        """Of what a reply says: revision, created, group, owner, used, expires, size, text."""
+        """Of what a reply says: revision, created, group, owner, used, expires, size, text, since."""
 
     @abstractmethod
     def _part(self, key: Key, part: str) -> tuple[str | bytes | None, bytes | None]:
