@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..clock import Clock
-from ..config import shown
+from ..config import SENTINEL, sentinels_of, shown
 from ..coordination.record import NOBODY, Logged, Record, Refusal, instant_of, micros, of_text, text_of
 from ..errors import ConfigError, ScheduleError, StoreError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord
@@ -243,7 +243,7 @@ class RedisRecords:
     Parameters
     ----------
     url : str
-        ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads them.
+        ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads them; ``redis+sentinel://``, ``redis+cluster://``.
     clock : Clock
     namespace : str
         Other namespaces on the same server are other stores.
@@ -312,13 +312,20 @@ class RedisRecords:
         self._start(self._renew)
 
     def _connected(self, url: str, timeout: float) -> Any:
-        retry = self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 1)
+        parts, retry = urlsplit(url), self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 1)
+        options = {"protocol": 2, "socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": retry}
         try:
-            return self._redis.Redis.from_url(
-                url, protocol=2, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry
-            )
+            if parts.scheme == SENTINEL:
+                hosts, service, database = sentinels_of(url)
+                whose = {"db": database, "username": parts.username, "password": parts.password}
+                return self._redis.Sentinel(hosts, sentinel_kwargs=options).master_for(service, **options, **whose)
+            if parts.scheme == "redis+cluster":
+                return self._redis.RedisCluster.from_url(url.replace("redis+cluster", "redis", 1), **options)
+            return self._redis.Redis.from_url(url, **options)
         except ValueError as error:
             raise ConfigError(f"ps.config.store is {self._shown!r}: {error}") from None
+        except (self._redis.RedisError, self._redis.exceptions.RedisClusterException, OSError) as error:
+            raise self._failed(error) from error
 
     # ------------------------------------------------------------ the server
 
@@ -347,9 +354,12 @@ class RedisRecords:
             raise StoreError(f"The store {self._shown} is closed. Make another one.")
         try:
             yield self._hurried if in_a_hurry() else self._client
-        except (self._redis.RedisError, OSError) as error:
-            why = " ".join(str(error).split()).rstrip(".")
-            raise StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}") from error
+        except (self._redis.RedisError, self._redis.exceptions.RedisClusterException, OSError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreError:
+        why = " ".join(str(error).split()).rstrip(".")
+        return StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}")
 
     def _join(self) -> None:
         """Be alive; and see whether the store has lost something since this process has looked."""
