@@ -352,9 +352,7 @@ class ServerRecords(ABC):
             while self._owing and not self._is_filling:
                 self._owing, self._is_filling = False, True
                 try:
-                    for lost in self._lost:
-                        lost()
-                    self._write_lines()
+                    self._ask_for_lost()
                 except BaseException:
                     self._owing = True
                     raise
@@ -362,6 +360,16 @@ class ServerRecords(ABC):
                     self._is_filling = False
         finally:
             self._filling.release()
+
+    def _ask_for_lost(self) -> None:
+        failed: StoreError | None = None
+        for lost in [*self._lost, self._write_lines]:
+            try:
+                lost()
+            except StoreError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _write_lines(self) -> None:
         for key, (record, lines) in list(self._lines.items()):
