@@ -388,9 +388,7 @@ class RedisRecords:
             while self._owing and not self._is_filling:
                 self._owing, self._is_filling = False, True
                 try:
-                    for lost in self._lost:
-                        lost()
-                    self._write_lines()
+                    self._ask_for_lost()
                 except BaseException:
                     self._owing = True
                     raise
@@ -398,6 +396,16 @@ class RedisRecords:
                     self._is_filling = False
         finally:
             self._filling.release()
+
+    def _ask_for_lost(self) -> None:
+        failed: StoreError | None = None
+        for lost in [*self._lost, self._write_lines]:
+            try:
+                lost()
+            except StoreError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _write_lines(self) -> None:
         for key, (record, lines) in list(self._lines.items()):
