@@ -21,6 +21,7 @@ FIGURES = (
     *("reads", "ticks", "masses", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
     *("jobs", "clicks", "waiting", "stalls", "loads", "soak"),
     *("memos", "crowds", "inputs"),
+    *("fetches",),
 )
 LIBRARIES = (
     *("panel", "bokeh", "param", "tornado", "apscheduler", "diskcache", "flask-caching", "redis"),
