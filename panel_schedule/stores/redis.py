@@ -382,11 +382,16 @@ class RedisRecords:
 
         What fails is tried again, at the next call.
         """
-        if not self._filling.acquire(timeout=SOON if in_a_hurry() else PATIENCE):
-            raise StoreError(f"The store {self._shown} is being filled again. Wait for that.")
+        busy = StoreError(f"The store {self._shown} is being filled again. Wait for that.")
+        if in_a_hurry():  # an event loop waits
+            if self._owing and not self._is_filling:
+                self._start(self._fill_aside)
+            raise busy
+        if not self._filling.acquire(timeout=PATIENCE):
+            raise busy
         try:
             while self._owing and not self._is_filling:
-                self._owing, self._is_filling = False, True
+                self._is_filling, self._owing = True, False
                 try:
                     self._ask_for_lost()
                 except BaseException:
