@@ -13,9 +13,11 @@ from panel_schedule.coordination import tasks
 from panel_schedule.coordination.record import Record, Refusal
 from panel_schedule.coordination.tasks import OVERRIDE, TASK, TRIGGER, USER, VALUE, TaskState
 from panel_schedule.decorators import Front
+from panel_schedule.errors import StoreError
 from panel_schedule.functions.run import RunState, progress
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores import packing, server_records
+from panel_schedule.stores.hurry import hurried
 from panel_schedule.stores.postgres import PostgresStore
 from panel_schedule.stores.redis import RedisStore
 from panel_schedule.testing.contracts.tools import DAILY, START, claim, ended, enroll, put, row_of, second
@@ -260,6 +262,30 @@ def test_schedules_and_history_are_there_again(loss, join):
     assert [row._replace(change=0) for row in known] == [row._replace(change=0) for row in again]
     assert (True, DAILY, second(3)) == (again[0].paused, again[1].override, again[0].last_slot)
     assert Refusal.HANDLED is late[0].do(late[0].tasks.claim("paused", "again", now=second(9), mark=second(3)))
+
+
+def test_who_knows_a_part_does_not_stand_in_the_way_of_who_knows_all(flush, join):
+    """A script that has paused a task, and has never looked at what it was rescheduled to, may come first."""
+    server, script = join(flush, listens=False), join(flush, listens=False)
+    enroll(server, "sales")
+    server.tasks.amend("sales", reschedule=DAILY, now=second(5))
+    script.tasks.amend("sales", paused=True)
+    server.tasks.row("sales")
+    flush()
+    assert (True, None) == ((row := row_of(script, "sales")).paused, row.override)
+    assert 0 == server.records.watchers(TASK, "sales")  # whatever it asks
+    for store in (server, script):
+        assert (True, DAILY) == ((row := row_of(store, "sales")).paused, row.override)
+
+
+def test_an_event_loop_does_not_wait_for_that(flush, join):
+    """Nor does it do so itself: another thread does."""
+    store = join(flush, listens=False)
+    put(store, "rates", 1)
+    flush()
+    with hurried(lambda: True), pytest.raises(StoreError, match="is being filled again"):
+        store.records.watchers(USER, "rates")
+    eventually(lambda: versions(store) == {(USER, "rates"): 1})
 
 
 def test_what_runs_goes_on(flush, join):

@@ -25,7 +25,7 @@ from ..errors import ScheduleError, StoreError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord
 from ..serialize.codec import Encoded, Inline, encode
 from .file.history import RUN, row_of, run_of
-from .hurry import SOON, in_a_hurry
+from .hurry import in_a_hurry
 from .local_files import LocalFiles
 from .records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, selected, tell_all
 from .server_blobs import Blobs
@@ -346,11 +346,16 @@ class ServerRecords(ABC):
 
         What fails is tried again, at the next call.
         """
-        if not self._filling.acquire(timeout=SOON if in_a_hurry() else PATIENCE):
-            raise StoreError(f"The store {self._shown} is being filled again. Wait for that.")
+        busy = StoreError(f"The store {self._shown} is being filled again. Wait for that.")
+        if in_a_hurry():  # an event loop waits
+            if self._owing and not self._is_filling:
+                self._start(self._fill_aside)
+            raise busy
+        if not self._filling.acquire(timeout=PATIENCE):
+            raise busy
         try:
             while self._owing and not self._is_filling:
-                self._owing, self._is_filling = False, True
+                self._is_filling, self._owing = True, False
                 try:
                     self._ask_for_lost()
                 except BaseException:
