@@ -42,8 +42,10 @@ class Config(param.Parameterized):
         Where values live. ``"auto"``: in memory, and with several server processes in a
         private directory that exactly these share and that goes with them. ``"file:///dir"``:
         in a directory that keeps them over restarts. ``"redis://host:6379/0"``, ``"rediss://..."`` with TLS,
-        ``"unix:///socket"``: on a Redis or Valkey server, for processes on any number of machines.
-        ``"postgresql://host:5432/database"``: in a PostgreSQL database, for the same.
+        ``"unix:///socket"``: on a Redis or Valkey server, for processes on any number of machines;
+        ``"redis+sentinel://host:26379,host:26379/service/0"``: on the one that Sentinel names;
+        ``"redis+cluster://host:6379"``: on a cluster;
+        ``"postgresql://host:5432/database"``: in a PostgreSQL database.
         ``"memory://"``: in this process, always.""",
     )
 
@@ -211,8 +213,28 @@ class Config(param.Parameterized):
 
 
 # How servers are named.
-REDIS = ("redis", "rediss", "unix")
+REDIS = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
 POSTGRES = ("postgresql", "postgres")
+SENTINEL = "redis+sentinel"
+
+
+def sentinels_of(url: str) -> tuple[list[tuple[str, int]], str, int]:
+    """
+    Where the sentinels are, and which service and database of theirs is meant.
+
+    Raises
+    ------
+    ConfigError
+    """
+    parts = urlsplit(url)
+    hosts = [re.fullmatch(r"(\[.+\]|[^:]+)(?::(\d+))?", host) for host in parts.netloc.rpartition("@")[2].split(",")]
+    which = re.fullmatch(r"/([^/]+)(?:/(\d*))?", parts.path)
+    if which is None or None in hosts:
+        raise ConfigError(
+            f"ps.config.store is {shown(url)!r}, and a server of Redis Sentinel is named by the sentinels, the service "
+            "and the number of a database: 'redis+sentinel://user:password@host:26379,host:26379/service/0'."
+        )
+    return [(host[1].strip("[]"), int(host[2] or 26379)) for host in hosts if host], which[1], int(which[2] or 0)
 
 
 def shown(url: str) -> str:
@@ -225,7 +247,8 @@ def _check_store(url: str) -> None:
     if url in ("auto", "memory://"):
         return
     accepted = (
-        "'auto', 'memory://', 'file:///a/directory', 'redis://host:6379/0', 'rediss://...', 'unix:///a/socket' and "
+        "'auto', 'memory://', 'file:///a/directory', 'redis://host:6379/0', 'rediss://...', 'unix:///a/socket', "
+        "'redis+sentinel://host:26379,host:26379/service/0', 'redis+cluster://host:6379' and "
         "'postgresql://host:5432/database'"
     )
     if not isinstance(url, str):
@@ -235,7 +258,8 @@ def _check_store(url: str) -> None:
         if parts.scheme in POSTGRES:
             _check_postgres(url, parts)
             return
-        parts.port  # noqa: B018
+        if parts.scheme != SENTINEL:
+            parts.port  # noqa: B018
     except ValueError as error:
         raise ConfigError(f"ps.config.store names no server: {error}; accepted are {accepted}.") from None
     if parts.scheme in REDIS:
@@ -256,6 +280,9 @@ def _check_redis(url: str, parts: SplitResult) -> None:
             f"ps.config.store is {shown(url)!r}, and the socket of a Redis server is named by its absolute path: "
             "'unix:///run/redis/redis.sock?db=0'."
         )
+    if parts.scheme == SENTINEL:
+        sentinels_of(url)
+        return
     if parts.scheme != "unix" and not (parts.hostname and re.fullmatch(r"(/\d*)?", parts.path)):
         raise ConfigError(
             f"ps.config.store is {shown(url)!r}, and a Redis server is named by its host, port and the number of a "

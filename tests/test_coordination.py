@@ -124,6 +124,7 @@ TO_JOBS = {
     "enqueue": partial(
         jobs.enqueue, me=ME, id="run1", function="f", key="key", durable=True, user="ann", now=NOW, arguments=True
     ),
+    "restore": partial(jobs.restore, held=OF_JOBS["queued"]),
     "begin 2": partial(jobs.begin, **held, now=NOW, attempt=2),
     "again 2": partial(jobs.again, **held, attempt=2),
     "progress": partial(jobs.progress, **held, percent=50, message="more"),
@@ -217,6 +218,9 @@ expire 2
 JOBS = """
 enqueue
     none -> owner=me used=now key=key durable=True user=ann queued_at=now +arguments
+    queued, running, cancelled, theirs, orphan, cancelled orphan, crashed, nobody's, given back, over -> handled
+restore
+    none -> owner=me key=key fence=3 queued_at=earlier +arguments
     queued, running, cancelled, theirs, orphan, cancelled orphan, crashed, nobody's, given back, over -> handled
 begin 2
     none, theirs, orphan, cancelled orphan, crashed, nobody's, given back, over -> fenced

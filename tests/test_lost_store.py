@@ -1,4 +1,4 @@
-"""A Redis server that comes back without what it had gets it again from the processes that have it."""
+"""A server that comes back without what it had gets it again from the processes that have it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from panel_schedule.coordination import tasks
 from panel_schedule.coordination.record import Record, Refusal
 from panel_schedule.coordination.tasks import OVERRIDE, TASK, TRIGGER, USER, VALUE, TaskState
 from panel_schedule.decorators import Front
+from panel_schedule.errors import StoreError
 from panel_schedule.functions.run import RunState, progress
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores import packing, server_records
+from panel_schedule.stores.hurry import hurried
+from panel_schedule.stores.postgres import PostgresStore
 from panel_schedule.stores.redis import RedisStore
 from panel_schedule.testing.contracts.tools import DAILY, START, claim, ended, enroll, put, row_of, second
 from panel_schedule.triggers import Dates
@@ -32,7 +35,9 @@ def looks_often(monkeypatch):
 
 
 class Loss:
-    """A server, and how it loses all that it has: ``loss()``."""
+    """A Redis server, and how it loses all that it has: ``loss()``."""
+
+    store = RedisStore
 
     def __init__(self, how, another_redis):
         self._how, self._another = how, another_redis
@@ -52,13 +57,53 @@ class Loss:
                 self._proxy.to = self.server.port
                 self._proxy.drop()
 
+    def records(self, space=""):
+        """How many there are by now."""
+        return len(self.server.client.keys(f"*:record:{space}*"))
+
+    def logs(self):
+        return len(self.server.client.keys("*:log:*"))
+
     def close(self):
         self._proxy.close()
 
 
-@pytest.fixture(params=["restart", "flush", "failover"])
-def loss(request, another_redis):
-    loss = Loss(request.param, another_redis)
+class SchemaLoss:
+    """The same of a PostgreSQL database."""
+
+    store = PostgresStore
+
+    def __init__(self, server):
+        self._server, self.url = server, server.url
+        self._before = set(self._schemas())
+
+    def _schemas(self):
+        return self._server.all("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, 'panel_schedule_')")
+
+    def __call__(self):
+        for schema in set(self._schemas()) - self._before:
+            self._server.all(f'DROP SCHEMA "{schema}" CASCADE')
+
+    def _count(self, question):
+        schemas = set(self._schemas()) - self._before
+        return sum(self._server.all(question.format(f'"{schema}"'))[0] for schema in schemas)
+
+    def records(self, space=""):
+        return self._count(f"SELECT count(*) FROM {{}}.records WHERE starts_with(space, '{space}')")
+
+    def logs(self):
+        return self._count("SELECT count(DISTINCT (space, name)) FROM {}.logs")
+
+    def close(self):
+        self()
+
+
+@pytest.fixture(params=["restart", "flush", "failover", "drop"])
+def loss(request):
+    if request.param == "drop":
+        loss = SchemaLoss(request.getfixturevalue("postgres_server"))
+    else:
+        loss = Loss(request.param, request.getfixturevalue("another_redis"))
     yield loss
     loss.close()
 
@@ -75,7 +120,7 @@ def join(open_redis):
     """Another process of the server: ``join(loss)``."""
 
     def make(loss, listens=True, **options):
-        store = open_redis(loss.url, RedisStore, server="server", **options)
+        store = open_redis(loss.url, loss.store, server="server", **options)
         if listens:
             store.listen()
         return store
@@ -118,7 +163,7 @@ def test_no_last_good_value_is_lost_and_no_version_goes_back(loss, join):
         late[:] = late or [join(loss, listens=False)]
         return versions(late[0]) == expected
 
-    eventually(lambda: loss.server.client.keys("*:record:*") and come_back())
+    eventually(lambda: loss.records() and come_back())
     assert [] == told
     assert {"number": 2} == late[0].values.entry(USER, "value 2").value
     assert 4 == put(late[0], "value 2", {}).version
@@ -213,11 +258,35 @@ def test_schedules_and_history_are_there_again(loss, join):
         late[:] = late or [join(loss, listens=False)]
         return [late[0].history("paused"), late[0].history("report", "job")] == history
 
-    eventually(lambda: len(loss.server.client.keys("*:log:*")) == 2 and come_back())
+    eventually(lambda: loss.logs() == 2 and come_back())
     again = [row_of(late[0], name) for name in ("paused", "rescheduled")]
     assert [row._replace(change=0) for row in known] == [row._replace(change=0) for row in again]
     assert (True, DAILY, second(3)) == (again[0].paused, again[1].override, again[0].last_slot)
     assert Refusal.HANDLED is late[0].do(late[0].tasks.claim("paused", "again", now=second(9), mark=second(3)))
+
+
+def test_who_knows_a_part_does_not_stand_in_the_way_of_who_knows_all(flush, join):
+    """A script that has paused a task, and has never looked at what it was rescheduled to, may come first."""
+    server, script = join(flush, listens=False), join(flush, listens=False)
+    enroll(server, "sales")
+    server.tasks.amend("sales", reschedule=DAILY, now=second(5))
+    script.tasks.amend("sales", paused=True)
+    server.tasks.row("sales")
+    flush()
+    assert (True, None) == ((row := row_of(script, "sales")).paused, row.override)
+    assert 0 == server.records.watchers(TASK, "sales")  # whatever it asks
+    for store in (server, script):
+        assert (True, DAILY) == ((row := row_of(store, "sales")).paused, row.override)
+
+
+def test_an_event_loop_does_not_wait_for_that(flush, join):
+    """Nor does it do so itself: another thread does."""
+    store = join(flush, listens=False)
+    put(store, "rates", 1)
+    flush()
+    with hurried(lambda: True), pytest.raises(StoreError, match="is being filled again"):
+        store.records.watchers(USER, "rates")
+    eventually(lambda: versions(store) == {(USER, "rates"): 1})
 
 
 def test_what_runs_goes_on(flush, join):
@@ -361,7 +430,7 @@ def test_jobs_that_run_are_there_again(loss, process, join):
         late[:] = late or [join(loss, listens=False, namespace="jobs")]
         return all(late[0].queue.job(run.id) for run in runs)
 
-    eventually(lambda: len(loss.server.client.keys("*:record:run*")) == 2 and come_back())
+    eventually(lambda: loss.records("run") == 2 and come_back())
     durable, shared = (late[0].queue.job(run.id) for run in runs)
     assert (RunState.RUNNING, True, [50]) == (durable.state, durable.durable, late[0].queue.partials(durable.id))
     assert ((50,), {}) == late[0].records.load(durable.record, "arguments")

@@ -41,7 +41,7 @@ _namespaces = count()
 @pytest.fixture
 def opened(server):
     """Open stores: ``opened()``; all of one test on one namespace."""
-    stores, namespace = [], f"test-{next(_namespaces)}"
+    stores, namespace = [], f"postgres-{next(_namespaces)}"
 
     def open_one(url=server.url, kind=PostgresRecords, **options):
         stores.append(kind(url, SystemClock(), **({"namespace": namespace} | options)))
@@ -304,6 +304,17 @@ def test_a_damaged_part_cannot_be_read(server, opened, damaged):
     server.all(f'UPDATE "{store._schema}".parts SET data = %s', damaged)
     with pytest.raises(ValueUnreadable, match="Task 'a' cannot be read"):
         store.load(record, VALUE, what="Task 'a'")
+
+
+@pytest.mark.parametrize("secret", ["", "s3cret"])
+def test_another_machine_fetches_a_large_part(opened, tmp_path, monkeypatch, secret):
+    """In pieces; here it is another directory for temporary files."""
+    value = np.random.default_rng(0).integers(0, 256, 2_500_000, np.uint8)
+    record = put(opened(secret=secret), "a", 1, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    statements = Statements(monkeypatch)
+    assert np.array_equal(value, opened(secret=secret).load(record, VALUE))
+    assert 5 + bool(secret) == statements.count  # the version, the part, three pieces; and their digests
 
 
 # ------------------------------------------------------------ the schema

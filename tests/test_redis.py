@@ -153,6 +153,33 @@ def test_a_server_that_was_away_takes_nobody_for_dead(server, opened):
     assert [b"contract\0a"] == [key for key, *_ in store._call("look", now="0")]
 
 
+def test_who_claims_an_answer_asks_about_its_owner_in_between(server, opened, monkeypatch):
+    """A change is a pure function, which waits for no network; the claim of a dead one counts as taken over."""
+    gone, store = opened(kind=RedisStore), opened(kind=RedisStore)
+    claimed = {"known": 0, "basis": (), "now": START}
+    assert gone.cache.claim("f", "key", "f()", **claimed)[0]
+    write, alive, amid = store.records.write, store.records.alive, []
+
+    def write_(*args, **more):
+        amid.append(1)
+        done = write(*args, **more)
+        amid.pop()
+        return done
+
+    def alive_(owner):
+        assert [] == amid
+        return alive(owner)
+
+    monkeypatch.setattr(store.records, "write", write_)
+    monkeypatch.setattr(store.records, "alive", alive_)
+    mine, row = store.cache.claim("f", "key", "f()", **claimed)
+    assert (False, True) == (mine, row.held)
+    gone.records._closing.set()
+    server.client.zadd(f"{store.records._prefix}owners", {gone.records.me: 0})
+    mine, row = store.cache.claim("f", "key", "f()", **claimed)
+    assert (True, True, 1) == (mine, row.mine, row.takeovers)
+
+
 # ------------------------------------------------------------ who hears what
 
 

@@ -112,6 +112,13 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
      {"value": "version 2"}),
     ("restore an older one", partial(tasks.restore, held=Record(TASK, "t", TaskState(version=1)), lost=True),
      {"value": "handled"}),
+    ("outrank", partial(tasks.outrank, version=2), {"none": "handled", "value": "version 3", "forgotten": "ok"}),
+    ("outrank one of before", partial(tasks.outrank, version=1), {"value": "handled"}),
+    ("reinstate", partial(tasks.reinstate, held=Record(TASK, "t", RUNNING, owner="me", revision=9)),
+     {"none": "me fence 3", "value": "me fence 3 version 2", "free": "me fence 3", "mine": "me fence 3",
+      "other's": "other fence 4", "forgotten": "me fence 3"}),
+    ("reinstate what is there", partial(tasks.reinstate, held=Record(TASK, "t", RUNNING, owner="me")),
+     {"free": "handled"}),
     ("enroll", enroll(), {"none": "first 9", "value": "first 9", "free": "handled", "mine": "handled",
                           "forgotten": "handled"}),
     ("enroll in another server", enroll("x"), {"free": "first 5", "mine": "me first 5", "forgotten": "first 9"}),
@@ -195,7 +202,7 @@ def test_the_table_has_every_function():
     applied = {apply.func if isinstance(apply, partial) else apply for _, apply, _ in TABLE}
     there = {each for name, each in getmembers(tasks, isfunction)
              if each.__module__ == tasks.__name__ and not name.startswith("_")}  # fmt: skip
-    assert there - applied == {tasks.extended, tasks.has_newer}
+    assert there - applied == {tasks.extended, tasks.has_newer, tasks.is_newer}
 
 
 class Walk(RuleBasedStateMachine):

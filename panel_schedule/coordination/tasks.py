@@ -23,6 +23,9 @@ TAKEOVERS = 1
 # So many schedules are known to be older than the one in force.
 _SUPERSEDED = 8
 
+# In place of the number of a record of which a process has not all parts: whoever has all of them knows more.
+IN_PART = 1
+
 # What says something about the task; that a run was cancelled does not.
 _OUTCOMES = (RunState.SUCCEEDED, RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
 
@@ -232,7 +235,7 @@ def reinstate(record: Record | None, revision: int, *, held: Record) -> Record |
     """
     A store that has lost what it knew of a task, but for its value, gets what a process knows.
 
-    What was handled or claimed since then stays so. Its parts are those of `held`.
+    What was handled or claimed since then stays so. Its parts are those of `held`, whose number says who knows most.
     """
     state: TaskState = held.state._replace(restored=held.revision)
     if record is None:

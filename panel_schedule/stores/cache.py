@@ -176,18 +176,26 @@ class Cache:
         row : AnswerRow
         """
         seen: list[Record | None] = []
+        # By owner whether he is alive. That is asked in between: a change is a pure function, which waits for nothing.
+        lives = {self._store.me: True}
 
         def apply(record: Record | None, revision: int) -> Record | Refusal:
             seen[:] = [record]
+            if record is not None and record.owner is not None and record.owner not in lives:
+                return Refusal.HELD
             return answers.claim(
-                record, revision, me=self._store.me, alive=self._store.alive, function=function, key=key, call=call,
+                record, revision, me=self._store.me, alive=lives.__getitem__, function=function, key=key, call=call,
                 known=known, basis=basis, now=now,
             )  # fmt: skip
 
-        # Nobody has to hear of it: who wants the same comes here, too.
-        [result] = self._store.write([Change(SPACE, name_of(function, key), apply)], tell=Tell.LATER)
-        record = result.record or seen[0]
-        assert record is not None
+        while True:
+            # Nobody has to hear of it: who wants the same comes here, too.
+            [result] = self._store.write([Change(SPACE, name_of(function, key), apply)], tell=Tell.LATER)
+            record = result.record or seen[0]
+            assert record is not None
+            if result.refusal is None or record.owner is None or record.owner in lives:
+                break
+            lives[record.owner] = self._store.alive(record.owner)
         return result.record is not None and record.owner == self._store.me, self._row(record)
 
     def publish(self, function: str, key: str, fence: int, value: Any) -> None:

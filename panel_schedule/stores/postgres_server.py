@@ -108,7 +108,7 @@ class Connection:
             polling = self._psycopg.pq.PollingStatus
             while (state := self._pg.connect_poll()) != polling.OK:
                 if state == polling.FAILED:
-                    raise ConnectionLost(self._pg.get_error_message())
+                    raise ConnectionLost(self._pg.error_message.decode("utf-8", "replace"))
                 self._wait(select.POLLIN if state == polling.READING else select.POLLOUT, patience)
             self._pg.nonblocking = 1
             if (version := self._pg.server_version // 10_000) < _OLDEST:

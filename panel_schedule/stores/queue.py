@@ -518,7 +518,7 @@ class Queue:
         """Whether sessions of other processes do."""
         return self._store.watchers(SPACE, id) > 0
 
-    def watch_jobs(self, noticed: Callable[[str], object], lost: Callable[[], object]) -> None:
+    def watch_jobs(self, noticed: Callable[[str], object], lost: Callable[[], object] = lambda: None) -> None:
         """
         Call ``noticed(id)`` when another process may have changed a job, or is gone. On whatever thread.
 

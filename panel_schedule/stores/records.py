@@ -254,8 +254,8 @@ class RecordStore(Protocol):
         a StoreError is told again by a store that can have such errors; any other error is logged. Neither costs other
         subscribers, or other changes, anything.
 
-        ``lost()`` when the store came back without something that it had:
-        who has that stores it again.
+        ``lost()`` when the store came back without something that it had: who has that stores it again. Where that is
+        another machine it is called again until it raises no StoreError.
         """
         ...
 

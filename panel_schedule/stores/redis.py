@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..clock import Clock
-from ..config import shown
+from ..config import SENTINEL, sentinels_of, shown
 from ..coordination.record import Record, of_text
 from ..errors import ConfigError, StoreError
 from ..functions.run import RunRecord
@@ -62,7 +62,7 @@ class RedisRecords(ServerRecords):
     Parameters
     ----------
     url : str
-        ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads them.
+        ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads them; ``redis+sentinel://``, ``redis+cluster://``.
     clock : Clock
     namespace : str
         Other namespaces on the same server are other stores.
@@ -98,13 +98,20 @@ class RedisRecords(ServerRecords):
         self._open()
 
     def _connected(self, url: str, timeout: float) -> Any:
-        retry = self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 1)
+        parts, retry = urlsplit(url), self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 1)
+        options = {"protocol": 2, "socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": retry}
         try:
-            return self._redis.Redis.from_url(
-                url, protocol=2, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry
-            )
+            if parts.scheme == SENTINEL:
+                hosts, service, database = sentinels_of(url)
+                whose = {"db": database, "username": parts.username, "password": parts.password}
+                return self._redis.Sentinel(hosts, sentinel_kwargs=options).master_for(service, **options, **whose)
+            if parts.scheme == "redis+cluster":
+                return self._redis.RedisCluster.from_url(url.replace("redis+cluster", "redis", 1), **options)
+            return self._redis.Redis.from_url(url, **options)
         except ValueError as error:
             raise ConfigError(f"ps.config.store is {self._shown!r}: {error}") from None
+        except (self._redis.RedisError, self._redis.exceptions.RedisClusterException, OSError) as error:
+            raise self._failed(error) from error
 
     # ------------------------------------------------------------ the server
 
@@ -128,10 +135,13 @@ class RedisRecords(ServerRecords):
         except Exception as error:
             if self._closed:  # meanwhile: its connection was taken from it
                 raise StoreError(closed) from error
-            if not isinstance(error, (self._redis.RedisError, OSError)):
+            if not isinstance(error, (self._redis.RedisError, self._redis.exceptions.RedisClusterException, OSError)):
                 raise
-            why = _why(error)
-            raise StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreError:
+        why = _why(error)
+        return StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}")
 
     def _disconnect(self) -> None:
         self._client.close()

@@ -25,7 +25,7 @@ from ..errors import ScheduleError, StoreError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord
 from ..serialize.codec import Encoded, Inline, encode
 from .file.history import RUN, row_of, run_of
-from .hurry import SOON, in_a_hurry
+from .hurry import in_a_hurry
 from .local_files import LocalFiles
 from .records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, selected, tell_all
 from .server_blobs import Blobs
@@ -292,7 +292,7 @@ class ServerRecords(ABC):
 
     @abstractmethod
     def _record(self, key: Key, values: Sequence[Any]) -> Record | None:
-        """Of what a reply says: revision, created, group, owner, used, expires, size, text."""
+        """Of what a reply says: revision, created, group, owner, used, expires, size, text, since."""
 
     @abstractmethod
     def _part(self, key: Key, part: str) -> tuple[str | bytes | None, bytes | None]:
@@ -355,15 +355,18 @@ class ServerRecords(ABC):
 
         What fails is tried again, at the next call.
         """
-        if not self._filling.acquire(timeout=SOON if in_a_hurry() else PATIENCE):
-            raise StoreError(f"The store {self._shown} is being filled again. Wait for that.")
+        busy = StoreError(f"The store {self._shown} is being filled again. Wait for that.")
+        if in_a_hurry():  # an event loop waits
+            if self._owing and not self._is_filling:
+                self._start(self._fill_aside)
+            raise busy
+        if not self._filling.acquire(timeout=PATIENCE):
+            raise busy
         try:
             while self._owing and not self._is_filling:
-                self._owing, self._is_filling = False, True
+                self._is_filling, self._owing = True, False
                 try:
-                    for lost in self._lost:
-                        lost()
-                    self._write_lines()
+                    self._ask_for_lost()
                 except BaseException:
                     self._owing = True
                     raise
@@ -371,6 +374,16 @@ class ServerRecords(ABC):
                     self._is_filling = False
         finally:
             self._filling.release()
+
+    def _ask_for_lost(self) -> None:
+        failed: StoreError | None = None
+        for lost in [*self._lost, self._write_lines]:
+            try:
+                lost()
+            except StoreError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _write_lines(self) -> None:
         for key, (record, lines) in list(self._lines.items()):

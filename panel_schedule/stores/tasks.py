@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..coordination import tasks
 from ..coordination.record import EPOCH, Record, Refusal, storable
-from ..coordination.tasks import OVERRIDE, TASK, TRIGGER, Claim, Mark, TaskState
+from ..coordination.tasks import OVERRIDE, TASK, TRIGGER, VALUE, Claim, Mark, TaskState
 from ..errors import RunFenced, ScheduleError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord, RunState
 from ..serialize.entry import Entry
@@ -211,6 +211,8 @@ class Tasks:
                 if part in record.parts and (schedule := self._schedules.get((name, part))) is not None
             }
             held = record._replace(parts=dict.fromkeys((part for part, _ in parts), 1))
+            if held.parts.keys() | {VALUE} != record.parts.keys() | {VALUE}:
+                held = held._replace(revision=tasks.IN_PART)
             change = Change(TASK, name, partial(tasks.reinstate, held=held), parts, whose(TASK, name))
             self._records.write([change])
 
@@ -252,7 +254,7 @@ class Tasks:
             record = result.record or self._records.read(TASK, plan.task)
             assert record is not None
             self._last[plan.task] = record
-            if result.record is not None:
+            if record.state.fingerprint == plan.trigger.fingerprint:
                 self._schedules[plan.task, TRIGGER] = plan.trigger
             gave_way = None if OVERRIDE in record.parts else rescheduled.get(plan.task)
             row = self._row(record, gave_way, plan.trigger.fingerprint)

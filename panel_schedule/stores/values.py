@@ -259,13 +259,16 @@ class Values:
 
     def _restore(self) -> None:
         """Raises StoreError, when some of them are not stored yet."""
+        failed: StoreError | None = None
         for (space, name), entry in self.entries().items():
             try:
                 self._put_back(space, name, entry)
-            except StoreError:
-                raise
+            except StoreError as error:  # which costs the others nothing
+                failed = error
             except ScheduleError as error:
                 log.error("%s: its value is not stored: %s", whose(space, name), error)
+        if failed is not None:
+            raise failed
 
     def _put_back(self, space: str, name: str, entry: Entry) -> None:
         while self._compared(space, name, entry) is Refusal.HELD:

@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 FIGURES = (
     *("reads", "ticks", "masses", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
     *("jobs", "clusters", "clicks", "waiting", "stalls", "loads", "soak"),
-    *("memos", "crowds", "inputs", "replicas"),
+    *("memos", "crowds", "inputs"),
+    *("fetches", "replicas"),
 )
 LIBRARIES = (
     *("panel", "bokeh", "param", "tornado", "apscheduler", "diskcache", "flask-caching", "redis"),

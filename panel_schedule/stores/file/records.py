@@ -556,7 +556,10 @@ class FileRecords(OpenDirectory):
 
     def _ask_for_lost(self) -> None:
         for lost in self._lost:
-            lost()
+            try:
+                lost()
+            except ScheduleError as error:
+                log.error("Not all that this process has is stored again: %s", error)
 
 
 def _line(space: str, name: str) -> str:
