@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 FIGURES = (
     *("reads", "ticks", "masses", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
-    *("jobs", "clicks", "waiting", "stalls", "loads", "soak"),
+    *("jobs", "celeries", "clicks", "waiting", "stalls", "loads", "soak"),
     *("memos", "crowds", "inputs"),
 )
 LIBRARIES = (
