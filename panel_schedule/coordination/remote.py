@@ -16,7 +16,7 @@ SPACE = "remote"
 CALL, SAID, REFUSED, VALUE, ERROR = "call", "said", "refused", "value", "error"
 
 # An owner that does not live.
-_GONE = "?"
+GONE = "?"
 
 
 @state_of(SPACE)
@@ -157,7 +157,7 @@ def lose(record: Record | None, revision: int, *, worker: str) -> Record | Refus
     """The process of this name has died: who has started it says so, before it can be seen."""
     if record is None or record.owner is None or record.state.worker != worker:
         return Refusal.ABSENT
-    return record._replace(owner=_GONE)
+    return record._replace(owner=GONE)
 
 
 def _is_held(record: Record, me: str) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..coordination.record import Record
+from ..coordination.remote import GONE
 from ..errors import RunCancelled, RunCrashed, RunFenced, ScheduleError, StoreError
 from ..functions.run import RunState, _current, new_id
 from . import logs
@@ -314,7 +315,7 @@ class RemoteExecutor(ABC):
         again, future.revision = record.revision <= future.revision, record.revision
         if state.state.final:
             self._conclude(future, record)
-        elif again and not self._calls.alive(record.owner or ""):
+        elif (again or record.owner == GONE) and not self._calls.alive(record.owner or ""):
             self._crashed(future, record)
 
     def _listen(self, future: RemoteFuture, record: Record, context: contextvars.Context) -> None:
