@@ -23,7 +23,7 @@ from bokeh.io.doc import _PATCHED_CURDOCS
 
 from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
-from .config import POSTGRES, REDIS, Config
+from .config import POSTGRES, REDIS, Config, shown
 from .coordination.tasks import TASK, USER
 from .engine.hooks import EVENTS, Handler
 from .engine.service import Service
@@ -66,10 +66,13 @@ from .server.modules import is_left_behind
 from .stores.base import Store
 from .stores.file.directory import automatic as folder_of
 from .stores.file.directory import server_id
+from .stores.file.records import FileRecords
 from .stores.file.store import FileStore
 from .stores.memory import MemoryStore
-from .stores.postgres import PostgresStore
-from .stores.redis import RedisStore
+from .stores.postgres import PostgresRecords, PostgresStore
+from .stores.records import RecordStore
+from .stores.redis import RedisRecords, RedisStore
+from .stores.remote import RemoteCalls
 from .triggers import Trigger
 from .views.base import TaskView, Views
 from .views.components import show
@@ -119,7 +122,7 @@ class Runtime:
         # Of the server that this process is one of several of: the pid of their parent.
         self._supervisor = supervisor.find()
         # What a fork has left behind: never closed here, as that would disturb the parent's.
-        self._former: list[Service] = []
+        self._former: list[Service | RemoteCalls] = []
         self._fresh()
         config.param.watch(self._register_with_celery, "celery")
         self._register_with_celery()
@@ -130,7 +133,8 @@ class Runtime:
         # Whether the clocks run.
         self.started = False
         self._inherited: Store | None = None
-        # Where this process is a worker of another program.
+        # Where this process is a worker of another program, or has started such ones: the calls that they make.
+        self._calls: RemoteCalls | None = None
         self._worker: RemoteWorker | None = None
         self.loops = LoopExecutor()
         self.views = Views(self.clock, lambda: self.loops.adopted, lambda *watched: self.scheduler.watch(*watched))
@@ -206,7 +210,9 @@ class Runtime:
             "publisher": ThreadExecutor(2),
         }
         if (app := self.config.celery) is not None:
-            executors["celery"] = CeleryExecutor(app, store.remote, self.clock)
+            executors["celery"] = CeleryExecutor(app, store.remote, self.clock, self._where_calls_are())
+        if self._worker is not None:
+            executors["memo-celery"] = ThreadExecutor(self.config.max_threads)
         if (cluster := self.config.dask) is not None:
             executors["dask"] = DaskExecutor(cluster)
         return Service(
@@ -284,15 +290,42 @@ class Runtime:
 
     def _register_with_celery(self, *_: Any) -> None:
         if (app := self.config.celery) is not None:
-            celery.register(app, self._make_call, lambda *call: self.service.store.remote.lose(*call))
+            celery.register(app, self._make_call, self._lose_call, self._where_calls_are)
 
-    def _make_call(self, name: str, worker: str, killable: bool) -> None:
+    def _where_calls_are(self) -> str:
+        return f"{shown(self.config.store)!r} in namespace {self.config.namespace!r}"
+
+    def _lose_call(self, name: str, worker: str) -> None:
+        self._open_calls().lose(name, worker)
+
+    def _make_call(self, name: str, worker: str, killable: bool) -> bool:
         """In a worker, which is no server: no clock runs in it, and answers that it needs it computes itself."""
         with self._lock:
             if self._worker is None:
-                self.service.executors["memo-celery"] = ThreadExecutor(self.config.max_threads)
-                self._worker = RemoteWorker(self.service.store.remote, self.clock)
-        self._worker.make(name, worker, killable)
+                self._worker = RemoteWorker(self._open_calls(), self.clock)
+        return self._worker.make(name, worker, killable)
+
+    def _open_calls(self) -> RemoteCalls:
+        """Apart from the store, which is opened when a function asks for something of it: most ask for nothing."""
+        with self._lock:
+            if self._calls is None:
+                self.config.check()
+                celery.require(self.config.celery, self.config.store, "A function")
+                self._calls = RemoteCalls(self._make_records(), self.clock)
+                self.config.freeze()
+            return self._calls
+
+    def _make_records(self) -> RecordStore:
+        """Of the store, with nothing on them."""
+        config, limit = self.config, self.config.history_limit
+        parts = urlsplit(config.store)
+        if parts.scheme not in _SERVERS:
+            return FileRecords(Path(unquote(parts.path)), self.clock, log_limit=limit)
+        make = RedisRecords if parts.scheme in REDIS else PostgresRecords
+        return make(
+            config.store, self.clock, namespace=config.namespace, secret=config.secret,
+            max_value_bytes=config.max_value_bytes, log_limit=limit,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ lifecycle
 
@@ -356,12 +389,12 @@ class Runtime:
     def forget(self) -> None:
         """In the child of a fork: threads, loops and runs stayed with the parent, so nothing here may tick."""
         former, inherited = self._service, self._inherited
+        self._former += filter(None, [former, self._calls])
         renew_ids()
         self._fresh()
         for memo in self.memos.values():
             memo.lru.clear()  # that it is invalidated nobody would tell
         if former is not None:
-            self._former.append(former)
             inherited = former.store.forked() or inherited
         self._inherited = inherited
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -170,18 +171,30 @@ def report():
 """
 
 
-def test_what_a_file_with_tasks_defines_works_in_a_worker(site, monkeypatch):
+@pytest.fixture
+def loaded(site, monkeypatch):
+    """The file with the tasks as the server of this process has it: ``loaded(MORE)``."""
+
+    def load(more: str) -> ModuleType:
+        tasks = ModuleType("tasks")
+        tasks.ps, tasks.__file__ = site.server(), str(site.folder / "tasks.py")
+        monkeypatch.setitem(sys.modules, "tasks", tasks)
+        exec(compile(more, tasks.__file__, "exec"), vars(tasks))
+        return tasks
+
+    return load
+
+
+@pytest.mark.smoke
+def test_what_a_file_with_tasks_defines_works_in_a_worker(site, loaded):
     """Tasks, memoized functions, ``ps.store``, progress; and no clock runs there, which is no server."""
     site.write(MORE)
     worker = site.worker().wait()
-    tasks, server = ModuleType("tasks"), site.server()
-    tasks.ps, tasks.__file__ = server, str(site.folder / "tasks.py")
-    monkeypatch.setitem(sys.modules, "tasks", tasks)
-    exec(compile(MORE, tasks.__file__, "exec"), vars(tasks))
+    tasks = loaded(MORE)
     tasks.rates.refresh().result(PATIENCE)
     run = tasks.outer.submit()
     assert run.result(PATIENCE) == (({"EUR": 2}, 42), 2, 1, False)
-    assert (run.percent, server.store["seen"]) == (100, ({"EUR": 2}, 42))
+    assert (run.percent, tasks.ps.store["seen"]) == (100, ({"EUR": 2}, 42))
     assert tasks.doubled(5) == 10
     assert tasks.report.refresh().result(PATIENCE) == tasks.report() == [2, 8]
     assert tasks.report.entry.version == 2
@@ -266,6 +279,53 @@ def test_a_function_that_ignores_its_cancel_is_killed(ps):
     assert executor.busy
     assert eventually(lambda: not executor.busy, PATIENCE)
     assert ps.background(executor="celery", name="next")(lambda: 1).submit().result(PATIENCE) == 1
+
+
+# ------------------------------------------------------------ servers that die
+
+
+LONG = """
+@ps.background(executor="celery", durable=True)
+def work(folder):
+    import time
+
+    with (folder / "begun").open("a") as file:
+        file.write("begun")
+    ps.current_run().publish("begun")
+    while not (folder / "go").exists():
+        time.sleep(0.002)
+    return "ended"
+"""
+
+SERVER = """
+import os, sys, threading
+from pathlib import Path
+import tasks
+run, there = tasks.work.submit(Path(sys.argv[1])), threading.Event()
+run.watch(lambda: run.partials and there.set())
+if run.partials or there.wait(30):
+    print(run.id, flush=True)
+os._exit(9)
+"""
+
+
+def test_a_server_that_takes_over_finds_the_call_at_its_worker(site, quickly, loaded, tmp_path):
+    """And goes on with that: the function runs once."""
+    site.write(quickly + LONG)
+    site.worker(concurrency=1)
+    died = subprocess.run(
+        [sys.executable, "-c", SERVER, tmp_path], cwd=site.folder, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert died.returncode == 9
+    tasks = loaded(LONG)
+    runtime = tasks.ps._runtime
+    runtime.started = True
+    runtime._begin()
+    run = runtime.dispatcher.find(died.stdout.strip())
+    assert eventually(lambda: run.attempt == 2 and run.state is RunState.RUNNING, PATIENCE)
+    (tmp_path / "go").touch()
+    assert run.result(PATIENCE) == "ended"
+    assert (tmp_path / "begun").read_text() == "begun"
 
 
 # ------------------------------------------------------------ messages that come twice, late, or never
@@ -400,6 +460,19 @@ def test_the_pool_of_one(site, tmp_path):
 
 
 # ------------------------------------------------------------ what is configured wrongly
+
+
+def test_a_worker_on_another_store_says_so(site):
+    """As it finds no call there."""
+    server = site.server()
+    site.namespace = "elsewhere"
+    site.write()
+    worker = site.worker().wait()
+    run = server.background(executor="celery", name="work")(lambda: 1).submit()
+    assert eventually(
+        lambda: "in namespace 'elsewhere'. Give both the same ps.config.store" in worker.output(), PATIENCE
+    )
+    run.cancel()
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from panel_schedule.coordination import answers, jobs
+from panel_schedule.coordination import answers, jobs, remote
 from panel_schedule.coordination.answers import AnswerState
 from panel_schedule.coordination.jobs import JobState, SharedState
 from panel_schedule.coordination.record import NOBODY, Record, Refusal
+from panel_schedule.coordination.remote import RemoteState
 from panel_schedule.functions.run import RunState
 from panel_schedule.testing.contracts.tools import second
 from walks import NUMBERS, STEPS, WALKS, Walk, turn_of
@@ -69,6 +70,11 @@ def shared(run, until=None):
     return Record(jobs.SHARED, "key f", SharedState(run, until), "f", expires_at=until)
 
 
+def call(home, owner, state=RunState.QUEUED, *parts, **more):
+    state = RemoteState(home, state, "" if state is RunState.QUEUED else "celery@host/7", **more)
+    return Record(remote.SPACE, "run1.1", state, "Job 'f'", owner, parts=dict.fromkeys(parts or ["call"], 1))
+
+
 # By the kind of a record: one of that kind.
 COMPUTED = {"wanted": (1,), "partials": 2, "percent": 40, "message": "half"}
 OF_ANSWERS = {
@@ -100,6 +106,22 @@ OF_SHARED = {
     "another": shared("run2"),
     "good": shared("run2", LATER),
     "expired": shared("run2", EARLIER),
+}
+
+OF_CALLS = {
+    "none": None,
+    "queued": call(ME, ME),
+    "queued there": call(OTHER, OTHER),
+    "queued by the dead": call(DEAD, DEAD),
+    "running": call(ME, OTHER, RUNNING, "call", "said", "refused", said=5, heard=3),
+    "running here": call(OTHER, ME, RUNNING, "call", "said", said=5, heard=3),
+    "cancelled": call(ME, OTHER, RUNNING, "call", cancelled=True),
+    "crashed": call(ME, DEAD, RUNNING, "call"),
+    "running for the dead": call(DEAD, OTHER, RUNNING, "call"),
+    "forsaken": call(DEAD, DEAD, RUNNING, "call"),
+    "over": call(ME, None, SUCCEEDED, "value"),
+    "over there": call(OTHER, None, FAILED, "error"),
+    "over for the dead": call(DEAD, None, SUCCEEDED, "value"),
 }
 
 # By what happens: the function, and with what.
@@ -151,6 +173,25 @@ TO_SHARED = {
 # ------------------------------------------------------------ tables
 
 # What happens, to which kinds of record; and what it changes of them, or why it does not.
+told_home = {"me": ME, "percent": 40, "message": "half"}
+TO_CALLS = {
+    "submit": partial(remote.submit, name="run1.1", label="Job 'f'", home=ME, alive=alive),
+    "adopt": partial(remote.adopt, home=ME, alive=alive),
+    "hear half": partial(remote.hear, home=ME, heard=4, refused=False),
+    "hear all": partial(remote.hear, home=ME, heard=5, refused=False),
+    "refuse": partial(remote.hear, home=ME, heard=5, refused=True),
+    "cancel": partial(remote.cancel, home=ME),
+    "drop": partial(remote.drop, home=ME),
+    "bury": partial(remote.bury, alive=alive),
+    "claim": partial(remote.claim, me=ME, worker="celery@host/9", killable=True),
+    "tell": partial(remote.tell, **told_home, said=3),
+    "say": partial(remote.tell, **told_home, said=6),
+    "succeed": partial(remote.finish, **told_home, said=5, state=SUCCEEDED, part="value", expires_at=LATER),
+    "fail": partial(remote.finish, **told_home, said=3, state=FAILED, part="error", expires_at=LATER),
+    "lose": partial(remote.lose, worker="celery@host/7"),
+    "lose another": partial(remote.lose, worker="celery@host/8"),
+}
+
 ANSWERS = """
 claim
     none -> owner=me used=now expires=soon call=f() fence=9 wanted=(1,)
@@ -311,6 +352,78 @@ settle badly
 """
 
 
+CALLS = """
+submit
+    none -> owner=me home=me +call
+    queued, running, cancelled, crashed, over -> handled
+    queued there, running here, running for the dead, over there, over for the dead -> held
+    queued by the dead -> owner=me home=me
+    forsaken -> owner=me home=me state=queued worker=''
+adopt
+    none, cancelled, forsaken -> absent
+    queued, queued there, running, running here, crashed, over, over there -> held
+    queued by the dead -> owner=me home=me
+    running for the dead, over for the dead -> home=me
+hear half
+    none, queued, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there,
+        over for the dead -> fenced
+    running -> heard=4 -refused
+    cancelled, crashed -> heard=4
+hear all
+    none, queued, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there,
+        over for the dead -> fenced
+    running -> heard=5 -said -refused
+    cancelled, crashed -> heard=5
+refuse
+    none, queued, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there,
+        over for the dead -> fenced
+    running -> heard=5 -said
+    cancelled, crashed -> heard=5 +refused
+cancel
+    none, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there, over for
+        the dead -> absent
+    queued -> deleted
+    running, crashed -> cancelled=True
+    cancelled -> same
+drop
+    none, queued there, queued by the dead, running here, running for the dead, forsaken, over there, over for the
+        dead -> absent
+    queued, running, cancelled, crashed, over -> deleted
+bury
+    none, queued, queued there, running, running here, cancelled, crashed, running for the dead, over, over there,
+        over for the dead -> held
+    queued by the dead, forsaken -> deleted
+claim
+    none -> absent
+    queued -> state=running worker=celery@host/9 killable=True
+    queued there, queued by the dead -> owner=me state=running worker=celery@host/9 killable=True
+    running, running here, cancelled, crashed, running for the dead, forsaken, over, over there, over for the dead ->
+        handled
+tell
+    none, queued, queued there, queued by the dead, running, cancelled, crashed, running for the dead, forsaken, over,
+        over there, over for the dead -> fenced
+    running here -> percent=40 message=half said=3
+say
+    none, queued, queued there, queued by the dead, running, cancelled, crashed, running for the dead, forsaken, over,
+        over there, over for the dead -> fenced
+    running here -> percent=40 message=half said=6
+succeed
+    none, queued, queued there, queued by the dead, running, cancelled, crashed, running for the dead, forsaken, over,
+        over there, over for the dead -> fenced
+    running here -> owner=None expires=later state=succeeded percent=40 message=half -call +value
+fail
+    none, queued, queued there, queued by the dead, running, cancelled, crashed, running for the dead, forsaken, over,
+        over there, over for the dead -> fenced
+    running here -> owner=None expires=later state=failed percent=40 message=half said=3 -call +error
+lose
+    none, queued, queued there, queued by the dead, over, over there, over for the dead -> absent
+    running, running here, cancelled, crashed, running for the dead, forsaken -> owner=?
+lose another
+    none, queued, queued there, queued by the dead, running, running here, cancelled, crashed, running for the dead,
+        forsaken, over, over there, over for the dead -> absent
+"""
+
+
 def rows(table, happenings, kinds):
     """What happens, the kind of the record that it happens to, both as they are, and the outcome."""
     for line in re.sub(r"\n {8}", " ", table.strip()).splitlines():  # an outcome may take several lines
@@ -323,7 +436,8 @@ def rows(table, happenings, kinds):
 
 
 TABLES = [
-    *rows(ANSWERS, TO_ANSWERS, OF_ANSWERS), *rows(JOBS, TO_JOBS, OF_JOBS), *rows(SHARED_RUNS, TO_SHARED, OF_SHARED)
+    *rows(ANSWERS, TO_ANSWERS, OF_ANSWERS), *rows(JOBS, TO_JOBS, OF_JOBS), *rows(SHARED_RUNS, TO_SHARED, OF_SHARED),
+    *rows(CALLS, TO_CALLS, OF_CALLS),
 ]  # fmt: skip
 
 
@@ -334,13 +448,13 @@ def test_what_becomes_of_a_record(happen, record, outcome):
 
 def test_the_tables_have_everything_that_may_happen_to_everything():
     """Each function, and each kind of record once."""
-    pairs = [(TO_ANSWERS, OF_ANSWERS), (TO_JOBS, OF_JOBS), (TO_SHARED, OF_SHARED)]
+    pairs = [(TO_ANSWERS, OF_ANSWERS), (TO_JOBS, OF_JOBS), (TO_SHARED, OF_SHARED), (TO_CALLS, OF_CALLS)]
     wanted = [f"{what}: {kind}" for happenings, kinds in pairs for what in happenings for kind in kinds]
     assert sorted(wanted) == sorted(row.id for row in TABLES)
     tried = {happen.func for happenings, _ in pairs for happen in happenings.values()}
     assert tried == {
         value
-        for module in (answers, jobs)
+        for module in (answers, jobs, remote)
         for value in vars(module).values()
         if isfunction(value) and value.__module__ == module.__name__ and "revision" in signature(value).parameters
     }

@@ -16,7 +16,7 @@ SPACE = "remote"
 CALL, SAID, REFUSED, VALUE, ERROR = "call", "said", "refused", "value", "error"
 
 # An owner that does not live.
-_GONE = "?"
+GONE = "?"
 
 
 @state_of(SPACE)
@@ -58,28 +58,32 @@ class RemoteState(NamedTuple):
 # ------------------------------------------------------------ home
 
 
-def submit(record: Record | None, revision: int, *, name: str, label: str, home: str) -> Record | Refusal:
-    """It waits for a worker."""
-    if record is not None and record.state.home != home:
-        return Refusal.HELD
-    if record is not None:
+def submit(
+    record: Record | None, revision: int, *, name: str, label: str, home: str, alive: Callable[[str], bool]
+) -> Record | Refusal:
+    """It waits for a worker; in place of one that the dead have left."""
+    if record is not None and record.state.home == home:
         return Refusal.HANDLED
+    if record is not None and bury(record, revision, alive=alive) is not None:
+        return Refusal.HELD
     return Record(SPACE, name, RemoteState(home), label, home, parts={CALL: 1})
 
 
 def adopt(record: Record | None, revision: int, *, home: str, alive: Callable[[str], bool]) -> Record | Refusal:
-    """Its home is dead, and this process does the same: it goes on for this one."""
+    """Its home is dead, and this process does the same: it goes on for this one, unless its worker is dead, too."""
     if record is None or record.state.cancelled:
         return Refusal.ABSENT
     if alive(record.state.home):
         return Refusal.HELD
+    if record.state.state is RunState.RUNNING and not alive(record.owner or ""):
+        return Refusal.ABSENT
     owner = home if record.state.state is RunState.QUEUED else record.owner
     return record._replace(owner=owner, state=record.state._replace(home=home))
 
 
 def hear(record: Record | None, revision: int, *, home: str, heard: int, refused: bool) -> Record | Refusal:
     """Home has taken in what was said up to this number, or has refused the last of it."""
-    if record is None or record.state.home != home or record.state.state.final:
+    if record is None or record.state.home != home or record.state.state is not RunState.RUNNING:
         return Refusal.FENCED
     state = record.state._replace(heard=max(heard, record.state.heard))
     parts = _without(record, *([SAID] if state.heard >= state.said else []), REFUSED)
@@ -122,7 +126,7 @@ def claim(record: Record | None, revision: int, *, me: str, worker: str, killabl
 
 def tell(record: Record | None, revision: int, *, me: str, percent: int, message: str, said: int) -> Record | Refusal:
     """It has come so far, and has said so much."""
-    if record is None or record.owner != me:
+    if record is None or not _is_held(record, me):
         return Refusal.FENCED
     return _told(record, percent, message, said)
 
@@ -140,7 +144,7 @@ def finish(
     expires_at: datetime,
 ) -> Record | Refusal:
     """It has ended so, and home comes for it."""
-    if record is None or record.owner != me:
+    if record is None or not _is_held(record, me):
         return Refusal.FENCED
     told = _told(record, percent, message, said)
     parts = {kind: number for kind, number in told.parts.items() if kind in (SAID, REFUSED)} | (
@@ -153,7 +157,12 @@ def lose(record: Record | None, revision: int, *, worker: str) -> Record | Refus
     """The process of this name has died: who has started it says so, before it can be seen."""
     if record is None or record.owner is None or record.state.worker != worker:
         return Refusal.ABSENT
-    return record._replace(owner=_GONE)
+    return record._replace(owner=GONE)
+
+
+def _is_held(record: Record, me: str) -> bool:
+    """Whether this process makes it."""
+    return record.owner == me and record.state.state is RunState.RUNNING
 
 
 def _told(record: Record, percent: int, message: str, said: int) -> Record:

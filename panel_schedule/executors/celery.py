@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,7 +19,7 @@ from .elsewhere import RemoteExecutor
 log = logging.getLogger("panel_schedule")
 
 # The one task that is registered with an app.
-TASK = "panel_schedule.make"
+TASK = "panel-schedule"
 
 # Seconds that workers get to say that they are there.
 PING = 1.0
@@ -52,7 +53,12 @@ def require(app: Any, store: str, what: str) -> None:
         )
 
 
-def register(app: Any, make: Callable[[str, str, bool], object], lose: Callable[[str, str], object]) -> None:
+def register(
+    app: Any,
+    make: Callable[[str, str, bool], bool],
+    lose: Callable[[str, str], object],
+    where: Callable[[], str],
+) -> None:
     """
     Let the workers of an app make calls.
 
@@ -60,9 +66,11 @@ def register(app: Any, make: Callable[[str, str, bool], object], lose: Callable[
     ----------
     app : celery.Celery
     make : callable
-        ``make(name, worker, killable)``, in a worker, the call of this name.
+        ``make(name, worker, killable)``, in a worker, the call of this name; whether it was there.
     lose : callable
         ``lose(name, worker)``, in the process that has started a worker process, when that has died at a call.
+    where : callable
+        ``where()`` names the store in which calls are.
     """
     from celery.signals import worker_process_init
     from celery.worker.request import Request
@@ -71,17 +79,26 @@ def register(app: Any, make: Callable[[str, str, bool], object], lose: Callable[
     children = set[int]()
     worker_process_init.connect(lambda **_: children.add(os.getpid()), weak=False)
 
+    def lost(name: str, worker: str) -> None:
+        with suppress(ScheduleError):  # its lease ends
+            lose(name, worker)
+
     class CallRequest(Request):  # type: ignore[misc]
         """In the process that starts the others: a message, and the process that has got it."""
 
         def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
             name, worker = self.args[0], _worker(self.hostname, self.worker_pid)
             if self.worker_pid and self.worker_pid != os.getpid():
-                threading.Thread(target=lose, args=[name, worker], daemon=True).start()
+                threading.Thread(target=lost, args=[name, worker], daemon=True).start()
             return super().on_failure(exc_info, *args, **kwargs)
 
-    def make_call(self: Any, name: str) -> None:
-        make(name, _worker(self.request.hostname, os.getpid()), os.getpid() in children)
+    def make_call(self: Any, name: str, place: str) -> None:
+        there = make(name, _worker(self.request.hostname, os.getpid()), os.getpid() in children)
+        if not there and place != where():
+            log.error(
+                "A server has sent a call that is in its store, %s, and the store of this worker is %s. Give both the "
+                "same ps.config.store and ps.config.namespace.", place, where(),
+            )  # fmt: skip
 
     options = {"acks_late": True, "reject_on_worker_lost": True, "ignore_result": True}
     app.task(name=TASK, bind=True, Request=CallRequest, **options)(make_call)
@@ -100,15 +117,17 @@ class CeleryExecutor(RemoteExecutor):
     app : celery.Celery
     calls : Calls
     clock : Clock
+    where : str
+        Names the store, without a password.
     """
 
-    def __init__(self, app: Any, calls: Calls, clock: Clock):
+    def __init__(self, app: Any, calls: Calls, clock: Clock, where: str):
         super().__init__(calls, clock)
-        self._app = app
+        self._app, self._where = app, where
 
     def send(self, name: str) -> None:
         try:
-            self._app.send_task(TASK, args=[name], task_id=name, ignore_result=True, retry=False)
+            self._app.send_task(TASK, args=[name, self._where], task_id=name, ignore_result=True, retry=False)
         except Exception as error:  # each broker has its own
             raise ScheduleError(
                 f"The Celery broker {self._broker} cannot be reached: {' '.join(str(error).split()).rstrip('.')}. What "

@@ -58,8 +58,10 @@ class ClaimedCall:
     record : Record
     call : object
         Who runs, and as bytes what is called.
-    told : callable
-        ``told(urgent)`` when there is something to tell.
+    killable : bool
+        Whether this process does nothing else.
+    news : callable
+        ``news(urgent)`` when there is something to tell.
     interruption : Interruption or None
         Where it runs on the main thread, which can be interrupted.
     """
@@ -87,7 +89,9 @@ class ClaimedCall:
         # Who waits for the answer to a partial result, by its number; why the last one was refused.
         self._answers: dict[int, threading.Event] = {}
         self._refusal: BaseException | None = None
-        self._over = threading.Event()
+        # One tells at a time, and nobody after the end; and nobody gets a signal of a call that is over.
+        self._telling, self._signalling = threading.Lock(), threading.Lock()
+        self._ended, self._over = False, threading.Event()
         # Whether it is ended from outside, and why, if that is not what home has asked for.
         self._stopping, self._because = False, ""
         # Since when its home is known to be dead.
@@ -111,7 +115,8 @@ class ClaimedCall:
             except BaseException as refusal:  # whatever a value does that is stored
                 self._finish(None, refusal)
         finally:
-            self._over.set()
+            with self._signalling:
+                self._over.set()
             if self._interruption is not None:
                 signal.signal(signal.SIGTERM, before)
 
@@ -195,16 +200,19 @@ class ClaimedCall:
         """How far it has come, and what was said; on the worker's own thread."""
         if self._told is None:
             self._calls.listen()  # only now: each change of anything wakes a process that listens
-        with self._lock:
-            said, last = list(self._said), self._last
-        news = (self._run.percent, self._run.message, last)
-        if news != self._told and not self._over.is_set():
-            if not self._calls.tell(self.name, *news[:2], said, last):
-                self.stop("another process has it by now")
-            self._told = news
+        with self._telling:
+            with self._lock:
+                said, last = list(self._said), self._last
+            news = (self._run.percent, self._run.message, last)
+            if news != self._told and not self._ended:
+                if not self._calls.tell(self.name, *news[:2], said, last):
+                    self.stop("another process has it by now")
+                self._told = news
 
     def _finish(self, value: Any, error: BaseException | None) -> None:
         """For as long as the store cannot be reached, again and again."""
+        with self._telling:
+            self._ended = True
         for _ in range(TIMES):
             with self._lock:
                 said, last = list(self._said), self._last
@@ -260,7 +268,10 @@ class ClaimedCall:
     def _insist(self) -> None:
         # Again and again: what comes just before a blocking call does not interrupt it.
         for share in (0.02, 0.1, 0.38, 0.5):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            with self._signalling:
+                if self._over.is_set():
+                    return
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             if self._over.wait(GRACE * share):
                 return
         if self._killable:
@@ -300,9 +311,9 @@ class RemoteWorker:
         self._thread: threading.Thread | None = None
         self._news, self._urgent = threading.Event(), threading.Event()
 
-    def make(self, name: str, worker: str, killable: bool) -> None:
+    def make(self, name: str, worker: str, killable: bool) -> bool:
         """
-        Make the call of this name, unless somebody else does, or nobody wants it any more.
+        Make the call of this name, unless somebody else does, or nobody wants it any more; whether it was there.
 
         Parameters
         ----------
@@ -316,7 +327,7 @@ class RemoteWorker:
         claimed = self._calls.claim(name, worker, killable)
         if claimed is None:
             del self._claiming[name]
-            return
+            return False
         on_main = threading.current_thread() is threading.main_thread()
         call = ClaimedCall(self._calls, *claimed, killable, self._tell_soon, Interruption() if on_main else None)
         self._running[name] = call
@@ -327,6 +338,7 @@ class RemoteWorker:
             call.make()
         finally:
             del self._running[name]
+        return True
 
     # ------------------------------------------------------------ the thread that tells, and what is heard
 

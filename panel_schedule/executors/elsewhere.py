@@ -19,7 +19,8 @@ from typing import Any
 
 from ..clock import Clock
 from ..coordination.record import Record
-from ..errors import RunCancelled, RunCrashed, ScheduleError, StoreError
+from ..coordination.remote import GONE
+from ..errors import RunCancelled, RunCrashed, RunFenced, ScheduleError, StoreError
 from ..functions.run import RunState, _current, new_id
 from . import logs
 from .calls import LOG, Calls
@@ -72,7 +73,10 @@ class RemoteFuture(Future[Any]):
         self.begun = self.busy = self.killable = self.sent = False
         self.news: Record | None = None
         self.revision = 0
-        self.percent, self.message, self.heard = -1, "", 0
+        self.percent, self.message = -1, ""
+        # The number of the last message that was taken in, and of which the worker knows that; why it was refused.
+        self.heard = self.acknowledged = 0
+        self.refused: BaseException | None = None
         # When it is sent again, and after how many seconds once more; since when it is to end.
         self.due, self.patience = 0.0, RESEND
         self.stopped_at: float | None = None
@@ -230,18 +234,18 @@ class RemoteExecutor(ABC):
             del self._known[name]
             return False
         future.data, future.heard = None, record.state.heard
+        future.acknowledged = future.heard
         self._changed(record)
         return True
 
     def _submit(self, future: RemoteFuture) -> None:
         mine = self._calls.submit(future.name, future.call.name, future.data)
         future.data = None
-        if not mine and (record := self._calls.adopt(future.name)) is not None:
-            future.heard = record.state.heard
-            self._changed(record)
-        elif future.stopped_at is not None:
+        if not mine and not self._adopts(future, future.name):
+            raise RunFenced(f"{future.call.name}: another process has this run by now.")
+        if future.stopped_at is not None:
             self._withdraw(future)
-        else:
+        elif not future.begun:
             self._send(future)
 
     def _send(self, future: RemoteFuture) -> None:
@@ -275,20 +279,18 @@ class RemoteExecutor(ABC):
         self._carry(self._take_in, future)
 
     def _take_in(self, future: RemoteFuture) -> None:
-        try:
-            while True:
-                with self._lock:
-                    record, future.news = future.news, None
-                    if record is None or future.done():
-                        break
-                try:
-                    self._hear(future, record)
-                except BaseException:
-                    with self._lock:  # once more, when it is looked the next time
-                        future.news = future.news or record
-                    raise
-        finally:
-            future.busy = False
+        while True:
+            with self._lock:
+                record, future.news = future.news, None
+                future.busy = record is not None and not future.done()
+            if record is None or future.done():
+                return
+            try:
+                self._hear(future, record)
+            except BaseException:
+                with self._lock:  # once more, when it is looked the next time
+                    future.news, future.busy = future.news or record, False
+                raise
 
     def _hear(self, future: RemoteFuture, record: Record) -> None:
         state = record.state
@@ -307,17 +309,16 @@ class RemoteExecutor(ABC):
         if run is not None and (state.percent, state.message) != (future.percent, future.message):
             future.percent, future.message = state.percent, state.message
             context.run(run.report, state.percent, state.message)
-        if state.said > future.heard:
+        if state.said > future.acknowledged:
             self._listen(future, record, context)
         # What is told again without a change is told as its owner may be gone.
         again, future.revision = record.revision <= future.revision, record.revision
         if state.state.final:
             self._conclude(future, record)
-        elif again and not self._calls.alive(record.owner or ""):
+        elif (again or record.owner == GONE) and not self._calls.alive(record.owner or ""):
             self._crashed(future, record)
 
     def _listen(self, future: RemoteFuture, record: Record, context: contextvars.Context) -> None:
-        refusal: BaseException | None = None
         for number, kind, data in self._calls.said(record):
             if number <= future.heard:
                 continue
@@ -329,9 +330,10 @@ class RemoteExecutor(ABC):
             try:
                 contextvars.Context().run(future.call.receive, value)
             except BaseException as error:  # of the run, which has ended or has lost its claim
-                refusal = error
-        if not record.state.state.final:
-            self._calls.hear(future.name, future.heard, refusal)
+                future.refused = error
+        if not record.state.state.final and future.heard > future.acknowledged:
+            self._calls.hear(future.name, future.heard, future.refused)
+            future.acknowledged, future.refused = future.heard, None
 
     def _refuse(self, future: RemoteFuture, error: BaseException) -> None:
         future.refusal = future.refusal or error

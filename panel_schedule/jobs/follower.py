@@ -85,7 +85,7 @@ class Follower:
         self._again: Timer | None = None
         # Until when what is missing in the store may still be put back, by the process that runs it.
         self._patient_until = 0.0
-        self._queue.watch_jobs(self._noticed, self._put_back)
+        self._queue.watch_jobs(self._noticed, self._follows, self._put_back)
 
     def add(self, function: Background[Any, Any]) -> None:
         """A function is there: it may be that an earlier process has left runs of it behind."""
@@ -304,6 +304,11 @@ class Follower:
         if not run.state.final:
             with self._service.locked:
                 self._service.outbox.ask((), partial(self._queue.cancel, id))
+
+    def _follows(self, id: str) -> bool:
+        """Whether another process has this run, and somebody here looks at it."""
+        execution = self._executions.get(id)
+        return execution is not None and execution.remote
 
     def _noticed(self, id: str) -> None:
         """Another process may have changed the row of a run; on any thread but the loop."""

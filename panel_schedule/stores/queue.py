@@ -518,16 +518,26 @@ class Queue:
         """Whether sessions of other processes do."""
         return self._store.watchers(SPACE, id) > 0
 
-    def watch_jobs(self, noticed: Callable[[str], object], lost: Callable[[], object] = lambda: None) -> None:
+    def watch_jobs(
+        self,
+        noticed: Callable[[str], object],
+        follows: Callable[[str], bool] = lambda id: True,
+        lost: Callable[[], object] = lambda: None,
+    ) -> None:
         """
         Call ``noticed(id)`` when another process may have changed a job, or is gone. On whatever thread.
 
-        And ``lost()`` when the store has lost jobs: who runs one is to `put_back` that.
+        Of those that have ended only where ``follows(id)``. And ``lost()`` when the store has lost jobs: who runs one
+        is to `put_back` that.
         """
 
         def changed(record: Record) -> None:
             # Of those that it holds a process knows everything but this.
-            if record.owner != self._store.me or record.state.cancelled:
+            if record.owner is None:
+                wanted = follows(record.name)
+            else:
+                wanted = record.owner != self._store.me or record.state.cancelled
+            if wanted:
                 noticed(record.name)
 
         self._store.subscribe(SPACE, changed, lost)

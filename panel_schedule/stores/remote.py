@@ -55,7 +55,7 @@ class RemoteCalls:
         ------
         ValueRefused
         """
-        apply = partial(remote.submit, name=name, label=label, home=self._store.me)
+        apply = partial(remote.submit, name=name, label=label, home=self._store.me, alive=self._store.alive)
         result = self._change(name, apply, {(CALL, 0): call}, label, tell=Tell.LATER)
         return result.refusal is not Refusal.HELD
 
