@@ -93,6 +93,15 @@ def slow(go):
     return work
 
 
+def tasks_of(client) -> list[str]:
+    """What the scheduler knows; by a lambda, as this module is not there."""
+    return client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks))
+
+
+def queues_of(client) -> list[str]:
+    return client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.extensions["queues"].queues))
+
+
 def said(caplog, text: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if text in record.getMessage()]
 
@@ -270,6 +279,34 @@ def test_a_server_that_dies_leaves_nothing_running(cluster, tmp_path):
     server.kill()
     server.wait()
     eventually((tmp_path / "cleaned").exists, PATIENCE)
+
+
+def test_what_waits_survives_a_restart_of_all_workers(tmp_path):
+    """``Client.restart`` cancels all tasks of Dask; that is no cancel of ours."""
+    with own_cluster(tmp_path) as (cluster, ps):
+        run = job(ps, lambda: 1).submit()
+        with distributed.Client(cluster.address, set_as_default=False) as client:
+            eventually(lambda: tasks_of(client), PATIENCE)
+            client.restart(wait_for_workers=False)
+        cluster.worker(1)
+        assert 1 == run.result(PATIENCE)
+
+
+def test_nothing_stays_with_dask(ps, cluster):
+    """Of what has ended, however it did: no task, no value and no queue but one."""
+    work = job(ps, lambda size: b"x" * size)
+    for size in (1, 2 * dask_worker.LARGE):
+        assert size == len(work.submit(size).result(PATIENCE))
+    with pytest.raises(TypeError):
+        work.submit(None).result(PATIENCE)
+    executor = ps._runtime.service.executors["dask"]
+    with distributed.Client(cluster.address, set_as_default=False) as client:
+        eventually(lambda: not tasks_of(client), PATIENCE)
+        eventually(lambda: executor._connection.queue in queues_of(client), PATIENCE)
+        eventually(lambda: 1 == len(queues_of(client)), PATIENCE)
+        ps._runtime.close()
+        eventually(lambda: not queues_of(client), PATIENCE)
+    assert ({}, False) == (executor._known, executor.busy)
 
 
 def test_a_client_may_be_closed_that_was_given(cluster):
