@@ -342,6 +342,20 @@ def test_a_worker_without_this_package_is_named(tmp_path):
             job(ps, lambda: 1).submit().result(PATIENCE)
 
 
+def test_the_dashboard_of_a_cluster_in_this_process_is_no_server_of_ours(tmp_path):
+    """Its loop is not taken for Panel's, and its end is not ours."""
+    source = """
+        import distributed
+        import panel_schedule as ps
+        with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster:
+            print(cluster.scheduler.http_server is not None, ps._runtime.loops.adopted)
+            ps.store["rates"] = 1
+        print(ps._runtime.service.stopping)
+    """
+    told = subprocess.run([sys.executable, "-c", dedent(source)], capture_output=True, text=True, timeout=60)
+    assert "True None\nFalse\n" == told.stdout, told.stderr
+
+
 # ------------------------------------------------------------ configuration
 
 
