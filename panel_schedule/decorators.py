@@ -121,9 +121,10 @@ class Front:
         ----------
         function : callable
             The function, where the decorator is used bare.
-        executor : {"process", "thread", "loop", "celery"}
+        executor : {"process", "thread", "loop", "celery", "dask"}
             A worker process, which can be stopped whatever it does; a thread, which cannot, for functions that mostly
-            wait; the server's event loop, for an ``async def`` that only waits; a worker of ``ps.config.celery``.
+            wait; the server's event loop, for an ``async def`` that only waits; a worker of ``ps.config.celery``, or of
+            the Dask cluster ``ps.config.dask``.
         timeout : period
             A run that takes longer, from its beginning, ends ``timed_out``.
         retry : int or Retry
@@ -235,10 +236,10 @@ class Front:
             Those used longest ago go first. None is no limit.
         key : callable
             Called as the function is: what it returns says which calls are equal, in place of all arguments.
-        executor : {"thread", "process", "loop", "celery"}
+        executor : {"thread", "process", "loop", "celery", "dask"}
             By default a plain function runs in a thread, be it the caller's own, and an ``async def`` on the server's
             loop. A function that computes for seconds slows no page down in a worker process, or in a worker of
-            ``ps.config.celery``.
+            ``ps.config.celery`` or ``ps.config.dask``.
         timeout : period
             A computation that takes longer has failed, for all who wait. A coroutine is cancelled and a worker process
             ended; a thread's function is abandoned, its value dropped, and it never runs on a caller's own thread.
@@ -349,10 +350,11 @@ class Front:
             ``"wait"``: no page is built before the first value, and the server stops when it cannot be
             had. ``"background"``: serve at once. ``"skip"``: wait for the first slot. By default
             ``"wait"``, but ``"skip"`` for `at`.
-        executor : {"loop", "thread", "process", "celery"}
+        executor : {"loop", "thread", "process", "celery", "dask"}
             By default an ``async def`` runs on the server's loop and a plain function in a thread. A function that
             computes for seconds belongs into a worker process: there it slows no page down, can be stopped
-            whatever it does, and takes nothing with it when it crashes; or into a worker of ``ps.config.celery``.
+            whatever it does, and takes nothing with it when it crashes; or into a worker of ``ps.config.celery`` or
+            ``ps.config.dask``.
         timeout : period
             A run that takes longer ends ``timed_out``. A thread's function cannot be interrupted: it is
             abandoned, what it still publishes is dropped, and slots are skipped until it returns.

@@ -58,8 +58,8 @@ class Process:
 class DaskCluster:
     """A scheduler, and the workers that were started with it."""
 
-    def __init__(self, folder: Path, port: int = 0):
-        self.folder = folder
+    def __init__(self, folder: Path, port: int = 0, env: dict[str, str] | None = None):
+        self.folder, self.env = folder, env
         self.scheduler = self._scheduler(port)
         self.workers: list[Process] = []
 
@@ -69,16 +69,8 @@ class DaskCluster:
 
     def worker(self, threads: int = 2, env: dict[str, str] | None = None) -> Process:
         """Start one more worker; it is there when this returns."""
-        options = [
-            "--nthreads",
-            str(threads),
-            "--no-nanny",
-            "--host",
-            "127.0.0.1",
-            "--local-directory",
-            str(self.folder),
-        ]
-        worker = Process("dask_worker", self.address, *options, sign=REGISTERED, folder=self.folder, env=env)
+        options = ["--nthreads", str(threads), "--no-nanny", "--local-directory", str(self.folder)]
+        worker = self._process("dask_worker", self.address, *options, sign=REGISTERED, env=env)
         self.workers.append(worker)
         return worker
 
@@ -94,6 +86,7 @@ class DaskCluster:
         self.scheduler.close()
 
     def _scheduler(self, port: int) -> Process:
-        return Process(
-            "dask_scheduler", "--host", "127.0.0.1", "--port", str(port), sign="Scheduler at", folder=self.folder
-        )
+        return self._process("dask_scheduler", "--port", str(port), sign="Scheduler at")
+
+    def _process(self, module: str, *args: str, sign: str, env: dict[str, str] | None = None) -> Process:
+        return Process(module, *args, "--host", "127.0.0.1", sign=sign, folder=self.folder, env=env or self.env)

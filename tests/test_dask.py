@@ -93,6 +93,15 @@ def slow(go):
     return work
 
 
+def tasks_of(client) -> list[str]:
+    """What the scheduler knows; by a lambda, as this module is not there."""
+    return client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks))
+
+
+def queues_of(client) -> list[str]:
+    return client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.extensions["queues"].queues))
+
+
 def said(caplog, text: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if text in record.getMessage()]
 
@@ -272,6 +281,34 @@ def test_a_server_that_dies_leaves_nothing_running(cluster, tmp_path):
     eventually((tmp_path / "cleaned").exists, PATIENCE)
 
 
+def test_what_waits_survives_a_restart_of_all_workers(tmp_path):
+    """``Client.restart`` cancels all tasks of Dask; that is no cancel of ours."""
+    with own_cluster(tmp_path) as (cluster, ps):
+        run = job(ps, lambda: 1).submit()
+        with distributed.Client(cluster.address, set_as_default=False) as client:
+            eventually(lambda: tasks_of(client), PATIENCE)
+            client.restart(wait_for_workers=False)
+        cluster.worker(1)
+        assert 1 == run.result(PATIENCE)
+
+
+def test_nothing_stays_with_dask(ps, cluster):
+    """Of what has ended, however it did: no task, no value and no queue; and of a server that has stopped, either."""
+    with distributed.Client(cluster.address, set_as_default=False) as client:
+        before = queues_of(client)  # of a server that was killed its own is there
+        work = job(ps, lambda size: b"x" * size)
+        for size in (1, 2 * dask_worker.LARGE):
+            assert size == len(work.submit(size).result(PATIENCE))
+        with pytest.raises(TypeError):
+            work.submit(None).result(PATIENCE)
+        executor = ps._runtime.service.executors["dask"]
+        eventually(lambda: not tasks_of(client), PATIENCE)
+        eventually(lambda: {*before, executor._connection.queue} == {*queues_of(client)}, PATIENCE)
+        ps._runtime.close()
+        eventually(lambda: before == queues_of(client), PATIENCE)
+    assert ({}, False) == (executor._known, executor.busy)
+
+
 def test_a_client_may_be_closed_that_was_given(cluster):
     """Its address and security count; a sync one, or an async one."""
     with distributed.Client(cluster.address, set_as_default=False) as client:
@@ -303,6 +340,20 @@ def test_a_worker_without_this_package_is_named(tmp_path):
         cluster.worker(1, env={"PYTHONPATH": str(tmp_path)})
         with pytest.raises(RunCrashed, match="pip install panel-schedule"):
             job(ps, lambda: 1).submit().result(PATIENCE)
+
+
+def test_the_dashboard_of_a_cluster_in_this_process_is_no_server_of_ours(tmp_path):
+    """Its loop is not taken for Panel's, and its end is not ours."""
+    source = """
+        import distributed
+        import panel_schedule as ps
+        with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster:
+            print(cluster.scheduler.http_server is not None, ps._runtime.loops.adopted)
+            ps.store["rates"] = 1
+        print(ps._runtime.service.stopping)
+    """
+    told = subprocess.run([sys.executable, "-c", dedent(source)], capture_output=True, text=True, timeout=60)
+    assert "True None\nFalse\n" == told.stdout, told.stderr
 
 
 # ------------------------------------------------------------ configuration

@@ -32,7 +32,7 @@ OPTIONAL = {
     "stores.postgres_server": {"psycopg"},
     "stores.redis": {"redis"},
     "executors.celery": {"celery"},
-    "executors.dask": {"dask", "distributed"},
+    "executors.dask_connection": {"distributed"},
     "executors.dask_worker": {"distributed"},
     "views.table": {"pandas"},  # whose import takes long, and which is there where a table is
 }

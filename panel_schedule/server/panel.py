@@ -93,11 +93,13 @@ class Gate:
         @wraps(on_loaded)
         def on_server_loaded(application: Application, server_context: Any) -> None:
             on_loaded(application, server_context)
-            self._start()
+            if not _is_a_dashboard(application):
+                self._start()
 
         @wraps(on_unloaded)
         def on_server_unloaded(application: Application, server_context: Any) -> None:
-            self._runtime.stop()
+            if not _is_a_dashboard(application):
+                self._runtime.stop()
             on_unloaded(application, server_context)
 
         @wraps(stop)
@@ -108,6 +110,8 @@ class Gate:
         @wraps(on_created)
         async def on_session_created(application: Application, session_context: Any) -> None:
             await on_created(application, session_context)
+            if _is_a_dashboard(application):
+                return
             self._start()
             try:
                 if not await self._open():
@@ -225,6 +229,14 @@ class Gate:
         names = ", ".join(task.name for task in self._runtime.waiting_for()) or "the first tasks"
         why = f"It waits for its first data: {names}. This page reloads by itself."
         _say(document, "Starting", _PAGE.format(state="is starting", why=escape(why)), RELOAD)
+
+
+def _is_a_dashboard(application: Application) -> bool:
+    """Of a Dask cluster in this process, which is served on a loop of its own."""
+    functions = [getattr(handler, "_func", None) for handler in application.handlers]
+    return any(
+        str(getattr(getattr(each, "func", each), "__module__", "")).startswith("distributed.") for each in functions
+    )
 
 
 def _say_unusable(error: Exception, document: Document) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from typing import Any
 
 from dask_cluster import DaskCluster
 
-from .fresh import fresh
+from .fresh import environment, fresh
 from .stalls import Beat
 from .table import Table, middle
 
@@ -21,7 +22,11 @@ COUNT = 15
 PAUSE = 0.02
 MEGABYTES = 50
 
-ROWS = {"ours": "panel-schedule, `executor='dask'`", "bare": "`client.submit(function).result()`"}
+ROWS = {
+    "ours": "panel-schedule, `executor='dask'`",
+    "bare": "`client.submit(function).result()`",
+    "direct": "the same, `direct_to_workers=True`",
+}
 
 Submit = Callable[[int], Awaitable[Any]]
 
@@ -67,16 +72,19 @@ async def all_by_turns(address: str) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {peer: {"trivial": [], "large": [], "stall": []} for peer in ROWS}
     beat = Beat()
     beating = asyncio.create_task(beat.beat())
-    with Client(address, set_as_default=False) as client:
+    with (
+        Client(address, set_as_default=False) as bare,
+        Client(address, set_as_default=False, direct_to_workers=True) as direct,
+    ):
 
         def peers(function: Callable[[int], Any]) -> dict[str, Submit]:
-            async def bare(number: int) -> Any:
-                return await asyncio.to_thread(client.submit(function, number, pure=False).result)
-
             async def ours(number: int) -> Any:
                 return await jobs[function].submit(number)
 
-            return {"ours": ours, "bare": bare}
+            async def through(client: Client, number: int) -> Any:
+                return await asyncio.to_thread(client.submit(function, number, pure=False).result)
+
+            return {"ours": ours, "bare": partial(through, bare), "direct": partial(through, direct)}
 
         for number in range(ROUNDS + 1):
             for peer, submit in peers(trivial).items():
@@ -98,7 +106,7 @@ def measure(address: str) -> dict[str, dict[str, list[float]]]:
 
 def tables() -> list[Table]:
     with TemporaryDirectory() as folder:
-        cluster = DaskCluster(Path(folder))
+        cluster = DaskCluster(Path(folder), env=environment())  # in which Dask finds what the bare client gives it
         try:
             cluster.worker(threads=2)
             found = fresh(measure, cluster.address)
@@ -118,6 +126,7 @@ def tables() -> list[Table]:
         "as its result; the median, in brackets the least and the most. A scheduler and a worker of two threads on the "
         "same machine. Ours runs in a process of its own, which can be stopped, and tells its server that it begins; "
         "the bare one runs in a thread of the Dask worker, is waited for in a thread of the server, and has no "
-        "progress, no cancel and no history."
+        "progress, no cancel and no history. By default a client has its results through the scheduler; ours has large "
+        "ones straight from the worker where it can reach it."
     )
     return [table]
