@@ -10,6 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from panel_schedule.runtime import Runtime
 from panel_schedule.stores.base import Store
 from proxy import Proxy
 from redis_server import RedisServer, free_port
-from servers import Serve, eventually
+from servers import Serve
+from servers import eventually as eventually_within
+
+# Seconds that a test waits at most for what another process does.
+PATIENCE = 30.0
+
+eventually = partial(eventually_within, timeout=PATIENCE)
 
 # Seconds: of a replica, in place of 15; and what a fault lasts that is to outlast it.
 LEASE = 1.0
@@ -72,7 +79,7 @@ class Site:
         lines = map(json.loads, path.read_text().split("\n")[:-1]) if path.exists() else ()
         return [line for line in lines if line["what"] == what and facts.items() <= line.items()]
 
-    def await_values(self, timeout: float = 10.0) -> float:
+    def await_values(self) -> float:
         """Wait until each replica has seen a value of each task from now on; how many seconds that took."""
         now, living = time.monotonic(), {host.process.pid for host in self.replicas if host.alive}
 
@@ -81,7 +88,7 @@ class Site:
             return {(pid, task) for pid in living for task in BUSY} - seen
 
         try:
-            eventually(lambda: not missing(), timeout)
+            eventually(lambda: not missing())
         except AssertionError:
             raise AssertionError(f"Nobody of {living} has seen {missing()}") from None
         return time.monotonic() - now
