@@ -28,7 +28,7 @@ from ..functions.run import RunRecord
 from ..serialize.codec import Encoded, Inline, decode, encode
 from .base import Store
 from .file.history import RUN, row_of, run_of
-from .hurry import SOON, in_a_hurry
+from .hurry import LAST, SOON, in_a_hurry, is_leaving
 from .queue import MOST_BYTES
 from .records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, selected, tell_all
 
@@ -270,6 +270,7 @@ class RedisRecords:
         self._max_value_bytes = max_value_bytes
         self._log_limit = log_limit
         self._client, self._hurried = self._connected(url, PATIENCE), self._connected(url, SOON)
+        self._leaving = self._connected(url, LAST)
         self.me = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._numbers = count(1)
         # Of the store as this process knows it; and its last number that it has seen.
@@ -327,7 +328,7 @@ class RedisRecords:
         if self._closed:
             raise StoreError(closed)
         try:
-            yield self._hurried if in_a_hurry() else self._client
+            yield self._hurried if in_a_hurry() else self._leaving if is_leaving() else self._client
         except Exception as error:
             if self._closed:  # meanwhile: its connection was taken from it
                 raise StoreError(closed) from error
@@ -766,6 +767,7 @@ class RedisRecords:
                 thread.join(LOOK)
         self._client.close()
         self._hurried.close()
+        self._leaving.close()
 
 
 class RedisStore(Store):
