@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from panel_schedule.coordination.tasks import TASK, Claim
 from panel_schedule.errors import RunFenced, StoreError
 from panel_schedule.functions.run import RunRecord
 from panel_schedule.jobs import follower
-from panel_schedule.stores import redis
 from panel_schedule.stores.records import Request, Result
 from panel_schedule.stores.tasks import Tasks
 
@@ -71,16 +71,21 @@ class Replica:
     ----------
     folder : Path
         The test's: with the journal of all its processes.
+    store : str
+        The module in `panel_schedule.stores`.
     lease, patience : float
-        Seconds, in place of those of `stores.redis`.
+        Seconds, in place of those of that module.
     skew : float
         Seconds by which its clock is fast.
     busy : bool
         Whether it has the tasks that run all the time.
     """
 
-    def __init__(self, folder: Path, lease: float = 1.0, patience: float = 0.5, skew: float = 0.0, busy: bool = True):
-        redis.LEASE, redis.PATIENCE, follower.PAUSE = lease, patience, lease / 2
+    def __init__(
+        self, folder: Path, store: str, lease: float, patience: float = 0.5, skew: float = 0.0, busy: bool = True
+    ):
+        module: Any = import_module(f"panel_schedule.stores.{store}")
+        module.LEASE, module.PATIENCE, follower.PAUSE = lease, patience, lease / 2
         self.folder = folder
         if skew:
             SystemClock.now = lambda self: datetime.now(UTC) + timedelta(seconds=skew)  # type: ignore[method-assign]

@@ -38,9 +38,10 @@ class Server:
         self.name = "server"
         self.persistent = True
 
-    def join(self):
-        """Another process."""
-        core = self._stack.enter_context(Core(self.clock, self.make_store()))
+    def join(self, ahead=0):
+        """Another process, whose clock is so many seconds ahead."""
+        clock = VirtualClock(self.clock.now() + timedelta(seconds=ahead)) if ahead else self.clock
+        core = self._stack.enter_context(Core(clock, self.make_store()))
         core.service.outbox.drain = lambda timeout: core.go()
         self.cores.append(core)
         return core
@@ -472,6 +473,19 @@ def test_each_yield_reaches_all_processes(pair):
 
     assert [[(0, 1)] * 2, [(1, 2)] * 2, [(2, 3)] * 2] == values
     assert [2] == seen
+
+
+def test_a_follower_does_not_wait_for_the_slots_of_a_value_that_is_there(server):
+    """A process whose clock is ahead has published it: for this one those slots are still to come, and ever more."""
+    slow, fast = server.join(), server.join(ahead=600)
+    task, _ = server.schedule(make=counter([]), period="1m", first_run="skip")
+    follower = slow.schedule(after=task, name="follower")(lambda: task())
+    server.begin()
+    fast.clock.advance(60)
+    fast.service.tick()
+    server.settle()
+
+    assert (1, 1) == (task(), follower())
 
 
 # ------------------------------------------------------------ runs that another process has

@@ -10,6 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from panel_schedule.runtime import Runtime
 from panel_schedule.stores.base import Store
 from proxy import Proxy
 from redis_server import RedisServer, free_port
-from servers import Serve, eventually
+from servers import Serve
+from servers import eventually as eventually_within
+
+# Seconds that a test waits at most for what another process does.
+PATIENCE = 30.0
+
+eventually = partial(eventually_within, timeout=PATIENCE)
 
 # Seconds: of a replica, in place of 15; and what a fault lasts that is to outlast it.
 LEASE = 1.0
@@ -32,10 +39,39 @@ LONGER = 2 * LEASE
 
 BUSY = ("plain", "large", "async", "parts", "after")
 
-# What is in a request that changes records.
-CHANGE = b"swap"
 
-AOF = ("--appendonly", "yes", "--appendfsync", "always")
+class Redis(RedisServer):
+    """
+    A server, and all that these tests ask of one; that of another kind of store has the same.
+
+    Attributes
+    ----------
+    store : str
+        The module in `panel_schedule.stores`, with its time limits.
+    change : bytes
+        What is in a request that changes records.
+    """
+
+    store, change = "redis", b"swap"
+
+    def __init__(self, folder: Path, keeps: bool = True):
+        folder.mkdir()
+        super().__init__(folder, *(("--appendonly", "yes", "--appendfsync", "always") if keeps else ()))
+
+    def through(self, proxy: Proxy) -> str:
+        """Its address there."""
+        return self.url.replace(str(self.port), str(proxy.port))
+
+    def fill(self) -> None:
+        """There is no room for anything more."""
+        self.client.config_set("maxmemory", "1")
+
+    def empty(self) -> None:
+        self.client.config_set("maxmemory", "0")
+
+    def refuse(self) -> None:
+        """It takes no value of more than 1 MB."""
+        self.client.config_set("proto-max-bulk-len", "1mb")
 
 
 class Site:
@@ -45,24 +81,25 @@ class Site:
     Parameters
     ----------
     folder : Path
-    server : RedisServer
-        Or any other one that can be told to start, stop, kill, and that takes signals.
+    server : Redis
     """
 
-    def __init__(self, folder: Path, server: RedisServer):
+    def __init__(self, folder: Path, server: Redis):
         self.folder, self.server = folder, server
         self.replicas: list[Host] = []
 
-    def replica(self, url: str = "", **options: Any) -> Host:
-        """Start one that reaches the store at `url`, by default directly; options are `Replica`'s."""
-        source = f"import replica\nreplica = replica.Replica(folder, lease={LEASE}, **{options!r})"
-        host = Host(self.folder, source, jobs="", store=url or self.server.url, history_limit=100_000)
+    def replica(self, proxy: Proxy | None = None, **options: Any) -> Host:
+        """Start one that reaches the store directly, or by a proxy; options are `Replica`'s, or of ``ps.config``."""
+        configured = {name: options.pop(name) for name in list(options) if name in Config.options()}
+        source = f"import replica\nreplica = replica.Replica(folder, {self.server.store!r}, {LEASE}, **{options!r})"
+        url = self.server.url if proxy is None else self.server.through(proxy)
+        host = Host(self.folder, source, jobs="", store=url, history_limit=100_000, **configured)
         self.replicas.append(host)
         return host
 
-    def replicas_run(self, number: int, **options: Any) -> list[Host]:
+    def replicas_run(self, number: int, proxy: Proxy | None = None, **options: Any) -> list[Host]:
         """Start so many, and wait until each has seen a value of each task."""
-        started = [self.replica(**options) for _ in range(number)]
+        started = [self.replica(proxy, **options) for _ in range(number)]
         self.await_values()
         return started
 
@@ -72,7 +109,7 @@ class Site:
         lines = map(json.loads, path.read_text().split("\n")[:-1]) if path.exists() else ()
         return [line for line in lines if line["what"] == what and facts.items() <= line.items()]
 
-    def await_values(self, timeout: float = 10.0) -> float:
+    def await_values(self) -> float:
         """Wait until each replica has seen a value of each task from now on; how many seconds that took."""
         now, living = time.monotonic(), {host.process.pid for host in self.replicas if host.alive}
 
@@ -81,7 +118,7 @@ class Site:
             return {(pid, task) for pid in living for task in BUSY} - seen
 
         try:
-            eventually(lambda: not missing(), timeout)
+            eventually(lambda: not missing())
         except AssertionError:
             raise AssertionError(f"Nobody of {living} has seen {missing()}") from None
         return time.monotonic() - now
@@ -122,7 +159,6 @@ class Site:
             host.signal(signal.SIGCONT)
             host.kill()
         print(self.log())
-        self.server.stop()
 
     # ------------------------------------------------------------ what must hold
 
@@ -172,29 +208,34 @@ def _twice(items: Any) -> list[Any]:
     return [item for item, number in Counter(items).items() if number > 1]
 
 
-@pytest.fixture
-def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    """Its server has the options that the test names: ``@pytest.mark.parametrize("site", [AOF], indirect=True)``."""
-    with closing(Site(tmp_path, RedisServer(tmp_path, *getattr(request, "param", AOF)))) as site:
-        yield site
+MakeServer = Callable[..., Redis]
 
 
-MakeServer = Callable[..., RedisServer]
+@pytest.fixture(params=[Redis], ids=["redis"])
+def new_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeServer]:
+    """Start servers: ``new_server()``, or ``new_server(keeps=False)`` one that has forgotten all when it was killed."""
+    servers: list[Redis] = []
 
-
-@pytest.fixture
-def another(tmp_path: Path) -> Iterator[MakeServer]:
-    """A server that has nothing."""
-    servers: list[RedisServer] = []
-
-    def start(*options: str) -> RedisServer:
-        (folder := tmp_path / "another").mkdir()
-        servers.append(RedisServer(folder, *options))
+    def start(**options: Any) -> Redis:
+        servers.append(request.param(tmp_path / f"server{len(servers)}", **options))
         return servers[-1]
 
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def site(new_server: MakeServer, tmp_path: Path) -> Iterator[Site]:
+    with closing(Site(tmp_path, new_server())) as site:
+        yield site
+
+
+@pytest.fixture
+def forgetful(new_server: MakeServer, tmp_path: Path) -> Iterator[Site]:
+    """One whose server has forgotten everything when it was killed."""
+    with closing(Site(tmp_path, new_server(keeps=False))) as site:
+        yield site
 
 
 @pytest.fixture
@@ -250,7 +291,7 @@ def test_what_a_generator_yields_while_the_server_is_gone_is_stored_when_it_is_b
 def test_a_value_that_the_server_never_takes_fails_and_holds_up_nothing(site: Site) -> None:
     """All others go on, and its run says why."""
     (one,) = site.replicas_run(1)
-    site.server.client.config_set("proto-max-bulk-len", "1mb")
+    site.server.refuse()
     id = one("replica.refresh('huge')")
     eventually(lambda: "Task 'huge' failed" in site.log())
     site.await_values()
@@ -260,22 +301,21 @@ def test_a_value_that_the_server_never_takes_fails_and_holds_up_nothing(site: Si
         assert [(id, "failed")] == [(run.id, run.state) for run in store.history("huge")]
 
 
-@pytest.mark.parametrize("site", [()], indirect=True, ids=["forgetful"])
-def test_a_server_that_is_killed_and_has_forgotten_everything(site: Site) -> None:
+def test_a_server_that_is_killed_and_has_forgotten_everything(forgetful: Site) -> None:
     """It gets the values again from those who have them: no version goes back, and everything goes on by itself."""
-    site.replicas_run(3)
+    forgetful.replicas_run(3)
     for _ in range(2):
-        site.server.kill()
-        site.server.start()
-        print(f"each value came anew after {site.await_values():.2f} s")
-    site.end()
-    site.assert_sound(kept=False)
+        forgetful.server.kill()
+        forgetful.server.start()
+        print(f"each value came anew after {forgetful.await_values():.2f} s")
+    forgetful.end()
+    forgetful.assert_sound(kept=False)
 
 
-def test_a_failover_to_an_empty_server(site: Site, proxy: Proxy, another: MakeServer) -> None:
+def test_a_failover_to_an_empty_server(site: Site, proxy: Proxy, new_server: MakeServer) -> None:
     """The same."""
-    site.replicas_run(2, url=proxy.url)
-    site.server, former = another(), site.server
+    site.replicas_run(2, proxy)
+    site.server, former = new_server(), site.server
     proxy.to = site.server.port
     proxy.drop()
     former.stop()
@@ -325,6 +365,18 @@ def test_a_replica_that_stood_still_longer_than_its_lease_writes_nothing(site: S
     assert [1] == [line["fence"] for line in site.journal("fenced", task="long")]
 
 
+def test_a_replica_stops_though_the_server_stands_still(site: Site) -> None:
+    """It does not wait for it as long as at other times."""
+    replica = site.replica(patience=10.0, grace_period=0.5)
+    site.await_values()
+    site.server.signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    assert replica.stop() in (0, -signal.SIGTERM)
+    print(f"it stopped after {time.monotonic() - stopped:.2f} s")
+    assert time.monotonic() - stopped < 20.0
+    site.server.signal(signal.SIGCONT)
+
+
 def test_replicas_whose_clocks_differ(site: Site) -> None:
     """By 10 s: no slot has two results. The slow one finds those of the next 10 s done when the fast one has gone."""
     slow, fast = site.replica(), site.replica(skew=10.0)
@@ -343,7 +395,7 @@ def test_replicas_whose_clocks_differ(site: Site) -> None:
 def test_a_network_that_cuts_replies_and_connections(site: Site, proxy: Proxy) -> None:
     """Whatever the process has heard of what it wrote: each slot has one result, and each run one end."""
     dice = random.Random(12)
-    site.replicas_run(3, url=proxy.url)
+    site.replicas_run(3, proxy)
     for number in range(1, 41):
         if dice.random() < 0.5:
             proxy.cut = 1
@@ -359,8 +411,8 @@ def test_a_network_that_cuts_replies_and_connections(site: Site, proxy: Proxy) -
 
 def test_a_claim_that_nobody_could_tell_is_had_by_who_asked(site: Site, proxy: Proxy) -> None:
     """Also when another process has changed the record before it is asked again."""
-    one, other = site.replica(url=proxy.url, busy=False), site.replica(busy=False)
-    proxy.lose = CHANGE
+    one, other = site.replica(proxy, busy=False), site.replica(busy=False)
+    proxy.lose = site.server.change
     id = one("replica.refresh('long')")
     site.await_change(other, "long", lambda state: state.run_id == id)
     proxy.lose = b""
@@ -370,11 +422,11 @@ def test_a_claim_that_nobody_could_tell_is_had_by_who_asked(site: Site, proxy: P
 
 def test_a_takeover_that_nobody_could_tell_is_had_by_who_asked(site: Site, proxy: Proxy) -> None:
     """The same."""
-    one, heir, other = site.replica(busy=False), site.replica(url=proxy.url, busy=False), site.replica(busy=False)
+    one, heir, other = site.replica(busy=False), site.replica(proxy, busy=False), site.replica(busy=False)
     one("replica.refresh('long')")
     eventually(lambda: site.journal("began", task="long"))
     other.signal(signal.SIGSTOP)  # it would be the heir, perhaps
-    proxy.lose = CHANGE
+    proxy.lose = site.server.change
     one.kill()
     with closing(site.opened()) as store:
         eventually(lambda: store.records.read("task", "long").state.attempt == 2)
@@ -387,7 +439,7 @@ def test_a_takeover_that_nobody_could_tell_is_had_by_who_asked(site: Site, proxy
 
 def test_a_network_that_passes_nothing_for_a_while(site: Site, proxy: Proxy) -> None:
     """It costs nobody his lease: the server has heard of nobody."""
-    one, other = site.replicas_run(2, url=proxy.url)
+    one, other = site.replicas_run(2, proxy)
     one("replica.refresh('long')")
     eventually(lambda: site.journal("began", task="long"))
     proxy.stall()
@@ -403,7 +455,7 @@ def test_a_network_that_passes_nothing_for_a_while(site: Site, proxy: Proxy) -> 
 
 def test_a_replica_that_is_cut_off_longer_than_its_lease(site: Site, proxy: Proxy) -> None:
     """Others take over what it had; it serves what it has, its late value is dropped, and it finds its way back."""
-    one, other = site.replica(url=proxy.url), site.replica()
+    one, other = site.replica(proxy), site.replica()
     site.await_values()
     one("replica.refresh('long')")
     eventually(lambda: site.journal("began", task="long"))
@@ -424,7 +476,7 @@ def test_a_replica_that_is_cut_off_longer_than_its_lease(site: Site, proxy: Prox
 
 def test_a_slow_network_holds_up_no_page_and_no_clock(site: Site, proxy: Proxy) -> None:
     """With 200 ms a call: a read, a turn of the loop and a timer take no longer than ever."""
-    (one,) = site.replicas_run(1, url=proxy.url, patience=5.0)
+    (one,) = site.replicas_run(1, proxy, patience=5.0)
     proxy.delay = 0.2
     one("replica.measure()")
     site.await_values()
@@ -444,13 +496,13 @@ def test_a_full_server(site: Site) -> None:
     one, other = site.replicas_run(2)
     id = one("replica.refresh('long')")
     eventually(lambda: site.journal("began", task="long"))
-    site.server.client.config_set("maxmemory", "1")
+    site.server.fill()
     site.go("long 1")
     eventually(lambda: site.log().count("Raise the server's maxmemory") >= 2)
     assert min(each(f"replica.version({task!r})") for each in (one, other) for task in BUSY) > 0
     said = [line for line in site.log().splitlines() if "maxmemory" in line]
     assert len(said) <= 4  # of each process what it tries again, and that it cannot say that it lives
-    site.server.client.config_set("maxmemory", "0")
+    site.server.empty()
     print(f"each value came anew after {site.await_values():.2f} s")
     eventually(lambda: other("replica.version('long')") == 1)
     site.end()
@@ -464,9 +516,9 @@ def test_a_full_server(site: Site) -> None:
 
 def test_a_job_that_was_refused_is_not_done_later(site: Site, proxy: Proxy) -> None:
     """The server has it, and nobody could say so: it ends as soon as that is known."""
-    one, other = site.replica(url=proxy.url, busy=False), site.replica(busy=False)
+    one, other = site.replica(proxy, busy=False), site.replica(busy=False)
     site.go("job 1")
-    proxy.lose = CHANGE
+    proxy.lose = site.server.change
     assert "" == one("replica.try_to_submit('thread')")
     [id] = site.jobs()
     proxy.lose = b""
@@ -478,11 +530,11 @@ def test_a_job_that_was_refused_is_not_done_later(site: Site, proxy: Proxy) -> N
 
 def test_a_job_whose_takeover_nobody_could_tell_is_done(site: Site, proxy: Proxy) -> None:
     """Who has it, and was not told so, does it."""
-    one, other = site.replica(busy=False), site.replica(url=proxy.url, busy=False)
+    one, other = site.replica(busy=False), site.replica(proxy, busy=False)
     id = one("replica.submit('thread')")
     eventually(lambda: site.journal("began", run=id))
     one.kill()
-    proxy.lose = CHANGE
+    proxy.lose = site.server.change
     with closing(site.opened()) as store:
         eventually(lambda: store.records.read("run", id).state.fence == 2)
     proxy.lose = b""
@@ -496,7 +548,7 @@ def test_a_job_whose_takeover_nobody_could_tell_is_done(site: Site, proxy: Proxy
 def test_a_result_that_the_server_never_takes_holds_up_nothing(site: Site) -> None:
     """Its job has succeeded, for who waits for it there; others are told that it is lost."""
     one, other = site.replicas_run(2)
-    site.server.client.config_set("proto-max-bulk-len", "1mb")
+    site.server.refuse()
     id = one("replica.submit_huge()")
     eventually(lambda: other(f"replica.state('huge', {id!r})") == "succeeded")
     assert "succeeded" == one(f"replica.state('huge', {id!r})")
@@ -588,7 +640,7 @@ APP = {
 
 def test_pages_do_not_wait_for_a_slow_store(site: Site, proxy: Proxy, serve: Serve) -> None:
     """With 200 ms a call."""
-    server = serve("app.py --setup tasks.py", APP, env={"PANEL_SCHEDULE_STORE": proxy.url})
+    server = serve("app.py --setup tasks.py", APP, env={"PANEL_SCHEDULE_STORE": site.server.through(proxy)})
     page = f"{server.url}/app"
     httpx.get(page)  # the first one imports a lot
     proxy.delay = 0.2
@@ -599,21 +651,22 @@ def test_pages_do_not_wait_for_a_slow_store(site: Site, proxy: Proxy, serve: Ser
 
 
 def test_a_store_that_cannot_be_used_ends_a_server_with_one_line(
-    site: Site, another: MakeServer, serve: Serve, tmp_path: Path
+    redis_server: RedisServer, serve: Serve, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Exit 1, and no password in it."""
-    locked = another("--requirepass", "right").port
+    locked = RedisServer(tmp_path, "--requirepass", "right")
     unreachable = f"redis://user:hidden@127.0.0.1:{free_port()}"
     (tmp_path / "without" / "redis").mkdir(parents=True)
     (tmp_path / "without" / "redis" / "__init__.py").write_text("raise ImportError('there is none')")
     cases = {
         "Start the server, or correct host and port": {"STORE": unreachable},
         "Name or service not known. Start the server, or correct host": {"STORE": "redis://no-such-host.invalid"},
-        "Correct user and password": {"STORE": f"redis://:hidden@127.0.0.1:{locked}"},
-        "Correct the number of the database": {"STORE": f"{site.server.url}/99"},
-        "pip install 'panel-schedule[redis]'": {"STORE": site.server.url, "PYTHONPATH": f"{tmp_path / 'without'}"},
+        "Correct user and password": {"STORE": f"redis://:hidden@127.0.0.1:{locked.port}"},
+        "Correct the number of the database": {"STORE": f"{redis_server.url}/99"},
+        "pip install 'panel-schedule[redis]'": {"STORE": redis_server.url, "PYTHONPATH": f"{tmp_path / 'without'}"},
     }
     servers = {}
+    request.addfinalizer(locked.stop)
     for remedy, options in cases.items():
         env = {name if name == "PYTHONPATH" else f"PANEL_SCHEDULE_{name}": value for name, value in options.items()}
         servers[remedy] = serve("app.py --setup tasks.py", APP, env=env, wait=False)

@@ -302,7 +302,11 @@ class Waves:
             return True
         if state.clockless:
             return any(self.pending(upstream, wave) for upstream in self._known(state.upstream))
-        return state.next is not None and state.next <= wave and not state.paused
+        if state.next is None or state.next > wave or state.paused:
+            return False
+        # A process whose clock is ahead may have published it, and goes on to: this one would wait for ever.
+        known = state.task.known
+        return known is None or not known.final or known.wave is None or known.wave < wave
 
     def hold(self, state: TaskState, run: Run, proceed: Callable[[], object]) -> bool:
         """Call `proceed` later, once all that the run depends on is there; False when nothing is missing."""

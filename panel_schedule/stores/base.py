@@ -12,6 +12,7 @@ from ..coordination.tasks import TASK
 from ..errors import ScheduleError
 from ..functions.run import RunRecord
 from .cache import Cache
+from .hurry import leaving
 from .queue import MOST_BYTES, Queue
 from .records import RecordStore, Request, noted
 from .remote import RemoteCalls
@@ -105,10 +106,11 @@ class Store:
 
     def close(self) -> None:
         """This process is done with the store: others go on with what it has not ended. Idempotent."""
-        with suppress(ScheduleError):
-            self.queue.release()
-            self.cache.release()
-        self.records.close()
+        with leaving():
+            with suppress(ScheduleError):
+                self.queue.release()
+                self.cache.release()
+            self.records.close()
 
     def forked(self) -> Store | None:
         """What the child of a fork has in its place; None where it opens the store for itself."""

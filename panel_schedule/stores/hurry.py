@@ -9,6 +9,9 @@ from contextlib import contextmanager
 # Seconds for which an event loop stands still for a store that is busy, at most.
 SOON = 0.1
 
+# Seconds for which a process that ends waits for a store that does not answer, with each of its last words.
+LAST = 1.0
+
 _hurry = threading.local()
 
 
@@ -26,3 +29,18 @@ def in_a_hurry() -> bool:
     """Whether this thread is to wait for SOON at most."""
     so: Callable[[], bool] | None = getattr(_hurry, "so", None)
     return so is not None and so()
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """This thread says the last words of its process."""
+    _hurry.leaving = True
+    try:
+        yield
+    finally:
+        _hurry.leaving = False
+
+
+def is_leaving() -> bool:
+    """Whether this thread is to wait for LAST at most."""
+    return getattr(_hurry, "leaving", False)

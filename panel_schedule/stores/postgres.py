@@ -19,7 +19,7 @@ from ..coordination.record import Record, instant_of, of_text
 from ..errors import StoreError
 from ..functions.run import RunRecord
 from .base import Store
-from .hurry import SOON, in_a_hurry
+from .hurry import LAST, SOON, in_a_hurry, is_leaving
 from .postgres_server import PostgresServer, ServerError
 from .queue import MOST_BYTES
 from .server_records import LOST, PATIENCE, ServerRecords, run_in, to_json
@@ -134,7 +134,8 @@ class PostgresRecords(ServerRecords):
 
     def _ask(self, statement: str, *values: str | bytes, server: PostgresServer | None = None) -> list[list[Any]]:
         with self._told():
-            ask, patience = (server or self._server).ask, SOON if in_a_hurry() else PATIENCE
+            patience = SOON if in_a_hurry() else LAST if is_leaving() else PATIENCE
+            ask = (server or self._server).ask
             try:
                 return ask(statement, *values, patience=patience)
             except ServerError as error:

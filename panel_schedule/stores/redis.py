@@ -17,7 +17,7 @@ from ..coordination.record import Record, of_text
 from ..errors import ConfigError, StoreError
 from ..functions.run import RunRecord
 from .base import Store
-from .hurry import SOON, in_a_hurry
+from .hurry import LAST, SOON, in_a_hurry, is_leaving
 from .queue import MOST_BYTES
 from .server_records import LOST, PATIENCE, ServerRecords, instant_in, run_in, to_json
 from .signed import Key
@@ -95,6 +95,7 @@ class RedisRecords(ServerRecords):
         super().__init__(url, clock, namespace, secret, max_value_bytes, log_limit)
         self._redis, self._prefix = _library(), f"panel-schedule:{{{namespace}}}:"
         self._client, self._hurried = self._connected(url, PATIENCE), self._connected(url, SOON)
+        self._leaving = self._connected(url, LAST)
         self._open()
 
     def _connected(self, url: str, timeout: float) -> Any:
@@ -131,7 +132,7 @@ class RedisRecords(ServerRecords):
         if self._closed:
             raise StoreError(closed)
         try:
-            yield self._hurried if in_a_hurry() else self._client
+            yield self._hurried if in_a_hurry() else self._leaving if is_leaving() else self._client
         except Exception as error:
             if self._closed:  # meanwhile: its connection was taken from it
                 raise StoreError(closed) from error
@@ -144,8 +145,8 @@ class RedisRecords(ServerRecords):
         return StoreError(f"The store {self._shown} cannot be used now: {why}. {_remedy(why)}")
 
     def _disconnect(self) -> None:
-        self._client.close()
-        self._hurried.close()
+        for client in (self._client, self._hurried, self._leaving):
+            client.close()
 
     @contextmanager
     def _bell(self) -> Iterator[Callable[[float], list[str]]]:
