@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ from redis_server import RedisServer
 from servers import PanelServer, eventually
 from sticky_proxy import StickyProxy
 from visitors import Visitor
+
+pytest.importorskip("celery", reason="needs the package celery")
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "deploy"
 COMPOSE = EXAMPLE / "containers" / "compose.yaml"
@@ -84,16 +87,16 @@ class Topology:
 
     def start_worker(self, name: str) -> None:
         service = self._services["worker"]
-        output = (self.folder / f"{name}.log").open("wb")
-        self.workers[name] = subprocess.Popen(
-            [sys.executable, "-m", *service.command, "--hostname", f"{name}@%h"],
-            cwd=self.folder,
-            env={**os.environ, **self.environment(service)},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with (self.folder / f"{name}.log").open("wb") as output:
+            self.workers[name] = subprocess.Popen(
+                [sys.executable, "-m", *service.command, "--hostname", f"{name}@%h"],
+                cwd=self.folder,
+                env={**os.environ, **self.environment(service)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def wait_healthy(self, name: str) -> None:
         """As ``docker compose up --wait`` does."""
@@ -131,8 +134,15 @@ class Topology:
                 closing.callback(server.close)
             for worker in self.workers.values():
                 worker.terminate()
-            for worker in self.workers.values():
-                closing.callback(worker.wait, 30)
+                closing.callback(_see_end, worker)
+
+
+def _see_end(worker: subprocess.Popen[bytes]) -> None:
+    try:
+        worker.wait(30)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
 
 
 class Reader:
