@@ -132,6 +132,28 @@ class TestRedisServer(ServerRecordsTests):
         server.client.zadd(f"{store._prefix}owners", {store.me: 0})
 
 
+# ------------------------------------------------------------ what is told
+
+
+def test_a_small_value_comes_with_the_word_of_it(opened, monkeypatch):
+    """So that one call of each process is enough, however many values are new; a large one is asked for."""
+    store, other = opened(kind=RedisStore), opened(kind=RedisStore)
+    asked, heard = [], threading.Semaphore(0)
+    part = store.records._part
+    monkeypatch.setattr(store.records, "_part", lambda *which: asked.append(which) or part(*which))
+    store.listen()
+    store.values.subscribe(lambda *_: heard.release())
+    eventually(lambda: store.records._client.pubsub_numsub(f"{store.records._prefix}bell")[0][1])
+
+    def told(value):
+        asked.clear()
+        other.values.publish(USER, "rates", value, now=START)
+        assert heard.acquire(timeout=PATIENCE)
+        return store.values.entry(USER, "rates").value, len(asked)
+
+    assert [("small", 0), ("newer", 0), ("x" * 5000, 1)] == [told(each) for each in ("small", "newer", "x" * 5000)]
+
+
 # ------------------------------------------------------------ who lives
 
 

@@ -318,7 +318,14 @@ end
 function commands.changes()
   local reply = {call('GET', P .. 'revision')}
   for _, space in ipairs(args.spaces) do
-    all_told(reply, call('ZRANGEBYSCORE', P .. 'changes:' .. space, '(' .. args.since, '+inf'))
+    for _, key in ipairs(call('ZRANGEBYSCORE', P .. 'changes:' .. space, '(' .. args.since, '+inf')) do
+      local row, value = told(key), call('HGET', P .. 'parts:' .. key, 'value\0000')
+      -- Of a new value who is told of it would ask next.
+      if value and #value <= args.small and tonumber(value:match('^%d+')) > tonumber(args.since) then
+        row[#row + 1] = value
+      end
+      reply[#reply + 1] = row
+    end
   end
   return reply
 end

@@ -196,6 +196,9 @@ class RedisRecords(ServerRecords):
 
     # ------------------------------------------------------------ parts
 
+    def _brought_by(self, reply: Sequence[Any]) -> bytes | None:
+        return reply[len(_FIELDS) + 3] if len(reply) > len(_FIELDS) + 3 else None
+
     def _part(self, key: Key, part: str) -> tuple[bytes | None, bytes | None]:
         since, found = self._call("part", key=self._named(key), field=part)
         return since, found

@@ -55,6 +55,9 @@ PATIENCE = 5.0
 # Parts up to this size, in bytes, travel with their record; larger ones before it, as keys of their own.
 INLINE = 64 * 1024
 
+# Values up to this size, in bytes, may come with the word of a change.
+SMALL = 4096
+
 # So many records are remembered.
 _REMEMBERED = 4000
 
@@ -261,6 +264,8 @@ class ServerRecords(ABC):
         # Up to which number of which store the subscribers were told; and what is still to be told.
         self._seen = ("", 0)
         self._untold: dict[Key, Record] = {}
+        # The values that have come with what is being told: with the number of the record, and how old they may be.
+        self._brought: dict[Key, tuple[int, Any, bytes]] = {}
         self._trouble = ""
         # Whether the store has lost something that it is to get again, one thread at a time; and the lines of logs that
         # this process has written, each with its record.
@@ -293,6 +298,10 @@ class ServerRecords(ABC):
     @abstractmethod
     def _record(self, key: Key, values: Sequence[Any]) -> Record | None:
         """Of what a reply says: revision, created, group, owner, used, expires, size, text, since."""
+
+    def _brought_by(self, reply: Sequence[Any]) -> bytes | None:
+        """The value that a reply to `changes` has with a record, as `_part` gives it."""
+        return None
 
     @abstractmethod
     def _part(self, key: Key, part: str) -> tuple[str | bytes | None, bytes | None]:
@@ -461,8 +470,13 @@ class ServerRecords(ABC):
 
     def source(self, record: Record, kind: str, number: int = 0, what: str = "") -> Source:
         key = (record.space, record.name)
+        brought = self._brought.get(key) if (kind, number) == ("value", 0) else None
+        part: bytes | None
         while True:
-            since, part = self._part(key, f"{kind}\0{number}")
+            if brought is not None and brought[0] == record.revision:
+                (_, since, part), brought = brought, None
+            else:
+                since, part = self._part(key, f"{kind}\0{number}")
             if part is None:
                 raise KeyError(record.name)
             try:
@@ -790,11 +804,12 @@ class ServerRecords(ABC):
         if not self._subscribers:
             return
         since = self._seen[1] if self._seen[0] == self._id else 0
-        last, *replies = self._call("changes", spaces=list(self._subscribers), since=str(since))
+        last, *replies = self._call("changes", spaces=list(self._subscribers), since=str(since), small=SMALL)
         id = self._id
         self._take_in(replies)
         self._seen, self._last = (id, int(last)), max(self._last, int(last))
         self._tell()
+        self._brought.clear()
 
     def _take_in(self, replies: Iterable[Any]) -> None:
         for reply in replies:
@@ -807,6 +822,8 @@ class ServerRecords(ABC):
                 known = self._known.get(key)
                 if row.record is not None and key[0] in self._subscribers:
                     self._untold[key] = row.record
+                    if (part := self._brought_by(reply)) is not None:
+                        self._brought[key] = (row.record.revision, reply[10], part)
                     if known is not None and (known.record is None or known.record.revision <= row.record.revision):
                         self._known[key] = row
 
