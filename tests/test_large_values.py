@@ -144,7 +144,7 @@ def test_who_has_stored_it_shares_it_too(redis_server, open_redis, temporary):
 
 def test_each_store_has_files_of_its_own(open_redis, temporary):
     """Who has another secret, or none, trusts no others."""
-    for options in ({}, {"secret": "a"}, {"secret": "b"}, {"namespace": "another"}):
+    for options in ({}, {"secret": "a"}, {"secret": "b"}, {"namespace": "of-files"}):
         put(open_redis(**options), noise(10**5), options.get("secret", ""))
     assert 4 == len({file.parent for file in files(temporary)})
 

@@ -318,6 +318,58 @@ def test_who_has_not_heard_of_the_loss_yet_is_not_dead(flush, join, monkeypatch)
     eventually(lambda: row_of(other, "sales").holder.orphan)
 
 
+TASKS = """
+import panel_schedule as ps
+
+@ps.schedule(period="1s")
+def clock():
+    return "clock"
+
+@ps.schedule(period="1h")
+def rare():
+    print("rare runs", flush=True)
+    return "rare"
+"""
+
+
+@pytest.mark.slow
+def test_two_servers_go_on_where_they_were(another_redis, serve, open_redis):
+    """Real ones, when Redis is restarted without what it had: nothing that was handled runs again."""
+    redis_server = another_redis()
+    env = {"PANEL_SCHEDULE_STORE": redis_server.url}
+    server = serve("app.py --setup tasks.py --num-procs 2", {"app.py": "", "tasks.py": TASKS}, env=env)
+
+    def now(name):
+        store = open_redis(redis_server.url, RedisStore, namespace="default")
+        try:
+            return store.tasks.row(name), store.values.entry(TASK, name)
+        finally:
+            store.close()
+
+    def version():
+        """0 while it is not there, or is just being replaced."""
+        entry = now("clock")[1]
+        return 0 if entry is None else entry.version
+
+    store = open_redis(redis_server.url, RedisStore, namespace="default")
+    eventually(lambda: (entry := store.values.entry(TASK, "clock")) is not None and entry.version > 1)
+    store.tasks.amend("rare", paused=True)
+    store.close()
+    before = eventually(version)
+    # They have heard of it: each looks once a second.
+    eventually(lambda: version() > before + 2)
+    paused, before = now("rare")[0], eventually(version)
+    redis_server.kill()
+    redis_server.start()
+
+    eventually(lambda: version() > before + 1, 20)
+    eventually(lambda: now("rare")[0])
+    row, entry = now("rare")
+    assert (True, paused.first_seen, paused.last_slot) == (row.paused, row.first_seen, row.last_slot)
+    assert (1, "rare") == (entry.version, entry.value)
+    assert 1 == server.output().count("rare runs")
+
+
 HELD = Record(
     TASK, "sales", TaskState(7, second(70), fence=5, first_seen=START, fingerprint="hourly", paused=True,
                              last_slot=second(60), last_version=3), revision=100, parts={TRIGGER: 1, OVERRIDE: 1},
