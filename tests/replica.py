@@ -21,6 +21,7 @@ from panel_schedule.coordination.tasks import TASK, Claim
 from panel_schedule.errors import RunFenced, StoreError
 from panel_schedule.functions.run import RunRecord
 from panel_schedule.jobs import follower
+from panel_schedule.stores import server_blobs, server_records
 from panel_schedule.stores.records import Request, Result
 from panel_schedule.stores.tasks import Tasks
 
@@ -74,7 +75,7 @@ class Replica:
     store : str
         The module in `panel_schedule.stores`.
     lease, patience : float
-        Seconds, in place of those of that module.
+        Seconds, in place of those of the stores.
     skew : float
         Seconds by which its clock is fast.
     busy : bool
@@ -85,7 +86,8 @@ class Replica:
         self, folder: Path, store: str, lease: float, patience: float = 0.5, skew: float = 0.0, busy: bool = True
     ):
         module: Any = import_module(f"panel_schedule.stores.{store}")
-        module.LEASE, module.PATIENCE, follower.PAUSE = lease, patience, lease / 2
+        server_records.LEASE, module.PATIENCE, follower.PAUSE = lease, patience, lease / 2
+        server_blobs.PIECE = 2 * 1024**2  # more than any server must take
         self.folder = folder
         if skew:
             SystemClock.now = lambda self: datetime.now(UTC) + timedelta(seconds=skew)  # type: ignore[method-assign]
@@ -103,7 +105,7 @@ class Replica:
             ps.schedule(period="1h", name=name, first_run="skip")(function)
         jobs = [ps.background(name=f"in a {where}", durable=True, retry=2, executor=where)(work) for where in PLACES]
         self.jobs = dict(zip(PLACES, jobs, strict=True))
-        self.jobs["huge"] = ps.background(name="huge job", executor="thread")(partial(bytes, HUGE))
+        self.jobs["huge"] = ps.background(name="huge job", executor="thread")(partial(os.urandom, HUGE))
         ps._runtime.service.store.values.subscribe(self._seen)
         threading.Thread(target=self._read_all_the_time, daemon=True).start()
 

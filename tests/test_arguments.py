@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import copyreg
 import io
 import sys
 import threading
@@ -173,6 +174,23 @@ OBJECTS: dict[str, Any] = {
     "slots": (lambda: Slots([1]), lambda it: it.items.append(2), lambda it: list(it.items)),
     "attribute": (lambda: Basket([1]), lambda it: setattr(it, "items", []), lambda it: list(it.items)),
 }  # fmt: skip
+
+
+def test_a_copy_of_an_error_shares_nothing_with_it_whatever_copies_it(monkeypatch):
+    """Where Dask was imported it is copied by its attributes, all of which are one object then."""
+
+    def shared(attributes: dict[str, Any]) -> Exception:
+        copied = ValueError([0])
+        copied.__dict__ = attributes
+        return copied
+
+    monkeypatch.setitem(copyreg.dispatch_table, ValueError, lambda error: (shared, (error.__dict__,)))
+    error = _error([0])
+    (mine,), _ = snapshot((error,), {})
+    error.items.append(2)
+
+    assert ([1], [1, 2]) == (mine.items, error.items)
+    assert mine.__dict__ is not error.__dict__
 
 
 @pytest.mark.parametrize("kind", [*CHANGING, *OBJECTS])

@@ -1329,7 +1329,7 @@ def test_what_cannot_be_a_job(core):
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
-        ({"executor": "celery"}, RegistrationError, "executor='celery' is unknown"),
+        ({"executor": "cluster"}, RegistrationError, "executor='cluster' is unknown"),
         ({"timeout": "soon"}, TriggerError, "timeout"),
         ({"retry": -1}, RegistrationError, "retry=-1 must be a count"),
         ({"durable": "yes"}, RegistrationError, "durable='yes' must be True or False"),

@@ -23,7 +23,7 @@ from panel_schedule.errors import ConfigError, RunCrashed
 from panel_schedule.executors import elsewhere
 from panel_schedule.functions.run import RunState
 from panel_schedule.runtime import Runtime
-from panel_schedule.stores import redis as redis_store
+from panel_schedule.stores import server_records
 from panel_schedule.testing import ExecutorContract
 from redis_server import RedisServer
 from servers import eventually
@@ -207,8 +207,8 @@ def test_what_a_file_with_tasks_defines_works_in_a_worker(site, loaded):
 @pytest.fixture
 def quickly(monkeypatch):
     """Leases of two seconds, in all processes."""
-    monkeypatch.setattr(redis_store, "LEASE", 2.0)
-    return "import panel_schedule.stores.redis as redis_store\nredis_store.LEASE = 2.0\n"
+    monkeypatch.setattr(server_records, "LEASE", 2.0)
+    return "import panel_schedule.stores.server_records as server_records\nserver_records.LEASE = 2.0\n"
 
 
 @pytest.mark.parametrize("store", ["redis", "file"])
@@ -234,7 +234,7 @@ def test_a_process_of_a_worker_that_is_killed_is_seen_at_once(ps, tmp_path):
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(RunCrashed, match=r"Job 'work': its worker celery@.*/\d+ has died"):
         run.result(PATIENCE)
-    assert time.monotonic() - before < redis_store.LEASE / 3
+    assert time.monotonic() - before < server_records.LEASE / 3
     assert run.state is RunState.CRASHED
 
 

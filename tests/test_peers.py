@@ -484,6 +484,9 @@ def test_a_follower_does_not_wait_for_the_slots_of_a_value_that_is_there(server)
     fast.clock.advance(60)
     fast.service.tick()
     server.settle()
+    slow.clock.advance(1)  # the publisher would have been the first to follow it
+    slow.tick()
+    server.settle()
 
     assert (1, 1) == (task(), follower())
 

@@ -339,6 +339,7 @@ class _Snapshot:
 
     def _error(self, value: BaseException) -> BaseException:
         mine: BaseException = copy.copy(value)
+        mine.__dict__ = {}  # where tblib is, as with Dask, a copy shares its attributes with the original
         mine.args = self.of(value.args)
         mine.__cause__, mine.__context__ = value.__cause__, value.__context__
         mine.__suppress_context__, mine.__traceback__ = value.__suppress_context__, value.__traceback__
