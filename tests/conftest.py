@@ -29,7 +29,8 @@ from windows import NewPage, launch, windows
 _SLOW = {"browser", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
 _SLOW |= {"test_busy_store", "test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping"}
 _SLOW |= {"test_background", "test_damaged_store", "test_errors_kept", "test_process_tasks", "test_what_bodies_raise"}
-_SLOW |= {"test_celery", "test_store_faults", "test_worker_processes"}
+_SLOW |= {"test_celery", "test_dask", "test_store_faults", "test_worker_processes"}
+_SLOW |= {"another_redis", "postgres_server", "test_large_values", "test_lost_store", "test_redis_addresses"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -29,6 +29,7 @@ from redis_server import RedisServer
 from servers import eventually
 
 celery = pytest.importorskip("celery", reason="needs the package celery")
+redis = pytest.importorskip("redis", reason="needs the package redis")
 
 
 class Site:
@@ -107,9 +108,10 @@ class TestCelery(ExecutorContract):
 @pytest.fixture
 def site(redis_server, tmp_path):
     """A namespace and a broker of the test's own."""
-    redis_server.client.select(2)
-    redis_server.client.flushdb()
-    made = Site(tmp_path / "site", f"{redis_server.url}/2", redis_server.url, tmp_path.name)
+    broker = f"{redis_server.url}/2"
+    with redis.Redis.from_url(broker) as client:
+        client.flushdb()
+    made = Site(tmp_path / "site", broker, redis_server.url, tmp_path.name)
     yield made
     made.close()
 
@@ -350,8 +352,8 @@ def test_a_message_that_is_lost_is_sent_again(site, monkeypatch, caplog):
     server = site.server()
     runs = [server.background(executor="celery", name=f"job{n}")(lambda: "made").submit() for n in range(3)]
     assert eventually(lambda: messages(caplog), PATIENCE)
-    redis = pytest.importorskip("redis").Redis.from_url(site.broker)
-    redis.delete("celery")
+    with redis.Redis.from_url(site.broker) as client:
+        client.delete("celery")
     site.worker()
     assert [run.result(PATIENCE) for run in runs] == ["made"] * 3
     (line,) = messages(caplog)

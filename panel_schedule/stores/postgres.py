@@ -128,7 +128,9 @@ class PostgresRecords(ServerRecords):
         if command == "join":
             [[text]] = self._ask(_JOIN, *given, server=self._leases)
         else:
-            [[text]] = self._ask(_COMMAND.format(command), *given, self._id, str(self._last))
+            # A process that ends does not queue behind its own threads.
+            server = self._leases if command == "leave" else self._server
+            [[text]] = self._ask(_COMMAND.format(command), *given, self._id, str(self._last), server=server)
         reply = json.loads(_unescaped(text.decode()))
         return LOST if reply == "lost" else reply
 
