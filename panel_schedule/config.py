@@ -69,6 +69,15 @@ class Config(param.Parameterized):
         The size of the largest value that a Redis or PostgreSQL server is given, 512 MB at most.""",
     )
 
+    on_store_loss: Any = param.Selector(
+        default="wait",
+        objects=["wait", "run"],
+        doc="""
+        What becomes of tasks when a Redis or PostgreSQL server that was there cannot be used any more: ``"wait"`` until
+        it can, while the last good values go on being served, or ``"run"``: after 15 seconds each process runs them for
+        itself, and brings them together when the server is there again. Jobs and memoized functions wait.""",
+    )
+
     timezone = param.String(
         default=None,
         allow_None=True,

@@ -207,6 +207,7 @@ class Runtime:
             # Handlers have threads of their own: one that hangs takes none from the tasks.
             "handler": ThreadExecutor(8),
             "store": ThreadExecutor(1),
+            "requests": ThreadExecutor(1),
             "publisher": ThreadExecutor(2),
         }
         if (app := self.config.celery) is not None:
@@ -273,7 +274,7 @@ class Runtime:
         return make(
             config.store, self.clock, server=f"{socket.gethostname()}-{server_id(parent)}",
             history_limit=config.history_limit, max_result_bytes=config.max_result_bytes, namespace=config.namespace,
-            secret=config.secret, max_value_bytes=config.max_value_bytes,
+            secret=config.secret, max_value_bytes=config.max_value_bytes, on_store_loss=config.on_store_loss,
         )  # fmt: skip
 
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:

@@ -288,7 +288,7 @@ class Core:
         for name in ("thread", "handler", "job-thread", "job-process", "memo-thread", "memo-process"):
             self.service.executors[name] = self.thread
         self.writer, self.publisher = StepExecutor(), StepExecutor()
-        self.service.executors["store"], self.service.executors["publisher"] = self.writer, self.publisher
+        self.service.executors |= {"store": self.writer, "requests": self.writer, "publisher": self.publisher}
         self.loop = asyncio.new_event_loop()
         self.runtime.loops.adopt(self.loop)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -256,6 +256,46 @@ def reinstate(record: Record | None, revision: int, *, held: Record) -> Record |
     return record._replace(owner=owner, state=state, parts=_without(held, VALUE) | value)
 
 
+def rejoin(
+    record: Record | None, revision: int, *, base: Record | None, held: Record, written: Collection[str], me: str
+) -> Record | Refusal:
+    """
+    A process that could not reach the store has had a task for itself, and is back; of its value see `outrank`.
+
+    What was handled by either is handled, and what it has changed of the schedule is changed. Its run goes on, unless
+    another process has claimed one meanwhile.
+
+    Parameters
+    ----------
+    base, held : Record
+        As it was when the store was last reached, and as the process has it.
+    written : collection of str
+        The parts, but for the value, that it has got since.
+    """
+    if record is None or record.state.first_seen is None:
+        return reinstate(record, revision, held=held)
+    there, state, before = record.state, held.state, base.state if base is not None else TaskState()
+    changed = [name for name in _SCHEDULE_FIELDS if getattr(state, name) != getattr(before, name)]
+    there = there._replace(
+        **{name: getattr(state, name) for name in changed},
+        last_slot=max(filter(None, (there.last_slot, state.last_slot)), default=None),
+        last_version=max(there.last_version, state.last_version),
+    )
+    dropped = (base.parts.keys() if base is not None else set[str]()) - held.parts.keys() - {VALUE}
+    parts = {kind: count for kind, count in record.parts.items() if kind not in dropped}
+    record = record._replace(parts=parts | {kind: 1 for kind in written if kind in held.parts})
+    if record.owner not in (None, me) or held.owner not in (None, me):
+        return record._replace(state=there)
+    if held.owner == me and state.fence >= there.fence:
+        state = there._replace(claimer=me, **{name: getattr(state, name) for name in _CLAIM_FIELDS})
+        return record._replace(owner=me, state=state)
+    state = there._replace(**_FREE, fence=max(there.fence, state.fence))
+    return record._replace(owner=None, state=state)
+
+
+_SCHEDULE_FIELDS = (
+    "server", "scheduled_by", "fingerprint", "superseded", "first_seen", "paused", "removed", "forgotten", "stale",
+)  # fmt: skip
 _VALUE_FIELDS = ("version", "updated_at", "duration", "by", "final", "seen_wave")
 _CLAIM_FIELDS = (
     "run_id", "fence", "attempt", "takeovers", "key", "wave", "started_at", "published", "over", "cancelled", "percent",

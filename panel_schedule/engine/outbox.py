@@ -54,6 +54,10 @@ class Subject:
 
 Call = Request | Callable[[], Any]
 
+# The executors that make calls, one thread each: those about subjects, and others, of functions that are called on
+# request. Neither waits for what the other one asks in vain.
+SUBJECTS, REQUESTS = "store", "requests"
+
 
 class _Asked(NamedTuple):
     subjects: Sequence[Subject]
@@ -65,8 +69,8 @@ class Outbox:
     """
     Calls to the store.
 
-    A store in memory answers at once. One on a disk may let its caller wait, so it is asked by a
-    thread of the outbox's own, one call after another, outside of the service's lock: a disk
+    A store in memory answers at once. One on a disk may let its caller wait, so it is asked by
+    threads of the outbox's own, one call after another, outside of the service's lock: a disk
     that hangs stops no page and no clock. A call that the store cannot serve now is tried until it can.
 
     Attributes
@@ -85,12 +89,12 @@ class Outbox:
         self.read: Callable[[Any], Any]
         self.follow: Callable[[Any, Any], object]
         self._pending: set[Future[Any]] = set()
-        # What was asked and is not answered, in that order; and whether the first of it is being made.
-        self._asked: deque[_Asked] = deque()
-        self._making = False
+        # By executor, what was asked and is not answered, in that order: the first of it is being made.
+        self._asked: dict[str, deque[_Asked]] = {SUBJECTS: deque(), REQUESTS: deque()}
         self._gathered: dict[Callable[[list[Any]], object], list[Any]] = {}
         self._gathering = threading.Lock()
-        self._trouble = ""
+        # By executor, why it tries again.
+        self._trouble: dict[str, str] = {}
         self._hurry = threading.Event()
         # Whether the store is closed: what comes now comes too late, and nobody needs to know.
         self._over = False
@@ -108,10 +112,10 @@ class Outbox:
             return
         for subject in subjects:
             subject.writing += 1
-        self._asked.append(_Asked(subjects, call, then))
-        if not self._making:
-            self._making = True
-            self._submit("store", self._make)
+        where = SUBJECTS if subjects else REQUESTS
+        self._asked[where].append(_Asked(subjects, call, then))
+        if len(self._asked[where]) == 1:
+            self._submit(where, partial(self._make, where))
 
     def gather(self, handle: Callable[[list[T]], object], item: T) -> None:
         """Let `handle` have this item, in another thread, with those that come until it gets to it."""
@@ -142,12 +146,12 @@ class Outbox:
             subject.unread = True
         elif not subject.reading:
             subject.reading = True
-            self._submit("store", partial(self._read, subject))
+            self._submit(SUBJECTS, partial(self._read, subject))
 
     @property
     def troubled(self) -> bool:
         """Whether the store cannot serve what it was asked last."""
-        return self._trouble != ""
+        return bool(self._trouble)
 
     def complain(self, message: str, *args: object) -> None:
         """Say in the log what cannot be done, as the store fails; of one that is closed nobody needs to know."""
@@ -176,21 +180,20 @@ class Outbox:
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
 
-    def _make(self) -> None:
+    def _make(self, where: str) -> None:
+        asked = self._asked[where]
         with self._locked:
-            some = list(takewhile(lambda asked: isinstance(asked.call, Request), islice(self._asked, MOST)))
-            some = some or [self._asked[0]]
-        done, outcomes = self._try(partial(self._outcomes, [asked.call for asked in some]))
+            some = list(takewhile(lambda each: isinstance(each.call, Request), islice(asked, MOST))) or [asked[0]]
+        done, outcomes = self._try(where, partial(self._outcomes, where, [each.call for each in some]))
         with self._locked:
-            for _ in some:
-                self._asked.popleft()
-            for number, asked in enumerate(some):
-                self._made(asked, outcomes[number] if done else (None, _UNKNOWN))
-            self._making = bool(self._asked)
-            if self._making:
-                self._submit("store", self._make)
+            for number, each in enumerate(some):
+                self._made(each, outcomes[number] if done else (None, _UNKNOWN))
+            for _ in some:  # only now: what they have led to comes after them
+                asked.popleft()
+            if asked:
+                self._submit(where, partial(self._make, where))
 
-    def _outcomes(self, calls: list[Call]) -> list[tuple[Any, BaseException | None]]:
+    def _outcomes(self, where: str, calls: list[Call]) -> list[tuple[Any, BaseException | None]]:
         """What came of each."""
         if not isinstance(calls[0], Request):
             return [(calls[0](), None)]
@@ -203,7 +206,7 @@ class Outbox:
             if len(calls) == 1:
                 raise
             # One that cannot be stored is not to cost the others theirs.
-            tried = [self._try(partial(self._outcomes, [call])) for call in calls]
+            tried = [self._try(where, partial(self._outcomes, where, [call])) for call in calls]
             return [outcome[0] if done else (None, _UNKNOWN) for done, outcome in tried]
 
     def _made(self, asked: _Asked, outcome: tuple[Any, BaseException | None]) -> None:
@@ -220,21 +223,21 @@ class Outbox:
         for subject in asked.subjects:
             if subject.unread and not subject.writing:
                 subject.unread, subject.reading = False, True
-                self._submit("store", partial(self._read, subject))
+                self._submit(SUBJECTS, partial(self._read, subject))
 
     def _read(self, subject: Subject) -> None:
         subject.reading = False
-        done, answer = self._try(partial(self.read, subject))
+        done, answer = self._try(SUBJECTS, partial(self.read, subject))
         with self._locked:
             if subject.writing:
                 subject.unread = True
             elif done:
                 self.follow(subject, answer)
 
-    def _try(self, call: Callable[[], Any]) -> tuple[bool, Any]:
+    def _try(self, where: str, call: Callable[[], Any]) -> tuple[bool, Any]:
         """Whether there is an answer, and the answer."""
         try:
-            return True, self._insist(call)
+            return True, self._insist(where, call)
         except (StoreError, OSError) as error:
             self.complain("%s The server stops, so that it is not tried again.", error)
         except BaseException as error:
@@ -243,7 +246,7 @@ class Outbox:
             log.exception("The store refused something that is a bug of panel-schedule; it goes on.")
         return False, None
 
-    def _insist(self, call: Callable[[], Any]) -> Any:
+    def _insist(self, where: str, call: Callable[[], Any]) -> Any:
         pause = FIRST_PAUSE
         while True:
             try:
@@ -251,14 +254,13 @@ class Outbox:
             except (StoreError, OSError) as error:
                 if self._hurry.is_set():
                     raise
-                if str(error) != self._trouble:
-                    self._trouble = str(error)
+                if str(error) not in self._trouble.values():
                     log.error("%s It is tried again; what was stored before goes on being served.", error)
+                self._trouble[where] = str(error)
                 if self._hurry.wait(pause):
                     raise
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
-                if self._trouble:
-                    self._trouble = ""
+                if self._trouble.pop(where, "") and not self._trouble and not self._store.away:
                     log.info("The store works again.")
                 return answer

@@ -17,13 +17,13 @@ from ..functions.run import Run
 from ..stores.base import Store
 from .hooks import EVENTS, Handler, Hooks
 from .lock import Bell, Locked
-from .outbox import Outbox
+from .outbox import REQUESTS, SUBJECTS, Outbox
 from .timers import Timers
 
 log = logging.getLogger("panel_schedule")
 
 # The executors that serve the store; they end last.
-STORING = ("store", "publisher")
+STORING = (SUBJECTS, REQUESTS, "publisher")
 
 # Seconds that the store gets at the end to take what is still to be written.
 LAST_WRITES = 2.0
@@ -62,7 +62,7 @@ class Service:
     executors : dict
         By the names that authors use, ``"loop"``, ``"thread"``, ``"process"``, and, where a kind of functions has
         places of its own, with the kind before, ``"job-thread"``; ``"handler"`` for the functions of ``ps.on``; and for
-        a store that may block ``"store"`` with one thread, and ``"publisher"``.
+        a store that may block ``"store"`` and ``"requests"``, with one thread each, and ``"publisher"``.
     handlers : dict
         By event, those of ``ps.on``.
     changed : callable

@@ -12,6 +12,7 @@ from ..coordination.tasks import TASK
 from ..errors import ScheduleError
 from ..functions.run import RunRecord
 from .cache import Cache
+from .fallback import Fallback
 from .hurry import leaving
 from .queue import MOST_BYTES, Queue
 from .records import RecordStore, Request, noted
@@ -32,6 +33,8 @@ class Store:
         Names the server that this process is part of.
     max_result_bytes : int
         Of what is kept of background runs that have ended.
+    fallback : Fallback, optional
+        Over the records, for those of tasks: it goes on where they cannot be reached.
 
     Attributes
     ----------
@@ -46,10 +49,18 @@ class Store:
         What workers of another program, as Celery, run for this process.
     """
 
-    def __init__(self, records: RecordStore, clock: Clock, server: str = "", max_result_bytes: int = MOST_BYTES):
-        self.records = records
-        self.values = Values(records, clock)
-        self.tasks = Tasks(records, self.values, server)
+    def __init__(
+        self,
+        records: RecordStore,
+        clock: Clock,
+        server: str = "",
+        max_result_bytes: int = MOST_BYTES,
+        fallback: Fallback | None = None,
+    ):
+        self.records, self._fallback = records, fallback
+        self._of_tasks = fallback or records
+        self.values = Values(self._of_tasks, clock)
+        self.tasks = Tasks(self._of_tasks, self.values, server)
         self.queue, self.cache = Queue(records, clock, max_result_bytes), Cache(records, clock)
         self.remote = RemoteCalls(records, clock)
         self._clock = clock
@@ -59,11 +70,16 @@ class Store:
         """Whether a call may have to wait: then it stays off the event loop and out of locks."""
         return self.records.blocking
 
+    @property
+    def away(self) -> bool:
+        """Whether this process runs its tasks for itself, as the store cannot be reached."""
+        return self._fallback is not None and self._fallback.away
+
     # ------------------------------------------------------------ changes
 
     def do(self, request: Request) -> Any:
         """What comes of one request, alone in its transaction."""
-        [result] = self.records.write([request.change], tell=request.tell)
+        [result] = self._of_tasks.write([request.change], tell=request.tell)
         return request.answer(result)
 
     def do_together(self, requests: Sequence[Request]) -> list[tuple[Any, BaseException | None]]:
@@ -78,7 +94,7 @@ class Store:
             When one of them cannot be stored; nothing was done.
         """
         tell, answers = max(request.tell for request in requests), list[tuple[Any, BaseException | None]]()
-        results = self.records.write([request.change for request in requests], tell=tell)
+        results = self._of_tasks.write([request.change for request in requests], tell=tell)
         for request, result in zip(requests, results, strict=True):
             try:
                 answers.append((request.answer(result), None))
@@ -95,13 +111,13 @@ class Store:
     def history(self, name: str, kind: str = TASK) -> list[RunRecord]:
         """Of a task, or of a function of another kind; newest first."""
         space, name = (TASK, name) if kind == TASK else (history.SPACE, history.name_of(kind, name))
-        return self.records.log(space, name)
+        return self._of_tasks.log(space, name)
 
     # ------------------------------------------------------------ lifecycle
 
     def listen(self) -> None:
         """From now on hear of other processes without being asked. Idempotent."""
-        self.records.listen()
+        self._of_tasks.listen()
         self.values.listen()
 
     def close(self) -> None:
@@ -110,7 +126,7 @@ class Store:
             with suppress(ScheduleError):
                 self.queue.release()
                 self.cache.release()
-            self.records.close()
+            self._of_tasks.close()
 
     def forked(self) -> Store | None:
         """What the child of a fork has in its place; None where it opens the store for itself."""

@@ -19,6 +19,7 @@ from ..coordination.record import Record, instant_of, of_text
 from ..errors import StoreError
 from ..functions.run import RunRecord
 from .base import Store
+from .fallback import Fallback
 from .hurry import LAST, SOON, in_a_hurry, is_leaving
 from .postgres_server import PostgresServer, ServerError
 from .queue import MOST_BYTES
@@ -264,6 +265,8 @@ class PostgresStore(Store):
         Of what is kept of background runs that have ended.
     namespace, secret, max_value_bytes
         See `PostgresRecords`.
+    on_store_loss : {"wait", "run"}
+        See `Store`.
 
     Raises
     ------
@@ -284,6 +287,7 @@ class PostgresStore(Store):
         namespace: str = "default",
         secret: str = "",
         max_value_bytes: int = 512 * 1024**2,
+        on_store_loss: str = "wait",
     ):
         host = urlsplit(url).netloc.rpartition("@")[2]
         if not secret and not re.fullmatch(r"(localhost|127\.0\.0\.1|\[::1\]|%2F.*)?(:\d*)?", host, re.IGNORECASE):
@@ -294,7 +298,9 @@ class PostgresStore(Store):
         records = PostgresRecords(
             url, clock, namespace=namespace, secret=secret, max_value_bytes=max_value_bytes, log_limit=history_limit
         )
-        super().__init__(records, clock, server or records.me, max_result_bytes)
+        runs = on_store_loss == "run"
+        fallback = Fallback(records, clock, shown(url), records.lease, history_limit) if runs else None
+        super().__init__(records, clock, server or records.me, max_result_bytes, fallback)
 
 
 def schema_of(namespace: str) -> str:

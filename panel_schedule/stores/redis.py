@@ -17,6 +17,7 @@ from ..coordination.record import Record, of_text
 from ..errors import ConfigError, StoreError
 from ..functions.run import RunRecord
 from .base import Store
+from .fallback import Fallback
 from .hurry import LAST, SOON, in_a_hurry, is_leaving
 from .queue import MOST_BYTES
 from .server_records import LOST, PATIENCE, ServerRecords, instant_in, run_in, to_json
@@ -233,6 +234,8 @@ class RedisStore(Store):
         Of what is kept of background runs that have ended.
     namespace, secret, max_value_bytes
         See `RedisRecords`.
+    on_store_loss : {"wait", "run"}
+        See `Store`.
 
     Raises
     ------
@@ -253,6 +256,7 @@ class RedisStore(Store):
         namespace: str = "default",
         secret: str = "",
         max_value_bytes: int = 512 * 1024**2,
+        on_store_loss: str = "wait",
     ):
         parts = urlsplit(url)
         if not secret and parts.scheme != "unix" and parts.hostname not in (None, "localhost", "127.0.0.1", "::1"):
@@ -263,7 +267,9 @@ class RedisStore(Store):
         records = RedisRecords(
             url, clock, namespace=namespace, secret=secret, max_value_bytes=max_value_bytes, log_limit=history_limit
         )
-        super().__init__(records, clock, server or records.me, max_result_bytes)
+        runs = on_store_loss == "run"
+        fallback = Fallback(records, clock, shown(url), records.lease, history_limit) if runs else None
+        super().__init__(records, clock, server or records.me, max_result_bytes, fallback)
 
 
 def _library() -> Any:

@@ -275,6 +275,11 @@ class ServerRecords(ABC):
         self._closing, self._closed, self._listening = threading.Event(), False, False
         self._threads: list[threading.Thread] = []
 
+    @property
+    def lease(self) -> float:
+        """Seconds for which others take this process to be alive without a word of it."""
+        return LEASE
+
     def _open(self) -> None:
         """The last step of the constructor."""
         self._join()

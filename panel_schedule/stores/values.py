@@ -271,30 +271,44 @@ class Values:
             raise failed
 
     def _put_back(self, space: str, name: str, entry: Entry) -> None:
-        while self._compared(space, name, entry) is Refusal.HELD:
-            pass  # it was changed meanwhile
-
-    def _compared(self, space: str, name: str, entry: Entry) -> Refusal | None:
-        record, lost = self._records.read(space, name), False
-        if record is not None and record.state.version < entry.version and tasks.is_newer(record, entry.updated_at):
-            change = Change(space, name, partial(tasks.outrank, version=entry.version))
-            return self._records.write([change], tell=Tell.NOW)[0].refusal
-        if record is not None and record.state.version == entry.version:
-            try:
-                self._records.source(record, VALUE).close()
-                return None
-            except (KeyError, ValueUnreadable):
-                lost = True
         state = TaskState(entry.version, entry.updated_at, entry.duration, entry.run_id or "", entry.final, entry.wave)
-        apply = partial(tasks.restore, held=Record(space, name, state), lost=lost)
-        change = Change(space, name, apply, {(VALUE, 0): entry.shared}, whose(space, name))
-        return self._records.write([change], tell=Tell.NOW)[0].refusal
+        put_back(self._records, space, name, state, entry.shared)
 
     def inherit(self, other: Values) -> None:
         """Have what another one has: in the child of a fork, where its store is no store any more."""
         self._entries, self._versions, self._isolated = (
             dict(other._entries), dict(other._versions), set(other._isolated),
         )  # fmt: skip
+
+
+def put_back(records: RecordStore, space: str, name: str, state: TaskState, value: Any) -> None:
+    """
+    A store that lacks a value gets it, as `state` describes it, unless there is one that was made later.
+
+    Of two of the same version the one that is there stays.
+
+    Raises
+    ------
+    StoreError, ValueRefused
+    """
+    while _compared(records, space, name, state, value) is Refusal.HELD:
+        pass  # it was changed meanwhile
+
+
+def _compared(records: RecordStore, space: str, name: str, state: TaskState, value: Any) -> Refusal | None:
+    record, lost = records.read(space, name), False
+    if record is not None and record.state.version < state.version and tasks.is_newer(record, state.updated_at):
+        change = Change(space, name, partial(tasks.outrank, version=state.version))
+        return records.write([change], tell=Tell.NOW)[0].refusal
+    if record is not None and record.state.version == state.version:
+        try:
+            records.source(record, VALUE).close()
+            return None
+        except (KeyError, ValueUnreadable):
+            lost = True
+    apply = partial(tasks.restore, held=Record(space, name, state), lost=lost)
+    change = Change(space, name, apply, {(VALUE, 0): value}, whose(space, name))
+    return records.write([change], tell=Tell.NOW)[0].refusal
 
 
 def whose(space: str, name: str) -> str:
