@@ -196,6 +196,14 @@ class Replica:
         """One more change of its record."""
         ps.tasks[name].pause()
 
+    def away(self) -> bool:
+        """Whether it runs its tasks for itself."""
+        return ps._runtime.service.store.away
+
+    def state_of(self, name: str) -> str:
+        """Of a task."""
+        return ps.tasks[name].status.state
+
     def submit(self, where: str) -> str:
         return self.jobs[where].submit(self.folder).id
 

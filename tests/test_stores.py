@@ -15,11 +15,14 @@ import documents
 from panel_schedule.clock import SystemClock
 from panel_schedule.coordination.record import Refusal
 from panel_schedule.coordination.tasks import TASK
+from panel_schedule.errors import StoreError
+from panel_schedule.stores.base import Store
+from panel_schedule.stores.fallback import Fallback
 from panel_schedule.stores.file import opened
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.stores.memory_records import MemoryRecords
-from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract
+from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract, VirtualClock
 from panel_schedule.testing.contracts.tools import claim, refusal, second
 
 
@@ -74,6 +77,52 @@ class TestListeningFileStore(TestFileStore):
         yield store
         store.close()
         assert threads == threading.active_count()
+
+
+class Unreachable(MemoryRecords):
+    """A store of which nothing can be had any more, as far as tasks are concerned."""
+
+    blocking = True
+
+    def __getattribute__(self, name: str) -> Any:
+        method = super().__getattribute__(name)
+        if name not in ("read", "scan", "write", "load", "source", "log"):
+            return method
+
+        def asked(about: Any, *args: Any, **options: Any) -> Any:
+            spaces = {each.space for each in about} if name == "write" else {getattr(about, "space", about)}
+            if TASK in spaces:
+                raise StoreError("Not now.")
+            return method(about, *args, **options)
+
+        return asked
+
+
+class TestLostStore(StoreContract):
+    """What a process has for itself keeps the promises, too, for tasks."""
+
+    @pytest.fixture
+    def store(self):
+        records = Unreachable()
+        fallback = Fallback(records, SystemClock(), "it", 0.0, self.history_limit)
+        store = Store(records, SystemClock(), "server", fallback=fallback)
+        yield store
+        store.close()
+
+
+def test_a_process_goes_on_without_its_store_after_the_lease():
+    """Before that others take it to be alive, and wait for it."""
+    clock, records = VirtualClock(), Unreachable()
+    fallback = Fallback(records, clock, "it", 15.0, 50)
+    store = Store(records, clock, "server", fallback=fallback)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="Not now"):
+            claim(store, "sales", mark=second(1))
+        clock.advance(14.9)
+    clock.advance(0.1)
+    assert claim(store, "sales", mark=second(1)).fence == 1
+    assert store.away
+    store.close()
 
 
 class TestMemoryRecords(RecordStoreContract):

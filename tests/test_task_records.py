@@ -52,6 +52,7 @@ RECORDS: dict[str, Record | None] = {
     "replaced by one gone": Record(TASK, "t", ENROLLED._replace(superseded=("e", "h"), scheduled_by="gone")),
     "handed over": Record(TASK, "t", RUNNING, owner=NOBODY),
     "over": Record(TASK, "t", RUNNING._replace(over=True), owner="me"),
+    "newer": Record(TASK, "t", ENROLLED._replace(fence=8)),
     "forgotten": Record(TASK, "t", ENROLLED._replace(forgotten=True)),
 }
 
@@ -76,6 +77,8 @@ def note(mark: Any = None, claim: Claim | None = None, release: bool = False) ->
     return partial(tasks.note, task="t", run=ENDED, mark=mark, claim=claim, release=release)
 
 
+ALONE = Record(TASK, "t", RUNNING._replace(last_version=9), owner="me", revision=9)
+REJOIN = partial(tasks.rejoin, base=Record(TASK, "t", ENROLLED), held=ALONE, written=(), me="me")
 TAKE = partial(tasks.take_over, me="me", alive=alive, now=second(9))
 SUCCEED = partial(tasks.succeed, publish=publish(), claim=HELD, run=RunRecord("r1", second(5), RunState.SUCCEEDED))
 AMEND = partial(tasks.amend, paused=True, removed=None, rescheduled=None)
@@ -119,6 +122,13 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
       "other's": "other fence 4", "forgotten": "me fence 3"}),
     ("reinstate what is there", partial(tasks.reinstate, held=Record(TASK, "t", RUNNING, owner="me")),
      {"free": "handled"}),
+    ("rejoin with a run", REJOIN, {"none": "me fence 3", "value": "me fence 3 version 2", "free": "me fence 3 last 9",
+                                   "mine": "me fence 3", "other's": "other fence 4 last 9"}),
+    ("rejoin with an older run", partial(REJOIN, base=None), {"newer": "ok fence 8 last 9"}),
+    ("rejoin without a run", partial(REJOIN, held=Record(TASK, "t", ENROLLED._replace(fence=7), revision=9)),
+     {"free": "ok fence 7", "mine": "ok fence 7", "other's": "other fence 4"}),
+    ("rejoin when another has it there", partial(REJOIN, held=Record(TASK, "t", RUNNING, owner="gone")),
+     {"free": "ok fence 3", "dead": "gone fence 3"}),
     ("enroll", enroll(), {"none": "first 9", "value": "first 9", "free": "handled", "mine": "handled",
                           "forgotten": "handled"}),
     ("enroll in another server", enroll("x"), {"free": "first 5", "mine": "me first 5", "forgotten": "first 9"}),
@@ -168,7 +178,7 @@ CASES = [(what, apply, kind, told) for what, apply, row in TABLE for kind, told 
 def matches(told: str, record: Record, logged: RunRecord | None) -> bool:
     words = told.split()
     state: TaskState = record.state
-    owner = {"me": "me", "other": "other", "nobody's": NOBODY}.get(words[0])
+    owner = {"me": "me", "other": "other", "gone": "gone", "nobody's": NOBODY}.get(words[0])
     facts = {
         "fence": lambda number: state.fence == int(number),
         "version": lambda number: state.version == int(number) and VALUE in record.parts,
@@ -203,6 +213,20 @@ def test_the_table_has_every_function():
     there = {each for name, each in getmembers(tasks, isfunction)
              if each.__module__ == tasks.__name__ and not name.startswith("_")}  # fmt: skip
     assert there - applied == {tasks.extended, tasks.has_newer, tasks.is_newer}
+
+
+def test_only_what_a_process_has_changed_alone_is_changed_when_it_is_back():
+    """Of its schedule; what others have changed meanwhile stays so."""
+    base = Record(TASK, "t", ENROLLED, parts={TRIGGER: 1, OVERRIDE: 1})
+    there = base._replace(state=ENROLLED._replace(stale=True, last_slot=second(7)), parts={TRIGGER: 1})
+    held = base._replace(state=ENROLLED._replace(paused=True, last_slot=second(6)))
+
+    rejoined = tasks.rejoin(there, 9, base=base, held=held, written=(), me="me")
+    state = rejoined.state
+    assert (True, True, second(7), {TRIGGER: 1}) == (state.paused, state.stale, state.last_slot, rejoined.parts)
+    assert {TRIGGER: 1, OVERRIDE: 1} == tasks.rejoin(there, 9, base=base, held=held, written={OVERRIDE}, me="me").parts
+    dropped = held._replace(parts={TRIGGER: 1})
+    assert {TRIGGER: 1} == tasks.rejoin(base, 9, base=base, held=dropped, written=(), me="me").parts
 
 
 class Walk(RuleBasedStateMachine):

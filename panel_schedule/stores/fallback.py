@@ -205,8 +205,13 @@ class Fallback:
         return None if part is None else Reference(part)
 
     def log(self, space: str, name: str) -> list[RunRecord]:
-        lines = list(self._lines.get((space, name), ()))
-        return lines if self._here(space, name) else self._shared.log(space, name)
+        if space != TASK:
+            return self._shared.log(space, name)
+
+        def lines() -> list[RunRecord]:
+            return list(self._lines.get((space, name), ()))
+
+        return lines() if self._here(space, name) else self._ask("read", partial(self._shared.log, space, name), lines)
 
     def alive(self, owner: str) -> bool:
         def alone() -> bool:
@@ -225,7 +230,8 @@ class Fallback:
         if self.away or self._own:
             with self._lock:
                 here = [self._here(change.space, change.name) for change in changes]
-                there = iter(shared([each for each, mine in zip(changes, here, strict=True) if not mine]))
+                others = [each for each, mine in zip(changes, here, strict=True) if not mine]
+                there = iter(shared(others) if others else ())
                 return [self._make(each) if mine else next(there) for each, mine in zip(changes, here, strict=True)]
         results = self._ask("write", partial(shared, changes), partial(self._make_all, changes))
         for change, result in zip(changes, results, strict=True):

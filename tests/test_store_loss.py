@@ -1,0 +1,116 @@
+"""Replicas that run tasks for themselves while their store is away: ``on_store_loss = "run"`` (10, 14, 17)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from test_store_faults import BUSY, Redis, Site, eventually
+
+
+@pytest.fixture(params=[True, False], ids=["keeps all", "has forgotten all"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    """With a server that has all it had, or nothing, when it was killed and is there again."""
+    server = Redis(tmp_path / "server", keeps=request.param)
+    with closing(Site(tmp_path, server)) as site:
+        yield site
+    server.stop()
+
+
+def lose_server(site: Site) -> None:
+    """Until all replicas go on without it."""
+    site.server.kill()
+    for host in site.replicas:
+        eventually(partial(host, "replica.away()"))
+
+
+def await_return(site: Site) -> None:
+    """Until all replicas that live share it again."""
+    for host in site.replicas:
+        if host.alive:
+            eventually(lambda host=host: not host("replica.away()"))
+
+
+def test_each_replica_runs_the_tasks_for_itself_until_the_server_is_back(site: Site) -> None:
+    """New values go on coming to each; then one runs for all again, no version goes back, each run has one end."""
+    hosts = [site.replica(on_store_loss="run") for _ in range(2)]
+    site.await_values()
+    lose_server(site)
+    print(f"each value came anew after {site.await_values():.2f} s")
+    alone = {line["pid"] for line in site.journal("stored")}
+    assert {host.process.pid for host in hosts} == alone
+    site.server.start()
+    await_return(site)
+    print(f"each value came anew after {site.await_values():.2f} s")
+    site.end()
+    assert [] == site.journal("went back")
+    assert [] == site.journal("saw", whole=False)
+    with closing(site.opened()) as store:
+        for task in BUSY:
+            entry, runs = store.values.entry("task", task), store.history(task)
+            assert entry is not None
+            assert entry.version >= max(line["version"] for line in site.journal("saw", task=task))
+            assert {1} == set(Counter(run.id for run in runs).values())
+            assert {run.state for run in runs} <= {"succeeded", "skipped", "cancelled"}
+            began = {line["run"] for line in site.journal("began", task=task)}
+            assert set() == began - {run.id for run in runs} - {store.records.read("task", task).state.run_id}
+
+
+def test_a_run_goes_on_when_the_server_goes_and_when_it_comes(site: Site) -> None:
+    """Begun with the server and ended without, or the other way round: its value is there, with one end of it."""
+    one, other = (site.replica(busy=False, on_store_loss="run") for _ in range(2))
+    first = one("replica.refresh('long')")
+    eventually(lambda: site.journal("began", task="long"))
+    site.server.kill()
+    site.go("long 1")
+    eventually(lambda: one("replica.version('long')") == 1)
+    second = one("replica.refresh('long parts')")
+    eventually(lambda: one("replica.version('long parts')") == 1)
+    assert (0, 0) == (other("replica.version('long')"), other("replica.version('long parts')"))
+    site.server.start()
+    eventually(lambda: other("replica.version('long')") == 1)
+    site.go("parts")
+    eventually(lambda: other("replica.version('long parts')") == 3)
+    site.end()
+    with closing(site.opened()) as store:
+        assert [(first, "succeeded")] == [(run.id, run.state) for run in store.history("long")]
+        assert [(second, "succeeded")] == [(run.id, run.state) for run in store.history("long parts")]
+
+
+def test_a_run_of_a_replica_that_went_with_the_server_is_taken_over(site: Site) -> None:
+    """Nobody can say that it lives."""
+    one, other = (site.replica(busy=False, on_store_loss="run") for _ in range(2))
+    id = one("replica.refresh('long')")
+    eventually(lambda: other("replica.state_of('long')") == "running")
+    site.server.kill()
+    one.kill()
+    site.go("long 2")
+    site.go("parts")
+    other("replica.refresh('long parts')")  # which it asks the server for in vain
+    eventually(lambda: other("replica.version('long')") == 1)
+    site.server.start()
+    await_return(site)
+    site.end()
+    with closing(site.opened()) as store:
+        assert [(id, "succeeded", 2)] == [(run.id, run.state, run.attempt) for run in store.history("long")]
+
+
+def test_what_was_paused_meanwhile_stays_paused(site: Site) -> None:
+    """And a job that waits for the server holds up no task."""
+    one, other = (site.replica(on_store_loss="run") for _ in range(2))
+    site.await_values()
+    one("replica.submit('thread')")
+    eventually(lambda: site.journal("began", job="in a thread"))
+    lose_server(site)
+    site.go("job 1")
+    site.await_values()
+    one("replica.pause('plain')")
+    site.server.start()
+    await_return(site)
+    eventually(lambda: other("replica.state_of('plain')") == "paused")
+    site.end()
