@@ -123,7 +123,7 @@ class Fallback:
     # ------------------------------------------------------------ which of both
 
     def _here(self, space: str, name: str) -> bool:
-        return space == TASK and (name in self._own or (self.away and not self._filling.now))
+        return space == TASK and not self._filling.now and (self.away or name in self._own)
 
     def _ask(self, kind: str, ask: Callable[[], T], instead: Callable[[], T]) -> T:
         """Of the server; or of this process, from when the server has failed for too long."""
@@ -143,11 +143,17 @@ class Fallback:
             if self.away or self._closing.is_set():
                 return
             self.away = True
+            # What others run they may well go on with: it is not taken over, and holds up nothing here.
+            held = [record for record in self._known.values() if record.owner not in (None, self.me)]
+            freed = [tasks.abandon(record, record.revision) for record in held]
+            self._known |= {record.name: record for record in freed if isinstance(record, Record)}
         log.error(
             "This process runs its tasks for itself until the store %s can be used again, as ps.config.on_store_loss "
             "is 'run'.", self._shown,
         )  # fmt: skip
-        Context().run(threading.Thread(target=self._come_back, name="panel-schedule-fallback", daemon=True).start)
+        names = [record.name for record in held]
+        thread = threading.Thread(target=self._come_back, args=(names,), name="panel-schedule-fallback", daemon=True)
+        Context().run(thread.start)
 
     # ------------------------------------------------------------ reading
 
@@ -265,9 +271,8 @@ class Fallback:
 
     # ------------------------------------------------------------ the server is there again
 
-    def _come_back(self) -> None:
-        # Whoever holds them can tell nobody any more.
-        self._tell([record for record in self._known.values() if record.owner not in (None, self.me)])
+    def _come_back(self, names: Sequence[str]) -> None:
+        self._tell([self._known[name] for name in names])
         while self.away and not self._closing.wait(min(AGAIN, self._lease / 3)):
             try:
                 self._shared.scan(TASK, last=1)
@@ -305,7 +310,7 @@ class Fallback:
             except ScheduleError as error:
                 log.error("Task %r: its value is not stored: %s", name, error)
         parts, known = {kind: part for (owner, kind), part in self._parts.items() if owner == name}, copy.record
-        if there is None or there.state.first_seen is None:  # it has lost it meanwhile
+        if there is None or there.state.first_seen is None:  # it has never had it
             known = known._replace(parts=dict.fromkeys(parts, 1))
         else:
             parts = {kind: parts[kind] for kind in copy.written}
