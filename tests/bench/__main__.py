@@ -21,7 +21,7 @@ FIGURES = (
     *("reads", "ticks", "masses", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
     *("jobs", "celeries", "clusters", "clicks", "waiting", "stalls", "loads", "soak"),
     *("memos", "crowds", "inputs"),
-    *("fetches", "replicas"),
+    *("servers", "fetches", "replicas"),
 )
 LIBRARIES = (
     *("panel", "bokeh", "param", "tornado", "apscheduler", "diskcache", "flask-caching", "redis"),
