@@ -26,6 +26,7 @@ install(_runtime)
 os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
+DataHealth = _front.DataHealth
 background = _front.background
 cancel_task = _front.cancel_task
 memoize = _front.memoize
@@ -41,6 +42,7 @@ ROUTES: list[tuple[str, type]] = []  # for ``--plugins panel_schedule``, which h
 
 __all__ = [
     "Background",
+    "DataHealth",
     "Entry",
     "Freshness",
     "Job",

@@ -40,6 +40,7 @@ from .serialize.errors import traceback_text
 from .server.shutdown import Stopping
 from .shared_values import NamedValues
 from .triggers import Computed, Dates, Every, Trigger
+from .views.data_health import DataHealth
 
 log = logging.getLogger("panel_schedule")
 
@@ -84,6 +85,8 @@ class Front:
     tasks : mapping of str to Task
         Live, and read-only.
     store : NamedValues
+    DataHealth : type
+        The badge of the pages of this runtime.
     """
 
     def __init__(self, runtime: Runtime):
@@ -96,6 +99,8 @@ class Front:
             lambda call: runtime.service.outbox.aside(call),
             lambda function: runtime.single_flight.shared.entries(function),
         )
+        bound = {"_of_page": staticmethod(runtime.page), "__doc__": DataHealth.__doc__, "__module__": __package__}
+        self.DataHealth: type[DataHealth] = type("DataHealth", (DataHealth,), bound)
 
     @named
     def background(

@@ -74,8 +74,9 @@ from .stores.records import RecordStore
 from .stores.redis import RedisRecords, RedisStore
 from .stores.remote import RemoteCalls
 from .triggers import Trigger
-from .views.base import TaskView, Views
+from .views.base import PAGE, TaskView, Views
 from .views.components import show
+from .views.data_health import PageView
 from .views.job import Job
 from .views.job_panel import JobPanel, Progress
 from .views.memo import MemoView
@@ -697,6 +698,12 @@ class Runtime:
 
     def history(self, kind: str, name: str) -> list[RunRecord]:
         return self.service.store.history(name, kind)
+
+    def page(self) -> PageView:
+        """What this session shows."""
+        view = self.views.admit(lambda home, changed: PageView(home, changed, self.views.mine), PAGE[1])
+        view._attempt()
+        return view
 
     def show_progress(self, job: Job) -> Any:
         return Progress(job)

@@ -183,6 +183,40 @@ def test_what_is_pushed_is_sent_at_once(serve: Serve, new_page: NewPage) -> None
     server.wait_for("nodelay [1]")
 
 
+def test_a_badge_says_the_worst_of_all_that_a_page_shows(serve: Serve, new_page: NewPage) -> None:
+    """And opens a list of each, in which nothing is taken for HTML; Escape closes it."""
+    tasks = """
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def prices():
+            return 42
+
+        @ps.schedule(period="1h", first_run="background", name="<b id=bold>orders</b>")
+        def orders():
+            raise ConnectionError("no <i>route</i> to host")
+    """
+    app = """
+        import panel as pn, panel_schedule as ps
+        from tasks import prices, orders
+        badge = ps.DataHealth()
+        late = pn.Column()
+        pn.state.onload(lambda: late.append(pn.panel(orders)))
+        pn.Column(badge, pn.panel(prices), late).servable()
+    """
+    server = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks})
+    page = new_page(f"{server.url}/app")
+    button = page.locator(".health button")
+    expect(button).to_contain_text("1 of 2 failed")
+    button.click()
+    rows = page.locator(".health li")
+    expect(rows.nth(0)).to_contain_text("<b id=bold>orders</b>")
+    expect(rows.nth(0)).to_contain_text("ConnectionError: no <i>route</i> to host")
+    expect(rows.nth(1)).to_contain_text("fresh for")
+    button.press("Escape")
+    expect(page.locator(".health ul")).to_be_hidden()
+
+
 def test_a_page_says_by_itself_that_its_server_is_gone(serve: Serve, new_page: NewPage) -> None:
     """And that a value is older than promised, which a server that hangs cannot say; grey is what waits."""
     tasks = """

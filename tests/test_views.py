@@ -324,6 +324,28 @@ def test_freshness_shows_the_badge_and_the_first_line_of_the_error(front: Front)
     assert (line.told["error"], line.told["stale"], line.told["state"]) == ("ValueError: no such table", True, "failed")
 
 
+def test_data_health_finds_by_itself_what_the_session_shows(front: Front) -> None:
+    """Also what comes later; names of ``ps.store`` and jobs promise nothing."""
+
+    def fail() -> None:
+        raise ValueError("no such table\nsecond line")
+
+    badge = front.DataHealth(label="Data").__panel__()
+    assert ("Data", []) == (badge.label, badge.told["items"])
+    front.store.rx("name")
+    task = task_of(front, fail)
+    task.view()
+    answer = front.memoize(lambda number: number, name="answer")
+    answer.view(7)
+    with pytest.raises(ValueError, match="no such table"):
+        task.refresh().result(5)
+    told = {item["name"]: item for item in badge.told["items"]}
+    assert {"task", "answer"} == told.keys()
+    assert ("ValueError: no such table", "failed", True) == (
+        told["task"]["error"], told["task"]["state"], told["task"]["stale"],
+    )  # fmt: skip
+
+
 def test_the_next_task_of_a_name_has_a_view_of_its_own(front: Front) -> None:
     """After ``cancel_task`` the old view keeps the last value, and the new task does not inherit it."""
     old = task_of(front, lambda: "old")

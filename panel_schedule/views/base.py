@@ -265,8 +265,9 @@ V = TypeVar("V", bound=View)
 # Makes a view of a document's, which calls the second when there is news.
 _Make = Callable[[weakref.ref[Document] | None, Callable[[], None]], V]
 
-# The namespace of what belongs to one session, beside those of the store.
+# The namespace of what belongs to one session, beside those of the store; and the view of all others of that session.
 OWN = "own"
+PAGE = (OWN, "page")
 
 
 class _Session:
@@ -350,6 +351,12 @@ class Views:
         """
         return self._find((OWN, name or str(next(self._number))), make)[0]
 
+    def mine(self) -> list[View]:
+        """All that this session has."""
+        with self._lock:
+            session = self._sessions.get(pn.state.curdoc)
+            return [] if session is None else list(session.views.values())
+
     def changed(self, space: str, name: str) -> None:
         """Something about it is new; callable from any thread, returns at once."""
         key = (space, name)
@@ -406,6 +413,7 @@ class Views:
             if session is None:
                 session = self._sessions[document] = _Session(home)
             session.views[key] = view
+            page = PAGE in session.views
             many = len(session.views) == MANY and document is not None
             self._showing.setdefault(key, set()).add(session)
         if many:
@@ -420,6 +428,8 @@ class Views:
                 document.on_event("document_ready", _weakly(Views.loaded, weakref.ref(self), weakref.ref(session)))
         if view._task is not None:
             self._watch(view._task, 1)
+        if page:
+            self._update(PAGE, [session])
 
     def loaded(self, session: _Session) -> None:
         """The browser has loaded the page: tell it what has changed meanwhile."""

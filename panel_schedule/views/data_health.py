@@ -1,0 +1,116 @@
+"""A badge for the head of a page: whether all that the page shows is as fresh as was promised."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import param
+from bokeh.document import Document
+from panel.viewable import Viewer
+
+from .base import TaskView, View
+from .memo import MemoView
+from .widgets import Told
+
+HERE = Path(__file__).parent
+
+
+class HealthBadge(Told):
+    """The badge itself, and the list that it opens."""
+
+    _esm = HERE.joinpath("data_health.js").read_text("utf-8")
+
+    _stylesheets = [HERE.joinpath("data_health.css").read_text("utf-8")]
+
+
+class PageView(View):
+    """
+    All tasks and answers of one session, and how fresh each is.
+
+    Parameters
+    ----------
+    home, changed
+        See `View`.
+    views : callable
+        What else the session has, as often as it is asked.
+    """
+
+    shown = param.List(default=[], doc="Of each what the badge says of it.")
+
+    def __init__(
+        self, home: weakref.ref[Document] | None, changed: Callable[[], None], views: Callable[[], list[View]]
+    ):
+        super().__init__(home, changed, name="page")
+        self._views = views
+        self._followed: weakref.WeakSet[View] = weakref.WeakSet()
+
+    def _follow(self) -> None:
+        views = [view for view in self._views() if isinstance(view, (TaskView, MemoView))]
+        for view in views:
+            if view not in self._followed:
+                self._followed.add(view)
+                running = "running" if isinstance(view, MemoView) else "state"
+                view.param.watch(lambda *_: self._changed(), ["version", "updated_at", "stale", "error", running])
+        self._set(shown=sorted(map(_told, views), key=lambda told: str(told["name"])))
+
+
+def _told(view: TaskView | MemoView) -> dict[str, Any]:
+    now, until = view._promise()
+    if isinstance(view, TaskView):
+        state = "idle" if view.running and view.version else view.state
+    else:
+        state = "running" if view.running else "idle"
+    return {
+        "name": view.name,
+        # Unix times in seconds, as in `Freshness`.
+        "updated": view.updated_at.timestamp() if view.updated_at else None,
+        "fresh_until": until.timestamp() if until is not None else None,
+        "now": now.timestamp(),
+        "state": state,
+        "stale": view.stale and state != "running",
+        "error": view.error,
+    }
+
+
+class DataHealth(Viewer):
+    """
+    A badge that says how fresh the data of a page is: "All 5 up to date".
+
+    It shows the worst state of all tasks and answers of memoized functions that the page has, which it finds by itself,
+    also those that come later. Clicked on it opens a list of each: how old it is, until when it was promised, and the
+    first line of the last error. The browser counts for itself, and says so when the server is gone.
+
+    Parameters
+    ----------
+    label : str
+        Put before it, ``"Data"`` say.
+
+    Examples
+    --------
+    >>> import panel_schedule as ps
+    >>> @ps.schedule(period="1h", first_run="skip")
+    ... def prices():
+    ...     return [1, 2, 3]
+    >>> badge = ps.DataHealth()
+    """
+
+    @staticmethod
+    def _of_page() -> PageView:
+        """The view of this session; by who has the views."""
+        raise NotImplementedError
+
+    def __init__(self, label: str = "", **params: Any):
+        super().__init__(**params)
+        self._badge = HealthBadge(label=label, margin=(2, 10))
+        view = self._of_page()
+        view.param.watch(lambda *_: self._tell(view), "shown")
+        self._tell(view)
+
+    def _tell(self, view: PageView) -> None:
+        self._badge.told = {"items": view.shown}
+
+    def __panel__(self) -> Any:
+        return self._badge
