@@ -243,22 +243,25 @@ def reinstate(record: Record | None, revision: int, *, held: Record) -> Record |
     there: TaskState = record.state
     if held.revision <= there.restored or held.revision == record.revision:
         return Refusal.HANDLED
-    kept = _VALUE_FIELDS + (_CLAIM_FIELDS if there.run_id else ())
+    # A claim that this process has known is not one since then: it may have ended, and that was lost.
+    since = record.revision > held.revision and (there.fence, there.claimer) != (state.fence, state.claimer)
+    claimed = there.run_id != "" and since
+    kept = _VALUE_FIELDS + (_CLAIM_FIELDS if claimed else ())
     state = state._replace(
         **{name: getattr(there, name) for name in kept},
         last_slot=max(filter(None, (there.last_slot, state.last_slot)), default=None),
         last_version=max(there.last_version, state.last_version),
     )
-    if not there.run_id:
+    if not claimed:
         state = state._replace(fence=max(there.fence, state.fence))
     value = {VALUE: 1} if VALUE in record.parts else {}
-    owner = record.owner if there.run_id else held.owner
+    owner = record.owner if claimed else held.owner
     return record._replace(owner=owner, state=state, parts=_without(held, VALUE) | value)
 
 
 _VALUE_FIELDS = ("version", "updated_at", "duration", "by", "final", "seen_wave")
 _CLAIM_FIELDS = (
-    "run_id", "fence", "attempt", "takeovers", "key", "wave", "started_at", "published", "over", "cancelled", "percent",
+    "run_id", "fence", "claimer", "attempt", "takeovers", "key", "wave", "started_at", "published", "over", "cancelled", "percent",
     "message",
 )  # fmt: skip
 

@@ -271,6 +271,8 @@ class ServerRecords(ABC):
         # this process has written, each with its record.
         self._owing, self._is_filling, self._filling = False, False, threading.RLock()
         self._lines: dict[Key, tuple[Record, deque[str]]] = {}
+        # The records that this process holds.
+        self._held: set[Key] = set()
         self._joining = threading.Lock()
         self._closing, self._closed, self._listening = threading.Event(), False, False
         self._threads: list[threading.Thread] = []
@@ -386,7 +388,7 @@ class ServerRecords(ABC):
 
     def _ask_for_lost(self) -> None:
         failed: StoreError | None = None
-        for lost in [*self._lost, self._write_lines]:
+        for lost in [*self._lost, self._write_lines, self._let_go]:
             try:
                 lost()
             except StoreError as error:
@@ -399,6 +401,13 @@ class ServerRecords(ABC):
             if record.owner is None and not record.parts:  # all there is of it is its log
                 self.write([Change(*key, partial(_once_more, held=record))])
             self._call("lines", key=self._named(key), lines=list(lines), limit=self._log_limit)
+
+    def _let_go(self) -> None:
+        """What this process has ended, and the store has as it was before, somebody ends once more."""
+        for space in list(self._subscribers):
+            for record in self.scan(space, owner=self.me):
+                if (space, record.name) not in self._held:
+                    self.write([Change(space, record.name, partial(_nobodys, left=record))], tell=Tell.NOW)
 
     def _start(self, body: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -670,7 +679,8 @@ class ServerRecords(ABC):
         new = {key: draft.row(size, revision) for (key, draft), size in zip(drafts.items(), sizes, strict=True)}
         self._remember(new)
         for key, draft in drafts.items():
-            self._remember_lines(key, draft, new[key].record)
+            self._remember_lines(key, draft, record := new[key].record)
+            (self._held.add if record is not None and record.owner == self.me else self._held.discard)(key)
         done = []
         for result in results:
             if (record := result.record) is not None:
@@ -822,6 +832,8 @@ class ServerRecords(ABC):
                 known = self._known.get(key)
                 if row.record is not None and key[0] in self._subscribers:
                     self._untold[key] = row.record
+                    if row.record.owner != self.me:
+                        self._held.discard(key)
                     if (part := self._brought_by(reply)) is not None:
                         self._brought[key] = (row.record.revision, reply[10], part)
                     if known is not None and (known.record is None or known.record.revision <= row.record.revision):
@@ -861,6 +873,10 @@ class ServerRecords(ABC):
 
 def _once_more(record: Record | None, revision: int, *, held: Record) -> Record:
     return record or held
+
+
+def _nobodys(record: Record | None, revision: int, *, left: Record) -> Record | Refusal:
+    return left._replace(owner=NOBODY) if record == left else Refusal.HELD
 
 
 def _settled(record: Record | None, size: int, revision: int, text: str = "") -> Record | None:
