@@ -211,9 +211,9 @@ def another_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 
 
 @pytest.fixture(scope="session")
-def pristine() -> Iterator[PostgresServer]:
-    """One that nobody uses: a copy of it is made sooner than a new one."""
-    server = PostgresServer()
+def mortal_postgres() -> Iterator[Postgres]:
+    """To be stopped and started again: a new one takes longer than most tests with it."""
+    server = Postgres()
     yield server
     server.stop()
 
@@ -221,16 +221,18 @@ def pristine() -> Iterator[PostgresServer]:
 @pytest.fixture(params=[Redis, Postgres], ids=lambda kind: kind.store)
 def new_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeServer]:
     """Start servers: ``new_server()``; with `keeps` and `of` as that of `Redis` has them."""
-    servers = list[Redis | Postgres]()
+    own, numbers = list[Redis | Postgres](), count()
 
-    def start(**options: Any) -> Redis | Postgres:
-        if request.param is Postgres:
-            options.setdefault("of", request.getfixturevalue("pristine"))
-        servers.append(request.param(tmp_path / f"server{len(servers)}", **options))
-        return servers[-1]
+    def start(keeps: bool = True, of: Any = None) -> Redis | Postgres:
+        if (number := next(numbers)) == 0 and request.param is Postgres:
+            server: Postgres = request.getfixturevalue("mortal_postgres")
+            server.renew(keeps)
+            return server
+        own.append(request.param(tmp_path / f"server{number}", keeps, of))
+        return own[-1]
 
     yield start
-    for server in servers:
+    for server in own:
         server.stop()
 
 

@@ -95,7 +95,7 @@ class Redis(RedisServer):
 
 class Postgres(PostgresServer):
     """
-    The same; the store is in a database that is dropped, and made anew, where it is to keep nothing.
+    The same; the store is in a database that is made anew for each test, and at each start where it is to keep nothing.
 
     What is committed without waiting for the disk is lost when it is killed: of all but durable jobs and large values
     the last half second.
@@ -103,17 +103,30 @@ class Postgres(PostgresServer):
 
     store, full, exact = "postgres", "this server is a replica, or read-only", False
 
-    def __init__(self, folder: Path, keeps: bool = True, of: PostgresServer | None = None):
-        self._keeps = keeps
+    def __init__(self, folder: Path | None = None, keeps: bool = True, of: Postgres | None = None):
         super().__init__(of=of)
-        self.url = self.url.replace("/postgres", "/store")
+        self.url, self._keeps = self.url.replace("/postgres", "/store"), keeps
+        if of is None:
+            self._make()
 
     def start(self) -> None:
         super().start()
-        if not self._keeps:
-            self.all("DROP DATABASE IF EXISTS store WITH (FORCE)")
-        if not self.all("SELECT datname FROM pg_database WHERE datname = 'store'"):
-            self.all("CREATE DATABASE store")
+        if not getattr(self, "_keeps", True):
+            self._make()
+
+    def renew(self, keeps: bool) -> None:
+        """It is there, as if it was a new one."""
+        self._keeps = keeps
+        if self.process.poll() is None:
+            self.go_on()
+        else:
+            self.start()
+        self._set("RESET ALL")
+        self._make()
+
+    def _make(self) -> None:
+        self.all("DROP DATABASE IF EXISTS store WITH (FORCE)")
+        self.all("CREATE DATABASE store")
 
     def through(self, proxy: Proxy) -> str:
         return self.url.replace(str(self.port), str(proxy.port))
@@ -123,10 +136,10 @@ class Postgres(PostgresServer):
 
     def fill(self) -> None:
         """It writes nothing any more."""
-        self._set("default_transaction_read_only = on")
+        self._set("SET default_transaction_read_only = on")
 
     def empty(self) -> None:
-        self._set("default_transaction_read_only = off")
+        self._set("SET default_transaction_read_only = off")
 
     def refuse(self) -> None:
         import psycopg
@@ -135,7 +148,7 @@ class Postgres(PostgresServer):
             connection.execute("ALTER TABLE panel_schedule_default.pieces ADD CHECK (length(data) < 1000000)")
 
     def _set(self, setting: str) -> None:
-        self.all(f"ALTER SYSTEM SET {setting}")
+        self.all(f"ALTER SYSTEM {setting}")
         self.all("SELECT pg_reload_conf()")
 
 

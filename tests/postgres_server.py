@@ -87,7 +87,9 @@ class PostgresServer:
     def client(self) -> Any:
         import psycopg
 
-        return psycopg.connect(self.url, dbname="postgres", autocommit=True)
+        return psycopg.connect(
+            self.url, dbname="postgres", autocommit=True, options="-c default_transaction_read_only=off"
+        )
 
     def all(self, question: str, *values: Any) -> list[Any]:
         """The rows that it answers, or the values where there is one in each."""
