@@ -9,7 +9,7 @@ import pytest
 
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
-from panel_schedule.coordination import tasks
+from panel_schedule.coordination import jobs, tasks
 from panel_schedule.coordination.record import Record, Refusal
 from panel_schedule.coordination.tasks import OVERRIDE, TASK, TRIGGER, USER, VALUE, TaskState
 from panel_schedule.decorators import Front
@@ -411,6 +411,16 @@ def test_a_record_of_who_knew_nothing_is_as_it_was_with_what_has_happened_since(
 
 
 @pytest.mark.parametrize(
+    ("revision", "restored", "fence", "claimer"), [(90, 0, 5, "me"), (90, 0, 4, "him"), (200, 90, 5, "me")]
+)
+def test_a_claim_whose_end_is_lost_has_ended(revision, restored, fence, claimer):
+    """Also where it was put back by who had not heard of its end."""
+    claimed = HELD.state._replace(run_id="then", fence=fence, claimer=claimer, restored=restored)
+    new = again(HELD._replace(state=claimed, owner=claimer, revision=revision), claimer="me")
+    assert (None, "", 5) == (new.owner, new.state.run_id, new.state.fence)
+
+
+@pytest.mark.parametrize(
     ("version", "at", "outcome"),
     [(8, 0, Refusal.HANDLED), (7, 0, Refusal.HANDLED), (6, 69, 7), (6, 71, Refusal.HELD), (0, None, 7)],
 )
@@ -423,6 +433,14 @@ def test_a_value_is_put_back_unless_there_is_a_newer_one(version, at, outcome):
 
 
 # ------------------------------------------------------------ jobs
+
+
+@pytest.mark.parametrize(("fence", "stays"), [(1, False), (2, True), (3, True)])
+def test_a_job_whose_takeover_is_lost_is_that_of_who_took_it(fence, stays):
+    """Unless it was taken over since."""
+    held = Record(jobs.SPACE, "id", jobs.JobState(fence=2), owner="me")
+    there = Record(jobs.SPACE, "id", jobs.JobState(fence=fence), owner="him")
+    assert (Refusal.HANDLED if stays else held) == jobs.restore(there, 900, held=held)
 
 
 class Process:

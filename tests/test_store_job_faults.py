@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from faults import CHANGE, Site, eventually
+from faults import CHANGE, MakeServer, Site, eventually
 from panel_schedule.errors import ValueUnreadable
 from proxy import Proxy
 from redis_server import RedisServer, free_port
@@ -122,6 +122,24 @@ def test_a_job_that_ends_while_the_server_is_gone(site: Site) -> None:
     eventually(lambda: "its result cannot be stored now" in site.log())
     site.server.start()
     eventually(lambda: other(f"replica.state('thread', {id!r})") == "succeeded")
+    site.end()
+    site.assert_one_end("in a thread", id, "succeeded", 1)
+
+
+def test_a_job_whose_end_the_server_has_lost(site: Site, proxy: Proxy, new_server: MakeServer) -> None:
+    """As another one is there in its place, which lags behind: who has ended it says so again."""
+    one, other = site.replica(proxy, busy=False), site.replica(proxy, busy=False)
+    id = one("replica.submit('thread')")
+    eventually(lambda: site.journal("began", run=id))
+    site.server, former = new_server(of=site.server), site.server
+    site.go("job 1")
+    eventually(lambda: other(f"replica.state('thread', {id!r})") == "succeeded")
+    assert site.jobs()[id] in ("queued", "running")
+    proxy.to = site.server.port
+    proxy.drop()
+    former.kill()
+    eventually(lambda: site.jobs() == {id: "succeeded"})
+    assert "done" == other(f"replica.run('thread', {id!r}).result(10)")
     site.end()
     site.assert_one_end("in a thread", id, "succeeded", 1)
 

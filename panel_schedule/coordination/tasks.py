@@ -243,9 +243,9 @@ def reinstate(record: Record | None, revision: int, *, held: Record) -> Record |
     there: TaskState = record.state
     if held.revision <= there.restored or held.revision == record.revision:
         return Refusal.HANDLED
-    # A claim that this process has known is not one since then: it may have ended, and that was lost.
-    since = record.revision > held.revision and (there.fence, there.claimer) != (state.fence, state.claimer)
-    claimed = there.run_id != "" and since
+    # A claim that this process has known may have ended, and that was lost: it is not one since then.
+    other = record.revision > held.revision and (there.fence, there.claimer) != (state.fence, state.claimer)
+    claimed = there.run_id != "" and (other or there.fence > state.fence)
     kept = _VALUE_FIELDS + (_CLAIM_FIELDS if claimed else ())
     state = state._replace(
         **{name: getattr(there, name) for name in kept},
@@ -261,8 +261,8 @@ def reinstate(record: Record | None, revision: int, *, held: Record) -> Record |
 
 _VALUE_FIELDS = ("version", "updated_at", "duration", "by", "final", "seen_wave")
 _CLAIM_FIELDS = (
-    "run_id", "fence", "claimer", "attempt", "takeovers", "key", "wave", "started_at", "published", "over", "cancelled", "percent",
-    "message",
+    "run_id", "fence", "claimer", "attempt", "takeovers", "key", "wave", "started_at", "published", "over", "cancelled",
+    "percent", "message",
 )  # fmt: skip
 
 

@@ -61,6 +61,9 @@ SMALL = 4096
 # So many records are remembered.
 _REMEMBERED = 4000
 
+# So many that this process has held last.
+_LEFT = 200
+
 # And so many steps that were perhaps made.
 _UNSURE = 100
 
@@ -199,6 +202,11 @@ class _Draft:
         """Whether it was deleted; what stands in place of its newest line; and what was added."""
         return self._cleared, self._longer, self._lines
 
+    @property
+    def values(self) -> dict[tuple[str, int], Any]:
+        """Of its new parts."""
+        return {part: each.value for part, each in self._parts.items() if each is not None}
+
     def stamps(self) -> set[str]:
         """Of the large parts that it has."""
         return {part.head.stamp for part in self._parts.values() if part is not None and self.record is not None}
@@ -271,8 +279,9 @@ class ServerRecords(ABC):
         # this process has written, each with its record.
         self._owing, self._is_filling, self._filling = False, False, threading.RLock()
         self._lines: dict[Key, tuple[Record, deque[str]]] = {}
-        # The records that this process holds.
+        # The records that this process holds; and those that it has held, as it has left them, with the parts of that.
         self._held: set[Key] = set()
+        self._left: dict[Key, tuple[Record, dict[tuple[str, int], Any]]] = {}
         self._joining = threading.Lock()
         self._closing, self._closed, self._listening = threading.Event(), False, False
         self._threads: list[threading.Thread] = []
@@ -403,11 +412,14 @@ class ServerRecords(ABC):
             self._call("lines", key=self._named(key), lines=list(lines), limit=self._log_limit)
 
     def _let_go(self) -> None:
-        """What this process has ended, and the store has as it was before, somebody ends once more."""
+        """What the store has as it was when this process still held it is as it was left; else anybody may take it."""
         for space in list(self._subscribers):
-            for record in self.scan(space, owner=self.me):
-                if (space, record.name) not in self._held:
-                    self.write([Change(space, record.name, partial(_nobodys, left=record))], tell=Tell.NOW)
+            for there in self.scan(space, owner=self.me):
+                if (key := (space, there.name)) not in self._held:
+                    left, parts = self._left.get(key, (there._replace(owner=NOBODY), {}))
+                    self.write(
+                        [Change(*key, partial(_as_left, there=there, left=left, new=set(parts)), parts)], tell=Tell.NOW
+                    )
 
     def _start(self, body: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -679,8 +691,8 @@ class ServerRecords(ABC):
         new = {key: draft.row(size, revision) for (key, draft), size in zip(drafts.items(), sizes, strict=True)}
         self._remember(new)
         for key, draft in drafts.items():
-            self._remember_lines(key, draft, record := new[key].record)
-            (self._held.add if record is not None and record.owner == self.me else self._held.discard)(key)
+            self._remember_lines(key, draft, new[key].record)
+            self._remember_held(key, draft, new[key].record)
         done = []
         for result in results:
             if (record := result.record) is not None:
@@ -716,6 +728,17 @@ class ServerRecords(ABC):
             mine.append(longer)
         mine.extend(lines)
         self._lines[key] = record, mine
+
+    def _remember_held(self, key: Key, draft: _Draft, record: Record | None) -> None:
+        if record is not None and record.owner == self.me:
+            self._held.add(key)
+            self._left.pop(key, None)
+        elif key in self._held:
+            self._held.discard(key)
+            if record is not None and record.size <= INLINE:  # else it is not lost so soon
+                if len(self._left) >= _LEFT:
+                    del self._left[next(iter(self._left))]
+                self._left[key] = record, draft.values
 
     # ------------------------------------------------------------ what is used, and what must go
 
@@ -875,8 +898,16 @@ def _once_more(record: Record | None, revision: int, *, held: Record) -> Record:
     return record or held
 
 
-def _nobodys(record: Record | None, revision: int, *, left: Record) -> Record | Refusal:
-    return left._replace(owner=NOBODY) if record == left else Refusal.HELD
+def _as_left(
+    record: Record | None, revision: int, *, there: Record, left: Record, new: set[tuple[str, int]]
+) -> Record | Refusal:
+    """With its new parts, and what is still there of the others."""
+    if record != there:
+        return Refusal.HELD
+    parts = {
+        kind: most if (kind, 0) in new else min(most, there.parts.get(kind, 0)) for kind, most in left.parts.items()
+    }
+    return left._replace(parts={kind: most for kind, most in parts.items() if most})
 
 
 def _settled(record: Record | None, size: int, revision: int, text: str = "") -> Record | None:
