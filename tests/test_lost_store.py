@@ -396,7 +396,8 @@ def test_what_is_there_as_late_as_it_was_held_stays(revision):
 
 def test_a_record_of_who_knew_nothing_is_as_it_was_with_what_has_happened_since():
     there = Record(
-        TASK, "sales", TaskState(8, second(80), first_seen=second(75), last_slot=second(80), run_id="now", fence=1),
+        TASK, "sales", TaskState(8, second(80), first_seen=second(75), last_slot=second(80), run_id="now", fence=1,
+                         claimed=150),
         owner="him", parts={VALUE: 1}, revision=200,
     )  # fmt: skip
     new = again(there, run_id="then", fence=5)
@@ -410,14 +411,15 @@ def test_a_record_of_who_knew_nothing_is_as_it_was_with_what_has_happened_since(
     assert ("then", 5) == (free.state.run_id, free.state.fence)
 
 
-@pytest.mark.parametrize(
-    ("revision", "restored", "fence", "claimer"), [(90, 0, 5, "me"), (90, 0, 4, "him"), (200, 90, 5, "me")]
-)
-def test_a_claim_whose_end_is_lost_has_ended(revision, restored, fence, claimer):
-    """Also where it was put back by who had not heard of its end."""
-    claimed = HELD.state._replace(run_id="then", fence=fence, claimer=claimer, restored=restored)
-    new = again(HELD._replace(state=claimed, owner=claimer, revision=revision), claimer="me")
-    assert (None, "", 5) == (new.owner, new.state.run_id, new.state.fence)
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("revision", "restored", "fence"), [(90, 0, 5), (90, 0, 4), (200, 0, 4), (200, 90, 4)])
+def test_a_claim_whose_end_is_lost_has_ended(revision, restored, fence, whole):
+    """Whatever else has become of the record since then, and though somebody puts it back who has not heard of that."""
+    restored = restored if whole else 0
+    state = HELD.state._replace(run_id="then", fence=fence, claimed=90, restored=restored)
+    there = HELD._replace(state=state, owner="him", revision=revision)
+    new = tasks.reinstate(there, 900, held=HELD, whole=whole)
+    assert (None, "", 5, 100 if whole else 1) == (new.owner, new.state.run_id, new.state.fence, new.state.restored)
 
 
 @pytest.mark.parametrize(

@@ -415,11 +415,13 @@ class ServerRecords(ABC):
         """What the store has as it was when this process still held it is as it was left; else anybody may take it."""
         for space in list(self._subscribers):
             for there in self.scan(space, owner=self.me):
-                if (key := (space, there.name)) not in self._held:
-                    left, parts = self._left.get(key, (there._replace(owner=NOBODY), {}))
-                    self.write(
-                        [Change(*key, partial(_as_left, there=there, left=left, new=set(parts)), parts)], tell=Tell.NOW
-                    )
+                if (key := (space, there.name)) in self._held:
+                    continue
+                left, parts = self._left.get(key, (there, {}))
+                if left.revision <= there.revision:
+                    left, parts = there._replace(owner=NOBODY), {}
+                change = partial(_as_left, there=there, left=left, new=set(parts))
+                self.write([Change(*key, change, parts)], tell=Tell.NOW)
 
     def _start(self, body: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -731,8 +733,9 @@ class ServerRecords(ABC):
 
     def _remember_held(self, key: Key, draft: _Draft, record: Record | None) -> None:
         if record is not None and record.owner == self.me:
-            self._held.add(key)
-            self._left.pop(key, None)
+            if not self._is_filling:  # else it was perhaps this process's before
+                self._held.add(key)
+                self._left.pop(key, None)
         elif key in self._held:
             self._held.discard(key)
             if record is not None and record.size <= INLINE:  # else it is not lost so soon
