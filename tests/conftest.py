@@ -6,7 +6,7 @@ import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,23 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from core import Core
+from faults import MakeServer, Postgres, Redis, Site
 from panel_schedule.clock import Clock, SystemClock
 from panel_schedule.functions.run import Run
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.redis import RedisRecords
 from postgres_server import PostgresServer
+from proxy import Proxy
 from redis_server import RedisServer
 from servers import PanelServer, Serve, write_files
 from store_peer import Peer
 from windows import NewPage, launch, windows
 
 # What takes long: tests with a server, a browser or processes of their own, by fixture, and whole files of them.
-_SLOW = {"browser", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
+_SLOW = {"browser", "forgetful", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
 _SLOW |= {"test_busy_store", "test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping"}
 _SLOW |= {"test_background", "test_damaged_store", "test_errors_kept", "test_process_tasks", "test_what_bodies_raise"}
-_SLOW |= {"test_celery", "test_dask", "test_store_faults", "test_worker_processes"}
+_SLOW |= {"test_celery", "test_dask", "test_worker_processes"}
 _SLOW |= {"another_redis", "postgres_server", "test_large_values", "test_lost_store", "test_redis_addresses"}
 
 
@@ -206,6 +208,53 @@ def another_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def mortal_postgres() -> Iterator[Postgres]:
+    """To be stopped and started again: a new one takes longer than most tests with it."""
+    server = Postgres()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=[Redis, Postgres], ids=lambda kind: kind.store)
+def new_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeServer]:
+    """Start servers: ``new_server()``; with `keeps` and `of` as that of `Redis` has them."""
+    own, numbers = list[Redis | Postgres](), count()
+
+    def start(keeps: bool = True, of: Any = None) -> Redis | Postgres:
+        if (number := next(numbers)) == 0 and request.param is Postgres:
+            server: Postgres = request.getfixturevalue("mortal_postgres")
+            server.renew(keeps)
+            return server
+        own.append(request.param(tmp_path / f"server{number}", keeps, of))
+        return own[-1]
+
+    yield start
+    for server in own:
+        server.stop()
+
+
+@pytest.fixture
+def site(new_server: MakeServer, tmp_path: Path) -> Iterator[Site]:
+    """Replicas on a server with a store."""
+    with closing(Site(tmp_path, new_server())) as site:
+        yield site
+
+
+@pytest.fixture
+def forgetful(new_server: MakeServer, tmp_path: Path) -> Iterator[Site]:
+    """The same, on one that has forgotten everything when it was killed."""
+    with closing(Site(tmp_path, new_server(keeps=False))) as site:
+        yield site
+
+
+@pytest.fixture
+def proxy(site: Site) -> Iterator[Proxy]:
+    """Between replicas and their server."""
+    with closing(Proxy(site.server.port)) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from redis_server import free_port
+from servers import eventually
 
 PATHS = [os.environ.get("PATH", ""), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
 INITDB, POSTGRES = (shutil.which(name, path=os.pathsep.join(PATHS)) or "" for name in ("initdb", "postgres"))
@@ -38,9 +39,15 @@ class PostgresServer:
     A server on a free port, with nothing of it outside of a directory.
 
     It does not run as root: then it does as the user ``postgres``.
+
+    Parameters
+    ----------
+    *options : str
+    of : PostgresServer
+        It has what this one has by now, but for what that would lose if it was killed.
     """
 
-    def __init__(self, *options: str):
+    def __init__(self, *options: str, of: PostgresServer | None = None):
         pytest.importorskip("psycopg", reason="needs the package psycopg")
         if not POSTGRES:
             pytest.skip("needs PostgreSQL")
@@ -52,9 +59,15 @@ class PostgresServer:
             os.chown(self.folder, postgres.pw_uid, postgres.pw_gid)
         self.options, self.port = options, free_port()
         self.url = f"postgresql://owner@127.0.0.1:{self.port}/postgres"
-        command = [INITDB, "--pgdata", self.folder / "data", "--username", "owner", "--no-sync", "--encoding", "UTF8"]
-        subprocess.run([*command, "--locale", "C"], check=True, capture_output=True, cwd="/", **self._user)
-        (self.folder / "data" / "pg_hba.conf").write_text(HBA)
+        if of is None:
+            command = [INITDB, "--pgdata", self.folder / "data", "--username", "owner", "--no-sync", "--locale", "C"]
+            subprocess.run([*command, "--encoding", "UTF8"], check=True, capture_output=True, cwd="/", **self._user)
+            (self.folder / "data" / "pg_hba.conf").write_text(HBA)
+        else:
+            of.pause()
+            subprocess.run(["cp", "-a", of.folder / "data", self.folder], check=True)
+            of.go_on()
+            (self.folder / "data" / "postmaster.pid").unlink()
         self.start()
 
     def start(self) -> None:
@@ -74,7 +87,9 @@ class PostgresServer:
     def client(self) -> Any:
         import psycopg
 
-        return psycopg.connect(self.url, autocommit=True)
+        return psycopg.connect(
+            self.url, dbname="postgres", autocommit=True, options="-c default_transaction_read_only=off"
+        )
 
     def all(self, question: str, *values: Any) -> list[Any]:
         """The rows that it answers, or the values where there is one in each."""
@@ -90,8 +105,9 @@ class PostgresServer:
 
     def kill(self) -> None:
         """It dies, as when the power fails, but that the system keeps what it was given."""
-        self._signal(signal.SIGKILL)
+        processes = self._signal(signal.SIGKILL)
         self.process.wait(PATIENCE)
+        eventually(lambda: all(map(_is_dead, processes)))  # only then another one may have these data
         self.__dict__.pop("client", None)
 
     def stop(self) -> None:
@@ -100,9 +116,20 @@ class PostgresServer:
             self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, number: int) -> list[psutil.Process]:
         """To all of its processes, each of which is a group of its own."""
         first = psutil.Process(self.process.pid)
-        for process in [first, *first.children(recursive=True)]:
+        first.suspend()  # so that it starts no more of them
+        processes = [first, *first.children(recursive=True)]
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+        return processes
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    """Whoever is to bury it may take his time."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

@@ -65,9 +65,6 @@ class RedisServer:
         self.process.kill()
         self.process.wait(PATIENCE)
 
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
     def calls(self) -> int:
         """How many scripts it has run."""
         stats = self.client.info("commandstats")

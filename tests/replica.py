@@ -37,6 +37,9 @@ HUGE = 3_000_000
 # Where its jobs run.
 PLACES = ("thread", "process")
 
+# How often, and soon.
+RETRY = ps.Retry(max_attempts=3, backoff=0.1)
+
 # Seconds between two looks of a reader.
 BETWEEN = 0.002
 
@@ -86,7 +89,8 @@ class Replica:
         self, folder: Path, store: str, lease: float, patience: float = 0.5, skew: float = 0.0, busy: bool = True
     ):
         module: Any = import_module(f"panel_schedule.stores.{store}")
-        server_records.LEASE, module.PATIENCE, follower.PAUSE = lease, patience, lease / 2
+        server_records.LEASE, server_records.LOOK, follower.PAUSE = lease, lease / 5, lease / 2
+        module.PATIENCE = patience
         server_blobs.PIECE = 2 * 1024**2  # more than any server must take
         self.folder = folder
         if skew:
@@ -103,7 +107,9 @@ class Replica:
             ("long", self.compute_long), ("long parts", self.compute_long_parts), ("huge", partial(self.compute, HUGE)),
         ):  # fmt: skip
             ps.schedule(period="1h", name=name, first_run="skip")(function)
-        jobs = [ps.background(name=f"in a {where}", durable=True, retry=2, executor=where)(work) for where in PLACES]
+        jobs = [
+            ps.background(name=f"in a {where}", durable=True, retry=RETRY, executor=where)(work) for where in PLACES
+        ]
         self.jobs = dict(zip(PLACES, jobs, strict=True))
         self.jobs["huge"] = ps.background(name="huge job", executor="thread")(partial(os.urandom, HUGE))
         ps._runtime.service.store.values.subscribe(self._seen)

@@ -9,7 +9,7 @@ import pytest
 
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
-from panel_schedule.coordination import tasks
+from panel_schedule.coordination import jobs, tasks
 from panel_schedule.coordination.record import Record, Refusal
 from panel_schedule.coordination.tasks import OVERRIDE, TASK, TRIGGER, USER, VALUE, TaskState
 from panel_schedule.decorators import Front
@@ -396,7 +396,8 @@ def test_what_is_there_as_late_as_it_was_held_stays(revision):
 
 def test_a_record_of_who_knew_nothing_is_as_it_was_with_what_has_happened_since():
     there = Record(
-        TASK, "sales", TaskState(8, second(80), first_seen=second(75), last_slot=second(80), run_id="now", fence=1),
+        TASK, "sales", TaskState(8, second(80), first_seen=second(75), last_slot=second(80), run_id="now", fence=1,
+                         claimed=150),
         owner="him", parts={VALUE: 1}, revision=200,
     )  # fmt: skip
     new = again(there, run_id="then", fence=5)
@@ -408,6 +409,17 @@ def test_a_record_of_who_knew_nothing_is_as_it_was_with_what_has_happened_since(
     assert {VALUE: 1, TRIGGER: 1, OVERRIDE: 1} == new.parts
     free = again(there._replace(state=there.state._replace(run_id=""), owner=None), run_id="then", fence=5)
     assert ("then", 5) == (free.state.run_id, free.state.fence)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("revision", "restored", "fence"), [(90, 0, 5), (90, 0, 4), (200, 0, 4), (200, 90, 4)])
+def test_a_claim_whose_end_is_lost_has_ended(revision, restored, fence, whole):
+    """Whatever else has become of the record since then, and though somebody puts it back who has not heard of that."""
+    restored = restored if whole else 0
+    state = HELD.state._replace(run_id="then", fence=fence, claimed=90, restored=restored)
+    there = HELD._replace(state=state, owner="him", revision=revision)
+    new = tasks.reinstate(there, 900, held=HELD, whole=whole)
+    assert (None, "", 5, 100 if whole else 1) == (new.owner, new.state.run_id, new.state.fence, new.state.restored)
 
 
 @pytest.mark.parametrize(
@@ -423,6 +435,14 @@ def test_a_value_is_put_back_unless_there_is_a_newer_one(version, at, outcome):
 
 
 # ------------------------------------------------------------ jobs
+
+
+@pytest.mark.parametrize(("fence", "stays"), [(1, False), (2, True), (3, True)])
+def test_a_job_whose_takeover_is_lost_is_that_of_who_took_it(fence, stays):
+    """Unless it was taken over since."""
+    held = Record(jobs.SPACE, "id", jobs.JobState(fence=2), owner="me")
+    there = Record(jobs.SPACE, "id", jobs.JobState(fence=fence), owner="him")
+    assert (Refusal.HANDLED if stays else held) == jobs.restore(there, 900, held=held)
 
 
 class Process:

@@ -12,6 +12,7 @@ import pytest
 
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
+from panel_schedule.coordination.record import NOBODY
 from panel_schedule.coordination.tasks import USER
 from panel_schedule.errors import ConfigError, StoreError, ValueUnreadable
 from panel_schedule.runtime import Runtime
@@ -380,6 +381,29 @@ def test_a_loss_is_told(server, opened, how):
     assert how == "changed" or after.revision > before.revision
     put(store, "a")
     assert 1 == len(lost)
+
+
+def test_what_was_ended_here_is_not_held_when_that_is_lost(server, opened):
+    """It is as this process has left it; what it knows nothing of, and is said to have, anybody may take."""
+    store = opened()
+    store.subscribe(SPACE, lambda record: None)
+    for name, owner in (("ended", store.me), ("held", store.me), ("unknown", None)):
+        put(store, name, 1, "first", owner=owner)
+    server.all(f'CREATE TABLE "{store._schema}".before AS TABLE "{store._schema}".records')
+    put(store, "ended", 2, "first", "second")
+    server.all(f"""
+        TRUNCATE "{store._schema}".records;
+        INSERT INTO "{store._schema}".records SELECT * FROM "{store._schema}".before;
+        DELETE FROM "{store._schema}".parts WHERE name = 'ended' AND part LIKE '%%1';
+        UPDATE "{store._schema}".records SET owner = '{store.me}' WHERE name = 'unknown';
+        UPDATE "{store._schema}".store SET revision = revision - 1
+    """)
+    put(store, "another")
+
+    ended, held, unknown = (store.read(SPACE, name) for name in ("ended", "held", "unknown"))
+    assert (None, store.me, NOBODY) == (ended.owner, held.owner, unknown.owner)
+    assert (2, "second") == (ended.state.number, store.load(ended, VALUE, 1))
+    assert (1, "first") == (unknown.state.number, store.load(unknown, VALUE))
 
 
 # ------------------------------------------------------------ what goes wrong

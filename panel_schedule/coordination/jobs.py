@@ -140,8 +140,8 @@ def enqueue(
 
 
 def restore(record: Record | None, revision: int, *, held: Record) -> Record | Refusal:
-    """A store that has lost it gets it again from the process that runs it."""
-    return Refusal.HANDLED if record is not None else held
+    """A store that has lost it, or that it was taken over, gets it again from the process that runs it."""
+    return Refusal.HANDLED if record is not None and record.state.fence >= held.state.fence else held
 
 
 def begin(

@@ -82,6 +82,8 @@ class TaskState(NamedTuple):
         One more with each claim.
     claimer : str
         The owner that claimed it last.
+    claimed : int
+        The number of that change.
     attempt, takeovers : int
     key : datetime or str or None
         Of the run.
@@ -120,6 +122,7 @@ class TaskState(NamedTuple):
     run_id: str = ""
     fence: int = 0
     claimer: str = ""
+    claimed: int = 0
     attempt: int = 1
     takeovers: int = 0
     key: datetime | str | None = None
@@ -231,28 +234,32 @@ def is_newer(record: Record, updated_at: datetime | None) -> bool:
     return VALUE in record.parts and None not in (there, updated_at) and there > updated_at
 
 
-def reinstate(record: Record | None, revision: int, *, held: Record) -> Record | Refusal:
+def reinstate(record: Record | None, revision: int, *, held: Record, whole: bool = True) -> Record | Refusal:
     """
     A store that has lost what it knew of a task, but for its value, gets what a process knows.
 
-    What was handled or claimed since then stays so. Its parts are those of `held`, whose number says who knows most.
+    What was handled or claimed since then stays so. Its parts are those of `held`, whose number says who knows most;
+    where that is not the `whole` of them others know more.
     """
-    state: TaskState = held.state._replace(restored=held.revision)
+    known = held.revision if whole else IN_PART
+    state: TaskState = held.state._replace(restored=known)
     if record is None:
         return held._replace(state=state._replace(updated_at=None), parts=_without(held, VALUE), created=0)
     there: TaskState = record.state
-    if held.revision <= there.restored or held.revision == record.revision:
+    if known <= there.restored or held.revision == record.revision:
         return Refusal.HANDLED
-    kept = _VALUE_FIELDS + (_CLAIM_FIELDS if there.run_id else ())
+    # Of one from before the end may be lost, which this process has known.
+    claimed = there.run_id != "" and (there.claimed > held.revision or there.fence > state.fence)
+    kept = _VALUE_FIELDS + (_CLAIM_FIELDS if claimed else ())
     state = state._replace(
         **{name: getattr(there, name) for name in kept},
         last_slot=max(filter(None, (there.last_slot, state.last_slot)), default=None),
         last_version=max(there.last_version, state.last_version),
     )
-    if not there.run_id:
+    if not claimed:
         state = state._replace(fence=max(there.fence, state.fence))
     value = {VALUE: 1} if VALUE in record.parts else {}
-    owner = record.owner if there.run_id else held.owner
+    owner = record.owner if claimed else held.owner
     return record._replace(owner=owner, state=state, parts=_without(held, VALUE) | value)
 
 
@@ -298,8 +305,8 @@ _SCHEDULE_FIELDS = (
 )  # fmt: skip
 _VALUE_FIELDS = ("version", "updated_at", "duration", "by", "final", "seen_wave")
 _CLAIM_FIELDS = (
-    "run_id", "fence", "attempt", "takeovers", "key", "wave", "started_at", "published", "over", "cancelled", "percent",
-    "message",
+    "run_id", "fence", "claimer", "claimed", "attempt", "takeovers", "key", "wave", "started_at", "published", "over",
+    "cancelled", "percent", "message",
 )  # fmt: skip
 
 
@@ -488,6 +495,7 @@ def claim(
         run_id=run_id,
         fence=before.fence + 1,
         claimer=me,
+        claimed=revision,
         attempt=1,
         takeovers=TAKEOVERS if before.outcome == RunState.CRASHED else 0,
         key=key,
@@ -566,8 +574,8 @@ def take_over(
     if state.takeovers >= TAKEOVERS:
         return _close(record, RunState.CRASHED, _CRASHED, now)
     state = state._replace(
-        fence=state.fence + 1, claimer=me, attempt=state.attempt + 1, takeovers=state.takeovers + 1, cancelled="",
-        started_at=now,
+        fence=state.fence + 1, claimer=me, claimed=revision, attempt=state.attempt + 1, takeovers=state.takeovers + 1,
+        cancelled="", started_at=now,
     )  # fmt: skip
     return record._replace(owner=me, state=state)
 

@@ -38,7 +38,7 @@ _REMEDIES = {
     ("too many clients", "connection slots", "too many connections"): (
         "Raise the server's max_connections: each process takes three, and three more when it is busy."
     ),
-    ("starting up", "shutting down", "recovery mode"): "It is there in a while.",
+    ("starting up", "not yet accepting", "shutting down", "recovery mode"): "It is there in a while.",
     ("password", "authentication failed", 'role "'): (
         "Correct user and password in ps.config.store: postgresql://user:password@host/database."
     ),

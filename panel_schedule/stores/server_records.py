@@ -61,6 +61,9 @@ SMALL = 4096
 # So many records are remembered.
 _REMEMBERED = 4000
 
+# So many that this process has held last.
+_LEFT = 200
+
 # And so many steps that were perhaps made.
 _UNSURE = 100
 
@@ -199,6 +202,11 @@ class _Draft:
         """Whether it was deleted; what stands in place of its newest line; and what was added."""
         return self._cleared, self._longer, self._lines
 
+    @property
+    def values(self) -> dict[tuple[str, int], Any]:
+        """Of its new parts."""
+        return {part: each.value for part, each in self._parts.items() if each is not None}
+
     def stamps(self) -> set[str]:
         """Of the large parts that it has."""
         return {part.head.stamp for part in self._parts.values() if part is not None and self.record is not None}
@@ -271,6 +279,9 @@ class ServerRecords(ABC):
         # this process has written, each with its record.
         self._owing, self._is_filling, self._filling = False, False, threading.RLock()
         self._lines: dict[Key, tuple[Record, deque[str]]] = {}
+        # The records that this process holds; and those that it has held, as it has left them, with the parts of that.
+        self._held: set[Key] = set()
+        self._left: dict[Key, tuple[Record, dict[tuple[str, int], Any]]] = {}
         self._joining = threading.Lock()
         self._closing, self._closed, self._listening = threading.Event(), False, False
         self._threads: list[threading.Thread] = []
@@ -391,7 +402,7 @@ class ServerRecords(ABC):
 
     def _ask_for_lost(self) -> None:
         failed: StoreError | None = None
-        for lost in [*self._lost, self._write_lines]:
+        for lost in [*self._lost, self._write_lines, self._let_go]:
             try:
                 lost()
             except StoreError as error:
@@ -404,6 +415,18 @@ class ServerRecords(ABC):
             if record.owner is None and not record.parts:  # all there is of it is its log
                 self.write([Change(*key, partial(_once_more, held=record))])
             self._call("lines", key=self._named(key), lines=list(lines), limit=self._log_limit)
+
+    def _let_go(self) -> None:
+        """What the store has as it was when this process still held it is as it was left; else anybody may take it."""
+        for space in list(self._subscribers):
+            for there in self.scan(space, owner=self.me):
+                if (key := (space, there.name)) in self._held:
+                    continue
+                left, parts = self._left.get(key, (there, {}))
+                if left.revision <= there.revision:
+                    left, parts = there._replace(owner=NOBODY), {}
+                change = partial(_as_left, there=there, left=left, new=set(parts))
+                self.write([Change(*key, change, parts)], tell=Tell.NOW)
 
     def _start(self, body: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -676,6 +699,7 @@ class ServerRecords(ABC):
         self._remember(new)
         for key, draft in drafts.items():
             self._remember_lines(key, draft, new[key].record)
+            self._remember_held(key, draft, new[key].record)
         done = []
         for result in results:
             if (record := result.record) is not None:
@@ -711,6 +735,18 @@ class ServerRecords(ABC):
             mine.append(longer)
         mine.extend(lines)
         self._lines[key] = record, mine
+
+    def _remember_held(self, key: Key, draft: _Draft, record: Record | None) -> None:
+        if record is not None and record.owner == self.me:
+            if not self._is_filling:  # else it was perhaps this process's before
+                self._held.add(key)
+                self._left.pop(key, None)
+        elif key in self._held:
+            self._held.discard(key)
+            if record is not None and record.size <= INLINE:  # else it is not lost so soon
+                if len(self._left) >= _LEFT:
+                    del self._left[next(iter(self._left))]
+                self._left[key] = record, draft.values
 
     # ------------------------------------------------------------ what is used, and what must go
 
@@ -827,6 +863,8 @@ class ServerRecords(ABC):
                 known = self._known.get(key)
                 if row.record is not None and key[0] in self._subscribers:
                     self._untold[key] = row.record
+                    if row.record.owner != self.me:
+                        self._held.discard(key)
                     if (part := self._brought_by(reply)) is not None:
                         self._brought[key] = (row.record.revision, reply[10], part)
                     if known is not None and (known.record is None or known.record.revision <= row.record.revision):
@@ -866,6 +904,18 @@ class ServerRecords(ABC):
 
 def _once_more(record: Record | None, revision: int, *, held: Record) -> Record:
     return record or held
+
+
+def _as_left(
+    record: Record | None, revision: int, *, there: Record, left: Record, new: set[tuple[str, int]]
+) -> Record | Refusal:
+    """With its new parts, and what is still there of the others."""
+    if record != there:
+        return Refusal.HELD
+    parts = {
+        kind: most if (kind, 0) in new else min(most, there.parts.get(kind, 0)) for kind, most in left.parts.items()
+    }
+    return left._replace(parts={kind: most for kind, most in parts.items() if most})
 
 
 def _settled(record: Record | None, size: int, revision: int, text: str = "") -> Record | None:

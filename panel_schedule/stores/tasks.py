@@ -211,9 +211,8 @@ class Tasks:
                 if part in record.parts and (schedule := self._schedules.get((name, part))) is not None
             }
             held = record._replace(parts=dict.fromkeys((part for part, _ in parts), 1))
-            if held.parts.keys() | {VALUE} != record.parts.keys() | {VALUE}:
-                held = held._replace(revision=tasks.IN_PART)
-            change = Change(TASK, name, partial(tasks.reinstate, held=held), parts, whose(TASK, name))
+            whole = held.parts.keys() | {VALUE} == record.parts.keys() | {VALUE}
+            change = Change(TASK, name, partial(tasks.reinstate, held=held, whole=whole), parts, whose(TASK, name))
             self._records.write([change])
 
     def _write(
