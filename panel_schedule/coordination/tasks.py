@@ -291,10 +291,12 @@ def rejoin(
     dropped = (base.parts.keys() if base is not None else set[str]()) - held.parts.keys() - {VALUE}
     parts = {kind: count for kind, count in record.parts.items() if kind not in dropped}
     record = record._replace(parts=parts | {kind: 1 for kind in written if kind in held.parts})
-    if record.owner not in (None, me) or held.owner not in (None, me):
+    # One that the store has got again since, and that nobody knew to be this process's, is nobody's.
+    others = record.owner not in (None, me) and (record.owner, there.run_id) != (NOBODY, state.run_id)
+    if others or held.owner not in (None, me):
         return record._replace(state=there)
     if held.owner == me and state.fence >= there.fence:
-        state = there._replace(claimer=me, **{name: getattr(state, name) for name in _CLAIM_FIELDS})
+        state = there._replace(**{name: getattr(state, name) for name in _CLAIM_FIELDS} | {"claimed": revision})
         return record._replace(owner=me, state=state)
     state = there._replace(**_FREE, fence=max(there.fence, state.fence))
     return record._replace(owner=None, state=state)
