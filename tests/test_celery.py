@@ -228,6 +228,19 @@ def test_the_run_of_a_worker_that_is_killed_is_made_again_by_another(site, quick
     assert begun.read_text() == "1\n2\n"
 
 
+def test_the_run_of_a_worker_that_is_lost_is_made_again_once(site, tmp_path):
+    """Without ``retry=``, as by Dask: that a machine is lost is not the function's doing."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    site.store = f"file://{tmp_path / 'store'}"
+    site.write()
+    workers = [site.worker("-n", f"{name}@%h", concurrency=1) for name in ("one", "two")]
+    run = site.server().background(executor="celery", name="work")(counting(begun, go)).submit()
+    _, parent = begins(run)
+    [killed] = [worker for worker in workers if worker.process.pid == parent]
+    killed.kill()
+    assert (run.result(PATIENCE), run.attempt) == (2, 2)
+
+
 def test_a_process_of_a_worker_that_is_killed_is_seen_at_once(ps, tmp_path):
     """Its parent says so, long before its lease ends; without ``retry=`` the run has crashed."""
     run = ps.background(executor="celery", name="work")(counting(tmp_path / "begun", tmp_path / "go")).submit()

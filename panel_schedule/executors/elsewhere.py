@@ -23,6 +23,7 @@ from ..coordination.remote import GONE
 from ..errors import RunCancelled, RunCrashed, RunFenced, ScheduleError, StoreError
 from ..functions.run import RunState, _current, new_id
 from . import logs
+from .base import WorkerLost
 from .calls import LOG, Calls
 from .processes import GRACE, SHORTLY, RemoteCall
 from .threads import ThreadExecutor
@@ -110,6 +111,8 @@ class RemoteExecutor(ABC):
         self._batch: list[RemoteFuture] = []
         self._pending: set[RemoteFuture] = set()
         self._known: dict[str, RemoteFuture] = {}
+        # The newest that was heard of those that are perhaps adopted.
+        self._adopting: dict[str, Record | None] = {}
         self._look = threading.Event()
         self._thread: threading.Thread | None = None
         self._trouble = ""
@@ -228,14 +231,16 @@ class RemoteExecutor(ABC):
 
     def _adopts(self, future: RemoteFuture, name: str) -> bool:
         """Whether the process that has asked for it is dead, and a worker is still at it: then it goes on for this."""
-        self._known[name] = future
-        future.name = name
+        # What is heard of it meanwhile is this call's only if it is adopted: an earlier attempt may have died here.
+        self._adopting[name] = None
         if (record := self._calls.adopt(name)) is None:
-            del self._known[name]
+            del self._adopting[name]
+            self._known.pop(name, None)
             return False
-        future.data, future.heard = None, record.state.heard
+        future.name, future.data, future.heard = name, None, record.state.heard
         future.acknowledged = future.heard
-        self._changed(record)
+        self._known[name] = future
+        self._changed(self._adopting.pop(name) or record)
         return True
 
     def _submit(self, future: RemoteFuture) -> None:
@@ -268,6 +273,9 @@ class RemoteExecutor(ABC):
 
     def _changed(self, record: Record) -> None:
         """Of the store, on whatever thread."""
+        if record.name in self._adopting:
+            self._adopting[record.name] = record
+            return
         if (future := self._known.get(record.name)) is None:
             return
         with self._lock:
@@ -358,7 +366,9 @@ class RemoteExecutor(ABC):
                 f"{future.call.name}: the run was cancelled, and its worker {worker} ended before its function did."
             )
         else:
-            error = RunCrashed(
+            # One that its parent has seen dying has perhaps died of the function.
+            kind = RunCrashed if record.owner == GONE else WorkerLost
+            error = kind(
                 f"{future.call.name}: its worker {worker} has died. The function, or a library it calls, may have "
                 "ended the process; or the system, when memory is short. The log of the worker may say why."
             )
