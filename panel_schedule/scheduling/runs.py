@@ -61,9 +61,7 @@ class Runs:
 
     # ------------------------------------------------------------ starting
 
-    def new(
-        self, state: TaskState, key: datetime | str, wave: datetime | None, mark: Mark | None = None
-    ) -> Run:
+    def new(self, state: TaskState, key: datetime | str, wave: datetime | None, mark: Mark | None = None) -> Run:
         run = Run(state.task.name, key, self._service.clock.now(), wave, mark)
         run._stop = partial(self.cancel, state)
         return run

@@ -342,6 +342,10 @@ class Tasks:
             return self._schedule(record, TRIGGER)
         return found
 
+    def schedule(self, record: Record) -> Trigger | None:
+        """The one in force; None where only the processes know it that have the code."""
+        return self._schedule(record, OVERRIDE if OVERRIDE in record.parts else TRIGGER)  # type: ignore[no-any-return]
+
     def _schedule(self, record: Record, part: str) -> Any:
         if part not in record.parts:
             return None
