@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import wraps
@@ -37,13 +38,11 @@ LOOK = 0.1
 
 
 class _Commands(click.Group):
-    """Errors that a user can mend are told in a line: what was asked for wrongly ends with 2, all others with 1."""
+    """Errors of the package are told without a traceback, and end with exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ConfigError as error:
-            raise click.UsageError(str(error)) from None
         except (ScheduleError, Unusable) as error:
             raise click.ClickException(str(error)) from None
 
@@ -70,12 +69,24 @@ def _on_store(command: Callable[..., Any]) -> Callable[..., Any]:
     )  # fmt: skip
     @wraps(command)
     def opening(*args: Any, url: str, **options: Any) -> Any:
-        config = Config()
-        config.store = url
-        with live.opened(config, SystemClock()) as store:
+        with _usage(), live.opened(_on(Config(), url), SystemClock()) as store:
             return command(*args, store=store, **options)
 
     return opening
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """What an option says that means nothing is a matter of usage."""
+    try:
+        yield
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _on(config: Config, url: str) -> Config:
+    config.store = url
+    return config
 
 
 def _period(text: str) -> timedelta:
@@ -165,7 +176,9 @@ def next_(file: Path, count: int, name: str | None, zone: tzinfo | None, start: 
         if name in (None, task.name):
             trigger = task.policy.trigger
             runs = _upcoming(file, trigger, now, count, zone)
-            said.append("\n".join([f"{task.name}: {in_words(trigger)}", *_lines(trigger, runs, None if start else now)]))
+            said.append(
+                "\n".join([f"{task.name}: {in_words(trigger)}", *_lines(trigger, runs, None if start else now)])
+            )
             data.append(
                 {
                     "name": task.name,
@@ -188,8 +201,11 @@ def _lines(trigger: Trigger, runs: list[Upcoming], now: datetime | None) -> list
     if isinstance(trigger, After):
         names = " or ".join(task.name for task in trigger.tasks)
         return [f"  whenever {names} has a new final value; no clock says when"]
-    lines = table(("", ""), [(local(run.at), run.note or (ago(run.at, now) if now else " ")) for run in runs]).splitlines()[1:]
-    return [f"  {line}" for line in lines] or ["  never: its dates are over"]
+    times = [local(run.at) for run in runs]
+    width = max(map(len, times), default=0)
+    notes = [run.note or (ago(run.at, now) if now else "") for run in runs]
+    lines = [f"  {time:{width}}  {note}".rstrip() for time, note in zip(times, notes, strict=True)]
+    return lines or ["  never: its dates are over"]
 
 
 def _upcoming(file: Path, trigger: Trigger, now: datetime, count: int, zone: tzinfo | None = None) -> list[Upcoming]:
@@ -212,7 +228,8 @@ def run(file: Path, url: str | None) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if url is not None:
-        ps.config.store = url
+        with _usage():
+            ps.config.store = url
     load(file)
     if url is not None and ps.config.store != url:
         raise click.UsageError(f"{file} sets ps.config.store itself, to {shown(ps.config.store)}; leave --store out.")
@@ -369,17 +386,24 @@ def resume(name: str, store: Store) -> None:
 
 
 @main.command()
-@click.argument("run_id", metavar="ID")
+@click.argument("run_id", metavar="ID", required=False)
 @_on_store
-def cancel(run_id: str, store: Store) -> None:
-    """Cancel the run ID of a task or a job. `status` and `jobs` have the ids."""
-    _require(run_id, there := live.under_way(store), "run under way")
+@_json
+def cancel(run_id: str | None, store: Store, as_json: bool) -> None:
+    """Cancel the run ID of a task or a job. Without an ID, list what can be cancelled."""
+    there = live.under_way(store)
+    if run_id is None:
+        rows = [(id, name, kind) for id, (kind, name) in there.items()]
+        data = [{"run": id, "name": name, "kind": kind} for id, name, kind in rows]
+        _say(table(("RUN", "NAME", "KIND"), rows) if rows else "No run is under way.", data, as_json)
+        return
+    _require(run_id, there, "run under way")
     kind, name = there[run_id]
     if kind == TASK:
         store.do(store.tasks.cancel(name, run_id))
     else:
         store.queue.cancel(run_id)
-    click.echo(f"Run {run_id} of {name!r} was asked to stop.")
+    _say(f"Run {run_id} of {name!r} was asked to stop.", {"run": run_id, "name": name, "kind": kind}, as_json)
 
 
 @main.command()

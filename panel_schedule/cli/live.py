@@ -54,8 +54,10 @@ class Status:
         First line of the last failure.
     owner : str
         The process that has claimed it last; ``"(gone)"`` is added where that is not alive any more.
+    run : str
+        Id of the run under way; ``""`` where there is none.
     percent : int
-        Of the run under way, -1 where that is unknown.
+        How far that is, -1 while unknown.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Status:
     failures: int
     error: str
     owner: str
+    run: str
     percent: int
 
 
@@ -128,7 +131,8 @@ def status_of(store: Store, record: Record, now: datetime, zone: tzinfo) -> Stat
         failures=_failures(runs),
         error=state.error,
         owner=_owner(store, state),
-        percent=state.percent if state.run_id else -1,
+        run=state.run_id if not state.over else "",
+        percent=state.percent if state.run_id and not state.over else -1,
     )
 
 

@@ -62,6 +62,8 @@ def own_lines(error: BaseException, root: Path) -> str:
 
 def _is_own(line: traceback.FrameSummary, root: Path) -> bool:
     file = Path(os.path.realpath(line.filename))
+    if line.filename.startswith("<"):  # no file at all
+        return False
     if not file.is_relative_to(root) or any(file.is_relative_to(folder) for folder in _OTHERS):
         return False
     return _INSTALLED not in file.relative_to(root).parts
