@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
+import documents
 import panel_schedule as ps
 from panel_schedule.cli import live
 from panel_schedule.cli.commands import main
@@ -781,6 +784,63 @@ def test_a_store_on_redis_is_looked_into_the_same_way(open_redis, redis_server, 
     assert "paused" == statuses(redis_server.url)["sales"]["state"]
     assert "requested" == json.loads(ask(redis_server.url, "refresh", "sales", "--json").output)["outcome"]
     assert store.tasks.row("sales").requested
+
+
+# ------------------------------------------------------------ the page of the documentation
+
+
+PAGE = Path(ps.__file__).parent.parent / "docs" / "command_line.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_a_command_is_in_the_documentation(name):
+    """With its options, and the names of its JSON."""
+    options = [option for each in main.commands[name].params for option in each.opts if option.startswith("-")]
+
+    assert f"panel-schedule {name}" in TEXT
+    assert [] == [option for option in options if not re.search(rf"[ `]{option}\b", TEXT)]
+
+
+def test_the_commands_of_the_documentation_do_what_it_says(start, tmp_path):
+    """On a store where all is well each ends with 0."""
+    write_files(tmp_path, documents.files(PAGE))
+    url, said = f"file://{tmp_path / 'store'}", ""
+    lines = [line.replace("file:///var/lib/myapp", url) for line in documents.commands(PAGE, "panel-schedule")]
+    [run] = [line for line in lines if line.startswith("run ")]
+    running = start(*shlex.split(run))
+    eventually((tmp_path / "store" / "store.db").exists, 30)
+    eventually(lambda: ask(url, "history", "summary").output.count("succeeded"), 30)
+    for line in lines:
+        if line != run:
+            words = shlex.split(line)
+            started = start(*words, *([] if words[0] in ("check", "next") else ["--store", url]))
+            assert 0 == started.wait(), (line, started.out, started.err)
+            said += started.out
+    assert 0 == running.signal(signal.SIGTERM)
+
+    assert [] == [block.text for block in documents.blocks(PAGE) if block.language == "text" and block.text not in said]
+
+
+def test_the_json_of_a_command_has_the_names_that_are_documented(store, url, command, files):
+    """They are there for programs, and stay."""
+    schedule(store)
+    succeed(store, 1)
+    named = {
+        name: set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)|: `requested.*", "", names)))
+        for name, names in re.findall(r"^\| `(\w+)` \| (.*) \|$", TEXT, re.MULTILINE)
+    }
+    told = {name: json.loads(ask(url, name, "--json").output)[0] for name in ("status", "history")}
+    told["refresh"] = json.loads(ask(url, "refresh", "sales", "--json").output)
+    told |= {
+        name: json.loads(command(name, "app/tasks.py", "--json")[1].partition("threads")[0])[0]
+        for name in ("check", "next")
+    }
+    claim(store, "sales", "run7")
+    told["cancel"] = json.loads(ask(url, "cancel", "--json").output)[0]
+    told["next"] |= told["next"]["runs"][0]
+
+    assert named == {name: set(each) for name, each in told.items()}
 
 
 # ------------------------------------------------------------ the program
