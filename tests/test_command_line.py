@@ -76,6 +76,11 @@ class Command:
     def wait(self) -> int:
         return self.ask("wait", self.pid)
 
+    def handles(self, number: int) -> bool:
+        """Whether it takes a signal by now, which else would end it."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+        return bool(int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16) >> (number - 1) & 1)
+
     def signal(self, number: int) -> int:
         os.kill(self.pid, number)
         return self.wait()
@@ -398,7 +403,7 @@ def running(start: Callable[..., Command], tmp_path: Path) -> tuple[str, list[Co
     commands = [start("run", "tasks.py", "--store", url) for _ in range(2)]
     eventually((tmp_path / "store" / "store.db").exists, 30)
     eventually(lambda: "succeeded" in ask(url, "history").output, 30)
-    eventually(lambda: all("run here" in each.err for each in commands))
+    eventually(lambda: all(each.handles(signal.SIGTERM) for each in commands), 30)
     return url, commands
 
 

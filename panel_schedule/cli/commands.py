@@ -226,7 +226,6 @@ def run(file: Path, url: str | None) -> None:
 
     With a store it shares each slot with all other processes that have it, be they servers or more of these.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if url is not None:
         with _usage():
             ps.config.store = url
@@ -234,6 +233,8 @@ def run(file: Path, url: str | None) -> None:
     if url is not None and ps.config.store != url:
         raise click.UsageError(f"{file} sets ps.config.store itself, to {shown(ps.config.store)}; leave --store out.")
     ps._runtime.check()
+    # After the file, which may set up its own.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("panel_schedule").info(
         "%d tasks of %s run here; the store is %s.", len(ps.tasks), file, shown(ps.config.store)
     )
@@ -355,9 +356,11 @@ def _await_end(store: Store, name: str, patience: timedelta) -> str:
     clock = SystemClock()
     until = clock.monotonic() + patience.total_seconds()
     while clock.monotonic() < until:
-        state = live.tasks_of(store)[name].state
-        if not state.requested and (state.over or not state.run_id):
-            return str(state.outcome)
+        record = store.records.read(TASK, name)
+        if record is None or record.state.forgotten:
+            raise click.ClickException(f"Task {name!r} was forgotten meanwhile.")
+        if not record.state.requested and (record.state.over or not record.state.run_id):
+            return str(record.state.outcome)
         time.sleep(LOOK)
     raise click.ClickException(
         f"Task {name!r} has not ended within {lasting(patience)}. `panel-schedule status {name}` says whether a "
