@@ -747,6 +747,25 @@ def test_a_run_that_is_not_under_way_cannot_be_cancelled(store, url):
     assert (2, True) == (told.exit_code, "'run8'; there are: run7." in told.output)
 
 
+def test_a_job_can_be_cancelled_by_its_id(store, url):
+    """Its process is asked to."""
+    store.queue.enqueue("run9", "simulate", now=datetime.now(UTC), payload=None, synced=False)
+    [listed] = json.loads(ask(url, "cancel", "--json").output)
+    told = ask(url, "cancel", "run9")
+
+    assert {"run": "run9", "name": "simulate", "kind": "job"} == listed
+    assert (0, True) == (told.exit_code, store.queue.job("run9").cancelled)
+
+
+def test_a_wait_ends_when_the_task_is_forgotten(store, url, monkeypatch):
+    """There will be no run to wait for."""
+    schedule(store)
+    monkeypatch.setattr("panel_schedule.cli.commands.time.sleep", lambda seconds: store.tasks.forget("sales"))
+    told = ask(url, "refresh", "sales", "--wait", "1h")
+
+    assert (1, True) == (told.exit_code, "was forgotten meanwhile" in told.output)
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
