@@ -183,8 +183,15 @@ class Runtime:
         self.service  # noqa: B018
         return self._single_flight
 
-    def _build(self) -> Service:
-        remote.refuse_here("The scheduler")
+    def check(self) -> None:
+        """
+        Refuse what could not start; nothing is opened for that.
+
+        Raises
+        ------
+        ConfigError, RegistrationError
+            When an option of the environment means nothing, or a function is to run where nothing runs it.
+        """
         self.config.check()
         for task in self.tasks.values():
             self._require_executor(f"Task {task.name!r}", task.policy.executor)
@@ -192,6 +199,10 @@ class Runtime:
             self._require_executor(f"Job {job.name!r}", job.policy.executor)
         for memo in self.memos.values():
             self._require_executor(f"Memoized function {memo.name!r}", memo.executor)
+
+    def _build(self) -> Service:
+        remote.refuse_here("The scheduler")
+        self.check()
         store = self._make_store()
         self.config.freeze()
         store.values.subscribe(self._stored)
@@ -313,21 +324,9 @@ class Runtime:
             if self._calls is None:
                 self.config.check()
                 celery.require(self.config.celery, self.config.store, "A function")
-                self._calls = RemoteCalls(self._make_records(), self.clock)
+                self._calls = RemoteCalls(open_records(self.config, self.clock), self.clock)
                 self.config.freeze()
             return self._calls
-
-    def _make_records(self) -> RecordStore:
-        """Of the store, with nothing on them."""
-        config, limit = self.config, self.config.history_limit
-        parts = urlsplit(config.store)
-        if parts.scheme not in _SERVERS:
-            return FileRecords(Path(unquote(parts.path)), self.clock, log_limit=limit)
-        make = RedisRecords if parts.scheme in REDIS else PostgresRecords
-        return make(
-            config.store, self.clock, namespace=config.namespace, secret=config.secret,
-            max_value_bytes=config.max_value_bytes, log_limit=limit,
-        )  # fmt: skip
 
     # ------------------------------------------------------------ lifecycle
 
@@ -758,6 +757,18 @@ def _show_traceback(run: Run) -> None:
     if (error := run.error) is not None:
         speak(f"Task {run.task!r}")
         sys.modules["IPython"].get_ipython().showtraceback((type(error), error, error.__traceback__))
+
+
+def open_records(config: Config, clock: Clock) -> RecordStore:
+    """The store that the configuration names, with nothing on it: one that several processes can open."""
+    limit, parts = config.history_limit, urlsplit(config.store)
+    if parts.scheme not in _SERVERS:
+        return FileRecords(Path(unquote(parts.path)), clock, log_limit=limit)
+    make = RedisRecords if parts.scheme in REDIS else PostgresRecords
+    return make(
+        config.store, clock, namespace=config.namespace, secret=config.secret,
+        max_value_bytes=config.max_value_bytes, log_limit=limit,
+    )  # fmt: skip
 
 
 def has_setup_script() -> bool:

@@ -26,6 +26,7 @@ LAYERS = [
     {"runtime", "decorators", "server"},
     {"testing"},
     {"panel_schedule"},
+    {"cli", "__main__"},
 ]
 OPTIONAL = {
     "stores.packing": {"compression", "lz4", "zstandard"},

@@ -14,6 +14,7 @@ import pytest
 
 import panel_schedule.engine.outbox
 from core import PATIENCE, START, Core, keys, messages, second, short
+from panel_schedule.coordination.record import Refusal
 from panel_schedule.coordination.tasks import TASK
 from panel_schedule.errors import RegistrationError, RunCancelled, RunCrashed, RunFailed, StoreError
 from panel_schedule.functions.run import RunState, progress
@@ -532,6 +533,131 @@ def test_a_refresh_gets_the_error_of_the_run_that_it_joined(pair):
 
     with pytest.raises(RunFailed, match=r"Task 'task': .* OSError: no route"):
         joined.result(PATIENCE)
+
+
+@pytest.fixture
+def outsider(server):
+    """The store as a program has it that knows none of the tasks, and runs nothing."""
+    store = server.make_store()
+    yield store
+    store.close()
+
+
+def test_a_run_that_an_outsider_asks_for_is_one_process_s(pair, outsider):
+    """Of all that hear of it; it is no slot, and the next one comes in its turn."""
+    calls = []
+    tasks = pair.schedule(make=counter(calls), period="1m", first_run="skip")
+    pair.begin()
+    assert outsider.tasks.request("task", "q1") is None
+    pair.settle()
+    asked = list(calls)
+    pair.run_for(61)
+
+    assert 1 == len(asked)
+    assert ["request q1", second(60)] == [run.key for run in reversed(tasks[0].history)]
+    assert "idle" == statuses(tasks).state
+
+
+def test_what_an_outsider_asks_for_is_not_run_again(pair, outsider):
+    """Neither by a process that comes in later, nor at the next start."""
+    calls = []
+    pair.schedule(make=counter(calls), period="1d", first_run="skip")
+    pair.begin()
+    outsider.tasks.request("task", "q1")
+    pair.settle()
+    late = pair.join()
+    late.schedule(period="1d", first_run="skip", name="task")(counter(calls)(late))
+    late.begin()
+    pair.settle()
+    pair.run_for(60)
+
+    assert 1 == len(calls)
+
+
+def test_an_outsider_that_asks_during_a_run_joins_it(pair, outsider):
+    """And there is no second one."""
+    tasks = pair.schedule(make=held, period="1d", first_run="skip")
+    pair.begin()
+    tasks[0].refresh()
+    pair.settle()
+    refusals = [outsider.tasks.request("task", id) for id in ("q1", "q2")]
+    tasks[0].function.finish("value")
+    pair.settle()
+
+    assert [Refusal.HELD] * 2 == refusals
+    assert [1, 0] == [task.function.calls for task in tasks]
+
+
+def test_what_an_outsider_asks_for_waits_for_an_abandoned_body(pair, outsider):
+    """As a refresh does."""
+    tasks = pair.schedule(make=held, period="1d", timeout="5s", first_run="skip")
+    pair.begin()
+    tasks[0].refresh()
+    pair.settle()
+    pair.run_for(10)
+    asked = outsider.tasks.request("task", "q1")
+    pair.settle()
+    before = [task.function.calls for task in tasks]
+    tasks[0].function.finish()
+    pair.settle()
+
+    assert (None, [1, 0]) == (asked, before)
+    assert 2 == sum(task.function.calls for task in tasks)
+
+
+def test_a_slot_that_is_skipped_does_not_take_what_an_outsider_asks_for_with_it(pair, outsider):
+    """It waits for an abandoned body of a task that is paused."""
+    tasks = pair.schedule(make=held, period="1m", timeout="5s", first_run="skip")
+    pair.begin()
+    tasks[0].refresh()
+    pair.settle()
+    pair.run_for(10)
+    tasks[0].pause()
+    outsider.tasks.request("task", "q1")
+    pair.settle()
+    pair.run_for(60)
+    tasks[0].function.finish()
+    pair.settle()
+
+    assert 2 == sum(task.function.calls for task in tasks)
+
+
+def test_what_an_outsider_asks_for_while_nobody_is_there_is_done_at_the_next_start(server, outsider):
+    """Where the last value is still fresh, too."""
+    calls, core = [], server.join()
+    core.schedule(period="1d", name="task", first_run="skip")(counter(calls)(core))
+    server.begin()
+    server.restart()
+    assert outsider.tasks.request("task", "q1") is None
+    core = server.join()
+    core.schedule(period="1d", name="task", first_run="skip")(counter(calls)(core))
+    server.begin()
+
+    assert [core] == calls
+
+
+def test_the_first_run_is_what_an_outsider_has_asked_for(server, outsider):
+    """It begins after that, so that it will do."""
+    calls, core = [], server.join()
+    core.schedule(period="1d", name="task", first_run="skip")(counter(calls)(core))
+    server.begin()
+    server.restart()
+    outsider.tasks.request("task", "q1")
+    core = server.join()
+    core.schedule(period="1d", name="task", first_run="background")(counter(calls)(core))
+    server.begin()
+
+    assert 1 == len(calls)
+
+
+def test_an_outsider_cannot_ask_for_what_nobody_has_scheduled(pair, outsider):
+    """Nor for what was removed."""
+    tasks = pair.schedule(make=held, period="1d", first_run="skip")
+    pair.begin()
+    tasks[0].remove_schedule()
+    pair.settle()
+
+    assert [Refusal.ABSENT] * 2 == [outsider.tasks.request(name, "q1") for name in ("task", "other")]
 
 
 def test_a_run_can_be_cancelled_from_another_process(pair):

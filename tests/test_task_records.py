@@ -53,6 +53,7 @@ RECORDS: dict[str, Record | None] = {
     "handed over": Record(TASK, "t", RUNNING, owner=NOBODY),
     "over": Record(TASK, "t", RUNNING._replace(over=True), owner="me"),
     "newer": Record(TASK, "t", ENROLLED._replace(fence=8)),
+    "requested": Record(TASK, "t", ENROLLED._replace(requested="q1")),
     "forgotten": Record(TASK, "t", ENROLLED._replace(forgotten=True)),
 }
 
@@ -96,6 +97,14 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("claim newer versions", claim(5), {"free": "me fence 4"}),
     ("claim for a first value", claim(first=True), {"none": "me fence 1", "value": "handled", "free": "me fence 4",
                                                     "mine": "held"}),
+    ("claim for a request", claim("q1"), {"none": "handled", "free": "handled", "requested": "me fence 4 requested -",
+                                          "mine": "handled", "forgotten": "handled"}),
+    ("claim for a request that is handled", claim("q0"), {"requested": "handled"}),
+    ("claim a slot after a request", claim(second(6)), {"requested": "me fence 4 requested -"}),
+    ("request", partial(tasks.request, id="q2"), {"none": "absent", "value": "absent", "free": "ok requested q2",
+                                                  "mine": "held", "other's": "held", "dead": "held",
+                                                  "over": "me requested q2", "requested": "held",
+                                                  "forgotten": "absent"}),
     ("publish", publish(), {"none": "fenced", "value": "fenced", "free": "fenced", "mine": "me version 1",
                             "other's": "fenced", "dead": "fenced", "handed over": "fenced", "over": "fenced",
                             "forgotten": "fenced"}),
@@ -120,6 +129,9 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("reinstate", partial(tasks.reinstate, held=Record(TASK, "t", RUNNING, owner="me", revision=9)),
      {"none": "me fence 3", "value": "me fence 3 version 2", "free": "me fence 3", "mine": "me fence 3",
       "other's": "other fence 4", "forgotten": "me fence 3"}),
+    ("reinstate a request", partial(tasks.reinstate, held=Record(TASK, "t", ENROLLED._replace(requested="q1"),
+                                                                 revision=9)),
+     {"none": "ok requested q1", "free": "ok requested q1", "other's": "other fence 4 requested -"}),
     ("reinstate what is there", partial(tasks.reinstate, held=Record(TASK, "t", RUNNING, owner="me")),
      {"free": "handled"}),
     ("rejoin with a run", REJOIN, {"none": "me fence 3", "value": "me fence 3 version 2", "free": "me fence 3 last 9",
@@ -134,6 +146,7 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
      {"free": "ok fence 3", "dead": "gone fence 3"}),
     ("enroll", enroll(), {"none": "first 9", "value": "first 9", "free": "handled", "mine": "handled",
                           "forgotten": "handled"}),
+    ("enroll in another server, asked for", enroll("x"), {"requested": "first 5 requested q1"}),
     ("enroll in another server", enroll("x"), {"free": "first 5", "mine": "me first 5", "forgotten": "first 9"}),
     ("enroll another schedule", enroll(fingerprint="g"), {"free": "handled"}),
     ("enroll another schedule again", enroll(fingerprint="g", again=True), {"free": "first 9", "mine": "me first 9"}),
@@ -147,6 +160,7 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("rewind to later", partial(tasks.rewind, now=second(7)), {"free": "handled"}),
     ("mark stale", partial(tasks.mark_stale, stale=True), {"none": "handled", "free": "ok"}),
     ("mark fresh", partial(tasks.mark_stale, stale=False), {"free": "handled"}),
+    ("forget a request", tasks.forget, {"requested": "ok requested -"}),
     ("forget", tasks.forget, {"none": "absent", "value": "no value", "free": "ok", "mine": "ok", "other's": "ok"}),
     ("advance", partial(tasks.advance, claim=HELD, version=7), {"none": "fenced", "free": "fenced", "mine": "me",
                                                                 "other's": "fenced"}),
@@ -168,6 +182,8 @@ TABLE: list[tuple[str, Any, dict[str, str]]] = [
     ("note", note(), {"none": "ok failed", "free": "ok failed", "mine": "me failed", "other's": "other failed"}),
     ("note a slot", note(second(6)), {"none": "absent", "free": "ok failed", "forgotten": "handled"}),
     ("note a slot of before", note(second(5)), {"free": "handled", "mine": "handled"}),
+    ("note a request", note("q1"), {"requested": "ok failed requested -", "free": "handled", "mine": "handled"}),
+    ("note a slot beside a request", note(second(6)), {"requested": "ok failed requested q1"}),
     ("note under a claim", note(claim=HELD), {"none": "ok failed", "value": "ok failed", "free": "fenced",
                                               "mine": "me failed", "other's": "fenced", "over": "me failed"}),
     ("note and release", note(claim=HELD, release=True), {"none": "ok failed", "value": "ok failed", "free": "fenced",
@@ -186,6 +202,7 @@ def matches(told: str, record: Record, logged: RunRecord | None) -> bool:
         "fence": lambda number: state.fence == int(number),
         "version": lambda number: state.version == int(number) and VALUE in record.parts,
         "last": lambda number: state.last_version == int(number),
+        "requested": lambda id: state.requested == id.replace("-", ""),
         "first": lambda number: state.first_seen == second(int(number)),
     }
     for name, number in pairwise(words):
@@ -268,6 +285,23 @@ class Walk(RuleBasedStateMachine):
         self.now -= seconds
         if not isinstance(self.make(partial(tasks.rewind, now=second(self.now))), Refusal):
             self.slots = {slot for slot in self.slots if slot <= second(self.now)}
+
+    @rule()
+    def request(self) -> None:
+        self.make(partial(tasks.request, id=f"q{self.now} {self.fence}"))
+
+    @rule(who=integers(0, 2))
+    def claim_for_a_request(self, who: int) -> None:
+        name, asked = self.names[who], self.record.state.requested if self.record is not None else ""
+        outcome = self.make(partial(
+            tasks.claim, me=name, server="s", task="t", run_id=f"r{self.fence}{name}", now=second(self.now), key=None,
+            mark=asked or "q", wave=None, first=False, unreadable=0,
+        ))  # fmt: skip
+        if not isinstance(outcome, Refusal):
+            assert asked
+            assert "" == outcome.state.requested  # one claim for each request
+            self.claims[name] = Claim("t", outcome.state.run_id, outcome.state.fence)
+            self.taken = 0
 
     @rule(who=integers(0, 2), slot=booleans())
     def claim(self, who: int, slot: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..functions.run import RunRecord
-from .record import Logged, Record, state_of
+from .record import Logged, Record, Refusal, state_of
 
 SPACE = "history"
 
@@ -21,6 +21,11 @@ class HistoryState(NamedTuple):
 def name_of(kind: str, function: str) -> str:
     """Of the record of one function."""
     return f"{kind} {function}"
+
+
+def erase(record: Record | None, revision: int) -> Logged | Refusal:
+    """Drop the history of a function, or of a task; all else stays."""
+    return Refusal.ABSENT if record is None else Logged(record, None)
 
 
 def note(record: Record | None, revision: int, *, kind: str, function: str, run: RunRecord) -> Logged:

@@ -31,8 +31,8 @@ _OUTCOMES = (RunState.SUCCEEDED, RunState.FAILED, RunState.TIMED_OUT, RunState.C
 
 _CRASHED = "RunCrashed: the process that ran it died, as did the one that took it over or the one before."
 
-# The occasion of a run that is handled once: the slot of a clock, or the sum of the upstream's versions.
-Mark = datetime | int
+# The occasion of a run that is handled once: the slot of a clock, the sum of the upstream's versions, or a request.
+Mark = datetime | int | str
 
 Alive = Callable[[str], bool]
 
@@ -65,6 +65,10 @@ class TaskState(NamedTuple):
         Of the schedule in the code; ``""`` of a task that was claimed, by a script say, before anybody enrolled it.
     superseded : tuple of str
         Of the schedules that it has replaced, oldest first.
+    schedule : str
+        The one in the code, in words.
+    stale_after : float or None
+        Seconds after which the value is stale; None where the schedule says it.
     first_seen : datetime or None
         Only slots after this instant can be missed. None where nobody has enrolled or claimed it.
     last_slot : datetime or None
@@ -94,6 +98,8 @@ class TaskState(NamedTuple):
         The run has ended; its body has not.
     cancelled : str
         Id of a run that somebody wants to be cancelled.
+    requested : str
+        Somebody has asked for a run, by this id, and none has begun since.
     percent : int
     message : str
     restored : int
@@ -110,6 +116,8 @@ class TaskState(NamedTuple):
     scheduled_by: str = ""
     fingerprint: str = ""
     superseded: tuple[str, ...] = ()
+    schedule: str = ""
+    stale_after: float | None = None
     first_seen: datetime | None = None
     last_slot: datetime | None = None
     last_version: int = 0
@@ -131,6 +139,7 @@ class TaskState(NamedTuple):
     published: bool = False
     over: bool = False
     cancelled: str = ""
+    requested: str = ""
     percent: int = -1
     message: str = ""
     restored: int = 0
@@ -296,7 +305,8 @@ def rejoin(
     if others or held.owner not in (None, me):
         return record._replace(state=there)
     if held.owner == me and state.fence >= there.fence:
-        state = there._replace(**{name: getattr(state, name) for name in _CLAIM_FIELDS} | {"claimed": revision})
+        own = {name: getattr(state, name) for name in _CLAIM_FIELDS}
+        state = there._replace(**own | {"claimed": revision, "requested": there.requested})
         return record._replace(owner=me, state=state)
     state = there._replace(**_FREE, fence=max(there.fence, state.fence))
     return record._replace(owner=None, state=state)
@@ -304,11 +314,12 @@ def rejoin(
 
 _SCHEDULE_FIELDS = (
     "server", "scheduled_by", "fingerprint", "superseded", "first_seen", "paused", "removed", "forgotten", "stale",
+    "requested", "schedule", "stale_after",
 )  # fmt: skip
 _VALUE_FIELDS = ("version", "updated_at", "duration", "by", "final", "seen_wave")
 _CLAIM_FIELDS = (
     "run_id", "fence", "claimer", "claimed", "attempt", "takeovers", "key", "wave", "started_at", "published", "over",
-    "cancelled", "percent", "message",
+    "cancelled", "requested", "percent", "message",
 )  # fmt: skip
 
 
@@ -337,6 +348,8 @@ def enroll(
     unreadable: int,
     me: str,
     alive: Alive,
+    schedule: str = "",
+    stale_after: float | None = None,
 ) -> Record | Refusal:
     """
     Bring it in line with the schedule in the code.
@@ -354,16 +367,23 @@ def enroll(
         One that was forgotten comes back.
     unreadable : int
         The version of the value that this process cannot read.
+    schedule : str
+        In words.
+    stale_after : float or None
     """
     if record is None:
-        fresh = TaskState(server=server, scheduled_by=me, fingerprint=fingerprint, first_seen=first_seen)
+        fresh = TaskState(
+            server=server, scheduled_by=me, fingerprint=fingerprint, first_seen=first_seen, schedule=schedule,
+            stale_after=stale_after,
+        )  # fmt: skip
         return Record(TASK, name, fresh, parts={TRIGGER: 1}) if portable else Record(TASK, name, fresh)
     parts = {kind: count for kind, count in record.parts.items() if kind != TRIGGER} | (
         {TRIGGER: 1} if portable else {}
     )
     before: TaskState = record.state
     state = before._replace(
-        server=server, scheduled_by=me, fingerprint=fingerprint, removed=False, forgotten=False
+        server=server, scheduled_by=me, fingerprint=fingerprint, removed=False, forgotten=False, schedule=schedule,
+        stale_after=stale_after,
     )  # fmt: skip
     if before.first_seen is None:
         return record._replace(parts=parts, state=state._replace(first_seen=first_seen))
@@ -436,7 +456,7 @@ def forget(record: Record | None, revision: int) -> Refusal | Logged:
     if record is None:
         return Refusal.ABSENT
     state = record.state._replace(
-        **_FREE, updated_at=None, forgotten=True, error="", outcome="", stale=False, paused=False,
+        **_FREE, updated_at=None, forgotten=True, error="", outcome="", stale=False, paused=False, requested="",
     )  # fmt: skip
     parts = {TRIGGER: 1} if TRIGGER in record.parts else {}
     return Logged(record._replace(owner=None, parts=parts, state=state), None)
@@ -465,8 +485,8 @@ def claim(
 
     Parameters
     ----------
-    mark : datetime or int or None
-        None of a run on request.
+    mark : datetime or int or str or None
+        None of a run that this process asks for itself.
     first : bool
         A value that is there by now refuses it, too; but not the one that is `unreadable` here.
     """
@@ -508,7 +528,8 @@ def claim(
         cancelled="",
         percent=-1,
         message="",
-        **_handled(mark),
+        # Any run will do that begins after the request.
+        **{"requested": "", **_handled(mark)},
     )
     return record._replace(owner=me, state=state)
 
@@ -582,6 +603,15 @@ def take_over(
     return record._replace(owner=me, state=state)
 
 
+def request(record: Record | None, revision: int, *, id: str) -> Record | Refusal:
+    """Ask for a run, of whichever process has the task; one that is under way or was asked for before will do."""
+    if record is None or record.state.first_seen is None or record.state.forgotten or record.state.removed:
+        return Refusal.ABSENT
+    if record.state.requested or (record.state.run_id and not record.state.over):
+        return Refusal.HELD
+    return record._replace(state=record.state._replace(requested=id))
+
+
 def cancel(record: Record | None, revision: int, *, run_id: str) -> Record | Refusal:
     """Ask the process of a run to cancel it."""
     if record is None or record.state.run_id != run_id:
@@ -604,7 +634,7 @@ def note(
 
     Parameters
     ----------
-    mark : datetime or int or None
+    mark : datetime or int or str or None
         There is one only if this was not handled before, which it is then.
     claim : Claim or None
         The run's. Of one that was lost to another process that one says how it ended.
@@ -673,12 +703,16 @@ def _is_held(record: Record, claim: Claim, me: str) -> bool:
 def _is_handled(state: TaskState, mark: Mark | None) -> bool:
     if isinstance(mark, datetime):
         return state.last_slot is not None and state.last_slot >= mark
+    if isinstance(mark, str):
+        return state.requested != mark
     return mark is not None and state.last_version >= mark
 
 
 def _handled(mark: Mark | None) -> dict[str, Any]:
     if mark is None:
         return {}
+    if isinstance(mark, str):
+        return {"requested": ""}
     return {"last_slot" if isinstance(mark, datetime) else "last_version": mark}
 
 

@@ -36,9 +36,9 @@ def require(app: Any, store: str, what: str) -> None:
     ConfigError
     """
     if app is None:
-        install = "" if find_spec("celery") else f"{INSTALL}; then "
+        write = "Write" if find_spec("celery") else f"{INSTALL}; then write"
         raise ConfigError(
-            f"{what} has executor='celery', and ps.config.celery is not set. {install}write in the file with the "
+            f"{what} has executor='celery', and ps.config.celery is not set. {write} in the file with the "
             "tasks: ps.config.celery = Celery('dashboard', broker='redis://host:6379/1')."
         )
     if not (app.conf.broker_url or app.conf.broker_write_url):

@@ -228,7 +228,7 @@ class Run:
         key: datetime | str | None,
         queued_at: datetime,
         wave: datetime | None = None,
-        mark: datetime | int | None = None,
+        mark: datetime | int | str | None = None,
     ):
         self.id = new_id()
         self.task = task
@@ -237,7 +237,8 @@ class Run:
         self.queued_at = queued_at
         # The instant whose upstream values this run must see (invariant 9). None: whatever is there.
         self.wave = wave
-        # The occasion that is handled once by all processes: the slot, or the sum of the upstream's versions.
+        # The occasion that is handled once by all processes: the slot, the sum of the upstream's versions, or the id of
+        # a request that another process has made.
         self.mark = mark
         # Whether it is only to make the first value, and needless where there is one.
         self.first = False
@@ -268,6 +269,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.task!r} {self.state} attempt {self.attempt}>"
+
+    @property
+    def on_occasion(self) -> bool:
+        """Whether it is for a slot or for a value of its upstream; else somebody has asked for it."""
+        return self.mark is not None and not isinstance(self.mark, str)
 
     @property
     def cancelled(self) -> bool:

@@ -77,6 +77,7 @@ class Follower:
         state.paused = row.paused
         self._follow_run(state, row)
         self._slots.follow(state, row)
+        self._take_up(state, row)
         if state.error != row.error:
             self._health.follow(state, row.error)
             if self._service.begun:
@@ -127,6 +128,12 @@ class Follower:
         if not state.held and state.run is None:
             self._runs.next(state)
 
+    def _take_up(self, state: TaskState, row: Row) -> None:
+        """Run what somebody has asked for who has no clock. All try, and the claim is one process's."""
+        free = not state.held and state.queued is None and (state.run is None or state.run.state.final)
+        if row.requested and free and self._service.begun and not (state.removed or self._service.stopping):
+            self._runs.launch(state, self._runs.new(state, f"request {row.requested}", None, row.requested))
+
     def _run_elsewhere(self, state: TaskState, holder: Holder) -> Run:
         """The run of another process, for those who look at it, wait for it or cancel it here."""
         run = Run(state.task.name, holder.key, holder.started_at or self._service.clock.now(), holder.wave)
@@ -161,7 +168,7 @@ class Follower:
             self._runs.record(state, run)
         else:
             over = row is not None and row.holder is not None and row.holder.over
-            wanted = run.mark is None or run.first
+            wanted = not run.on_occasion or run.first
             if refusal is Refusal.HANDLED or (wanted and not over):
                 # A request joins what runs there; a slot that is handled there is handled.
                 self._join(state, run)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..coordination.record import Refusal
-from ..coordination.tasks import Claim
+from ..coordination.tasks import Claim, Mark
 from ..engine.execution import TROUBLE
 from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunSkipped
@@ -61,9 +61,7 @@ class Runs:
 
     # ------------------------------------------------------------ starting
 
-    def new(
-        self, state: TaskState, key: datetime | str, wave: datetime | None, mark: datetime | int | None = None
-    ) -> Run:
+    def new(self, state: TaskState, key: datetime | str, wave: datetime | None, mark: Mark | None = None) -> Run:
         run = Run(state.task.name, key, self._service.clock.now(), wave, mark)
         run._stop = partial(self.cancel, state)
         return run
@@ -288,7 +286,7 @@ class Runs:
         self,
         state: TaskState,
         run: Run,
-        mark: datetime | int | None,
+        mark: Mark | None,
         then: Callable[[bool], object] | None = None,
         claim: Claim | None = None,
         release: bool = False,

@@ -163,7 +163,7 @@ class Scheduler:
             if self.service.begun:
                 self.slots.enter([state], late=True)
             elif task.name in self._discarded:
-                plan = Plan(task.name, task.policy.trigger, self.service.clock.now())
+                plan = Plan(task.name, task.policy.trigger, self.service.clock.now(), task.policy.stale_after)
                 self.service.outbox.ask([state], partial(self.service.store.tasks.enroll, [plan], late=True))
 
     def redefine(self, task: Task[Any]) -> None:
@@ -435,7 +435,8 @@ class Scheduler:
         return True
 
     def _amend(self, state: TaskState, **changes: Any) -> None:
-        name = state.task.name
+        name, policy = state.task.name, state.task.policy
         if self.service.store.tasks.row(name) is None:  # in a script, where no clock has enrolled it
-            self.service.store.tasks.enroll([Plan(name, state.task.policy.trigger, self.service.clock.now())])
+            plan = Plan(name, policy.trigger, self.service.clock.now(), policy.stale_after)
+            self.service.store.tasks.enroll([plan])
         self.service.store.tasks.amend(name, **changes)

@@ -88,7 +88,8 @@ class Slots:
                 entering.append(state)
                 name, policy = state.task.name, state.task.policy
                 # An appointment made before the clocks started, in a setup script, can be missed already.
-                plans.append(Plan(name, policy.trigger, now if again else policy.given or now))
+                given = now if again else policy.given or now
+                plans.append(Plan(name, policy.trigger, given, policy.stale_after))
         enroll = partial(self._service.store.tasks.enroll, plans, again=again, late=late)
         self._service.outbox.ask(entering, enroll, partial(self._entered, entering, again))
 
@@ -179,7 +180,7 @@ class Slots:
             if not failed:
                 self.arm(state, pending.upcoming)
             # What becomes of earlier slots is told in their order: the store forgets none that it has heard of later.
-            if decision.action is Action.SKIP and state.queued is not None and state.queued.mark is not None:
+            if decision.action is Action.SKIP and state.queued is not None and state.queued.on_occasion:
                 waiting, state.queued = state.queued, None
                 self._runs.drop(state, waiting, decision.skipped.reason if decision.skipped else "")
             if decision.action in (Action.QUEUE, Action.REPLACE):
@@ -297,7 +298,8 @@ class Slots:
             return
         state.outdated = self._service.timers.after(VERSIONS, self._enroll_again, state)
         name, enroll = state.task.name, self._service.store.tasks.enroll
-        plan = Plan(name, state.task.policy.trigger, self._service.clock.now())
+        policy = state.task.policy
+        plan = Plan(name, policy.trigger, self._service.clock.now(), policy.stale_after)
         self._service.outbox.ask([state], partial(enroll, [plan]), lambda rows: self.entered(state, rows[name]))
 
     def arm_anew(self, state: TaskState) -> None:

@@ -96,7 +96,7 @@ class Executed(MetaPathFinder):
     def _name(self, module: ModuleType) -> None:
         """Give it the name that an import gives, unless that is another module's."""
         file = Path(os.path.realpath(str(module.__file__)))
-        name, root = _dotted(file)
+        name, root = dotted(file)
         if name in sys.modules or "." in file.stem:
             return
         top = name.partition(".")[0]
@@ -192,7 +192,7 @@ class _Given(Loader):
         module.__spec__ = self._spec
 
 
-def _dotted(file: Path) -> tuple[str, Path]:
+def dotted(file: Path) -> tuple[str, Path]:
     """The name of a file as a member of the packages that it is in, and the folder that they are in."""
     names = [] if file.name == "__init__.py" else [file.stem]
     folder = file.parent

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from ..errors import RunFenced, ScheduleError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord, RunState
 from ..serialize.entry import Entry
 from ..triggers import Cron, Dates, Every, Trigger, Unknown
+from ..triggers.words import in_words
 from .records import NO_PARTS, Apply, Change, RecordStore, Request, Result, Tell, as_stored
 from .values import Values, whose
 
@@ -92,6 +93,8 @@ class Row(NamedTuple):
         Whether this process has claimed it last, or nobody has who may still live.
     cancelled : str
         Id of a run that somebody wants to be cancelled.
+    requested : str
+        Somebody has asked for a run, by this id, and none has begun since.
     change : int
         Grows with every change of any row.
     """
@@ -114,6 +117,7 @@ class Row(NamedTuple):
     holder: Holder | None = None
     goes_first: bool = True
     cancelled: str = ""
+    requested: str = ""
     change: int = 0
 
 
@@ -123,6 +127,7 @@ class Plan(NamedTuple):
     task: str
     trigger: Trigger
     first_seen: datetime
+    stale_after: timedelta | None = None
 
 
 class Tasks:
@@ -263,14 +268,15 @@ class Tasks:
         return found
 
     def _enrolled(self, plan: Plan, again: bool, late: bool) -> Change:
-        name, trigger, first_seen = plan
+        name, trigger, first_seen, stale_after = plan
         # What other processes get instead of their own, if it means the same there.
         portable = self._records.blocking and isinstance(trigger, (Cron, Dates, Every))
         parts = {(TRIGGER, 0): trigger} if portable else NO_PARTS
         apply = partial(
             tasks.enroll, name=name, server=self._server, fingerprint=trigger.fingerprint, portable=bool(parts),
             first_seen=first_seen, again=again, late=late, unreadable=self._values.unreadable(name),
-            me=self._records.me, alive=self._records.alive,
+            me=self._records.me, alive=self._records.alive, schedule=in_words(trigger),
+            stale_after=None if stale_after is None else stale_after.total_seconds(),
         )  # fmt: skip
         return Change(TASK, name, apply, parts, whose(TASK, name))
 
@@ -322,6 +328,7 @@ class Tasks:
             holder=holder,
             goes_first=state.claimer in ("", self._records.me),
             cancelled=state.cancelled,
+            requested=state.requested,
             change=record.revision,
         )
 
@@ -333,6 +340,10 @@ class Tasks:
         if found is None or found.fingerprint != record.state.fingerprint:
             return self._schedule(record, TRIGGER)
         return found
+
+    def schedule(self, record: Record) -> Trigger | None:
+        """The one in force; None where only the processes know it that have the code."""
+        return self._schedule(record, OVERRIDE if OVERRIDE in record.parts else TRIGGER)  # type: ignore[no-any-return]
 
     def _schedule(self, record: Record, part: str) -> Any:
         if part not in record.parts:
@@ -529,6 +540,14 @@ class Tasks:
             return result.logged if crashed else None
         state: TaskState = result.record.state
         return Claim(task, state.run_id, state.fence, state.attempt, state.key, state.wave)
+
+    def request(self, task: str, id: str) -> Refusal | None:
+        """
+        Ask for a run, of whichever process has the task, now or when one starts.
+
+        HELD where one is under way, or was asked for before; ABSENT where nobody has scheduled the task.
+        """
+        return self._write(task, partial(tasks.request, id=id), tell=Tell.NOW).refusal
 
     def cancel(self, task: str, run_id: str) -> Request:
         """Ask the process of a run to cancel it."""

@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo
 
 from ..errors import TriggerError
 from ..session import without_session
-from .cron import CronExpression, Dialect, find_zone
+from .cron import CronExpression, Dialect, Numbers, find_zone
 
 __all__ = ["After", "Computed", "Cron", "Dates", "Every", "Period", "Trigger", "parse_period"]
 __dir__ = __all__.copy
@@ -239,6 +239,11 @@ class Cron:
     def warning(self) -> str:
         """What is rarely meant as it is written, and the remedy; ``""`` where nothing is."""
         return self._expression.warning
+
+    @property
+    def numbers(self) -> Numbers | None:
+        """What the fields come to, see :attr:`CronExpression.numbers`."""
+        return self._expression.numbers
 
     @property
     def fingerprint(self) -> str:

@@ -28,9 +28,12 @@ from croniter import CroniterBadDateError, CroniterError, croniter
 
 from ..errors import TriggerError
 
-__all__ = ["CronExpression", "Dialect", "find_zone"]
+__all__ = ["CronExpression", "Dialect", "Numbers", "find_zone"]
 
 Dialect = Literal["vixie", "panel"]
+
+# Of minute, hour, day, month, weekday (0 is Sunday) and second; None of a field that any number will do for.
+Numbers = tuple[list[int] | None, ...]
 
 _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
@@ -168,6 +171,15 @@ class CronExpression:
             fingerprint=" or ".join(map(_canonical, alternatives)) + " fixed" * fixed + " panel" * (dialect == "panel"),
             _alternatives=alternatives,
         )
+
+    @property
+    def numbers(self) -> Numbers | None:
+        """What its fields come to; None where it has a choice of days, or says ``L``, ``#`` or ``W``."""
+        expression, *others = self._alternatives
+        fields = [*expression.expanded, [0]][:6]
+        if others or expression.nth_weekday_of_month or expression.nearest_weekday or "l" in fields[2]:
+            return None
+        return tuple(None if field == ["*"] else field for field in fields)
 
     def next_after(self, t: datetime, zone: ZoneInfo) -> datetime | None:
         """

@@ -1,0 +1,1 @@
+"""The command line: a file with tasks, and a store that is in use."""
