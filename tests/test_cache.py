@@ -7,7 +7,7 @@ import shutil
 import signal
 import sqlite3
 import sys
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from datetime import timedelta
 from types import ModuleType
 
@@ -45,7 +45,7 @@ def claim(key="a", known=0, basis=()):
 def put(fence, value, key="a", limits=UNLIMITED, expires_at=None):
     return store.cache.put("f", key, fence, value, now=second(1), duration=1, expires_at=expires_at, limits=limits)
 def give(value, key="a", **options):
-    return put(claim(key, 10**9)[1].fence, value, key, **options)[0].version
+    return put(claim(key, 10**18)[1].fence, value, key, **options)[0].version
 def value(key="a"):
     return store.cache.value(store.cache.look("f", key))
 def listen():
@@ -72,7 +72,7 @@ def put(store, fence, value=None, key="a", now=LATE, limits=UNLIMITED, expires_a
     return store.cache.put(function, key, fence, value, now=now, duration=1.5, expires_at=expires_at, limits=limits)
 
 
-def give(store, value=None, key="a", known=10**9, **options):
+def give(store, value=None, key="a", known=10**18, **options):
     """Compute an answer, whatever is there; its row."""
     mine, row = claim(store, key, known, function=options.get("function", "f"))
     assert mine
@@ -414,7 +414,7 @@ def test_a_death_spoils_no_answer(opened, worker):
     store, first = opened(), worker()
     first("give(np.full(9000, 7))")
     version = store.cache.look("f", "a").version
-    first("claim(known=10**9)")
+    first("claim(known=10**18)")
     first.kill()
     store.records._look_around()
 
@@ -566,7 +566,7 @@ def test_what_has_expired_is_gone_with_its_files(opened, address):
     soon = clock.now() + timedelta(seconds=60)
     for key in "abc":
         give(store, large(1), key, expires_at=None if key == "c" else soon, now=clock.now())
-    claim(store, "b", known=10**9)
+    claim(store, "b", known=10**18)
     clock.advance("59s")
     other.records.sweep(other._clock.now())
     assert ["a", "b", "c"] == kept(store)
@@ -619,7 +619,7 @@ def test_the_end_of_what_took_hours_is_heard(opened, end, monkeypatch):
         case "release":
             store.cache.release()
         case "death":
-            monkeypatch.setattr(other.records, "alive", lambda owner: owner != store.records._me)
+            monkeypatch.setattr(other.records, "alive", lambda owner: owner != store.records.me)
             other.records._look_around()
     store.records.sweep(store._clock.now())
     other.records._catch_up()
@@ -637,15 +637,15 @@ def test_a_process_hears_of_the_answers_of_others(worker):
     first, other = worker("opened.LOOK = server_records.LOOK = 600"), worker("opened.LOOK = server_records.LOOK = 600")
     other("listen()")
     for told in ("fence = claim()[1].fence", "put(fence, 1)", "store.cache.invalidate('f')", "give(2)",
-                 "fail_now = store.cache.fail('f', 'a', claim(known=10**9)[1].fence, ValueError(), now=second(0))",
-                 "store.cache.publish('f', 'a', claim(known=10**9)[1].fence, 'half')"):  # fmt: skip
+                 "fail_now = store.cache.fail('f', 'a', claim(known=10**18)[1].fence, ValueError(), now=second(0))",
+                 "store.cache.publish('f', 'a', claim(known=10**18)[1].fence, 'half')"):  # fmt: skip
         first(told)
         if not told.startswith("fence"):
             assert "f" == other("answers.get(timeout=2)[0]")
         other("[answers.get() for _ in range(answers.qsize())]")
 
 
-def test_what_a_listener_chokes_on_keeps_no_news_from_it(opened):
+def test_what_a_listener_chokes_on_keeps_no_news_from_it(opened, address):
     """The rest is told then, or the next time: who waits for it would wait for ever."""
     store, other = opened(), opened()
     heard = []
@@ -659,7 +659,7 @@ def test_what_a_listener_chokes_on_keeps_no_news_from_it(opened):
     other.cache.watch_answers(noticed)
     for key in "abc":
         give(store, 1, key)
-    with pytest.raises(StoreError, match="not now"):
+    with pytest.raises(StoreError, match="not now") if address.is_directory else nullcontext():
         other.records._catch_up()
     assert ["choked", "b", "c"] == heard
     other.records._catch_up()
@@ -814,9 +814,7 @@ def test_answers_of_a_corrupt_database_are_saved(opened, address, home, caplog):
             whole[row.key] = int(store.cache.value(row)[0])
     assert len(whole) > 20
     assert all(key == str(number) for key, number in whole.items() if key != "large")
-    assert {path.name for path in address.large_parts()} >= {
-        r["file"] for r in store.records._read("SELECT file FROM blobs") if r[0]
-    }
+    assert set(address.large_parts()) >= {r["file"] for r in store.records._read("SELECT file FROM blobs") if r[0]}
     assert claim(store, "new")[1].fence > max(row.version for row in rows)
     assert last >= max(row.version for row in rows)
 
