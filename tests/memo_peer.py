@@ -92,9 +92,10 @@ def results():
     return found
 
 def guests(*names):
+    # Of those computations of which the store has said who makes them: before that an end may come too early for them.
     flights = ps._runtime.single_flight
     with flights._service.locked:
-        return sum(len(each.waiters) for each in flights._all if not names or each.memo.name in names)
+        return sum(len(each.waiters) for each in flights._all if each.fence and (not names or each.memo.name in names))
 
 def under_way():
     flights = ps._runtime.single_flight

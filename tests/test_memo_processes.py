@@ -1212,7 +1212,7 @@ def busy(name):
             ps.progress(number)
             time.sleep(0.01)
         time.sleep(0.3)  # and no more is said
-        meanwhile = list(told), len(ps._runtime.service.outbox._asked)
+        meanwhile = list(told), sum(map(len, ps._runtime.service.outbox._asked.values()))
         go.set()
         until = time.monotonic() + 5
         while told[-1] != 99 and time.monotonic() < until:
