@@ -28,8 +28,8 @@ from store_peer import second
 
 # Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
 pytestmark = pytest.mark.stores("asked")
-in_a_directory = pytest.mark.stores("none")
-with_a_death = pytest.mark.stores("asked", lease=1.0)
+anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
+with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
 
 LARGE = 20_000  # numbers of 8 bytes: more than stands in the database
 EARLY, LATE = second(0), second(1)
@@ -130,6 +130,7 @@ def test_an_answer_is_followed_from_its_claim_to_its_value(opened):
     assert seen.size > 0
 
 
+@anywhere
 def test_one_of_many_processes_wins_each_answer(worker):
     """They come at once; all others are told who has it."""
     workers = [worker() for _ in range(4)]
@@ -168,6 +169,7 @@ def test_an_answer_that_is_there_is_not_computed(opened):
     assert (False, True) == (claim(store, known=version)[0], store.cache.look("f", "a").held)
 
 
+@anywhere
 def test_a_newer_basis_does_not_wait_for_an_older_one(opened):
     """What that comes to does not count any more (invariant 10); the other way round one waits."""
     store, other, third = opened(), opened(), opened()
@@ -221,6 +223,7 @@ def test_who_has_lost_a_computation_cannot_end_it(opened, address):
     assert 1 == value(other)
 
 
+@anywhere
 def test_a_failure_keeps_its_type_and_traceback(opened):
     """In every process (section 3, errors); the next one to ask tries again, and a success ends it."""
     store, other = opened(), opened()
@@ -368,7 +371,7 @@ def test_versions_only_grow(opened, home):
 # ------------------------------------------------------------ life and death
 
 
-@with_a_death
+@with_a_death_anywhere
 def test_the_computation_of_a_dead_process_is_taken_over_once(opened, worker):
     """Then it has failed, for those who wait; who asks anew tries again (invariant 14)."""
     store, first, second_one, third = opened(), worker(), worker(), worker()

@@ -22,8 +22,8 @@ from views import Onlooker
 
 # Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
 pytestmark = pytest.mark.stores("asked")
-in_a_directory = pytest.mark.stores("none")
-with_a_death = pytest.mark.stores("asked", lease=1.0)
+anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
+with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
 
 AUDIT = """
     CREATE TABLE ended (id TEXT, state TEXT);
@@ -194,7 +194,7 @@ def test_a_process_that_is_killed_anywhere_loses_no_job_and_ends_none_twice(hous
     house.assert_sound()
 
 
-@with_a_death
+@with_a_death_anywhere
 def test_a_result_waits_for_its_reader(house):
     first = house.host()
     house.go("a")
@@ -207,7 +207,7 @@ def test_a_result_waits_for_its_reader(house):
     assert [id] == second("[run.id for run in durable.runs()]")
 
 
-@with_a_death
+@with_a_death_anywhere
 def test_queued_ones_survive_too(house):
     """With two places, and all of them killed."""
     one = house.host()
@@ -305,6 +305,7 @@ def test_a_function_that_is_gone_keeps_its_run(house):
 # ------------------------------------------------------------ the view from another process
 
 
+@anywhere
 def test_another_process_follows_attaches_and_cancels(house):
     one, other = house.host(), house.host()
     id = one("(mine := fleeting.submit('a')).id")
@@ -398,6 +399,7 @@ def numbers():
     assert list(range(200)) == other("list(run.partials)")
 
 
+@anywhere
 def test_four_processes_at_the_same_instant_share_one_execution(house):
     hosts = [house.host() for _ in range(4)]
     source = """
@@ -417,6 +419,7 @@ def ask(at):
     assert [1] * 4 == [host("len(shared.runs())") for host in hosts]
 
 
+@anywhere
 def test_who_gives_up_in_one_process_ends_nothing_in_another(house):
     """Neither who has joined, nor who has begun it: then another process does it anew."""
     one, other = house.host(), house.host()

@@ -41,8 +41,8 @@ from store_peer import second
 
 # Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
 pytestmark = pytest.mark.stores("asked")
-in_a_directory = pytest.mark.stores("none")
-with_a_death = pytest.mark.stores("asked", lease=1.0)
+anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
+with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
 
 LARGE = 20_000  # numbers of 8 bytes: more than stands in the database
 
@@ -154,6 +154,7 @@ def test_the_last_ones_that_ended_are_listed_and_all_that_have_not(opened):
     assert 1 == queue.value("run7")
 
 
+@anywhere
 def test_an_error_keeps_its_type_and_traceback(opened):
     """In every process (section 3, errors)."""
     store = opened()
@@ -276,6 +277,7 @@ def test_who_has_lost_a_job_cannot_change_it(opened, address):
 # ------------------------------------------------------------ one for all
 
 
+@anywhere
 def test_equal_calls_share_one_job(opened):
     """Under way or succeeded; not one that failed, is being cancelled or has expired, nor other arguments."""
     clock = VirtualClock()
@@ -294,6 +296,7 @@ def test_equal_calls_share_one_job(opened):
     assert enter(store, "run8") is enter(store, "run9") is None
 
 
+@anywhere
 def test_one_of_many_processes_wins(worker, address):
     """Each time that they come with the same key at once; what the others brought is gone."""
     workers = [worker() for _ in range(4)]
@@ -323,7 +326,7 @@ def test_an_orphan_is_not_joined(opened, worker):
 # ------------------------------------------------------------ life and death
 
 
-@with_a_death
+@with_a_death_anywhere
 def test_the_durable_job_of_a_dead_process_is_taken_once(opened, worker):
     """It is noticed within 2 s in every process (invariant 14), and one of them takes it."""
     first, others = worker(), [worker() for _ in range(3)]
@@ -442,6 +445,7 @@ def test_closing_a_store_releases(opened):
     assert 1 == store.queue.take("run1", second(2))[0].attempt
 
 
+@anywhere
 def test_another_process_cancels(worker):
     """The process that has it hears of it; it is for that one to end it (invariant 18)."""
     first, other = worker(), worker()
