@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -177,8 +178,7 @@ def work(
         ps._runtime.service.start()
     except Exception as exc:
         error = exc
-    pipe.send((None, error))
-    answering = threading.Thread(target=answer, args=(pipe, names), daemon=True)
+    answering = threading.Thread(target=answer, args=(pipe, names, error, serves), daemon=True)
     answering.start()
     with suppress(KeyboardInterrupt):
         if serves:
@@ -190,8 +190,12 @@ def work(
     os._exit(0)
 
 
-def answer(pipe: Connection, names: dict[str, Any]) -> None:
+def answer(pipe: Connection, names: dict[str, Any], error: BaseException | None, serves: bool) -> None:
+    # A server that is told to stop before it listens for that would just die.
+    while serves and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        time.sleep(0.001)
     with suppress(OSError):
+        pipe.send((None, error))
         evaluate(pipe, names)
 
 
