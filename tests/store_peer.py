@@ -14,6 +14,7 @@ from panel_schedule.coordination.tasks import TASK, USER, Claim
 from panel_schedule.stores import server_records
 from panel_schedule.stores.base import Store
 from panel_schedule.stores.file import database, opened
+from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.tasks import Plan
 from panel_schedule.testing.contracts.tools import second
 from servers import eventually
@@ -89,7 +90,7 @@ class Peer:
 def work(pipe: Connection, address: StoreAddress, before: str, options: dict[str, Any]) -> None:
     # Whatever it hears is put where the test can wait for it.
     heard: queue.Queue[Any] = queue.Queue()
-    names: dict[str, Any] = {**globals(), "heard": heard}
+    names: dict[str, Any] = {**globals(), "folder": address.path, "heard": heard}
     error: BaseException | None = None
     try:
         address.hasten()
@@ -121,4 +122,4 @@ def evaluate(pipe: Connection, names: dict[str, Any]) -> None:
         pipe.send((answer, error))
 
 
-__all__ = ["TASK", "USER", "Claim", "Peer", "Plan", "SystemClock", "database", "opened", "second", "server_records"]
+__all__ = ["TASK", "USER", "Claim", "FileStore", "Peer", "Plan", "SystemClock", "database", "opened", "second", "server_records"]
