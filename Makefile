@@ -1,6 +1,8 @@
 # make demo          serve the examples       make lint    ruff and mypy
 # make test          run the tests            make bench   measure, and write docs/benchmarks.md
 # make test-quick    the quick ones of them, and one smoke of a server, in under 3 minutes
+#                    tests over several processes are on a directory, and the important ones on a Redis and a PostgreSQL
+#                    server as well; all of them are with  make test PANEL_SCHEDULE_TEST_STORES=all
 # make test-newest   the last part of `make test`: those of servers, sessions, jobs and workers on the newest Python
 #
 # Everything is installed into .venv, again only when pyproject.toml has changed; what the newest Python needs for its

@@ -18,12 +18,14 @@ from core import Core
 from faults import MakeServer, Postgres, Redis, Site
 from panel_schedule.clock import Clock, SystemClock
 from panel_schedule.functions.run import Run
-from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores import server_records
+from panel_schedule.stores.base import Store
 from panel_schedule.stores.redis import RedisRecords
 from postgres_server import PostgresServer
 from proxy import Proxy
 from redis_server import RedisServer
 from servers import PanelServer, Serve, write_files
+from store_address import StoreAddress
 from store_peer import Peer
 from windows import NewPage, launch, windows
 
@@ -35,6 +37,10 @@ _SLOW |= {"test_celery", "test_dask", "test_worker_processes"}
 _SLOW |= {"another_redis", "postgres_server", "test_large_values", "test_lost_store", "test_redis_addresses"}
 
 
+# Tests that are marked ``stores("asked")`` run on a directory, or on servers as well if this is "all": see the marker.
+ON_ALL_STORES = os.environ.get("PANEL_SCHEDULE_TEST_STORES") == "all"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Mark what ``make test-quick`` leaves out, and let files of it come first, browser tests last.
@@ -43,7 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Playwright keeps an event loop running in its thread, under which ``asyncio.run`` and async tests are refused.
     """
     for item in items:
-        if not _SLOW.isdisjoint((item.path.stem, *getattr(item, "fixturenames", ()))):
+        on_server = getattr(item, "callspec", None) and item.callspec.params.get("store_kind", "file") != "file"
+        if on_server or not _SLOW.isdisjoint((item.path.stem, *getattr(item, "fixturenames", ()))):
             item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in slow, "browser" in getattr(item, "fixturenames", ())))
@@ -133,13 +140,52 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-@pytest.fixture
-def opened(home: Path) -> Iterator[Callable[..., FileStore]]:
-    """Open stores in this process: ``opened()``."""
-    stores = list[FileStore]()
+_KINDS = ("file", "redis", "postgres")
 
-    def open_one(path: Path = home, clock: Clock | None = None, **options: Any) -> FileStore:
-        stores.append(FileStore(path, clock or SystemClock(), **({"server": "server"} | options)))
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests over several processes on each kind of store, as their mark says."""
+    mark = metafunc.definition.get_closest_marker("stores")
+    if mark is not None and "store_kind" in metafunc.fixturenames:
+        anywhere = mark.args[0] == "all" or (mark.args[0] == "asked" and ON_ALL_STORES)
+        metafunc.parametrize("store_kind", _KINDS if anywhere else _KINDS[:1], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def store_kind(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", "file")
+
+
+@pytest.fixture(scope="module")
+def new_address(request: pytest.FixtureRequest, store_kind: str) -> Callable[..., StoreAddress]:
+    """Where one more store is: ``new_address(path)``, on a server with ``lease=``."""
+    if store_kind == "file":
+        return lambda path, lease=None: StoreAddress(f"file://{path}")
+    url = request.getfixturevalue(f"{store_kind}_server").url
+    return lambda path, lease=None: StoreAddress(url, f"test-{next(_namespaces)}", lease)
+
+
+@pytest.fixture
+def address(
+    request: pytest.FixtureRequest, new_address: Callable[..., StoreAddress], home: Path
+) -> Iterator[StoreAddress]:
+    """Of the store of the test."""
+    mark = request.node.get_closest_marker("stores")
+    made = new_address(home, **(mark.kwargs if mark else {}))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in made.constants().items():
+            patch.setattr(server_records, name, value)
+        yield made
+
+
+@pytest.fixture
+def opened(address: StoreAddress) -> Iterator[Callable[..., Store]]:
+    """Open stores in this process: ``opened()``."""
+    stores = list[Store]()
+
+    def open_one(path: Path | None = None, clock: Clock | None = None, **options: Any) -> Store:
+        where = address if path is None else StoreAddress(f"file://{path}")
+        stores.append(where.open(clock, **options))
         return stores[-1]
 
     yield open_one
@@ -148,12 +194,13 @@ def opened(home: Path) -> Iterator[Callable[..., FileStore]]:
 
 
 @pytest.fixture
-def peer(home: Path) -> Iterator[Callable[..., Peer]]:
+def peer(address: StoreAddress) -> Iterator[Callable[..., Peer]]:
     """Start processes that have the store open: ``peer()``."""
     peers = list[Peer]()
 
-    def start(before: str = "", path: Path = home, **options: Any) -> Peer:
-        peers.append(Peer(path, before, **options))
+    def start(before: str = "", path: Path | None = None, **options: Any) -> Peer:
+        where = address if path is None else StoreAddress(f"file://{path}")
+        peers.append(Peer(where, before, **options))
         return peers[-1]
 
     yield start

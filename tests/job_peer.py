@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -17,6 +18,8 @@ from panel_schedule.coordination.jobs import SPACE
 from panel_schedule.coordination.record import Record
 from panel_schedule.stores.file.records import FileRecords
 from panel_schedule.stores.queue import Queue
+from panel_schedule.stores.server_records import ServerRecords
+from store_address import StoreAddress
 from store_peer import PATIENCE, _processes, evaluate
 
 # Jobs that say when they begin, and go on when the test lets them.
@@ -86,17 +89,31 @@ class Host:
     Parameters
     ----------
     folder : Path
-        The store is in it, and so are the journal and the log.
+        The journal and the log are in it, and the store, if that has no address of its own.
     source : str
         More statements, executed before it serves.
     serves : bool
         Whether it is a server, with clocks, or only a script.
     jobs : str
+    address : StoreAddress, optional
+    options
+        Of ``ps.config``.
     """
 
-    def __init__(self, folder: Path, source: str = "", *, serves: bool = True, jobs: str = JOBS, **options: Any):
+    def __init__(
+        self,
+        folder: Path,
+        source: str = "",
+        *,
+        serves: bool = True,
+        jobs: str = JOBS,
+        address: StoreAddress | None = None,
+        **options: Any,
+    ):
         self._pipe, theirs = _processes.Pipe()
-        self.process = _processes.Process(target=work, args=(theirs, folder, jobs + source, serves, options))
+        address = address or StoreAddress(f"file://{folder / 'store'}")
+        args = (theirs, folder, jobs + source, serves, address, options)
+        self.process = _processes.Process(target=work, args=args)
         self.process.start()
         theirs.close()
         self.ask()
@@ -134,7 +151,9 @@ class Host:
         return self.process.is_alive()
 
 
-def work(pipe: Connection, folder: Path, source: str, serves: bool, options: dict[str, Any]) -> None:
+def work(
+    pipe: Connection, folder: Path, source: str, serves: bool, address: StoreAddress, options: dict[str, Any]
+) -> None:
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -150,7 +169,8 @@ def work(pipe: Connection, folder: Path, source: str, serves: bool, options: dic
     names: dict[str, Any] = {"folder": folder, "explode": explode, "__name__": "jobs"}
     error: BaseException | None = None
     try:
-        ps.config.store = f"file://{folder / 'store'}"
+        address.hasten()
+        ps.config.store, ps.config.namespace = address.url, address.namespace
         ps.config.max_processes = 2
         for option, value in options.items():
             setattr(ps.config, option, value)
@@ -158,8 +178,7 @@ def work(pipe: Connection, folder: Path, source: str, serves: bool, options: dic
         ps._runtime.service.start()
     except Exception as exc:
         error = exc
-    pipe.send((None, error))
-    answering = threading.Thread(target=answer, args=(pipe, names), daemon=True)
+    answering = threading.Thread(target=answer, args=(pipe, names, error, serves), daemon=True)
     answering.start()
     with suppress(KeyboardInterrupt):
         if serves:
@@ -171,14 +190,21 @@ def work(pipe: Connection, folder: Path, source: str, serves: bool, options: dic
     os._exit(0)
 
 
-def answer(pipe: Connection, names: dict[str, Any]) -> None:
+def answer(pipe: Connection, names: dict[str, Any], error: BaseException | None, serves: bool) -> None:
+    # A server that is told to stop before it listens for that would just die.
+    while serves and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        time.sleep(0.001)
     with suppress(OSError):
+        pipe.send((None, error))
         evaluate(pipe, names)
 
 
 def arm(explode: Callable[[str], None]) -> None:
     """Wrap what passes the points at which it may die."""
-    enqueue, end, set = Queue.enqueue, Queue.end, FileRecords._set
+    enqueue, end, set, send = Queue.enqueue, Queue.end, FileRecords._set, ServerRecords._send
+
+    def ends(record: Record | None) -> bool:
+        return record is not None and record.space == SPACE and record.owner is None
 
     def enqueue_here(*args: Any, **options: Any) -> Any:
         explode("before the enqueue")
@@ -188,12 +214,18 @@ def arm(explode: Callable[[str], None]) -> None:
 
     def set_here(self: FileRecords, tx: Any, old: Record | None, record: Record) -> None:
         set(self, tx, old, record)
-        if record.space == SPACE and record.owner is None:
+        if ends(record):
             explode("in the end")
+
+    def send_here(self: ServerRecords, step: Any) -> Any:
+        if any(ends(result.record) for result in step.results):
+            explode("in the end")
+        return send(self, step)
 
     def end_here(*args: Any, **options: Any) -> Any:
         returned = end(*args, **options)
         explode("after the end")
         return returned
 
-    Queue.enqueue, Queue.end, FileRecords._set = enqueue_here, end_here, set_here  # type: ignore[method-assign]
+    Queue.enqueue, Queue.end = enqueue_here, end_here  # type: ignore[method-assign]
+    FileRecords._set, ServerRecords._send = set_here, send_here  # type: ignore[method-assign]

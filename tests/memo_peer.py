@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import views
 from job_peer import Host
-from panel_schedule.clock import SystemClock
-from panel_schedule.stores.file.store import FileStore
 from servers import eventually
+from store_address import StoreAddress
+from views import Onlooker
 
 # Functions that say when they are computed, and go on when the test lets them.
 MEMOS = """
@@ -93,9 +92,10 @@ def results():
     return found
 
 def guests(*names):
+    # Of those computations of which the store has said who makes them: before that an end may come too early for them.
     flights = ps._runtime.single_flight
     with flights._service.locked:
-        return sum(len(each.waiters) for each in flights._all if not names or each.memo.name in names)
+        return sum(len(each.waiters) for each in flights._all if each.fence and (not names or each.memo.name in names))
 
 def under_way():
     flights = ps._runtime.single_flight
@@ -107,14 +107,14 @@ def under_way():
 class Neighbourhood:
     """A store, the processes on it, and what there is to be seen from outside."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, address: StoreAddress):
         folder.mkdir(exist_ok=True)
-        self.folder, self.path = folder, folder / "store"
-        FileStore(self.path, SystemClock()).close()
+        self.folder, self.address = folder, address
+        self._onlooker = Onlooker(address)
         self.hosts: list[Host] = []
 
     def host(self, source: str = "", **options: Any) -> Host:
-        self.hosts.append(Host(self.folder, source, jobs=MEMOS, **options))
+        self.hosts.append(Host(self.folder, source, jobs=MEMOS, address=self.address, **options))
         return self.hosts[-1]
 
     def define(self, source: str, hosts: list[Host]) -> None:
@@ -123,7 +123,7 @@ class Neighbourhood:
             host(source)
 
     def rows(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
-        return views.rows(self.path, question, *values)
+        return self._onlooker.rows(question, *values)
 
     def journal(self, name: str) -> int:
         """How often this was computed."""
@@ -148,3 +148,4 @@ class Neighbourhood:
     def end(self) -> None:
         for host in self.hosts:
             host.kill()
+        self._onlooker.close()

@@ -14,12 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-import views
 from job_peer import Host
-from panel_schedule.clock import SystemClock
 from panel_schedule.functions.run import RunState
-from panel_schedule.stores.file.store import FileStore
 from servers import Serve, eventually
+from store_address import StoreAddress
+from views import Onlooker
+
+# Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
+pytestmark = pytest.mark.stores("asked")
+anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
+with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
 
 AUDIT = """
     CREATE TABLE ended (id TEXT, state TEXT);
@@ -33,20 +37,21 @@ AUDIT = """
 class House:
     """A store, the processes on it, and what there is to be seen from outside."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, address: StoreAddress):
         folder.mkdir(exist_ok=True)
-        self.folder, self.path = folder, folder / "store"
-        FileStore(self.path, SystemClock()).close()
-        with closing(sqlite3.connect(self.path / "store.db")) as connection:
-            connection.executescript(AUDIT)
+        self.folder, self.address = folder, address
+        self._onlooker = Onlooker(address)
+        if address.is_directory:
+            with closing(sqlite3.connect(address.path / "store.db")) as connection:
+                connection.executescript(AUDIT)
         self.hosts: list[Host] = []
 
     def host(self, *args, **options) -> Host:
-        self.hosts.append(Host(self.folder, *args, **options))
+        self.hosts.append(Host(self.folder, *args, address=self.address, **options))
         return self.hosts[-1]
 
     def rows(self, question: str, *values) -> list[tuple]:
-        return views.rows(self.path, question, *values)
+        return self._onlooker.rows(question, *values)
 
     def states(self) -> list[tuple[str, str, int]]:
         return self.rows("SELECT id, state, attempt FROM jobs ORDER BY number")
@@ -54,6 +59,10 @@ class House:
     def state(self, id: str) -> tuple[str, int]:
         (row,) = self.rows("SELECT state, attempt FROM jobs WHERE id = ?", id)
         return row
+
+    def ended(self) -> list[tuple[str, str]]:
+        """Id and state, each time that one ended; a run that could end twice would be twice in its history, too."""
+        return self.rows("SELECT * FROM ended") if self.address.is_directory else self._onlooker.ended()
 
     def journal(self) -> list[str]:
         path = self.folder / "journal"
@@ -76,18 +85,20 @@ class House:
     def end(self) -> None:
         for host in self.hosts:
             host.kill()
+        self._onlooker.close()
 
     def assert_sound(self) -> None:
         """Nothing has ended twice, and no file is left that no row names."""
-        assert [] == [each for each in Counter(self.rows("SELECT id FROM ended")).items() if each[1] > 1]
-        FileStore(self.path, SystemClock()).close()
-        known = {file for (file,) in self.rows("SELECT file FROM blobs WHERE file NOT NULL")}
-        assert set() == {path.name for path in (self.path / "values").iterdir()} - known
+        assert [] == [each for each in Counter(id for id, _ in self.ended()).items() if each[1] > 1]
+        if self.address.is_directory:
+            self.address.open().close()
+            known = {file for (file,) in self.rows("SELECT file FROM blobs WHERE file NOT NULL")}
+            assert set() == {path.name for path in (self.address.path / "values").iterdir()} - known
 
 
 @pytest.fixture
-def house(tmp_path):
-    made = House(tmp_path / "house")
+def house(tmp_path, address):
+    made = House(tmp_path / "house", address)
     yield made
     made.end()
     print(made.log() if (made.folder / "log").exists() else "")
@@ -96,6 +107,7 @@ def house(tmp_path):
 # ------------------------------------------------------------ the end of a process
 
 
+@with_a_death
 def test_it_is_on_the_disk_before_submit_returns(house):
     """Killed at once, a script leaves its job to the next server."""
     script = house.host(serves=False)
@@ -110,6 +122,7 @@ def test_it_is_on_the_disk_before_submit_returns(house):
 
 @pytest.mark.alone
 @pytest.mark.parametrize("kind", ["durable", "threaded"])
+@with_a_death
 def test_another_process_takes_over_within_two_seconds(house, kind):
     one, other = house.host(), house.host()
     id = one(f"{kind}.submit('a').id")
@@ -118,7 +131,7 @@ def test_another_process_takes_over_within_two_seconds(house, kind):
     start = time.monotonic()
     one.kill()
     eventually(lambda: 2 == house.state(id)[1])
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 2.0 + (house.address.lease or 0.0)
     house.await_line("began a 2")  # by a worker process that has to start first
     house.go("a")
     assert "a done" == other.ask()
@@ -127,6 +140,7 @@ def test_another_process_takes_over_within_two_seconds(house, kind):
     house.assert_sound()
 
 
+@with_a_death
 def test_what_kills_its_server_ends_crashed_and_the_others_go_on(house):
     one = house.host()
     one.send("poison.submit()")
@@ -157,6 +171,7 @@ POINTS = ("before the enqueue", "after the enqueue", "in the function", "in the 
 
 
 @pytest.mark.parametrize("point", POINTS)
+@with_a_death
 def test_a_process_that_is_killed_anywhere_loses_no_job_and_ends_none_twice(house, point):
     """Another one finishes it, with its value."""
     house.host()
@@ -176,10 +191,10 @@ def test_a_process_that_is_killed_anywhere_loses_no_job_and_ends_none_twice(hous
         values = host("[run.value for run in quick.runs()]")
         assert [bytes([number]) * 100_000 for number in (1, 0)] == values
         assert {1, 2} >= {attempt for *_, attempt in house.states()}
-    house.end()
     house.assert_sound()
 
 
+@with_a_death_anywhere
 def test_a_result_waits_for_its_reader(house):
     first = house.host()
     house.go("a")
@@ -192,6 +207,7 @@ def test_a_result_waits_for_its_reader(house):
     assert [id] == second("[run.id for run in durable.runs()]")
 
 
+@with_a_death_anywhere
 def test_queued_ones_survive_too(house):
     """With two places, and all of them killed."""
     one = house.host()
@@ -222,7 +238,7 @@ def test_a_rolling_restart_loses_nothing(house, how):
     house.go(*names)
     for id in ids:
         house.await_state(id, "succeeded")
-    assert set(ids) == {run for (run,) in house.rows("SELECT id FROM ended WHERE state = 'succeeded'")}
+    assert set(ids) == {id for id, state in house.ended() if state == "succeeded"}
     assert 4 == len(new("[run.result(5) for run in durable.runs()]"))
     assert not re.search("Traceback|never retrieved", house.log())
     house.assert_sound()
@@ -255,6 +271,7 @@ def test_within_the_grace_period_a_job_ends(house):
 
 
 @pytest.mark.parametrize(("how", "state"), [("stop", "cancelled"), ("kill", "crashed")])
+@with_a_death
 def test_one_that_is_not_durable_ends_visibly_for_those_who_follow(house, how, state):
     one, other = house.host(grace_period=0.1), house.host()
     one("run = fleeting.submit('a')")
@@ -267,6 +284,7 @@ def test_one_that_is_not_durable_ends_visibly_for_those_who_follow(house, how, s
     assert state == other("str(fleeting.runs()[0].state)")
 
 
+@with_a_death
 def test_a_function_that_is_gone_keeps_its_run(house):
     """And the log says so, once."""
     script = house.host(serves=False)
@@ -287,6 +305,7 @@ def test_a_function_that_is_gone_keeps_its_run(house):
 # ------------------------------------------------------------ the view from another process
 
 
+@anywhere
 def test_another_process_follows_attaches_and_cancels(house):
     one, other = house.host(), house.host()
     id = one("(mine := fleeting.submit('a')).id")
@@ -344,16 +363,13 @@ def short():
 """
     one, other = house.host(source), house.host()
     other("short = ps.background(name='short', executor='thread')(lambda: None)")
-    numbers = "SELECT max(revision) FROM records"
-    [(before,)] = house.rows(numbers)
     one("(run := short.submit(), run._completion().exception(10)) and 0")
     if "raise" in body:  # nobody waits for the store then
         one("while kept: kept.pop()()")
     eventually(lambda: [state] == other("[run.state.value for run in short.runs()]"))
     one("while kept: kept.pop()()")  # which somebody has done by now
-    [(after,)] = house.rows(numbers)
 
-    assert changes == after - (before or 0)
+    assert [(changes,)] == house.rows("SELECT 1 + revision - created FROM records WHERE space = 'run'")
     assert (
         [state]
         == other("[run.state.value for run in short.runs()]")
@@ -383,6 +399,7 @@ def numbers():
     assert list(range(200)) == other("list(run.partials)")
 
 
+@anywhere
 def test_four_processes_at_the_same_instant_share_one_execution(house):
     hosts = [house.host() for _ in range(4)]
     source = """
@@ -402,6 +419,7 @@ def ask(at):
     assert [1] * 4 == [host("len(shared.runs())") for host in hosts]
 
 
+@anywhere
 def test_who_gives_up_in_one_process_ends_nothing_in_another(house):
     """Neither who has joined, nor who has begun it: then another process does it anew."""
     one, other = house.host(), house.host()
@@ -560,29 +578,32 @@ def test_whoever_asks_for_the_same_and_gives_up_in_whichever_process(house):
 # ------------------------------------------------------------ trouble with the store
 
 
+@in_a_directory
 def test_a_database_that_is_deleted_during_a_job_costs_no_result(house):
     host = house.host()
     host("run = durable.submit('a')")
     house.await_line("began a 1")
-    for path in house.path.glob("store.db*"):
+    for path in house.address.path.glob("store.db*"):
         path.unlink()
     house.go("a")
     assert "a done" == host("run.result(10)")
     assert "were deleted or replaced while it was in use" in house.log()
 
 
+@in_a_directory
 def test_a_store_that_is_deleted_during_a_job_costs_no_result(house):
     host = house.host()
     host("run = fleeting.submit('a')")
     house.await_line("began a 1")
     # At one go: the directory is made again as soon as it is missed, and then it would not be empty at the end.
-    shutil.rmtree(house.path.rename(house.path.with_name("gone")))
+    shutil.rmtree(house.address.path.rename(house.address.path.with_name("gone")))
     house.go("a")
     assert "a done" == host("run.result(10)")
 
 
-def test_a_full_disk_during_a_job_costs_no_result(tiny):
-    house = House(tiny / "house")
+@in_a_directory
+def test_a_full_disk_during_a_job_costs_no_result(tiny, tmp_path):
+    house = House(tmp_path / "house", StoreAddress(f"file://{tiny / 'store'}"))
     source = """
 @ps.background(executor="thread", durable=True)
 def large():
@@ -633,9 +654,9 @@ FILES = {
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_server_that_is_killed_goes_on_after_its_restart(serve: Serve, tmp_path, processes):
+def test_a_server_that_is_killed_goes_on_after_its_restart(serve: Serve, tmp_path, address, processes):
     command = f"app.py --setup tasks.py --num-procs {processes}"
-    env = {"PANEL_SCHEDULE_STORE": f"file://{tmp_path / 'store'}", "PANEL_SCHEDULE_MAX_PROCESSES": "3"}
+    env = {**address.env(), "PANEL_SCHEDULE_MAX_PROCESSES": "3"}
     journal = tmp_path / "journal"
     server = serve(command, FILES, env={**env, "SUBMIT": "1"})
     eventually(lambda: journal.exists() and 3 == len(journal.read_text().splitlines()), 20)
@@ -649,12 +670,10 @@ def test_a_server_that_is_killed_goes_on_after_its_restart(serve: Serve, tmp_pat
     serve(command, env=env)
     eventually(lambda: 6 == len(journal.read_text().splitlines()), 20)
     (tmp_path / "go").touch()
-    eventually(lambda: [("succeeded", 2)] * 3 == _states(tmp_path), 20)
+    with closing(Onlooker(address)) as onlooker:
+        states = "SELECT state, attempt FROM jobs ORDER BY number"
+        eventually(lambda: [("succeeded", 2)] * 3 == onlooker.rows(states), 20)
     assert Counter(f"job{n} {a}" for n in range(3) for a in (1, 2)) == Counter(journal.read_text().splitlines())
-
-
-def _states(folder: Path) -> list[tuple[str, int]]:
-    return views.rows(folder / "store", "SELECT state, attempt FROM jobs ORDER BY number")
 
 
 assert RunState.SUCCEEDED == "succeeded"

@@ -39,6 +39,11 @@ from panel_schedule.testing.contracts.tools import hammer
 from servers import eventually
 from store_peer import second
 
+# Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
+pytestmark = pytest.mark.stores("asked")
+anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
+with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
+
 LARGE = 20_000  # numbers of 8 bytes: more than stands in the database
 
 # Of another process: what it hears of jobs is in `jobs`.
@@ -74,10 +79,6 @@ def enter(store, id="run1", payload=None, **options):
 
 def succeed(store, id="run1", fence=1, value=None, expires_at=None):
     return store.queue.end(id, fence, RunState.SUCCEEDED, now=second(9), value=value, expires_at=expires_at)
-
-
-def files(home):
-    return sorted((home / "values").iterdir())
 
 
 def states(store, *ids):
@@ -153,6 +154,7 @@ def test_the_last_ones_that_ended_are_listed_and_all_that_have_not(opened):
     assert 1 == queue.value("run7")
 
 
+@anywhere
 def test_an_error_keeps_its_type_and_traceback(opened):
     """In every process (section 3, errors)."""
     store = opened()
@@ -190,7 +192,7 @@ def test_an_error_that_cannot_be_read_says_what_it_was(opened, monkeypatch):
         assert "there" == traceback_text(error)
 
 
-def test_a_value_that_cannot_be_shared_changes_nothing(opened, home):
+def test_a_value_that_cannot_be_shared_changes_nothing(opened, address):
     """The job can still end otherwise (invariant 11)."""
     store = opened()
     enter(store)
@@ -200,7 +202,7 @@ def test_a_value_that_cannot_be_shared_changes_nothing(opened, home):
         with pytest.raises(ValueRefused, match="Job 'optimise'"):
             store.queue.add_partial("run1", 1, 0, sys._getframe())
 
-    assert ([RunState.QUEUED], []) == (states(store, "run1"), files(home))
+    assert ([RunState.QUEUED], []) == (states(store, "run1"), address.large_parts())
     succeed(store, value=1)
     assert 1 == store.queue.value("run1")
 
@@ -210,7 +212,7 @@ class Odd:
         return divmod, (1, 0)
 
 
-def test_partials_stay_in_order(opened, home):
+def test_partials_stay_in_order(opened, address):
     """None is dropped, large ones are files, and those of an earlier attempt go as the next one begins."""
     store, other = opened(), opened()
     enter(store)
@@ -218,12 +220,12 @@ def test_partials_stay_in_order(opened, home):
     for number in (0, 2, 1, 3):  # by threads, say
         store.queue.add_partial("run1", 1, number, large(number) if number % 2 else number)
     assert [0, 1, 2, 3] == [int(np.asarray(each).flat[0]) for each in other.queue.partials("run1")]
-    assert (4, 2) == (other.queue.job("run1").partials, len(files(home)))
+    assert (4, 2) == (other.queue.job("run1").partials, len(address.large_parts()))
     assert [3] == [int(each[-1]) for each in other.queue.partials("run1", 3)]
     store.queue.begin("run1", 1, second(2), 2)
     assert 0 == other.queue.job("run1").partials
     store.queue.add_partial("run1", 1, 0, "anew")
-    assert (["anew"], 1, []) == (other.queue.partials("run1"), other.queue.job("run1").partials, files(home))
+    assert (["anew"], 1, []) == (other.queue.partials("run1"), other.queue.job("run1").partials, address.large_parts())
 
     succeed(store)
 
@@ -244,7 +246,7 @@ def test_partials_of_many_threads_are_all_kept(opened):
     assert [(thread, number) for thread in range(4) for number in range(20)] == store.queue.partials("run1")
 
 
-def test_who_has_lost_a_job_cannot_change_it(opened, home):
+def test_who_has_lost_a_job_cannot_change_it(opened, address):
     """Each of its writes compares the fence (invariant 10); progress is dropped."""
     store, other = opened(), opened()
     enter(store, payload="A", durable=True)
@@ -266,7 +268,7 @@ def test_who_has_lost_a_job_cannot_change_it(opened, home):
         with pytest.raises(RunFenced):
             late()
 
-    assert ((-1, 0), []) == ((other.queue.job("run1").percent, other.queue.job("run1").partials), files(home))
+    assert ((-1, 0), []) == ((other.queue.job("run1").percent, other.queue.job("run1").partials), address.large_parts())
     succeed(other, fence=2)
     with pytest.raises(RunFenced):
         succeed(other, fence=2)
@@ -275,6 +277,7 @@ def test_who_has_lost_a_job_cannot_change_it(opened, home):
 # ------------------------------------------------------------ one for all
 
 
+@anywhere
 def test_equal_calls_share_one_job(opened):
     """Under way or succeeded; not one that failed, is being cancelled or has expired, nor other arguments."""
     clock = VirtualClock()
@@ -293,7 +296,8 @@ def test_equal_calls_share_one_job(opened):
     assert enter(store, "run8") is enter(store, "run9") is None
 
 
-def test_one_of_many_processes_wins(worker, home):
+@anywhere
+def test_one_of_many_processes_wins(worker, address):
     """Each time that they come with the same key at once; what the others brought is gone."""
     workers = [worker() for _ in range(4)]
     for number, each in enumerate(workers):
@@ -304,9 +308,10 @@ def test_one_of_many_processes_wins(worker, home):
         assert 1 == sum(job is None for job in found)
         (winner,) = [index for index, job in enumerate(found) if job is None]
         assert {f"run{winner}-{number}"} == {job.id for job in found if job is not None}
-    assert 60 == len(files(home))
+    assert 60 == len(address.large_parts())
 
 
+@with_a_death
 def test_an_orphan_is_not_joined(opened, worker):
     """Nobody may ever take it."""
     other = worker()
@@ -321,6 +326,7 @@ def test_an_orphan_is_not_joined(opened, worker):
 # ------------------------------------------------------------ life and death
 
 
+@with_a_death_anywhere
 def test_the_durable_job_of_a_dead_process_is_taken_once(opened, worker):
     """It is noticed within 2 s in every process (invariant 14), and one of them takes it."""
     first, others = worker(), [worker() for _ in range(3)]
@@ -345,6 +351,7 @@ def test_the_durable_job_of_a_dead_process_is_taken_once(opened, worker):
     assert [] == store.queue.orphans()
 
 
+@with_a_death
 def test_a_job_that_is_not_durable_crashes_with_its_process(opened, worker):
     """The first that notices says so (invariant 17); nobody runs it again."""
     store, first, other = opened(), worker(), worker()
@@ -365,15 +372,17 @@ def test_a_job_that_is_not_durable_crashes_with_its_process(opened, worker):
     assert job.expires_at - job.finished_at == timedelta(days=1)
 
 
-def test_who_does_not_listen_sees_a_crash_as_well(opened, worker, home):
+@with_a_death
+def test_who_does_not_listen_sees_a_crash_as_well(opened, worker, address):
     """A script asks; and its arguments are gone."""
     store, first = opened(), worker()
     first("enter('run1', np.full(9000, 1))")
     first.kill()
 
-    assert ([RunState.CRASHED], []) == (states(store, "run1"), files(home))
+    assert ([RunState.CRASHED], []) == (states(store, "run1"), address.large_parts())
 
 
+@with_a_death
 def test_a_cancelled_job_of_a_dead_process_is_not_run_again(opened, worker):
     """Somebody had asked for that."""
     store, first = opened(), worker()
@@ -386,6 +395,7 @@ def test_a_cancelled_job_of_a_dead_process_is_not_run_again(opened, worker):
     assert [RunState.CANCELLED] == states(store, "run1")
 
 
+@with_a_death
 def test_one_that_is_cancelled_as_its_new_process_lets_it_go_has_ended(opened, worker, monkeypatch):
     """Nobody would take it, and nobody holds it."""
     store, other, first = opened(), opened(), worker()
@@ -435,6 +445,7 @@ def test_closing_a_store_releases(opened):
     assert 1 == store.queue.take("run1", second(2))[0].attempt
 
 
+@anywhere
 def test_another_process_cancels(worker):
     """The process that has it hears of it; it is for that one to end it (invariant 18)."""
     first, other = worker(), worker()
@@ -450,7 +461,7 @@ def test_another_process_cancels(worker):
     assert (False, RunState.CANCELLED) == other("(lambda job: (job.cancelled, job.state))(store.queue.job('run1'))")
 
 
-def test_an_orphan_is_cancelled_at_once(opened, home):
+def test_an_orphan_is_cancelled_at_once(opened, address):
     """There is nobody to ask."""
     first, store = opened(), opened()
     enter(first, payload=large(1), durable=True)
@@ -458,12 +469,12 @@ def test_an_orphan_is_cancelled_at_once(opened, home):
 
     store.queue.cancel("run1")
 
-    assert ([RunState.CANCELLED], [], []) == (states(store, "run1"), files(home), store.queue.orphans())
+    assert ([RunState.CANCELLED], [], []) == (states(store, "run1"), address.large_parts(), store.queue.orphans())
 
 
 def test_a_process_hears_of_others_jobs_and_not_of_its_own(worker):
     """A bell wakes it: nobody looks by himself in this test (invariant 16)."""
-    first, other = worker("opened.LOOK = 600"), worker("opened.LOOK = 600")
+    first, other = worker("opened.LOOK = server_records.LOOK = 600"), worker("opened.LOOK = server_records.LOOK = 600")
     first("listen()")
     other("listen()")
     first("enter('run1')")
@@ -474,6 +485,7 @@ def test_a_process_hears_of_others_jobs_and_not_of_its_own(worker):
     assert "run2" == first("jobs.get(timeout=2)")
 
 
+@in_a_directory
 def test_those_whose_file_was_deleted_are_not_taken_for_dead(worker, home):
     """They come back before anybody calls it a crash."""
     first, other = worker("opened.LOOK = 0.1"), worker("opened.LOOK = 0.3")
@@ -505,7 +517,7 @@ def test_a_large_result_is_one_copy_in_memory(worker):
     assert not first("np.shares_memory(value, np.ones(1))")
 
 
-def test_what_has_expired_is_gone_with_its_files(opened, home):
+def test_what_has_expired_is_gone_with_its_files(opened, address):
     """For whoever asks at once, and from the disk before long; the numbers of changes go on."""
     clock = VirtualClock()
     store, other = opened(clock=clock), opened(clock=clock)
@@ -515,7 +527,7 @@ def test_what_has_expired_is_gone_with_its_files(opened, home):
     enter(store, "run1", payload=large(1))
     store.queue.add_partial("run1", 1, 0, large(2))
     succeed(store, value=large(3), expires_at=clock.now() + timedelta(seconds=60))
-    assert 2 == len(files(home))
+    assert 2 == len(address.large_parts())
     other.records._catch_up()
     last = store.queue.job("run1").record.revision
     clock.advance("1m")
@@ -526,8 +538,9 @@ def test_what_has_expired_is_gone_with_its_files(opened, home):
     assert ([], None) == (other.queue.partials("run1"), other.queue.failure("run1"))
     other.records._look_around()
 
-    assert [] == files(home)
-    assert 0 == len(store.records._read("SELECT 1 FROM blobs WHERE name = 'run1'"))
+    assert [] == address.large_parts()
+    if address.is_directory:
+        assert 0 == len(store.records._read("SELECT 1 FROM blobs WHERE name = 'run1'"))
     heard.clear()
     enter(store, "run2")
     other.records._catch_up()
@@ -535,7 +548,8 @@ def test_what_has_expired_is_gone_with_its_files(opened, home):
     assert store.queue.job("run2").record.revision > last
 
 
-def test_what_has_expired_goes_when_a_store_is_opened(opened, home):
+@in_a_directory
+def test_what_has_expired_goes_when_a_store_is_opened(opened, address):
     """A script may be the only one that ever comes."""
     store = opened()
     enter(store)
@@ -543,26 +557,28 @@ def test_what_has_expired_goes_when_a_store_is_opened(opened, home):
     store.close()
     opened()
 
-    assert [] == files(home)
+    assert [] == address.large_parts()
 
 
-def test_files_of_jobs_are_swept_if_no_row_names_them(worker, opened, home):
+@in_a_directory
+def test_files_of_jobs_are_swept_if_no_row_names_them(worker, opened, address):
     """Of a process that died between file and commit; the others stay."""
     first = worker()
     first("enter('run1', np.full(9000, 1), durable=True)")
     first("store.queue.add_partial('run1', 1, 0, np.full(9000, 2))")
     first("enter('run2')")
     first("store.queue.end('run2', 1, RunState.SUCCEEDED, now=second(1), value=np.full(9000, 3), expires_at=None)")
-    named = files(home)
+    named = address.large_parts()
     first("(store.records._files / f'{store.records._me}.77').write_bytes(b'half')")
     first.kill()
     store = opened()
 
-    assert named == files(home)
+    assert named == address.large_parts()
     assert 1 == store.queue.take("run1", second(1))[1][0]
     assert (2, 3) == (store.queue.partials("run1")[0][0], store.queue.value("run2")[0])
 
 
+@in_a_directory
 def test_ctrl_c_behind_the_commit_loses_nothing(opened, monkeypatch):
     """The file is the job's by then."""
     store = opened()
@@ -579,7 +595,8 @@ def test_ctrl_c_behind_the_commit_loses_nothing(opened, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["gone", "truncated", "code"])
-def test_arguments_that_cannot_be_read_end_a_job(opened, home, damage, monkeypatch):
+@in_a_directory
+def test_arguments_that_cannot_be_read_end_a_job(opened, address, damage, monkeypatch):
     """It has failed, and the error says why; it would fail in every process."""
     module = ModuleType("code_of_last_year")
     module.Portfolio = type("Portfolio", (), {"__module__": "code_of_last_year"})
@@ -587,7 +604,7 @@ def test_arguments_that_cannot_be_read_end_a_job(opened, home, damage, monkeypat
     first, store = opened(), opened(clock=VirtualClock())
     enter(first, payload=[module.Portfolio(), large(1)], durable=True)
     first.queue.release()
-    (path,) = files(home)
+    (path,) = (address.path / "values").iterdir()
     if damage == "gone":
         path.unlink()
     elif damage == "truncated":
@@ -602,15 +619,16 @@ def test_arguments_that_cannot_be_read_end_a_job(opened, home, damage, monkeypat
     (run,) = store.history("optimise", JOB)
     assert ("run1", RunState.FAILED) == (run.id, run.state)
     assert "its arguments cannot be read" in run.error
-    assert ([], []) == (store.queue.orphans(), files(home))
+    assert ([], []) == (store.queue.orphans(), address.large_parts())
 
 
-def test_a_value_that_cannot_be_read_is_an_error(opened, home):
+@in_a_directory
+def test_a_value_that_cannot_be_read_is_an_error(opened, address, home):
     """With the reason; one that cannot be read for a moment can be asked for again."""
     store = opened()
     enter(store)
     succeed(store, value=large(1))
-    (path,) = files(home)
+    (path,) = (address.path / "values").iterdir()
     moved = path.rename(home / "moved")
     with pytest.raises(ValueUnreadable, match=r"Job 'optimise': its value cannot be read, its file was deleted"):
         store.queue.value("run1")
@@ -625,6 +643,7 @@ def test_a_value_that_cannot_be_read_is_an_error(opened, home):
 # ------------------------------------------------------------ what lasts
 
 
+@with_a_death
 def test_a_restart_goes_on_with_what_was_there(opened, worker):
     """Results until they expire, unfinished durable jobs with their partials (persistent stores)."""
     first = worker(server="first")
@@ -643,6 +662,7 @@ def test_a_restart_goes_on_with_what_was_there(opened, worker):
     assert [RunState.CRASHED] == states(store, "run3")
 
 
+@in_a_directory
 def test_a_store_of_the_first_version_gets_the_tables(opened, home):
     """What it holds stays."""
     opened().close()
@@ -659,6 +679,7 @@ def test_a_store_of_the_first_version_gets_the_tables(opened, home):
 
 
 @pytest.mark.parametrize("users", [True, False])
+@in_a_directory
 def test_jobs_of_schema_3_go_on(opened, home, users):
     """Those of before runs had users are nobody's; equal calls go on to share one."""
     opened().close()
@@ -682,6 +703,7 @@ def test_jobs_of_schema_3_go_on(opened, home, users):
     assert ["new", "done", "old"] == [job.id for job in store.queue.jobs("optimise")]
 
 
+@in_a_directory
 def test_jobs_of_a_corrupt_database_are_saved(opened, home, caplog):
     """With all that can still be read."""
     store = opened()
@@ -707,6 +729,7 @@ def test_jobs_of_a_corrupt_database_are_saved(opened, home, caplog):
 
 @pytest.mark.parametrize("loss", ["the database", "the directory"])
 @pytest.mark.parametrize("listening", [True, False], ids=["in a server", "in a script"])
+@in_a_directory
 def test_what_is_deleted_in_use_costs_no_job(worker, opened, home, loss, listening):
     """Who has one goes on with it, and the others see it again."""
     first, other = worker(), worker()
@@ -734,6 +757,7 @@ def test_what_is_deleted_in_use_costs_no_job(worker, opened, home, loss, listeni
     assert "A" == other("store.queue.take('run1', second(2))")[1]
 
 
+@in_a_directory
 def test_nobody_finds_the_store_empty_while_it_is_made_again(opened, home, monkeypatch):
     """Another thread that needs it waits until what can be saved is there."""
     store, rescue, saving, go = opened(), FileRecords._rescue, threading.Event(), threading.Event()
@@ -760,6 +784,7 @@ def test_nobody_finds_the_store_empty_while_it_is_made_again(opened, home, monke
 
 
 @pytest.mark.parametrize("size", [LARGE, 5000], ids=["file", "database"])
+@in_a_directory
 def test_a_full_disk_costs_no_job(opened, tiny, size):
     """The error says so, and when there is room again it goes on."""
     store = opened(tiny / "store")
@@ -810,7 +835,7 @@ def later(monkeypatch):
     monkeypatch.setattr(queue, "LOOK", 0.0)
 
 
-def test_beyond_so_many_bytes_the_oldest_results_go(opened, home, monkeypatch):
+def test_beyond_so_many_bytes_the_oldest_results_go(opened, address, monkeypatch):
     """With their files; the newest one stays, however large."""
     later(monkeypatch)
     store = opened(max_result_bytes=2 * 8 * LARGE + 10_000)
@@ -820,7 +845,7 @@ def test_beyond_so_many_bytes_the_oldest_results_go(opened, home, monkeypatch):
 
     assert [None, None] == [store.queue.job(f"run{number}") for number in range(2)]
     assert [2, 3] == [int(store.queue.value(f"run{number}")[0]) for number in (2, 3)]
-    assert 2 == len(files(home))
+    assert 2 == len(address.large_parts())
     enter(store, "huge")
     succeed(store, "huge", value=np.full(4 * LARGE, 5.0))
     assert (None, 5.0) == (store.queue.job("run3"), store.queue.value("huge")[0])

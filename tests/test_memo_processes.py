@@ -17,13 +17,20 @@ import pytest
 from memo_peer import Neighbourhood
 from panel_schedule.errors import RunCrashed
 from servers import Serve, eventually
+from store_address import StoreAddress
 from visitors import Visitor, visitors
+
+# Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
+pytestmark = pytest.mark.stores("asked")
+anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
+with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(tmp_path_factory, new_address):
     """Four processes that tests share which neither end one nor damage the store."""
-    made = Neighbourhood(tmp_path_factory.mktemp("shared") / "house")
+    folder = tmp_path_factory.mktemp("shared")
+    made = Neighbourhood(folder / "house", new_address(folder / "store"))
     for _ in range(4):
         made.host()
     yield made
@@ -32,8 +39,8 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture
-def house(tmp_path):
-    made = Neighbourhood(tmp_path / "house")
+def house(tmp_path, address):
+    made = Neighbourhood(tmp_path / "house", address)
     yield made
     made.end()
     print(made.log())
@@ -59,6 +66,7 @@ def fill(disk):
 
 
 @pytest.mark.parametrize("kind", ["slow", "remote", "looped"])
+@anywhere
 def test_callers_of_four_processes_at_once_share_one_computation(shared, kind):
     """Twenty of them, threads and coroutines; and nobody computes it after that."""
     name, hosts = f"one {kind}", shared.hosts
@@ -77,6 +85,7 @@ def test_callers_of_four_processes_at_once_share_one_computation(shared, kind):
     assert 1 == shared.journal(name)
 
 
+@anywhere
 def test_many_calls_at_the_same_instant_are_computed_once_each(shared):
     """Fast ones, so that some begin when others have just ended."""
     names = [f"burst {number}" for number in range(40)]
@@ -88,6 +97,7 @@ def test_many_calls_at_the_same_instant_are_computed_once_each(shared):
     assert [1] * 40 == [shared.journal(name) for name in names]
 
 
+@anywhere
 def test_a_failure_reaches_all_who_wait_and_nobody_else(shared):
     """With type and traceback; who asks after that tries again (section 3, errors)."""
     hosts = shared.hosts
@@ -107,6 +117,7 @@ def test_a_failure_reaches_all_who_wait_and_nobody_else(shared):
 
 
 @pytest.mark.parametrize("how", ["unlucky.invalidate('unlucky')", "unlucky.clear()"])
+@anywhere
 def test_a_failure_is_given_again_in_all_processes_until_it_is_forgotten(shared, how):
     """In the one that does it, and in the others."""
     one, other, third, *_ = shared.hosts
@@ -127,6 +138,7 @@ def unlucky(of):
     assert 2 == shared.journal(name)
 
 
+@anywhere
 def test_who_gives_up_ends_nothing_for_others(shared):
     """Neither the process that follows, nor the one that computes."""
     one, other, third, *_ = shared.hosts
@@ -160,6 +172,7 @@ def test_what_is_dropped_before_it_begins_is_left_to_others(house):
     assert ["slow('busy')"] == one("under_way()")
 
 
+@anywhere
 def test_who_gives_up_before_the_store_has_answered_keeps_nothing(shared):
     """On a loop nobody waits for the store; others must not wait for what nobody computes."""
     one, other, *_ = shared.hosts
@@ -184,6 +197,7 @@ async def hasty(name):
     assert [] == one("under_way()")
 
 
+@anywhere
 def test_a_newer_value_of_a_task_is_computed_at_once_everywhere(shared):
     """Once for all, though the computation for the older value is still under way; that one does not count."""
     hosts = shared.hosts
@@ -222,6 +236,7 @@ def made(name):
 
 
 @pytest.mark.alone
+@with_a_death
 def test_another_process_takes_over_within_two_seconds(house):
     """All who wait get the value, and it was computed twice (invariant 14)."""
     one, *others = [house.host() for _ in range(4)]
@@ -233,7 +248,7 @@ def test_another_process_takes_over_within_two_seconds(house):
     start = time.monotonic()
     one.kill()
     house.await_begun("a", 2)
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 2.0 + (house.address.lease or 0.0)
     house.go("a")
     found = {str(value) for host in others for value in host("results()")[:3]}
 
@@ -241,6 +256,7 @@ def test_another_process_takes_over_within_two_seconds(house):
     assert [(None, 0)] == house.rows("SELECT owner, takeovers FROM answers")
 
 
+@with_a_death_anywhere
 def test_what_kills_its_process_kills_one_more_and_then_has_crashed(house):
     """For those who wait; the next one to ask tries again, and no other answer suffers (invariant 14)."""
     hosts = [house.host() for _ in range(3)]
@@ -262,6 +278,7 @@ def test_what_kills_its_process_kills_one_more_and_then_has_crashed(house):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@anywhere
 def test_a_stop_leaves_what_is_computed_to_others(house, how):
     """At once, without waiting for its end to be noticed; no row stays owned, no trace on the terminal (19)."""
     one, other = house.host(grace_period=0.2), house.host()
@@ -296,6 +313,7 @@ def test_within_the_grace_period_an_answer_is_computed_and_kept(house):
 
 
 @pytest.mark.parametrize("how", ["quick.invalidate({!r})", "quick.clear()"])
+@anywhere
 def test_what_is_forgotten_in_one_process_is_forgotten_in_all(shared, how):
     """And is computed once more, for all of them."""
     hosts, name = shared.hosts, f"forgotten {how[:8]}{len(how)}"
@@ -308,6 +326,7 @@ def test_what_is_forgotten_in_one_process_is_forgotten_in_all(shared, how):
     assert (1, 2) == (len(again), shared.journal(name))
 
 
+@anywhere
 def test_what_is_computed_when_it_is_forgotten_is_not_kept(shared):
     """Who waited for it gets it, who asks from then on gets a newer one, in whichever process."""
     one, other, third, *_ = shared.hosts
@@ -336,6 +355,7 @@ def stamped(name):
     assert 2 == shared.journal("s")
 
 
+@anywhere
 def test_nobody_joins_a_computation_of_before_though_a_newer_one_has_begun(shared):
     """A process that hears late finds the row claimed again: that says as well that its own does not count."""
     one, other, *_ = shared.hosts
@@ -369,6 +389,7 @@ def late(name):
         shared.go("l new", "l old")
 
 
+@anywhere
 def test_an_answer_that_was_forgotten_is_not_served_though_a_newer_one_fails(shared):
     """Nor while that is under way: what it was made of has changed."""
     one, other, *_ = shared.hosts
@@ -414,6 +435,7 @@ def roomy(name):
         assert before + 1 == house.journal("a")
 
 
+@anywhere
 def test_on_a_loop_nobody_gets_what_was_forgotten_a_moment_ago(shared):
     """Though nobody there waits for the store to hear of it."""
     one, *_ = shared.hosts
@@ -446,6 +468,7 @@ def stale(name):
 """
 
 
+@anywhere
 def test_a_stale_answer_is_served_everywhere_while_one_process_renews_it(shared):
     """At once, and then all have the new one."""
     hosts = shared.hosts
@@ -465,6 +488,7 @@ def test_a_stale_answer_is_served_everywhere_while_one_process_renews_it(shared)
     assert 0 == sum(host("guests('stale')") for host in hosts)
 
 
+@anywhere
 def test_a_process_that_has_not_heard_of_the_new_answer_takes_it(shared):
     """Where it finds its own stale it does not compute what another process has just computed."""
     one, other, *_ = shared.hosts
@@ -569,6 +593,7 @@ def single(name):
 # ------------------------------------------------------------ views
 
 
+@anywhere
 def test_a_view_shows_the_partial_answers_of_another_process(shared):
     one, other, *_ = shared.hosts
     shared.define("""
@@ -590,6 +615,7 @@ def growing(name):
     assert ("all", 1) == (one("run.result(5)"), shared.journal("g"))
 
 
+@with_a_death
 def test_a_view_shows_the_partial_answers_of_the_process_that_took_over(house):
     """From the first one on, though the dead one had come further."""
     hosts = [house.host() for _ in range(3)]
@@ -622,6 +648,7 @@ def growing(name):
     eventually(lambda: ("all", False) == viewer("(view.value, view.running)"))
 
 
+@anywhere
 def test_views_of_all_processes_follow_what_is_forgotten_and_renewed(shared):
     """One computation each time."""
     hosts = shared.hosts
@@ -664,6 +691,7 @@ def cramped(name):
     assert all(house.journal(name) <= 3 for name in "abcd")
 
 
+@anywhere
 def test_a_view_says_that_another_process_has_failed(shared):
     """With the error, until one succeeds."""
     one, other, *_ = shared.hosts
@@ -740,6 +768,7 @@ def task():
 # ------------------------------------------------------------ what lasts
 
 
+@anywhere
 def test_a_restart_finds_the_answers(house):
     """And computes none of them again; of other code they are no answers."""
     source = """
@@ -759,13 +788,13 @@ def model(name):
     assert ((1, "m"), 2) == (again("model('m')"), house.journal("m"))
 
 
-def test_the_answers_outlive_the_seed_of_hashes(tmp_path):
+def test_the_answers_outlive_the_seed_of_hashes(tmp_path, address):
     """Sets in the code and in arguments stand in another order in each process."""
     script = """
         import os, sys
         import panel_schedule as ps
 
-        ps.config.store = "file://" + sys.argv[1]
+        ps.config.store, ps.config.namespace = sys.argv[1:]
         rates = {"north", "south", "east", "west", None}
 
         @ps.memoize
@@ -780,7 +809,7 @@ def test_the_answers_outlive_the_seed_of_hashes(tmp_path):
     path.write_text(dedent(script))
     out = ""
     for seed in ("1", "2"):
-        command = [sys.executable, str(path), str(tmp_path / "store")]
+        command = [sys.executable, str(path), address.url, address.namespace]
         env = {**os.environ, "PYTHONHASHSEED": seed}
         out += subprocess.run(command, env=env, capture_output=True, text=True, timeout=40, check=True).stdout
 
@@ -794,10 +823,12 @@ def test_the_answers_outlive_the_seed_of_hashes(tmp_path):
 BREAK = """
 from panel_schedule.errors import StoreError
 from panel_schedule.stores.file.database import Database
-write = Database.write
+from panel_schedule.stores.server_records import ServerRecords
+writes = {each: each.write for each in (Database, ServerRecords)}
 def fails(*args, **options):
     raise StoreError("the disk is on fire")
-Database.write = fails
+for each in writes:
+    each.write = fails
 """
 
 
@@ -818,15 +849,16 @@ def test_an_answer_of_a_time_of_trouble_is_forgotten_with_the_others(house):
     one, other = house.host(), house.host()
     one(BREAK)
     one("quick('a')")
-    one("Database.write = write")
+    one("[setattr(each, 'write', write) for each, write in writes.items()]")
     other("quick.invalidate('a')")
 
     eventually(lambda: one("quick('a')") and 2 == house.journal("a"))
 
 
-def test_a_full_disk_keeps_nobody_waiting(tiny):
+@in_a_directory
+def test_a_full_disk_keeps_nobody_waiting(tiny, tmp_path):
     """Neither those who compute, nor those who wait for them in another process."""
-    house = Neighbourhood(tiny / "house")
+    house = Neighbourhood(tmp_path, StoreAddress(f"file://{tiny / 'store'}"))
     try:
         one, other = house.host(), house.host()
         house.define("""
@@ -851,6 +883,7 @@ def large(name):
 
 
 @pytest.mark.parametrize("loss", ["the database", "the directory"])
+@in_a_directory
 def test_what_is_deleted_in_use_keeps_nobody_waiting(house, loss):
     """Those who wait for another process hear nothing of it any more; all have right answers."""
     one, other = house.host(), house.host()
@@ -859,9 +892,9 @@ def test_what_is_deleted_in_use_keeps_nobody_waiting(house, loss):
     other("(quick('a'), run := slow.submit('x')) and 0")
     house.await_guests(1, [other])
     if loss == "the directory":
-        shutil.rmtree(house.path)
+        shutil.rmtree(house.address.path)
     else:
-        for path in house.path.glob("store.db*"):
+        for path in house.address.path.glob("store.db*"):
             path.unlink()
     house.go("x")
 
@@ -967,9 +1000,9 @@ FILES = {
 }
 
 
-async def test_twenty_sessions_of_four_server_processes_share_one_computation(serve: Serve, tmp_path):
+async def test_twenty_sessions_of_four_server_processes_share_one_computation(serve: Serve, tmp_path, address):
     """On a cold cache, all at once; and one more when the task publishes, pushed to each of them."""
-    server = serve("app.py --setup tasks.py --num-procs 4", FILES)
+    server = serve("app.py --setup tasks.py --num-procs 4", FILES, env={} if address.is_directory else address.env())
     async with visitors(f"{server.url}/app", 20, at_once=20) as pages:
         await asyncio.to_thread(eventually, lambda: "computes for 1" in server.output())
         (tmp_path / "go 1").touch()
@@ -1092,6 +1125,7 @@ def test_after_the_last_attempt_others_hear_of_it(house):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@with_a_death
 def test_another_process_takes_over_between_two_attempts(house, how):
     """It begins with the first one; a server that stops does not wait for the next."""
     one, other = house.host(), house.host()
@@ -1143,6 +1177,7 @@ def test_who_waits_in_another_process_sees_how_far_it_is(house):
 
 
 @pytest.mark.parametrize("end", ["succeeds", "fails", "dies", "is forgotten"])
+@with_a_death
 def test_a_view_that_only_watches_sees_how_far_another_process_is(house, end):
     """Which makes a new answer, while that of before is fresh here; however it ends, nothing is left of it."""
     one, other = house.host(), house.host()
@@ -1196,7 +1231,7 @@ def busy(name):
             ps.progress(number)
             time.sleep(0.01)
         time.sleep(0.3)  # and no more is said
-        meanwhile = list(told), len(ps._runtime.service.outbox._asked)
+        meanwhile = list(told), sum(map(len, ps._runtime.service.outbox._asked.values()))
         go.set()
         until = time.monotonic() + 5
         while told[-1] != 99 and time.monotonic() < until:
@@ -1212,6 +1247,7 @@ def busy(name):
     assert len(told) <= 3
 
 
+@with_a_death_anywhere
 def test_what_is_taken_over_is_at_its_beginning(house):
     one, other = house.host(), house.host()
     house.define("""

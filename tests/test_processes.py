@@ -16,7 +16,10 @@ import httpx
 import pytest
 
 from servers import PanelServer, Serve, eventually
+from store_address import StoreAddress
 from windows import NewPage
+
+pytestmark = pytest.mark.stores("asked")
 
 TASKS = """
     import os, pathlib, time
@@ -94,9 +97,12 @@ def shows(page: Any, what: str, pattern: str) -> Callable[[], bool]:
     return lambda: re.search(pattern, page.locator(f"#{what}").text_content() or "") is not None
 
 
-def test_every_page_shows_the_same_whichever_process_serves_it(serve: Serve, new_page: NewPage) -> None:
+def test_every_page_shows_the_same_whichever_process_serves_it(
+    serve: Serve, new_page: NewPage, address: StoreAddress
+) -> None:
     """One run each, and what one page does all pages see: values, states, progress, pause, stored names."""
-    server = serve("app.py --setup tasks.py --num-procs 2", {"app.py": APP, "tasks.py": TASKS})
+    files, env = {"app.py": APP, "tasks.py": TASKS}, {} if address.is_directory else address.env()
+    server = serve("app.py --setup tasks.py --num-procs 2", files, env=env)
     one, other = in_each_process(server, new_page, 2)
     for page in (one, other):
         eventually(shows(page, "state", r"'count': 1} \| 1 \| idle \| 10 \| {'EUR': 1.0}"))
@@ -126,7 +132,9 @@ def test_every_page_shows_the_same_whichever_process_serves_it(serve: Serve, new
 
 
 @pytest.mark.parametrize("processes", [0, 4])
-def test_each_slot_runs_once_and_nothing_is_left(serve: Serve, processes: int, tmp_path: Path) -> None:
+def test_each_slot_runs_once_and_nothing_is_left(
+    serve: Serve, processes: int, tmp_path: Path, address: StoreAddress
+) -> None:
     """Also with as many processes as cores, where the setup script runs before the fork."""
     tasks = """
         import panel_schedule as ps
@@ -142,7 +150,8 @@ def test_each_slot_runs_once_and_nothing_is_left(serve: Serve, processes: int, t
     app = "import panel as pn\nfrom tasks import ticks\npn.pane.Str(ticks).servable()"
     command = f"app.py --setup tasks.py --num-procs {processes}"
     (tmp_path / "tmp").mkdir()
-    server = serve(command, {"app.py": app, "tasks.py": tasks}, env={"TMPDIR": str(tmp_path / "tmp")})
+    env = {"TMPDIR": str(tmp_path / "tmp"), **({} if address.is_directory else address.env())}
+    server = serve(command, {"app.py": app, "tasks.py": tasks}, env=env)
     eventually(lambda: server.output().count("slot ") >= 10, timeout=30)
     assert 200 == httpx.get(f"{server.url}/app", timeout=30).status_code
     server.stop()
@@ -161,7 +170,7 @@ def test_memory_in_several_processes_says_what_that_means(serve: Serve) -> None:
     server.wait_for("each process runs every task itself")
 
 
-def test_a_restart_serves_the_last_good_value_at_once(serve: Serve, new_page: NewPage, tmp_path: Path) -> None:
+def test_a_restart_serves_the_last_good_value_at_once(serve: Serve, new_page: NewPage, address: StoreAddress) -> None:
     """From the first request, though its first run would take long; what is fresh is not run again."""
     tasks = """
         import time
@@ -180,7 +189,7 @@ def test_a_restart_serves_the_last_good_value_at_once(serve: Serve, new_page: Ne
             return "slow, but there"
     """
     app = "import panel as pn\nfrom tasks import daily, slow\npn.Row(pn.pane.Str(daily), pn.pane.Str(slow)).servable()"
-    env = {"PANEL_SCHEDULE_STORE": f"file://{tmp_path / 'kept'}", "PANEL_SCHEDULE_GRACE_PERIOD": "0.2"}
+    env = {**address.env(), "PANEL_SCHEDULE_GRACE_PERIOD": "0.2"}
     first = serve("app.py --setup tasks.py", {"app.py": app, "tasks.py": tasks}, env=env)
     eventually(lambda: first.output().count("slow runs") >= 2)
     first.stop()

@@ -429,12 +429,6 @@ class Follower:
             return
         for row in (self._untold | orphans).values():
             self._take(row)
-            if row.function not in self._functions and row.function not in self._unknown and self._service.begun:
-                self._unknown.add(row.function)
-                log.warning(
-                    "Job %r has runs that an earlier process left unfinished, and no function of that name is defined "
-                    "here. They are kept until one is: import its module in the file that --setup names.", row.function,
-                )  # fmt: skip
 
     def _try_later(self, error: ScheduleError) -> None:
         self._service.outbox.complain("What other processes have left behind is not taken up now: %s", error)
@@ -443,6 +437,12 @@ class Follower:
             self._again = self._service.timers.after(PAUSE, lambda _: self.recover(), None)
 
     def _take(self, row: JobRow) -> None:
+        if row.function not in self._functions and row.function not in self._unknown and self._service.begun:
+            self._unknown.add(row.function)
+            log.warning(
+                "Job %r has runs that an earlier process left unfinished, and no function of that name is defined "
+                "here. They are kept until one is: import its module in the file that --setup names.", row.function,
+            )  # fmt: skip
         try:
             self._take_over(row)
         except ScheduleError as error:
