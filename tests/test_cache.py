@@ -29,7 +29,7 @@ from store_peer import second
 # Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
 pytestmark = pytest.mark.stores("asked")
 anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
-with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
+with_a_death = pytest.mark.stores("asked", lease=1.0)
 
 LARGE = 20_000  # numbers of 8 bytes: more than stands in the database
 EARLY, LATE = second(0), second(1)
@@ -371,7 +371,7 @@ def test_versions_only_grow(opened, home):
 # ------------------------------------------------------------ life and death
 
 
-@with_a_death_anywhere
+@with_a_death
 def test_the_computation_of_a_dead_process_is_taken_over_once(opened, worker):
     """Then it has failed, for those who wait; who asks anew tries again (invariant 14)."""
     store, first, second_one, third = opened(), worker(), worker(), worker()

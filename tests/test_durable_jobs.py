@@ -23,7 +23,7 @@ from views import Onlooker
 # Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
 pytestmark = pytest.mark.stores("asked")
 anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
-with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
+with_a_death = pytest.mark.stores("asked", lease=1.0)
 
 AUDIT = """
     CREATE TABLE ended (id TEXT, state TEXT);
@@ -194,7 +194,7 @@ def test_a_process_that_is_killed_anywhere_loses_no_job_and_ends_none_twice(hous
     house.assert_sound()
 
 
-@with_a_death_anywhere
+@with_a_death
 def test_a_result_waits_for_its_reader(house):
     first = house.host()
     house.go("a")
@@ -207,7 +207,7 @@ def test_a_result_waits_for_its_reader(house):
     assert [id] == second("[run.id for run in durable.runs()]")
 
 
-@with_a_death_anywhere
+@with_a_death
 def test_queued_ones_survive_too(house):
     """With two places, and all of them killed."""
     one = house.host()

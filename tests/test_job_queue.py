@@ -42,7 +42,7 @@ from store_peer import second
 # Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
 pytestmark = pytest.mark.stores("asked")
 anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
-with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
+with_a_death = pytest.mark.stores("asked", lease=1.0)
 
 LARGE = 20_000  # numbers of 8 bytes: more than stands in the database
 
@@ -326,7 +326,7 @@ def test_an_orphan_is_not_joined(opened, worker):
 # ------------------------------------------------------------ life and death
 
 
-@with_a_death_anywhere
+@with_a_death
 def test_the_durable_job_of_a_dead_process_is_taken_once(opened, worker):
     """It is noticed within 2 s in every process (invariant 14), and one of them takes it."""
     first, others = worker(), [worker() for _ in range(3)]

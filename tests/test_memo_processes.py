@@ -22,8 +22,8 @@ from visitors import Visitor, visitors
 
 # Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
 pytestmark = pytest.mark.stores("asked")
-anywhere, in_a_directory = pytest.mark.stores("all"), pytest.mark.stores("none")
-with_a_death, with_a_death_anywhere = (pytest.mark.stores(when, lease=1.0) for when in ("asked", "all"))
+in_a_directory = pytest.mark.stores("none")
+with_a_death = pytest.mark.stores("asked", lease=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,6 @@ def fill(disk):
 
 
 @pytest.mark.parametrize("kind", ["slow", "remote", "looped"])
-@anywhere
 def test_callers_of_four_processes_at_once_share_one_computation(shared, kind):
     """Twenty of them, threads and coroutines; and nobody computes it after that."""
     name, hosts = f"one {kind}", shared.hosts
@@ -85,7 +84,6 @@ def test_callers_of_four_processes_at_once_share_one_computation(shared, kind):
     assert 1 == shared.journal(name)
 
 
-@anywhere
 def test_many_calls_at_the_same_instant_are_computed_once_each(shared):
     """Fast ones, so that some begin when others have just ended."""
     names = [f"burst {number}" for number in range(40)]
@@ -97,7 +95,6 @@ def test_many_calls_at_the_same_instant_are_computed_once_each(shared):
     assert [1] * 40 == [shared.journal(name) for name in names]
 
 
-@anywhere
 def test_a_failure_reaches_all_who_wait_and_nobody_else(shared):
     """With type and traceback; who asks after that tries again (section 3, errors)."""
     hosts = shared.hosts
@@ -117,7 +114,6 @@ def test_a_failure_reaches_all_who_wait_and_nobody_else(shared):
 
 
 @pytest.mark.parametrize("how", ["unlucky.invalidate('unlucky')", "unlucky.clear()"])
-@anywhere
 def test_a_failure_is_given_again_in_all_processes_until_it_is_forgotten(shared, how):
     """In the one that does it, and in the others."""
     one, other, third, *_ = shared.hosts
@@ -138,7 +134,6 @@ def unlucky(of):
     assert 2 == shared.journal(name)
 
 
-@anywhere
 def test_who_gives_up_ends_nothing_for_others(shared):
     """Neither the process that follows, nor the one that computes."""
     one, other, third, *_ = shared.hosts
@@ -172,7 +167,6 @@ def test_what_is_dropped_before_it_begins_is_left_to_others(house):
     assert ["slow('busy')"] == one("under_way()")
 
 
-@anywhere
 def test_who_gives_up_before_the_store_has_answered_keeps_nothing(shared):
     """On a loop nobody waits for the store; others must not wait for what nobody computes."""
     one, other, *_ = shared.hosts
@@ -197,7 +191,6 @@ async def hasty(name):
     assert [] == one("under_way()")
 
 
-@anywhere
 def test_a_newer_value_of_a_task_is_computed_at_once_everywhere(shared):
     """Once for all, though the computation for the older value is still under way; that one does not count."""
     hosts = shared.hosts
@@ -256,7 +249,7 @@ def test_another_process_takes_over_within_two_seconds(house):
     assert [(None, 0)] == house.rows("SELECT owner, takeovers FROM answers")
 
 
-@with_a_death_anywhere
+@with_a_death
 def test_what_kills_its_process_kills_one_more_and_then_has_crashed(house):
     """For those who wait; the next one to ask tries again, and no other answer suffers (invariant 14)."""
     hosts = [house.host() for _ in range(3)]
@@ -278,7 +271,6 @@ def test_what_kills_its_process_kills_one_more_and_then_has_crashed(house):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-@anywhere
 def test_a_stop_leaves_what_is_computed_to_others(house, how):
     """At once, without waiting for its end to be noticed; no row stays owned, no trace on the terminal (19)."""
     one, other = house.host(grace_period=0.2), house.host()
@@ -313,7 +305,6 @@ def test_within_the_grace_period_an_answer_is_computed_and_kept(house):
 
 
 @pytest.mark.parametrize("how", ["quick.invalidate({!r})", "quick.clear()"])
-@anywhere
 def test_what_is_forgotten_in_one_process_is_forgotten_in_all(shared, how):
     """And is computed once more, for all of them."""
     hosts, name = shared.hosts, f"forgotten {how[:8]}{len(how)}"
@@ -326,7 +317,6 @@ def test_what_is_forgotten_in_one_process_is_forgotten_in_all(shared, how):
     assert (1, 2) == (len(again), shared.journal(name))
 
 
-@anywhere
 def test_what_is_computed_when_it_is_forgotten_is_not_kept(shared):
     """Who waited for it gets it, who asks from then on gets a newer one, in whichever process."""
     one, other, third, *_ = shared.hosts
@@ -355,7 +345,6 @@ def stamped(name):
     assert 2 == shared.journal("s")
 
 
-@anywhere
 def test_nobody_joins_a_computation_of_before_though_a_newer_one_has_begun(shared):
     """A process that hears late finds the row claimed again: that says as well that its own does not count."""
     one, other, *_ = shared.hosts
@@ -389,7 +378,6 @@ def late(name):
         shared.go("l new", "l old")
 
 
-@anywhere
 def test_an_answer_that_was_forgotten_is_not_served_though_a_newer_one_fails(shared):
     """Nor while that is under way: what it was made of has changed."""
     one, other, *_ = shared.hosts
@@ -435,7 +423,6 @@ def roomy(name):
         assert before + 1 == house.journal("a")
 
 
-@anywhere
 def test_on_a_loop_nobody_gets_what_was_forgotten_a_moment_ago(shared):
     """Though nobody there waits for the store to hear of it."""
     one, *_ = shared.hosts
@@ -468,7 +455,6 @@ def stale(name):
 """
 
 
-@anywhere
 def test_a_stale_answer_is_served_everywhere_while_one_process_renews_it(shared):
     """At once, and then all have the new one."""
     hosts = shared.hosts
@@ -488,7 +474,6 @@ def test_a_stale_answer_is_served_everywhere_while_one_process_renews_it(shared)
     assert 0 == sum(host("guests('stale')") for host in hosts)
 
 
-@anywhere
 def test_a_process_that_has_not_heard_of_the_new_answer_takes_it(shared):
     """Where it finds its own stale it does not compute what another process has just computed."""
     one, other, *_ = shared.hosts
@@ -593,7 +578,6 @@ def single(name):
 # ------------------------------------------------------------ views
 
 
-@anywhere
 def test_a_view_shows_the_partial_answers_of_another_process(shared):
     one, other, *_ = shared.hosts
     shared.define("""
@@ -648,7 +632,6 @@ def growing(name):
     eventually(lambda: ("all", False) == viewer("(view.value, view.running)"))
 
 
-@anywhere
 def test_views_of_all_processes_follow_what_is_forgotten_and_renewed(shared):
     """One computation each time."""
     hosts = shared.hosts
@@ -691,7 +674,6 @@ def cramped(name):
     assert all(house.journal(name) <= 3 for name in "abcd")
 
 
-@anywhere
 def test_a_view_says_that_another_process_has_failed(shared):
     """With the error, until one succeeds."""
     one, other, *_ = shared.hosts
@@ -768,7 +750,6 @@ def task():
 # ------------------------------------------------------------ what lasts
 
 
-@anywhere
 def test_a_restart_finds_the_answers(house):
     """And computes none of them again; of other code they are no answers."""
     source = """
@@ -1247,7 +1228,7 @@ def busy(name):
     assert len(told) <= 3
 
 
-@with_a_death_anywhere
+@with_a_death
 def test_what_is_taken_over_is_at_its_beginning(house):
     one, other = house.host(), house.host()
     house.define("""
