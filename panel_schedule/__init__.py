@@ -26,6 +26,7 @@ install(_runtime)
 os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
+alert = _front.alert
 background = _front.background
 cancel_task = _front.cancel_task
 memoize = _front.memoize
@@ -54,6 +55,7 @@ __all__ = [
     "Task",
     "TaskStatus",
     "TaskView",
+    "alert",
     "background",
     "cancel_task",
     "config",
