@@ -81,7 +81,7 @@ def _headline(notice: Notice, terms: Terms) -> tuple[str, str]:
     if not notice.troubled:
         return "recovered", _about(list(notice.recovered), "has recovered", "have recovered")
     tasks = list(notice.troubled)
-    failing = [trouble for trouble in notice.troubled.values() if trouble.failures]
+    failing = [trouble for trouble in notice.troubled.values() if trouble.failures >= terms.after]
     if not failing:
         return "stale", _about(tasks, "is stale", "are stale")
     several = "fail" if len(failing) == len(tasks) else "fail or are stale"

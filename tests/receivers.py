@@ -40,7 +40,7 @@ class WebServer:
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 owner.requests.put(Request(self.command, self.path, json.loads(body) if body else None))
                 owner._free.wait(PATIENCE)
@@ -147,7 +147,10 @@ class MailServer:
                 case "STARTTLS":
                     assert context is not None
                     say("220 go on")
-                    connection = context.wrap_socket(connection, server_side=True)
+                    try:
+                        connection = context.wrap_socket(connection, server_side=True)
+                    except ssl.SSLError:  # the client goes
+                        return
                     file, tls = connection.makefile("rwb"), True
                 case "AUTH":
                     login = text.split()[2]
