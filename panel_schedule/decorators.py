@@ -591,7 +591,7 @@ class Front:
         Tell people when tasks go wrong, and when they are well again; or tell a service that all is well.
 
         One of all processes that share the store sends a message. What goes wrong within five seconds is one message.
-        One that is not accepted is tried again four times, within seven minutes.
+        One that is not accepted is tried again four times, within eight minutes.
 
         Parameters
         ----------

@@ -234,7 +234,9 @@ class Alert:
         if self._outcome is not None:
             self._write(self._outcome)
             self._outcome = None
-        if events := list(self._events):
+        with self._service.locked:
+            events = list(self._events)
+        if events:
             self._hear([_event(*each, self._service) for each in events])
             with self._service.locked:
                 for each in events:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import signal
@@ -24,6 +25,8 @@ from ..functions.calls import is_async
 from ..serialize.errors import first_line
 from ..session import leave_session
 from .messages import Message
+
+log = logging.getLogger("panel_schedule")
 
 # Seconds that a server has for each of its answers, and a command to end.
 ANSWER, RUN = 10.0, 30.0
@@ -104,7 +107,8 @@ class Mail(Channel):
         with self._connected() as server:
             if self._user:
                 server.login(self._user, self._password)
-            server.send_message(mail)
+            if refused := server.send_message(mail):  # to send it again would reach the others twice
+                log.error("The alert to %s does not reach %s: the server refuses that.", self.name, ", ".join(refused))
 
     def _connected(self) -> smtplib.SMTP:
         # Not the full name of this host: to find that out may take long.
