@@ -203,6 +203,13 @@ def test_what_fails_on_while_it_is_being_said_is_said_after_the_pause():
     assert history.due() == 12 + 3600
 
 
+def test_who_is_well_all_the_time_is_not_written_down():
+    history = History().hear("FFF", 0)
+    history.take(10)
+    history.hear("S", 11, "b")
+    assert ["a"] == list(history.record.state.troubles)
+
+
 def test_of_two_processes_one_sends():
     history = History().hear("FFF", 0)
     assert history.take(10) is None
@@ -633,16 +640,22 @@ def test_an_alert_that_was_taken_away_says_nothing(core, web):
     assert [] == web.all()
 
 
-def test_the_same_alert_again_takes_the_place_of_the_former_one(core, web):
+def test_the_same_alert_again_takes_the_place_of_the_former_one(core):
     """A setup script is executed again under --dev."""
-    core.ps.alert(web.url(), after=1)
-    core.ps.alert(web.url(), after=2)
-    failing(core)
+
+    def make(told):
+        def tell(message):
+            told.append(message["subject"])
+
+        return tell
+
+    former, new = list[str](), list[str]()
     core.begin()
-    core.run_for(70)
-    assert [] == web.all()
-    core.run_for(60)
-    assert ["Task 'sales' has failed 2 times in a row"] == subjects(web)
+    core.ps.alert(make(former), after=1)
+    failing(core)
+    core.ps.alert(make(new), after=2)
+    core.run_for(60 * 3)
+    assert ([], ["Task 'sales' has failed 2 times in a row"]) == (former, new)
 
 
 def test_an_alert_that_comes_after_the_start_works_too(core, web):
@@ -693,12 +706,40 @@ def test_one_failure_of_three_is_no_staleness_to_tell_of(core, web):
     assert [] == web.all()
 
 
+def test_a_success_is_a_recovery_while_what_the_value_is_made_of_is_stale(core, web):
+    """There is no `recovered` of `ps.on` then."""
+    source = failing(core, "source", outcomes=[1])
+    core.ps.alert(web.url(), after=1, tasks="product")
+    outcomes = [1, ValueError("no such table"), 2, 3, 4]
+
+    @core.schedule(period="1m", name="product", first_run="skip", needs=source)
+    def product():
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    core.begin()
+    core.run_for(60 * 4 + 10)
+    assert ["Task 'product' has failed", "Task 'product' has recovered"] == subjects(web)
+    assert product.status.stale
+
+
 def test_a_value_that_is_older_than_its_author_allows_is_stale(core, web):
     core.ps.alert(web.url(), on="stale")
     core.schedule(period="1h", name="sales", first_run="background", stale_after="10m")(lambda: 1)
     core.begin()
     core.run_for(60 * 11 + 10)
     assert ["Task 'sales' is stale"] == subjects(web)
+
+
+def test_a_task_that_is_paused_is_not_late(core, web):
+    core.ps.alert(web.url(), on="stale")
+    task = core.schedule(period="1m", name="sales", first_run="background", stale_after="10m")(lambda: 1)
+    core.begin()
+    task.pause()
+    core.run_for(60 * 15)
+    assert [] == web.all()
 
 
 def test_a_message_that_is_refused_is_sent_again(core, web, caplog):
