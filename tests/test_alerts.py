@@ -10,7 +10,7 @@ import stat
 import subprocess
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
@@ -1027,6 +1027,33 @@ def test_an_endpoint_that_hangs_hurts_no_run(runtime, web):
     assert time.monotonic() - began < channels.ANSWER / 2
 
 
+def test_a_script_leaves_it_to_a_server_that_shares_its_store(processes, web, monkeypatch):
+    monkeypatch.setattr(alerts, "COLLECT", timedelta(0))
+    config = Config({})
+    config.store = f"file://{processes.folder}"
+    script = Runtime(config)
+    front = Front(script)
+    front.alert(web.url(), after=2)
+
+    @front.schedule(period="30d", first_run="skip")
+    def sales():
+        raise ValueError("no such table")
+
+    for _ in range(2):
+        fail(sales)
+    eventually(lambda: [record for record in script.service.store.records.scan(alerts.SPACE) if noted(record) == 2])
+    script.close()
+    assert [] == web.all()
+    failing(processes.join())
+    processes.clock.step(datetime.now(UTC).timestamp() - START.timestamp())
+    processes.begin()
+    assert ["Task 'sales' has failed 2 times in a row"] == subjects(web)
+
+
+def noted(record):
+    return alerts.troubles_of(record.state)["sales"].failures
+
+
 TASKS = """
 import sys
 from datetime import timedelta
@@ -1075,8 +1102,7 @@ def test_a_store_that_has_lost_all_gets_the_alert_back(another_redis, monkeypatc
         raise ValueError("no such table")
 
     def kept():
-        records = runtime.service.store.records.scan(alerts.SPACE)
-        return [alerts.troubles_of(record.state)["sales"].failures for record in records]
+        return [noted(record) for record in runtime.service.store.records.scan(alerts.SPACE)]
 
     try:
         for _ in range(2):

@@ -143,6 +143,11 @@ class Alert:
         if event != "skipped":
             self._ring()
 
+    @property
+    def _speaks(self) -> bool:
+        """A script leaves it to the servers that share its store: it may end, or not reach anybody."""
+        return self._service.begun or not self._records.blocking
+
     def _watches(self, task: str) -> bool:
         return self.policy.tasks is None or task in self.policy.tasks
 
@@ -196,7 +201,7 @@ class Alert:
         """Work again when there is something to say, or to look at. Under the lock."""
         timers, record = self._service.timers, self._record
         timers.cancel(self._timer)
-        if self._ended:
+        if self._ended or not (self._speaks or seconds):
             return
         if seconds is None and record is not None and record.owner not in (None, self._records.me):
             seconds = AGAIN  # another process is at it, and may die
@@ -283,7 +288,7 @@ class Alert:
         ):
             return None
         at = alerts.due(self._state, terms, conditions)
-        if self._ended or at is None or at > now:
+        if self._ended or not self._speaks or at is None or at > now:
             return None
         me = self._records.me
         take = partial(
