@@ -1060,7 +1060,7 @@ from datetime import timedelta
 import panel_schedule as ps
 from panel_schedule.coordination import alerts
 
-alerts.COLLECT = timedelta(seconds=2)
+alerts.COLLECT = timedelta(seconds=1.5)
 ps.alert("{url}", after=2, on=("failed", "recovered"))
 
 @ps.schedule(period="500ms", first_run="background")
@@ -1083,7 +1083,7 @@ def test_a_server_of_two_processes_sends_one_message(serve, web):
         task["error"] for task in request.body["tasks"]
     }
     with pytest.raises(queue.Empty):
-        web.requests.get(timeout=1)
+        web.requests.get(timeout=0.5)
 
 
 @pytest.mark.slow
