@@ -27,6 +27,7 @@ os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
 DataHealth = _front.DataHealth
+alert = _front.alert
 background = _front.background
 cancel_task = _front.cancel_task
 memoize = _front.memoize
@@ -56,6 +57,7 @@ __all__ = [
     "Task",
     "TaskStatus",
     "TaskView",
+    "alert",
     "background",
     "cancel_task",
     "config",

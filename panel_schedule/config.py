@@ -85,6 +85,13 @@ class Config(param.Parameterized):
         IANA name, such as ``"Europe/Berlin"``, of the zone of cron schedules that name none.""",
     )
 
+    smtp = param.String(
+        default="",
+        doc="""
+        The server that sends the mail of ``ps.alert``: ``"smtp://user:password@host:587"``, with STARTTLS where it has
+        that, or ``"smtps://..."``; ``"?from=dashboard@example.org"`` behind it names the sender.""",
+    )
+
     celery: Any = param.Parameter(
         default=None,
         doc="""
@@ -333,6 +340,20 @@ def _check_dask(cluster: Any) -> None:
         )
 
 
+def _check_smtp(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("smtp", "smtps") and parts.hostname and parts.path in ("", "/") and parts.port != 0
+    except (ValueError, AttributeError, TypeError):
+        right = None
+    if url != "" and not right:
+        # Not what it is: there may be a password in it.
+        raise ConfigError(
+            "ps.config.smtp is no mail server; one is named by its host and port: 'smtp://user:password@host:587'. "
+            "Characters such as @ and / in user or password are written as %40 and %2F."
+        )
+
+
 def _check_timezone(name: str | None) -> None:
     if name is None:
         return
@@ -349,6 +370,7 @@ _CHECKS = {
     "celery": _check_celery,
     "dask": _check_dask,
     "namespace": _check_namespace,
+    "smtp": _check_smtp,
     "timezone": _check_timezone,
 }
 

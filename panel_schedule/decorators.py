@@ -12,6 +12,9 @@ from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any, TypeVar
 
+from .alerts.alert import Policy as AlertPolicy
+from .alerts.channels import channel_of
+from .coordination.alerts import Terms
 from .coordination.answers import Limits
 from .engine.hooks import EVENTS, Handler
 from .errors import RegistrationError, ScheduleError, TriggerError
@@ -74,6 +77,17 @@ def _placed(error: ScheduleError, what: str | None, decorator: str) -> ScheduleE
     """The error with the place of the decorator, whose function, and with it the name, comes after this."""
     frame = sys._getframe(3)
     return type(error)(f"{what or f'{decorator} in {frame.f_code.co_filename}:{frame.f_lineno}'}: {error}")
+
+
+def _names_of(tasks: Any) -> frozenset[str] | None:
+    """Of the tasks of an alert; a name may be that of one to come."""
+    if tasks is None:
+        return None
+    several = isinstance(tasks, Iterable) and not isinstance(tasks, (str, Task))
+    names = [task.name if isinstance(task, Task) else task for task in (tasks if several else [tasks])]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise RegistrationError(f"ps.alert(tasks={tasks!r}): it is a task or its name, or a list of these.")
+    return frozenset(names)
 
 
 class Front:
@@ -567,6 +581,75 @@ class Front:
         others = [known for known in handlers if not same_function(known.function, handler)]
         handlers[:] = [*others, made]
         return lambda: handlers.remove(made) if made in handlers else None
+
+    @named
+    def alert(
+        self,
+        to: str | Callable[[dict[str, Any]], object],
+        *,
+        on: str | Iterable[str] = ("failed", "stale", "recovered"),
+        after: int = 3,
+        every: str | float | timedelta = "1h",
+        tasks: Task[Any] | str | Iterable[Task[Any] | str] | None = None,
+    ) -> Callable[[], None]:
+        """
+        Tell people when tasks go wrong, and when they are well again; or tell a service that all is well.
+
+        One of all processes that share the store sends a message. What goes wrong within five seconds is one message.
+        One that is not accepted is tried again four times, within eight minutes.
+
+        Parameters
+        ----------
+        to : str or callable
+            ``"mailto:ops@example.org"``, by ``ps.config.smtp``; the address of a webhook of Slack or Teams, or any
+            other one that takes JSON by POST; ``"slack+https://..."``, ``"teams+https://..."`` or
+            ``"json+https://..."`` where the host does not say which; ``"exec:/path/of/a/command"``, which reads JSON
+            from its standard input; a function of one dict, called in a thread.
+        on : str or iterable of str
+            ``"failed"``: so many runs of a task as `after` says have failed in a row. ``"stale"``: no new value came in
+            time, though no run has failed. ``"recovered"``: all that was told of is well again. Or ``"alive"`` alone: a
+            ping with GET, as long as a clock runs and no task is stale.
+        after : int
+            Failures in a row.
+        every : period
+            The pause between two messages about one task, or between two pings.
+        tasks : Task, str or iterable of these
+            By default all tasks.
+
+        Returns
+        -------
+        callable
+            Ends it.
+
+        Raises
+        ------
+        RegistrationError
+            When `to` cannot be sent to, or another argument means nothing. Nothing is sent to find that out.
+        TriggerError
+            When `every` is no period.
+
+        Examples
+        --------
+        >>> import panel_schedule as ps
+        >>> no_more = ps.alert("json+https://example.org/hook", after=2, every="30m")
+        >>> no_more()
+        """
+        events = frozenset([on] if isinstance(on, str) else on)
+        if unknown := sorted(map(repr, events - {"failed", "stale", "recovered", "alive"})):
+            raise RegistrationError(
+                f"ps.alert(on={on!r}): there is no {unknown[0]}; there are 'failed', 'stale', 'recovered', and 'alive'."
+            )
+        if not events - {"recovered"} or ("alive" in events and len(events) > 1):
+            raise RegistrationError(
+                f"ps.alert(on={on!r}) never has anything to say: give 'failed', 'stale' or both, and 'recovered' with "
+                "them, or 'alive' alone."
+            )
+        if isinstance(after, bool) or not isinstance(after, int) or after < 1:
+            raise RegistrationError(f"ps.alert(after={after!r}): it is a whole number of failures, at least 1.")
+        channel = channel_of(to, self._runtime.config.smtp, ping="alive" in events)
+        policy = AlertPolicy(channel, Terms(events, after, duration("every", every)), _names_of(tasks))
+        self._runtime.watch(policy)
+        return partial(self._runtime.unwatch, policy)
 
     @named
     def run_forever(self) -> None:

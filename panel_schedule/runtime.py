@@ -21,6 +21,8 @@ from zoneinfo import ZoneInfo
 import panel as pn
 from bokeh.io.doc import _PATCHED_CURDOCS
 
+from .alerts.alert import Alert
+from .alerts.alert import Policy as AlertPolicy
 from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
 from .config import POSTGRES, REDIS, Config, shown
@@ -112,6 +114,7 @@ class Runtime:
         # Runs that functions in worker processes have started, until their own have ended.
         self._children: dict[Run, dict[str, Run]] = {}
         self.handlers: dict[str, list[Handler]] = {event: [] for event in EVENTS}
+        self.alerts: dict[str, AlertPolicy] = {}
         self._ungated: set[str] = set()
         # Called as ``fatal(task, run)`` when a first run has failed that a server waits for.
         self.fatal: Callable[[Task[Any], Run], object] | None = None
@@ -218,6 +221,8 @@ class Runtime:
             "memo-process": ProcessExecutor(self.config.max_processes),
             # Handlers have threads of their own: one that hangs takes none from the tasks.
             "handler": ThreadExecutor(8),
+            # And so have alerts: what they wait for is outside of this server.
+            "alert": ThreadExecutor(8),
             "store": ThreadExecutor(1),
             "requests": ThreadExecutor(1),
             "publisher": ThreadExecutor(2),
@@ -256,6 +261,10 @@ class Runtime:
         }
         for job in self.jobs.values():
             self._dispatcher.follower.add(job)
+        self._watching = {name: self._make_alert(service, policy) for name, policy in self.alerts.items()}
+
+    def _make_alert(self, service: Service, policy: AlertPolicy) -> Alert:
+        return Alert(service, policy, self._scheduler.conditions, self.config.namespace)
 
     def _make_store(self) -> Store:
         if self._supervisor is None:  # with --num-procs 0 the import came before the fork
@@ -365,6 +374,8 @@ class Runtime:
             self.started = False
             raise
         self.dispatcher.follower.recover()
+        for alert in list(self._watching.values()):
+            alert.begin()
 
     @property
     def begun(self) -> bool:
@@ -677,6 +688,27 @@ class Runtime:
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             return memo
+
+    # ------------------------------------------------------------ alerts
+
+    def watch(self, policy: AlertPolicy) -> None:
+        """Tell somebody of what happens to tasks; in place of what was asked for before of the same kind."""
+        with self._lock:
+            self.alerts[policy.name] = policy
+            if self._service is not None:
+                if (former := self._watching.get(policy.name)) is not None:
+                    former.end()
+                alert = self._watching[policy.name] = self._make_alert(self._service, policy)
+                if self.begun:
+                    alert.begin()
+
+    def unwatch(self, policy: AlertPolicy) -> None:
+        """Do not tell any more."""
+        with self._lock:
+            if self.alerts.get(policy.name) is policy:
+                del self.alerts[policy.name]
+                if self._service is not None:
+                    self._watching.pop(policy.name).end()
 
     # ------------------------------------------------------------ what jobs ask of the layers above them
 

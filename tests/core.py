@@ -287,8 +287,9 @@ class Core:
         self.thread = HandExecutor()
         for name in ("thread", "handler", "job-thread", "job-process", "memo-thread", "memo-process"):
             self.service.executors[name] = self.thread
-        self.writer, self.publisher = StepExecutor(), StepExecutor()
+        self.writer, self.publisher, self.alerts = StepExecutor(), StepExecutor(), StepExecutor()
         self.service.executors |= {"store": self.writer, "requests": self.writer, "publisher": self.publisher}
+        self.service.executors["alert"] = self.alerts
         self.loop = asyncio.new_event_loop()
         self.runtime.loops.adopt(self.loop)
 
@@ -325,7 +326,7 @@ class Core:
     def go(self) -> bool:
         """Let everything run that can, until what is left waits for the test or the clock. False: there was nothing."""
         begun = False
-        while self.thread.go() or self._turn() or self.writer.go() or self.publisher.go():
+        while self.thread.go() or self._turn() or self.writer.go() or self.publisher.go() or self.alerts.go():
             begun = True
         return begun
 

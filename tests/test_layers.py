@@ -21,7 +21,7 @@ LAYERS = [
     {"functions", "coordination"},
     {"stores", "executors", "_worker"},
     {"engine"},
-    {"scheduling", "jobs", "cache"},
+    {"scheduling", "jobs", "cache", "alerts"},
     {"views", "shared_values"},
     {"runtime", "decorators", "server"},
     {"testing"},

@@ -125,7 +125,7 @@ class FailureLog:
             elif failing.count - failing.told < EVERY and now - failing.told_at <= MINUTE:
                 return
             failing.told, failing.told_at = failing.count, now
-            times = "" if failing.count == 1 else f" ({failing.count} times in {_lasting(now - failing.since)})"
+            times = "" if failing.count == 1 else f" ({failing.count} times in {lasting(now - failing.since)})"
         if new:
             log.error("%s: %s", what, text, exc_info=bare(error))
         else:
@@ -142,7 +142,7 @@ class FailureLog:
             failing = self._failing.pop(name, None)
         if failing is None:
             return None
-        lasted = _lasting(self._clock.monotonic() - failing.since)
+        lasted = lasting(self._clock.monotonic() - failing.since)
         return f"{lasted} and {failing.count} failed run{'s'[: failing.count > 1]}" if failing.count else lasted
 
     def known(self, name: tuple[str, str]) -> bool:
@@ -150,7 +150,7 @@ class FailureLog:
         return name in self._failing
 
 
-def _lasting(seconds: float) -> str:
+def lasting(seconds: float) -> str:
     """``90 s``, ``25 min``, ``7.5 h``."""
     if seconds < 2 * MINUTE:
         return f"{seconds:.3g} s"
@@ -166,6 +166,8 @@ class Hooks:
     failures : FailureLog
     stopping : bool
         Whether the server stops: a handler that this ends has not failed.
+    listeners : list of callable
+        Called as ``listener(event, task, run)`` at once, under the lock: they only take note.
     """
 
     def __init__(
@@ -182,9 +184,12 @@ class Hooks:
         self._locked = locked
         self.failures = FailureLog(clock)
         self.stopping = False
+        self.listeners: list[Callable[[str, Named, Run], object]] = []
 
     def emit(self, event: str, task: Named, run: Run) -> None:
         """Call the handlers of an event, in an executor: they can never hurt a run."""
+        for listener in self.listeners:
+            listener(event, task, run)
         for handler in list(self._handlers[event]):
             if len(handler.waiting) == LONGEST_QUEUE:
                 dropped = handler.waiting[0]

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 
+from ..coordination.alerts import Condition
 from ..engine.service import Service
 from ..errors import RunSkipped
 from ..functions.run import Cause, Run, RunState
@@ -49,6 +50,19 @@ class Health:
         self._service.outbox.ask([state], request, partial(self._flipped, state, state.run))
         for product in self._waves.products(state.task):
             self.judge(product)
+
+    def conditions(self) -> dict[str, Condition]:
+        """How the tasks are, by name; those that rest are well."""
+        return {name: self._condition(state) for name, state in self._states.items() if not state.removed}
+
+    def _condition(self, state: TaskState) -> Condition:
+        entry, limit = state.task.known, state.task.policy.stale_after
+        updated_at = entry.updated_at if entry is not None else None
+        if state.rests:
+            return Condition(updated_at)
+        overdue = limit is not None and updated_at is not None and self._service.clock.now() - updated_at >= limit
+        missed = state.missed if limit is None and entry is not None else 0
+        return Condition(updated_at, missed, overdue, state.stale)
 
     def _flipped(self, state: TaskState, run: Run | None, first: bool) -> None:
         """All processes find it stale; one of them says so."""

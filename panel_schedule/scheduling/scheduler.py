@@ -10,6 +10,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import partial
 from typing import Any
 
+from ..coordination.alerts import Condition
 from ..coordination.tasks import TASK
 from ..engine.execution import Work, work_of
 from ..engine.service import Service
@@ -387,6 +388,11 @@ class Scheduler:
                 state = TaskState(task, self._work(task), gated=False)
                 state.removed = True
             return state.status(self.zone, elsewhere)
+
+    def conditions(self) -> dict[str, Condition]:
+        """How the tasks are, by name."""
+        with self.service.lock:
+            return self.health.conditions()
 
     def history(self, task: Task[Any]) -> list[RunRecord]:
         return self.service.store.history(task.name)
