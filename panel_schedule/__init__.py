@@ -27,16 +27,11 @@ os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
 DataHealth = _front.DataHealth
-alert = _front.alert
-background = _front.background
-cancel_task = _front.cancel_task
-memoize = _front.memoize
-on = _front.on
+background, memoize, schedule = _front.background, _front.memoize, _front.schedule
+schedule_task, cancel_task = _front.schedule_task, _front.cancel_task
+alert, on = _front.alert, _front.on
+store, tasks = _front.store, _front.tasks
 run_forever = _front.run_forever
-schedule = _front.schedule
-schedule_task = _front.schedule_task
-store = _front.store
-tasks = _front.tasks
 
 __version__ = "0.1.0"
 ROUTES: list[tuple[str, type]] = []  # for ``--plugins panel_schedule``, which has several processes stop as one
