@@ -24,6 +24,7 @@ LAYERS = [
     {"scheduling", "jobs", "cache"},
     {"views", "shared_values"},
     {"runtime", "decorators", "server"},
+    {"http"},
     {"testing"},
     {"panel_schedule"},
 ]
@@ -34,6 +35,7 @@ OPTIONAL = {
     "executors.celery": {"celery"},
     "executors.dask_connection": {"distributed"},
     "executors.dask_worker": {"distributed"},
+    "http.metrics": {"prometheus_client"},
     "views.table": {"pandas"},  # whose import takes long, and which is there where a table is
 }
 WALL_CLOCK = {

@@ -23,6 +23,12 @@ def name_of(kind: str, function: str) -> str:
     return f"{kind} {function}"
 
 
+def parts_of(name: str) -> tuple[str, str]:
+    """The kind and the function of the record of this name."""
+    kind, _, function = name.partition(" ")
+    return kind, function
+
+
 def note(record: Record | None, revision: int, *, kind: str, function: str, run: RunRecord) -> Logged:
     """A run has ended."""
     if record is None:
