@@ -8,8 +8,10 @@ import json
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import panel as pn
 from bokeh.server.views.auth_request_handler import AuthRequestHandler
 from tornado.web import Finish
 
@@ -96,7 +98,13 @@ class Handler(AuthRequestHandler):
     @property
     def is_admin(self) -> bool:
         """Who sees arguments, users and tracebacks, and may make changes."""
-        return self.has_token or self.user in self.runtime.config.admins
+        return self.has_token or (self.user in self.runtime.config.admins and not self.any_name)
+
+    @property
+    def any_name(self) -> bool:
+        """Whether ``--basic-auth`` has one password for all, with which anybody may give any name."""
+        told = pn.state._server_config.get(self.server, {}).get("basic_auth", pn.config.basic_auth)
+        return isinstance(told, str) and not Path(told).is_file()
 
     def require_reader(self) -> None:
         if not self.may_read:
@@ -111,6 +119,9 @@ class Handler(AuthRequestHandler):
             self.refuse(403, "Changes over HTTP are off: neither ps.config.token nor ps.config.admins is set.")
         if self.user is None:
             self._challenge("A change takes the token of ps.config.token, as 'Authorization: Bearer <token>'.")
+        if self.any_name:
+            why = "All users share one password, so that each may give any name. Let --basic-auth name a file of users."
+            self.refuse(403, why)
         if not self.is_admin:
             self.refuse(403, f"User {self.user!r} is none of ps.config.admins.")
         if not self.request.headers.get(HEADER):
