@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import Counter
-from typing import Any
+from collections import Counter, defaultdict
 
 from ..coordination import history
 from ..coordination.tasks import TASK
@@ -28,6 +27,8 @@ class Counts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._numbers = Counter[Key]()
+        # Of the runs of a function that ended so: how many, the sum of their seconds, and how many in each bucket.
+        self._ended: dict[Key, list[float]] = {}
 
     def add(self, what: str, *labels: str) -> None:
         """One more."""
@@ -36,19 +37,32 @@ class Counts:
 
     def logged(self, space: str, name: str, run: RunRecord) -> None:
         """A run has ended, and is in the history."""
-        if run.state is RunState.SKIPPED and space == TASK:
-            return  # which is counted slot by slot
-        kind, name = (TASK, name) if space == TASK else history.parts_of(name)
         if run.state is RunState.SKIPPED:
-            self.add("skipped", name, run.reason)
+            if space != TASK:  # of a task each slot is counted where it is left out
+                self.add("skipped", history.parts_of(name)[1], run.reason)
             return
+        key = (space, name, run.state._value_)  # of which an enum is no quick part
+        if (ended := self._ended.get(key)) is None:
+            with self._lock:
+                ended = self._ended.setdefault(key, [0.0] * (len(BUCKETS) + 3))
+        started, finished = run.started_at, run.finished_at
         with self._lock:
-            self._numbers["runs", name, kind, run.state.value] += 1
-            if (duration := run.duration) is not None:
-                self._numbers["duration", name, kind, str(bisect_left(BUCKETS, duration))] += 1
-                self._numbers["seconds", name, kind] += max(0.0, duration)  # type: ignore[assignment]
+            ended[0] += 1
+            if started is not None and finished is not None:
+                seconds = max(0.0, (finished - started).total_seconds())
+                ended[1] += seconds
+                ended[2 + bisect_left(BUCKETS, seconds)] += 1
 
-    def snapshot(self) -> dict[Key, Any]:
+    def snapshot(self) -> dict[Key, float]:
         """All of them as they are now."""
         with self._lock:
-            return dict(self._numbers)
+            numbers = defaultdict[Key, float](float, self._numbers)
+            for (space, name, outcome), (count, seconds, *buckets) in self._ended.items():
+                kind, function = (TASK, name) if space == TASK else history.parts_of(name)
+                numbers["runs", function, kind, outcome] += count
+                if any(buckets):
+                    numbers["seconds", function, kind] += seconds
+                for number, entered in enumerate(buckets):
+                    if entered:
+                        numbers["duration", function, kind, str(number)] += entered
+        return dict(numbers)

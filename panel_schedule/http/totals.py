@@ -89,8 +89,9 @@ class Totals:
                     if not self._memory.write(self._place, text) and not self._complained:
                         self._complained = True
                         log.warning(
-                            "/schedule/metrics: this process counts more than there is room for, so that the other "
-                            "processes of the server do not have its numbers. Run replicas with one process each."
+                            "/schedule/metrics: there is no room for what this process counts (of thousands of "
+                            "functions, or beside 64 other processes), so that the others do not have its numbers. "
+                            "Run replicas with fewer processes each."
                         )
             return counts, gauges
 

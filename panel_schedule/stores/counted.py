@@ -25,6 +25,11 @@ class Counted:
 
     def __init__(self, store: RecordStore, logged: Callable[[str, str, RunRecord], object]):
         self._store, self._logged = store, logged
+        self.blocking = store.blocking
+
+    @property
+    def me(self) -> str:
+        return self._store.me
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
