@@ -8,7 +8,7 @@ import re
 import signal
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -67,7 +67,7 @@ TASKS = """
         return 2 * x
 """
 
-FILES = {"app.py": APP, "tasks.py": TASKS}
+FILES = {"app.py": APP + "    from tasks import twice\n    twice(1), twice(1), twice(1)\n", "tasks.py": TASKS}
 COMMAND = "app.py --setup tasks.py --plugins panel_schedule"
 
 
@@ -97,22 +97,29 @@ def scrape(server: PanelServer, prefix: str = "") -> dict[tuple[str, ...], float
 # ------------------------------------------------------------ one process, one server
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
-    """A server with a token and no login; its first value is there."""
+@contextmanager
+def serving(tmp_path_factory: pytest.TempPathFactory, files: dict[str, str], **env: str) -> Iterator[PanelServer]:
+    """A server for several tests."""
     folder = tmp_path_factory.mktemp("site")
-    write_files(folder, FILES)
-    server = PanelServer(COMMAND, folder, env={"PANEL_SCHEDULE_TOKEN": TOKEN})
+    write_files(folder, files)
+    server = PanelServer(COMMAND, folder, env=env)
     try:
         server.wait_started()
-        before = httpx.get(api(server, "readyz"))
-        assert (503, {"ready": False, "waiting": 1, "waiting_for": ["answer"]}) == (before.status_code, before.json())
-        (folder / "go").touch()
-        eventually(lambda: httpx.get(api(server, "readyz")).status_code == 200)
         yield server
     finally:
         print(server.output())
         server.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
+    """A server with a token and no login; its first value is there."""
+    with serving(tmp_path_factory, FILES, PANEL_SCHEDULE_TOKEN=TOKEN) as server:
+        before = httpx.get(api(server, "readyz"))
+        assert (503, {"ready": False, "waiting": 1, "waiting_for": ["answer"]}) == (before.status_code, before.json())
+        (server.folder / "go").touch()
+        eventually(lambda: httpx.get(api(server, "readyz")).status_code == 200)
+        yield server
 
 
 def test_a_server_is_ready_when_the_first_values_are_there(site: PanelServer) -> None:
@@ -217,13 +224,17 @@ def test_every_metric_is_scraped_and_the_dashboard_names_no_other(site: PanelSer
     assert set() == used - labels
 
 
-def test_a_hit_of_the_cache_is_no_run(serve: Serve) -> None:
-    app = "from tasks import twice\nprint('gave', twice(1), twice(1), twice(1), flush=True)\n"
-    server = serve(COMMAND, {**FILES, "app.py": app, "go": ""})
-    httpx.get(f"{server.url}/app", timeout=30)
-    server.wait_for("gave 2 2 2")
-    found = scrape(server)
+def test_a_hit_of_the_cache_is_no_run(site: PanelServer) -> None:
+    """Of three equal calls of the page one computes."""
+    httpx.get(f"{site.url}/app", timeout=30)
+    found = scrape(site)
     assert (1, 2) == (found["runs_total", "memo", "succeeded", "twice"], found["cache_hits_total", "twice"])
+
+
+def test_an_open_page_is_a_session(site: PanelServer) -> None:
+    before = scrape(site)["sessions",]
+    httpx.get(f"{site.url}/app", timeout=30)
+    assert before + 1 == scrape(site)["sessions",]
 
 
 # ------------------------------------------------------------ several processes, a prefix
@@ -244,29 +255,33 @@ COUNTING = """
 
 
 def test_any_process_of_a_server_gives_the_sums_of_all_and_none_ever_falls(serve: Serve) -> None:
-    """With a prefix, and over the death of one of them: as many runs are counted as there were."""
-    files = {"app.py": APP, "tasks.py": COUNTING}
+    """With a prefix, and over the death of one of them: exactly as many runs are counted as there were."""
+    files, prefix, seen = {"app.py": APP, "tasks.py": COUNTING}, "/some/where", list[float]()
     server = serve(f"{COMMAND} --num-procs 2 --prefix some/where", files, env={"PANEL_SCHEDULE_TOKEN": TOKEN})
-    prefix, seen = "/some/where", list[float]()
+    assert prefix == httpx.get(api(server, "api/openapi.json", prefix)).json()["servers"][0]["url"]
 
     def count() -> float:
-        with httpx.Client() as client:  # a connection of its own, which either process may take
-            text = client.get(api(server, "metrics", prefix)).text
-        seen.append(samples(text).get(("runs_total", "task", "succeeded", "tick"), 0.0))
+        """On a connection of its own, which either process may take."""
+        seen.append(scrape(server, prefix).get(("runs_total", "task", "succeeded", "tick"), 0.0))
         return seen[-1]
 
+    def change(action: str) -> None:
+        response = httpx.post(api(server, f"api/tasks/tick/{action}", prefix), headers=BEARER)
+        assert 200 == response.status_code
+
+    def ran() -> int:
+        return server.output().count("ran\n")
+
     eventually(lambda: count() >= 5)
-    assert prefix == httpx.get(api(server, "api/openapi.json", prefix)).json()["servers"][0]["url"]
-    os.kill(min(each.pid for each in server.descendants()), signal.SIGKILL)
-    started = len(seen)
-    eventually(lambda: count() >= seen[started - 1] + 10, 20)
-    assert 200 == httpx.post(api(server, "api/tasks/tick/pause", prefix), headers=BEARER).status_code
-    eventually(lambda: all(task(server, "tick", prefix)["state"] == "paused" for _ in range(8)))
-    ran = server.output().count("ran\n")
-    # What a process that is killed had counted for less than two seconds is lost with it.
-    eventually(lambda: ran - 12 <= count() <= ran)
-    settled = {count() for _ in range(8)}
-    assert 1 == len(settled)
+    change("pause")
+    # What one process says then has in it what both have counted.
+    eventually(lambda: task(server, "tick", prefix)["state"] == "paused" and count() == ran())
+    former = {each.pid for each in server.descendants()}
+    os.kill(min(former), signal.SIGKILL)
+    eventually(lambda: len({each.pid for each in server.descendants()} - former) == 1)
+    assert [ran()] * 6 == [count() for _ in range(6)]
+    change("resume")
+    eventually(lambda: count() >= ran() > seen[0] + 10)
     assert sorted(seen) == seen
 
 
@@ -321,18 +336,23 @@ def test_where_all_share_one_password_nobody_is_an_admin_by_his_name(behind_logi
         assert "idle" == ada.get(api(server, "api/tasks/answer")).json()["state"]
 
 
-def test_without_token_and_admins_changes_are_off(serve: Serve) -> None:
-    server = serve(COMMAND, {**FILES, "go": ""})
-    for sent in ({}, BEARER, {"Authorization": "Bearer x"}):
-        response = httpx.post(api(server, "api/tasks/answer/pause"), headers=sent)
-        assert (403, True) == (response.status_code, "ps.config.token" in response.json()["error"])
-    assert "idle" == task(server, "answer")["state"]
-
-
-def test_metrics_without_their_package_say_which_one(serve: Serve) -> None:
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
+    """A server with no option set, and without prometheus-client."""
     hidden = "import sys\nsys.modules['prometheus_client'] = None\n"
-    server = serve(COMMAND, {**FILES, "go": "", "sitecustomize.py": hidden}, env={"PYTHONPATH": "."})
-    response = httpx.get(api(server, "metrics"))
+    with serving(tmp_path_factory, {**FILES, "go": "", "sitecustomize.py": hidden}, PYTHONPATH=".") as server:
+        yield server
+
+
+@pytest.mark.parametrize("sent", [{}, BEARER, {"Authorization": "Bearer x"}])
+def test_without_token_and_admins_changes_are_off(bare: PanelServer, sent: dict[str, str]) -> None:
+    response = httpx.post(api(bare, "api/tasks/answer/pause"), headers=sent)
+    assert (403, True) == (response.status_code, "ps.config.token" in response.json()["error"])
+    assert "idle" == task(bare, "answer")["state"]
+
+
+def test_metrics_without_their_package_say_which_one(bare: PanelServer) -> None:
+    response = httpx.get(api(bare, "metrics"))
     assert (501, True) == (response.status_code, "pip install 'panel-schedule[metrics]'" in response.json()["error"])
 
 
