@@ -250,7 +250,7 @@ COUNTING = """
 
     @ps.schedule(period="0.2s")
     def tick():
-        print("ran", flush=True)
+        print(f"ran in {os.getpid()}", flush=True)
 """
 
 
@@ -270,15 +270,16 @@ def test_any_process_of_a_server_gives_the_sums_of_all_and_none_ever_falls(serve
         assert 200 == response.status_code
 
     def ran() -> int:
-        return server.output().count("ran\n")
+        return server.output().count("ran in")
 
     eventually(lambda: count() >= 5)
     change("pause")
     # What one process says then has in it what both have counted.
     eventually(lambda: task(server, "tick", prefix)["state"] == "paused" and count() == ran())
     former = {each.pid for each in server.descendants()}
-    os.kill(min(former), signal.SIGKILL)
-    eventually(lambda: len({each.pid for each in server.descendants()} - former) == 1)
+    os.kill(int(re.findall(r"ran in (\d+)", server.output())[-1]), signal.SIGKILL)
+    [new] = eventually(lambda: {each.pid for each in server.descendants()} - former)
+    server.wait_for(f"process id: {new}\n")
     assert [ran()] * 6 == [count() for _ in range(6)]
     change("resume")
     eventually(lambda: count() >= ran() > seen[0] + 10)

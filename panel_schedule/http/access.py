@@ -119,11 +119,9 @@ class Handler(AuthRequestHandler):
             self.refuse(403, "Changes over HTTP are off: neither ps.config.token nor ps.config.admins is set.")
         if self.user is None:
             self._challenge("A change takes the token of ps.config.token, as 'Authorization: Bearer <token>'.")
-        if self.any_name:
-            why = "All users share one password, so that each may give any name. Let --basic-auth name a file of users."
-            self.refuse(403, why)
         if not self.is_admin:
-            self.refuse(403, f"User {self.user!r} is none of ps.config.admins.")
+            why = "All users share one password, so that each may give any name. Let --basic-auth name a file of users."
+            self.refuse(403, why if self.any_name else f"User {self.user!r} is none of ps.config.admins.")
         if not self.request.headers.get(HEADER):
             self.refuse(403, f"A change by a user who is logged in takes the header {HEADER!r}, with any value.")
 
