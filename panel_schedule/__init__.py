@@ -11,6 +11,7 @@ from .functions.background import Background
 from .functions.memoize import Memoized
 from .functions.run import Run, RunState, current_run, progress, track
 from .functions.task import Retry, Task, TaskStatus
+from .http.routes import routes
 from .runtime import Runtime
 from .serialize.entry import Entry
 from .server.panel import install
@@ -22,7 +23,7 @@ from .views.memo import MemoView
 
 _runtime = Runtime(config)
 _front = Front(_runtime)
-install(_runtime)
+_gate = install(_runtime)
 os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
@@ -34,7 +35,8 @@ store, tasks = _front.store, _front.tasks
 run_forever = _front.run_forever
 
 __version__ = "0.1.0"
-ROUTES: list[tuple[str, type]] = []  # for ``--plugins panel_schedule``, which has several processes stop as one
+# For ``--plugins panel_schedule``, which has several processes stop as one, too.
+ROUTES = routes(_runtime, _gate)
 
 __all__ = [
     "Background",

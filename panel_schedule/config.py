@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
@@ -159,6 +159,20 @@ class Config(param.Parameterized):
         How many runs of one background function may wait in each process; a further one is refused.""",
     )
 
+    token = param.String(
+        default="",
+        doc="""
+        Whoever sends it, as ``Authorization: Bearer <token>``, may see and change all that ``/schedule`` has over HTTP.
+        At least 16 characters, which nobody can guess.""",
+    )
+
+    admins = param.List(
+        default=[],
+        doc="""
+        The names of the users who may refresh, pause, resume and cancel, and see arguments, users and tracebacks, as
+        Panel's login knows them. In the environment separated by commas.""",
+    )
+
     ready_timeout = param.Number(
         default=60.0,
         bounds=(1, 240),
@@ -196,7 +210,8 @@ class Config(param.Parameterized):
         self._frozen = True
 
     def _read(self, option: str, text: str) -> None:
-        kind = {param.Integer: int, param.Number: float}.get(type(self.param[option]), str)
+        kinds: dict[type, Callable[[str], Any]] = {param.Integer: int, param.Number: float, param.List: _names}
+        kind = kinds.get(type(self.param[option]), str)
         try:
             setattr(self, option, kind(text))
         except ConfigError:
@@ -354,6 +369,25 @@ def _check_smtp(url: str) -> None:
         )
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _check_token(token: str) -> None:
+    if not isinstance(token, str) or not (token == "" or re.fullmatch(r"[\x21-\x7e]{16,}", token)):
+        raise ConfigError(
+            "ps.config.token is no token: it takes at least 16 letters, digits or signs, without spaces. Make one with "
+            "python -c 'import secrets; print(secrets.token_urlsafe())'."
+        )
+
+
+def _check_admins(names: Any) -> None:
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ConfigError(f"ps.config.admins is {names!r}; it is a list of the names of users: ['ada', 'grace'].")
+    if "guest" in names:
+        raise ConfigError("ps.config.admins has 'guest', which is everybody who has not logged in.")
+
+
 def _check_timezone(name: str | None) -> None:
     if name is None:
         return
@@ -367,6 +401,8 @@ def _check_timezone(name: str | None) -> None:
 
 _CHECKS = {
     "store": _check_store,
+    "admins": _check_admins,
+    "token": _check_token,
     "celery": _check_celery,
     "dask": _check_dask,
     "namespace": _check_namespace,

@@ -27,6 +27,7 @@ from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
 from .config import POSTGRES, REDIS, Config, shown
 from .coordination.tasks import TASK, USER
+from .engine.counts import Counts
 from .engine.hooks import EVENTS, Handler
 from .engine.service import Service
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
@@ -141,6 +142,7 @@ class Runtime:
         self._calls: RemoteCalls | None = None
         self._worker: RemoteWorker | None = None
         self.loops = LoopExecutor()
+        self.counts = Counts()
         self.views = Views(self.clock, lambda: self.loops.adopted, lambda *watched: self.scheduler.watch(*watched))
 
     @property
@@ -239,6 +241,7 @@ class Runtime:
             executors,
             self.handlers,
             changed=lambda task: self.views.changed(TASK, task.name),
+            counts=self.counts,
         )
 
     def _attach(self, service: Service) -> None:
@@ -413,6 +416,21 @@ class Runtime:
     def waiting_for(self) -> list[Task[Any]]:
         """What the first visitors wait for: the tasks without a first value."""
         return [state.task for state in self.scheduler.gate()] if self.tasks else []
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it stops, or has stopped: nothing new begins."""
+        return self._service is not None and self._service.stopping
+
+    def turns(self, timeout: float) -> bool:
+        """Whether what serves the tasks is alive, as far as it is needed; waits so many seconds for a sign of it."""
+        return self._service is None or self._service.turns(timeout)
+
+    def waiting(self) -> dict[str, int]:
+        """By kind, how many runs of this process have still to begin."""
+        if self._service is None:
+            return {"task": 0, "job": 0}
+        return {"task": self._scheduler.waiting(), "job": self._dispatcher.executions.waiting}
 
     def _first_run_failed(self, task: Task[Any], run: Run) -> None:
         default = "exit" if has_setup_script() else "serve"

@@ -30,7 +30,7 @@ from store_peer import Peer
 from windows import NewPage, launch, windows
 
 # What takes long: tests with a server, a browser or processes of their own, by fixture, and whole files of them.
-_SLOW = {"browser", "forgetful", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
+_SLOW = {"bare", "browser", "forgetful", "house", "kernel", "open_page", "peer", "serve", "serve_two", "site"}
 _SLOW |= {"test_busy_store", "test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping"}
 _SLOW |= {"test_background", "test_damaged_store", "test_errors_kept", "test_process_tasks", "test_what_bodies_raise"}
 _SLOW |= {"test_celery", "test_dask", "test_worker_processes"}

@@ -24,6 +24,7 @@ LAYERS = [
     {"scheduling", "jobs", "cache", "alerts"},
     {"views", "shared_values"},
     {"runtime", "decorators", "server"},
+    {"http"},
     {"testing"},
     {"panel_schedule"},
     {"cli", "__main__"},
@@ -35,6 +36,7 @@ OPTIONAL = {
     "executors.celery": {"celery"},
     "executors.dask_connection": {"distributed"},
     "executors.dask_worker": {"distributed"},
+    "http.metrics": {"prometheus_client"},
     "views.table": {"pandas"},  # whose import takes long, and which is there where a table is
 }
 WALL_CLOCK = {

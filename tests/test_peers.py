@@ -675,6 +675,18 @@ def test_a_run_can_be_cancelled_from_another_process(pair):
         joined.result(PATIENCE)
 
 
+def test_a_run_is_cancelled_that_has_begun_elsewhere_a_moment_ago(pair):
+    """By its task, in a process that has not heard of it yet."""
+    there, here = pair.schedule(make=held, period="1h", first_run="skip")
+    pair.begin()
+    run = there.refresh()
+    pair.cores[0].go()
+    assert run.id == pair.cores[1].scheduler.cancel(here).id
+    pair.settle()
+    assert RunState.CANCELLED is run.state
+    assert pair.cores[1].scheduler.cancel(here) is None
+
+
 def test_a_request_that_has_joined_another_cancels_it(pair):
     """Both have asked at once."""
     tasks = pair.schedule(make=held, period="1m", first_run="skip")

@@ -141,6 +141,7 @@ class Follower:
             if not computation.over:
                 computation.arrive(answer)
                 self._shared.use(memo, answer)
+                memo.lru.hits += 1
                 if stale:
                     self._service.defer(partial(self._renew, computation))
         self._look_again(memo, computation.key, row)

@@ -28,6 +28,12 @@ def erase(record: Record | None, revision: int) -> Logged | Refusal:
     return Refusal.ABSENT if record is None else Logged(record, None)
 
 
+def parts_of(name: str) -> tuple[str, str]:
+    """The kind and the function of the record of this name."""
+    kind, _, function = name.partition(" ")
+    return kind, function
+
+
 def note(record: Record | None, revision: int, *, kind: str, function: str, run: RunRecord) -> Logged:
     """A run has ended."""
     if record is None:

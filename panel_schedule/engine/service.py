@@ -15,6 +15,7 @@ from ..errors import ScheduleError
 from ..executors.base import Executor
 from ..functions.run import Run
 from ..stores.base import Store
+from .counts import Counts
 from .hooks import EVENTS, Handler, Hooks
 from .lock import Bell, Locked
 from .outbox import REQUESTS, SUBJECTS, Outbox
@@ -67,6 +68,8 @@ class Service:
         By event, those of ``ps.on``.
     changed : callable
         ``changed(task)`` after each change of a task's status, on any thread, outside of locks.
+    counts : Counts, optional
+        Those of this process, to go on with.
 
     Attributes
     ----------
@@ -94,10 +97,13 @@ class Service:
         executors: dict[str, Executor],
         handlers: dict[str, list[Handler]] | None = None,
         changed: Callable[[Any], object] = lambda task: None,
+        counts: Counts | None = None,
     ):
         self.clock = clock
         self.store = store
         self.executors = executors
+        self.counts = counts or Counts()
+        store.logged = self.counts.logged
         self.timers = Timers(clock)
         self.lock = threading.RLock()
         self.locked = Locked(self.lock, self._released, changed)
@@ -167,6 +173,18 @@ class Service:
             delay = self.timers.delay()
             self._more = delay == 0.0
             return delay
+
+    def turns(self, timeout: float) -> bool:
+        """Whether its thread goes round within so many seconds, or need not. Waits for that, on a thread that may."""
+        if self._serving is None:
+            return True
+        turned = threading.Event()
+        if not self.lock.acquire(timeout=timeout):
+            return False
+        self.lock.release()
+        with self.locked:
+            self.timers.after(0.0, lambda _: turned.set(), None)
+        return turned.wait(timeout)
 
     def _serve(self) -> None:
         while self._serving is threading.current_thread():

@@ -110,9 +110,12 @@ class LRU:
         self.keys: dict[str, Hashable] = {}
         self.watched: WeakValueDictionary[Hashable, Watched] = WeakValueDictionary()
         self._size = 0
+        # How often one of them was served. Without a lock, for which each hit would pay: one may be lost.
+        self.hits = 0
 
     def used(self, key: Hashable) -> None:
         """It was read."""
+        self.hits += 1
         try:  # noqa: SIM105  (`suppress` takes longer than all the rest)
             self.answers.move_to_end(key)
         except KeyError:  # it has just gone
@@ -147,7 +150,7 @@ class LRU:
     def clear(self) -> None:
         self.answers.clear()
         self.keys.clear()
-        self._size = 0
+        self._size = self.hits = 0
 
     def find(self, digest: str) -> Hashable | None:
         """The key of this digest, if it is here or somebody looks at it."""

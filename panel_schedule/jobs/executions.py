@@ -109,6 +109,11 @@ class Executions:
         """How many of a function are under way in this process, or wait."""
         return self._counts[function]
 
+    @property
+    def waiting(self) -> int:
+        """How many have still to begin in this process."""
+        return sum(execution.queued for execution in self)
+
     def get(self, id: str) -> JobExecution | None:
         """The one under way whose run has this id."""
         return self._under_way.get(id)

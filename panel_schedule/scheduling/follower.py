@@ -107,6 +107,12 @@ class Follower:
         run.report(holder.percent, holder.message)
         return run
 
+    def find(self, state: TaskState) -> Run | None:
+        """The run of another process, as the store has it now; on a thread that may wait."""
+        row = self._service.store.tasks.row(state.task.name) if self._service.store.blocking else None
+        holder = None if row is None else row.holder
+        return None if holder is None or holder.over else self._run_elsewhere(state, holder)
+
     def _follow_run(self, state: TaskState, row: Row) -> None:
         holder, ended = row.holder, None
         active = holder is not None and not holder.over

@@ -109,7 +109,9 @@ class Health:
             self._service.hooks.failures.ended(("task", state.task.name))
         state.error = error
 
-    def skipped(self, state: TaskState, run: Run, new: bool) -> None:
-        """Say so, if it is news."""
+    def skipped(self, state: TaskState, run: Run, new: bool | None) -> None:
+        """Say so, if it is news; None when another process has said it, False when more of the same was skipped."""
+        if new is not None:
+            self._service.counts.add("skipped", run.task, run.reason)
         if new:
             self._service.hooks.emit("skipped", state.task, run)

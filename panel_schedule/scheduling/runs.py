@@ -154,6 +154,7 @@ class Runs:
 
     def _refused(self, state: TaskState, run: Run, refusal: Refusal, row: Row | None) -> None:
         state.asking = False
+        self._service.counts.add("conflicts", run.task)
         self.refused(state, run, refusal, row)
         self.tell(state)
 
@@ -273,7 +274,7 @@ class Runs:
         self._health.touch(state)
         self._service.defer(lambda: run.resolve(value))
 
-    def record(self, state: TaskState, run: Run, then: Callable[[bool], object] | None = None) -> None:
+    def record(self, state: TaskState, run: Run, then: Callable[[bool | None], object] | None = None) -> None:
         if self._states.get(run.task) is state and not self._unfinished(run):
             claim = state.claim if state.claim is not None and state.claim.run_id == run.id else None
             release = claim is not None and state.run is run and state.body is None and not state.asking
@@ -287,7 +288,7 @@ class Runs:
         state: TaskState,
         run: Run,
         mark: Mark | None,
-        then: Callable[[bool], object] | None = None,
+        then: Callable[[bool | None], object] | None = None,
         claim: Claim | None = None,
         release: bool = False,
     ) -> None:

@@ -303,6 +303,18 @@ class Scheduler:
             self.runs.launch(state, run)
             return run
 
+    def cancel(self, task: Task[Any]) -> Run | None:
+        """Cancel the run under way, in whichever process, or the one that waits; None where there is none."""
+        elsewhere = self.look(task)
+        with self.service.locked:
+            state = self._state(task)
+            here = [run for run in (state.run, elsewhere, state.queued) if run is not None and not run.state.final]
+        # Of one that has just begun elsewhere this process may not have heard yet.
+        run = here[0] if here else self.follower.find(state)
+        if run is not None:
+            run.cancel()
+        return run
+
     def await_turn(self, task: Task[Any], run: Run) -> None:
         reader, upstream = self.states.get(run.task), self.states.get(task.name)
         if reader is not None and upstream is not None:
@@ -393,6 +405,12 @@ class Scheduler:
         """How the tasks are, by name."""
         with self.service.lock:
             return self.health.conditions()
+
+    def waiting(self) -> int:
+        """How many runs have been asked for in this process and have not begun."""
+        with self.service.lock:
+            runs = [run for state in self.states.values() for run in (state.run, state.queued) if run is not None]
+            return sum(run.state is RunState.QUEUED for run in runs)
 
     def history(self, task: Task[Any]) -> list[RunRecord]:
         return self.service.store.history(task.name)

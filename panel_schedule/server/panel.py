@@ -55,7 +55,7 @@ RELOAD_UNUSABLE = 15
 executed = Executed()
 
 
-def install(runtime: Runtime) -> None:
+def install(runtime: Runtime) -> Gate:
     """
     Teach Bokeh's ``Application`` about the runtime; Panel's inherits it.
 
@@ -70,6 +70,7 @@ def install(runtime: Runtime) -> None:
     if task_id() is not None:
         # One of several processes, whose setup script imports us after the load hooks have run.
         gate.serve_here()
+    return gate
 
 
 class Gate:
@@ -81,6 +82,10 @@ class Gate:
         self._instead: weakref.WeakKeyDictionary[Document, Callable[[Document], None]] = weakref.WeakKeyDictionary()
         self._said = ""
         self._stopping = Stopping(runtime)
+        # Of the apps that this process serves.
+        self._served: list[Any] = []
+        # Called with the loop when it begins to serve.
+        self.on_served: Callable[[asyncio.AbstractEventLoop], object] = lambda loop: None
         # From the import on: the first session may be what imports the package.
         runtime.unusable = self._unusable
         self._watched = False
@@ -94,11 +99,14 @@ class Gate:
         def on_server_loaded(application: Application, server_context: Any) -> None:
             on_loaded(application, server_context)
             if not _is_a_dashboard(application):
+                self._served.append(server_context)
                 self._start()
+                self.on_served(asyncio.get_running_loop())
 
         @wraps(on_unloaded)
         def on_server_unloaded(application: Application, server_context: Any) -> None:
             if not _is_a_dashboard(application):
+                self._served = [each for each in self._served if each is not server_context]
                 self._runtime.stop()
             on_unloaded(application, server_context)
 
@@ -135,6 +143,10 @@ class Gate:
         Application.on_session_created = on_session_created  # type: ignore[method-assign, assignment]
         BaseServer.stop = stop_server  # type: ignore[method-assign, assignment]
         Application.initialize_document = initialize_document  # type: ignore[method-assign, assignment]
+
+    def sessions(self) -> int:
+        """How many sessions are open in this process."""
+        return sum(len(context.sessions) for context in list(self._served))
 
     def serve_here(self) -> None:
         """This is the process of a server: from now on a failing first run ends it. Idempotent."""

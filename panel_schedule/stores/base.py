@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..coordination.tasks import TASK
 from ..errors import ScheduleError
 from ..functions.run import RunRecord
 from .cache import Cache
+from .counted import Counted
 from .fallback import Fallback
 from .hurry import leaving
 from .queue import MOST_BYTES, Queue
@@ -45,9 +46,13 @@ class Store:
         The background jobs.
     cache : Cache
         The answers of memoized functions.
+    logged : callable
+        ``logged(space, name, run)`` when this process has added a line to a history.
     remote : RemoteCalls
         What workers of another program, as Celery, run for this process.
     """
+
+    logged: Callable[[str, str, RunRecord], object]
 
     def __init__(
         self,
@@ -58,12 +63,17 @@ class Store:
         fallback: Fallback | None = None,
     ):
         self.records, self._fallback = records, fallback
-        self._of_tasks = fallback or records
+        self._of_tasks: RecordStore = Counted(fallback or records, self._ended)
+        counted: RecordStore = Counted(records, self._ended)
         self.values = Values(self._of_tasks, clock)
         self.tasks = Tasks(self._of_tasks, self.values, server)
-        self.queue, self.cache = Queue(records, clock, max_result_bytes), Cache(records, clock)
+        self.queue, self.cache = Queue(counted, clock, max_result_bytes), Cache(counted, clock)
         self.remote = RemoteCalls(records, clock)
         self._clock = clock
+        self.logged = lambda space, name, run: None
+
+    def _ended(self, space: str, name: str, run: RunRecord) -> None:
+        self.logged(space, name, run)
 
     @property
     def blocking(self) -> bool:

@@ -566,8 +566,9 @@ class Tasks:
         """
         Add to the history; a skipped stretch that goes on becomes longer instead.
 
-        Whether there is a new record comes of it. With `mark` only if that was not handled before, which it is then;
-        under a `claim` only if that was not lost to another process, and with `release` it is given back.
+        Whether there is a new record comes of it; None when it was refused. With `mark` only if that was not handled
+        before, which it is then; under a `claim` only if that was not lost to another process, and with `release` it is
+        given back.
         """
         apply = partial(tasks.note, task=task, run=as_stored(record), mark=mark, claim=claim, release=release)
         return self._request(task, apply, partial(self._released, claim if release else None, _is_logged))
@@ -585,8 +586,8 @@ def _is_made(result: Result) -> bool:
     return result.record is not None
 
 
-def _is_logged(result: Result) -> bool:
-    return result.logged is not None
+def _is_logged(result: Result) -> bool | None:
+    return None if result.refusal is not None else result.logged is not None
 
 
 def _fenced(task: str) -> RunFenced:

@@ -1,0 +1,1 @@
+"""What other programs ask of a server over HTTP: health, JSON, metrics."""

@@ -1,0 +1,135 @@
+"""Tasks as JSON: what they are at, what became of their runs, and what may be done with them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from ..errors import RegistrationError
+from ..functions.run import Run, RunRecord
+from ..functions.task import Task
+from .access import Handler
+from .openapi import MOST_RUNS, document
+
+# Of a run, what only admins see, as far as the history has it.
+FOR_ADMINS = ("user", "arguments", "traceback")
+
+
+class Tasks(Handler):
+    """All tasks, by name."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        self.answer({"tasks": await self.aside(self._all)})
+
+    def _all(self) -> list[dict[str, Any]]:
+        return [task_as_json(task) for task in self.tasks()]
+
+
+class OneTask(Handler):
+    """One task."""
+
+    async def get(self, name: str) -> None:
+        self.require_reader()
+        self.answer(await self.aside(task_as_json, self.find(name)))
+
+
+class TaskRuns(Handler):
+    """Its last runs, newest first."""
+
+    async def get(self, name: str) -> None:
+        self.require_reader()
+        task, text = self.find(name), self.get_query_argument("limit", "50")
+        if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_RUNS):
+            self.refuse(400, f"limit={text!r} is no number from 1 to {MOST_RUNS}.")
+        runs = await self.aside(self._last, task, int(text))
+        self.answer({"runs": [run_as_json(run, self.is_admin) for run in runs]})
+
+    def _last(self, task: Task[Any], limit: int) -> list[RunRecord]:
+        return task.history[:limit]
+
+
+class Change(Handler):
+    """What is done with a task."""
+
+    async def post(self, name: str, action: str) -> None:
+        self.require_admin()
+        task = self.find(name)
+        try:
+            run = await self.aside(getattr(self, f"_{action}"), task)
+        except RegistrationError as error:  # it was cancelled meanwhile, or its schedule removed
+            self.refuse(409, str(error))
+        if run is None and action == "cancel":
+            self.refuse(409, f"Task {name!r} has no run under way.")
+        shown = None if run is None else {"id": run.id, "state": run.state.value}
+        content = {"task": await self.aside(task_as_json, task), "run": shown}
+        self.answer(content, 202 if action in ("refresh", "cancel") else 200)
+
+    def _refresh(self, task: Task[Any]) -> Run:
+        return task.refresh()
+
+    def _cancel(self, task: Task[Any]) -> Run | None:
+        return self.runtime.scheduler.cancel(task)
+
+    def _pause(self, task: Task[Any]) -> None:
+        task.pause()
+
+    def _resume(self, task: Task[Any]) -> None:
+        task.resume()
+
+
+class OpenAPI(Handler):
+    """What all of this takes and gives, as an OpenAPI document."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        self.answer(document(self.server.prefix))
+
+
+# ------------------------------------------------------------ as JSON
+
+
+def task_as_json(task: Task[Any]) -> dict[str, Any]:
+    """What everybody may know of a task. Its value is not part of it."""
+    status, entry = task.status, task.entry
+    return {
+        "name": status.name,
+        "state": status.state,
+        "running": status.running,
+        "schedule": schedule_of(task),
+        "version": status.version,
+        "updated_at": _text(status.updated_at),
+        "duration": entry.duration if entry is not None else None,
+        "stale": status.stale,
+        "error": status.error,
+        "next_run": _text(status.next_run),
+        "percent": status.percent,
+        "message": status.message,
+    }
+
+
+def schedule_of(task: Task[Any]) -> str:
+    """When it runs, in words."""
+    return task.status.schedule
+
+
+def run_as_json(run: RunRecord, admin: bool) -> dict[str, Any]:
+    """A run of the history."""
+    shown = {
+        "id": run.id,
+        "slot": _text(run.key),
+        "state": run.state.value,
+        "attempt": run.attempt,
+        "queued_at": _text(run.queued_at),
+        "started_at": _text(run.started_at),
+        "finished_at": _text(run.finished_at),
+        "duration": run.duration,
+        "error": run.error,
+        "reason": run.reason,
+        "until": _text(run.until),
+    }
+    return shown | {name: getattr(run, name) for name in FOR_ADMINS if admin and hasattr(run, name)}
+
+
+def _text(value: datetime | str | None) -> str | None:
+    return value.isoformat() if isinstance(value, datetime) else value

@@ -1,0 +1,159 @@
+"""The OpenAPI document of what is served under ``/schedule``; the tests hold the server to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# So many runs are given at once.
+MOST_RUNS = 1000
+
+Json = dict[str, Any]
+
+
+def document(prefix: str) -> Json:
+    """
+    The document, for a server with this prefix.
+
+    Parameters
+    ----------
+    prefix : str
+        ``""``, or with a slash before it.
+    """
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "panel-schedule",
+            "version": "1",
+            "description": "Scheduled tasks of a Panel server: their state, their history, and what may be done with "
+            "them. Values are not part of it.",
+        },
+        "servers": [{"url": prefix or "/"}],
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Task": _TASK, "Run": _RUN, "Error": _object(error=_TEXT)},
+        },
+        # Where Panel has a login, all but the health of the server takes it, or the token.
+        "security": [{"token": []}, {}],
+        "paths": {
+            "/schedule/healthz": _get("Whether the server lives", _object(alive=_FLAG), 503, open_to_all=True),
+            "/schedule/readyz": _get("Whether the tasks have values that pages need", _READY, 503, open_to_all=True),
+            "/schedule/api/openapi.json": _get("This document", {"type": "object"}),
+            "/schedule/api/tasks": _get("All tasks", _object(tasks=_list("Task"))),
+            "/schedule/api/tasks/{name}": _get("One task", _ref("Task"), parameters=[_NAME]),
+            "/schedule/api/tasks/{name}/runs": _get(
+                "Its last runs, newest first", _object(runs=_list("Run")), parameters=[_NAME, _LIMIT]
+            ),
+            "/schedule/api/tasks/{name}/refresh": _post("Run it now, or join the run under way", 202),
+            "/schedule/api/tasks/{name}/pause": _post("Skip every slot until it is resumed, in all processes", 200),
+            "/schedule/api/tasks/{name}/resume": _post("Go on with the next slot", 200),
+            "/schedule/api/tasks/{name}/cancel": _post("Cancel the run under way, in whichever process", 202),
+        },
+    }
+
+
+def _object(**properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _list(name: str) -> Json:
+    return {"type": "array", "items": _ref(name)}
+
+
+def _or_null(schema: Json) -> Json:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def _answer(what: str, schema: Json) -> Json:
+    return {"description": what, "content": {"application/json": {"schema": schema}}}
+
+
+def _errors(*codes: int) -> Json:
+    return {str(code): _answer(_MEANS[code], _ref("Error")) for code in codes}
+
+
+def _get(what: str, schema: Json, *also: int, open_to_all: bool = False, parameters: list[Json] | None = None) -> Json:
+    found: Json = {"summary": what, "responses": {"200": _answer(what, schema)}}
+    if open_to_all:
+        found |= {"security": []}
+        found["responses"] |= {str(code): _answer("No", schema) for code in also}
+        return {"get": found}
+    found["responses"] |= _errors(401, 503)
+    if parameters:
+        found["parameters"] = parameters
+        found["responses"] |= _errors(400, 404)
+    return {"get": found}
+
+
+def _post(what: str, code: int) -> Json:
+    changed = _object(task=_ref("Task"), run={"anyOf": [_object(id=_TEXT, state=_TEXT), {"type": "null"}]})
+    answers = {str(code): _answer("It is done, or asked for", changed)} | _errors(400, 401, 403, 404, 409, 503)
+    return {"post": {"summary": what, "parameters": [_NAME], "responses": answers, "security": [{"token": []}]}}
+
+
+_MEANS = {
+    400: "A parameter means nothing",
+    401: "Who asks is not known",
+    403: "Who asks may not do this",
+    404: "There is no task of this name",
+    409: "The task is not in a state for this",
+    503: "The store cannot be reached",
+}
+
+_TEXT: Json = {"type": "string"}
+_FLAG: Json = {"type": "boolean"}
+_COUNT: Json = {"type": "integer", "minimum": 0}
+_TIME: Json = {"type": "string", "format": "date-time"}
+_SECONDS: Json = {"type": "number"}
+
+_NAME: Json = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_LIMIT: Json = {
+    "name": "limit",
+    "in": "query",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MOST_RUNS, "default": 50},
+}
+
+_READY = {
+    "type": "object",
+    "properties": {
+        "ready": _FLAG,
+        "waiting": {**_COUNT, "description": "How many tasks have no value yet that pages wait for"},
+        "waiting_for": {"type": "array", "items": _TEXT, "description": "Their names, for who may see tasks"},
+    },
+    "required": ["ready", "waiting"],
+    "additionalProperties": False,
+}
+
+_TASK = _object(
+    name=_TEXT,
+    state={"enum": ["idle", "queued", "running", "failed", "paused", "removed"]},
+    running={**_FLAG, "description": "From queued on"},
+    schedule=_TEXT,
+    version={**_COUNT, "description": "Of its value; 0 while there is none"},
+    updated_at=_or_null(_TIME),
+    duration={**_or_null(_SECONDS), "description": "Seconds that its value took"},
+    stale=_FLAG,
+    error={**_TEXT, "description": "First line of what went wrong in the last run; empty when nothing did"},
+    next_run=_or_null(_TIME),
+    percent={"type": "integer", "minimum": -1, "maximum": 100, "description": "-1 while unknown"},
+    message=_TEXT,
+)
+
+_RUN: Json = _object(
+    id=_TEXT,
+    slot={**_or_null(_TEXT), "description": "The instant, the version of its upstream, or the request it ran for"},
+    state={"enum": ["succeeded", "failed", "cancelled", "timed_out", "crashed", "skipped"]},
+    attempt={"type": "integer", "minimum": 0},
+    queued_at=_or_null(_TIME),
+    started_at=_or_null(_TIME),
+    finished_at=_or_null(_TIME),
+    duration=_or_null(_SECONDS),
+    error=_TEXT,
+    reason={**_TEXT, "description": "Why slots were skipped"},
+    until={**_or_null(_TIME), "description": "Last slot of a stretch that was skipped"},
+)
+# For admins, as far as the history has it.
+_RUN["properties"] |= {name: _or_null(_TEXT) for name in ("user", "arguments", "traceback")}

@@ -1,0 +1,37 @@
+"""Which address is answered by what."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ..executors.threads import ThreadExecutor
+from ..runtime import Runtime
+from ..server.panel import Gate
+from .access import in_thread
+from .api import Change, OneTask, OpenAPI, TaskRuns, Tasks
+from .health import Healthz, Readyz
+from .metrics import Metrics
+from .totals import Totals
+
+# Questions that may wait at once: a store that hangs holds up so many, and no page.
+THREADS = 4
+
+TASKS = "/schedule/api/tasks"
+
+
+def routes(runtime: Runtime, gate: Gate) -> list[tuple[str, type, dict[str, Any]]]:
+    """For Bokeh's server; made before it forks, so that its processes share what they count."""
+    threads, totals = ThreadExecutor(THREADS), Totals(runtime, gate.sessions)
+    gate.on_served = partial(totals.begin, aside=partial(in_thread, threads))
+    given = {"runtime": runtime, "threads": threads}
+    return [
+        ("/schedule/healthz", Healthz, given),
+        ("/schedule/readyz", Readyz, given),
+        ("/schedule/metrics", Metrics, given | {"totals": totals}),
+        ("/schedule/api/openapi.json", OpenAPI, given),
+        (TASKS, Tasks, given),
+        (f"{TASKS}/([^/]+)", OneTask, given),
+        (f"{TASKS}/([^/]+)/runs", TaskRuns, given),
+        (f"{TASKS}/([^/]+)/(refresh|pause|resume|cancel)", Change, given),
+    ]

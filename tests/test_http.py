@@ -1,0 +1,433 @@
+"""Health, JSON and metrics under ``/schedule``, on a real ``panel serve``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import jsonschema
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from prometheus_client.parser import text_string_to_metric_families
+
+from core import Core
+from panel_schedule.config import Config
+from panel_schedule.engine.counts import Counts
+from panel_schedule.errors import ConfigError
+from panel_schedule.functions.run import RunRecord, RunState
+from panel_schedule.http import shared_memory
+from panel_schedule.http.metrics import FAMILIES, PREFIX
+from panel_schedule.http.openapi import document
+from panel_schedule.http.shared_memory import SharedMemory
+from servers import PanelServer, Serve, eventually, write_files
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "a-token-that-nobody-guesses"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+APP = """
+    import panel as pn
+    from tasks import answer
+    pn.pane.Str(str(answer())).servable()
+"""
+
+TASKS = """
+    import pathlib, time
+    import panel_schedule as ps
+
+    @ps.schedule(period="1h")
+    def answer():
+        while not pathlib.Path("go").exists():
+            time.sleep(0.01)
+        return 42
+
+    @ps.schedule(period="1h", first_run="skip", name="<script>")
+    def broken():
+        raise ValueError("<b>no</b>")
+
+    @ps.schedule(period="1h", first_run="skip")
+    def endless():
+        while True:
+            ps.progress(1, 2)
+            time.sleep(0.01)
+
+    @ps.memoize
+    def twice(x):
+        return 2 * x
+"""
+
+FILES = {"app.py": APP + "    from tasks import twice\n    twice(1), twice(1), twice(1)\n", "tasks.py": TASKS}
+COMMAND = "app.py --setup tasks.py --plugins panel_schedule"
+
+
+def api(server: PanelServer, path: str, prefix: str = "") -> str:
+    return f"{server.url}{prefix}/schedule/{path}"
+
+
+def task(server: PanelServer, name: str, prefix: str = "") -> dict:
+    return httpx.get(api(server, f"api/tasks/{quote(name, safe='')}", prefix)).json()
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """By name and labels, in the order of the labels' names."""
+    return {
+        (sample.name.removeprefix(PREFIX), *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scrape(server: PanelServer, prefix: str = "") -> dict[tuple[str, ...], float]:
+    response = httpx.get(api(server, "metrics", prefix))
+    assert response.status_code == 200
+    return samples(response.text)
+
+
+# ------------------------------------------------------------ one process, one server
+
+
+@contextmanager
+def serving(tmp_path_factory: pytest.TempPathFactory, files: dict[str, str], **env: str) -> Iterator[PanelServer]:
+    """A server for several tests."""
+    folder = tmp_path_factory.mktemp("site")
+    write_files(folder, files)
+    server = PanelServer(COMMAND, folder, env=env)
+    try:
+        server.wait_started()
+        yield server
+    finally:
+        print(server.output())
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
+    """A server with a token and no login; its first value is there."""
+    with serving(tmp_path_factory, FILES, PANEL_SCHEDULE_TOKEN=TOKEN) as server:
+        before = httpx.get(api(server, "readyz"))
+        assert (503, {"ready": False, "waiting": 1, "waiting_for": ["answer"]}) == (before.status_code, before.json())
+        (server.folder / "go").touch()
+        eventually(lambda: httpx.get(api(server, "readyz")).status_code == 200)
+        yield server
+
+
+def test_a_server_is_ready_when_the_first_values_are_there(site: PanelServer) -> None:
+    """Until then `readyz` says 503 and names them, as the fixture has seen."""
+    assert {"ready": True, "waiting": 0, "waiting_for": []} == httpx.get(api(site, "readyz")).json()
+
+
+def test_a_server_lives_while_its_scheduler_turns(site: PanelServer) -> None:
+    response = httpx.get(api(site, "healthz"))
+    assert (200, {"alive": True}) == (response.status_code, response.json())
+
+
+def test_the_tasks_are_there_as_json_without_their_values(site: PanelServer) -> None:
+    response = httpx.get(api(site, "api/tasks"))
+    assert "application/json" == response.headers["content-type"]
+    assert ["<script>", "answer", "endless"] == [each["name"] for each in response.json()["tasks"]]
+    answer = task(site, "answer")
+    assert (1, "idle", "every 1 h", False) == tuple(answer[key] for key in ("version", "state", "schedule", "stale"))
+    assert "42" not in json.dumps({**answer, "updated_at": "", "next_run": "", "duration": 0})
+
+
+def test_a_task_named_script_fails_and_is_escaped_nowhere_as_nothing_is_html(site: PanelServer) -> None:
+    url = api(site, "api/tasks/%3Cscript%3E")
+    assert 202 == httpx.post(f"{url}/refresh", headers=BEARER).status_code
+    eventually(lambda: task(site, "<script>")["state"] == "failed")
+    response = httpx.get(f"{url}/runs?limit=1")
+    assert ("application/json", "nosniff") == (
+        response.headers["content-type"], response.headers["x-content-type-options"],
+    )  # fmt: skip
+    [run] = response.json()["runs"]
+    assert ("failed", "ValueError: <b>no</b>") == (run["state"], run["error"])
+    assert 1 <= scrape(site)["runs_total", "task", "failed", "<script>"]
+
+
+def test_a_run_is_started_and_cancelled(site: PanelServer) -> None:
+    url = api(site, "api/tasks/endless")
+    assert 409 == httpx.post(f"{url}/cancel", headers=BEARER).status_code
+    run = httpx.post(f"{url}/refresh", headers=BEARER).json()["run"]
+    assert task(site, "endless")["running"] is True
+    cancelled = httpx.post(f"{url}/cancel", headers=BEARER)
+    assert (202, run["id"]) == (cancelled.status_code, cancelled.json()["run"]["id"])
+    assert "cancelled" == httpx.get(f"{url}/runs?limit=1").json()["runs"][0]["state"]
+
+
+def test_a_task_is_paused_and_resumed(site: PanelServer) -> None:
+    url = api(site, "api/tasks/answer")
+    assert "paused" == httpx.post(f"{url}/pause", headers=BEARER).json()["task"]["state"]
+    assert "idle" == httpx.post(f"{url}/resume", headers=BEARER).json()["task"]["state"]
+
+
+@pytest.mark.parametrize("sent", [{}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": TOKEN}])
+def test_a_change_takes_the_token(site: PanelServer, sent: dict[str, str]) -> None:
+    response = httpx.post(api(site, "api/tasks/answer/pause"), headers=sent)
+    assert (401, "Bearer") == (response.status_code, response.headers["www-authenticate"])
+    assert "idle" == task(site, "answer")["state"]
+
+
+@pytest.mark.parametrize("path", ["api/tasks/unknown", "api/tasks/unknown/runs"])
+def test_a_task_that_is_not_there_is_404(site: PanelServer, path: str) -> None:
+    response = httpx.get(api(site, path))
+    assert (404, {"error": "There is no task 'unknown'."}) == (response.status_code, response.json())
+
+
+def test_an_openapi_document_is_what_the_server_gives(site: PanelServer) -> None:
+    """Of every path, whatever is sent: a status that it names, an answer of its schema, no failure of the server."""
+    schema = schemathesis.openapi.from_dict(httpx.get(api(site, "api/openapi.json")).json())
+    schema.config.update(base_url=site.url)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert 10 == len(operations)
+    for operation in operations:
+
+        @given(case=operation.as_strategy())
+        @settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        def check(case: schemathesis.Case) -> None:
+            case.call_and_validate(headers=BEARER)
+
+        check()
+
+
+@pytest.mark.parametrize("path", document("")["paths"])
+def test_each_path_of_the_document_gives_what_its_schema_says(site: PanelServer, path: str) -> None:
+    """Of a task that is there."""
+    [(method, operation)] = document("")["paths"][path].items()
+    url = f"{site.url}{path.replace('{name}', 'endless')}"
+    response = httpx.request(method, url, headers=BEARER)
+    told = operation["responses"][str(response.status_code)]["content"]["application/json"]["schema"]
+    jsonschema.validate(response.json(), {**document(""), **told})
+
+
+def test_every_metric_is_scraped_and_the_dashboard_names_no_other(site: PanelServer) -> None:
+    """The panels of `grafana.json` ask for metrics and labels that are there, and for all of them."""
+    dashboard = (ROOT / "examples" / "deploy" / "grafana.json").read_text(encoding="utf-8")
+    found = json.loads(dashboard)
+    asked = [target["expr"] for panel in found["panels"] for target in panel.get("targets", ())]
+    families = {family.name for family in text_string_to_metric_families(httpx.get(api(site, "metrics")).text)}
+    assert {PREFIX + name.removesuffix("_total") for name in FAMILIES} == families
+    named = {re.sub("_(bucket|sum|count)$", "", name) for expr in asked for name in re.findall(PREFIX + r"\w+", expr)}
+    assert {PREFIX + name for name in FAMILIES} == named
+    labels = {label for family in FAMILIES.values() for label in family.labels} | {"le", "instance", "job"}
+    used = {label for expr in asked for group in re.findall(r"by \(([^)]*)\)", expr) for label in group.split(", ")}
+    used |= {label for expr in asked for label in re.findall(r"(\w+)[=!]~?\"", expr)}
+    assert set() == used - labels
+
+
+def test_a_hit_of_the_cache_is_no_run(site: PanelServer) -> None:
+    """Of three equal calls of the page one computes."""
+    httpx.get(f"{site.url}/app", timeout=30)
+    found = scrape(site)
+    assert (1, 2) == (found["runs_total", "memo", "succeeded", "twice"], found["cache_hits_total", "twice"])
+
+
+def test_an_open_page_is_a_session(site: PanelServer) -> None:
+    before = scrape(site)["sessions",]
+    httpx.get(f"{site.url}/app", timeout=30)
+    assert before + 1 == scrape(site)["sessions",]
+
+
+# ------------------------------------------------------------ several processes, a prefix
+
+
+COUNTING = """
+    import os, threading
+    import panel_schedule as ps
+
+    @ps.schedule(period="1h", default=0)
+    def answer():
+        return os.getpid()
+
+    @ps.schedule(period="0.2s")
+    def tick():
+        print(f"ran in {os.getpid()}", flush=True)
+"""
+
+
+def test_any_process_of_a_server_gives_the_sums_of_all_and_none_ever_falls(serve: Serve) -> None:
+    """With a prefix, and over the death of one of them: exactly as many runs are counted as there were."""
+    files, prefix, seen = {"app.py": APP, "tasks.py": COUNTING}, "/some/where", list[float]()
+    server = serve(f"{COMMAND} --num-procs 2 --prefix some/where", files, env={"PANEL_SCHEDULE_TOKEN": TOKEN})
+    assert prefix == httpx.get(api(server, "api/openapi.json", prefix)).json()["servers"][0]["url"]
+
+    def count() -> float:
+        """On a connection of its own, which either process may take."""
+        seen.append(scrape(server, prefix).get(("runs_total", "task", "succeeded", "tick"), 0.0))
+        return seen[-1]
+
+    def change(action: str) -> None:
+        response = httpx.post(api(server, f"api/tasks/tick/{action}", prefix), headers=BEARER)
+        assert 200 == response.status_code
+
+    def ran() -> int:
+        return server.output().count("ran in")
+
+    eventually(lambda: count() >= 5)
+    change("pause")
+    # What one process says then has in it what both have counted.
+    eventually(lambda: task(server, "tick", prefix)["state"] == "paused" and count() == ran())
+    former = {each.pid for each in server.descendants()}
+    os.kill(int(re.findall(r"ran in (\d+)", server.output())[-1]), signal.SIGKILL)
+    [new] = eventually(lambda: {each.pid for each in server.descendants()} - former)
+    server.wait_for(f"process id: {new}\n")
+    assert [ran()] * 6 == [count() for _ in range(6)]
+    change("resume")
+    eventually(lambda: count() >= ran() > seen[0] + 10)
+    assert sorted(seen) == seen
+
+
+# ------------------------------------------------------------ who may do what
+
+
+@pytest.fixture
+def behind_login(serve: Serve) -> Callable[..., PanelServer]:
+    def start(own_passwords: bool = True, **environment: str) -> PanelServer:
+        options = "--basic-auth users.json --cookie-secret a-secret-of-cookies"
+        users = json.dumps({"ada": "pass", "bob": "pass"})
+        options = options if own_passwords else options.replace("users.json", "pass")
+        env = {f"PANEL_SCHEDULE_{name}": value for name, value in environment.items()}
+        return serve(f"{COMMAND} {options}", {**FILES, "go": "", "users.json": users}, env=env)
+
+    return start
+
+
+def login(server: PanelServer, user: str) -> httpx.Client:
+    client = httpx.Client(follow_redirects=True)
+    client.post(f"{server.url}/login", data={"username": user, "password": "pass"})
+    assert client.cookies.get("user")
+    return client
+
+
+def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behind_login: Callable) -> None:
+    """A token opens it, and so does a login; only admins among the users change something, and with a header."""
+    server = behind_login(TOKEN=TOKEN, ADMINS="ada, grace")
+    paths = ["api/tasks", "api/tasks/answer", "api/tasks/answer/runs", "api/openapi.json", "metrics"]
+    assert [401] * 5 == [httpx.get(api(server, path)).status_code for path in paths]
+    assert [200] * 5 == [httpx.get(api(server, path), headers=BEARER).status_code for path in paths]
+    assert {"alive": True} == httpx.get(api(server, "healthz")).json()
+    assert {"ready": True, "waiting": 0} == httpx.get(api(server, "readyz")).json()
+    pause, header = api(server, "api/tasks/answer/pause"), {"X-Requested-With": "curl"}
+    with closing(login(server, "ada")) as ada, closing(login(server, "bob")) as bob:
+        assert [200] * 5 == [bob.get(api(server, path)).status_code for path in paths]
+        assert [403, 403] == [bob.post(pause).status_code, bob.post(pause, headers=header).status_code]
+        assert "idle" == bob.get(api(server, "api/tasks/answer")).json()["state"]
+        # As a form of another site would have it sent in her name.
+        assert 403 == ada.post(pause).status_code
+        assert "idle" == ada.get(api(server, "api/tasks/answer")).json()["state"]
+        assert "paused" == ada.post(pause, headers=header).json()["task"]["state"]
+    assert 401 == httpx.post(pause, headers=header).status_code
+
+
+def test_where_all_share_one_password_nobody_is_an_admin_by_his_name(behind_login: Callable) -> None:
+    """Whoever logs in there may say that he is ada."""
+    server = behind_login(own_passwords=False, ADMINS="ada")
+    with closing(login(server, "ada")) as ada:
+        response = ada.post(api(server, "api/tasks/answer/pause"), headers={"X-Requested-With": "curl"})
+        assert (403, True) == (response.status_code, "one password" in response.json()["error"])
+        assert "idle" == ada.get(api(server, "api/tasks/answer")).json()["state"]
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
+    """A server with no option set, and without prometheus-client."""
+    hidden = "import sys\nsys.modules['prometheus_client'] = None\n"
+    with serving(tmp_path_factory, {**FILES, "go": "", "sitecustomize.py": hidden}, PYTHONPATH=".") as server:
+        yield server
+
+
+@pytest.mark.parametrize("sent", [{}, BEARER, {"Authorization": "Bearer x"}])
+def test_without_token_and_admins_changes_are_off(bare: PanelServer, sent: dict[str, str]) -> None:
+    response = httpx.post(api(bare, "api/tasks/answer/pause"), headers=sent)
+    assert (403, True) == (response.status_code, "ps.config.token" in response.json()["error"])
+    assert "idle" == task(bare, "answer")["state"]
+
+
+def test_metrics_without_their_package_say_which_one(bare: PanelServer) -> None:
+    response = httpx.get(api(bare, "metrics"))
+    assert (501, True) == (response.status_code, "pip install 'panel-schedule[metrics]'" in response.json()["error"])
+
+
+# ------------------------------------------------------------ without a server
+
+
+@pytest.mark.parametrize("token", ["short", "with spaces in between", "ümlaut" * 4, 5])
+def test_a_token_that_could_be_guessed_or_not_be_sent_is_refused(token: object) -> None:
+    with pytest.raises(ConfigError, match="at least 16"):
+        Config({}).token = token
+
+
+@pytest.mark.parametrize("names", ["ada", [1], [""], ["guest"]])
+def test_admins_are_names_of_users(names: object) -> None:
+    with pytest.raises(ConfigError, match=r"ps\.config\.admins"):
+        Config({}).admins = names
+
+
+def test_admins_are_separated_by_commas_in_the_environment() -> None:
+    assert ["ada", "grace"] == Config({"PANEL_SCHEDULE_ADMINS": "ada, grace,"}).admins
+
+
+def test_a_text_in_shared_memory_is_the_last_one_that_was_written() -> None:
+    memory = SharedMemory()
+    assert b"" == memory.read(3)
+    for text in (b"one", b"two", b"three"):
+        assert memory.write(3, text)
+        assert text == memory.read(3)
+    assert b"" == memory.read(2)
+
+
+def test_a_text_that_has_no_room_leaves_the_one_before_it() -> None:
+    memory = SharedMemory()
+    memory.write(0, b"one")
+    assert not memory.write(0, os.urandom(shared_memory.PLACE))
+    assert not memory.write(shared_memory.PLACES, b"two")
+    assert b"one" == memory.read(0)
+
+
+def test_a_text_that_is_half_written_is_not_read() -> None:
+    memory = SharedMemory()
+    memory.write(0, b"one")
+    memory.write(0, b"two")
+    written = memory._memory.find(zlib.compress(b"two", 1))
+    memory._memory[written] ^= 1
+    assert b"" == memory.read(0)
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "run", "expected"),
+    [
+        ("task", "a", {"state": RunState.SUCCEEDED}, {("runs", "a", "task", "succeeded"): 1}),
+        ("task", "a", {"state": RunState.SKIPPED}, {}),
+        ("history", "job a b", {"state": RunState.CRASHED}, {("runs", "a b", "job", "crashed"): 1}),
+        ("history", "job a", {"state": RunState.SKIPPED, "reason": "x"}, {("skipped", "a", "x"): 1}),
+        (
+            "task",
+            "a",
+            {"state": RunState.FAILED, "started_at": NOW, "finished_at": NOW + timedelta(seconds=2)},
+            {("runs", "a", "task", "failed"): 1, ("duration", "a", "task", "5"): 1, ("seconds", "a", "task"): 2.0},
+        ),
+    ],
+)
+def test_a_line_of_the_history_is_counted(space: str, name: str, run: dict, expected: dict) -> None:
+    counts = Counts()
+    counts.logged(space, name, RunRecord("id", None, **run))
+    assert expected == counts.snapshot()
+
+
+def test_each_slot_that_is_skipped_counts(core: Core) -> None:
+    """Also where the line of the history for the one before it only becomes longer."""
+    slow = core.held("slow")
+    core.schedule(period="1s", first_run="skip")(slow)
+    core.begin()
+    core.run_for(4)
+    slow.finish("done")
+    assert 3 == core.runtime.counts.snapshot()["skipped", "slow", "overlap"]
