@@ -56,6 +56,7 @@ DO $create$ BEGIN
         CREATE SCHEMA "{schema}";
     END IF;
     IF to_regclass('"{schema}".store') IS NULL THEN
+        SET LOCAL synchronous_commit TO on;
         EXECUTE $script$ {script} $script$;
     END IF;
 END $create$
