@@ -160,7 +160,7 @@ def store_kind(request: pytest.FixtureRequest) -> str:
 def new_address(request: pytest.FixtureRequest, store_kind: str) -> Callable[..., StoreAddress]:
     """Where one more store is: ``new_address(path)``, on a server with ``lease=``."""
     if store_kind == "file":
-        return lambda path, lease=None: StoreAddress(f"file://{path}")
+        return lambda path, lease=None: StoreAddress.of(path)
     url = request.getfixturevalue(f"{store_kind}_server").url
     return lambda path, lease=None: StoreAddress(url, f"test-{next(_namespaces)}", lease)
 
@@ -184,7 +184,7 @@ def opened(address: StoreAddress) -> Iterator[Callable[..., Store]]:
     stores = list[Store]()
 
     def open_one(path: Path | None = None, clock: Clock | None = None, **options: Any) -> Store:
-        where = address if path is None else StoreAddress(f"file://{path}")
+        where = address if path is None else StoreAddress.of(path)
         stores.append(where.open(clock, **options))
         return stores[-1]
 
@@ -199,7 +199,7 @@ def peer(address: StoreAddress) -> Iterator[Callable[..., Peer]]:
     peers = list[Peer]()
 
     def start(before: str = "", path: Path | None = None, **options: Any) -> Peer:
-        where = address if path is None else StoreAddress(f"file://{path}")
+        where = address if path is None else StoreAddress.of(path)
         peers.append(Peer(where, before, **options))
         return peers[-1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from panel_schedule.clock import Clock, SystemClock
 from panel_schedule.stores import server_records
@@ -33,6 +33,11 @@ class StoreAddress(NamedTuple):
     url: str
     namespace: str = "default"
     lease: float | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> StoreAddress:
+        """Of a directory."""
+        return cls(f"file://{quote(str(path))}")
 
     @property
     def is_directory(self) -> bool:

@@ -727,6 +727,9 @@ def test_jobs_of_a_corrupt_database_are_saved(opened, home, caplog):
     assert "is kept as store.db.corrupt-1" in messages(caplog)[0]
 
 
+# Beside load it fails now and then: which of two processes sees the loss first, and makes the store anew, is not mended
+# for good.
+@pytest.mark.alone
 @pytest.mark.parametrize("loss", ["the database", "the directory"])
 @pytest.mark.parametrize("listening", [True, False], ids=["in a server", "in a script"])
 @in_a_directory
@@ -739,7 +742,8 @@ def test_what_is_deleted_in_use_costs_no_job(worker, opened, home, loss, listeni
         first("listen()")
         other("listen()")
     if loss == "the directory":
-        shutil.rmtree(home)
+        gone = home.rename(home.with_name("gone"))  # at once: what is made anew there is not to be deleted, too
+        shutil.rmtree(gone)
     else:
         for path in home.glob("store.db*"):
             path.unlink()
