@@ -257,8 +257,11 @@ def reinstate(record: Record | None, revision: int, *, held: Record, whole: bool
     there: TaskState = record.state
     if known <= there.restored or held.revision == record.revision:
         return Refusal.HANDLED
-    # Of one from before the end may be lost, which this process has known.
-    claimed = there.run_id != "" and (there.claimed > held.revision or there.fence > state.fence)
+    # Of one from before the end may be lost, which this process has known; and it may have known one that has ended.
+    if there.run_id:
+        claimed = there.claimed > held.revision or there.fence > state.fence
+    else:
+        claimed = state.run_id != "" and there.fence >= state.fence
     kept = _VALUE_FIELDS + (_CLAIM_FIELDS if claimed else ())
     state = state._replace(
         **{name: getattr(there, name) for name in kept},
