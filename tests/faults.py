@@ -256,7 +256,8 @@ class Site:
         assert [] == self.journal("saw", whole=False)
         stored = self.journal("stored")
         assert [] == _twice((line["task"], line["key"], line["fence"]) for line in stored)
-        assert [] == _twice((line["task"], line["run"]) for line in stored)
+        if self.server.exact:  # else a run whose end was lost is run again, under the next fence
+            assert [] == _twice((line["task"], line["run"]) for line in stored)
         with closing(self.opened()) as store:
             newest = {task: max(line["version"] for line in self.journal("saw", task=task)) for task in BUSY}
             for task, version in newest.items():
