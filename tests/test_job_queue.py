@@ -727,7 +727,6 @@ def test_jobs_of_a_corrupt_database_are_saved(opened, home, caplog):
     assert "is kept as store.db.corrupt-1" in messages(caplog)[0]
 
 
-@pytest.mark.xfail(strict=False, reason="open: two processes that make the directory anew at once can fence a job")
 @pytest.mark.parametrize("loss", ["the database", "the directory"])
 @pytest.mark.parametrize("listening", [True, False], ids=["in a server", "in a script"])
 @in_a_directory
@@ -757,6 +756,30 @@ def test_what_is_deleted_in_use_costs_no_job(worker, opened, home, loss, listeni
         assert (7, False) == process("(store.queue.value('run2'), store.queue.job('run1').orphan)")
     first("store.queue.release()")
     assert "A" == other("store.queue.take('run1', second(2))")[1]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@in_a_directory
+def test_whose_directory_was_deleted_is_not_taken_for_dead(opened, home, durable):
+    """Whoever hears of its jobs before it is back; who does not come back is dead."""
+    clock = VirtualClock()
+    first, other, third = opened(), opened(clock=clock), opened()
+    enter(first, durable=durable)
+    enter(third, "run2", durable=durable)
+    jobs = other.queue.jobs("optimise")
+    shutil.rmtree(home)
+
+    for job in jobs:
+        other.queue._bury(job.record)
+    enter(other, "run3")
+    first.queue.begin("run1", 1, second(1), 1)
+
+    clock.advance("3s")
+    for _ in range(2):
+        other.records._look_around()
+    assert RunState.RUNNING is other.queue.job("run1").state
+    assert (RunState.QUEUED if durable else RunState.CRASHED) is other.queue.job("run2").state
+    assert (["run2"] if durable else []) == [job.id for job in other.queue.orphans()]
 
 
 @in_a_directory

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .locks import LockFile
 
 _LIVING = ".owner"
+
+# Where somebody has deleted the files of all, each process looks for its own within so many seconds, and makes it anew.
+PATIENCE = 2.0
 
 
 class Liveness:
@@ -18,10 +22,19 @@ class Liveness:
 
     A lock goes with its process, whatever ends it, within a millisecond: no heartbeat, no guess
     by elapsed time, and no pid that is another one's by now.
+
+    Parameters
+    ----------
+    folder : Path
+    monotonic : callable
+        A clock, in seconds.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, monotonic: Callable[[], float] = time.monotonic):
         self._folder = folder / "peers"
+        self._monotonic = monotonic
+        # Until then a file that is missing says nothing.
+        self._deleted_until = 0.0
         self._living: LockFile | None = None
         self.me = ""
         self._mine = ""
@@ -29,6 +42,8 @@ class Liveness:
     def join(self) -> str:
         """Be alive from now on, under the id that is returned."""
         self.me = self.me or f"{os.getpid()}-{secrets.token_hex(4)}"
+        if self._is_deleted:
+            self._deleted_until = self._monotonic() + PATIENCE
         self._folder.mkdir(mode=0o700, exist_ok=True)
         # Locked before it gets its name: nobody must find it unlocked.
         unborn = self._folder / f"{self.me}.new"
@@ -48,6 +63,11 @@ class Liveness:
         return os.path.exists(self._mine)
 
     @property
+    def _is_deleted(self) -> bool:
+        """Whether somebody has deleted the file of this process: and so, it may be, those of all."""
+        return self._living is not None and not self._living.closed and not self.known
+
+    @property
     def comings(self) -> int:
         """What changes whenever a process comes or goes."""
         try:
@@ -64,13 +84,14 @@ class Liveness:
             self._living = None
 
     def alive(self, owner: str) -> bool:
-        """Whether the process of an owner lives."""
+        """Whether the process of an owner lives, as far as can be told."""
         if owner == self.me and self._living is not None and not self._living.closed:
             return True
         try:
             file = LockFile(self._path(owner))
         except FileNotFoundError:
-            return False
+            # It has said goodbye, unless all were deleted: to take one that lives for dead is what costs a run.
+            return self._is_deleted or self._monotonic() < self._deleted_until
         try:
             # A shared one: two that ask at once must not take each other for the owner.
             return not file.lock(shared=True)

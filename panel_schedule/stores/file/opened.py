@@ -45,7 +45,7 @@ class OpenDirectory(ABC):
         self._listener: threading.Thread | None = None
         self._closed = False
         self._trouble = ""
-        self._liveness = Liveness(folder)
+        self._liveness = Liveness(folder, clock.monotonic)
         self._blobs = Blobs(folder / "values", self._liveness, self._renew)
         self._open()
 
@@ -195,9 +195,6 @@ class OpenDirectory(ABC):
 
     def _renewed(self, why: object) -> StoreError:
         return StoreError(f"The store {self._folder} was corrupt ({why}) and has been made anew. Try again.")
-
-    def _alive(self, owner: str) -> bool:
-        return self._liveness.alive(owner)
 
     def close(self) -> None:
         with self._opening:
