@@ -343,6 +343,44 @@ def test_a_server_that_takes_over_finds_the_call_at_its_worker(site, quickly, lo
     assert (tmp_path / "begun").read_text() == "begun"
 
 
+def test_a_server_that_stops_leaves_its_durable_runs_to_the_next(site, tmp_path):
+    """Which waits until the worker has ended what the first one has cancelled: what was accepted is not lost."""
+    site.worker(pool="threads", concurrency=2).wait()
+
+    def work(folder):
+        import time
+
+        first = not (folder / "begun").exists()
+        with (folder / "begun").open("a") as file:
+            file.write("begun ")
+        panel_schedule.current_run().publish("begun")
+        while not (folder / "go").exists():
+            time.sleep(0.002)
+        while first:
+            panel_schedule.progress(50)  # until it hears that it is cancelled
+        return "ended"
+
+    def server():
+        there = site.server()
+        there.background(executor="celery", durable=True, name="work")(work)
+        there._runtime.started = True
+        there._runtime._begin()
+        return there._runtime
+
+    first = server()
+    run = first.jobs["work"].submit(tmp_path)
+    begins(run)
+    site.close_servers()
+    assert run.state is RunState.CANCELLED
+    second = server()
+    taken = second.dispatcher.find(run.id)
+    assert eventually(lambda: second.service.executor("job", "celery").busy, PATIENCE)
+    assert "begun " == (tmp_path / "begun").read_text()
+    (tmp_path / "go").touch()
+    assert taken.result(PATIENCE) == "ended"
+    assert (tmp_path / "begun").read_text() == "begun begun "
+
+
 # ------------------------------------------------------------ messages that come twice, late, or never
 
 

@@ -122,6 +122,9 @@ OF_CALLS = {
     "over": call(ME, None, SUCCEEDED, "value"),
     "over there": call(OTHER, None, FAILED, "error"),
     "over for the dead": call(DEAD, None, SUCCEEDED, "value"),
+    "to end for the dead": call(DEAD, OTHER, RUNNING, "call", cancelled=True),
+    "ended for the dead": call(DEAD, None, FAILED, "error", cancelled=True),
+    "over all the same": call(DEAD, None, SUCCEEDED, "value", cancelled=True),
 }
 
 # By what happens: the function, and with what.
@@ -356,71 +359,75 @@ CALLS = """
 submit
     none -> owner=me home=me +call
     queued, running, cancelled, crashed, over -> handled
-    queued there, running here, running for the dead, over there, over for the dead -> held
+    queued there, running here, running for the dead, over there, over for the dead, to end for the dead, over all the
+        same -> held
     queued by the dead -> owner=me home=me
     forsaken -> owner=me home=me state=queued worker=''
+    ended for the dead -> owner=me home=me state=queued worker='' cancelled=False -error +call
 adopt
-    none, cancelled, forsaken -> absent
+    none, cancelled, forsaken, to end for the dead, ended for the dead -> absent
     queued, queued there, running, running here, crashed, over, over there -> held
     queued by the dead -> owner=me home=me
-    running for the dead, over for the dead -> home=me
+    running for the dead, over for the dead, over all the same -> home=me
 hear half
-    none, queued, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there,
-        over for the dead -> fenced
+    none, queued, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there, over
+        for the dead, to end for the dead, ended for the dead, over all the same -> fenced
     running -> heard=4 -refused
     cancelled, crashed -> heard=4
 hear all
-    none, queued, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there,
-        over for the dead -> fenced
+    none, queued, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there, over
+        for the dead, to end for the dead, ended for the dead, over all the same -> fenced
     running -> heard=5 -said -refused
     cancelled, crashed -> heard=5
 refuse
-    none, queued, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there,
-        over for the dead -> fenced
+    none, queued, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there, over
+        for the dead, to end for the dead, ended for the dead, over all the same -> fenced
     running -> heard=5 -said
     cancelled, crashed -> heard=5 +refused
 cancel
-    none, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there, over for
-        the dead -> absent
+    none, queued there, queued by the dead, running here, running for the dead, forsaken, over, over there, over for the
+        dead, to end for the dead, ended for the dead, over all the same -> absent
     queued -> deleted
     running, crashed -> cancelled=True
     cancelled -> same
 drop
-    none, queued there, queued by the dead, running here, running for the dead, forsaken, over there, over for the
-        dead -> absent
+    none, queued there, queued by the dead, running here, running for the dead, forsaken, over there, over for the dead,
+        to end for the dead, ended for the dead, over all the same -> absent
     queued, running, cancelled, crashed, over -> deleted
 bury
-    none, queued, queued there, running, running here, cancelled, crashed, running for the dead, over, over there,
-        over for the dead -> held
+    none, queued, queued there, running, running here, cancelled, crashed, running for the dead, over, over there, over
+        for the dead, to end for the dead, ended for the dead, over all the same -> held
     queued by the dead, forsaken -> deleted
 claim
     none -> absent
     queued -> state=running worker=celery@host/9 killable=True
     queued there, queued by the dead -> owner=me state=running worker=celery@host/9 killable=True
-    running, running here, cancelled, crashed, running for the dead, forsaken, over, over there, over for the dead ->
-        handled
+    running, running here, cancelled, crashed, running for the dead, forsaken, over, over there, over for the dead, to
+        end for the dead, ended for the dead, over all the same -> handled
 tell
     none, queued, queued there, queued by the dead, running, cancelled, crashed, running for the dead, forsaken, over,
-        over there, over for the dead -> fenced
+        over there, over for the dead, to end for the dead, ended for the dead, over all the same -> fenced
     running here -> percent=40 message=half said=3
 say
     none, queued, queued there, queued by the dead, running, cancelled, crashed, running for the dead, forsaken, over,
-        over there, over for the dead -> fenced
+        over there, over for the dead, to end for the dead, ended for the dead, over all the same -> fenced
     running here -> percent=40 message=half said=6
 succeed
     none, queued, queued there, queued by the dead, running, cancelled, crashed, running for the dead, forsaken, over,
-        over there, over for the dead -> fenced
+        over there, over for the dead, to end for the dead, ended for the dead, over all the same -> fenced
     running here -> owner=None expires=later state=succeeded percent=40 message=half -call +value
 fail
     none, queued, queued there, queued by the dead, running, cancelled, crashed, running for the dead, forsaken, over,
-        over there, over for the dead -> fenced
+        over there, over for the dead, to end for the dead, ended for the dead, over all the same -> fenced
     running here -> owner=None expires=later state=failed percent=40 message=half said=3 -call +error
 lose
-    none, queued, queued there, queued by the dead, over, over there, over for the dead -> absent
-    running, running here, cancelled, crashed, running for the dead, forsaken -> owner=?
+    none, queued, queued there, queued by the dead, over, over there, over for the dead, ended for the dead, over all
+        the same -> absent
+    running, running here, cancelled, crashed, running for the dead, forsaken, to end for the dead -> owner=?
 lose another
     none, queued, queued there, queued by the dead, running, running here, cancelled, crashed, running for the dead,
-        forsaken, over, over there, over for the dead -> absent
+        forsaken, over, over there, over for the dead, to end for the dead, ended for the dead, over all the same ->
+        absent
 """
 
 

@@ -6,18 +6,27 @@ import re
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+import panel_schedule
 from job_peer import Host
+from panel_schedule.config import Config
+from panel_schedule.decorators import Front
 from panel_schedule.functions.run import RunState
+from panel_schedule.runtime import Runtime
+from panel_schedule.serialize.codec import encode
+from panel_schedule.stores.base import Store
 from servers import Serve, eventually
 from store_address import StoreAddress
+from store_peer import PATIENCE
 from views import Onlooker
 
 # Where a process dies that is noticed by its lock in a directory, and by its lease over a server.
@@ -32,6 +41,30 @@ AUDIT = """
         INSERT INTO ended VALUES (NEW.name, json_extract(NEW.state, '$[0].state'));
     END;
 """
+
+
+# A payload without arguments.
+NOTHING = encode(((), {}), "Job 'work'")
+
+
+@pytest.fixture
+def store(address) -> Iterator[Store]:
+    """The store of a test, open in its process."""
+    with closing(address.open()) as store:
+        yield store
+
+
+@pytest.fixture
+def runtime(address) -> Iterator[Runtime]:
+    """A server on it, in the same process."""
+    config = Config({})
+    config.store, config.namespace = address.url, address.namespace
+    runtime = Runtime(config)
+    runtime.started = True
+    runtime._begin()
+    yield runtime
+    runtime.grace = 0.0
+    runtime.close()
 
 
 class House:
@@ -282,6 +315,47 @@ def test_one_that_is_not_durable_ends_visibly_for_those_who_follow(house, how, s
     assert other("done.wait(5)")
     assert state == other("str(run.state)")
     assert state == other("str(fleeting.runs()[0].state)")
+
+
+def test_who_finds_a_run_as_it_is_taken_over_sees_its_end(runtime, store, monkeypatch):
+    """A page that is loaded again while a server comes up, say."""
+    found, take = [], runtime.service.store.queue.take
+
+    def take_late(id, *args):
+        found.append(runtime.dispatcher.find(id))
+        return take(id, *args)
+
+    monkeypatch.setattr(runtime.service.store.queue, "take", take_late)
+    Front(runtime).background(durable=True, executor="thread", name="work")(lambda: "ended")
+    store.queue.enqueue("run1", "work", now=runtime.service.clock.now(), payload=NOTHING, durable=True, synced=False)
+    store.close()
+    run = eventually(lambda: found)[0]
+
+    assert "ended" == run.result(PATIENCE)
+
+
+def test_a_run_whose_process_was_taken_for_dead_goes_on_there(runtime, store, monkeypatch):
+    """If nobody has taken it meanwhile: its function runs once."""
+    begun, go = [], threading.Event()
+
+    @Front(runtime).background(durable=True, executor="thread")
+    def work():
+        begun.append(threading.get_ident())
+        panel_schedule.current_run().publish("half")
+        assert go.wait(PATIENCE)
+        return "ended"
+
+    run = work.submit()
+    eventually(lambda: run.partials)
+    record = store.queue.job(run.id).record
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.records), "alive", lambda self, owner: False)
+        store.queue._bury(record)
+    eventually(lambda: (2, ["half"]) == (store.queue.job(run.id).fence, store.queue.partials(run.id)))
+    go.set()
+
+    assert "ended" == run.result(PATIENCE)
+    assert ("ended", 1) == (store.queue.value(run.id), len(begun))
 
 
 @with_a_death

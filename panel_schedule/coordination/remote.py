@@ -61,17 +61,19 @@ class RemoteState(NamedTuple):
 def submit(
     record: Record | None, revision: int, *, name: str, label: str, home: str, alive: Callable[[str], bool]
 ) -> Record | Refusal:
-    """It waits for a worker; in place of one that the dead have left."""
+    """It waits for a worker; in place of one that the dead have left, or that was cancelled for a home that is dead."""
     if record is not None and record.state.home == home:
         return Refusal.HANDLED
-    if record is not None and bury(record, revision, alive=alive) is not None:
-        return Refusal.HELD
+    if record is not None:
+        stopped = _is_stopped(record) and record.owner is None and not alive(record.state.home)
+        if not stopped and bury(record, revision, alive=alive) is not None:
+            return Refusal.HELD
     return Record(SPACE, name, RemoteState(home), label, home, parts={CALL: 1})
 
 
 def adopt(record: Record | None, revision: int, *, home: str, alive: Callable[[str], bool]) -> Record | Refusal:
     """Its home is dead, and this process does the same: it goes on for this one, unless its worker is dead, too."""
-    if record is None or record.state.cancelled:
+    if record is None or _is_stopped(record):
         return Refusal.ABSENT
     if alive(record.state.home):
         return Refusal.HELD
@@ -163,6 +165,11 @@ def lose(record: Record | None, revision: int, *, worker: str) -> Record | Refus
 def _is_held(record: Record, me: str) -> bool:
     """Whether this process makes it."""
     return record.owner == me and record.state.state is RunState.RUNNING
+
+
+def _is_stopped(record: Record) -> bool:
+    """Whether home has asked for its end, and it has nothing to give for all that."""
+    return record.state.cancelled and record.state.state is not RunState.SUCCEEDED
 
 
 def _told(record: Record, percent: int, message: str, said: int) -> Record:

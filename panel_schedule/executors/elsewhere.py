@@ -20,7 +20,7 @@ from typing import Any
 from ..clock import Clock
 from ..coordination.record import Record
 from ..coordination.remote import GONE
-from ..errors import RunCancelled, RunCrashed, RunFenced, ScheduleError, StoreError
+from ..errors import RunCancelled, RunCrashed, ScheduleError, StoreError
 from ..functions.run import RunState, _current, new_id
 from . import logs
 from .base import WorkerLost
@@ -235,7 +235,6 @@ class RemoteExecutor(ABC):
         self._adopting[name] = None
         if (record := self._calls.adopt(name)) is None:
             del self._adopting[name]
-            self._known.pop(name, None)
             return False
         future.name, future.data, future.heard = name, None, record.state.heard
         future.acknowledged = future.heard
@@ -245,9 +244,14 @@ class RemoteExecutor(ABC):
 
     def _submit(self, future: RemoteFuture) -> None:
         mine = self._calls.submit(future.name, future.call.name, future.data)
-        future.data = None
         if not mine and not self._adopts(future, future.name):
-            raise RunFenced(f"{future.call.name}: another process has this run by now.")
+            # A server that has had the run still lives, or its worker does, which is to end: this one's turn comes. If
+            # the run is another process's by now, this one hears that as it hears it of any.
+            future.due = self._clock.monotonic() + AGAIN
+            if future.stopped_at is not None:
+                self._end(future, error=future.refusal or _unbegun(future))
+            return
+        future.data = None
         if future.stopped_at is not None:
             self._withdraw(future)
         elif not future.begun:
@@ -276,7 +280,7 @@ class RemoteExecutor(ABC):
         if record.name in self._adopting:
             self._adopting[record.name] = record
             return
-        if (future := self._known.get(record.name)) is None:
+        if (future := self._known.get(record.name)) is None or record.state.home != self._calls.me:
             return
         with self._lock:
             if future.news is None or future.news.revision <= record.revision:
@@ -409,8 +413,7 @@ class RemoteExecutor(ABC):
 
     def _withdraw(self, future: RemoteFuture) -> None:
         if future.name and not future.done() and self._calls.cancel(future.name):
-            stopped = RunCancelled(f"{future.call.name}: the run was cancelled before its function began.")
-            self._end(future, error=future.refusal or stopped)
+            self._end(future, error=future.refusal or _unbegun(future))
 
     # ------------------------------------------------------------ the thread that looks
 
@@ -475,3 +478,7 @@ class RemoteExecutor(ABC):
         if complaint and claims == self._claims:
             self._deserted = True
             log.warning("%s: %s", future.call.name, complaint)
+
+
+def _unbegun(future: RemoteFuture) -> RunCancelled:
+    return RunCancelled(f"{future.call.name}: the run was cancelled before its function began.")

@@ -461,6 +461,11 @@ class Follower:
             return
         row, (args, kwargs) = taken
         with self._service.locked:
+            execution = self._executions.get(row.id)  # somebody may have come meanwhile who follows it
+            if execution is not None and not execution.remote:  # this process was taken for dead: it goes on
+                execution.fence = row.fence
+                execution.tell_all(None)
+                return
             if execution is None:
                 execution = self._executions.make(function, self._executions.new(row.function), args, kwargs)
                 execution.run.id, execution.run.queued_at = row.id, row.queued_at or execution.run.queued_at

@@ -41,6 +41,11 @@ class RemoteCalls:
         self.alive = store.alive
         self.listen = store.listen
 
+    @property
+    def me(self) -> str:
+        """The owner that this process is."""
+        return self._store.me
+
     def subscribe(self, changed: Callable[[Record], object], lost: Callable[[], object] = lambda: None) -> None:
         """Call ``changed(record)`` when one has changed, or its owner is gone; ``lost()`` when the store is empty."""
         self._store.subscribe(SPACE, changed, lost)
