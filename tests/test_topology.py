@@ -237,7 +237,8 @@ async def test_a_rolling_restart_loses_nothing(topology: Topology) -> None:
         for reader in readers:
             reader.asking = False
         accepted = [run for reader in readers for run in reader.accepted]
-        await _until(lambda: set(accepted) <= set(topology.succeeded("report")))
+        with suppress(AssertionError):  # which are missing, and what became of them, is told below
+            await _until(lambda: set(accepted) <= set(topology.succeeded("report")))
         for reader in readers:
             reader.until = max(each.newest for each in readers) + 2
         await asyncio.wait_for(looking, 20)
@@ -261,7 +262,7 @@ async def test_a_rolling_restart_loses_nothing(topology: Topology) -> None:
     # No report lost, and none that ended twice.
     assert len(accepted) >= SECONDS / 6 * VISITORS / 2
     assert len(known["reports"]) == len(reports)
-    assert dict.fromkeys(accepted, "succeeded") == {run: reports[run][0] for run in accepted}
+    assert dict.fromkeys(accepted, ("succeeded",)) == {run: reports.get(run, ())[:1] for run in accepted}
     assert [] == [run for run, times in Counter(topology.succeeded("report")).items() if times > 1]
     # Whoever has his page open sees each value, and nobody is turned away.
     for seen in sessions:
