@@ -217,7 +217,7 @@ class Execution(ABC):
             parent = run.asked if self.is_own else spans.NOWHERE
             links = () if self.is_own else [each.asked for each in self.runs]
             run._span = spans.begin(f"{kind} {work.label}", about, parent, links, kind == "job")
-        return spans.carried(run._span) if run._span is not None else spans.NOWHERE
+        return run.carrier
 
     def _body(self) -> Any:
         self.begin()
@@ -428,7 +428,7 @@ class Execution(ABC):
         self.inform(waiter)
         waiter._stop = self.leave
         self.waiters.append(waiter)
-        if waiter.asked:
+        if waiter.asked and self.run._span is not None:
             spans.link(self.run._span, waiter.asked)
 
     def leave(self, waiter: Run, reason: str) -> None:

@@ -190,7 +190,7 @@ class RemoteCall(Call):
     def _answer(self, value: Value, call: Callable[[Any], Any]) -> tuple[bytes, Encoded]:
         try:
             context = contextvars.Context()
-            if self.run is not None:  # what it submits from there is of its span
+            if self.run is not None and self.run._span is not None:  # what it submits from there is of its span
                 context.run(spans.enter, self.run._span)
             return wire.ANSWER, encode(context.run(call, value.load()), self.name)
         except BaseException as error:  # whatever a value does that is read or answered

@@ -446,6 +446,11 @@ class Run:
         if future is not None:
             self._settle(future)
 
+    @property
+    def carrier(self) -> spans.Carrier:
+        """The span of its attempt that is under way, as it travels."""
+        return spans.NOWHERE if self._span is None else spans.carried(self._span)
+
     def end_span(self, outcome: RunState, error: BaseException | None) -> None:
         """Its attempt has ended so; outside of locks."""
         span, self._span = self._span, None

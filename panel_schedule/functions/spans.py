@@ -82,10 +82,8 @@ def here() -> Carrier:
 
 
 @_harmless(NOWHERE)
-def carried(span: Span | None) -> Carrier:
+def carried(span: Span) -> Carrier:
     """A span as it travels."""
-    if span is None:
-        return NOWHERE
     context, trace, propagator = _api()
     carrier: dict[str, str] = {}
     propagator.inject(carrier, trace.set_span_in_context(span, context.Context()))
@@ -125,10 +123,9 @@ def _context_of(carrier: Carrier) -> SpanContext:
 
 
 @_harmless(None)
-def link(span: Span | None, carrier: Carrier) -> None:
+def link(span: Span, carrier: Carrier) -> None:
     """One more waits for what the span is of."""
-    if span is not None and carrier:
-        span.add_link(_context_of(carrier))
+    span.add_link(_context_of(carrier))
 
 
 @_harmless(None)
@@ -153,16 +150,19 @@ def enter_carried(carrier: Carrier) -> None:
         context.attach(propagator.extract(carrier, context.Context()))
 
 
+def _named(kind: type[BaseException]) -> str:
+    """As the conventions have it."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 @_harmless(None)
-def end(span: Span | None, outcome: str, error: BaseException | None) -> None:
+def end(span: Span, outcome: str, error: BaseException | None) -> None:
     """What it is of has ended so. Not under a lock: to export it may take long."""
-    if span is None:
-        return
     _, trace, _ = _api()
     try:
-        span.set_attribute("panel_schedule.outcome", outcome)
+        span.set_attribute("panel_schedule.outcome", str(outcome))
         if error is not None and outcome in ERRORS:
-            span.set_attribute("error.type", type(error).__qualname__)
+            span.set_attribute("error.type", _named(type(error)))
             span.set_status(trace.Status(trace.StatusCode.ERROR, first_line(error)))
             span.record_exception(error, {"exception.stacktrace": traceback_text(error)})
     finally:  # an error may be unable to say what it is

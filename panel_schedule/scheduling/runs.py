@@ -203,7 +203,7 @@ class Runs:
             self._service.hooks.emit("recovered", state.task, run)
         self._service.hooks.emit("succeeded", state.task, run)
         for dependent in state.dependents:
-            self.trigger(dependent, run.wave or run.queued_at, spans.carried(run._span))
+            self.trigger(dependent, run.wave or run.queued_at, run.carrier)
 
     def cancel(self, state: TaskState, run: Run, reason: str) -> None:
         """End a run from outside, at once. Its body is asked to stop and keeps the state busy until it does."""
