@@ -78,7 +78,12 @@ def _tracer(provider: TracerProvider) -> Tracer:
 
 def here() -> Carrier:
     """The span that is current where this is called."""
-    return carried(_api()[1].get_current_span()) if is_on() else NOWHERE
+    return _current() if is_on() else NOWHERE
+
+
+@_harmless(NOWHERE)
+def _current() -> Carrier:
+    return carried(_api()[1].get_current_span())
 
 
 @_harmless(NOWHERE)
