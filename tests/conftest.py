@@ -88,6 +88,18 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> dict[Run, int]:
 
 
 @pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An SDK of OpenTelemetry that is set up for this test; imported for it alone."""
+    from opentelemetry import trace
+
+    from tracing import Spans
+
+    made = Spans()
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", made.provider)
+    return made
+
+
+@pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """
     Start servers: ``serve("app.py --setup tasks.py", {"app.py": ..., "tasks.py": ...})``.

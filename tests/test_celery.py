@@ -27,6 +27,7 @@ from panel_schedule.stores import server_records
 from panel_schedule.testing import ExecutorContract
 from redis_server import RedisServer
 from servers import eventually
+from tracing import require_carried
 
 celery = pytest.importorskip("celery", reason="needs the package celery")
 redis = pytest.importorskip("redis", reason="needs the package redis")
@@ -103,6 +104,12 @@ class TestCelery(ExecutorContract):
     @pytest.fixture
     def executor(self, ps):
         return ps._runtime.service.executors["celery"]
+
+
+def test_spans_of_a_worker_are_children_of_the_run(ps, spans, tmp_path):
+    """The run's span is the server's, begins when the call is sent, and says when a worker has begun with it."""
+    span = require_carried(ps, spans, tmp_path / "spans", "celery")
+    assert ["begun"] == [event.name for event in span.events]
 
 
 @pytest.fixture

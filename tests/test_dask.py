@@ -27,6 +27,7 @@ from panel_schedule.functions.run import RunState
 from panel_schedule.runtime import Runtime
 from panel_schedule.testing import ExecutorContract
 from servers import eventually
+from tracing import require_carried
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed")
 pytestmark = pytest.mark.slow
@@ -131,6 +132,11 @@ def test_a_task_and_a_memoized_function_run_there(ps):
 
     assert os.getpid() != task.wait_ready(PATIENCE)
     assert (42, task()) == memo(21)
+
+
+def test_spans_of_a_worker_are_children_of_the_run(ps, spans, tmp_path):
+    """The run's span is the server's; the worker has its context."""
+    require_carried(ps, spans, tmp_path / "spans", "dask")
 
 
 def test_a_function_reads_and_writes_what_the_server_has(ps):

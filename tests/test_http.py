@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -20,15 +21,19 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from prometheus_client.parser import text_string_to_metric_families
 
+import bench.api
 from core import Core
 from panel_schedule.config import Config
 from panel_schedule.engine.counts import Counts
-from panel_schedule.errors import ConfigError
+from panel_schedule.errors import ConfigError, StoreError
+from panel_schedule.executors.threads import ThreadExecutor
 from panel_schedule.functions.run import RunRecord, RunState
 from panel_schedule.http import shared_memory
 from panel_schedule.http.metrics import FAMILIES, PREFIX
 from panel_schedule.http.openapi import document
+from panel_schedule.http.shared_answer import MOMENT, SharedAnswer
 from panel_schedule.http.shared_memory import SharedMemory
+from panel_schedule.testing import VirtualClock
 from servers import PanelServer, Serve, eventually, write_files
 
 ROOT = Path(__file__).parent.parent
@@ -168,6 +173,28 @@ def test_a_task_is_paused_and_resumed(site: PanelServer) -> None:
     url = api(site, "api/tasks/answer")
     assert "paused" == httpx.post(f"{url}/pause", headers=BEARER).json()["task"]["state"]
     assert "idle" == httpx.post(f"{url}/resume", headers=BEARER).json()["task"]["state"]
+
+
+def test_who_has_the_tasks_already_does_not_get_them_again(site: PanelServer) -> None:
+    """By the tag of what is known it is 304, without a body."""
+    first = httpx.get(api(site, "api/tasks"))
+    again = httpx.get(api(site, "api/tasks"), headers={"If-None-Match": first.headers["etag"]})
+    assert (304, b"") == (again.status_code, again.content)
+    other = httpx.get(api(site, "api/tasks"), headers={"If-None-Match": '"of another time"'})
+    assert (200, first.content) == (other.status_code, other.content)
+
+
+def test_who_has_made_a_change_sees_it_among_all_tasks(site: PanelServer) -> None:
+    """Though the answer for all is good for a moment."""
+
+    def state() -> str:
+        return httpx.get(api(site, "api/tasks")).json()["tasks"][1]["state"]
+
+    seen = [state()]
+    for change in ("pause", "resume"):
+        assert 200 == httpx.post(api(site, f"api/tasks/answer/{change}"), headers=BEARER).status_code
+        seen.append(state())
+    assert ["idle", "paused", "idle"] == seen
 
 
 @pytest.mark.parametrize("sent", [{}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": TOKEN}])
@@ -431,3 +458,62 @@ def test_each_slot_that_is_skipped_counts(core: Core) -> None:
     core.run_for(4)
     slow.finish("done")
     assert 3 == core.runtime.counts.snapshot()["skipped", "slow", "overlap"]
+
+
+# ------------------------------------------------------------ when many ask
+
+
+class Asked:
+    """What is asked for, which counts how often it was made, and fails while it is told to."""
+
+    def __init__(self) -> None:
+        self.made, self.error, self.clock = 0, None, VirtualClock(NOW)
+        self.answer = SharedAnswer(self.make, ThreadExecutor(1), self.clock)
+
+    def make(self) -> dict[str, int]:
+        self.made += 1
+        if self.error is not None:
+            raise self.error
+        return {"made": self.made}
+
+    async def bodies(self, count: int) -> list[dict[str, int]]:
+        return [json.loads(made.body) for made in await asyncio.gather(*(self.answer.get() for _ in range(count)))]
+
+
+async def test_all_who_ask_within_a_moment_get_the_same() -> None:
+    """It is made once for them, and anew for who asks later."""
+    asked = Asked()
+    assert [{"made": 1}] * 50 == await asked.bodies(50)
+    asked.clock.advance(0.9 * MOMENT)
+    assert [{"made": 1}] == await asked.bodies(1)
+    asked.clock.advance(0.2 * MOMENT)
+    assert [{"made": 2}] * 2 == await asked.bodies(2)
+
+
+async def test_what_is_made_when_something_changes_is_for_those_who_asked_before() -> None:
+    """Who asks after a change is not told of the time before it."""
+    asked = Asked()
+    before = asyncio.create_task(asked.answer.get())
+    await asyncio.sleep(0)
+    asked.answer.forget()
+    assert [{"made": 2}] == await asked.bodies(1)
+    assert {"made": 1} == json.loads((await before).body)
+
+
+async def test_an_answer_that_cannot_be_made_is_not_kept() -> None:
+    """All who have asked hear why, and the next one asks anew."""
+    asked = Asked()
+    asked.error = StoreError("gone")
+    heard = await asyncio.gather(*(asked.answer.get() for _ in range(3)), return_exceptions=True)
+    assert [StoreError] * 3 == [type(error) for error in heard]
+    asked.error = None
+    assert [{"made": 2}] == await asked.bodies(1)
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_api_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `python -m tests.bench api` measures, in a second: that answers come, and tasks run meanwhile."""
+    monkeypatch.setattr(bench.api, "WARM_UP", 0.0)
+    found = bench.api.measure(rate=50.0, seconds=1.0, rounds=1)
+    assert {1} == {len(figures) for figures in found.values()}
+    assert all(figures[0] > 0 for figures in found.values())

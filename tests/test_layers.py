@@ -36,6 +36,7 @@ OPTIONAL = {
     "executors.celery": {"celery"},
     "executors.dask_connection": {"distributed"},
     "executors.dask_worker": {"distributed"},
+    "functions.spans": {"opentelemetry"},
     "http.metrics": {"prometheus_client"},
     "views.table": {"pandas"},  # whose import takes long, and which is there where a table is
 }

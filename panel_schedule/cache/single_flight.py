@@ -17,6 +17,7 @@ from ..engine.hooks import FORGET
 from ..engine.service import Service
 from ..errors import RunCancelled
 from ..executors.loop import LoopExecutor
+from ..functions import spans
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
@@ -154,7 +155,7 @@ class SingleFlight:
 
     def _waiter(self, memo: Memo) -> Run:
         run = Run(memo.name, "", self._service.clock.now())
-        run.key = f"request {run.id}"
+        run.key, run.asked = f"request {run.id}", spans.here()
         return run
 
     def _ask(

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from ..functions.run import RunState
+from ..functions.spans import NOWHERE, Carrier
 from .record import NOBODY, Record, Refusal, state_of
 
 SPACE = "run"
@@ -54,6 +55,8 @@ class JobState(NamedTuple):
     cancelled : bool
         Somebody asks its process to cancel it.
     queued_at, started_at, finished_at : datetime or None
+    asked : Carrier
+        In which span somebody has asked for it, of one that is durable.
     """
 
     key: str = ""
@@ -70,6 +73,7 @@ class JobState(NamedTuple):
     queued_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    asked: Carrier = NOWHERE
 
 
 @state_of(SHARED)
@@ -129,11 +133,12 @@ def enqueue(
     now: datetime,
     arguments: bool,
     started_at: datetime | None = None,
+    asked: Carrier = NOWHERE,
 ) -> Record | Refusal:
     """It waits for its turn in this process, or is running there already."""
     if record is not None:
         return Refusal.HANDLED
-    state = JobState(key, durable, user, queued_at=now)
+    state = JobState(key, durable, user, queued_at=now, asked=asked)
     if started_at is not None:
         state = state._replace(state=RunState.RUNNING, started_at=started_at)
     return Record(SPACE, id, state, function, me, now, parts={ARGUMENTS: 1} if arguments else {})

@@ -8,6 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from datetime import datetime
 from functools import partial
 from types import CoroutineType
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut
 from ..executors.base import Executor, WorkerLost
 from ..executors.loop import Interrupted
 from ..executors.processes import RemoteCall
+from ..functions import spans
 from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, is_async, outcome
 from ..functions.run import Run, RunRecord, RunState, _current, on_a_loop
 from ..functions.task import Retry
@@ -33,6 +35,9 @@ LAST_WORDS = 1.0
 
 # How a run ends that has gone wrong by itself.
 TROUBLE = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
+
+# In the spans and the metrics.
+KINDS = {"Task": "task", "Job": "job", "Memoized function": "memo"}
 
 
 class Work(NamedTuple):
@@ -159,7 +164,8 @@ class Execution(ABC):
         if self.work.isolated:
             self.body = RemoteCall(
                 self.name, self.work.function, self.args, self.kwargs, run=self.run,
-                begin=self.begin, receive=self.publish, answer=partial(self.service.answer, self.run),
+                begin=self.begin, trace=self.trace, receive=self.publish,
+                answer=partial(self.service.answer, self.run),
             )  # fmt: skip
         else:
             self.body = self._async_body if self.work.is_async else self._body
@@ -191,6 +197,27 @@ class Execution(ABC):
         """In the context of the body."""
         _current.set(self.run)
         leave_session(self.name)
+        if spans.is_on():
+            self.trace()
+            spans.enter(self.run._span)
+
+    def trace(self) -> spans.Carrier:
+        """Let the attempt that begins have its span; that as it travels. Without the lock."""
+        run, work = self.run, self.work
+        if run._span is None and spans.is_on():
+            kind = KINDS[work.kind]
+            about: dict[str, str | int] = {
+                "panel_schedule.kind": kind,
+                "panel_schedule.name": work.label,
+                "panel_schedule.run": run.id,
+                "panel_schedule.attempt": run.attempt,
+            }
+            if run.on_occasion:
+                about["panel_schedule.slot"] = run.key.isoformat() if isinstance(run.key, datetime) else str(run.key)
+            parent = run.asked if self.is_own else spans.NOWHERE
+            links = () if self.is_own else [each.asked for each in self.runs]
+            run._span = spans.begin(f"{kind} {work.label}", about, parent, links, kind == "job")
+        return run.carrier
 
     def _body(self) -> Any:
         self.begin()
@@ -224,6 +251,8 @@ class Execution(ABC):
             self.run._execution = self
             self.limit()
             self.begun()
+        if (span := self.run._span) is not None:  # of a call that has waited for a worker of another program
+            spans.mark(span, "begun")
 
     def limit(self) -> None:
         """Let the timeout run. Under the lock."""
@@ -298,8 +327,11 @@ class Execution(ABC):
             outcome, error = RunState.TIMED_OUT, self._timeout_error()
         # Else it is what the function itself has got from a run that was cancelled, and raises.
         stopped = isinstance(error, (*CANCELLED, RunFenced)) or (service.stopping and isinstance(error, RunCancelled))
-        if error is not None and not (stopped or run.state.final or self._comes_again(error)):
-            self.fails(outcome, error)
+        if error is not None and not (stopped or run.state.final):
+            if self._comes_again(error):
+                run.end_span(outcome, error)  # each attempt has one
+            else:
+                self.fails(outcome, error)
         with service.locked:
             self.future = run._execution = None
             service.timers.cancel(self.timer)
@@ -396,6 +428,8 @@ class Execution(ABC):
         self.inform(waiter)
         waiter._stop = self.leave
         self.waiters.append(waiter)
+        if waiter.asked and self.run._span is not None:
+            spans.link(self.run._span, waiter.asked)
 
     def leave(self, waiter: Run, reason: str) -> None:
         """Who gives up ends nothing for the others. Takes the lock."""
@@ -486,6 +520,11 @@ class Execution(ABC):
 
     def tell_progress(self, percent: int, message: str) -> None:
         """Its progress is news. Under the lock."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is for nobody but who has asked for it."""
+        return False
 
     @property
     def retries(self) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 from ..clock import Clock
 from ..coordination.record import Record
 from ..errors import RunCancelled, RunCrashed, RunFenced, StoreError, ValueUnreadable
+from ..functions import spans
 from ..functions.run import Run, RunState, _current
 from ..serialize.checks import require_data
 from ..session import leave_session
@@ -75,12 +76,13 @@ class ClaimedCall:
         news: Callable[[bool], object],
         interruption: Interruption | None,
     ):
-        (task, identity, key, attempt), self._packed = call
+        (task, identity, key, attempt, *asked), self._packed = call
         self.name, self.label, self._home = record.name, record.group, record.state.home
         self._calls, self._killable, self._news, self._interruption = calls, killable, news, interruption
         self._run = run = Run(task, key, datetime.min.replace(tzinfo=UTC))
         run.id, run.attempt, run.state = identity, attempt, RunState.RUNNING
         run._execution, run._changed = self, partial(news, False)
+        run.asked = asked[0] if asked else spans.NOWHERE
         # What home has not heard yet, and the number of the last thing that was said; what it was told last.
         self._lock = threading.Lock()
         self._said = deque[tuple[int, bytes, bytes]]()
@@ -130,6 +132,7 @@ class ClaimedCall:
                 _current.set(self._run)
                 function, args, kwargs = self._unpack()
                 leave_session(self.label)
+                spans.enter_carried(self._run.asked)
                 awaits = interruption.awaits if interruption is not None else _nobody
                 return conduct(partial(function, *args, **kwargs), self._run.publish, awaits), None
             except asyncio.CancelledError:

@@ -220,7 +220,9 @@ class RemoteExecutor(ABC):
         call, run = future.call, future.call.run
         packed = call.packed()
         who = (call.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
-        future.data = who, packed.tobytes()
+        # Its span begins here, as the worker has to know it: with the time that it waits for one.
+        trace = call.trace()
+        future.data = ((*who, trace) if trace else who), packed.tobytes()  # without one as earlier releases have it
         packed.close()
         name = new_id() if run is None else f"{run.id}.{run.attempt}"
         if run is not None and run.attempt > 1 and self._adopts(future, f"{run.id}.{run.attempt - 1}"):

@@ -32,6 +32,7 @@ from typing import Any
 import panel as pn
 
 from ..errors import RunCancelled, RunCrashed, ScheduleError, ValueRefused, ValueUnreadable
+from ..functions import spans
 from ..functions.calls import PUBLISHED
 from ..functions.run import Run, _current
 from . import logs, wire
@@ -106,6 +107,8 @@ class RemoteCall(Call):
         Called when the worker is about to begin. When it raises, the body does not run.
     receive : callable
         ``receive(partial)``, in order. While it runs the function waits; what it raises is raised there.
+    trace : callable
+        ``trace()`` lets what begins have a span, and gives that, for the worker.
     answer : callable
         ``answer(kind, *args)`` to what the function asks: ``("task", name)``, ``("get", name)``,
         ``("set", name, value)``, ``("delete", name)``, ``("names",)`` of ``ps.store``.
@@ -119,6 +122,7 @@ class RemoteCall(Call):
     run: Run | None = None
     begin: Callable[[], object] = _nothing
     receive: Callable[[Any], object] = _nothing
+    trace: Callable[[], spans.Carrier] = lambda: spans.NOWHERE
     answer: Callable[..., Any] = _nobody
     _packed: Encoded | None = field(default=None, init=False)
 
@@ -155,7 +159,7 @@ class RemoteCall(Call):
         self.begin()
         run = self.run
         who = (self.name, "", None, 1) if run is None else (run.task, run.id, run.key, run.attempt)
-        return encode((self.name, *who, sys.path, logs.settings()), self.name), packed
+        return encode((self.name, *who, self.trace(), sys.path, logs.settings()), self.name), packed
 
     def hear(self, kind: bytes, value: Value) -> tuple[bytes, Encoded] | None:
         if kind == wire.PROGRESS:
@@ -185,7 +189,10 @@ class RemoteCall(Call):
 
     def _answer(self, value: Value, call: Callable[[Any], Any]) -> tuple[bytes, Encoded]:
         try:
-            return wire.ANSWER, encode(contextvars.Context().run(call, value.load()), self.name)
+            context = contextvars.Context()
+            if self.run is not None and self.run._span is not None:  # what it submits from there is of its span
+                context.run(spans.enter, self.run._span)
+            return wire.ANSWER, encode(context.run(call, value.load()), self.name)
         except BaseException as error:  # whatever a value does that is read or answered
             return wire.REFUSAL, wire.encode_error(error, self.name)
 

@@ -23,7 +23,7 @@ from importlib.util import spec_from_file_location
 from typing import Any
 
 from ..errors import RunFenced, ScheduleError, ValueUnreadable
-from ..functions import remote
+from ..functions import remote, spans
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.run import Run, RunState, _current
 from ..serialize.checks import require_data
@@ -130,9 +130,9 @@ class Workplace:
             del told, body
 
     def _work(self, told: Any, body: Inline | Mapped) -> None:
-        self._name, task, identity, key, attempt, sys.path[:], settings = told
+        self._name, task, identity, key, attempt, asked, sys.path[:], settings = told
         run = Run(task, key, datetime.min.replace(tzinfo=UTC))
-        run.id, run.attempt, run.state = identity, attempt, RunState.RUNNING
+        run.id, run.attempt, run.state, run.asked = identity, attempt, RunState.RUNNING, asked
         run._execution, run._changed = self, self._report
         self._interruption.begin(run)
         self._run, self._told = run, (-1, "")
@@ -180,6 +180,7 @@ class Workplace:
                 if self._state is not None and len(sys.modules) != known:
                     self._state.imported()
                 leave_session(self._name)
+                spans.enter_carried(run.asked)
                 result = conduct(partial(function, *args, **kwargs), run.publish, self._interruption.awaits)
             except asyncio.CancelledError:
                 run.check()

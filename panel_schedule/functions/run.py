@@ -22,6 +22,7 @@ from ..errors import RunCancelled, RunTimedOut, WouldBlock, is_interrupt
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
 from ..serialize.errors import another, bare, first_line, for_waiter, is_bare, traceback_text
+from . import spans
 
 T = TypeVar("T")
 
@@ -197,10 +198,12 @@ class Run:
         "_future",
         "_load",
         "_rank",
+        "_span",
         "_stop",
         "_value",
         "_waiting",
         "_watchers",
+        "asked",
         "attempt",
         "error",
         "expired",
@@ -260,6 +263,9 @@ class Run:
         self._stop: Callable[[Run, str], object] | None = None
         # What executes it in this process, while its function runs.
         self._execution: Any = None
+        # The span of its attempt that is under way in this process; and in which it was asked for.
+        self._span: Any = None
+        self.asked = spans.NOWHERE
         # What the function that waits for it does meanwhile: it is seen to wait.
         self._waiting: Callable[[], AbstractContextManager[object]] | None = None
         self._rank: Callable[[], int] | None = None
@@ -432,11 +438,24 @@ class Run:
 
     def resolve(self, value: Any = None) -> None:
         """Wake who waits for the result; apart from `end`, so that it happens outside of locks."""
+        if self._span is not None:
+            self.end_span(self.state, self.error)
         with _completing:
             self._value, self._ended = value if isinstance(value, Entry) else own_copy(value), True
             future = self._future
         if future is not None:
             self._settle(future)
+
+    @property
+    def carrier(self) -> spans.Carrier:
+        """The span of its attempt that is under way, as it travels."""
+        return spans.NOWHERE if self._span is None else spans.carried(self._span)
+
+    def end_span(self, outcome: RunState, error: BaseException | None) -> None:
+        """Its attempt has ended so; outside of locks."""
+        span, self._span = self._span, None
+        if span is not None:
+            spans.end(span, outcome, error)
 
     def _completion(self) -> Future[Any]:
         """Made when first asked for: nobody waits for most scheduled runs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -47,16 +47,14 @@ class Handler(AuthRequestHandler):
 
     async def aside(self, call: Callable[..., T], *args: Any) -> T:
         """What it returns, from a thread that may wait."""
-        future = in_thread(self._threads, partial(call, *args))
+        return await self.wait(asyncio.wrap_future(in_thread(self._threads, partial(call, *args))))
+
+    async def wait(self, answer: Awaitable[T]) -> T:
+        """The same of what comes from a thread; where the store cannot be asked it has answered."""
         try:
-            return await asyncio.wrap_future(future)
+            return await answer
         except StoreError as error:
             self.refuse(503, str(error))
-
-    def tasks(self) -> list[Task[Any]]:
-        """All of them, by name; on any thread."""
-        tasks = self.runtime.tasks
-        return [task for name in sorted(tasks) if (task := tasks.get(name)) is not None]
 
     def find(self, name: str) -> Task[Any]:
         """The task of this name; where there is none it has answered."""
@@ -130,10 +128,11 @@ class Handler(AuthRequestHandler):
 
     # ------------------------------------------------------------ answers
 
-    def answer(self, content: dict[str, Any], status: int = 200) -> None:
+    def answer(self, content: dict[str, Any] | bytes, status: int = 200) -> None:
+        """JSON, or what it is made of."""
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps(content))
+        self.finish(content if isinstance(content, bytes) else json.dumps(content))
 
     def refuse(self, status: int, why: str) -> NoReturn:
         self.answer({"error": why}, status)
@@ -148,6 +147,12 @@ class Handler(AuthRequestHandler):
     def _challenge(self, why: str) -> NoReturn:
         self.set_header("WWW-Authenticate", "Bearer")
         self.refuse(401, why)
+
+
+def all_tasks(runtime: Runtime) -> list[Task[Any]]:
+    """By name; on any thread."""
+    tasks = runtime.tasks
+    return [task for name in sorted(tasks) if (task := tasks.get(name)) is not None]
 
 
 def in_thread(threads: ThreadExecutor, call: Callable[[], Any]) -> Future[Any]:

@@ -6,24 +6,33 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import RegistrationError
+from ..executors.threads import ThreadExecutor
 from ..functions.run import Run, RunRecord
 from ..functions.task import Task
-from .access import Handler
+from ..runtime import Runtime
+from .access import Handler, all_tasks
 from .openapi import MOST_RUNS, document
+from .shared_answer import SharedAnswer
 
 # Of a run, what only admins see, as far as the history has it.
 FOR_ADMINS = ("user", "arguments", "traceback")
 
 
 class Tasks(Handler):
-    """All tasks, by name."""
+    """All tasks, by name: the same for all who ask within a moment, as monitors do again and again."""
+
+    def initialize(self, runtime: Runtime, threads: ThreadExecutor, shared: SharedAnswer) -> None:  # type: ignore[override]
+        super().initialize(runtime, threads)
+        self._shared = shared
+        self._tag: str | None = None
 
     async def get(self) -> None:
         self.require_reader()
-        self.answer({"tasks": await self.aside(self._all)})
+        body, self._tag = await self.wait(self._shared.get())
+        self.answer(body)
 
-    def _all(self) -> list[dict[str, Any]]:
-        return [task_as_json(task) for task in self.tasks()]
+    def compute_etag(self) -> str | None:
+        return self._tag
 
 
 class OneTask(Handler):
@@ -52,6 +61,10 @@ class TaskRuns(Handler):
 class Change(Handler):
     """What is done with a task."""
 
+    def initialize(self, runtime: Runtime, threads: ThreadExecutor, shared: SharedAnswer) -> None:  # type: ignore[override]
+        super().initialize(runtime, threads)
+        self._shared = shared
+
     async def post(self, name: str, action: str) -> None:
         self.require_admin()
         task = self.find(name)
@@ -61,6 +74,7 @@ class Change(Handler):
             self.refuse(409, str(error))
         if run is None and action == "cancel":
             self.refuse(409, f"Task {name!r} has no run under way.")
+        self._shared.forget()
         shown = None if run is None else {"id": run.id, "state": run.state.value}
         content = {"task": await self.aside(task_as_json, task), "run": shown}
         self.answer(content, 202 if action in ("refresh", "cancel") else 200)
@@ -87,6 +101,11 @@ class OpenAPI(Handler):
 
 
 # ------------------------------------------------------------ as JSON
+
+
+def all_as_json(runtime: Runtime) -> dict[str, Any]:
+    """All tasks; on any thread."""
+    return {"tasks": [task_as_json(task) for task in all_tasks(runtime)]}
 
 
 def task_as_json(task: Task[Any]) -> dict[str, Any]:

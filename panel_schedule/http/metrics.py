@@ -10,7 +10,7 @@ from ..engine.counts import BUCKETS, Key
 from ..errors import ConfigError
 from ..executors.threads import ThreadExecutor
 from ..runtime import Runtime
-from .access import Handler
+from .access import Handler, all_tasks
 from .totals import Numbers, Totals
 
 
@@ -80,7 +80,7 @@ class Metrics(Handler):
     def _of_tasks(self) -> dict[str, Numbers]:
         """What all processes of a server know alike."""
         now, ages, stale = self.runtime.clock.now(), dict[Key, float](), dict[Key, float]()
-        for task in self.tasks():
+        for task in all_tasks(self.runtime):
             if (entry := task.entry) is not None:
                 ages[task.name,] = max(0.0, (now - entry.updated_at).total_seconds())
             stale[task.name,] = float(task.status.stale)

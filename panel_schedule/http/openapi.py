@@ -81,7 +81,7 @@ def _get(what: str, schema: Json, *also: int, open_to_all: bool = False, paramet
         found |= {"security": []}
         found["responses"] |= {str(code): _answer("No", schema) for code in also}
         return {"get": found}
-    found["responses"] |= _errors(401, 503)
+    found["responses"] |= {"304": {"description": "It is as who has sent its ETag knows it"}, **_errors(401, 503)}
     if parameters:
         found["parameters"] = parameters
         found["responses"] |= _errors(400, 404)

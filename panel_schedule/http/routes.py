@@ -9,9 +9,10 @@ from ..executors.threads import ThreadExecutor
 from ..runtime import Runtime
 from ..server.panel import Gate
 from .access import in_thread
-from .api import Change, OneTask, OpenAPI, TaskRuns, Tasks
+from .api import Change, OneTask, OpenAPI, TaskRuns, Tasks, all_as_json
 from .health import Healthz, Readyz
 from .metrics import Metrics
+from .shared_answer import SharedAnswer
 from .totals import Totals
 
 # Questions that may wait at once: a store that hangs holds up so many, and no page.
@@ -25,13 +26,14 @@ def routes(runtime: Runtime, gate: Gate) -> list[tuple[str, type, dict[str, Any]
     threads, totals = ThreadExecutor(THREADS), Totals(runtime, gate.sessions)
     gate.on_served = partial(totals.begin, aside=partial(in_thread, threads))
     given = {"runtime": runtime, "threads": threads}
+    shared = {"shared": SharedAnswer(partial(all_as_json, runtime), threads, runtime.clock)}
     return [
         ("/schedule/healthz", Healthz, given),
         ("/schedule/readyz", Readyz, given),
         ("/schedule/metrics", Metrics, given | {"totals": totals}),
         ("/schedule/api/openapi.json", OpenAPI, given),
-        (TASKS, Tasks, given),
+        (TASKS, Tasks, given | shared),
         (f"{TASKS}/([^/]+)", OneTask, given),
         (f"{TASKS}/([^/]+)/runs", TaskRuns, given),
-        (f"{TASKS}/([^/]+)/(refresh|pause|resume|cancel)", Change, given),
+        (f"{TASKS}/([^/]+)/(refresh|pause|resume|cancel)", Change, given | shared),
     ]

@@ -112,6 +112,10 @@ class JobExecution(Execution):
         self.remote = False
 
     @property
+    def is_own(self) -> bool:
+        return not self.key
+
+    @property
     def retries(self) -> bool:
         # Of a durable one another process tries it again.
         return self.job.policy.durable or not self.service.stopping

@@ -19,6 +19,7 @@ from ..engine.timers import Timer
 from ..errors import RunCancelled, RunCrashed, RunError, ScheduleError, ValueRefused, ValueUnreadable, is_interrupt
 from ..functions.background import Background
 from ..functions.run import Partials, Run, RunState, new_id, on_a_loop
+from ..functions.spans import NOWHERE
 from ..serialize.codec import Encoded, encode
 from ..stores.queue import JobRow
 from .execution import JobExecution
@@ -183,7 +184,7 @@ class Follower:
         try:
             row = self._queue.enqueue(
                 run.id, run.task, now=run.queued_at, payload=payload, key=execution.key, durable=durable,
-                synced=durable, user=run.user,
+                synced=durable, user=run.user, asked=run.asked if durable else NOWHERE,
             )  # fmt: skip
             self._entered(execution, row)
         except BaseException as error:
@@ -472,6 +473,7 @@ class Follower:
                 execution.run.user = row.user
             run, execution.key = execution.run, row.key
             run.attempt, execution.fence, execution.remote = row.attempt, row.fence, False
+            run.asked = row.asked
             execution.args, execution.kwargs = args, kwargs
             execution.stored.set()
             run.state, run.partials, run.started_at = RunState.QUEUED, Partials(), None

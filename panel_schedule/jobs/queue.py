@@ -9,6 +9,7 @@ from typing import Any
 
 from ..engine.service import Service
 from ..errors import RunCancelled, RunSkipped
+from ..functions import spans
 from ..functions.background import Background
 from ..functions.run import Cause, Run, RunState, on_a_loop
 from ..serialize.checks import is_light
@@ -56,7 +57,7 @@ class Dispatcher:
         args, kwargs = snapshot(args, kwargs)
         execution = self.executions.make(function, self.executions.new(function.name), args, kwargs)
         run = execution.run
-        run.user, run._stop = user, execution.cancel
+        run.user, run._stop, run.asked = user, execution.cancel, spans.here()
         if self._service.stopping:
             with self._service.locked:
                 run.reason = Cause.STOPS
@@ -88,6 +89,7 @@ class Dispatcher:
                 function, self.executions.new(function.name), execution.args, execution.kwargs
             )
             execution.key, execution.run.id, execution.run.user = key, caller.id, caller.user
+            execution.run.asked = caller.asked
         execution.pack()
         payload = self.follower.prepare(execution)
         with self._service.locked:

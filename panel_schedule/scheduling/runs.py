@@ -13,6 +13,7 @@ from ..coordination.tasks import Claim, Mark
 from ..engine.execution import TROUBLE
 from ..engine.service import Service
 from ..errors import RunCancelled, RunCrashed, RunSkipped
+from ..functions import spans
 from ..functions.run import Cause, Run, RunState
 from ..functions.task import Overlap, Task
 from ..serialize.errors import first_line
@@ -89,8 +90,17 @@ class Runs:
         state.queued = run
         self._health.touch(state)
 
-    def trigger(self, state: TaskState, wave: datetime) -> None:
-        """An upstream has a new final value. A task that follows others never skips the newest."""
+    def trigger(self, state: TaskState, wave: datetime, asked: spans.Carrier = spans.NOWHERE) -> None:
+        """
+        An upstream has a new final value. A task that follows others never skips the newest.
+
+        Parameters
+        ----------
+        state : TaskState
+        wave : datetime
+        asked : Carrier
+            The span of the run that gave the value, if that was here.
+        """
         if state.removed or self._service.stopping:
             return
         version = self.upstream_version(state)
@@ -102,12 +112,13 @@ class Runs:
         for waiting in (state.run, state.queued):
             if waiting is not None and waiting.state is RunState.QUEUED:
                 # It has not begun, so it will read this value: one run for a whole wave.
-                waiting.key, waiting.mark = key, version
+                waiting.key, waiting.mark, waiting.asked = key, version, asked or waiting.asked
                 waiting.wave = max(waiting.wave, wave) if waiting.wave is not None else None
                 if waiting is state.run and (state.asking or state.claim is not None):
                     self._service.outbox.ask([state], partial(self._advance, state, version))
                 return
         run = self.new(state, key, wave, version)
+        run.asked = asked
         replaced = state.run if state.task.policy.overlap is Overlap.REPLACE else None
         self.launch(state, run)
         if replaced is not None:
@@ -192,7 +203,7 @@ class Runs:
             self._service.hooks.emit("recovered", state.task, run)
         self._service.hooks.emit("succeeded", state.task, run)
         for dependent in state.dependents:
-            self.trigger(dependent, run.wave or run.queued_at)
+            self.trigger(dependent, run.wave or run.queued_at, run.carrier)
 
     def cancel(self, state: TaskState, run: Run, reason: str) -> None:
         """End a run from outside, at once. Its body is asked to stop and keeps the state busy until it does."""

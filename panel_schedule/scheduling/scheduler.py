@@ -15,6 +15,7 @@ from ..coordination.tasks import TASK
 from ..engine.execution import Work, work_of
 from ..engine.service import Service
 from ..errors import NotReady, RegistrationError
+from ..functions import spans
 from ..functions.calls import is_async
 from ..functions.run import Cause, Run, RunRecord, RunState, _current
 from ..functions.task import FirstRun, Task, TaskStatus, WhenIdle
@@ -299,7 +300,7 @@ class Scheduler:
             if state.queued is not None or state.remote is not None:
                 return state.queued or state.remote  # type: ignore[return-value]
             run = self.runs.new(state, "", None)
-            run.key = f"request {run.id}"
+            run.key, run.asked = f"request {run.id}", spans.here()
             self.runs.launch(state, run)
             return run
 

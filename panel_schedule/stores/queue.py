@@ -28,6 +28,7 @@ from ..coordination.jobs import (
 from ..coordination.record import Record, Refusal, storable
 from ..errors import RunCancelled, RunCrashed, RunFenced, ValueUnreadable
 from ..functions.run import Run, RunRecord, RunState, on_a_loop
+from ..functions.spans import NOWHERE, Carrier
 from ..serialize.checks import require_data
 from ..serialize.codec import Encoded
 from ..serialize.errors import first_line, packed, unpacked
@@ -84,6 +85,7 @@ class JobRow:
     queued_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    asked: Carrier
     orphan: bool
     mine: bool
     partials: int
@@ -132,6 +134,7 @@ class Queue:
         synced: bool,
         user: str | None = None,
         started_at: datetime | None = None,
+        asked: Carrier = NOWHERE,
     ) -> JobRow | None:
         """
         Keep a new run, held by this process; its fence is 1.
@@ -154,8 +157,10 @@ class Queue:
             Whose session has started it.
         started_at : datetime or None
             Of one that is running already.
+        asked : Carrier
+            In which span.
         """
-        enter = self._entry(id, function, key, durable, payload, user, now, started_at)
+        enter = self._entry(id, function, key, durable, payload, user, now, started_at, asked)
         changes, name = [enter], shared_name(function, key)
         while True:
             gone = ""
@@ -186,7 +191,7 @@ class Queue:
         """Keep a run that this process has, where the store has lost it; with its partial results."""
         state = JobState(
             key, durable, run.user, run.state, run.attempt, fence, run.percent, run.message, queued_at=run.queued_at,
-            started_at=run.started_at,
+            started_at=run.started_at, asked=run.asked if durable else NOWHERE,
         )  # fmt: skip
         parts: dict[tuple[str, int], Any] = {(ARGUMENTS, 0): payload} if payload is not None else {}
         partials = dict(enumerate(run.partials))
@@ -201,13 +206,13 @@ class Queue:
 
     def _entry(
         self, id: str, function: str, key: str, durable: bool, payload: Encoded | None, user: str | None, now: datetime,
-        started_at: datetime | None,
+        started_at: datetime | None, asked: Carrier = NOWHERE,
     ) -> Change:  # fmt: skip
         # Without arguments one that is durable has None, so that those that are missing are known to be lost.
         parts = {(ARGUMENTS, 0): payload} if payload is not None or durable else {}
         enter = partial(
             jobs.enqueue, me=self._store.me, id=id, function=function, key=key, durable=durable, user=user, now=now,
-            arguments=bool(parts), started_at=started_at,
+            arguments=bool(parts), started_at=started_at, asked=asked,
         )  # fmt: skip
         return Change(SPACE, id, enter, parts, _what(function))
 

@@ -117,7 +117,7 @@ def _jobs(row: sqlite3.Row) -> Iterator[_Command]:
     state = JobState(
         row["key"], bool(row["durable"]), user, RunState(row["state"]), row["attempt"], row["fence"], row["percent"],
         row["message"], row["reason"], row["error"], bool(row["cancelled"]),
-        *(instant_of(row[f"{what}_at"]) for what in ("queued", "started", "finished")),
+        instant_of(row["queued_at"]), instant_of(row["started_at"]), instant_of(row["finished_at"]),
     )  # fmt: skip
     kinds = {jobs.PARTIAL: row["partials"], jobs.VALUE: 1, jobs.ERROR: 1, jobs.ARGUMENTS: 1}
     if state.state.final:
