@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from ...clock import Clock, SystemClock
 from .locks import LockFile
 
 _LIVING = ".owner"
@@ -26,13 +26,12 @@ class Liveness:
     Parameters
     ----------
     folder : Path
-    monotonic : callable
-        A clock, in seconds.
+    clock : Clock, optional
     """
 
-    def __init__(self, folder: Path, monotonic: Callable[[], float] = time.monotonic):
+    def __init__(self, folder: Path, clock: Clock | None = None):
         self._folder = folder / "peers"
-        self._monotonic = monotonic
+        self._clock = clock or SystemClock()
         # Until then a file that is missing says nothing.
         self._deleted_until = 0.0
         self._living: LockFile | None = None
@@ -43,7 +42,7 @@ class Liveness:
         """Be alive from now on, under the id that is returned."""
         self.me = self.me or f"{os.getpid()}-{secrets.token_hex(4)}"
         if self._is_deleted:
-            self._deleted_until = self._monotonic() + PATIENCE
+            self._deleted_until = self._clock.monotonic() + PATIENCE
         self._folder.mkdir(mode=0o700, exist_ok=True)
         # Locked before it gets its name: nobody must find it unlocked.
         unborn = self._folder / f"{self.me}.new"
@@ -91,7 +90,7 @@ class Liveness:
             file = LockFile(self._path(owner))
         except FileNotFoundError:
             # It has said goodbye, unless all were deleted: to take one that lives for dead is what costs a run.
-            return self._is_deleted or self._monotonic() < self._deleted_until
+            return self._is_deleted or self._clock.monotonic() < self._deleted_until
         try:
             # A shared one: two that ask at once must not take each other for the owner.
             return not file.lock(shared=True)

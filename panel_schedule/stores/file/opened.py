@@ -45,7 +45,7 @@ class OpenDirectory(ABC):
         self._listener: threading.Thread | None = None
         self._closed = False
         self._trouble = ""
-        self._liveness = Liveness(folder, clock.monotonic)
+        self._liveness = Liveness(folder, clock)
         self._blobs = Blobs(folder / "values", self._liveness, self._renew)
         self._open()
 
