@@ -1,0 +1,202 @@
+"""What the monitor shows, gathered for all sessions of a process that look, and told as what has changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ..coordination import history, jobs
+from ..coordination.history import JOB, MEMO, parts_of
+from ..coordination.tasks import TASK
+from ..errors import ScheduleError
+from ..executors.threads import ThreadExecutor
+from ..functions.run import RunRecord, RunState
+from ..runtime import Runtime
+from ..stores.records import HELD
+from .rows import Load, Row, job_row, memo_row, task_row
+
+log = logging.getLogger("panel_schedule")
+
+# Seconds between one look and the next.
+EVERY = 1.0
+
+# So many seconds of a look may go into histories; what is left is read with the next one, which follows soon.
+READING, SOON = 0.2, 0.05
+
+Key = tuple[str, str]  # kind and name of a function
+
+
+class Told(NamedTuple):
+    """A row as text, and the number of the look that has found it so; ``""`` where the function is gone."""
+
+    text: str
+    look: int
+
+
+class Watch:
+    """
+    Looks at all functions of a process once a second, on a thread, while a session wants to know; none costs nothing.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    """
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self._threads = ThreadExecutor(1)
+        self._lock = threading.Lock()
+        self._sessions: dict[Callable[[], object], None] = {}
+        self._looking = False
+        self._rows: dict[str, Told] = {}
+        self._look = 0
+        self._head = ""
+        # The history of each function, and of which change of its record that is.
+        self._runs: dict[Key, tuple[int, list[RunRecord]]] = {}
+
+    def begin(self, changed: Callable[[], object]) -> None:
+        """From now on call `changed` when there is something new; on whatever thread. Idempotent."""
+        with self._lock:
+            self._sessions[changed] = None
+            if self._looking:
+                return
+            self._looking = True
+        self._go()
+
+    def end(self, changed: Callable[[], object]) -> None:
+        """This session has ended."""
+        with self._lock:
+            self._sessions.pop(changed, None)
+
+    def since(self, look: int) -> tuple[str, int]:
+        """
+        What is new since a look, as JSON, and the number of the last one.
+
+        Returns
+        -------
+        tuple of str and int
+            ``""`` where nothing is, or no look has ended yet.
+        """
+        with self._lock:
+            now, rows, head = self._look, self._rows, self._head
+        if now == look:
+            return "", now
+        new = [told.text for told in rows.values() if told.look > look and told.text]
+        gone = [id for id, told in rows.items() if told.look > look and not told.text] if look else []
+        told = f'"all": {json.dumps(not look)}, "rows": [{", ".join(new)}], "gone": {json.dumps(gone)}'
+        return f'{{{told}, "head": {head}, "now": {self._runtime.clock.now().timestamp()}}}', now
+
+    def runs(self) -> list[tuple[str, str, RunRecord]]:
+        """All runs of the histories as they were read last, with the names and kinds of their functions."""
+        return [(name, kind, run) for (kind, name), (_, runs) in list(self._runs.items()) for run in runs]
+
+    # ------------------------------------------------------------ one look
+
+    def _go(self) -> None:
+        self._threads.submit(self._take)
+        self._threads.flush()
+
+    def _take(self) -> None:
+        with self._lock:
+            if not self._sessions or self._runtime.stopping:
+                self._looking = False
+                return
+        again = EVERY
+        try:
+            again = self._gather()
+        except ScheduleError as error:
+            self._tell(None, str(error))
+        except Exception:
+            log.exception("The monitor failed at something that is a bug of panel-schedule; it goes on.")
+        try:
+            self._runtime.later(again, self._go)
+        except ScheduleError:  # there is no store: who looks again begins anew
+            with self._lock:
+                self._looking = False
+
+    def _gather(self) -> float:
+        """Look once; seconds until the next look."""
+        trouble, left = "", False
+        try:
+            left = self._read_histories()
+        except ScheduleError as error:
+            trouble = str(error)
+        self._tell(list(self._functions()), trouble)
+        return SOON if left else EVERY
+
+    def _functions(self) -> Iterator[Row]:
+        runtime, load = self._runtime, self._load()
+        for seen in runtime.scheduler.survey():
+            yield task_row(seen, self._of(TASK, seen.task.name))
+        for job in list(runtime.jobs.values()):
+            yield job_row(job, self._of(JOB, job.name), load.get(job.name, Load()))
+        for memo in list(runtime.memos.values()):
+            yield memo_row(memo, self._of(MEMO, memo.name))
+
+    def _of(self, kind: str, name: str) -> list[RunRecord]:
+        return self._runs.get((kind, name), (0, []))[1]
+
+    def _read_histories(self) -> bool:
+        """Read those that have changed; whether some are left."""
+        runtime, store = self._runtime, self._runtime.service.store
+        known = {(TASK, name) for name in runtime.tasks} | {(JOB, name) for name in runtime.jobs}
+        known |= {(MEMO, name) for name in runtime.memos}
+        changed = {(TASK, record.name): record.revision for record in store.records.scan(TASK)}
+        changed |= {parts_of(record.name): record.revision for record in store.records.scan(history.SPACE)}
+        until = runtime.clock.monotonic() + READING
+        for (kind, name), revision in changed.items():
+            if (kind, name) not in known or self._runs.get((kind, name), (0, []))[0] == revision:
+                continue
+            if runtime.clock.monotonic() > until:
+                return True
+            self._runs[kind, name] = revision, store.history(name, kind)
+        for gone in self._runs.keys() - known:
+            del self._runs[gone]
+        return False
+
+    def _load(self) -> dict[str, Load]:
+        """By function, how many runs of jobs are under way."""
+        runtime = self._runtime
+        if runtime.service.store.blocking:
+            with_state = [
+                (record.group, record.state.state)
+                for record in runtime.service.store.records.scan(jobs.SPACE, owner=HELD)
+            ]
+        else:
+            with runtime.service.lock:
+                with_state = [(each.job.name, each.run.state) for each in runtime.dispatcher.executions]
+        counts = Counter(with_state)
+        return {
+            name: Load(counts[name, RunState.RUNNING], counts[name, RunState.QUEUED])
+            for name in {name for name, _ in counts}
+        }
+
+    def _tell(self, rows: list[Row] | None, trouble: str) -> None:
+        """Note what is new, and tell those who look; `rows` is None where nothing could be gathered."""
+        texts = None if rows is None else {row["id"]: json.dumps(row) for row in rows}
+        head = json.dumps({"trouble": trouble} | (self._state() if rows is not None else {}))
+        with self._lock:
+            look, former = self._look + 1, self._rows
+            if texts is not None:
+                new = {
+                    id: told if (told := former.get(id)) is not None and told.text == text else Told(text, look)
+                    for id, text in texts.items()
+                }
+                gone = {id: told if not told.text else Told("", look) for id, told in former.items() if id not in texts}
+                self._rows = {**new, **gone}
+            if head == self._head and all(told.look < look for told in self._rows.values()):
+                return
+            self._look, self._head = look, head
+            sessions = list(self._sessions)
+        for changed in sessions:
+            changed()
+
+    def _state(self) -> Row:
+        """Of the whole: what waits in this process, and what hangs."""
+        executors = self._runtime.service.executors.values()
+        hanging = sorted({name for executor in executors for name in executor.hanging})
+        return {"waiting": self._runtime.waiting(), "hanging": hanging}
