@@ -99,6 +99,7 @@ const COLUMNS = [
 
 export function render({ model, el, view }) {
   const root = el.appendChild(make("div", "monitor"));
+  root.classList.toggle("dark", model.dark);
   const head = make("header", "", "", root);
   const headline = make("h2", "", "Looking ...", head);
   headline.setAttribute("role", "status");

@@ -19,13 +19,13 @@ from bokeh.application.handlers.document_lifecycle import DocumentLifecycleHandl
 from bokeh.application.handlers.function import FunctionHandler
 from bokeh.document import Document
 from bokeh.server.contexts import ApplicationContext
-from bokeh.server.tornado import create_static_handler
 from bokeh.server.urls import per_app_patterns
 from panel.custom import JSComponent
 from panel.io.application import Application
 from panel.io.state import set_curdoc
 from panel.viewable import Viewer
 from tornado.ioloop import IOLoop, PeriodicCallback
+from tornado.web import RedirectHandler
 
 from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
@@ -50,6 +50,8 @@ THREADS = 4
 
 class MonitorTable(JSComponent):
     """What the browser draws of it. It is told by messages, each of them JSON: what is new, once it has asked."""
+
+    dark = param.Boolean(default=False, doc="Whether the page is dark, as Panel's themes have it.")
 
     why_not = param.String(default="", doc="Why this visitor may change nothing.")
 
@@ -127,7 +129,8 @@ class Monitor(Viewer):
 
     def __init__(self, **params: Any):
         super().__init__(**params)
-        table = self._table = MonitorTable(why_not=self._refusal(), sizing_mode="stretch_width")
+        dark = pn.config.theme == "dark"
+        table = self._table = MonitorTable(dark=dark, why_not=self._refusal(), sizing_mode="stretch_width")
         self._view = self._runtime.views.admit(
             lambda home, changed: MonitorView(home, changed, self._watch, table._send_msg)
         )
@@ -208,8 +211,9 @@ class Page:
     def routes(self) -> list[tuple[str, Any, dict[str, Any]]]:
         """For Bokeh's server."""
         given = {"application_context": self._context, "bokeh_websocket_path": f"{PATH}/ws"}
-        static = create_static_handler("", PATH, self.application)
-        return [static, *((PATH + path, handler, given) for path, handler, *_ in per_app_patterns)]
+        # What the page loads it names by addresses that begin beside it: with a slash behind they would be wrong.
+        pages = [(PATH + path.removesuffix("/?"), handler, given) for path, handler, *_ in per_app_patterns]
+        return [*pages, (f"{PATH}/", RedirectHandler, {"url": f"..{PATH}", "permanent": False})]
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """A server begins to serve it on the loop that runs. Idempotent."""
