@@ -253,7 +253,8 @@ export function render({ model, el, view }) {
     const waits = Object.entries(general?.waiting ?? {}).filter(([, n]) => n).map(([kind, n]) => `${n} ${kind} runs wait for a place`);
     const hangs = general?.hanging?.length ? [`These hang: ${general.hanging.join(", ")}`] : [];
     const hidden = shown < all.length ? [`${shown} of ${all.length} shown`] : [];
-    say(foot, [...hidden, ...waits, ...hangs, model.why_not].filter(Boolean).join(" · "));
+    const seen = general?.process ? [`seen from process ${general.process}`] : [];
+    say(foot, [...hidden, ...waits, ...hangs, model.why_not, ...seen].filter(Boolean).join(" · "));
   }
 
   // ---------------------------------------------------------------- one function, from near

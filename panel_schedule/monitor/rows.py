@@ -15,7 +15,6 @@ from ..functions.run import FAILURES, Run, RunRecord, RunState, failures_in_a_ro
 from ..scheduling.state import Seen
 from ..triggers import Every
 from ..triggers.coming import slots_after, zone_of
-from ..triggers.words import in_words
 
 Row = dict[str, Any]
 
@@ -24,6 +23,41 @@ DURATIONS, RUNS, NEXT = 20, 50, 5
 
 # So much of an error is told in a table.
 LETTERS = 300
+
+
+class Past(NamedTuple):
+    """
+    What the history of a function comes to.
+
+    Attributes
+    ----------
+    failures : int
+        In a row, up to now.
+    error : str
+        First line of the last run's failure; ``""`` where it has none.
+    success : float or None
+        When the last one ended well, in Unix seconds.
+    durations : list of [float, int]
+        Of the last runs, oldest first: seconds, and 0 for a failure, else 1.
+    """
+
+    failures: int = 0
+    error: str = ""
+    success: float | None = None
+    durations: Sequence[Sequence[float]] = ()
+
+
+def past(runs: Sequence[RunRecord]) -> Past:
+    """Of a history, newest first."""
+    last = next((run for run in runs if run.state is not RunState.SKIPPED), None)
+    success = next((run.finished_at for run in runs if run.state is RunState.SUCCEEDED), None)
+    ended = list(islice((run for run in runs if run.duration is not None), DURATIONS))
+    return Past(
+        failures_in_a_row(runs),
+        last.error[:LETTERS] if last is not None and last.state in FAILURES else "",
+        _seconds(success),
+        [[round(run.duration or 0, 4), int(run.state not in FAILURES)] for run in reversed(ended)],
+    )
 
 
 class Load(NamedTuple):
@@ -38,12 +72,12 @@ def identity(kind: str, name: str) -> str:
     return f"{kind} {name}"
 
 
-def task_row(seen: Seen, runs: Sequence[RunRecord]) -> Row:
-    """Of a task; times are Unix times in seconds."""
+def task_row(seen: Seen, past: Past, schedule: str) -> Row:
+    """Of a task, with its schedule in words; times are Unix times in seconds."""
     status = seen.status
-    return _row(TASK, status.name, runs) | {
+    return _row(TASK, status.name, past) | {
         "state": status.state,
-        "schedule": in_words(seen.trigger),
+        "schedule": schedule,
         "updated": _seconds(status.updated_at),
         "until": _seconds(seen.promise),
         "stale": status.stale,
@@ -55,48 +89,41 @@ def task_row(seen: Seen, runs: Sequence[RunRecord]) -> Row:
     }
 
 
-def job_row(job: Background[Any, Any], runs: Sequence[RunRecord], load: Load) -> Row:
+def job_row(job: Background[Any, Any], past: Past, load: Load) -> Row:
     """Of a background function."""
-    row = _row(JOB, job.name, runs)
-    state = "running" if load.running else "queued" if load.waiting else "failed" if row["error"] else "idle"
+    state = "running" if load.running else "queued" if load.waiting else "failed" if past.error else "idle"
     waiting = f", {load.waiting} wait" if load.waiting else ""
     message = f"{load.running} under way{waiting}" if any(load) else ""
-    return row | {"state": state, "schedule": "on request", "message": message}
+    return _row(JOB, job.name, past) | {"state": state, "schedule": "on request", "message": message}
 
 
-def memo_row(memo: Memoized[Any, Any], runs: Sequence[RunRecord]) -> Row:
+def memo_row(memo: Memoized[Any, Any], past: Past) -> Row:
     """Of a memoized function."""
-    row, ttl = _row(MEMO, memo.name, runs), memo.policy.ttl
+    ttl = memo.policy.ttl
     after = f"after {', '.join(task.name for task in memo.policy.after)}" if memo.policy.after else ""
     kept = str(Every(ttl)).replace("every", "kept") if ttl is not None else "kept"
-    hits, computed = memo.lru.hits, len(memo.lru.answers)
-    return row | {
-        "state": "failed" if row["error"] else "idle",
+    return _row(MEMO, memo.name, past) | {
+        "state": "failed" if past.error else "idle",
         "schedule": ", ".join(filter(None, [kept, after])),
-        "message": f"{computed} at hand, {hits} hits",
+        "message": f"{len(memo.lru.answers)} at hand, {memo.lru.hits} hits",
     }
 
 
-def _row(kind: str, name: str, runs: Sequence[RunRecord]) -> Row:
-    """What the history says; `runs` are newest first."""
-    ended = [run for run in runs if run.duration is not None]
-    last = next((run for run in runs if run.state is not RunState.SKIPPED), None)
-    success = next((run.finished_at for run in runs if run.state is RunState.SUCCEEDED), None)
+def _row(kind: str, name: str, past: Past) -> Row:
+    """What the history says."""
     return {
         "id": identity(kind, name),
         "kind": kind,
         "name": name,
-        "updated": _seconds(success),
+        "updated": past.success,
         "until": None,
         "stale": False,
-        "error": last.error[:LETTERS] if last is not None and last.state in FAILURES else "",
+        "error": past.error,
         "next": None,
         "percent": -1,
         "viewers": None,
-        "failures": failures_in_a_row(runs),
-        "durations": [
-            [round(run.duration or 0, 4), int(run.state not in FAILURES)] for run in reversed(ended[:DURATIONS])
-        ],
+        "failures": past.failures,
+        "durations": past.durations,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ from ..coordination.history import JOB, MEMO, parts_of
 from ..coordination.tasks import TASK
 from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
-from ..functions.run import RunRecord, RunState
+from ..functions.run import RunState
 from ..runtime import Runtime
 from ..stores.records import HELD
-from .rows import Load, Row, job_row, memo_row, task_row
+from ..triggers import Trigger
+from ..triggers.words import in_words
+from .rows import Load, Past, Row, job_row, memo_row, past, task_row
 
 log = logging.getLogger("panel_schedule")
 
@@ -29,10 +32,13 @@ READING, SOON = 0.2, 0.05
 
 Key = tuple[str, str]  # kind and name of a function
 
+NOTHING = (0, Past())
+
 
 class Told(NamedTuple):
-    """A row as text, and the number of the look that has found it so; ``""`` where the function is gone."""
+    """A row, also as text, and the number of the look that has found it so; None where the function is gone."""
 
+    row: Row | None
     text: str
     look: int
 
@@ -55,8 +61,11 @@ class Watch:
         self._rows: dict[str, Told] = {}
         self._look = 0
         self._head = ""
-        # The history of each function, and of which change of its record that is.
-        self._runs: dict[Key, tuple[int, list[RunRecord]]] = {}
+        # What the history of each function comes to, and of which change of its record that is. The runs themselves
+        # may be many, and Python's garbage collector, for which all threads stand still, would look at each of them.
+        self._pasts: dict[Key, tuple[int, Past]] = {}
+        # The schedule of each task, in words.
+        self._words: dict[str, tuple[Trigger, str]] = {}
 
     def begin(self, changed: Callable[[], object]) -> None:
         """From now on call `changed` when there is something new; on whatever thread. Idempotent."""
@@ -89,10 +98,6 @@ class Watch:
         gone = [id for id, told in rows.items() if told.look > look and not told.text] if look else []
         told = f'"all": {json.dumps(not look)}, "rows": [{", ".join(new)}], "gone": {json.dumps(gone)}'
         return f'{{{told}, "head": {head}, "now": {self._runtime.clock.now().timestamp()}}}', now
-
-    def runs(self) -> list[tuple[str, str, RunRecord]]:
-        """All runs of the histories as they were read last, with the names and kinds of their functions."""
-        return [(name, kind, run) for (kind, name), (_, runs) in list(self._runs.items()) for run in runs]
 
     # ------------------------------------------------------------ one look
 
@@ -131,14 +136,17 @@ class Watch:
     def _functions(self) -> Iterator[Row]:
         runtime, load = self._runtime, self._load()
         for seen in runtime.scheduler.survey():
-            yield task_row(seen, self._of(TASK, seen.task.name))
+            name = seen.task.name
+            if (words := self._words.get(name)) is None or words[0] is not seen.trigger:
+                words = self._words[name] = seen.trigger, in_words(seen.trigger)
+            yield task_row(seen, self._of(TASK, name), words[1])
         for job in list(runtime.jobs.values()):
             yield job_row(job, self._of(JOB, job.name), load.get(job.name, Load()))
         for memo in list(runtime.memos.values()):
             yield memo_row(memo, self._of(MEMO, memo.name))
 
-    def _of(self, kind: str, name: str) -> list[RunRecord]:
-        return self._runs.get((kind, name), (0, []))[1]
+    def _of(self, kind: str, name: str) -> Past:
+        return self._pasts.get((kind, name), NOTHING)[1]
 
     def _read_histories(self) -> bool:
         """Read those that have changed; whether some are left."""
@@ -149,13 +157,13 @@ class Watch:
         changed |= {parts_of(record.name): record.revision for record in store.records.scan(history.SPACE)}
         until = runtime.clock.monotonic() + READING
         for (kind, name), revision in changed.items():
-            if (kind, name) not in known or self._runs.get((kind, name), (0, []))[0] == revision:
+            if (kind, name) not in known or self._pasts.get((kind, name), NOTHING)[0] == revision:
                 continue
             if runtime.clock.monotonic() > until:
                 return True
-            self._runs[kind, name] = revision, store.history(name, kind)
-        for gone in self._runs.keys() - known:
-            del self._runs[gone]
+            self._pasts[kind, name] = revision, past(store.history(name, kind))
+        for gone in self._pasts.keys() - known:
+            del self._pasts[gone]
         return False
 
     def _load(self) -> dict[str, Load]:
@@ -177,17 +185,12 @@ class Watch:
 
     def _tell(self, rows: list[Row] | None, trouble: str) -> None:
         """Note what is new, and tell those who look; `rows` is None where nothing could be gathered."""
-        texts = None if rows is None else {row["id"]: json.dumps(row) for row in rows}
         head = json.dumps({"trouble": trouble} | (self._state() if rows is not None else {}))
         with self._lock:
             look, former = self._look + 1, self._rows
-            if texts is not None:
-                new = {
-                    id: told if (told := former.get(id)) is not None and told.text == text else Told(text, look)
-                    for id, text in texts.items()
-                }
-                gone = {id: told if not told.text else Told("", look) for id, told in former.items() if id not in texts}
-                self._rows = {**new, **gone}
+            if rows is not None:
+                new = {row["id"]: _told(former.get(row["id"]), row, look) for row in rows}
+                self._rows = {id: _told(told, None, look) for id, told in former.items() if id not in new} | new
             if head == self._head and all(told.look < look for told in self._rows.values()):
                 return
             self._look, self._head = look, head
@@ -199,4 +202,10 @@ class Watch:
         """Of the whole: what waits in this process, and what hangs."""
         executors = self._runtime.service.executors.values()
         hanging = sorted({name for executor in executors for name in executor.hanging})
-        return {"waiting": self._runtime.waiting(), "hanging": hanging}
+        return {"waiting": self._runtime.waiting(), "hanging": hanging, "process": os.getpid()}
+
+
+def _told(former: Told | None, row: Row | None, look: int) -> Told:
+    if former is not None and former.row == row:
+        return former
+    return Told(row, "" if row is None else json.dumps(row), look)
