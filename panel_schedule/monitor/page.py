@@ -212,8 +212,9 @@ class Page:
         """For Bokeh's server."""
         given = {"application_context": self._context, "bokeh_websocket_path": f"{PATH}/ws"}
         # What the page loads it names by addresses that begin beside it: with a slash behind they would be wrong.
-        pages = [(PATH + path.removesuffix("/?"), handler, given) for path, handler, *_ in per_app_patterns]
-        return [*pages, (f"{PATH}/", RedirectHandler, {"url": f"..{PATH}", "permanent": False})]
+        handlers = {path: handler for path, handler, *_ in per_app_patterns}
+        page, socket = (PATH, handlers["/?"], given), (f"{PATH}/ws", handlers["/ws"], given)
+        return [page, socket, (f"{PATH}/", RedirectHandler, {"url": f"..{PATH}", "permanent": False})]
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """A server begins to serve it on the loop that runs. Idempotent."""
