@@ -12,7 +12,7 @@ from .functions.memoize import Memoized
 from .functions.run import Run, RunState, current_run, progress, track
 from .functions.task import Retry, Task, TaskStatus
 from .http.routes import routes
-from .monitor.page import monitor_of
+from .monitor.component import monitor_of
 from .runtime import Runtime
 from .serialize.entry import Entry
 from .server.panel import install

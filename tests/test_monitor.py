@@ -234,6 +234,10 @@ TASKS = """
             ps.progress(1, 2)
             time.sleep(0.01)
 
+    @ps.schedule(after=prices)
+    def doubled():
+        return 2 * prices()
+
     @ps.memoize(ttl="5m")
     def twice(number):
         return 2 * number
@@ -277,7 +281,7 @@ class Site:
         page.fill("input[name=username]", user)
         page.fill("input[name=password]", "pass")
         page.press("input[name=password]", "Enter")
-        expect(page.locator(".monitor h2")).to_contain_text("of 4 failing")
+        expect(page.locator(".monitor h2")).to_contain_text("of 5 failing")
         return page
 
 
@@ -363,6 +367,16 @@ GROUND = """[document.body, document.documentElement].map(each => getComputedSty
     .find(each => each !== "rgba(0, 0, 0, 0)") ?? "rgb(255, 255, 255)" """
 
 
+def test_runs_over_time_and_what_is_made_of_what_have_tabs(site: Site) -> None:
+    """They are drawn when they are looked at."""
+    page = site.visit("bob")
+    page.get_by_text("Timeline", exact=True).click()
+    expect(page.locator("body")).to_contain_text(re.compile(r"\d+ failed"))
+    page.get_by_text("Graph", exact=True).click()
+    expect(page.locator("g[data-state]")).to_have_count(2)
+    expect(page.locator("body")).to_contain_text("3 tasks and functions are connected with no other one")
+
+
 def test_it_is_readable_in_both_themes_on_a_phone_too(site: Site) -> None:
     """Nothing is wider than the window, and text is light where its ground is dark."""
     page = site.visit("bob")
@@ -409,7 +423,7 @@ def test_it_is_part_of_a_page_of_ones_own(serve: Serve, new_page: NewPage) -> No
     """
     server = serve("app.py --setup tasks.py --admin", {"app.py": app, "tasks.py": TASKS})
     page = new_page(f"{server.url}/app", allow=ALLOWED)
-    expect(page.locator(".monitor h2")).to_contain_text("1 of 4 failing")
+    expect(page.locator(".monitor h2")).to_contain_text("1 of 5 failing")
     page.goto(f"{server.url}/admin")
     page.get_by_text("Schedule", exact=True).click()
-    expect(page.locator(".monitor h2")).to_contain_text("1 of 4 failing")
+    expect(page.locator(".monitor h2")).to_contain_text("1 of 5 failing")

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from ..executors.threads import ThreadExecutor
-from ..monitor.page import Monitor, Page
+from ..monitor.component import Monitor
+from ..monitor.page import Page
 from ..runtime import Runtime
 from ..server.panel import Gate
 from .access import in_thread

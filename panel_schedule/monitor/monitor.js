@@ -386,11 +386,13 @@ export function render({ model, el, view }) {
     }
     if (data.durations.length > 1) parts.push(section("Durations", sparkline(data.durations, 320, 48)));
     if (found.runs.length) {
+      const again = found.runs.some(({ attempt }) => attempt > 1);
       const lines = found.runs.map((run) => [
-        run.state, local(run.at), run.state.replace("_", " "), took(run.duration), run.attempt > 1 ? String(run.attempt) : "",
+        run.state, local(run.at), run.state.replace("_", " "), took(run.duration), ...(again ? [String(run.attempt)] : []),
         run.error || run.reason,
       ]);
-      parts.push(section("Last runs, in your time zone", listing(["At", "Ended", "Took", "Attempts", "Why"], lines)));
+      const titles = ["At", "Ended", "Took", ...(again ? ["Attempts"] : []), "Why"];
+      parts.push(section("Last runs, in your time zone", listing(titles, lines)));
     }
     if (found.traceback) parts.push(section("Last traceback", make("pre", "", found.traceback)));
     const facts = make("dl");

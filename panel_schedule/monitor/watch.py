@@ -8,6 +8,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import NamedTuple
 
 from ..coordination import history, jobs
@@ -20,7 +21,9 @@ from ..runtime import Runtime
 from ..stores.records import HELD
 from ..triggers import Trigger
 from ..triggers.words import in_words
-from .rows import Load, Past, Row, job_row, memo_row, past, task_row
+from .graph import Edge, Node, drawing, edges_of, state_of
+from .rows import Load, Past, Row, identity, job_row, memo_row, past, task_row
+from .timeline import Bars, arrange
 
 log = logging.getLogger("panel_schedule")
 
@@ -98,6 +101,28 @@ class Watch:
         gone = [id for id, told in rows.items() if told.look > look and not told.text] if look else []
         told = f'"all": {json.dumps(not look)}, "rows": [{", ".join(new)}], "gone": {json.dumps(gone)}'
         return f'{{{told}, "head": {head}, "now": {self._runtime.clock.now().timestamp()}}}', now
+
+    # ------------------------------------------------------------ drawn
+
+    def bars(self, length: timedelta) -> Bars:
+        """Of all runs of so long. Takes some tenths of a second where there are many."""
+        until, histories = self._runtime.clock.now(), self._runtime.service.store.history
+        runs = ((name, kind, run) for kind, name in list(self._pasts) for run in histories(name, kind))
+        return arrange(runs, until - length, until)
+
+    def drawing(self) -> str:
+        """What is made of what, as it was at the last look."""
+        now, runtime = self._runtime.clock.now().timestamp(), self._runtime
+        with self._lock:
+            rows = [told.row for told in self._rows.values() if told.row is not None and told.row["kind"] != JOB]
+        nodes = [Node(row["id"], row["name"], _state(row, now), function=row["kind"] == MEMO) for row in rows]
+        read = [
+            Edge(identity(TASK, source), identity(TASK, seen.task.name), "reads")
+            for seen in runtime.scheduler.survey()
+            for source in seen.sources
+        ]
+        # Of two edges between the same the later one is drawn: what is declared says more than what was seen.
+        return drawing(nodes, [*read, *edges_of(list(runtime.tasks.values()), list(runtime.memos.values()))])
 
     # ------------------------------------------------------------ one look
 
@@ -209,3 +234,9 @@ def _told(former: Told | None, row: Row | None, look: int) -> Told:
     if former is not None and former.row == row:
         return former
     return Told(row, "" if row is None else json.dumps(row), look)
+
+
+def _state(row: Row, now: float) -> str:
+    """In the words of the graph; what has no value yet is not stale, as in the table."""
+    has_value, late = row["updated"] is not None, row["until"] is not None and row["until"] < now
+    return state_of(row["state"], row["error"], has_value and (row["stale"] or late), has_value or row["kind"] == MEMO)
