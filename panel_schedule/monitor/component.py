@@ -222,7 +222,7 @@ class Monitor(Viewer):
                     self._view.answer({"failed": why_not})
                     return
                 given = (said["given"],) if isinstance(said.get("given"), str) else ()
-                log.info("The monitor: user %r asks for %s of %r%s.", pn.state.user, action, id, "".join(given))
+                log.info("The monitor: user %r asks for %r of %r %s", pn.state.user, action, id, given or "")
                 self._aside(partial(act, self._runtime, id, action, given), partial(self._answer, "done"))
 
     def _aside(self, call: Callable[[], Any], then: Callable[[Future[Any]], object]) -> None:
