@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from bokeh.document import Document
+from playwright.sync_api import expect
 
 from panel_schedule.functions.run import RunRecord, RunState
 from panel_schedule.monitor.timeline import COLORS, MOST_BARS, MOST_ROWS, Bars, Timeline, arrange, said
+from servers import Serve
+from windows import NewPage
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -107,6 +110,14 @@ def test_the_worst_and_then_the_most_recent_have_rows_and_the_rest_is_counted() 
     assert (MOST_ROWS, 12, 51) == (len(bars.rows), bars.left_out, bars.counts[SUCCEEDED])
 
 
+def test_rows_do_not_come_and_go_with_each_run() -> None:
+    """What ran within the same minute ran as recently, on a timeline of an hour."""
+    runs = [ran(f"{number:02}", 5 + number / 10) for number in range(50)]
+    before = last_hour(runs).rows
+    assert before == last_hour([*runs, ran("49", 2)]).rows
+    assert "49" in last_hour([*runs, ran("49", -65)], NOW + timedelta(seconds=70)).rows
+
+
 def test_what_went_wrong_is_taller_and_drawn_last() -> None:
     columns = last_hour([ran("a", 60, state=FAILED), ran("a", 60), ran("b", 60)]).columns
     assert [0.5, 0.5, 0.86] == columns["height"].tolist()
@@ -199,22 +210,27 @@ class Page:
         self.sent: list[str] = []
         document = Document()
         document.add_root(self.timeline._figure)
-        document.on_change(lambda event: self.sent.append(event.kind))  # type: ignore[attr-defined]
+        document.on_change(self._hear)
+
+    def _hear(self, event: Any) -> None:
+        if event.model is self.timeline._source:
+            self.sent.append(event.kind)
 
     def show(self, bars: Bars) -> set[str]:
         """By what kinds of messages its bars become these."""
         self.sent.clear()
         self.timeline.update(bars)
-        return {kind for kind in self.sent if kind.startswith("Column")}
+        return set(self.sent)
 
     def seen(self) -> list[tuple]:
         """The bars that can be seen."""
         data = self.timeline._source.data
+        assert self.timeline._bars.rows == self.timeline._names.data["name"]
         return _bars({name: column[data["height"] > 0] for name, column in data.items()})
 
 
 def _bars(columns: dict[str, Any]) -> list[tuple]:
-    names = ("y", "name", "left", "end", "outcome", "count", "longest", "attempt", "error", "height")
+    names = ("y", "left", "end", "outcome", "count", "longest", "attempt", "error", "height")
     return sorted(zip(*(columns[name].tolist() for name in names), strict=True))
 
 
@@ -311,3 +327,58 @@ def test_a_row_has_its_name_beside_it_which_is_cut_where_it_is_long() -> None:
     plot = page.timeline._figure
     assert ([0, 1], {0: "a", 1: f"{'b' * 21}…"}) == (plot.yaxis.ticker.ticks, plot.yaxis.major_label_overrides)
     assert (1.5, -0.5) == (plot.y_range.start, plot.y_range.end)
+
+
+# ------------------------------------------------------------ in a browser
+
+# The narrowest bar in pixels, as it is drawn.
+NARROWEST = """() => {
+    const models = Bokeh.documents.flatMap((each) => [...each._all_models.values()])
+    const plot = models.find((each) => each.type === "Figure"), {left, right} = plot.renderers[0].data_source.data
+    const pixel = (plot.x_range.end - plot.x_range.start) / plot.inner_width
+    return Math.min(...Array.from(left, (each, i) => (right[i] - each) / pixel))
+}"""
+
+
+def test_a_run_of_a_moment_can_be_seen_and_asked_what_it_was(serve: Serve, new_page: NewPage) -> None:
+    """However far one looks back; and nothing of what is said is HTML."""
+    app = """
+        from datetime import UTC, datetime, timedelta
+        import panel as pn
+        from panel_schedule.functions.run import RunRecord, RunState
+        from panel_schedule.monitor.timeline import Timeline, arrange
+
+        timeline, now = Timeline(), datetime(2026, 1, 1, 12, tzinfo=UTC)
+        at, took = now - timedelta(minutes=30), timedelta(milliseconds=5)
+        run = RunRecord("id", at, RunState.FAILED, 2, at, at, at + took, "KeyError: <b>a</b> &amp;")
+        name = "<img src=x onerror=alert(1)>"
+
+        def show(*_):
+            timeline.update(arrange([(name, "task", run)], now - timeline.length, now))
+
+        timeline.param.watch(show, "span")
+        show()
+        timeline.servable()
+    """
+    server = serve("app.py", {"app.py": app})
+    page = new_page(f"{server.url}/app")
+    figure = page.locator(".bk-Figure")
+    expect(figure).to_be_visible()
+    for span in ("hour", "week", "hour"):
+        page.get_by_role("button", name=span).click()
+        page.wait_for_function(f"({NARROWEST})() >= 2.99")
+    box = figure.bounding_box()
+    assert box is not None
+    tooltip = page.locator(".bk-Tooltip")
+    for x in range(int(box["width"] * 0.5), int(box["width"] * 0.7), 2):
+        page.mouse.move(box["x"] + x, box["y"] + 12)
+        if tooltip.count():
+            break
+    for text in (
+        "<img src=x onerror=alert(1)>",
+        "failed",
+        "2026-01-01 11:30:00 UTC",
+        "5.0 ms",
+        "KeyError: <b>a</b> &amp;",
+    ):
+        expect(tooltip).to_contain_text(text)

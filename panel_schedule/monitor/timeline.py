@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,6 +29,9 @@ from ..functions.run import RunRecord, RunState
 # Rows that are shown, and bars that a browser gets.
 MOST_ROWS = 40
 MOST_BARS = 5000
+
+# What ran within such a part of the time ran as recently: rows are not to come and go with each run.
+RECENT = 60
 
 # Pixels: of a wide page between the axes, of the narrowest bar, of a row, and of what is above and below the rows.
 WIDTH = 1000
@@ -57,9 +61,8 @@ COLORS = {
 _NUMBERS = {state: number for number, state in enumerate(COLORS)}
 _FIRST_BAD = _NUMBERS[RunState.TIMED_OUT]
 
-# All but these two are numbers, which a server sends by the thousand at once; of text it looks at each.
-_TEXTS = ("name", "error")
-_COLUMNS = ("y", "left", "end", "right", "height", "outcome", "count", "longest", "attempt", "slot", *_TEXTS)
+# All but errors are numbers, which a server sends by the thousand at once; at text it looks one by one.
+_COLUMNS = ("y", "left", "end", "right", "height", "outcome", "count", "longest", "attempt", "slot", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,8 @@ def arrange(runs: Iterable[tuple[str, str, RunRecord]], since: datetime, until: 
     """
     first, last = since.timestamp() * 1000, until.timestamp() * 1000
     owners: dict[tuple[str, str], int] = {}
-    records, numbers = list[RunRecord](), list[tuple[int, float, float, int]]()
+    # Of no run an object is made that the garbage collection looks at: all other threads stand still meanwhile.
+    records, whose, outcomes, begins, ends = list[RunRecord](), array("q"), array("q"), array("d"), array("d")
     for name, kind, run in runs:
         outcome = _NUMBERS.get(run.state)
         if run.started_at is None or outcome is None:
@@ -124,12 +128,15 @@ def arrange(runs: Iterable[tuple[str, str, RunRecord]], since: datetime, until: 
         ended = last if run.finished_at is None else run.finished_at.timestamp() * 1000
         if begun <= last and ended >= first:
             records.append(run)
-            numbers.append((owners.setdefault((name, kind), len(owners)), begun, max(begun, ended), outcome))
-    if not numbers:
+            whose.append(owners.setdefault((name, kind), len(owners)))
+            outcomes.append(outcome)
+            begins.append(begun)
+            ends.append(max(begun, ended))
+    if not records:
         return Bars(first, last)
-    owner, left, right, state = (np.array(column) for column in zip(*numbers, strict=True))
+    owner, left, right, state = map(np.array, (whose, begins, ends, outcomes))
     counts = dict(zip(COLORS, np.bincount(state, minlength=len(COLORS)).tolist(), strict=True))
-    rows, row = _rows([_called(*each) for each in owners], owner, left, state)
+    rows, row = _rows([_called(*each) for each in owners], owner, left, state, (last - first) / RECENT)
 
     at = np.flatnonzero(row >= 0)
     place = np.full(len(row), -1)
@@ -152,11 +159,11 @@ def arrange(runs: Iterable[tuple[str, str, RunRecord]], since: datetime, until: 
         "longest": np.maximum.reduceat(right - left, begin),
         "attempt": np.array([run.attempt for run in newest]),
         "slot": np.array([run.key.timestamp() * 1000 if isinstance(run.key, datetime) else np.nan for run in newest]),
-        "name": np.array([rows[each] for each in row[begin].tolist()], dtype=object),
         "error": np.array([run.error[:LONGEST_ERROR] for run in newest], dtype=object),
     }
     columns |= {name: columns[name].astype(np.int32) for name in ("y", "outcome", "count", "attempt")}
-    keys = list(zip(columns["name"].tolist(), state[begin].tolist(), place[begin].tolist(), strict=True))
+    names = [rows[each] for each in row[begin].tolist()]
+    keys = list(zip(names, state[begin].tolist(), place[begin].tolist(), strict=True))
     return Bars(first, last, rows, len(owners) - len(rows), counts, columns, keys)
 
 
@@ -164,14 +171,15 @@ def _called(name: str, kind: str) -> str:
     return name if kind == "task" else f"{name} ({kind})"
 
 
-def _rows(names: list[str], owner: Any, left: Any, state: Any) -> tuple[list[str], Any]:
+def _rows(names: list[str], owner: Any, left: Any, state: Any, moment: float) -> tuple[list[str], Any]:
     """The names of the rows, and of each run its row, -1 where it has none."""
     size, bad = len(names), state >= _FIRST_BAD
     by_time = np.argsort(left, kind="stable")
     latest, failed_last = np.empty(size), np.empty(size, dtype=bool)
     latest[owner[by_time]], failed_last[owner[by_time]] = left[by_time], bad[by_time]
     has_failed = np.bincount(owner, weights=bad, minlength=size) > 0
-    chosen = np.lexsort((-latest, ~has_failed, ~failed_last))[:MOST_ROWS].tolist()
+    by_name = np.argsort(np.argsort(names))
+    chosen = np.lexsort((by_name, -(latest // moment), ~has_failed, ~failed_last))[:MOST_ROWS].tolist()
     chosen.sort(key=lambda each: (not failed_last[each], names[each]))
     row = np.full(size, -1)
     row[chosen] = np.arange(len(chosen))
@@ -254,6 +262,7 @@ class Timeline(Viewer):
         super().__init__(**params)
         self._bars = Bars(0.0, 1.0)
         self._source = ColumnDataSource({name: column.copy() for name, column in self._bars.columns.items()})
+        self._names = ColumnDataSource({"name": list[str]()})
         # Of each bar that is shown its place in the source, where those also stay that are hidden.
         self._places: dict[tuple[Any, ...], int] = {}
         self._time, self._rows = Range1d(start=0.0, end=1.0), FixedTicker(ticks=[])
@@ -297,7 +306,7 @@ class Timeline(Viewer):
         plot.ygrid[0].grid_line_color = None
         hover = HoverTool(
             tooltips=[
-                ("", "@name"),
+                ("", "@y{custom}"),
                 ("outcome", "@outcome{custom}"),
                 ("start", "@left{%F %T} UTC"),
                 ("duration", "@longest{custom}"),
@@ -307,6 +316,7 @@ class Timeline(Viewer):
             ],
             formatters={
                 "@left": "datetime",
+                "@y": CustomJSHover(code="return names.data.name[value]", args={"names": self._names}),
                 "@outcome": CustomJSHover(code=_OUTCOME, args={"source": source, "names": list(COLORS)}),
                 "@longest": CustomJSHover(code=_TOOK, args={"source": source}),
                 "@slot": CustomJSHover(code=_SLOT),
@@ -336,6 +346,7 @@ class Timeline(Viewer):
         self._send(bars)
         plot, size = self._figure, max(1, len(bars.rows))
         if bars.rows != former.rows:
+            self._names.data = {"name": bars.rows}
             self._rows.ticks = list(range(len(bars.rows)))
             plot.yaxis.major_label_overrides = {at: _short(name) for at, name in enumerate(bars.rows)}
             plot.y_range.update(start=size - 0.5, end=-0.5)
