@@ -368,13 +368,15 @@ GROUND = """[document.body, document.documentElement].map(each => getComputedSty
 
 
 def test_runs_over_time_and_what_is_made_of_what_have_tabs(site: Site) -> None:
-    """They are drawn when they are looked at."""
+    """They are drawn when they are looked at; and who comes back finds all functions again."""
     page = site.visit("bob")
     page.get_by_text("Timeline", exact=True).click()
     expect(page.locator("body")).to_contain_text(re.compile(r"\d+ failed"))
     page.get_by_text("Graph", exact=True).click()
     expect(page.locator("g[data-state]")).to_have_count(2)
     expect(page.locator("body")).to_contain_text("3 tasks and functions are connected with no other one")
+    page.get_by_text("Functions", exact=True).click()
+    expect(row(page, "prices")).to_have_attribute("data-kind", "fresh")
 
 
 def test_it_is_readable_in_both_themes_on_a_phone_too(site: Site) -> None:

@@ -139,23 +139,27 @@ class Drawing:
         later: Callable[[float, Callable[[], object]], object],
     ):
         self._make, self._show, self._aside, self._later = make, show, aside, later
-        self._under_way = self._again = False
+        # Whether it is being made, and is to be made again; and the pauses that are not over.
+        self._making = self._again = False
+        self._pauses = 0
 
-    def draw(self) -> None:
-        """Draw it now, or as soon as it may be drawn again."""
-        if self._under_way:
+    def draw(self, at_once: bool = False) -> None:
+        """Draw it as soon as the pause after the last time is over, or at once."""
+        if self._making or (self._pauses and not at_once):
             self._again = True
             return
-        self._under_way, self._again = True, False
+        self._making, self._again = True, False
         self._aside(self._make, self._made)
 
     def _made(self, future: Future[Any]) -> None:
+        self._making = False
         if future.exception() is None:
             self._show(future.result())
+        self._pauses += 1
         self._later(PAUSE, self._rested)
 
     def _rested(self) -> None:
-        self._under_way = False
+        self._pauses -= 1
         if self._again:
             self.draw()
 
@@ -187,25 +191,34 @@ class Monitor(Viewer):
             lambda home, changed: MonitorView(home, changed, self._watch, table._send_msg)
         )
         table.on_msg(lambda event: self._hear(event.data))
-        timeline, graph = Timeline(), Graph()
-        bars = Drawing(lambda: self._watch.bars(timeline.length), timeline.update, self._aside, self._later)
-        drawn = Drawing(self._watch.drawing, graph.update, self._aside, self._later)
-        timeline.param.watch(lambda *_: bars.draw(), "span")
+        # What is in the other tabs is made when they are opened: most visitors look at the first one.
+        places = [pn.Column(margin=(10, 6), sizing_mode="stretch_width") for _ in range(2)]
         tabs = self._tabs = pn.Tabs(
-            ("Functions", table),
-            ("Timeline", pn.Column(timeline, margin=(10, 6), sizing_mode="stretch_width")),
-            ("Graph", pn.Column(graph, margin=(10, 6), sizing_mode="stretch_width")),
-            dynamic=True,
-            sizing_mode="stretch_width",
-            stylesheets=[TABS],
-        )
+            ("Functions", table), ("Timeline", places[0]), ("Graph", places[1]), dynamic=True,
+            sizing_mode="stretch_width", stylesheets=[TABS],
+        )  # fmt: skip
+        drawings = dict[int, Drawing]()
 
         def draw(*_: Any) -> None:
-            if tabs.active:
-                (bars, drawn)[tabs.active - 1].draw()
+            if (tab := tabs.active) == 0:
+                return
+            if tab not in drawings:
+                shown, drawings[tab] = (self._timeline, self._graph)[tab - 1]()
+                places[tab - 1].append(shown)
+            drawings[tab].draw()
 
         tabs.param.watch(draw, "active")
         view.looked = draw
+
+    def _timeline(self) -> tuple[Timeline, Drawing]:
+        timeline = Timeline()
+        drawing = Drawing(lambda: self._watch.bars(timeline.length), timeline.update, self._aside, self._later)
+        timeline.param.watch(lambda *_: drawing.draw(at_once=True), "span")
+        return timeline, drawing
+
+    def _graph(self) -> tuple[Graph, Drawing]:
+        graph = Graph()
+        return graph, Drawing(self._watch.drawing, graph.update, self._aside, self._later)
 
     def _refusal(self) -> str:
         return refusal(self._runtime.config.admins)
