@@ -235,7 +235,8 @@ class Monitor(Viewer):
                     self._view.answer({"failed": why_not})
                     return
                 given = (said["given"],) if isinstance(said.get("given"), str) else ()
-                log.info("The monitor: user %r asks for %r of %r %s", pn.state.user, action, id, given or "")
+                # A warning, which is what a server logs by default: whoever wonders why a task rests finds it there.
+                log.warning("The monitor: user %r asks for %r of %r %s", pn.state.user, action, id, given or "")
                 self._aside(partial(act, self._runtime, id, action, given), partial(self._answer, "done"))
 
     def _aside(self, call: Callable[[], Any], then: Callable[[Future[Any]], object]) -> None:
