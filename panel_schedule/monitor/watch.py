@@ -151,8 +151,9 @@ class Watch:
     def _gather(self) -> float:
         """Look once; seconds until the next look."""
         trouble, left = "", False
-        if not self._look:  # who waits for the page gets it before the histories have been read
+        if not self._look:  # who waits for the page gets it before the histories are read
             self._tell(list(self._functions()), trouble)
+            return SOON
         try:
             left = self._read_histories()
         except ScheduleError as error:
