@@ -25,8 +25,10 @@ SUCCEEDED, FAILED, RUNNING = RunState.SUCCEEDED, RunState.FAILED, RunState.RUNNI
 def ran(name: str, at: float, seconds: float = 1, state: RunState = SUCCEEDED, **more: Any) -> Told:
     """A run that began so many seconds before now."""
     start = NOW - timedelta(seconds=at)
-    end = None if state is RUNNING else start + timedelta(seconds=seconds)
-    return name, "task", RunRecord(f"{name} {at}", start, state, started_at=start, finished_at=end, **more)
+    more = {"key": start, "started_at": start} | more
+    if state is not RUNNING:
+        more["finished_at"] = start + timedelta(seconds=seconds)
+    return name, "task", RunRecord(id=f"{name} {at}", state=state, **more)
 
 
 def last_hour(runs: list[Told], now: datetime = NOW) -> Bars:
@@ -103,10 +105,10 @@ def test_the_worst_and_then_the_most_recent_have_rows_and_the_rest_is_counted() 
         *quiet,
         ran("was ill", 3000, state=FAILED),
         ran("was ill", 2900),
-        ran("is ill", 3500, state=RunState.CRASHED),
+        ran("x is ill", 3500, state=RunState.CRASHED),
     ]
     bars = last_hour(runs)
-    assert ["is ill", *(f"task {number:02}" for number in range(38)), "was ill"] == bars.rows
+    assert ["x is ill", *(f"task {number:02}" for number in range(38)), "was ill"] == bars.rows
     assert (MOST_ROWS, 12, 51) == (len(bars.rows), bars.left_out, bars.counts[SUCCEEDED])
 
 
@@ -149,6 +151,12 @@ def test_a_full_row_takes_no_room_from_the_others() -> None:
     ]
     kept = [line for line in lines(last_hour(runs)) if line[0] != "full"]
     assert (39 * 90, {1}) == (len(kept), {count for *_, count in kept})
+
+
+def test_successes_are_merged_before_failures() -> None:
+    runs = [ran(f"{each}", at) for each in range(40) for at in range(0, 3600, 10)]
+    bars = last_hour([*runs, *(ran("0", at, state=FAILED) for at in range(1500))])
+    assert 1500 == np.count_nonzero(bars.columns["height"] > 0.8)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +242,7 @@ def _bars(columns: dict[str, Any]) -> list[tuple]:
     return sorted(zip(*(columns[name].tolist() for name in names), strict=True))
 
 
-BEFORE = [ran("b", 600), ran("c", 300), ran("c", 60, state=RUNNING)]
+BEFORE = [ran("b", 600), ran("c", 300, key="asked for"), ran("c", 60, state=RUNNING)]
 DATA, STREAM, PATCH = "ColumnDataChanged", "ColumnsStreamed", "ColumnsPatched"
 
 
