@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from panel_schedule.config import Config
 from panel_schedule.decorators import Front
-from panel_schedule.errors import RegistrationError
+from panel_schedule.errors import RegistrationError, StoreError
 from panel_schedule.functions.run import RunRecord, RunState
 from panel_schedule.monitor.actions import act, detail
 from panel_schedule.monitor.rows import Past, past
@@ -133,6 +133,23 @@ def test_a_task_that_fails_says_how_often_and_why(runtime: Runtime, front: Front
             task.refresh().result(5)
     news = Looking(Watch(runtime)).until("fail", failures=2)
     assert ("failed", "ValueError: no <b>table</b>") == (news["rows"][0]["state"], news["rows"][0]["error"])
+
+
+def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(
+    runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this process knows without it goes on being right."""
+    task = front.schedule(period="1h", first_run="skip", name="task")(lambda: 1)
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise StoreError("The store is away.")
+
+    monkeypatch.setattr(runtime.service.store.records, "scan", away)
+    looking = Looking(Watch(runtime))
+    looking.until("task", state="idle")
+    assert "The store is away." == looking.next()["head"]["trouble"]
+    task.pause()
+    assert "The store is away." == looking.until("task", state="paused")["head"]["trouble"]
 
 
 def test_one_function_from_near(runtime: Runtime, front: Front) -> None:

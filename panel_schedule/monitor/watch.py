@@ -150,19 +150,18 @@ class Watch:
 
     def _gather(self) -> float:
         """Look once; seconds until the next look."""
-        trouble, left = "", False
-        if not self._look:  # who waits for the page gets it before the histories are read
-            self._tell(list(self._functions()), trouble)
-            return SOON
+        trouble, left, load = "", False, dict[str, Load]()
         try:
-            left = self._read_histories()
-        except ScheduleError as error:
+            load = self._load()
+            # Who waits for the page gets it before the histories are read.
+            left = self._read_histories() if self._look else True
+        except ScheduleError as error:  # what this process knows by itself it says nevertheless
             trouble = str(error)
-        self._tell(list(self._functions()), trouble)
+        self._tell(list(self._functions(load)), trouble)
         return SOON if left else EVERY
 
-    def _functions(self) -> Iterator[Row]:
-        runtime, load = self._runtime, self._load()
+    def _functions(self, load: dict[str, Load]) -> Iterator[Row]:
+        runtime = self._runtime
         for seen in runtime.scheduler.survey():
             name = seen.task.name
             if (words := self._words.get(name)) is None or words[0] is not seen.trigger:
