@@ -76,7 +76,8 @@ class Watch:
             self._sessions[changed] = None
             if self._looking:
                 return
-            self._looking = True
+            # What was so when somebody looked last is no news.
+            self._looking, self._rows, self._head = True, {}, ""
         self._go()
 
     def end(self, changed: Callable[[], object]) -> None:
@@ -95,8 +96,8 @@ class Watch:
         """
         with self._lock:
             now, rows, head = self._look, self._rows, self._head
-        if now == look:
-            return "", now
+        if now == look or not head:
+            return "", look
         new = [told.text for told in rows.values() if told.look > look and told.text]
         gone = [id for id, told in rows.items() if told.look > look and not told.text] if look else []
         told = f'"all": {json.dumps(not look)}, "rows": [{", ".join(new)}], "gone": {json.dumps(gone)}'
@@ -154,7 +155,7 @@ class Watch:
         try:
             load = self._load()
             # Who waits for the page gets it before the histories are read.
-            left = self._read_histories() if self._look else True
+            left = self._read_histories() if self._head else True
         except ScheduleError as error:  # what this process knows by itself it says nevertheless
             trouble = str(error)
         self._tell(list(self._functions(load)), trouble)
