@@ -12,6 +12,7 @@ from .functions.memoize import Memoized
 from .functions.run import Run, RunState, current_run, progress, track
 from .functions.task import Retry, Task, TaskStatus
 from .http.routes import routes
+from .monitor.component import monitor_of
 from .runtime import Runtime
 from .serialize.entry import Entry
 from .server.panel import install
@@ -27,16 +28,15 @@ _gate = install(_runtime)
 os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
-DataHealth = _front.DataHealth
+DataHealth, Monitor = _front.DataHealth, monitor_of(_runtime)
 background, memoize, schedule = _front.background, _front.memoize, _front.schedule
 schedule_task, cancel_task = _front.schedule_task, _front.cancel_task
-alert, on = _front.alert, _front.on
+alert, on, run_forever = _front.alert, _front.on, _front.run_forever
 store, tasks = _front.store, _front.tasks
-run_forever = _front.run_forever
 
 __version__ = "0.1.0"
 # For ``--plugins panel_schedule``, which has several processes stop as one, too.
-ROUTES = routes(_runtime, _gate)
+ROUTES = routes(_runtime, _gate, Monitor)
 
 __all__ = [
     "Background",
@@ -47,6 +47,7 @@ __all__ = [
     "JobPanel",
     "MemoView",
     "Memoized",
+    "Monitor",
     "Retry",
     "Run",
     "RunState",

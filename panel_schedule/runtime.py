@@ -77,6 +77,7 @@ from .stores.records import RecordStore
 from .stores.redis import RedisRecords, RedisStore
 from .stores.remote import RemoteCalls
 from .triggers import Trigger
+from .views.admins import refusal
 from .views.base import PAGE, TaskView, Views
 from .views.components import show
 from .views.data_health import PageView
@@ -750,9 +751,12 @@ class Runtime:
 
     def page(self) -> PageView:
         """What this session shows."""
-        view = self.views.admit(lambda home, changed: PageView(home, changed, self.views.mine), PAGE[1])
+        view = self.views.admit(lambda home, changed: PageView(home, changed, self.views.mine, self._may_run), PAGE[1])
         view._attempt()
         return view
+
+    def _may_run(self) -> bool:
+        return not refusal(self.config.admins)
 
     def show_progress(self, job: Job) -> Any:
         return Progress(job)

@@ -24,6 +24,7 @@ LAYERS = [
     {"scheduling", "jobs", "cache", "alerts"},
     {"views", "shared_values"},
     {"runtime", "decorators", "server"},
+    {"monitor"},
     {"http"},
     {"testing"},
     {"panel_schedule"},

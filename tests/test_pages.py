@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from servers import EXPIRE_SOON, PanelServer, Serve, eventually, write_files
 from windows import NewPage
@@ -215,6 +215,66 @@ def test_a_badge_says_the_worst_of_all_that_a_page_shows(serve: Serve, new_page:
     expect(rows.nth(1)).to_contain_text("fresh for")
     button.press("Escape")
     expect(page.locator(".health ul")).to_be_hidden()
+
+
+# What a browser may make of its copy of the badge's model: buttons that it was not given.
+FORGE = """() => {
+    const badge = Bokeh.documents.flatMap((each) => [...each._all_models.values()]).find((each) => each.data?.told)
+    badge.data.setv({told: {items: badge.data.told.items.map((item) => ({...item, run: "Run now"}))}})
+}"""
+
+
+def test_only_an_admin_runs_something_by_the_badge_whatever_a_browser_sends(serve: Serve, new_page: NewPage) -> None:
+    """A button for each task and answer. Of a user who is none the server takes no such message."""
+    tasks = """
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h", first_run="skip", name="<b>prices</b>")
+        def prices():
+            print("prices ran", flush=True)
+            return 42
+
+        @ps.memoize
+        def answer(number):
+            print("answer ran", flush=True)
+            return number
+    """
+    app = """
+        import panel as pn, panel_schedule as ps
+        from tasks import answer, prices
+        prices.view(), answer.view(7)
+        echo = pn.widgets.Button(name="echo", on_click=lambda _: print("echo of", pn.state.user, flush=True))
+        pn.Column(ps.DataHealth(), echo).servable()
+    """
+    files = {"app.py": app, "tasks.py": tasks, "users.json": '{"ada": "pass", "bob": "pass"}'}
+    options = "--basic-auth users.json --cookie-secret a-secret-of-cookies"
+    server = serve(f"app.py --setup tasks.py {options}", files, env={"PANEL_SCHEDULE_ADMINS": "ada"})
+
+    def page_of(user: str) -> Page:
+        page = new_page(f"{server.url}/app", allow=["logo_stacked.png"])
+        page.get_by_placeholder("username").fill(user)
+        page.get_by_placeholder("password").fill("pass")
+        page.get_by_placeholder("password").press("Enter")
+        page.locator(".health > button").click()
+        expect(page.locator(".health li")).to_have_count(2)
+        return page
+
+    bob, button = page_of("bob"), {"name": re.compile("Run now: ")}
+    expect(bob.locator(".health li").nth(1)).to_contain_text("old")
+    expect(bob.get_by_role("button", **button)).to_have_count(0)
+    bob.evaluate(FORGE)
+    expect(bob.get_by_role("button", **button)).to_have_count(2)
+    for each in bob.get_by_role("button", **button).all():
+        each.click()
+    bob.get_by_role("button", name="echo").press("Enter")
+    server.wait_for("echo of bob")
+    ada = page_of("ada")
+    assert (0, 1) == (server.output().count("prices ran"), server.output().count("answer ran"))
+    ada.get_by_role("button", name="Run now: <b>prices</b>").click()
+    server.wait_for("prices ran")
+    expect(bob.locator(".health > button")).to_have_text("All 2 up to date")
+    ada.get_by_role("button", name="Run now: answer").click()
+    eventually(lambda: server.output().count("answer ran") == 2)
 
 
 def test_a_page_says_by_itself_that_its_server_is_gone(serve: Serve, new_page: NewPage) -> None:

@@ -13,6 +13,7 @@ import param
 import pytest
 from panel.io.state import set_curdoc
 
+from core import Core
 from panel_schedule.config import Config
 from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError
@@ -22,6 +23,7 @@ from panel_schedule.runtime import Runtime
 from panel_schedule.serialize.entry import Entry
 from panel_schedule.views import base
 from panel_schedule.views.components import Freshness
+from panel_schedule.views.data_health import PageView
 
 
 @pytest.fixture
@@ -344,6 +346,43 @@ def test_data_health_finds_by_itself_what_the_session_shows(front: Front) -> Non
     assert ("ValueError: no such table", "failed", True) == (
         told["task"]["error"], told["task"]["state"], told["task"]["stale"],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "may", "ran"),
+    [
+        ({"run": 0}, True, ["task"]),
+        ({"run": 1}, True, ["answer"]),
+        ({"run": 0}, False, []),
+        ({"run": 2}, True, []),
+        ({"run": None}, True, []),
+        ({"run": [0]}, True, []),
+        ({}, True, []),
+        ("run", True, []),
+        (None, True, []),
+    ],
+)
+def test_a_page_runs_what_its_list_has_for_those_who_may(core: Core, said: Any, may: bool, ran: list[str]) -> None:
+    """A task, or an answer computed anew. A browser may send anything."""
+    made = list[str]()
+    task = task_of(core.ps, lambda: made.append("task"))
+    view = core.ps.memoize(lambda: made.append("answer"), name="answer").view()
+    core.go()
+    made.clear()
+    page = PageView(None, lambda: None, lambda: [task.view(), view], lambda: may)
+    page._follow()
+    assert {"Run now"} if may else {""} == {told["run"] for told in page.shown}
+    page.run_now(said)
+    core.go()
+    assert ran == made
+
+
+def test_a_task_that_runs_no_more_is_not_offered_to_be_run(front: Front) -> None:
+    task = task_of(front, lambda: 1)
+    page = PageView(None, lambda: None, lambda: [task.view()], lambda: True)
+    task.remove_schedule()
+    page._follow()
+    assert [""] == [told["run"] for told in page.shown]
 
 
 def test_the_next_task_of_a_name_has_a_view_of_its_own(front: Front) -> None:

@@ -24,7 +24,7 @@ from ..coordination.record import Refusal
 from ..coordination.tasks import TASK
 from ..errors import ConfigError, ScheduleError, TriggerError
 from ..functions.calls import is_async
-from ..functions.run import RunState, new_id
+from ..functions.run import FAILURES, RunState, new_id
 from ..stores.base import Store
 from ..triggers import After, Trigger, parse_period
 from ..triggers.words import in_words
@@ -300,7 +300,7 @@ def history(name: str | None, since: timedelta | None, failed: bool, store: Stor
         for kind, each in functions
         if name in (None, each)
         for run in live.runs_of(store, each, kind)
-        if (since is None or live.when(run) >= now - since) and (not failed or run.state in live.FAILURES)
+        if (since is None or live.when(run) >= now - since) and (not failed or run.state in FAILURES)
     ]
     found.sort(key=lambda each: live.when(each[2]), reverse=True)
     data = [

@@ -15,18 +15,15 @@ from ..coordination import answers, history, jobs
 from ..coordination.record import EPOCH, Record
 from ..coordination.tasks import TASK, VALUE, TaskState
 from ..errors import ConfigError
-from ..functions.run import RunRecord, RunState
+from ..functions.run import RunRecord, RunState, failures_in_a_row
 from ..runtime import open_records
 from ..scheduling.planner import ALLOWANCE, second_slot
 from ..stores.base import Store
 from ..stores.records import HELD, Change, Tell
 from ..stores.tasks import DATES
 from ..triggers import Trigger
+from ..triggers.coming import zone_of
 from ..triggers.words import in_words
-from .upcoming import zone_of
-
-# What counts as a failure: that a run was cancelled, or skipped, does not.
-FAILURES = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ def status_of(store: Store, record: Record, now: datetime, zone: tzinfo) -> Stat
         version=state.version if VALUE in record.parts else 0,
         last_success=_last_success(state, runs),
         next_run=_next_run(state, trigger, now, zone),
-        failures=_failures(runs),
+        failures=failures_in_a_row(runs),
         error=state.error,
         owner=_owner(store, state),
         run=state.run_id if not state.over else "",
@@ -176,15 +173,6 @@ def _next_run(state: TaskState, trigger: Trigger | None, now: datetime, zone: tz
         return None
     slot = trigger.next_after(now)
     return None if slot is None else slot.astimezone(zone_of(trigger, None, zone))
-
-
-def _failures(runs: Sequence[RunRecord]) -> int:
-    count = 0
-    for run in runs:
-        if run.state is RunState.SUCCEEDED:
-            break
-        count += run.state in FAILURES
-    return count
 
 
 def _owner(store: Store, state: TaskState) -> str:

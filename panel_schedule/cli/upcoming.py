@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
 
-from ..triggers import Cron, Trigger
+from ..triggers import Trigger
+from ..triggers.coming import slots_after, zone_of
 from .table import lasting
 
 
@@ -35,11 +34,6 @@ class Upcoming(NamedTuple):
         return f"clocks {'forward' if self.moved > timedelta() else 'back'} by {lasting(self.moved)} before it"
 
 
-def zone_of(trigger: Trigger, zone: tzinfo | None, default: tzinfo = UTC) -> tzinfo:
-    """In which a schedule is told: `zone`, else its own, else `default`."""
-    return zone or (ZoneInfo(trigger.timezone) if isinstance(trigger, Cron) else default)
-
-
 def upcoming(
     trigger: Trigger, start: datetime, count: int, zone: tzinfo | None = None, default: tzinfo = UTC
 ) -> list[Upcoming]:
@@ -57,18 +51,11 @@ def upcoming(
     """
     told, own = zone_of(trigger, zone, default), zone_of(trigger, None, default)
     found, before = list[Upcoming](), _offset(start, own)
-    for slot in islice(_slots(trigger, start), count):
+    for slot in islice(slots_after(trigger, start), count):
         offset = _offset(slot, own)
         found.append(Upcoming(slot.astimezone(told), offset - before))
         before = offset
     return found
-
-
-def _slots(trigger: Trigger, start: datetime) -> Iterator[datetime]:
-    slot = trigger.next_after(start)
-    while slot is not None:
-        yield slot
-        slot = trigger.next_after(slot)
 
 
 def _offset(instant: datetime, zone: tzinfo) -> timedelta:

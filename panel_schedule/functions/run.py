@@ -82,6 +82,10 @@ class RunState(StrEnum):
         self.final = text not in ("queued", "running")
 
 
+# What counts as a failure: that a run was cancelled, or skipped, does not.
+FAILURES = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
+
+
 class Cause(StrEnum):
     """Why slots were skipped, or a run was: what its ``reason`` says."""
 
@@ -143,6 +147,16 @@ class RunRecord:
         if self.started_at is None or self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()
+
+
+def failures_in_a_row(runs: Iterable[RunRecord]) -> int:
+    """How many have failed since the last success, of runs that come newest first."""
+    count = 0
+    for run in runs:
+        if run.state is RunState.SUCCEEDED:
+            break
+        count += run.state in FAILURES
+    return count
 
 
 class Partials(list[Any]):

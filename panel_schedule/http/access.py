@@ -8,7 +8,6 @@ import json
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import panel as pn
@@ -19,6 +18,7 @@ from ..errors import StoreError
 from ..executors.threads import ThreadExecutor
 from ..functions.task import Task
 from ..runtime import Runtime
+from ..views.admins import any_name
 
 T = TypeVar("T")
 
@@ -101,8 +101,7 @@ class Handler(AuthRequestHandler):
     @property
     def any_name(self) -> bool:
         """Whether ``--basic-auth`` has one password for all, with which anybody may give any name."""
-        told = pn.state._server_config.get(self.server, {}).get("basic_auth", pn.config.basic_auth)
-        return isinstance(told, str) and not Path(told).is_file()
+        return any_name(pn.state._server_config.get(self.server, {}).get("basic_auth", pn.config.basic_auth))
 
     def require_reader(self) -> None:
         if not self.may_read:

@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any
 
 from ..executors.threads import ThreadExecutor
+from ..monitor.component import Monitor
+from ..monitor.page import Page
 from ..runtime import Runtime
 from ..server.panel import Gate
 from .access import in_thread
@@ -21,13 +23,15 @@ THREADS = 4
 TASKS = "/schedule/api/tasks"
 
 
-def routes(runtime: Runtime, gate: Gate) -> list[tuple[str, type, dict[str, Any]]]:
+def routes(runtime: Runtime, gate: Gate, monitor: type[Monitor]) -> list[tuple[str, Any, dict[str, Any]]]:
     """For Bokeh's server; made before it forks, so that its processes share what they count."""
-    threads, totals = ThreadExecutor(THREADS), Totals(runtime, gate.sessions)
-    gate.on_served = partial(totals.begin, aside=partial(in_thread, threads))
+    threads, totals, page = ThreadExecutor(THREADS), Totals(runtime, gate.sessions), Page(monitor)
+    gate.on_served += [partial(totals.begin, aside=partial(in_thread, threads)), page.begin]
+    gate.open_at_once.add(page.application)
     given = {"runtime": runtime, "threads": threads}
     shared = {"shared": SharedAnswer(partial(all_as_json, runtime), threads, runtime.clock)}
     return [
+        *page.routes(),
         ("/schedule/healthz", Healthz, given),
         ("/schedule/readyz", Readyz, given),
         ("/schedule/metrics", Metrics, given | {"totals": totals}),

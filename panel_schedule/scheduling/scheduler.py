@@ -26,7 +26,7 @@ from .follower import Follower
 from .health import Health
 from .runs import Runs
 from .slots import Slots
-from .state import TaskState, Waves
+from .state import Seen, TaskState, Waves
 
 log = logging.getLogger("panel_schedule")
 
@@ -401,6 +401,16 @@ class Scheduler:
                 state = TaskState(task, self._work(task), gated=False)
                 state.removed = True
             return state.status(self.zone, elsewhere)
+
+    def survey(self) -> list[Seen]:
+        """How all tasks are. Others get the lock between one and the next."""
+        with self.service.lock:
+            states = list(self.states.values())
+        found = []
+        for state in states:
+            with self.service.lock:
+                found.append(state.seen(self.zone))
+        return found
 
     def conditions(self) -> dict[str, Condition]:
         """How the tasks are, by name."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from datetime import datetime, tzinfo
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from ..coordination.tasks import Claim
@@ -20,6 +20,32 @@ from .planner import ALLOWANCE, second_slot
 
 # One for all states: there may be thousands.
 NOTHING = frozenset[Task[Any]]()
+
+
+class Seen(NamedTuple):
+    """
+    What an operator is told of a task.
+
+    Attributes
+    ----------
+    task : Task
+    status : TaskStatus
+    trigger : Trigger
+        The schedule in force.
+    promise : datetime or None
+        Until when its value is what it has promised; None where nothing says so.
+    viewers : int
+        Sessions that show it, in all processes as far as that is known.
+    sources : tuple of str
+        The tasks that its values are made of, as far as is known.
+    """
+
+    task: Task[Any]
+    status: TaskStatus
+    trigger: Trigger
+    promise: datetime | None
+    viewers: int
+    sources: tuple[str, ...]
 
 
 class TaskState(Subject):
@@ -199,6 +225,12 @@ class TaskState(Subject):
     def sources(self) -> tuple[Task[Any], ...]:
         """The tasks whose values its own is made of, as far as is known."""
         return (*self.upstream, *self.task.policy.needs, *self.read)
+
+    def seen(self, zone: tzinfo) -> Seen:
+        """What an operator is told of it."""
+        sources = tuple(dict.fromkeys(task.name for task in self.sources))
+        status = self.status(zone, self.remote)
+        return Seen(self.task, status, self.trigger, self.promise, self.viewers + self.elsewhere, sources)
 
     def status(self, zone: tzinfo, elsewhere: Run | None) -> TaskStatus:
         """A snapshot; the next run in the zone of its schedule, or in `zone`. `elsewhere` is another process's run."""

@@ -85,7 +85,9 @@ class Gate:
         # Of the apps that this process serves.
         self._served: list[Any] = []
         # Called with the loop when it begins to serve.
-        self.on_served: Callable[[asyncio.AbstractEventLoop], object] = lambda loop: None
+        self.on_served: list[Callable[[asyncio.AbstractEventLoop], object]] = []
+        # Apps whose visitors do not wait for the first values: they want to know why these do not come.
+        self.open_at_once = weakref.WeakSet[Application]()
         # From the import on: the first session may be what imports the package.
         runtime.unusable = self._unusable
         self._watched = False
@@ -101,7 +103,8 @@ class Gate:
             if not _is_a_dashboard(application):
                 self._served.append(server_context)
                 self._start()
-                self.on_served(asyncio.get_running_loop())
+                for served in self.on_served:
+                    served(asyncio.get_running_loop())
 
         @wraps(on_unloaded)
         def on_server_unloaded(application: Application, server_context: Any) -> None:
@@ -122,7 +125,7 @@ class Gate:
                 return
             self._start()
             try:
-                if not await self._open():
+                if application not in self.open_at_once and not await self._open():
                     self._instead[session_context._document] = self._say_starting
             except (StoreError, ConfigError) as error:
                 self._instead[session_context._document] = partial(_say_unusable, error)

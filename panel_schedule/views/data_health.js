@@ -53,21 +53,47 @@ export function render({ model, el, view }) {
     return words.charAt(0).toUpperCase() + words.slice(1);
   }
 
-  function row(item, kind, now) {
+  // A line stays the same while the list is open: a button made anew loses the focus, and a click that is half made.
+  const lines = new Map();
+
+  function make(item) {
     const line = document.createElement("li");
+    for (const name of ["dot", "name", "state", "more"]) line.appendChild(document.createElement("span")).className = name;
+    lines.set(item.number, line);
+    return line;
+  }
+
+  function offer(item, line) {
+    const run = line.appendChild(document.createElement("button"));
+    run.type = "button";
+    run.className = "run";
+    run.addEventListener("click", () => {
+      if (run.getAttribute("aria-disabled") === "false") model.send_msg({ run: item.number });
+    });
+    return run;
+  }
+
+  function row(item, kind, now) {
+    const line = lines.get(item.number) ?? make(item);
     line.dataset.kind = kind;
-    const part = (name, words, title) => {
-      const cell = line.appendChild(document.createElement("span"));
-      cell.className = name;
-      cell.textContent = words;
-      cell.title = title || "";
+    const part = (name, words, title = "") => {
+      const cell = line.querySelector(`.${name}`);
+      if (cell.textContent !== words) cell.textContent = words;
+      if (cell.title !== title) cell.title = title;
+      return cell;
     };
-    part("dot", "");
     part("name", item.name, item.name);
     part("state", item.updated === null ? WORDS.waiting : `${span(Math.max(0, now - item.updated))} old`,
          item.updated === null ? "" : new Date((item.updated + ahead) * 1000).toLocaleString());
     const more = { fresh: promise(item, now), stale: promise(item, now) || WORDS.stale, failed: item.error, waiting: "" };
     part("more", more[kind] ?? WORDS[kind], item.error);
+    const run = line.querySelector(".run") ?? (item.run ? offer(item, line) : null);
+    if (!item.run) run?.remove();
+    else {
+      part("run", item.run);
+      run.setAttribute("aria-disabled", String(gone || item.run === "Running"));
+      run.setAttribute("aria-label", `${item.run}: ${item.name}`);
+    }
     return line;
   }
 
@@ -79,7 +105,12 @@ export function render({ model, el, view }) {
     text.textContent = say(kind, items, items.filter(([, is]) => is === kind));
     if (!list.hidden) {
       items.sort(([one, a], [other, b]) => ORDER.indexOf(a) - ORDER.indexOf(b) || one.name.localeCompare(other.name));
-      list.replaceChildren(...items.map(([item, is]) => row(item, is, now)));
+      const shown = items.map(([item, is]) => row(item, is, now));
+      if (shown.length !== list.children.length || shown.some((line, i) => line !== list.children[i])) {
+        const focused = root.getRootNode().activeElement;
+        list.replaceChildren(...shown);
+        if (list.contains(focused)) focused.focus();
+      }
     }
   }
 

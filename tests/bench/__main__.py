@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 FIGURES = (
     *("reads", "ticks", "masses", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
     *("jobs", "celeries", "clusters", "clicks", "waiting", "stalls", "loads", "api", "soak"),
-    *("memos", "crowds", "inputs"),
+    *("memos", "crowds", "inputs", "timelines"),
     *("servers", "fetches", "replicas"),
 )
 LIBRARIES = (

@@ -1,0 +1,163 @@
+"""What may be known of one function, and what may be done with it. May wait for the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..coordination.history import JOB, MEMO
+from ..coordination.tasks import TASK
+from ..errors import RegistrationError
+from ..functions.background import Background
+from ..functions.calls import is_async
+from ..functions.memoize import Memoized
+from ..functions.task import Task
+from ..runtime import Runtime
+from .rows import RUNS, Row, coming, live_row, run_row
+
+
+def find(runtime: Runtime, id: str) -> Task[Any] | Background[Any, Any] | Memoized[Any, Any]:
+    """
+    The function that a browser names.
+
+    Raises
+    ------
+    RegistrationError
+        When there is none.
+    """
+    for kind, functions in ((TASK, runtime.tasks), (JOB, runtime.jobs), (MEMO, runtime.memos)):
+        found: Any = functions.get(id.removeprefix(f"{kind} ")) if id.startswith(f"{kind} ") else None
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    raise RegistrationError(f"There is no function {id!r}.")
+
+
+# ------------------------------------------------------------ from near
+
+
+def detail(runtime: Runtime, id: str, admin: bool) -> Row:
+    """All that there is to say about one function."""
+    function = find(runtime, id)
+    shown: Row = {"id": id, "runs": [run_row(run) for run in function.history[:RUNS]], "facts": [], "next": []}
+    if isinstance(function, Task):
+        return shown | _task(runtime, function)
+    if isinstance(function, Background):
+        return shown | _job(function, admin)
+    return shown | _memo(function)
+
+
+def _task(runtime: Runtime, task: Task[Any]) -> Row:
+    scheduler, store = runtime.scheduler, runtime.service.store
+    seen = next((each for each in scheduler.survey() if each.task is task), None)
+    if seen is None:
+        raise RegistrationError(f"Task {task.name!r} was cancelled a moment ago.")
+    record = store.records.read(TASK, task.name)
+    owner = record.state.claimer if record is not None else ""
+    gone = " (gone)" if owner and not store.records.alive(owner) else ""
+    facts = {
+        "Function": _place(task.function),
+        "Runs in": task.policy.executor or ("loop" if is_async(task.function) else "thread"),
+        "Ran last in": f"{owner}{gone}",
+        "Made of": ", ".join(seen.sources),
+        "Hangs": ", ".join(seen.status.hanging),
+    }
+    return {"facts": _facts(facts), "next": coming(seen, runtime.clock.now(), scheduler.zone)}
+
+
+def _job(job: Background[Any, Any], admin: bool) -> Row:
+    runs = job.runs()
+    failed = next((run for run in runs if run.error is not None), None)
+    facts = {"Function": _place(job.function), "Runs in": job.policy.executor}
+    shown: Row = {"facts": _facts(facts), "live": [live_row(run, admin) for run in runs if not run.state.final]}
+    return shown | ({"traceback": failed.traceback} if admin and failed is not None else {})
+
+
+def _memo(memo: Memoized[Any, Any]) -> Row:
+    size = sum(answer.size for answer in list(memo.lru.answers.values()))
+    facts = {
+        "Function": _place(memo.function),
+        "Runs in": memo.executor,
+        "Answers at hand in this process": str(len(memo.lru.answers)),
+        "Their bytes, where known": f"{size:,}" if size else "",
+        "Hits in this process": f"{memo.lru.hits:,}",
+    }
+    return {"facts": _facts(facts)}
+
+
+def _facts(facts: dict[str, str]) -> list[tuple[str, str]]:
+    return [(name, text) for name, text in facts.items() if text]
+
+
+def _place(function: Any) -> str:
+    """Where its source is, as far as that is known."""
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")
+    code = getattr(function, "__code__", None)
+    return name if code is None else f"{name}, line {code.co_firstlineno}"
+
+
+# ------------------------------------------------------------ what is done
+
+
+def _refresh(runtime: Runtime, task: Task[Any]) -> str:
+    task.refresh()
+    return f"{task.name}: it runs."
+
+
+def _pause(runtime: Runtime, task: Task[Any]) -> str:
+    task.pause()
+    return f"{task.name}: paused."
+
+
+def _resume(runtime: Runtime, task: Task[Any]) -> str:
+    task.resume()
+    return f"{task.name}: goes on with the next slot."
+
+
+def _cancel(runtime: Runtime, task: Task[Any]) -> str:
+    run = runtime.scheduler.cancel(task)
+    return f"{task.name}: no run is under way." if run is None else f"{task.name}: cancelled."
+
+
+def _reschedule(runtime: Runtime, task: Task[Any], when: str) -> str:
+    """A cron expression has at least five fields, or a sign before its name."""
+    is_cron = when.startswith("@") or len(when.split()) >= 5
+    task.reschedule(**{"cron" if is_cron else "period": when})
+    return f"{task.name}: runs {task.status.schedule} from now on."
+
+
+def _cancel_runs(runtime: Runtime, job: Background[Any, Any]) -> str:
+    live = [run for run in job.runs() if not run.state.final]
+    for run in live:
+        run.cancel()
+    return f"{job.name}: {len(live)} cancelled."
+
+
+def _invalidate(runtime: Runtime, memo: Memoized[Any, Any]) -> str:
+    memo.clear()
+    return f"{memo.name}: all answers are forgotten."
+
+
+_ACTIONS: dict[tuple[type, str], Callable[..., str]] = {
+    (Task, "refresh"): _refresh,
+    (Task, "pause"): _pause,
+    (Task, "resume"): _resume,
+    (Task, "cancel"): _cancel,
+    (Task, "reschedule"): _reschedule,
+    (Background, "cancel"): _cancel_runs,
+    (Memoized, "invalidate"): _invalidate,
+}
+
+
+def act(runtime: Runtime, id: str, action: str, given: tuple[str, ...] = ()) -> str:
+    """
+    Do it; what is said of it.
+
+    Raises
+    ------
+    ScheduleError
+        When it cannot be done.
+    """
+    function = find(runtime, id)
+    if (do := _ACTIONS.get((type(function), action))) is None or len(given) != (action == "reschedule"):
+        raise RegistrationError(f"There is no {action!r} of {id!r}.")
+    return do(runtime, function, *given)

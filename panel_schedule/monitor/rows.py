@@ -1,0 +1,169 @@
+"""What the monitor says of each function: pure, of plain values that a browser can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, tzinfo
+from itertools import islice
+from typing import Any, NamedTuple
+
+from ..coordination.history import JOB, MEMO
+from ..coordination.tasks import TASK
+from ..functions.background import Background
+from ..functions.memoize import Memoized
+from ..functions.run import FAILURES, Run, RunRecord, RunState, failures_in_a_row
+from ..scheduling.state import Seen
+from ..triggers import Every
+from ..triggers.coming import slots_after, zone_of
+
+Row = dict[str, Any]
+
+# So many durations are drawn of a function, and so many runs listed; so many times to come are told.
+DURATIONS, RUNS, NEXT = 20, 50, 5
+
+# So much of an error is told in a table.
+LETTERS = 300
+
+
+class Past(NamedTuple):
+    """
+    What the history of a function comes to.
+
+    Attributes
+    ----------
+    failures : int
+        In a row, up to now.
+    error : str
+        First line of the last run's failure; ``""`` where it has none.
+    success : float or None
+        When the last one ended well, in Unix seconds.
+    durations : list of [float, int]
+        Of the last runs, oldest first: seconds, and 0 for a failure, else 1.
+    """
+
+    failures: int = 0
+    error: str = ""
+    success: float | None = None
+    durations: Sequence[Sequence[float]] = ()
+
+
+def past(runs: Sequence[RunRecord]) -> Past:
+    """Of a history, newest first."""
+    last = next((run for run in runs if run.state is not RunState.SKIPPED), None)
+    success = next((run.finished_at for run in runs if run.state is RunState.SUCCEEDED), None)
+    ended = list(islice((run for run in runs if run.duration is not None), DURATIONS))
+    return Past(
+        failures_in_a_row(runs),
+        last.error[:LETTERS] if last is not None and last.state in FAILURES else "",
+        _seconds(success),
+        [[round(run.duration or 0, 4), int(run.state not in FAILURES)] for run in reversed(ended)],
+    )
+
+
+class Load(NamedTuple):
+    """How many runs of a background function are under way, and how many wait."""
+
+    running: int = 0
+    waiting: int = 0
+
+
+def identity(kind: str, name: str) -> str:
+    """By which a browser names a function."""
+    return f"{kind} {name}"
+
+
+def task_row(seen: Seen, past: Past, schedule: str) -> Row:
+    """Of a task, with its schedule in words; times are Unix times in seconds."""
+    status = seen.status
+    return _row(TASK, status.name, past) | {
+        "state": status.state,
+        "schedule": schedule,
+        "updated": _seconds(status.updated_at),
+        "until": _seconds(seen.promise),
+        "stale": status.stale,
+        "error": status.error[:LETTERS],
+        "next": _seconds(status.next_run),
+        "percent": status.percent,
+        "message": status.message,
+        "viewers": seen.viewers,
+    }
+
+
+def job_row(job: Background[Any, Any], past: Past, load: Load) -> Row:
+    """Of a background function."""
+    state = "running" if load.running else "queued" if load.waiting else "failed" if past.error else "idle"
+    waiting = f", {load.waiting} wait" if load.waiting else ""
+    message = f"{load.running} under way{waiting}" if any(load) else ""
+    return _row(JOB, job.name, past) | {"state": state, "schedule": "on request", "message": message}
+
+
+def memo_row(memo: Memoized[Any, Any], past: Past) -> Row:
+    """Of a memoized function."""
+    ttl = memo.policy.ttl
+    after = f"after {', '.join(task.name for task in memo.policy.after)}" if memo.policy.after else ""
+    kept = str(Every(ttl)).replace("every", "kept") if ttl is not None else "kept"
+    return _row(MEMO, memo.name, past) | {
+        "state": "failed" if past.error else "idle",
+        "schedule": ", ".join(filter(None, [kept, after])),
+        "message": f"{len(memo.lru.answers)} at hand, {memo.lru.hits} hits",
+    }
+
+
+def _row(kind: str, name: str, past: Past) -> Row:
+    """What the history says."""
+    return {
+        "id": identity(kind, name),
+        "kind": kind,
+        "name": name,
+        "updated": past.success,
+        "until": None,
+        "stale": False,
+        "error": past.error,
+        "next": None,
+        "percent": -1,
+        "viewers": None,
+        "failures": past.failures,
+        "durations": past.durations,
+    }
+
+
+# ------------------------------------------------------------ one function, from near
+
+
+def coming(seen: Seen, now: datetime, zone: tzinfo) -> list[Row]:
+    """The next times of a task, in the zone of its schedule, or in `zone`."""
+    if seen.status.state in ("paused", "removed"):
+        return []
+    where = zone_of(seen.trigger, None, zone)
+    return [
+        {"at": slot.timestamp(), "text": f"{slot.astimezone(where):%a %d %b %H:%M:%S %Z}"}
+        for slot in islice(slots_after(seen.trigger, now), NEXT)
+    ]
+
+
+def run_row(run: RunRecord) -> Row:
+    """Of a run of the history."""
+    return {
+        "state": run.state.value,
+        "at": _seconds(run.started_at or run.finished_at or run.queued_at),
+        "duration": run.duration,
+        "attempt": run.attempt,
+        "error": run.error,
+        "reason": run.reason,
+    }
+
+
+def live_row(run: Run, admin: bool) -> Row:
+    """Of a run under way. Who knows the id of a job's run may follow it."""
+    shown: Row = {
+        "state": run.state.value,
+        "at": _seconds(run.started_at or run.queued_at),
+        "percent": run.percent,
+        "message": run.message,
+        "attempt": run.attempt,
+    }
+    return shown | ({"run": run.id, "user": run.user} if admin else {})
+
+
+def _seconds(instant: datetime | None) -> float | None:
+    return None if instant is None else instant.timestamp()

@@ -1,0 +1,245 @@
+"""What the monitor shows, gathered for all sessions of a process that look, and told as what has changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import NamedTuple
+
+from ..coordination import history, jobs
+from ..coordination.history import JOB, MEMO, parts_of
+from ..coordination.tasks import TASK
+from ..errors import ScheduleError
+from ..executors.threads import ThreadExecutor
+from ..functions.run import RunState
+from ..runtime import Runtime
+from ..stores.records import HELD
+from ..triggers import Trigger
+from ..triggers.words import in_words
+from .graph import Edge, Node, drawing, edges_of, state_of
+from .rows import Load, Past, Row, identity, job_row, memo_row, past, task_row
+from .timeline import Bars, arrange
+
+log = logging.getLogger("panel_schedule")
+
+# Seconds between one look and the next.
+EVERY = 1.0
+
+# So many seconds of a look may go into histories; what is left is read with the next one, which follows soon.
+READING, SOON = 0.2, 0.05
+
+Key = tuple[str, str]  # kind and name of a function
+
+NOTHING = (0, Past())
+
+
+class Told(NamedTuple):
+    """A row, also as text, and the number of the look that has found it so; None where the function is gone."""
+
+    row: Row | None
+    text: str
+    look: int
+
+
+class Watch:
+    """
+    Looks at all functions of a process once a second, on a thread, while a session wants to know; none costs nothing.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    """
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self._threads = ThreadExecutor(1)
+        self._lock = threading.Lock()
+        self._sessions: dict[Callable[[], object], None] = {}
+        self._looking = False
+        self._rows: dict[str, Told] = {}
+        self._look = 0
+        self._head = ""
+        # What the history of each function comes to, and of which change of its record that is. The runs themselves
+        # may be many, and Python's garbage collector, for which all threads stand still, would look at each of them.
+        self._pasts: dict[Key, tuple[int, Past]] = {}
+        # The schedule of each task, in words.
+        self._words: dict[str, tuple[Trigger, str]] = {}
+
+    def begin(self, changed: Callable[[], object]) -> None:
+        """From now on call `changed` when there is something new; on whatever thread. Idempotent."""
+        with self._lock:
+            self._sessions[changed] = None
+            if self._looking:
+                return
+            # What was so when somebody looked last is no news.
+            self._looking, self._rows, self._head = True, {}, ""
+        self._go()
+
+    def end(self, changed: Callable[[], object]) -> None:
+        """This session has ended."""
+        with self._lock:
+            self._sessions.pop(changed, None)
+
+    def since(self, look: int) -> tuple[str, int]:
+        """
+        What is new since a look, as JSON, and the number of the last one.
+
+        Returns
+        -------
+        tuple of str and int
+            ``""`` where nothing is, or no look has ended yet.
+        """
+        with self._lock:
+            now, rows, head = self._look, self._rows, self._head
+        if now == look or not head:
+            return "", look
+        new = [told.text for told in rows.values() if told.look > look and told.text]
+        gone = [id for id, told in rows.items() if told.look > look and not told.text] if look else []
+        told = f'"all": {json.dumps(not look)}, "rows": [{", ".join(new)}], "gone": {json.dumps(gone)}'
+        return f'{{{told}, "head": {head}, "now": {self._runtime.clock.now().timestamp()}}}', now
+
+    # ------------------------------------------------------------ drawn
+
+    def bars(self, length: timedelta) -> Bars:
+        """Of all runs of so long. Takes some tenths of a second where there are many."""
+        until, histories = self._runtime.clock.now(), self._runtime.service.store.history
+        runs = ((name, kind, run) for kind, name in list(self._pasts) for run in histories(name, kind))
+        return arrange(runs, until - length, until)
+
+    def drawing(self) -> str:
+        """What is made of what, as it was at the last look."""
+        now, runtime = self._runtime.clock.now().timestamp(), self._runtime
+        with self._lock:
+            rows = [told.row for told in self._rows.values() if told.row is not None and told.row["kind"] != JOB]
+        nodes = [Node(row["id"], row["name"], _state(row, now), function=row["kind"] == MEMO) for row in rows]
+        read = [
+            Edge(identity(TASK, source), identity(TASK, seen.task.name), "reads")
+            for seen in runtime.scheduler.survey()
+            for source in seen.sources
+        ]
+        # Of two edges between the same the later one is drawn: what is declared says more than what was seen.
+        return drawing(nodes, [*read, *edges_of(list(runtime.tasks.values()), list(runtime.memos.values()))])
+
+    # ------------------------------------------------------------ one look
+
+    def _go(self) -> None:
+        self._threads.submit(self._take)
+        self._threads.flush()
+
+    def _take(self) -> None:
+        with self._lock:
+            if not self._sessions or self._runtime.stopping:
+                self._looking = False
+                return
+        again = EVERY
+        try:
+            again = self._gather()
+        except ScheduleError as error:
+            self._tell(None, str(error))
+        except Exception:
+            log.exception("The monitor failed at something that is a bug of panel-schedule; it goes on.")
+        try:
+            self._runtime.later(again, self._go)
+        except ScheduleError:  # there is no store: who looks again begins anew
+            with self._lock:
+                self._looking = False
+
+    def _gather(self) -> float:
+        """Look once; seconds until the next look."""
+        trouble, left, load = "", False, dict[str, Load]()
+        try:
+            load = self._load()
+            # Who waits for the page gets it before the histories are read.
+            left = self._read_histories() if self._head else True
+        except ScheduleError as error:  # what this process knows by itself it says nevertheless
+            trouble = str(error)
+        self._tell(list(self._functions(load)), trouble)
+        return SOON if left else EVERY
+
+    def _functions(self, load: dict[str, Load]) -> Iterator[Row]:
+        runtime = self._runtime
+        for seen in runtime.scheduler.survey():
+            name = seen.task.name
+            if (words := self._words.get(name)) is None or words[0] is not seen.trigger:
+                words = self._words[name] = seen.trigger, in_words(seen.trigger)
+            yield task_row(seen, self._of(TASK, name), words[1])
+        for job in list(runtime.jobs.values()):
+            yield job_row(job, self._of(JOB, job.name), load.get(job.name, Load()))
+        for memo in list(runtime.memos.values()):
+            yield memo_row(memo, self._of(MEMO, memo.name))
+
+    def _of(self, kind: str, name: str) -> Past:
+        return self._pasts.get((kind, name), NOTHING)[1]
+
+    def _read_histories(self) -> bool:
+        """Read those that have changed; whether some are left."""
+        runtime, store = self._runtime, self._runtime.service.store
+        known = {(TASK, name) for name in runtime.tasks} | {(JOB, name) for name in runtime.jobs}
+        known |= {(MEMO, name) for name in runtime.memos}
+        changed = {(TASK, record.name): record.revision for record in store.records.scan(TASK)}
+        changed |= {parts_of(record.name): record.revision for record in store.records.scan(history.SPACE)}
+        until = runtime.clock.monotonic() + READING
+        for (kind, name), revision in changed.items():
+            if (kind, name) not in known or self._pasts.get((kind, name), NOTHING)[0] == revision:
+                continue
+            if runtime.clock.monotonic() > until:
+                return True
+            self._pasts[kind, name] = revision, past(store.history(name, kind))
+        for gone in self._pasts.keys() - known:
+            del self._pasts[gone]
+        return False
+
+    def _load(self) -> dict[str, Load]:
+        """By function, how many runs of jobs are under way."""
+        runtime = self._runtime
+        if runtime.service.store.blocking:
+            with_state = [
+                (record.group, record.state.state)
+                for record in runtime.service.store.records.scan(jobs.SPACE, owner=HELD)
+            ]
+        else:
+            with runtime.service.lock:
+                with_state = [(each.job.name, each.run.state) for each in runtime.dispatcher.executions]
+        counts = Counter(with_state)
+        return {
+            name: Load(counts[name, RunState.RUNNING], counts[name, RunState.QUEUED])
+            for name in {name for name, _ in counts}
+        }
+
+    def _tell(self, rows: list[Row] | None, trouble: str) -> None:
+        """Note what is new, and tell those who look; `rows` is None where nothing could be gathered."""
+        head = json.dumps({"trouble": trouble} | (self._state() if rows is not None else {}))
+        with self._lock:
+            look, former = self._look + 1, self._rows
+            if rows is not None:
+                new = {row["id"]: _told(former.get(row["id"]), row, look) for row in rows}
+                self._rows = {id: _told(told, None, look) for id, told in former.items() if id not in new} | new
+            if head == self._head and all(told.look < look for told in self._rows.values()):
+                return
+            self._look, self._head = look, head
+            sessions = list(self._sessions)
+        for changed in sessions:
+            changed()
+
+    def _state(self) -> Row:
+        """Of the whole: what waits in this process, and what hangs."""
+        executors = self._runtime.service.executors.values()
+        hanging = sorted({name for executor in executors for name in executor.hanging})
+        return {"waiting": self._runtime.waiting(), "hanging": hanging, "process": os.getpid()}
+
+
+def _told(former: Told | None, row: Row | None, look: int) -> Told:
+    if former is not None and former.row == row:
+        return former
+    return Told(row, "" if row is None else json.dumps(row), look)
+
+
+def _state(row: Row, now: float) -> str:
+    """In the words of the graph; what has no value yet is not stale, as in the table."""
+    has_value, late = row["updated"] is not None, row["until"] is not None and row["until"] < now
+    return state_of(row["state"], row["error"], has_value and (row["stale"] or late), has_value or row["kind"] == MEMO)

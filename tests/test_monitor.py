@@ -1,0 +1,450 @@
+"""The monitor: what it says of each function, to whom, and what may be done there."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import panel as pn
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from panel_schedule.config import Config
+from panel_schedule.decorators import Front
+from panel_schedule.errors import RegistrationError, StoreError
+from panel_schedule.functions.run import RunRecord, RunState
+from panel_schedule.monitor.actions import act, detail
+from panel_schedule.monitor.rows import Past, past
+from panel_schedule.monitor.watch import Watch
+from panel_schedule.runtime import Runtime
+from panel_schedule.views.admins import refusal
+from servers import PanelServer, Serve, eventually, write_files
+from windows import NewPage, windows
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SUCCEEDED, FAILED, CANCELLED, SKIPPED = RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED
+
+
+def ran(*states: RunState) -> list[RunRecord]:
+    """Newest first; a run takes a second, and one that was skipped none."""
+    later = NOW + timedelta(seconds=1)
+    return [
+        RunRecord("id", None, state, 1, NOW, None if state is SKIPPED else NOW, later, "no" if state is FAILED else "")
+        for state in states
+    ]
+
+
+# ------------------------------------------------------------ what is said, without a server
+
+
+@pytest.mark.parametrize(
+    ("states", "failures", "error", "success", "well"),
+    [
+        ([], 0, "", False, []),
+        ([SUCCEEDED, FAILED], 0, "", True, [0, 1]),
+        ([FAILED, FAILED, SUCCEEDED], 2, "no", True, [1, 0, 0]),
+        ([SKIPPED, FAILED, CANCELLED, FAILED], 2, "no", False, [0, 1, 0]),
+        ([CANCELLED, FAILED], 1, "", False, [0, 1]),
+    ],
+)
+def test_a_history_comes_to(states: list, failures: int, error: str, success: bool, well: list[int]) -> None:
+    """Skipped slots are no runs, and who cancels a run makes no failure of it."""
+    last = (NOW + timedelta(seconds=1)).timestamp() if success else None
+    assert Past(failures, error, last, [[1.0, each] for each in well]) == past(ran(*states))
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    runtime = Runtime(Config({"PANEL_SCHEDULE_TIMEZONE": "UTC"}))
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture
+def front(runtime: Runtime) -> Front:
+    return Front(runtime)
+
+
+class Looking:
+    """Somebody who looks: `next` is what is new since the last time, once there is something."""
+
+    def __init__(self, watch: Watch):
+        self.changed = threading.Event()
+        self.watch, self.seen = watch, 0
+        watch.begin(self.changed.set)
+
+    def next(self) -> dict[str, Any]:
+        while True:
+            text, self.seen = self.watch.since(self.seen)
+            if text:
+                return json.loads(text)  # type: ignore[no-any-return]
+            assert self.changed.wait(10)
+            self.changed.clear()
+
+    def until(self, name: str, **expected: Any) -> dict[str, Any]:
+        """The news that say this of a function."""
+        while True:
+            news = self.next()
+            for row in news["rows"]:
+                if row["name"] == name and expected.items() <= row.items():
+                    return news
+
+
+def test_who_looks_is_told_all_and_then_what_has_changed(runtime: Runtime, front: Front) -> None:
+    """Tasks, background and memoized functions; and one that is gone."""
+    first, second = (front.schedule(period="1h", first_run="skip", name=name)(lambda: 1) for name in ("a", "b"))
+    front.background(executor="thread", name="job")(lambda: 1)
+    front.memoize(ttl="5m", after=[first], name="memo")(lambda: 1)
+    looking = Looking(Watch(runtime))
+    news = looking.next()
+    assert {"a": "every 1 h", "b": "every 1 h", "job": "on request", "memo": "kept 5 min, after a"} == {
+        row["name"]: row["schedule"] for row in news["rows"]
+    }
+    assert news["all"]
+    second.refresh().result(5)
+    news = looking.until("b", state="idle", failures=0)
+    assert (["b"], [], False) == ([row["name"] for row in news["rows"]], news["gone"], news["all"])
+    front.cancel_task("a")
+    assert ["task a"] == looking.next()["gone"]
+
+
+def test_nobody_looks_any_more_and_nothing_is_gathered(runtime: Runtime, front: Front) -> None:
+    """And who looks again is told how it is then, not how it was."""
+    task, watch = front.schedule(period="1h", first_run="skip", name="task")(lambda: 1), Watch(runtime)
+    looking = Looking(watch)
+    looking.next()
+    watch.end(looking.changed.set)
+    eventually(lambda: not watch._looking)
+    task.pause()
+    news = Looking(watch).next()
+    assert (["paused"], True) == ([row["state"] for row in news["rows"]], news["all"])
+
+
+def test_a_task_that_fails_says_how_often_and_why(runtime: Runtime, front: Front) -> None:
+    def fail() -> None:
+        raise ValueError("no <b>table</b>\nsecond line")
+
+    task = front.schedule(period="1h", first_run="skip")(fail)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no <b>table"):
+            task.refresh().result(5)
+    news = Looking(Watch(runtime)).until("fail", failures=2)
+    assert ("failed", "ValueError: no <b>table</b>") == (news["rows"][0]["state"], news["rows"][0]["error"])
+
+
+def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(
+    runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this process knows without it goes on being right."""
+    front.schedule(period="1h", first_run="skip", name="task")(lambda: 1)
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise StoreError("The store is away.")
+
+    monkeypatch.setattr(runtime.service.store.records, "scan", away)
+    looking = Looking(Watch(runtime))
+    looking.until("task", state="idle")
+    assert "The store is away." == looking.next()["head"]["trouble"]
+    front.schedule(period="1h", first_run="skip", name="late")(lambda: 1)
+    assert "The store is away." == looking.until("late", state="idle")["head"]["trouble"]
+
+
+def test_one_function_from_near(runtime: Runtime, front: Front) -> None:
+    """A task has its next five times in the zone of its schedule; only admins see tracebacks of jobs."""
+    front.schedule(cron="0 6 * * mon-fri", timezone="America/New_York", first_run="skip", name="task")(lambda: 1)
+    shown = detail(runtime, "task task", admin=False)
+    assert 5 == len(shown["next"])
+    assert re.fullmatch(r"\w{3} \d\d \w{3} 06:00:00 E[SD]T", shown["next"][0]["text"])
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    job = front.background(executor="thread", name="job")(fail)
+    with pytest.raises(ValueError, match="no"):
+        job.submit().result(5)
+    assert "in fail" in detail(runtime, "job job", admin=True)["traceback"]
+    assert "traceback" not in detail(runtime, "job job", admin=False)
+
+
+def test_what_is_done_with_each_kind(runtime: Runtime, front: Front) -> None:
+    task = front.schedule(period="1h", first_run="skip", name="task")(lambda: 1)
+    act(runtime, "task task", "pause")
+    assert "paused" == task.status.state
+    act(runtime, "task task", "resume")
+    assert "idle" == task.status.state
+    assert "task: runs every 15 min from now on." == act(runtime, "task task", "reschedule", ("15m",))
+    act(runtime, "task task", "reschedule", ("0 6 * * *",))
+    assert "06:00" in detail(runtime, "task task", admin=False)["next"][0]["text"]
+    assert "task: no run is under way." == act(runtime, "task task", "cancel")
+    act(runtime, "task task", "refresh")
+    assert 1 == task.wait_ready(5)
+
+    released = threading.Event()
+    job = front.background(executor="thread", name="job")(lambda: released.wait(10))
+    run = job.submit()
+    assert "job: 1 cancelled." == act(runtime, "job job", "cancel")
+    assert "cancelled" == run.state
+    released.set()
+
+    computed = list[int]()
+    memo = front.memoize(name="memo")(lambda number: computed.append(number))
+    memo(1), memo(1)
+    act(runtime, "memo memo", "invalidate")
+    memo(1)
+    assert [1, 1] == computed
+
+
+@pytest.mark.parametrize(
+    ("id", "action", "given"),
+    [("task x", "pause", ()), ("x", "pause", ()), ("task task", "remove", ()), ("task task", "pause", ("x",)),
+     ("memo task", "invalidate", ()), ("task task", "invalidate", ()), ("task task", "reschedule", ())],
+)  # fmt: skip
+def test_a_browser_may_ask_for_anything(runtime: Runtime, front: Front, id: str, action: str, given: tuple) -> None:
+    task = front.schedule(period="1h", first_run="skip", name="task")(lambda: 1)
+    with pytest.raises(RegistrationError, match="There is no"):
+        act(runtime, id, action, given)
+    assert "idle" == task.status.state
+
+
+@pytest.mark.parametrize(
+    ("admins", "password", "user", "why_not"),
+    [
+        ([], "users.json", "ada", "names nobody"),
+        (["ada"], "users.json", "ada", ""),
+        (["ada"], "users.json", "bob", "user 'bob' is none"),
+        (["ada"], "users.json", None, "not logged in"),
+        (["ada"], "one for all", "ada", "share one password"),
+    ],
+)
+def test_who_may_change_something(
+    admins: list[str], password: str, user: str | None, why_not: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "users.json").write_text("{}")
+    monkeypatch.setattr(pn.config, "basic_auth", password)
+    monkeypatch.setattr(type(pn.state), "user", property(lambda self: user))
+    found = refusal(admins)
+    assert (why_not in found) if why_not else found == ""
+
+
+# ------------------------------------------------------------ in a browser
+
+
+TASKS = """
+    import pathlib, time
+    import panel_schedule as ps
+
+    @ps.schedule(period="1h", name="<script>document.title = 'hurt'</script>", first_run="background")
+    def failing():
+        raise ConnectionError("no <img src=x onerror=alert(1)> to host")
+
+    @ps.schedule(cron="0 6 * * mon-fri", timezone="America/New_York")
+    def prices():
+        return 42
+
+    @ps.schedule(period="1h", first_run="skip")
+    def endless():
+        while True:
+            ps.progress(1, 2)
+            time.sleep(0.01)
+
+    @ps.schedule(after=prices)
+    def doubled():
+        return 2 * prices()
+
+    @ps.memoize(ttl="5m")
+    def twice(number):
+        return 2 * number
+"""
+
+APP = """
+    import panel as pn
+    from tasks import prices
+    pn.pane.Str(str(prices())).servable()
+"""
+
+OWN = """
+    import panel as pn, panel_schedule as ps
+    pn.Column("# On call", ps.Monitor()).servable()
+"""
+
+# What a login page and Panel's admin page ask the network for, an icon that nobody has, and tables of the admin page
+# that are told something while another tab is shown.
+ALLOWED = ["ERR_FAILED", "404", "rowManager"]
+
+# As somebody would who wants buttons that he may not have.
+FORGE = """() => {
+    for (const model of Bokeh.documents[0]._all_models.values()) {
+        if (model.data?.why_not !== undefined) model.data.why_not = "";
+    }
+}"""
+
+
+def row(page: Page, name: str) -> Locator:
+    return page.locator(".monitor > table > tbody > tr").filter(has=page.locator(".title", has_text=name))
+
+
+def process_of(page: Page) -> str:
+    expect(page.locator(".foot")).to_contain_text("seen from process")
+    return page.locator(".foot").inner_text().rpartition(" ")[2]
+
+
+class Site:
+    """A server of two processes with a prefix and a login, and its visitors."""
+
+    def __init__(self, server: PanelServer, open_page: NewPage):
+        self.server, self.url = server, f"{server.url}/some/where/schedule"
+        self._open = open_page
+
+    def visit(self, user: str) -> Page:
+        page = self._open(self.url, allow=ALLOWED)
+        expect(page).to_have_url(re.compile("/some/where/login"))
+        page.fill("input[name=username]", user)
+        page.fill("input[name=password]", "pass")
+        page.press("input[name=password]", "Enter")
+        expect(page.locator(".monitor h2")).to_contain_text("of 5 failing")
+        return page
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
+    folder = tmp_path_factory.mktemp("site")
+    users = json.dumps({"ada": "pass", "bob": "pass"})
+    write_files(folder, {"app.py": APP, "own.py": OWN, "tasks.py": TASKS, "users.json": users})
+    login = "--basic-auth users.json --cookie-secret a-secret-of-cookies"
+    options = f"--setup tasks.py --plugins panel_schedule --num-procs 2 --prefix some/where {login}"
+    server = PanelServer(f"app.py own.py --admin {options}", folder, env={"PANEL_SCHEDULE_ADMINS": "ada"})
+    with closing(server):
+        server.wait_started()
+        yield server
+        print(server.output())
+
+
+@pytest.fixture
+def site(server: PanelServer, browser: Browser) -> Iterator[Site]:
+    with windows(browser) as open_page:
+        yield Site(server, open_page)
+
+
+def test_an_admin_sees_what_fails_and_pauses_it_for_all_processes(site: Site) -> None:
+    """By keyboard; a user of the other process sees it. Names and errors are text, whatever is in them."""
+    ada, bob = site.visit("ada"), site.visit("bob")
+    here = process_of(ada)
+
+    def elsewhere() -> bool:
+        bob.reload()
+        return process_of(bob) != here
+
+    eventually(elsewhere, timeout=30)
+    assert ["Schedule", "Schedule"] == [ada.title(), bob.title()]
+    first = ada.locator(".monitor > table > tbody > tr").first
+    expect(first).to_contain_text("<script>document.title = 'hurt'</script>")
+    expect(first).to_contain_text("ConnectionError: no <img src=x onerror=alert(1)> to host")
+    ada.keyboard.press("/")
+    ada.keyboard.type("new york")
+    ada.keyboard.press("ArrowDown")
+    expect(ada.locator(".monitor > table > tbody > tr")).to_have_count(1)
+    expect(row(ada, "prices")).to_contain_text("06:00 Mon-Fri, New York")
+    ada.keyboard.press("Enter")
+    expect(ada.locator("dialog ol li")).to_have_count(5)
+    ada.get_by_role("button", name="Pause").click()
+    expect(ada.locator("dialog .answer")).to_have_text("prices: paused.")
+    expect(row(bob, "prices")).to_have_attribute("data-kind", "paused")
+    ada.get_by_role("button", name="Resume").click()
+    expect(row(bob, "prices")).to_have_attribute("data-kind", "fresh")
+    ada.keyboard.press("Escape")
+    expect(ada.locator("dialog")).to_be_hidden()
+    assert "user 'ada' asks for 'pause' of 'task prices'" in site.server.output()
+
+
+def test_a_run_is_started_and_cancelled(site: Site) -> None:
+    ada = site.visit("ada")
+    row(ada, "endless").click()
+    ada.get_by_role("button", name="Run now").click()
+    expect(ada.locator("dialog .state")).to_contain_text("running · 50 %")
+    ada.get_by_role("button", name="Cancel").click()
+    expect(ada.locator("dialog .scroll")).to_contain_text("cancelled")
+
+
+def test_who_is_no_admin_has_no_buttons_and_those_he_forges_do_nothing(site: Site) -> None:
+    bob = site.visit("bob")
+    expect(bob.locator(".foot")).to_contain_text("user 'bob' is none of ps.config.admins")
+    row(bob, "prices").click()
+    expect(bob.locator("dialog ol li")).to_have_count(5)
+    expect(bob.get_by_role("button", name="Pause")).to_be_hidden()
+    bob.evaluate(FORGE)
+    bob.get_by_role("button", name="Pause").click()
+    expect(bob.locator("dialog .answer")).to_contain_text("user 'bob' is none of ps.config.admins")
+    expect(row(bob, "prices")).to_have_attribute("data-kind", "fresh")
+
+
+def test_nobody_sees_anything_without_the_login(server: PanelServer) -> None:
+    site = f"{server.url}/some/where"
+    for path in ("schedule", "schedule/"):
+        response = httpx.get(f"{site}/{path}", follow_redirects=True)
+        assert "/login" in str(response.url)
+        assert "panel_schedule" not in response.text
+
+
+GROUND = """[document.body, document.documentElement].map(each => getComputedStyle(each).backgroundColor)
+    .find(each => each !== "rgba(0, 0, 0, 0)") ?? "rgb(255, 255, 255)" """
+
+
+def test_runs_over_time_and_what_is_made_of_what_have_tabs(site: Site) -> None:
+    """They are drawn when they are looked at; and who comes back finds all functions again."""
+    page = site.visit("bob")
+    page.get_by_text("Timeline", exact=True).click()
+    expect(page.locator("body")).to_contain_text(re.compile(r"\d+ failed"))
+    page.get_by_text("Graph", exact=True).click()
+    expect(page.locator("g[data-state]")).to_have_count(2)
+    expect(page.locator("body")).to_contain_text("3 tasks and functions are connected with no other one")
+    page.get_by_text("Functions", exact=True).click()
+    expect(row(page, "prices")).to_have_attribute("data-kind", "fresh")
+
+
+def test_it_is_part_of_a_page_of_ones_own_and_of_the_admins(site: Site) -> None:
+    """Of the page of Panel's ``--admin``."""
+    page = site.visit("bob")
+    for path in ("own", "admin"):
+        page.goto(site.url.replace("schedule", path))
+        if path == "admin":
+            page.get_by_text("Schedule", exact=True).click()
+        expect(page.locator(".monitor h2")).to_contain_text("1 of 5 failing")
+
+
+def test_it_is_readable_in_both_themes_on_a_phone_too(site: Site) -> None:
+    """Nothing is wider than the window, and text is light where its ground is dark."""
+    page = site.visit("bob")
+    for theme in ("default", "dark"):
+        page.goto(f"{site.url}?theme={theme}")
+        for width in (1280, 420):
+            page.set_viewport_size({"width": width, "height": 800})
+            expect(row(page, "prices")).to_be_visible()
+            assert width >= page.evaluate("document.documentElement.scrollWidth")
+        colors = page.locator(".monitor h2").evaluate("each => getComputedStyle(each).color"), page.evaluate(GROUND)
+        ink, ground = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
+        assert (ink > ground + 300) if theme == "dark" else (ground > ink + 300)
+
+
+def test_it_opens_before_the_first_values_are_there(serve: Serve, new_page: NewPage) -> None:
+    """It says what they wait for; and its address neither becomes an app of the server nor takes the place of one."""
+    tasks = """
+        import threading
+        import panel_schedule as ps
+
+        @ps.schedule(period="1h")
+        def never():
+            threading.Event().wait(60)
+    """
+    files, env = {"app.py": "import tasks", "tasks.py": tasks}, {"PANEL_SCHEDULE_GRACE_PERIOD": "0"}
+    server = serve("app.py --setup tasks.py --plugins panel_schedule", files, env=env)
+    page = new_page(f"{server.url}/schedule")
+    expect(row(page, "never")).to_have_attribute("data-kind", "running")
+    expect(page.locator(".foot")).to_contain_text("ps.config.admins names nobody")
+    assert "/app" == httpx.get(server.url).headers["location"].lstrip(".")
