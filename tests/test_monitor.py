@@ -236,8 +236,10 @@ def test_who_may_change_something(
 # ------------------------------------------------------------ in a browser
 
 
+# To import the other design does something to all pages of a server.
 TASKS = """
     import pathlib, time
+    import panel_material_ui
     import panel_schedule as ps
 
     @ps.schedule(period="1h", name="<script>document.title = 'hurt'</script>", first_run="background")
@@ -392,8 +394,13 @@ def test_nobody_sees_anything_without_the_login(server: PanelServer) -> None:
         assert "panel_schedule" not in response.text
 
 
-GROUND = """[document.body, document.documentElement].map(each => getComputedStyle(each).backgroundColor)
-    .find(each => each !== "rgba(0, 0, 0, 0)") ?? "rgb(255, 255, 255)" """
+GROUND = """each => {
+    for (; each; each = each.assignedSlot ?? each.parentElement ?? each.getRootNode().host) {
+        const { backgroundColor } = getComputedStyle(each);
+        if (backgroundColor !== "rgba(0, 0, 0, 0)") return backgroundColor;
+    }
+    return "rgb(255, 255, 255)";
+}"""
 
 
 def test_runs_over_time_and_what_is_made_of_what_have_tabs(site: Site) -> None:
@@ -427,7 +434,8 @@ def test_it_is_readable_in_both_themes_on_a_phone_too(site: Site) -> None:
             page.set_viewport_size({"width": width, "height": 800})
             expect(row(page, "prices")).to_be_visible()
             assert width >= page.evaluate("document.documentElement.scrollWidth")
-        colors = page.locator(".monitor h2").evaluate("each => getComputedStyle(each).color"), page.evaluate(GROUND)
+        title = page.locator(".monitor h2")
+        colors = title.evaluate("each => getComputedStyle(each).color"), title.evaluate(GROUND)
         ink, ground = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
         assert (ink > ground + 300) if theme == "dark" else (ground > ink + 300)
 
