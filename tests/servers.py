@@ -27,7 +27,7 @@ MARK = "PANEL_SCHEDULE_TEST_SERVER"
 RUNNING_AT = re.compile(r"Bokeh app running at: (http://127\.0\.0\.1:(\d+))")
 
 
-def eventually(condition: Callable[[], T], timeout: float = 10.0) -> T:
+def eventually(condition: Callable[[], T], timeout: float = 20.0) -> T:
     """
     The first true result of ``condition()``, asked again and again until `timeout` seconds have passed.
 

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Route
 NewPage = Callable[..., Page]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 15_000  # milliseconds
+PATIENCE = 25_000  # milliseconds
 ELSEWHERE = re.compile(r"^https?://(?!(127\.0\.0\.1|localhost)[:/])")
 
 expect.set_options(timeout=PATIENCE)
