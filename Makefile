@@ -18,9 +18,8 @@ python := $(venv)/bin/python
 newest := background executors modules no_session process_tasks server sessions stopping worker_processes
 newest := $(newest:%=tests/test_%.py) -k "not thousand"
 
-# Three processes get file after file, long ones first, as tests of servers mostly wait; what measures times or load runs
-# after them, by itself.
-together := -n 3 --dist loadfile --no-loadscope-reorder
+# Two processes get file after file, long ones first; what measures times or load runs after them, by itself.
+together := -n 2 --dist loadfile --no-loadscope-reorder
 alone := -m alone $(shell grep -l "pytest.mark.alone" tests/test_*.py)
 
 # Once: where Python may not write, each process that a test starts would do it again.
