@@ -224,6 +224,17 @@ class Site:
             host(f"replica.pause({task!r})")
             eventually(lambda: store.records.read("task", task).state.paused)
 
+    def settle(self, host: Host, task: str) -> None:
+        """Wait until all has been stored that a process had to say since its start."""
+        with closing(self.opened()) as store:
+            for call, paused in (("pause", True), ("resume", False)):
+                host(f"replica.{call}({task!r})")
+                eventually(
+                    lambda paused=paused: (
+                        (record := store.records.read("task", task)) is not None and record.state.paused is paused
+                    )
+                )
+
     def jobs(self) -> dict[str, str]:
         """The state of each that the store knows, by its id."""
         with closing(self.opened()) as store:

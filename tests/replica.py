@@ -202,6 +202,9 @@ class Replica:
         """One more change of its record."""
         ps.tasks[name].pause()
 
+    def resume(self, name: str) -> None:
+        ps.tasks[name].resume()
+
     def away(self) -> bool:
         """Whether it runs its tasks for itself."""
         return ps._runtime.service.store.away

@@ -7,6 +7,8 @@ import signal
 import time
 from contextlib import closing
 
+import pytest
+
 from faults import CHANGE, LONGER, Site, eventually
 from proxy import Proxy
 
@@ -31,6 +33,7 @@ def test_a_network_that_cuts_replies_and_connections(site: Site, proxy: Proxy) -
 def test_a_claim_that_nobody_could_tell_is_had_by_who_asked(site: Site, proxy: Proxy) -> None:
     """Also when another process has changed the record before it is asked again."""
     one, other = site.replica(proxy, busy=False), site.replica(busy=False)
+    site.settle(one, "long")
     proxy.lose = CHANGE
     id = one("replica.refresh('long')")
     site.await_change(other, "long", lambda state: state.run_id == id)
@@ -42,6 +45,7 @@ def test_a_claim_that_nobody_could_tell_is_had_by_who_asked(site: Site, proxy: P
 def test_a_takeover_that_nobody_could_tell_is_had_by_who_asked(site: Site, proxy: Proxy) -> None:
     """The same."""
     one, heir, other = site.replica(busy=False), site.replica(proxy, busy=False), site.replica(busy=False)
+    site.settle(heir, "long")
     one("replica.refresh('long')")
     eventually(lambda: site.journal("began", task="long"))
     other.signal(signal.SIGSTOP)  # it would be the heir, perhaps
@@ -93,6 +97,7 @@ def test_a_replica_that_is_cut_off_longer_than_its_lease(site: Site, proxy: Prox
     site.assert_sound()
 
 
+@pytest.mark.alone
 def test_a_slow_network_holds_up_no_page_and_no_clock(site: Site, proxy: Proxy) -> None:
     """With 200 ms a call: a read, a turn of the loop and a timer take no longer than ever."""
     (one,) = site.replicas_run(1, proxy, patience=5.0)

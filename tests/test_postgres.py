@@ -406,6 +406,18 @@ def test_what_was_ended_here_is_not_held_when_that_is_lost(server, opened):
     assert (1, "first") == (unknown.state.number, store.load(unknown, VALUE))
 
 
+def test_who_hears_late_what_was_before_his_claim_still_holds_that(opened):
+    """Else he would let go of it when the store loses something, and what he does then would come to nothing."""
+    store = opened()
+    store.subscribe(SPACE, lambda record: None)
+    put(store, "a")
+    _, *late = store._call("changes", spaces=[SPACE], since="0", small=server_records.SMALL)
+    put(store, "a", owner=store.me)
+    store._take_in(late)
+    store._let_go()
+    assert store.me == store.read(SPACE, "a").owner
+
+
 # ------------------------------------------------------------ what goes wrong
 
 

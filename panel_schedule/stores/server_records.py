@@ -279,8 +279,9 @@ class ServerRecords(ABC):
         # this process has written, each with its record.
         self._owing, self._is_filling, self._filling = False, False, threading.RLock()
         self._lines: dict[Key, tuple[Record, deque[str]]] = {}
-        # The records that this process holds; and those that it has held, as it has left them, with the parts of that.
-        self._held: set[Key] = set()
+        # The records that this process holds, each with the number of the change since which it does; and those that it
+        # has held, as it has left them, with the parts of that.
+        self._held: dict[Key, int] = {}
         self._left: dict[Key, tuple[Record, dict[tuple[str, int], Any]]] = {}
         self._joining = threading.Lock()
         self._closing, self._closed, self._listening = threading.Event(), False, False
@@ -739,14 +740,13 @@ class ServerRecords(ABC):
     def _remember_held(self, key: Key, draft: _Draft, record: Record | None) -> None:
         if record is not None and record.owner == self.me:
             if not self._is_filling:  # else it was perhaps this process's before
-                self._held.add(key)
+                self._held[key] = record.revision
                 self._left.pop(key, None)
-        elif key in self._held:
-            self._held.discard(key)
-            if record is not None and record.size <= INLINE:  # else it is not lost so soon
-                if len(self._left) >= _LEFT:
-                    del self._left[next(iter(self._left))]
-                self._left[key] = record, draft.values
+        elif self._held.pop(key, None) is not None and record is not None and record.size <= INLINE:
+            # A larger one is not lost so soon.
+            if len(self._left) >= _LEFT:
+                del self._left[next(iter(self._left))]
+            self._left[key] = record, draft.values
 
     # ------------------------------------------------------------ what is used, and what must go
 
@@ -863,8 +863,9 @@ class ServerRecords(ABC):
                 known = self._known.get(key)
                 if row.record is not None and key[0] in self._subscribers:
                     self._untold[key] = row.record
-                    if row.record.owner != self.me:
-                        self._held.discard(key)
+                    # What it was like before may be heard late.
+                    if row.record.owner != self.me and row.record.revision > self._held.get(key, 0):
+                        self._held.pop(key, None)
                     if (part := self._brought_by(reply)) is not None:
                         self._brought[key] = (row.record.revision, reply[10], part)
                     if known is not None and (known.record is None or known.record.revision <= row.record.revision):
