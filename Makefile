@@ -25,7 +25,7 @@ alone := -m alone $(shell grep -l "pytest.mark.alone" tests/test_*.py)
 # Once: where Python may not write, each process that a test starts would do it again.
 compile = @$(python) -m compileall -q panel_schedule
 
-.PHONY: demo test test-all test-newest test-selected test-quick lint bench clean
+.PHONY: demo test installed test-all test-newest test-selected test-quick lint bench clean
 
 demo: .venv/.examples
 	@echo
@@ -34,7 +34,14 @@ demo: .venv/.examples
 	@$(python) -m panel serve examples/*.py --index examples/index.py --setup setup_scripts/demo.py --port $(PORT) \
 		--allow-websocket-origin localhost:$(PORT) --allow-websocket-origin 127.0.0.1:$(PORT)
 
-test: test-all test-newest
+test: installed test-all test-newest
+
+# What both parts need, at the same time: an installation mostly waits.
+installed:
+	@$(MAKE) --no-print-directory $(venv)/.test & all=$$!; \
+	newest=$$($(PYTHON) setup_scripts/newest_python.py); \
+	[ -z "$$newest" ] || $(MAKE) --no-print-directory venv=.venv-newest PYTHON=$$newest .venv-newest/.test-servers; \
+	wait $$all
 
 test-all: .venv/.test
 	@setup_scripts/system_packages.sh

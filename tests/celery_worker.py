@@ -81,6 +81,12 @@ class CeleryWorker:
                 raise
         print(self.output())
 
+    def end(self) -> None:
+        """At once: what it is at does not matter any more."""
+        if self.process.poll() is None:
+            self.kill()
+        print(self.output())
+
     def _read(self) -> None:
         stream: Any = self.process.stdout
         for line in stream:

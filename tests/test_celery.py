@@ -70,7 +70,7 @@ class Site:
     def close(self) -> None:
         self.close_servers()
         for worker in self.workers:
-            worker.stop()
+            worker.end()
 
 
 # After a second of work the broker gives a message to another process, too.

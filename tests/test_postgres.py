@@ -406,6 +406,21 @@ def test_what_was_ended_here_is_not_held_when_that_is_lost(server, opened):
     assert (1, "first") == (unknown.state.number, store.load(unknown, VALUE))
 
 
+def test_what_is_stored_again_step_by_step_is_still_held(server, opened):
+    """As a value without its claim, and then both."""
+    store = opened()
+
+    def again():
+        put(store, "a")
+        put(store, "a", owner=store.me)
+
+    store.subscribe(SPACE, lambda record: None, again)
+    put(store, "a", owner=store.me)
+    server.all(f'DROP SCHEMA "{store._schema}" CASCADE')
+    put(store, "another")
+    assert store.me == store.read(SPACE, "a").owner
+
+
 def test_who_hears_late_what_was_before_his_claim_still_holds_that(opened):
     """Else he would let go of it when the store loses something, and what he does then would come to nothing."""
     store = opened()

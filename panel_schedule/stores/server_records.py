@@ -738,10 +738,11 @@ class ServerRecords(ABC):
         self._lines[key] = record, mine
 
     def _remember_held(self, key: Key, draft: _Draft, record: Record | None) -> None:
+        if self._is_filling:  # on the way to what it was before it may have had another owner, or none
+            return
         if record is not None and record.owner == self.me:
-            if not self._is_filling:  # else it was perhaps this process's before
-                self._held[key] = record.revision
-                self._left.pop(key, None)
+            self._held[key] = record.revision
+            self._left.pop(key, None)
         elif self._held.pop(key, None) is not None and record is not None and record.size <= INLINE:
             # A larger one is not lost so soon.
             if len(self._left) >= _LEFT:
