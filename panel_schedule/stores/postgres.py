@@ -55,7 +55,7 @@ DO $create$ BEGIN
     IF to_regnamespace('"{schema}"') IS NULL THEN
         CREATE SCHEMA "{schema}";
     END IF;
-    IF to_regclass('"{schema}".store') IS NULL THEN
+    IF to_regclass('"{schema}".unbroken') IS NULL THEN
         SET LOCAL synchronous_commit TO on;
         EXECUTE $script$ {script} $script$;
     END IF;
@@ -65,8 +65,7 @@ END $create$
 _JOIN = 'SELECT "join"($1, $2)'
 
 _COMMAND = """
-SELECT CASE WHEN EXISTS (SELECT FROM store WHERE id = $3 AND revision >= $4::bigint)
-THEN "{}"($1, $2) ELSE '"lost"' END
+SELECT CASE WHEN is_whole($3, $4::bigint) THEN "{}"($1, $2) ELSE '"lost"' END
 """
 
 _OID_OF_BYTEA = 17
@@ -163,7 +162,8 @@ class PostgresRecords(ServerRecords):
         """The schema is there; several processes may see to that at the same time."""
         with self._told():
             try:
-                rows = self._server.ask("SELECT version::text FROM store", patience=PATIENCE)
+                question = "SELECT version::text FROM store WHERE to_regclass('unbroken') IS NOT NULL"
+                rows = self._server.ask(question, patience=PATIENCE)
             except ServerError as error:
                 if not error.missing:
                     raise

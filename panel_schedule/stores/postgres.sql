@@ -4,8 +4,10 @@
 -- the bytes of parts; and so is its reply. Who writes records holds the row of `store` first: so numbers are given in
 -- the order of commits, nobody who asks what was changed since the last one misses any, and no two commands wait for
 -- each other.
+--
+-- All of it may be run again on a schema that an earlier release has made.
 
-CREATE TABLE store (
+CREATE TABLE IF NOT EXISTS store (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     version integer NOT NULL DEFAULT 1,
     id text NOT NULL DEFAULT '',            -- names these records as long as none of them was lost
@@ -13,7 +15,10 @@ CREATE TABLE store (
     spared timestamptz                      -- until when those are alive who have said nothing yet to what lost something
 );
 
-CREATE TABLE records (
+-- The id as long as the server has not crashed: then it empties this table, and may have lost the last changes.
+CREATE UNLOGGED TABLE IF NOT EXISTS unbroken (id text PRIMARY KEY);
+
+CREATE TABLE IF NOT EXISTS records (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     record_group text COLLATE "C" NOT NULL,
@@ -28,13 +33,13 @@ CREATE TABLE records (
     made_by text NOT NULL,                  -- the step that changed it last
     PRIMARY KEY (space, name)
 );
-CREATE INDEX records_made ON records (space, created);
-CREATE INDEX records_of_group ON records (space, record_group, created);
-CREATE INDEX records_changed ON records (revision);
-CREATE INDEX records_held ON records (owner) WHERE owner IS NOT NULL;
-CREATE INDEX records_expiring ON records (expires_at) WHERE owner IS NULL AND expires_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS records_made ON records (space, created);
+CREATE INDEX IF NOT EXISTS records_of_group ON records (space, record_group, created);
+CREATE INDEX IF NOT EXISTS records_changed ON records (revision);
+CREATE INDEX IF NOT EXISTS records_held ON records (owner) WHERE owner IS NOT NULL;
+CREATE INDEX IF NOT EXISTS records_expiring ON records (expires_at) WHERE owner IS NULL AND expires_at IS NOT NULL;
 
-CREATE TABLE parts (
+CREATE TABLE IF NOT EXISTS parts (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     part text COLLATE "C" NOT NULL,         -- kind and number
@@ -45,13 +50,16 @@ CREATE TABLE parts (
     PRIMARY KEY (space, name, part)
 );
 
+-- The ids that it had before something was lost, perhaps, each with the number up to which nothing was.
+ALTER TABLE store ADD COLUMN IF NOT EXISTS past jsonb NOT NULL DEFAULT '[]';
+
 -- Large parts, which are sent before the change that names them, in pieces.
-CREATE TABLE blobs (
+CREATE TABLE IF NOT EXISTS blobs (
     stamp text COLLATE "C" PRIMARY KEY,
     pieces integer NOT NULL,
     expires_at timestamptz                  -- unless a record names it by then
 );
-CREATE TABLE pieces (
+CREATE TABLE IF NOT EXISTS pieces (
     stamp text COLLATE "C" NOT NULL,
     field text COLLATE "C" NOT NULL,
     data bytea NOT NULL,
@@ -59,9 +67,9 @@ CREATE TABLE pieces (
 );
 ALTER TABLE parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- to compress them takes longer than to write them
 ALTER TABLE pieces ALTER COLUMN data SET STORAGE EXTERNAL;
-CREATE INDEX blobs_unnamed ON blobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS blobs_unnamed ON blobs (expires_at) WHERE expires_at IS NOT NULL;
 
-CREATE TABLE logs (
+CREATE TABLE IF NOT EXISTS logs (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     number bigint GENERATED ALWAYS AS IDENTITY,
@@ -70,12 +78,12 @@ CREATE TABLE logs (
 );
 
 -- Until when an owner is alive unless it says so again, on the clock of this server; never of one that has left.
-CREATE TABLE owners (
+CREATE TABLE IF NOT EXISTS owners (
     owner text COLLATE "C" PRIMARY KEY,
     until timestamptz NOT NULL
 );
 
-CREATE TABLE watches (
+CREATE TABLE IF NOT EXISTS watches (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     owner text COLLATE "C" NOT NULL,
@@ -83,18 +91,18 @@ CREATE TABLE watches (
     PRIMARY KEY (space, name, owner)
 );
 
-INSERT INTO store DEFAULT VALUES;
+INSERT INTO store DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 -- ---------------------------------------------------------------- records
 
 -- Only one at a time writes records.
-CREATE FUNCTION take_turn() RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION take_turn() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM store FOR UPDATE;
 END $$;
 
 -- As a reply: its key, the newest line of its log, its fields.
-CREATE FUNCTION told(_record records) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION told(_record records) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN json_build_array(
         json_build_array(_record.space, _record.name),
@@ -105,7 +113,7 @@ BEGIN
 END $$;
 
 -- The same of records that are not there, without fields.
-CREATE FUNCTION all_told(_keys jsonb) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION all_told(_keys jsonb) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT json_agg(CASE
@@ -117,19 +125,19 @@ BEGIN
     );
 END $$;
 
-CREATE FUNCTION rows(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION rows(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN jsonb_build_array((SELECT revision FROM store)) || all_told(_args->'keys')::jsonb;
 END $$;
 
-CREATE FUNCTION drop_blob(_stamp text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION drop_blob(_stamp text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM pieces WHERE stamp = _stamp;
     DELETE FROM blobs WHERE stamp = _stamp;
 END $$;
 
 -- How many bytes that were.
-CREATE FUNCTION drop_part(_space text, _name text, _part text) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION drop_part(_space text, _name text, _part text) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     _old record;
 BEGIN
@@ -141,7 +149,7 @@ BEGIN
 END $$;
 
 -- A large part is about to come, piece by piece; it goes if no record names it in time.
-CREATE FUNCTION begin(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION begin(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO blobs VALUES (
         _args->>'stamp', (_args->>'pieces')::integer, clock_timestamp() + (_args->>'seconds')::integer * interval '1 s'
@@ -150,13 +158,13 @@ BEGIN
 END $$;
 
 -- Those that are there.
-CREATE FUNCTION blobs(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION blobs(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (SELECT coalesce(json_agg(stamp), '[]') FROM blobs WHERE _args->'stamps' ? stamp);
 END $$;
 
 -- Whether all that was sent before is still there.
-CREATE FUNCTION has_blobs(_put jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION has_blobs(_put jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN NOT EXISTS (
         SELECT FROM jsonb_array_elements(_put) AS part WHERE part->>3 <> '' AND NOT EXISTS (
@@ -167,7 +175,7 @@ BEGIN
 END $$;
 
 -- A record, and what belongs to it.
-CREATE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM drop_part(space, name, part) FROM parts WHERE space = _space AND name = _name;
     DELETE FROM logs WHERE space = _space AND name = _name;
@@ -175,7 +183,7 @@ BEGIN
     DELETE FROM records WHERE space = _space AND name = _name;
 END $$;
 
-CREATE FUNCTION add_lines(_change jsonb, _limit bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION add_lines(_change jsonb, _limit bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     _space text := _change->'key'->>0;
     _name text := _change->'key'->>1;
@@ -197,7 +205,7 @@ BEGIN
 END $$;
 
 -- By how many bytes the record grows.
-CREATE FUNCTION put_parts(_change jsonb, _revision bigint, _data bytea[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION put_parts(_change jsonb, _revision bigint, _data bytea[]) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
     _space text := _change->'key'->>0;
@@ -222,7 +230,7 @@ BEGIN
 END $$;
 
 -- A log that was lost has these lines, and those that others have brought.
-CREATE FUNCTION lines(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lines(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _space text := _args->'key'->>0;
     _name text := _args->'key'->>1;
@@ -248,7 +256,7 @@ BEGIN
 END $$;
 
 -- Compare all records with what the caller takes them to be, and change all of them, or none.
-CREATE FUNCTION swap(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION swap(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _changes jsonb := _args->'changes';
     _by text := _args->>'by';
@@ -311,7 +319,7 @@ BEGIN
 END $$;
 
 -- Those of a space or a group, as `selected` takes them; without their logs.
-CREATE FUNCTION scan(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION scan(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT coalesce(json_agg(json_build_array(
@@ -331,7 +339,7 @@ BEGIN
 END $$;
 
 -- What was changed in these spaces since; and up to which number that is all, as one statement sees it.
-CREATE FUNCTION changes(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION changes(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT jsonb_build_array((SELECT revision FROM store)) || coalesce(json_agg(told(records) ORDER BY revision), '[]')::jsonb
@@ -343,12 +351,12 @@ END $$;
 -- ---------------------------------------------------------------- owners
 
 -- Whether nobody was heard for so long that it was this server which was away: then nobody is taken for dead.
-CREATE FUNCTION was_away() RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION was_away() RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN NOT EXISTS (SELECT FROM owners WHERE until > clock_timestamp());
 END $$;
 
-CREATE FUNCTION is_alive(_owner text) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION is_alive(_owner text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN coalesce(
         (
@@ -359,19 +367,50 @@ BEGIN
     );
 END $$;
 
--- The caller is alive from now on; the id of the store, and its last number.
-CREATE FUNCTION "join"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+-- Whether this is the store of that id, and it has lost nothing since it has given that number.
+CREATE OR REPLACE FUNCTION is_whole(_id text, _last bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM store JOIN unbroken USING (id) WHERE id = _id AND revision >= _last);
+END $$;
+
+-- Up to which number nothing was lost since the store had that id.
+CREATE OR REPLACE FUNCTION survived(_id text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    _least bigint;
+    _each jsonb;
+BEGIN
+    SELECT revision INTO _least FROM store WHERE id = _id;
+    IF FOUND THEN
+        RETURN _least;
+    END IF;
+    FOR _each IN SELECT jsonb_array_elements(past) FROM store LOOP  -- newest first
+        _least := least(_least, (_each->>1)::bigint);
+        IF _each->>0 = _id THEN
+            RETURN _least;
+        END IF;
+    END LOOP;
+    RETURN 0;
+END $$;
+
+-- The caller is alive from now on; the id of the store, its last number, and up to which nothing was lost.
+CREATE OR REPLACE FUNCTION "join"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _last bigint := (_args->>'last')::bigint;
     _until timestamptz := clock_timestamp() + (_args->>'lease')::bigint * interval '1 microsecond';
 BEGIN
-    IF NOT EXISTS (SELECT FROM store WHERE id <> '' AND revision >= _last) THEN
-        -- Something was lost. All numbers from now on are greater than any before: by the clock.
+    IF NOT EXISTS (SELECT FROM store WHERE is_whole(id, _last)) THEN
         INSERT INTO store DEFAULT VALUES ON CONFLICT DO NOTHING;
-        UPDATE store SET
-            id = _args->>'fresh',
-            revision = greatest(revision, _last, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
-        WHERE id = '' OR revision < _last;
+        PERFORM take_turn();
+        IF NOT EXISTS (SELECT FROM store WHERE is_whole(id, _last)) THEN  -- nor has somebody else seen to it meanwhile
+            -- Something was lost, perhaps. All numbers from now on are greater than any before: by the clock.
+            UPDATE store SET
+                id = _args->>'fresh',
+                past = CASE WHEN id = '' THEN past ELSE jsonb_build_array(jsonb_build_array(id, revision)) || past END,
+                revision = greatest(revision, _last, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+            DELETE FROM unbroken;
+            INSERT INTO unbroken SELECT id FROM store;
+            PERFORM set_config('synchronous_commit', current_setting('panel_schedule.durable'), true);
+        END IF;
     END IF;
     IF _args->>'id' <> '' THEN
         -- Who held something before, and has not heard yet that it was lost, is not dead.
@@ -383,10 +422,13 @@ BEGIN
     END IF;
     INSERT INTO owners VALUES (_args->>'me', _until) ON CONFLICT (owner) DO UPDATE SET until = excluded.until;
     PERFORM watch(_args, _data);
-    RETURN (SELECT json_build_array(id, revision::text) FROM store);
+    IF NOT _args ? 'survived' THEN  -- an earlier release
+        RETURN (SELECT json_build_array(id, revision::text) FROM store);
+    END IF;
+    RETURN (SELECT json_build_array(id, revision::text, survived(_args->>'id')::text) FROM store);
 END $$;
 
-CREATE FUNCTION leave(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION leave(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM watches WHERE owner = _args->>'me';
     UPDATE owners SET until = '-infinity' WHERE owner = _args->>'me';
@@ -394,12 +436,12 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE FUNCTION alive(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION alive(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN to_json(is_alive(_args->>'owner'));
 END $$;
 
-CREATE FUNCTION watch(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION watch(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _each jsonb;
 BEGIN
@@ -415,7 +457,7 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE FUNCTION watchers(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION watchers(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT to_json(coalesce(sum(sessions), 0)::bigint)
@@ -426,7 +468,7 @@ END $$;
 
 -- ---------------------------------------------------------------- what is used, and what must go
 
-CREATE FUNCTION use(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION use(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM take_turn();
     UPDATE records SET used_at = (_args->>'now')::bigint
@@ -435,7 +477,7 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE FUNCTION "trim"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION "trim"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _most numeric := coalesce((_args->>'entries')::numeric, 'NaN');  -- which is greater than any number
     _room numeric := coalesce((_args->>'size')::numeric, 'NaN');
@@ -469,7 +511,7 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE FUNCTION sweep(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION sweep(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _now bigint := (_args->>'now')::bigint;
     _row records;
@@ -486,7 +528,7 @@ BEGIN
 END $$;
 
 -- What the dead have left; what has expired goes.
-CREATE FUNCTION look(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION look(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM sweep(_args, _data);
     IF EXISTS (SELECT FROM blobs WHERE expires_at < clock_timestamp()) THEN

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from ...coordination.record import NOBODY, Logged, Record, Refusal, instant_of, 
 from ...errors import ScheduleError, StoreError, ValueUnreadable
 from ...functions.run import RunRecord
 from ...serialize.codec import Encoded, encode
-from ..records import ALL, HELD, Change, Changed, Result, Source, Tell, numbered, tell_all
+from ..records import ALL, HELD, Change, Changed, Lost, Result, Source, Tell, numbered, tell_all
 from .database import Corrupt, Database
 from .history import RUN, row_of, run_of
 from .opened import LOOK_WITHOUT_BELL, OpenDirectory
@@ -99,7 +99,7 @@ class FileRecords(OpenDirectory):
 
     def __init__(self, folder: Path, clock: Clock, *, persistent: bool = True, log_limit: int = 50):
         self._log_limit = log_limit
-        self._lost: list[Callable[[], object]] = []
+        self._lost: list[Lost] = []
         # When the directory of the files had changed, the last time that it was looked at.
         self._looked_at = 0
         self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
@@ -468,7 +468,7 @@ class FileRecords(OpenDirectory):
 
     # ------------------------------------------------------------ who changed what
 
-    def subscribe(self, space: str, changed: Changed, lost: Callable[[], object] = lambda: None) -> None:
+    def subscribe(self, space: str, changed: Changed, lost: Lost = lambda since: None) -> None:
         if not self._subscribers:
             database = self._database
             self._seen = database, self._read(f"SELECT {_NEXT} - 1", of=database)[0][0]
@@ -557,7 +557,7 @@ class FileRecords(OpenDirectory):
     def _ask_for_lost(self) -> None:
         for lost in self._lost:
             try:
-                lost()
+                lost(0)
             except ScheduleError as error:
                 log.error("Not all that this process has is stored again: %s", error)
 
