@@ -418,7 +418,7 @@ class ServerRecordsTests:
     def test_every_call_of_a_store_whose_server_is_gone_is_a_store_error(self, mortal, opened):
         """Nothing else leaks; and when the server is back, with all it had, everything goes on by itself."""
         store, lost, heard = opened(mortal.url), [], Heard()
-        store.subscribe(SPACE, heard, lambda: lost.append(1))
+        store.subscribe(SPACE, heard, lost.append)
         store.listen()
         record = put(store, "b", 1, np.zeros(LARGE))
         mortal.kill()

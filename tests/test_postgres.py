@@ -213,7 +213,7 @@ def test_texts_that_the_server_does_not_have(opened, name):
 def test_what_is_durable_outlives_the_server(another, opened, durable):
     """Of anything else the last moment may be lost, which is noticed: who has it stores it again."""
     store, lost = opened(another.url), []
-    store.subscribe(SPACE, lambda record: None, lambda: lost.append(1))
+    store.subscribe(SPACE, lambda record: None, lost.append)
     store.write([to("a", 1)], durable=True)
     store.write([to("a", 2)], durable=durable)
     another.kill()
@@ -362,7 +362,12 @@ def test_who_may_not_make_a_schema_may_use_one(server, opened):
 def test_a_loss_is_told(server, opened, how):
     """By the id, which is gone, or another one; or by the numbers, as an older dump has them."""
     store, lost = opened(), []
-    store.subscribe(SPACE, lambda record: None, lambda: lost.append(store.read(SPACE, "a")))
+
+    def hear(since):
+        store.read(SPACE, "a")
+        lost.append(since)
+
+    store.subscribe(SPACE, lambda record: None, hear)
     put(store, "a")
     before, schema = put(store, "a"), f'"{store._schema}"'
     match how:
@@ -377,7 +382,7 @@ def test_a_loss_is_told(server, opened, how):
         case "dropped":
             server.all(f"DROP SCHEMA {schema} CASCADE")
     after = put(store, "a")
-    assert 1 == len(lost)
+    assert [before.revision - 1 if how == "back" else 0] == lost
     assert how == "changed" or after.revision > before.revision
     put(store, "a")
     assert 1 == len(lost)
@@ -410,7 +415,7 @@ def test_what_is_stored_again_step_by_step_is_still_held(server, opened):
     """As a value without its claim, and then both."""
     store = opened()
 
-    def again():
+    def again(since):
         put(store, "a")
         put(store, "a", owner=store.me)
 
@@ -429,7 +434,7 @@ def test_who_hears_late_what_was_before_his_claim_still_holds_that(opened):
     _, *late = store._call("changes", spaces=[SPACE], since="0", small=server_records.SMALL)
     put(store, "a", owner=store.me)
     store._take_in(late)
-    store._let_go()
+    store._let_go(0)
     assert store.me == store.read(SPACE, "a").owner
 
 
