@@ -478,9 +478,10 @@ def test_a_record_of_who_knew_nothing_is_as_it_was_with_what_has_happened_since(
 @pytest.mark.parametrize("fence", [5, 6])
 def test_a_run_that_has_ended_since_is_not_put_back_by_who_has_not_heard_of_that(fence):
     """Its process does not know of it any more, and lives: the task would be held for ever."""
-    there = HELD._replace(state=HELD.state._replace(fence=fence), revision=200)
+    there = HELD._replace(state=HELD.state._replace(fence=fence, outcome="failed", error="No."), revision=200)
     new = tasks.reinstate(there, 900, held=HELD._replace(owner="him", state=HELD.state._replace(run_id="then")))
     assert (None, "", fence) == (new.owner, new.state.run_id, new.state.fence)
+    assert ("failed", "No.") == (new.state.outcome, new.state.error)
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -270,6 +270,8 @@ def reinstate(record: Record | None, revision: int, *, held: Record, whole: bool
     else:
         claimed = state.run_id != "" and there.fence >= state.fence
     kept = _VALUE_FIELDS + (_CLAIM_FIELDS if claimed else ())
+    if claimed and not there.run_id:
+        kept += ("outcome", "error")
     state = state._replace(
         **{name: getattr(there, name) for name in kept},
         last_slot=max(filter(None, (there.last_slot, state.last_slot)), default=None),
