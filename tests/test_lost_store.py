@@ -22,7 +22,7 @@ from panel_schedule.stores import packing, server_records
 from panel_schedule.stores.hurry import hurried
 from panel_schedule.stores.postgres import PostgresStore
 from panel_schedule.stores.redis import RedisStore
-from panel_schedule.testing.contracts.tools import DAILY, START, claim, ended, enroll, put, row_of, second
+from panel_schedule.testing.contracts.tools import DAILY, START, claim, ended, enroll, put, refusal, row_of, second
 from panel_schedule.triggers import Dates
 from proxy import Proxy
 from servers import eventually
@@ -249,6 +249,22 @@ def test_who_knows_what_was_lost_hears_of_what_has_the_same_number_now(last_chan
     for each in (store, other):
         entry = each.values.entry(USER, "rates")
         assert (stays, 3) == (entry.value, entry.version)
+
+
+@pytest.mark.slow
+def test_a_task_whose_last_end_was_lost_is_not_held_for_ever(last_changes, join):
+    """Though others have made as many changes as were lost before its process asks."""
+    store = join(last_changes, listens=False)
+    enroll(store, "sales", DAILY)
+    held = claim(store, "sales")
+    last_changes.keep()
+    store.do(store.tasks.release(held))
+    last_changes()
+    other = join(last_changes, listens=False)
+    put(other, "rates", 1)
+
+    assert 0 == store.records.watchers(TASK, "sales")  # whatever it asks
+    assert refusal(other, "sales") is None
 
 
 def test_many_that_fill_it_at_once_do_not_disturb_each_other(flush, join):
