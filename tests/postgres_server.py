@@ -103,6 +103,12 @@ class PostgresServer:
     def go_on(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def lose_from_now_on(self) -> None:
+        """When it is killed it has lost each commit from now on that nobody waited for."""
+        self.all("CHECKPOINT")
+        [pid] = self.all("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
+        os.kill(pid, signal.SIGSTOP)
+
     def kill(self) -> None:
         """It dies, as when the power fails, but that the system keeps what it was given."""
         processes = self._signal(signal.SIGKILL)

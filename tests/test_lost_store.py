@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from datetime import timedelta
 
@@ -144,9 +142,7 @@ class LastCommits:
         self._server, self.url = server, server.url
 
     def keep(self):
-        self._server.all("CHECKPOINT")
-        [pid] = self._server.all("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
-        os.kill(pid, signal.SIGSTOP)
+        self._server.lose_from_now_on()
 
     def __call__(self):
         self._server.kill()

@@ -215,6 +215,7 @@ def test_what_is_durable_outlives_the_server(another, opened, durable):
     store, lost = opened(another.url), []
     store.subscribe(SPACE, lambda record: None, lost.append)
     store.write([to("a", 1)], durable=True)
+    another.lose_from_now_on()
     store.write([to("a", 2)], durable=durable)
     another.kill()
     another.start()
