@@ -252,6 +252,8 @@ class RemoteExecutor(ABC):
             future.due = self._clock.monotonic() + AGAIN
             if future.stopped_at is not None:
                 self._end(future, error=future.refusal or _unbegun(future))
+            else:
+                self._complain(f"{future.call.name}: a worker is still at what an earlier server has called; it waits.")
             return
         future.data = None
         if future.stopped_at is not None:
