@@ -10,6 +10,7 @@ from ..executors.threads import ThreadExecutor
 from ..functions.run import Run, RunRecord
 from ..functions.task import Task
 from ..runtime import Runtime
+from ..stores.queue import JobRow
 from .access import Handler, all_tasks
 from .openapi import MOST_RUNS, document
 from .shared_answer import SharedAnswer
@@ -66,7 +67,7 @@ class Change(Handler):
         self._shared = shared
 
     async def post(self, name: str, action: str) -> None:
-        self.require_admin()
+        self.require_change()
         task = self.find(name)
         try:
             run = await self.aside(getattr(self, f"_{action}"), task)
@@ -90,6 +91,35 @@ class Change(Handler):
 
     def _resume(self, task: Task[Any]) -> None:
         task.resume()
+
+
+class Runs(Handler):
+    """The runs of background functions that are under way, in all processes."""
+
+    async def get(self) -> None:
+        self.require_admin()
+        runs = await self.aside(lambda: self.runtime.dispatcher.under_way())
+        self.answer({"runs": [live_as_json(run) for run in runs]})
+
+
+class CancelRun(Handler):
+    """What is done with one of them."""
+
+    async def post(self, id: str) -> None:
+        self.require_change()
+        run = await self.aside(self._look_up, id)
+        if run is None:
+            self.refuse(404, f"There is no run {id!r} of a background function, or it has ended too long ago.")
+        if run.state.final:
+            self.refuse(409, f"Run {id!r} has ended already: {run.state.replace('_', ' ')}.")
+        await self.aside(self._cancel, id)
+        self.answer({"run": live_as_json(await self.aside(self._look_up, id) or run)}, 202)
+
+    def _look_up(self, id: str) -> Run | JobRow | None:
+        return self.runtime.dispatcher.look_up(id)
+
+    def _cancel(self, id: str) -> None:
+        self.runtime.dispatcher.cancel(id)
 
 
 class OpenAPI(Handler):
@@ -148,6 +178,21 @@ def run_as_json(run: RunRecord, admin: bool) -> dict[str, Any]:
         "until": _text(run.until),
     }
     return shown | {name: getattr(run, name) for name in FOR_ADMINS if admin and hasattr(run, name)}
+
+
+def live_as_json(run: Run | JobRow) -> dict[str, Any]:
+    """A run of a background function, for admins. Who knows its id may follow it."""
+    return {
+        "id": run.id,
+        "name": run.task,
+        "state": run.state.value,
+        "attempt": run.attempt,
+        "user": run.user,
+        "percent": run.percent,
+        "message": run.message,
+        "queued_at": _text(run.queued_at),
+        "started_at": _text(run.started_at),
+    }
 
 
 def _text(value: datetime | str | None) -> str | None:

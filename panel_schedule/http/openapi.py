@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 # So many runs are given at once.
@@ -30,7 +31,7 @@ def document(prefix: str) -> Json:
         "servers": [{"url": prefix or "/"}],
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Task": _TASK, "Run": _RUN, "Error": _object(error=_TEXT)},
+            "schemas": {"Task": _TASK, "Run": _RUN, "LiveRun": _LIVE, "Error": _object(error=_TEXT)},
         },
         # Where Panel has a login, all but the health of the server takes it, or the token.
         "security": [{"token": []}, {}],
@@ -47,6 +48,13 @@ def document(prefix: str) -> Json:
             "/schedule/api/tasks/{name}/pause": _post("Skip every slot until it is resumed, in all processes", 200),
             "/schedule/api/tasks/{name}/resume": _post("Go on with the next slot", 200),
             "/schedule/api/tasks/{name}/cancel": _post("Cancel the run under way, in whichever process", 202),
+            "/schedule/api/runs": _for_admins(
+                "get", "The runs of background functions under way", _object(runs=_list("LiveRun")), 200, 401, 403, 503
+            ),
+            "/schedule/api/runs/{id}/cancel": _for_admins(
+                "post", "Cancel a run of a background function, in whichever process, for all who share it",
+                _object(run=_ref("LiveRun")), 202, 400, 401, 403, 404, 409, 503, parameters=[_ID],
+            ),
         },
     }
 
@@ -90,16 +98,25 @@ def _get(what: str, schema: Json, *also: int, open_to_all: bool = False, paramet
 
 def _post(what: str, code: int) -> Json:
     changed = _object(task=_ref("Task"), run={"anyOf": [_object(id=_TEXT, state=_TEXT), {"type": "null"}]})
-    answers = {str(code): _answer("It is done, or asked for", changed)} | _errors(400, 401, 403, 404, 409, 503)
-    return {"post": {"summary": what, "parameters": [_NAME], "responses": answers, "security": [{"token": []}]}}
+    return _for_admins("post", what, changed, code, 400, 401, 403, 404, 409, 503, parameters=[_NAME])
+
+
+def _for_admins(method: str, what: str, schema: Json, code: int, *errors: int, parameters: Sequence[Json] = ()) -> Json:
+    done = {"get": "So it is", "post": "It is done, or asked for"}[method]
+    answers = {str(code): _answer(done, schema)} | _errors(*errors)
+    if method == "get":
+        answers["304"] = {"description": "It is as who has sent its ETag knows it"}
+    return {
+        method: {"summary": what, "parameters": [*parameters], "responses": answers, "security": [{"token": []}]},
+    }
 
 
 _MEANS = {
     400: "A parameter means nothing",
     401: "Who asks is not known",
     403: "Who asks may not do this",
-    404: "There is no task of this name",
-    409: "The task is not in a state for this",
+    404: "There is no task of this name, or no such run",
+    409: "The task, or run, is not in a state for this",
     503: "The store cannot be reached",
 }
 
@@ -110,6 +127,7 @@ _TIME: Json = {"type": "string", "format": "date-time"}
 _SECONDS: Json = {"type": "number"}
 
 _NAME: Json = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_ID: Json = {**_NAME, "name": "id"}
 _LIMIT: Json = {
     "name": "limit",
     "in": "query",
@@ -140,6 +158,18 @@ _TASK = _object(
     next_run=_or_null(_TIME),
     percent={"type": "integer", "minimum": -1, "maximum": 100, "description": "-1 while unknown"},
     message=_TEXT,
+)
+
+_LIVE = _object(
+    id={**_TEXT, "description": "Who knows it may follow the run"},
+    name={**_TEXT, "description": "Of the background function"},
+    state={"enum": ["queued", "running", "succeeded", "failed", "cancelled", "timed_out", "crashed", "skipped"]},
+    attempt={"type": "integer", "minimum": 1},
+    user={**_or_null(_TEXT), "description": "Whose session has started it"},
+    percent={"type": "integer", "minimum": -1, "maximum": 100, "description": "-1 while unknown"},
+    message=_TEXT,
+    queued_at=_or_null(_TIME),
+    started_at=_or_null(_TIME),
 )
 
 _RUN: Json = _object(
