@@ -68,7 +68,7 @@ TASKS = """
     def broken():
         raise ValueError("<b>no</b>")
 
-    @ps.schedule(period="1h", first_run="skip")
+    @ps.schedule(cron="0 6 * * mon-fri", timezone="America/New_York", first_run="skip")
     def endless():
         while True:
             ps.progress(1, 2)
@@ -151,6 +151,14 @@ def test_the_tasks_are_there_as_json_without_their_values(site: PanelServer) -> 
     answer = task(site, "answer")
     assert (1, "idle", "every 1 h", False) == tuple(answer[key] for key in ("version", "state", "schedule", "stale"))
     assert "42" not in json.dumps({**answer, "updated_at": "", "next_run": "", "duration": 0})
+
+
+def test_a_schedule_is_told_in_words_and_as_the_rule_that_it_is(site: PanelServer) -> None:
+    """A program that parses the rule need not parse what is for people."""
+    endless = task(site, "endless")
+    assert ("06:00 Mon-Fri, New York", "cron '0 6 * * mon-fri' America/New_York") == (
+        endless["schedule"], endless["trigger"],
+    )  # fmt: skip
 
 
 def test_a_task_named_script_fails_and_is_escaped_nowhere_as_nothing_is_html(site: PanelServer) -> None:

@@ -11,6 +11,7 @@ from ..functions.run import Run, RunRecord
 from ..functions.task import Task
 from ..runtime import Runtime
 from ..stores.queue import JobRow
+from ..triggers.words import in_words
 from .access import Handler, all_tasks
 from .openapi import MOST_RUNS, document
 from .shared_answer import SharedAnswer
@@ -41,7 +42,7 @@ class OneTask(Handler):
 
     async def get(self, name: str) -> None:
         self.require_reader()
-        self.answer(await self.aside(task_as_json, self.find(name)))
+        self.answer(await self.aside(task_as_json, self.runtime, self.find(name)))
 
 
 class TaskRuns(Handler):
@@ -77,7 +78,7 @@ class Change(Handler):
             self.refuse(409, f"Task {name!r} has no run under way.")
         self._shared.forget()
         shown = None if run is None else {"id": run.id, "state": run.state.value}
-        content = {"task": await self.aside(task_as_json, task), "run": shown}
+        content = {"task": await self.aside(task_as_json, self.runtime, task), "run": shown}
         self.answer(content, 202 if action in ("refresh", "cancel") else 200)
 
     def _refresh(self, task: Task[Any]) -> Run:
@@ -113,7 +114,8 @@ class CancelRun(Handler):
         if run.state.final:
             self.refuse(409, f"Run {id!r} has ended already: {run.state.replace('_', ' ')}.")
         await self.aside(self._cancel, id)
-        self.answer({"run": live_as_json(await self.aside(self._look_up, id) or run)}, 202)
+        now = await self.aside(self._look_up, id)
+        self.answer({"run": live_as_json(now or run)}, 202)
 
     def _look_up(self, id: str) -> Run | JobRow | None:
         return self.runtime.dispatcher.look_up(id)
@@ -135,17 +137,18 @@ class OpenAPI(Handler):
 
 def all_as_json(runtime: Runtime) -> dict[str, Any]:
     """All tasks; on any thread."""
-    return {"tasks": [task_as_json(task) for task in all_tasks(runtime)]}
+    return {"tasks": [task_as_json(runtime, task) for task in all_tasks(runtime)]}
 
 
-def task_as_json(task: Task[Any]) -> dict[str, Any]:
+def task_as_json(runtime: Runtime, task: Task[Any]) -> dict[str, Any]:
     """What everybody may know of a task. Its value is not part of it."""
     status, entry = task.status, task.entry
     return {
         "name": status.name,
         "state": status.state,
         "running": status.running,
-        "schedule": schedule_of(task),
+        "schedule": in_words(runtime.scheduler.trigger(task)),
+        "trigger": status.schedule,
         "version": status.version,
         "updated_at": _text(status.updated_at),
         "duration": entry.duration if entry is not None else None,
@@ -155,11 +158,6 @@ def task_as_json(task: Task[Any]) -> dict[str, Any]:
         "percent": status.percent,
         "message": status.message,
     }
-
-
-def schedule_of(task: Task[Any]) -> str:
-    """When it runs, in words."""
-    return task.status.schedule
 
 
 def run_as_json(run: RunRecord, admin: bool) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def document(prefix: str) -> Json:
             "/schedule/api/runs/{id}/cancel": _for_admins(
                 "post", "Cancel a run of a background function, in whichever process, for all who share it",
                 _object(run=_ref("LiveRun")), 202, 400, 401, 403, 404, 409, 503, parameters=[_ID],
-            ),
+            ),  # fmt: skip
         },
     }
 
@@ -149,7 +149,8 @@ _TASK = _object(
     name=_TEXT,
     state={"enum": ["idle", "queued", "running", "failed", "paused", "removed"]},
     running={**_FLAG, "description": "From queued on"},
-    schedule=_TEXT,
+    schedule={**_TEXT, "description": "In words, as the monitor and the command line have it"},
+    trigger={**_TEXT, "description": "The same as the exact rule: a cron expression with its zone"},
     version={**_COUNT, "description": "Of its value; 0 while there is none"},
     updated_at=_or_null(_TIME),
     duration={**_or_null(_SECONDS), "description": "Seconds that its value took"},
