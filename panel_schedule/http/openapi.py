@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 # So many runs are given at once.
@@ -49,12 +48,11 @@ def document(prefix: str) -> Json:
             "/schedule/api/tasks/{name}/resume": _post("Go on with the next slot", 200),
             "/schedule/api/tasks/{name}/cancel": _post("Cancel the run under way, in whichever process", 202),
             "/schedule/api/runs": _for_admins(
-                "get", "The runs of background functions under way", _object(runs=_list("LiveRun")), 200, 401, 403, 503
+                "get", "The runs of background functions under way", _object(runs=_list("LiveRun")), 200
             ),
             "/schedule/api/runs/{id}/cancel": _for_admins(
-                "post", "Cancel a run of a background function, in whichever process, for all who share it",
-                _object(run=_ref("LiveRun")), 202, 400, 401, 403, 404, 409, 503, parameters=[_ID],
-            ),  # fmt: skip
+                "post", "Cancel it, in whichever process, for all who share it", _object(run=_ref("LiveRun")), 202, _ID
+            ),
         },
     }
 
@@ -89,7 +87,7 @@ def _get(what: str, schema: Json, *also: int, open_to_all: bool = False, paramet
         found |= {"security": []}
         found["responses"] |= {str(code): _answer("No", schema) for code in also}
         return {"get": found}
-    found["responses"] |= {"304": {"description": "It is as who has sent its ETag knows it"}, **_errors(401, 503)}
+    found["responses"] |= _NOT_MODIFIED | _errors(401, 503)
     if parameters:
         found["parameters"] = parameters
         found["responses"] |= _errors(400, 404)
@@ -98,18 +96,21 @@ def _get(what: str, schema: Json, *also: int, open_to_all: bool = False, paramet
 
 def _post(what: str, code: int) -> Json:
     changed = _object(task=_ref("Task"), run={"anyOf": [_object(id=_TEXT, state=_TEXT), {"type": "null"}]})
-    return _for_admins("post", what, changed, code, 400, 401, 403, 404, 409, 503, parameters=[_NAME])
+    return _for_admins("post", what, changed, code, _NAME)
 
 
-def _for_admins(method: str, what: str, schema: Json, code: int, *errors: int, parameters: Sequence[Json] = ()) -> Json:
+def _for_admins(method: str, what: str, schema: Json, code: int, *parameters: Json) -> Json:
     done = {"get": "So it is", "post": "It is done, or asked for"}[method]
-    answers = {str(code): _answer(done, schema)} | _errors(*errors)
+    answers = {str(code): _answer(done, schema)}
     if method == "get":
-        answers["304"] = {"description": "It is as who has sent its ETag knows it"}
-    return {
-        method: {"summary": what, "parameters": [*parameters], "responses": answers, "security": [{"token": []}]},
-    }
+        answers |= _NOT_MODIFIED | _errors(401, 403, 503)
+    else:
+        answers |= _errors(400, 401, 403, 404, 409, 503)
+    shown = {"summary": what, "parameters": [*parameters], "responses": answers, "security": [{"token": []}]}
+    return {method: shown}
 
+
+_NOT_MODIFIED: Json = {"304": {"description": "It is as who has sent its ETag knows it"}}
 
 _MEANS = {
     400: "A parameter means nothing",
