@@ -653,17 +653,20 @@ def test_functions_that_are_called_on_request_are_told_of_by_their_kind(core, we
     core.begin()
     for _ in range(2):
         submit(), refresh()
-        core.run_for(10)
+        core.go()
+        core.advance(10)
+    core.run_for(0)
     [request] = web.all()
     assert request.body["subject"] == "2 functions fail: sales, sales"
     assert [("sales", "job", 2), ("sales", "memo", 2)] == sorted(
         (each["task"], each["kind"], each["failures"]) for each in request.body["tasks"]
     )
-    assert """Background function 'sales' has failed 2 times in a row, since 2026-01-01 00:00:00 UTC, for 15 s.
+    assert """Background function 'sales' has failed 2 times in a row, since 2026-01-01 00:00:00 UTC, for 20 s.
   Last error: ValueError: no such row
 
 Memoized""" in request.body["text"]
     submit(), refresh()
+    core.go()
     core.run_for(10)
     assert ["2 functions have recovered: sales, sales"] == subjects(web)
 
@@ -673,10 +676,11 @@ def test_a_run_that_is_cancelled_is_neither_a_failure_nor_a_recovery(core, web):
     submit, _ = on_request(core, ValueError("no"), ValueError("no"))
     core.begin()
     submit()
-    core.run_for(1)
+    core.go()
     submit().cancel()
-    core.run_for(1)
+    core.go()
     submit()
+    core.go()
     core.run_for(10)
     assert ["Background function 'sales' has failed 2 times in a row"] == subjects(web)
 
