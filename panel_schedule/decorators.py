@@ -18,9 +18,9 @@ from .coordination.alerts import Terms
 from .coordination.answers import Limits
 from .engine.hooks import EVENTS, Handler
 from .errors import RegistrationError, ScheduleError, TriggerError
-from .functions.background import JobPolicy, OnSessionEnd, Retrigger
+from .functions.background import Background, JobPolicy, OnSessionEnd, Retrigger
 from .functions.calls import is_async
-from .functions.memoize import MemoPolicy
+from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,
     as_retry,
@@ -48,6 +48,9 @@ from .views.data_health import DataHealth
 log = logging.getLogger("panel_schedule")
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# What an alert may be of.
+Watched = Task[Any] | Background[Any, Any] | Memoized[Any, Any] | str
 
 
 def named(method: F) -> F:
@@ -80,13 +83,17 @@ def _placed(error: ScheduleError, what: str | None, decorator: str) -> ScheduleE
 
 
 def _names_of(tasks: Any) -> frozenset[str] | None:
-    """Of the tasks of an alert; a name may be that of one to come."""
+    """Of the functions of an alert; a name may be that of one to come."""
     if tasks is None:
         return None
     several = isinstance(tasks, Iterable) and not isinstance(tasks, (str, Task))
-    names = [task.name if isinstance(task, Task) else task for task in (tasks if several else [tasks])]
+    kinds = (Task, Background, Memoized)
+    names = [each.name if isinstance(each, kinds) else each for each in (tasks if several else [tasks])]
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise RegistrationError(f"ps.alert(tasks={tasks!r}): it is a task or its name, or a list of these.")
+        raise RegistrationError(
+            f"ps.alert(tasks={tasks!r}): it is a task or its name, the same of a background or memoized function, or a "
+            "list of these."
+        )
     return frozenset(names)
 
 
@@ -590,10 +597,10 @@ class Front:
         on: str | Iterable[str] = ("failed", "stale", "recovered"),
         after: int = 3,
         every: str | float | timedelta = "1h",
-        tasks: Task[Any] | str | Iterable[Task[Any] | str] | None = None,
+        tasks: Watched | Iterable[Watched] | None = None,
     ) -> Callable[[], None]:
         """
-        Tell people when tasks go wrong, and when they are well again; or tell a service that all is well.
+        Tell people when functions go wrong, and when they are well again; or tell a service that all is well.
 
         One of all processes that share the store sends a message. What goes wrong within five seconds is one message.
         One that is not accepted is tried again four times, within eight minutes.
@@ -606,15 +613,16 @@ class Front:
             ``"json+https://..."`` where the host does not say which; ``"exec:/path/of/a/command"``, which reads JSON
             from its standard input; a function of one dict, called in a thread.
         on : str or iterable of str
-            ``"failed"``: so many runs of a task as `after` says have failed in a row. ``"stale"``: no new value came in
-            time, though no run has failed. ``"recovered"``: all that was told of is well again. Or ``"alive"`` alone: a
-            ping with GET, as long as a clock runs and no task is stale.
+            ``"failed"``: so many runs of a task, a background or a memoized function as `after` says have failed in a
+            row. ``"stale"``: no new value of a task came in time, though no run has failed. ``"recovered"``: all that
+            was told of is well again. Or ``"alive"`` alone: a ping with GET, as long as a clock runs and no task is
+            stale.
         after : int
             Failures in a row.
         every : period
-            The pause between two messages about one task, or between two pings.
-        tasks : Task, str or iterable of these
-            By default all tasks.
+            The pause between two messages about one function, or between two pings.
+        tasks : Task, Background, Memoized, str or iterable of these
+            These functions; of a name all that have it. By default all tasks, background and memoized functions.
 
         Returns
         -------

@@ -26,6 +26,8 @@ from .alerts.alert import Policy as AlertPolicy
 from .cache.single_flight import SingleFlight
 from .clock import Clock, SystemClock
 from .config import POSTGRES, REDIS, Config, shown
+from .coordination.alerts import Condition, key_of
+from .coordination.history import JOB, MEMO
 from .coordination.tasks import TASK, USER
 from .engine.counts import Counts
 from .engine.hooks import EVENTS, Handler
@@ -268,7 +270,11 @@ class Runtime:
         self._watching = {name: self._make_alert(service, policy) for name, policy in self.alerts.items()}
 
     def _make_alert(self, service: Service, policy: AlertPolicy) -> Alert:
-        return Alert(service, policy, self._scheduler.conditions, self.config.namespace)
+        return Alert(service, policy, self._conditions, self.config.namespace)
+
+    def _conditions(self) -> dict[str, Condition]:
+        keys = [key_of(JOB, name) for name in list(self.jobs)] + [key_of(MEMO, name) for name in list(self.memos)]
+        return self._scheduler.conditions() | dict.fromkeys(keys, Condition())
 
     def _make_store(self) -> Store:
         if self._supervisor is None:  # with --num-procs 0 the import came before the fork
@@ -711,7 +717,7 @@ class Runtime:
     # ------------------------------------------------------------ alerts
 
     def watch(self, policy: AlertPolicy) -> None:
-        """Tell somebody of what happens to tasks; in place of what was asked for before of the same kind."""
+        """Tell somebody of what happens to functions; in place of what was asked for before of the same kind."""
         with self._lock:
             self.alerts[policy.name] = policy
             if self._service is not None:

@@ -439,7 +439,8 @@ def test_a_plain_address_gets_json(web):
     assert request.body["subject"] == "Task 'sales' has failed 3 times in a row"
     assert request.body["tasks"] == [
         {
-            "task": "sales", "state": "failed", "failures": 3, "stale": False, "since": "2026-01-01T00:00:00+00:00",
+            "task": "sales", "kind": "task", "state": "failed", "failures": 3, "stale": False,
+            "since": "2026-01-01T00:00:00+00:00",
             "error": "ValueError: no such table", "updated_at": "2025-12-31T23:55:00+00:00", "age": 900.0,
         }
     ]  # fmt: skip
@@ -628,6 +629,60 @@ def test_an_alert_of_some_tasks_says_nothing_of_others(core, web):
     core.begin()
     core.run_for(70)
     assert ["2 tasks fail: a, b"] == subjects(web)
+
+
+def on_request(core, *outcomes):
+    """A background and a memoized function of one name, which do the same."""
+
+    def body(left):
+        if isinstance(outcome := left.pop(0), Exception):
+            raise outcome
+        return outcome
+
+    job = core.ps.background(executor="thread", name="sales")(partial(body, [*outcomes]))
+    memo = core.ps.memoize(name="sales", executor="thread")(partial(body, [*outcomes]))
+    return job.submit, memo.refresh
+
+
+def test_functions_that_are_called_on_request_are_told_of_by_their_kind(core, web):
+    """Of all that have the name; a task of that name, which is well, is none of them."""
+    core.ps.alert(web.url(), after=2, tasks="sales")
+    no = ValueError("no such row")
+    submit, refresh = on_request(core, no, no, 1)
+    core.schedule(period="1m", name="sales")(lambda: 1)
+    core.begin()
+    for _ in range(2):
+        submit(), refresh()
+        core.go()
+        core.advance(10)
+    core.run_for(0)
+    [request] = web.all()
+    assert request.body["subject"] == "2 functions fail: sales, sales"
+    assert [("sales", "job", 2), ("sales", "memo", 2)] == sorted(
+        (each["task"], each["kind"], each["failures"]) for each in request.body["tasks"]
+    )
+    assert """Background function 'sales' has failed 2 times in a row, since 2026-01-01 00:00:00 UTC, for 20 s.
+  Last error: ValueError: no such row
+
+Memoized""" in request.body["text"]
+    submit(), refresh()
+    core.go()
+    core.run_for(10)
+    assert ["2 functions have recovered: sales, sales"] == subjects(web)
+
+
+def test_a_run_that_is_cancelled_is_neither_a_failure_nor_a_recovery(core, web):
+    core.ps.alert(web.url(), after=2)
+    submit, _ = on_request(core, ValueError("no"), ValueError("no"))
+    core.begin()
+    submit()
+    core.go()
+    submit().cancel()
+    core.go()
+    submit()
+    core.go()
+    core.run_for(10)
+    assert ["Background function 'sales' has failed 2 times in a row"] == subjects(web)
 
 
 def test_an_alert_that_was_taken_away_says_nothing(core, web):
@@ -871,6 +926,17 @@ def test_one_of_all_processes_sends_the_ping(processes, web):
     processes.begin()
     processes.run_for(31)
     assert len(web.all()) == 2
+
+
+def test_failures_of_a_background_function_are_counted_in_all_processes_and_one_of_them_tells(processes, web):
+    cores = [processes.join() for _ in range(3)]
+    submits = [on_request(core, ValueError("no"))[0] for core in cores]
+    processes.begin()
+    for at in (0, 1):
+        submits[at]()
+        processes.settle()
+    processes.run_for(COLLECTED + 2)
+    assert ["Background function 'sales' has failed 2 times in a row"] == subjects(web)
 
 
 def test_a_restart_forgets_nothing(processes, web):

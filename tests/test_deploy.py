@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import compose
+import panel_schedule
 from panel_schedule.config import ENV_PREFIX, Config
 
 ROOT = Path(__file__).parent.parent
@@ -243,17 +244,18 @@ def test_what_kubernetes_selects_is_there() -> None:
         assert re.search(r"@([\w-]+):6379/", web.environment[name])[1] in of_kind("Service")
 
 
-def test_a_replica_is_ready_when_its_page_is() -> None:
-    """The probe is given up before the page says that the server is starting."""
+def test_a_replica_is_ready_when_its_tasks_have_values_and_lives_while_its_scheduler_turns() -> None:
+    """The probes ask what the plugin of its command answers; a start may take longer than a visitor waits for it."""
     found = container(of_kind("Deployment")["web"])
     web = next(each for each in WEB if each.where == "kubernetes web")
     assert [{"name": "http", "containerPort": int(option(web, "--port"))}] == found["ports"]
-    startup = found["startupProbe"]
-    assert f"/{Path(web.command[2]).stem}" == startup["httpGet"]["path"]
-    assert startup["timeoutSeconds"] < web.config().ready_timeout
-    assert ["/liveness", "/liveness"] == [
-        found[f"{kind}Probe"]["httpGet"]["path"] for kind in ("readiness", "liveness")
-    ]
+    probes = {kind: found[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
+    assert {"startup": "/schedule/readyz", "readiness": "/schedule/readyz", "liveness": "/schedule/healthz"} == {
+        kind: probe["httpGet"]["path"] for kind, probe in probes.items()
+    }
+    assert "panel_schedule" == option(web, "--plugins")
+    assert {probe["httpGet"]["path"] for probe in probes.values()} <= {path for path, *_ in panel_schedule.ROUTES}
+    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= web.config().ready_timeout
 
 
 @pytest.mark.parametrize("proxy", PROXIES, ids=lambda path: path.parent.name)

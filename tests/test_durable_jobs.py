@@ -173,6 +173,19 @@ def test_another_process_takes_over_within_two_seconds(house, kind):
     house.assert_sound()
 
 
+@anywhere
+def test_a_run_of_another_process_is_listed_and_cancelled_by_its_id(house, runtime):
+    """By a process that does not even have the function."""
+    id = house.host()("fleeting.submit('a').id")
+    house.await_line("began a 1")
+    [run] = eventually(runtime.dispatcher.under_way)
+    assert ("fleeting", id) == (run.task, run.id)
+    runtime.dispatcher.cancel(id)
+    house.await_state(id, "cancelled")
+    assert ([], "cancelled") == (runtime.dispatcher.under_way(), runtime.dispatcher.look_up(id).state)
+    assert runtime.dispatcher.look_up("unknown") is None
+
+
 @with_a_death
 def test_what_kills_its_server_ends_crashed_and_the_others_go_on(house):
     one = house.host()

@@ -55,13 +55,20 @@ TASKS = """
     def answer():
         while not pathlib.Path("go").exists():
             time.sleep(0.01)
+        forever.submit()
         return 42
+
+    @ps.background(executor="thread")
+    def forever():
+        ps.progress(1, 4, "a quarter")
+        while not ps.current_run().cancelled:
+            time.sleep(0.01)
 
     @ps.schedule(period="1h", first_run="skip", name="<script>")
     def broken():
         raise ValueError("<b>no</b>")
 
-    @ps.schedule(period="1h", first_run="skip")
+    @ps.schedule(cron="0 6 * * mon-fri", timezone="America/New_York", first_run="skip")
     def endless():
         while True:
             ps.progress(1, 2)
@@ -146,6 +153,14 @@ def test_the_tasks_are_there_as_json_without_their_values(site: PanelServer) -> 
     assert "42" not in json.dumps({**answer, "updated_at": "", "next_run": "", "duration": 0})
 
 
+def test_a_schedule_is_told_in_words_and_as_the_rule_that_it_is(site: PanelServer) -> None:
+    """A program that parses the rule need not parse what is for people."""
+    endless = task(site, "endless")
+    assert ("06:00 Mon-Fri, New York", "cron '0 6 * * mon-fri' America/New_York") == (
+        endless["schedule"], endless["trigger"],
+    )  # fmt: skip
+
+
 def test_a_task_named_script_fails_and_is_escaped_nowhere_as_nothing_is_html(site: PanelServer) -> None:
     url = api(site, "api/tasks/%3Cscript%3E")
     assert 202 == httpx.post(f"{url}/refresh", headers=BEARER).status_code
@@ -197,6 +212,24 @@ def test_who_has_made_a_change_sees_it_among_all_tasks(site: PanelServer) -> Non
     assert ["idle", "paused", "idle"] == seen
 
 
+def test_a_run_of_a_background_function_is_cancelled_by_its_id(site: PanelServer) -> None:
+    """Admins see the runs under way, and whose they are; one that has ended, or never was, cannot be cancelled."""
+    url = api(site, "api/runs")
+    assert 401 == httpx.get(url).status_code
+    [run] = httpx.get(url, headers=BEARER).json()["runs"]
+    assert ("forever", "running", 25, "a quarter", None) == tuple(
+        run[name] for name in ("name", "state", "percent", "message", "user")
+    )
+    cancel = f"{url}/{run['id']}/cancel"
+    assert 401 == httpx.post(cancel).status_code
+    cancelled = httpx.post(cancel, headers=BEARER)
+    assert (202, "cancelled") == (cancelled.status_code, cancelled.json()["run"]["state"])
+    assert {"runs": []} == httpx.get(url, headers=BEARER).json()
+    again, unknown = (httpx.post(each, headers=BEARER) for each in (cancel, f"{url}/unknown/cancel"))
+    assert (409, f"Run {run['id']!r} has ended already: cancelled.") == (again.status_code, again.json()["error"])
+    assert (404, True) == (unknown.status_code, "There is no run 'unknown'" in unknown.json()["error"])
+
+
 @pytest.mark.parametrize("sent", [{}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": TOKEN}])
 def test_a_change_takes_the_token(site: PanelServer, sent: dict[str, str]) -> None:
     response = httpx.post(api(site, "api/tasks/answer/pause"), headers=sent)
@@ -215,7 +248,7 @@ def test_an_openapi_document_is_what_the_server_gives(site: PanelServer) -> None
     schema = schemathesis.openapi.from_dict(httpx.get(api(site, "api/openapi.json")).json())
     schema.config.update(base_url=site.url)
     operations = [found.ok() for found in schema.get_all_operations()]
-    assert 10 == len(operations)
+    assert 12 == len(operations)
     for operation in operations:
 
         @given(case=operation.as_strategy())
@@ -230,7 +263,7 @@ def test_an_openapi_document_is_what_the_server_gives(site: PanelServer) -> None
 def test_each_path_of_the_document_gives_what_its_schema_says(site: PanelServer, path: str) -> None:
     """Of a task that is there."""
     [(method, operation)] = document("")["paths"][path].items()
-    url = f"{site.url}{path.replace('{name}', 'endless')}"
+    url = f"{site.url}{path.replace('{name}', 'endless').replace('{id}', 'unknown')}"
     response = httpx.request(method, url, headers=BEARER)
     told = operation["responses"][str(response.status_code)]["content"]["application/json"]["schema"]
     jsonschema.validate(response.json(), {**document(""), **told})
@@ -346,6 +379,13 @@ def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behin
     pause, header = api(server, "api/tasks/answer/pause"), {"X-Requested-With": "curl"}
     with closing(login(server, "ada")) as ada, closing(login(server, "bob")) as bob:
         assert [200] * 5 == [bob.get(api(server, path)).status_code for path in paths]
+        runs = api(server, "api/runs")
+        assert [401, 403, 200] == [httpx.get(runs).status_code, bob.get(runs).status_code, ada.get(runs).status_code]
+        cancel = f"{runs}/{ada.get(runs).json()['runs'][0]['id']}/cancel"
+        assert [403, 403, 202] == [
+            bob.post(cancel, headers=header).status_code, ada.post(cancel).status_code,
+            ada.post(cancel, headers=header).status_code,
+        ]  # fmt: skip
         assert [403, 403] == [bob.post(pause).status_code, bob.post(pause, headers=header).status_code]
         assert "idle" == bob.get(api(server, "api/tasks/answer")).json()["state"]
         # As a form of another site would have it sent in her name.

@@ -1,4 +1,4 @@
-"""One alert in one process: it hears of tasks, and sends what is due, if no other process does."""
+"""One alert in one process: it hears of tasks and other functions, and sends what is due, if no other process does."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from ..coordination import alerts
-from ..coordination.alerts import SPACE, AlertState, Condition, Event, Notice, Terms, Trouble
+from ..coordination import alerts, history
+from ..coordination.alerts import (
+    SPACE,
+    AlertState,
+    Condition,
+    Event,
+    Notice,
+    Terms,
+    Trouble,
+    function_of,
+    key_of,
+)
 from ..coordination.record import Record
 from ..engine.service import Service
 from ..engine.timers import Timer
 from ..errors import ScheduleError
 from ..functions.registry import Named
-from ..functions.run import Run
+from ..functions.run import FAILURES, Run, RunRecord, RunState
 from ..functions.task import Task
 from ..serialize.errors import bare, first_line
 from ..stores.hurry import leaving
@@ -47,7 +57,7 @@ class Policy(NamedTuple):
     channel : Channel
     terms : Terms
     tasks : frozenset of str or None
-        None: all of them.
+        Names of tasks, background and memoized functions. None: all of them.
     """
 
     channel: Channel
@@ -71,7 +81,7 @@ class Alert:
     service : Service
     policy : Policy
     conditions : callable
-        How the tasks are, by name.
+        How all functions are, by their keys.
     namespace : str
     """
 
@@ -85,8 +95,8 @@ class Alert:
         self._name = policy.name
         self._records = service.store.records
         self._record: Record | None = None
-        # What has happened, and is not in the store yet: event, task and run.
-        self._events: deque[tuple[str, Task[Any], Run]] = deque(maxlen=MOST)
+        # What has happened, and is not in the store yet; each says what when it is called.
+        self._events: deque[Callable[[], Event]] = deque(maxlen=MOST)
         # What came of a message, which the store does not know yet.
         self._outcome: Apply | None = None
         self._future: Future[Any] | None = None
@@ -96,6 +106,7 @@ class Alert:
         self._trouble = ""
         service.sources.append(self)
         service.hooks.listeners.append(self._heard)
+        service.readers.append(self._read)
         self._records.subscribe(SPACE, self._changed, self._restore)
 
     def begin(self) -> None:
@@ -110,6 +121,7 @@ class Alert:
             self.stop()
             if self._heard in self._service.hooks.listeners:
                 self._service.hooks.listeners.remove(self._heard)
+                self._service.readers.remove(self._read)
                 self._service.sources.remove(self)
 
     def stop(self) -> None:
@@ -139,9 +151,23 @@ class Alert:
         if event == "succeeded" and not self._events and task.name not in self._state.troubles:
             return  # as it nearly always is
         if event in _HEARD and "alive" not in self.policy.terms.on:
-            self._events.append((_HEARD[event], task, run))
+            self._events.append(partial(_event, _HEARD[event], task, run, self._service))
         if event != "skipped":
             self._ring()
+
+    def _read(self, space: str, name: str, run: RunRecord) -> None:
+        """Take note of what the history of a function says that is called on request; on any thread."""
+        if space != history.SPACE or self._ended or "alive" in self.policy.terms.on:
+            return
+        kind, function = history.parts_of(name)
+        key, failed = key_of(kind, function), run.state in FAILURES
+        known = failed or (run.state is RunState.SUCCEEDED and (self._events or key in self._state.troubles))
+        if known and self._watches(key):
+            at = run.finished_at or self._service.clock.now()
+            event = Event("failed" if failed else "succeeded", key, at, run.id, run.error)
+            with self._service.locked:
+                self._events.append(lambda: event)
+                self._ring()
 
     @property
     def _speaks(self) -> bool:
@@ -149,7 +175,7 @@ class Alert:
         return self._service.begun or not self._records.blocking
 
     def _watches(self, task: str) -> bool:
-        return self.policy.tasks is None or task in self.policy.tasks
+        return self.policy.tasks is None or function_of(task)[1] in self.policy.tasks
 
     @property
     def _state(self) -> AlertState:
@@ -242,7 +268,7 @@ class Alert:
         with self._service.locked:
             events = list(self._events)
         if events:
-            self._hear([_event(*each, self._service) for each in events])
+            self._hear([each() for each in events])
             with self._service.locked:
                 for each in events:
                     if self._events and self._events[0] is each:

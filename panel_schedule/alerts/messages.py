@@ -5,9 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from ..coordination.alerts import Notice, Terms, Trouble
+from ..coordination.alerts import Notice, Terms, Trouble, function_of
+from ..coordination.history import JOB, MEMO
 from ..coordination.record import instant_of
+from ..coordination.tasks import TASK
 from ..engine.hooks import lasting
+
+KINDS = {TASK: "task", JOB: "background function", MEMO: "memoized function"}
 
 # So many tasks are named in a subject, and told of in a text.
 NAMED, LISTED = 3, 20
@@ -58,7 +62,7 @@ def compose(notice: Notice, terms: Terms, now: datetime, host: str, namespace: s
     if namespace != "default":
         subject = f"{subject} ({namespace})"
     told = [*notice.troubled.items(), *notice.recovered.items()]
-    paragraphs = [(_what(task, trouble, now), _details(trouble, now)) for task, trouble in told[:LISTED]]
+    paragraphs = [(_what(task, trouble, now), _details(task, trouble, now)) for task, trouble in told[:LISTED]]
     if len(told) > LISTED:
         paragraphs.append((f"And {len(told) - LISTED} more.", []))
     footer = f"Host {host}, namespace {namespace}, {_shown(now)}."
@@ -89,12 +93,14 @@ def _headline(notice: Notice, terms: Terms) -> tuple[str, str]:
 
 
 def _about(tasks: list[str], one: str, several: str) -> str:
-    names = [" ".join(task.split()) for task in tasks]  # a header has no second line
+    kinds, names = zip(*map(function_of, tasks), strict=True)
+    names = tuple(" ".join(name.split()) for name in names)  # a header has no second line
+    kind = KINDS[kinds[0]] if len(set(kinds)) == 1 else "function"
     if len(names) == 1:
-        return f"Task {names[0]!r} {one}"
+        return f"{kind.capitalize()} {names[0]!r} {one}"
     others = len(names) - NAMED
     listed = ", ".join(names[:NAMED]) + (f" and {others} more" if others > 0 else "")
-    return f"{len(names)} tasks {several}: {listed}"
+    return f"{len(names)} {kind}s {several}: {listed}"
 
 
 def _times(count: int) -> str:
@@ -102,23 +108,26 @@ def _times(count: int) -> str:
 
 
 def _what(task: str, trouble: Trouble, now: datetime) -> str:
-    since = instant_of(trouble.since)
+    since, (kind, name) = instant_of(trouble.since), function_of(task)
     assert since is not None
+    what = f"{KINDS[kind].capitalize()} {name!r}"
     if trouble.well:
         well_at = instant_of(trouble.well_at)
         assert well_at is not None
-        return f"Task {task!r} has recovered after {lasting((well_at - since).total_seconds())}."
+        return f"{what} has recovered after {lasting((well_at - since).total_seconds())}."
     began = f"since {_shown(since)}, for {lasting((now - since).total_seconds())}"
     if trouble.failures and trouble.late:
-        return f"Task {task!r} has failed{_times(trouble.failures)} and is stale, {began}."
+        return f"{what} has failed{_times(trouble.failures)} and is stale, {began}."
     if trouble.late:
-        return f"Task {task!r} is stale, {began}: no new value came in time."
-    return f"Task {task!r} has failed{_times(trouble.failures)}, {began}."
+        return f"{what} is stale, {began}: no new value came in time."
+    return f"{what} has failed{_times(trouble.failures)}, {began}."
 
 
-def _details(trouble: Trouble, now: datetime) -> list[str]:
+def _details(task: str, trouble: Trouble, now: datetime) -> list[str]:
     if trouble.well:
         return []
+    if function_of(task)[0] != TASK:
+        return [f"Last error: {trouble.error}"]
     updated_at = instant_of(trouble.updated_at)
     if updated_at is None:
         served = "It has no value yet."
@@ -130,8 +139,10 @@ def _details(trouble: Trouble, now: datetime) -> list[str]:
 
 def _data(task: str, trouble: Trouble, now: datetime) -> dict[str, Any]:
     since, updated_at = instant_of(trouble.since), instant_of(trouble.updated_at)
+    kind, name = function_of(task)
     return {
-        "task": task,
+        "task": name,
+        "kind": kind,
         "state": "recovered" if trouble.well else "failed" if trouble.failures else "stale",
         "failures": trouble.failures,
         "stale": trouble.late,

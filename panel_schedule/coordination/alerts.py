@@ -1,4 +1,4 @@
-"""What may happen to an alert: what it has heard of tasks, when there is something to say, and who says it."""
+"""What may happen to an alert: what it has heard of functions, when there is something to say, and who says it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from .record import EPOCH, Record, Refusal, instant_of, micros, state_of, storable
+from .tasks import TASK
 
 SPACE = "alert"
 
@@ -39,9 +40,24 @@ class Terms(NamedTuple):
     every: timedelta
 
 
+# Between the kind and the name of a function that is no task.
+_BETWEEN = "\x1f"
+
+
+def key_of(kind: str, name: str) -> str:
+    """By which an alert knows a function: a task by its name, another one by its kind as well."""
+    return name if kind == TASK else f"{kind}{_BETWEEN}{name}"
+
+
+def function_of(key: str) -> tuple[str, str]:
+    """Kind and name of the function that an alert knows so."""
+    kind, between, name = key.partition(_BETWEEN)
+    return (kind, name) if between else (TASK, key)
+
+
 class Condition(NamedTuple):
     """
-    How a task is, as this process sees it.
+    How a task is, as this process sees it; by default well, as what is called on request always is between its runs.
 
     Attributes
     ----------
@@ -62,12 +78,13 @@ class Condition(NamedTuple):
 
 class Event(NamedTuple):
     """
-    Something that has happened to a task.
+    Something that has happened to a task, or a function that is called on request.
 
     Attributes
     ----------
     what : {"failed", "stale", "succeeded"}
     task : str
+        See `key_of`; so wherever an alert has tasks by name.
     at : datetime
     run, error : str
         Id of the run, and the first line of what it has raised.

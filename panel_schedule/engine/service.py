@@ -13,7 +13,7 @@ from ..clock import Clock
 from ..coordination.tasks import USER
 from ..errors import ScheduleError
 from ..executors.base import Executor
-from ..functions.run import Run
+from ..functions.run import Run, RunRecord
 from ..stores.base import Store
 from .counts import Counts
 from .hooks import EVENTS, Handler, Hooks
@@ -80,6 +80,9 @@ class Service:
     closing : bool
         From the beginning of a stop to its end: who asks for a run then is late.
     sources : list of Source
+    readers : list of callable
+        ``reader(space, name, run)`` once for each new line of a history, in the process that has written it: at once,
+        on any thread, so they only take note.
     questions : dict
         By name what functions ask in their worker processes, see `answer`.
     look : callable
@@ -103,7 +106,8 @@ class Service:
         self.store = store
         self.executors = executors
         self.counts = counts or Counts()
-        store.logged = self.counts.logged
+        self.readers = [self.counts.logged]
+        store.logged = self._logged
         self.timers = Timers(clock)
         self.lock = threading.RLock()
         self.locked = Locked(self.lock, self._released, changed)
@@ -232,6 +236,10 @@ class Service:
         if (ask := self.questions.get(question)) is None:
             raise ScheduleError(f"A worker process asks {question!r}, to which there is no answer.")
         return ask(run, name, value)
+
+    def _logged(self, space: str, name: str, run: RunRecord) -> None:
+        for reader in list(self.readers):
+            reader(space, name, run)
 
     def _get(self, run: Run, name: str, value: Any) -> Any:
         if (entry := self.store.values.entry(USER, name)) is None:

@@ -108,22 +108,26 @@ class Handler(AuthRequestHandler):
             self._challenge("Log in, or send the token of ps.config.token as 'Authorization: Bearer <token>'.")
 
     def require_admin(self) -> None:
-        """For a change. A page of another site cannot send the token, nor the header, in its visitor's name."""
+        """For what only admins see."""
         config = self.runtime.config
         if self.has_token:
             return
         if not (config.token or config.admins):
-            self.refuse(403, "Changes over HTTP are off: neither ps.config.token nor ps.config.admins is set.")
+            self.refuse(403, "This is for admins, and neither ps.config.token nor ps.config.admins is set.")
         if self.user is None:
-            self._challenge("A change takes the token of ps.config.token, as 'Authorization: Bearer <token>'.")
+            self._challenge("This takes the token of ps.config.token, as 'Authorization: Bearer <token>'.")
         if not self.is_admin:
             why = "All users share one password, so that each may give any name. Let --basic-auth name a file of users."
             self.refuse(403, why if self.any_name else f"User {self.user!r} is none of ps.config.admins.")
-        if not self.request.headers.get(HEADER):
+
+    def require_change(self) -> None:
+        """For a change. A page of another site cannot send the token, nor the header, in its visitor's name."""
+        self.require_admin()
+        if not (self.has_token or self.request.headers.get(HEADER)):
             self.refuse(403, f"A change by a user who is logged in takes the header {HEADER!r}, with any value.")
 
     def check_xsrf_cookie(self) -> None:
-        """`require_admin` does it."""
+        """`require_change` does it."""
 
     # ------------------------------------------------------------ answers
 

@@ -10,6 +10,8 @@ from ..executors.threads import ThreadExecutor
 from ..functions.run import Run, RunRecord
 from ..functions.task import Task
 from ..runtime import Runtime
+from ..stores.queue import JobRow
+from ..triggers.words import in_words
 from .access import Handler, all_tasks
 from .openapi import MOST_RUNS, document
 from .shared_answer import SharedAnswer
@@ -40,7 +42,7 @@ class OneTask(Handler):
 
     async def get(self, name: str) -> None:
         self.require_reader()
-        self.answer(await self.aside(task_as_json, self.find(name)))
+        self.answer(await self.aside(task_as_json, self.runtime, self.find(name)))
 
 
 class TaskRuns(Handler):
@@ -66,7 +68,7 @@ class Change(Handler):
         self._shared = shared
 
     async def post(self, name: str, action: str) -> None:
-        self.require_admin()
+        self.require_change()
         task = self.find(name)
         try:
             run = await self.aside(getattr(self, f"_{action}"), task)
@@ -76,7 +78,7 @@ class Change(Handler):
             self.refuse(409, f"Task {name!r} has no run under way.")
         self._shared.forget()
         shown = None if run is None else {"id": run.id, "state": run.state.value}
-        content = {"task": await self.aside(task_as_json, task), "run": shown}
+        content = {"task": await self.aside(task_as_json, self.runtime, task), "run": shown}
         self.answer(content, 202 if action in ("refresh", "cancel") else 200)
 
     def _refresh(self, task: Task[Any]) -> Run:
@@ -92,6 +94,36 @@ class Change(Handler):
         task.resume()
 
 
+class Runs(Handler):
+    """The runs of background functions that are under way, in all processes."""
+
+    async def get(self) -> None:
+        self.require_admin()
+        runs = await self.aside(lambda: self.runtime.dispatcher.under_way())
+        self.answer({"runs": [live_as_json(run) for run in runs]})
+
+
+class CancelRun(Handler):
+    """What is done with one of them."""
+
+    async def post(self, id: str) -> None:
+        self.require_change()
+        run = await self.aside(self._look_up, id)
+        if run is None:
+            self.refuse(404, f"There is no run {id!r} of a background function, or it has ended too long ago.")
+        if run.state.final:
+            self.refuse(409, f"Run {id!r} has ended already: {run.state.replace('_', ' ')}.")
+        await self.aside(self._cancel, id)
+        now = await self.aside(self._look_up, id)
+        self.answer({"run": live_as_json(now or run)}, 202)
+
+    def _look_up(self, id: str) -> Run | JobRow | None:
+        return self.runtime.dispatcher.look_up(id)
+
+    def _cancel(self, id: str) -> None:
+        self.runtime.dispatcher.cancel(id)
+
+
 class OpenAPI(Handler):
     """What all of this takes and gives, as an OpenAPI document."""
 
@@ -105,17 +137,18 @@ class OpenAPI(Handler):
 
 def all_as_json(runtime: Runtime) -> dict[str, Any]:
     """All tasks; on any thread."""
-    return {"tasks": [task_as_json(task) for task in all_tasks(runtime)]}
+    return {"tasks": [task_as_json(runtime, task) for task in all_tasks(runtime)]}
 
 
-def task_as_json(task: Task[Any]) -> dict[str, Any]:
+def task_as_json(runtime: Runtime, task: Task[Any]) -> dict[str, Any]:
     """What everybody may know of a task. Its value is not part of it."""
     status, entry = task.status, task.entry
     return {
         "name": status.name,
         "state": status.state,
         "running": status.running,
-        "schedule": schedule_of(task),
+        "schedule": in_words(runtime.scheduler.trigger(task)),
+        "trigger": status.schedule,
         "version": status.version,
         "updated_at": _text(status.updated_at),
         "duration": entry.duration if entry is not None else None,
@@ -125,11 +158,6 @@ def task_as_json(task: Task[Any]) -> dict[str, Any]:
         "percent": status.percent,
         "message": status.message,
     }
-
-
-def schedule_of(task: Task[Any]) -> str:
-    """When it runs, in words."""
-    return task.status.schedule
 
 
 def run_as_json(run: RunRecord, admin: bool) -> dict[str, Any]:
@@ -148,6 +176,21 @@ def run_as_json(run: RunRecord, admin: bool) -> dict[str, Any]:
         "until": _text(run.until),
     }
     return shown | {name: getattr(run, name) for name in FOR_ADMINS if admin and hasattr(run, name)}
+
+
+def live_as_json(run: Run | JobRow) -> dict[str, Any]:
+    """A run of a background function, for admins. Who knows its id may follow it."""
+    return {
+        "id": run.id,
+        "name": run.task,
+        "state": run.state.value,
+        "attempt": run.attempt,
+        "user": run.user,
+        "percent": run.percent,
+        "message": run.message,
+        "queued_at": _text(run.queued_at),
+        "started_at": _text(run.started_at),
+    }
 
 
 def _text(value: datetime | str | None) -> str | None:

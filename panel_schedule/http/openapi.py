@@ -30,7 +30,7 @@ def document(prefix: str) -> Json:
         "servers": [{"url": prefix or "/"}],
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Task": _TASK, "Run": _RUN, "Error": _object(error=_TEXT)},
+            "schemas": {"Task": _TASK, "Run": _RUN, "LiveRun": _LIVE, "Error": _object(error=_TEXT)},
         },
         # Where Panel has a login, all but the health of the server takes it, or the token.
         "security": [{"token": []}, {}],
@@ -47,6 +47,12 @@ def document(prefix: str) -> Json:
             "/schedule/api/tasks/{name}/pause": _post("Skip every slot until it is resumed, in all processes", 200),
             "/schedule/api/tasks/{name}/resume": _post("Go on with the next slot", 200),
             "/schedule/api/tasks/{name}/cancel": _post("Cancel the run under way, in whichever process", 202),
+            "/schedule/api/runs": _for_admins(
+                "get", "The runs of background functions under way", _object(runs=_list("LiveRun")), 200
+            ),
+            "/schedule/api/runs/{id}/cancel": _for_admins(
+                "post", "Cancel it, in whichever process, for all who share it", _object(run=_ref("LiveRun")), 202, _ID
+            ),
         },
     }
 
@@ -81,7 +87,7 @@ def _get(what: str, schema: Json, *also: int, open_to_all: bool = False, paramet
         found |= {"security": []}
         found["responses"] |= {str(code): _answer("No", schema) for code in also}
         return {"get": found}
-    found["responses"] |= {"304": {"description": "It is as who has sent its ETag knows it"}, **_errors(401, 503)}
+    found["responses"] |= _NOT_MODIFIED | _errors(401, 503)
     if parameters:
         found["parameters"] = parameters
         found["responses"] |= _errors(400, 404)
@@ -90,16 +96,28 @@ def _get(what: str, schema: Json, *also: int, open_to_all: bool = False, paramet
 
 def _post(what: str, code: int) -> Json:
     changed = _object(task=_ref("Task"), run={"anyOf": [_object(id=_TEXT, state=_TEXT), {"type": "null"}]})
-    answers = {str(code): _answer("It is done, or asked for", changed)} | _errors(400, 401, 403, 404, 409, 503)
-    return {"post": {"summary": what, "parameters": [_NAME], "responses": answers, "security": [{"token": []}]}}
+    return _for_admins("post", what, changed, code, _NAME)
 
+
+def _for_admins(method: str, what: str, schema: Json, code: int, *parameters: Json) -> Json:
+    done = {"get": "So it is", "post": "It is done, or asked for"}[method]
+    answers = {str(code): _answer(done, schema)}
+    if method == "get":
+        answers |= _NOT_MODIFIED | _errors(401, 403, 503)
+    else:
+        answers |= _errors(400, 401, 403, 404, 409, 503)
+    shown = {"summary": what, "parameters": [*parameters], "responses": answers, "security": [{"token": []}]}
+    return {method: shown}
+
+
+_NOT_MODIFIED: Json = {"304": {"description": "It is as who has sent its ETag knows it"}}
 
 _MEANS = {
     400: "A parameter means nothing",
     401: "Who asks is not known",
     403: "Who asks may not do this",
-    404: "There is no task of this name",
-    409: "The task is not in a state for this",
+    404: "There is no task of this name, or no such run",
+    409: "The task, or run, is not in a state for this",
     503: "The store cannot be reached",
 }
 
@@ -110,6 +128,7 @@ _TIME: Json = {"type": "string", "format": "date-time"}
 _SECONDS: Json = {"type": "number"}
 
 _NAME: Json = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_ID: Json = {**_NAME, "name": "id"}
 _LIMIT: Json = {
     "name": "limit",
     "in": "query",
@@ -131,7 +150,8 @@ _TASK = _object(
     name=_TEXT,
     state={"enum": ["idle", "queued", "running", "failed", "paused", "removed"]},
     running={**_FLAG, "description": "From queued on"},
-    schedule=_TEXT,
+    schedule={**_TEXT, "description": "In words, as the monitor and the command line have it"},
+    trigger={**_TEXT, "description": "The same as the exact rule: a cron expression with its zone"},
     version={**_COUNT, "description": "Of its value; 0 while there is none"},
     updated_at=_or_null(_TIME),
     duration={**_or_null(_SECONDS), "description": "Seconds that its value took"},
@@ -140,6 +160,18 @@ _TASK = _object(
     next_run=_or_null(_TIME),
     percent={"type": "integer", "minimum": -1, "maximum": 100, "description": "-1 while unknown"},
     message=_TEXT,
+)
+
+_LIVE = _object(
+    id={**_TEXT, "description": "Who knows it may follow the run"},
+    name={**_TEXT, "description": "Of the background function"},
+    state={"enum": ["queued", "running", "succeeded", "failed", "cancelled", "timed_out", "crashed", "skipped"]},
+    attempt={"type": "integer", "minimum": 1},
+    user={**_or_null(_TEXT), "description": "Whose session has started it"},
+    percent={"type": "integer", "minimum": -1, "maximum": 100, "description": "-1 while unknown"},
+    message=_TEXT,
+    queued_at=_or_null(_TIME),
+    started_at=_or_null(_TIME),
 )
 
 _RUN: Json = _object(

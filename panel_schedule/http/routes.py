@@ -11,7 +11,7 @@ from ..monitor.page import Page
 from ..runtime import Runtime
 from ..server.panel import Gate
 from .access import in_thread
-from .api import Change, OneTask, OpenAPI, TaskRuns, Tasks, all_as_json
+from .api import CancelRun, Change, OneTask, OpenAPI, Runs, TaskRuns, Tasks, all_as_json
 from .health import Healthz, Readyz
 from .metrics import Metrics
 from .shared_answer import SharedAnswer
@@ -20,7 +20,7 @@ from .totals import Totals
 # Questions that may wait at once: a store that hangs holds up so many, and no page.
 THREADS = 4
 
-TASKS = "/schedule/api/tasks"
+TASKS, RUNS = "/schedule/api/tasks", "/schedule/api/runs"
 
 
 def routes(runtime: Runtime, gate: Gate, monitor: type[Monitor]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -40,4 +40,6 @@ def routes(runtime: Runtime, gate: Gate, monitor: type[Monitor]) -> list[tuple[s
         (f"{TASKS}/([^/]+)", OneTask, given),
         (f"{TASKS}/([^/]+)/runs", TaskRuns, given),
         (f"{TASKS}/([^/]+)/(refresh|pause|resume|cancel)", Change, given | shared),
+        (RUNS, Runs, given),
+        (f"{RUNS}/([^/]+)/cancel", CancelRun, given),
     ]

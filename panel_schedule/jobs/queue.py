@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from ..coordination.record import EPOCH
 from ..engine.service import Service
 from ..errors import RunCancelled, RunSkipped
 from ..functions import spans
@@ -14,6 +15,7 @@ from ..functions.background import Background
 from ..functions.run import Cause, Run, RunState, on_a_loop
 from ..serialize.checks import is_light
 from ..serialize.copies import snapshot
+from ..stores.queue import JobRow
 from .execution import JobExecution
 from .executions import Executions
 from .follower import Follower
@@ -122,6 +124,27 @@ class Dispatcher:
             here = {run.id: run for run in self.executions.runs(function)}
         there = self.follower.runs(function.name, here, user)
         return sorted([*here.values(), *there], key=lambda run: run.queued_at, reverse=True)
+
+    def under_way(self) -> list[Run | JobRow]:
+        """Of all functions, in whichever process; of those of another one what the store says."""
+        with self._service.locked:
+            here = {execution.run.id: execution.run for execution in self.executions if not execution.remote}
+        there = [row for row in self._service.store.queue.under_way() if row.id not in here]
+        return sorted([*here.values(), *there], key=lambda run: run.queued_at or EPOCH)
+
+    def look_up(self, id: str) -> Run | JobRow | None:
+        """The run of this id, in whichever process; nobody follows it for that."""
+        with self._service.locked:
+            execution = self.executions.get(id)
+            run = self.executions.find(id) if execution is None else None if execution.remote else execution.run
+        return run if run is not None else self._service.store.queue.job(id)
+
+    def cancel(self, id: str) -> None:
+        """Cancel the run of this id, in whichever process, for all who share it."""
+        if isinstance(run := self.look_up(id), Run):
+            run.cancel()
+        else:
+            self._service.store.queue.cancel(id)
 
     def find(self, id: str) -> Run | None:
         """The run of this id, in whichever process it is. Who cancels it ends nothing for others who share it."""

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import NamedTuple
 
-from ..coordination import history, jobs
+from ..coordination import history
 from ..coordination.history import JOB, MEMO, parts_of
 from ..coordination.tasks import TASK
 from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
 from ..functions.run import RunState
 from ..runtime import Runtime
-from ..stores.records import HELD
 from ..triggers import Trigger
 from ..triggers.words import in_words
 from .graph import Edge, Node, drawing, edges_of, state_of
@@ -196,16 +195,7 @@ class Watch:
 
     def _load(self) -> dict[str, Load]:
         """By function, how many runs of jobs are under way."""
-        runtime = self._runtime
-        if runtime.service.store.blocking:
-            with_state = [
-                (record.group, record.state.state)
-                for record in runtime.service.store.records.scan(jobs.SPACE, owner=HELD)
-            ]
-        else:
-            with runtime.service.lock:
-                with_state = [(each.job.name, each.run.state) for each in runtime.dispatcher.executions]
-        counts = Counter(with_state)
+        counts = Counter((run.task, run.state) for run in self._runtime.dispatcher.under_way())
         return {
             name: Load(counts[name, RunState.RUNNING], counts[name, RunState.QUEUED])
             for name in {name for name, _ in counts}

@@ -402,6 +402,11 @@ class Scheduler:
                 state.removed = True
             return state.status(self.zone, elsewhere)
 
+    def trigger(self, task: Task[Any]) -> Trigger:
+        """The schedule of a task that is in force, or was."""
+        state = self.states.get(task.name)
+        return state.trigger if state is not None and state.task is task else task.policy.trigger
+
     def survey(self) -> list[Seen]:
         """How all tasks are. Others get the lock between one and the next."""
         with self.service.lock:

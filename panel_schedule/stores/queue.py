@@ -92,6 +92,11 @@ class JobRow:
     expires_at: datetime | None
     record: Record
 
+    @property
+    def task(self) -> str:
+        """Name of the background function, as a `Run` has it."""
+        return self.function
+
 
 class Queue:
     """
@@ -242,6 +247,10 @@ class Queue:
             last *= 4
         held = [record for record in held if user in (ANYBODY, record.state.user)]
         return [self._job(record) for record in sorted([*held, *ended[-LISTED:]], key=_created, reverse=True)]
+
+    def under_way(self) -> list[JobRow]:
+        """Those of all functions that have not ended, oldest first."""
+        return [self._job(record) for record in sorted(self._store.scan(SPACE, owner=HELD), key=_created)]
 
     def orphans(self) -> list[JobRow]:
         """Those that may be taken: durable, unfinished, and nobody's. Oldest first."""
