@@ -33,6 +33,9 @@ eventually = partial(eventually_within, timeout=PATIENCE)
 LEASE = 1.0
 LONGER = 2 * LEASE
 
+# Of replicas of which none is to be taken for dead, on however slow a machine.
+LONG = 10.0
+
 BUSY = ("plain", "large", "async", "parts", "after")
 
 
@@ -172,10 +175,10 @@ class Site:
         self.folder, self.server = folder, server
         self.replicas: list[Host] = []
 
-    def replica(self, proxy: Proxy | None = None, **options: Any) -> Host:
+    def replica(self, proxy: Proxy | None = None, lease: float = LEASE, **options: Any) -> Host:
         """Start one that reaches the store directly, or by a proxy; options are `Replica`'s, or of ``ps.config``."""
         configured = {name: options.pop(name) for name in list(options) if name in Config.options()}
-        source = f"import replica\nreplica = replica.Replica(folder, {self.server.store!r}, {LEASE}, **{options!r})"
+        source = f"import replica\nreplica = replica.Replica(folder, {self.server.store!r}, {lease}, **{options!r})"
         url = self.server.url if proxy is None else self.server.through(proxy)
         host = Host(self.folder, source, jobs="", store=url, history_limit=100_000, **configured)
         self.replicas.append(host)
@@ -254,6 +257,7 @@ class Site:
             host.signal(signal.SIGCONT)
             host.kill()
         print(self.log())
+        print(*(line for what in ("began", "stored", "fenced") for line in self.journal(what)[-15:]), sep="\n")
 
     # ------------------------------------------------------------ what must hold
 

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from faults import BUSY, LONGER, MakeServer, Site, eventually
+from faults import BUSY, LONG, LONGER, MakeServer, Site, eventually
 from proxy import Proxy
 
 # ------------------------------------------------------------ the server dies
@@ -27,7 +27,7 @@ def test_a_server_that_is_killed_and_comes_back(site: Site) -> None:
 
 def test_what_a_run_gives_while_the_server_is_gone_is_stored_when_it_is_back(site: Site) -> None:
     """It was not computed in vain; and a task of once an hour is not without it for an hour."""
-    one, other = site.replica(busy=False), site.replica(busy=False)
+    one, other = (site.replica(busy=False, lease=LONG) for _ in range(2))
     id = one("replica.refresh('long')")
     eventually(lambda: site.journal("began", task="long"))
     site.server.kill()
@@ -42,7 +42,7 @@ def test_what_a_run_gives_while_the_server_is_gone_is_stored_when_it_is_back(sit
 
 def test_what_a_generator_yields_while_the_server_is_gone_is_stored_when_it_is_back(site: Site) -> None:
     """It waits for that; and what follows comes after it."""
-    one, other = site.replica(busy=False), site.replica(busy=False)
+    one, other = (site.replica(busy=False, lease=LONG) for _ in range(2))
     one("replica.refresh('long parts')")
     eventually(lambda: other("replica.version('long parts')") == 1)
     site.server.kill()

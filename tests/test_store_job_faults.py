@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from faults import CHANGE, MakeServer, Site, eventually
+from faults import CHANGE, LONG, MakeServer, Site, eventually
 from panel_schedule.errors import ValueUnreadable
 from proxy import Proxy
 from redis_server import RedisServer, free_port
@@ -68,7 +68,7 @@ def test_a_result_that_the_server_never_takes_holds_up_nothing(site: Site) -> No
 
 def test_a_worker_process_that_is_killed_in_mid_job(site: Site) -> None:
     """Its job is tried again, and has one end, which all see."""
-    one, other = site.replica(busy=False), site.replica(busy=False)
+    one, other = (site.replica(busy=False, lease=LONG) for _ in range(2))
     id = one("replica.submit('process')")
     [began] = eventually(lambda: site.journal("began", run=id))
     os.kill(began["pid"], signal.SIGKILL)
@@ -114,7 +114,7 @@ def test_a_job_of_a_replica_that_stood_still_longer_than_its_lease(site: Site) -
 
 def test_a_job_that_ends_while_the_server_is_gone(site: Site) -> None:
     """Its result is stored when it is back."""
-    one, other = site.replica(busy=False), site.replica(busy=False)
+    one, other = (site.replica(busy=False, lease=LONG) for _ in range(2))
     id = one("replica.submit('thread')")
     eventually(lambda: site.journal("began", run=id))
     site.server.kill()
