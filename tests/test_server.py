@@ -282,7 +282,7 @@ def test_ctrl_c_ends_the_server_quickly_and_quietly(serve: Serve) -> None:
     server = serve("app.py --setup tasks.py", {"app.py": APP, "tasks.py": tasks}, env=env)
     server.wait_for("both run")
     server.process.send_signal(2)
-    server.wait_exit(5)
+    server.wait_exit(15)
     assert "Traceback" not in server.output()
 
 

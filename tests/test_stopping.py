@@ -127,8 +127,8 @@ async def test_a_server_ends_when_its_runs_do(serve: Serve, options: str, proces
     assert 0 == count(server, "cleaned")
     with socket.create_server(("127.0.0.1", server.port)):
         (server.folder / "go").touch()
-        assert code == server.wait_exit(5)
-        eventually(lambda: not server.descendants(), 5)
+        assert code == server.wait_exit(15)
+        eventually(lambda: not server.descendants(), 15)
     await visitor.close()
     output = server.output()
     assert processes == count(server, "cleaned") <= count(server, "the value is 42")
@@ -208,7 +208,7 @@ def test_what_outlives_the_grace_period_does_not_hold_the_server(serve: Serve, o
     server = serve(f"app.py --setup tasks.py {options}", files, env=env)
     server.wait_for("it is stuck")
     send(server, "TERM")
-    assert 0 == server.wait_exit(5)
+    assert 0 == server.wait_exit(15)
     assert "at exit" in server.output()
     assert not NOISE.search(server.output())
 
@@ -248,7 +248,7 @@ def test_a_second_ctrl_c_ends_the_server_at_once(serve: Serve, options: str, how
     send(server, how)
     eventually(lambda: server.output().count("still cleaning\n") == processes)
     send(server, how)
-    assert 0 == server.wait_exit(3)
+    assert 0 == server.wait_exit(15)
     assert not server.descendants()
     assert not NOISE.search(server.output())
 
@@ -273,7 +273,7 @@ def test_a_page_that_holds_the_loop_does_not_hold_the_server(serve: Serve) -> No
         httpx.get(f"{server.url}/app", timeout=1.0)
     server.wait_for("held")
     send(server, "TERM")
-    assert 0 == server.wait_exit(5)
+    assert 0 == server.wait_exit(15)
     assert not NOISE.search(server.output())
 
 
