@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import panel as pn
@@ -136,6 +137,37 @@ def test_a_task_that_fails_says_how_often_and_why(runtime: Runtime, front: Front
             task.refresh().result(5)
     news = Looking(Watch(runtime)).until("fail", failures=2)
     assert ("failed", "ValueError: no <b>table</b>") == (news["rows"][0]["state"], news["rows"][0]["error"])
+
+
+def test_a_timeline_has_what_is_under_way_and_reads_no_history_for_who_opens_it(
+    runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks, background and memoized functions; and it is made once for all who look within a second."""
+    begun, released = threading.Barrier(4), threading.Event()
+
+    def body() -> None:
+        begun.wait(10)
+        released.wait(10)
+
+    task = front.schedule(period="1h", first_run="skip", name="task")(body)
+    job = front.background(executor="thread", name="job")(body)
+    memo = front.memoize(name="memo", executor="thread")(body)
+    quick = front.background(executor="thread", name="quick")(lambda: 1)
+    quick.submit().result(5)
+    runs = [task.refresh(), job.submit(), memo.submit()]
+    begun.wait(10)
+    watch = Watch(runtime)
+    looking = Looking(watch)
+    looking.until("quick", durations=[[ANY, 1]])
+    monkeypatch.setattr(runtime.service.store, "history", None)
+    eventually(lambda: watch._live)
+    bars = watch.bars(timedelta(hours=1))
+    assert ["job (job)", "memo (memo)", "quick (job)", "task"] == bars.rows
+    assert (1, 3) == (bars.counts[SUCCEEDED], bars.counts[RunState.RUNNING])
+    assert bars is watch.bars(timedelta(hours=1))
+    released.set()
+    for run in runs:
+        run.result(5)
 
 
 def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(

@@ -20,12 +20,13 @@ from panel.viewable import Viewer
 
 from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
+from ..functions.run import RunState
 from ..runtime import Runtime
 from ..views.admins import refusal
 from ..views.base import View
 from .actions import act, detail
 from .graph import Graph
-from .timeline import Timeline
+from .timeline import Bars, Timeline
 from .watch import Watch
 
 log = logging.getLogger("panel_schedule")
@@ -124,7 +125,7 @@ class Drawing:
     make : callable
         Gives what is to be drawn; on a thread.
     show : callable
-        Draws it; under the lock of the session's document.
+        Draws it; under the lock of the session's document. True: it goes on changing, and is drawn again.
     aside : callable
         ``aside(call, then)``: call it on a thread, and `then` under that lock with a future of what it gave.
     later : callable
@@ -153,8 +154,8 @@ class Drawing:
 
     def _made(self, future: Future[Any]) -> None:
         self._making = False
-        if future.exception() is None:
-            self._show(future.result())
+        if future.exception() is None and self._show(future.result()):
+            self._again = True
         self._pauses += 1
         self._later(PAUSE, self._rested)
 
@@ -212,7 +213,12 @@ class Monitor(Viewer):
 
     def _timeline(self) -> tuple[Timeline, Drawing]:
         timeline = Timeline()
-        drawing = Drawing(lambda: self._watch.bars(timeline.length), timeline.update, self._aside, self._later)
+
+        def show(bars: Bars) -> bool:
+            timeline.update(bars)
+            return bool(bars.counts.get(RunState.RUNNING)) and self._tabs.active == 1
+
+        drawing = Drawing(lambda: self._watch.bars(timeline.length), show, self._aside, self._later)
         timeline.param.watch(lambda *_: drawing.draw(at_once=True), "span")
         return timeline, drawing
 

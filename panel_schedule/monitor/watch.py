@@ -7,8 +7,8 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from ..coordination import history
@@ -16,13 +16,14 @@ from ..coordination.history import JOB, MEMO, parts_of
 from ..coordination.tasks import TASK
 from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
-from ..functions.run import RunState
+from ..functions.run import Run, RunRecord, RunState
 from ..runtime import Runtime
+from ..stores.queue import JobRow
 from ..triggers import Trigger
 from ..triggers.words import in_words
 from .graph import Edge, Node, drawing, edges_of, state_of
 from .rows import Load, Past, Row, identity, job_row, memo_row, past, task_row
-from .timeline import Bars, arrange
+from .timeline import Bars, Ran, arrange, as_numbers
 
 log = logging.getLogger("panel_schedule")
 
@@ -34,7 +35,25 @@ READING, SOON = 0.2, 0.05
 
 Key = tuple[str, str]  # kind and name of a function
 
-NOTHING = (0, Past())
+
+class Known(NamedTuple):
+    """
+    What there is to say of the history of a function, of which the runs themselves are not kept.
+
+    Attributes
+    ----------
+    revision : int
+        Of the change of its record as of which this is so.
+    past : Past
+    ran : Ran or None
+    """
+
+    revision: int = 0
+    past: Past = Past()
+    ran: Ran | None = None
+
+
+UNKNOWN = Known()
 
 
 class Told(NamedTuple):
@@ -63,9 +82,13 @@ class Watch:
         self._rows: dict[str, Told] = {}
         self._look = 0
         self._head = ""
-        # What the history of each function comes to, and of which change of its record that is. The runs themselves
-        # may be many, and Python's garbage collector, for which all threads stand still, would look at each of them.
-        self._pasts: dict[Key, tuple[int, Past]] = {}
+        # What the history of each function comes to. The runs themselves may be many, and Python's garbage collector,
+        # for which all threads stand still, would look at each of them.
+        self._pasts: dict[Key, Known] = {}
+        # What is under way; and by its length the last timeline that was asked for.
+        self._live: list[tuple[str, str, Ran]] = []
+        self._arranged: dict[timedelta, Bars] = {}
+        self._arranging = threading.Lock()
         # The schedule of each task, in words.
         self._words: dict[str, tuple[Trigger, str]] = {}
 
@@ -105,10 +128,14 @@ class Watch:
     # ------------------------------------------------------------ drawn
 
     def bars(self, length: timedelta) -> Bars:
-        """Of all runs of so long. Takes some tenths of a second where there are many."""
-        until, histories = self._runtime.clock.now(), self._runtime.service.store.history
-        runs = ((name, kind, run) for kind, name in list(self._pasts) for run in histories(name, kind))
-        return arrange(runs, until - length, until)
+        """Of all runs of so long, as of the last look: nothing is read for it, and all sessions share what is made."""
+        until = self._runtime.clock.now()
+        with self._arranging:
+            made = self._arranged.get(length)
+            if made is None or until.timestamp() - made.until / 1000 >= EVERY:
+                past = [(name, kind, known.ran) for (kind, name), known in list(self._pasts.items()) if known.ran]
+                made = self._arranged[length] = arrange([*past, *self._live], until - length, until)
+        return made
 
     def drawing(self) -> str:
         """What is made of what, as it was at the last look."""
@@ -150,13 +177,15 @@ class Watch:
 
     def _gather(self) -> float:
         """Look once; seconds until the next look."""
-        trouble, left, load = "", False, dict[str, Load]()
+        trouble, left, load = "", True, dict[str, Load]()
         try:
-            load = self._load()
-            # Who waits for the page gets it before the histories are read.
-            left = self._read_histories() if self._head else True
+            if self._head:  # who waits for the page gets it before the store is asked
+                left = self._read_histories()
+                # What ends after its history was read is shown as running until the next look.
+                under_way = self._runtime.dispatcher.under_way()
+                load, self._live = _load(under_way), list(self._under_way(under_way))
         except ScheduleError as error:  # what this process knows by itself it says nevertheless
-            trouble = str(error)
+            trouble, left = str(error), False
         self._tell(list(self._functions(load)), trouble)
         return SOON if left else EVERY
 
@@ -173,7 +202,7 @@ class Watch:
             yield memo_row(memo, self._of(MEMO, memo.name))
 
     def _of(self, kind: str, name: str) -> Past:
-        return self._pasts.get((kind, name), NOTHING)[1]
+        return self._pasts.get((kind, name), UNKNOWN).past
 
     def _read_histories(self) -> bool:
         """Read those that have changed; whether some are left."""
@@ -184,22 +213,27 @@ class Watch:
         changed |= {parts_of(record.name): record.revision for record in store.records.scan(history.SPACE)}
         until = runtime.clock.monotonic() + READING
         for (kind, name), revision in changed.items():
-            if (kind, name) not in known or self._pasts.get((kind, name), NOTHING)[0] == revision:
+            if (kind, name) not in known or self._pasts.get((kind, name), UNKNOWN).revision == revision:
                 continue
             if runtime.clock.monotonic() > until:
                 return True
-            self._pasts[kind, name] = revision, past(store.history(name, kind))
+            runs = store.history(name, kind)
+            self._pasts[kind, name] = Known(revision, past(runs), as_numbers(runs))
         for gone in self._pasts.keys() - known:
             del self._pasts[gone]
         return False
 
-    def _load(self) -> dict[str, Load]:
-        """By function, how many runs of jobs are under way."""
-        counts = Counter((run.task, run.state) for run in self._runtime.dispatcher.under_way())
-        return {
-            name: Load(counts[name, RunState.RUNNING], counts[name, RunState.QUEUED])
-            for name in {name for name, _ in counts}
-        }
+    def _under_way(self, runs: Iterable[Run | JobRow]) -> Iterator[tuple[str, str, Ran]]:
+        """What has begun and not ended: tasks and these jobs in all processes, memoized functions in this one."""
+        runtime, records = self._runtime, self._runtime.service.store.records
+        for record in records.scan(TASK):
+            state = record.state
+            if state.run_id and not state.over and records.alive(record.owner or ""):
+                yield record.name, TASK, _running(state.attempt, state.started_at, state.key)
+        for run in runs:
+            yield run.task, JOB, _running(run.attempt, run.started_at)
+        for run in runtime.single_flight.under_way():
+            yield run.task, MEMO, _running(run.attempt, run.started_at)
 
     def _tell(self, rows: list[Row] | None, trouble: str) -> None:
         """Note what is new, and tell those who look; `rows` is None where nothing could be gathered."""
@@ -221,6 +255,19 @@ class Watch:
         executors = self._runtime.service.executors.values()
         hanging = sorted({name for executor in executors for name in executor.hanging})
         return {"waiting": self._runtime.waiting(), "hanging": hanging, "process": os.getpid()}
+
+
+def _load(runs: Iterable[Run | JobRow]) -> dict[str, Load]:
+    """By function, how many of these are under way."""
+    counts = Counter((run.task, run.state) for run in runs)
+    return {
+        name: Load(counts[name, RunState.RUNNING], counts[name, RunState.QUEUED])
+        for name in {name for name, _ in counts}
+    }
+
+
+def _running(attempt: int, since: datetime | None, slot: datetime | str | None = None) -> Ran:
+    return as_numbers([RunRecord("", slot, RunState.RUNNING, attempt, started_at=since)])
 
 
 def _told(former: Told | None, row: Row | None, look: int) -> Told:
