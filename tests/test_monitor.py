@@ -20,6 +20,7 @@ from panel_schedule.config import Config
 from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError, StoreError
 from panel_schedule.functions.run import RunRecord, RunState
+from panel_schedule.http.totals import Totals
 from panel_schedule.monitor.actions import act, detail
 from panel_schedule.monitor.rows import Past, past
 from panel_schedule.monitor.watch import Watch
@@ -168,6 +169,19 @@ def test_a_timeline_has_what_is_under_way_and_reads_no_history_for_who_opens_it(
     released.set()
     for run in runs:
         run.result(5)
+
+
+def test_answers_at_hand_and_hits_are_those_of_all_processes_of_the_server(runtime: Runtime, front: Front) -> None:
+    """As their sums say; what this process adds to these is counted once."""
+    memo = front.memoize(name="memo", max_bytes=100_000)(lambda number: "x" * 1000)
+    for number in (1, 2, 1):
+        memo(number)
+    counts, there = Totals(runtime, lambda: 0).read()
+    assert (1, 2) == (counts["hits", "memo"], there["answers", "memo"])
+    assert 2000 <= there["bytes", "memo"] < 4000
+    others = {("hits", "memo"): 3000}, {("answers", "memo"): 7, ("bytes", "memo"): 1_234_567}
+    [row] = Looking(Watch(runtime, lambda: others)).next()["rows"]
+    assert "7 at hand (1.23 MB), 3,000 hits" == row["message"]
 
 
 def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(
@@ -438,11 +452,15 @@ GROUND = """each => {
 def test_runs_over_time_and_what_is_made_of_what_have_tabs(site: Site) -> None:
     """They are drawn when they are looked at; and who comes back finds all functions again."""
     page = site.visit("bob")
+    here = process_of(page)
     page.get_by_text("Timeline", exact=True).click()
     expect(page.locator("body")).to_contain_text(re.compile(r"\d+ failed"))
     page.get_by_text("Graph", exact=True).click()
     expect(page.locator("g[data-state]")).to_have_count(2)
     expect(page.locator("body")).to_contain_text("3 tasks and functions are connected with no other one")
+    page.get_by_text("Workers", exact=True).click()
+    expect(page.locator("article")).to_have_count(2)
+    expect(page.locator("article").first).to_contain_text(f"Process {here} on")
     page.get_by_text("Functions", exact=True).click()
     expect(row(page, "prices")).to_have_attribute("data-kind", "fresh")
 

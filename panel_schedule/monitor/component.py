@@ -27,7 +27,8 @@ from ..views.base import View
 from .actions import act, detail
 from .graph import Graph
 from .timeline import Bars, Timeline
-from .watch import Watch
+from .watch import Sums, Watch
+from .workers import Workers
 
 log = logging.getLogger("panel_schedule")
 
@@ -193,10 +194,10 @@ class Monitor(Viewer):
         )
         table.on_msg(lambda event: self._hear(event.data))
         # What is in the other tabs is made when they are opened: most visitors look at the first one.
-        places = [pn.Column(margin=(10, 6), sizing_mode="stretch_width") for _ in range(2)]
+        places = [pn.Column(margin=(10, 6), sizing_mode="stretch_width") for _ in range(3)]
         tabs = self._tabs = pn.Tabs(
-            ("Functions", table), ("Timeline", places[0]), ("Graph", places[1]), dynamic=True,
-            sizing_mode="stretch_width", stylesheets=[TABS],
+            ("Functions", table), ("Timeline", places[0]), ("Graph", places[1]),
+            ("Workers", places[2]), dynamic=True, sizing_mode="stretch_width", stylesheets=[TABS],
         )  # fmt: skip
         drawings = dict[int, Drawing]()
 
@@ -204,7 +205,7 @@ class Monitor(Viewer):
             if (tab := tabs.active) == 0:
                 return
             if tab not in drawings:
-                shown, drawings[tab] = (self._timeline, self._graph)[tab - 1]()
+                shown, drawings[tab] = (self._timeline, self._graph, self._workers)[tab - 1]()
                 places[tab - 1].append(shown)
             drawings[tab].draw()
 
@@ -225,6 +226,15 @@ class Monitor(Viewer):
     def _graph(self) -> tuple[Graph, Drawing]:
         graph = Graph()
         return graph, Drawing(self._watch.drawing, graph.update, self._aside, self._later)
+
+    def _workers(self) -> tuple[Workers, Drawing]:
+        workers = Workers()
+
+        def show(text: str) -> bool:
+            workers.update(text)
+            return bool(self._tabs.active == 3)  # what others are at is no news of a function
+
+        return workers, Drawing(self._watch.workers, show, self._aside, self._later)
 
     def _refusal(self) -> str:
         return refusal(self._runtime.config.admins)
@@ -268,11 +278,15 @@ class Monitor(Viewer):
         return self._tabs
 
 
-def monitor_of(runtime: Runtime) -> type[Monitor]:
-    """The component of a runtime, whose sessions share one look at it; also as a tab of Panel's ``--admin``."""
+def monitor_of(runtime: Runtime, sums: Callable[[], Sums]) -> type[Monitor]:
+    """
+    The component of a runtime, whose sessions share one look at it; also as a tab of Panel's ``--admin``.
+
+    See `Watch` for what `sums` gives.
+    """
     bound = {
         "_runtime": runtime,
-        "_watch": Watch(runtime),
+        "_watch": Watch(runtime, sums),
         "_threads": ThreadExecutor(THREADS),
         "__doc__": Monitor.__doc__,
         "__module__": "panel_schedule",

@@ -7,11 +7,11 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from ..coordination import history
+from ..coordination import history, processes
 from ..coordination.history import JOB, MEMO, parts_of
 from ..coordination.tasks import TASK
 from ..errors import ScheduleError
@@ -22,18 +22,24 @@ from ..stores.queue import JobRow
 from ..triggers import Trigger
 from ..triggers.words import in_words
 from .graph import Edge, Node, drawing, edges_of, state_of
-from .rows import Load, Past, Row, identity, job_row, memo_row, past, task_row
+from .rows import Kept, Load, Past, Row, identity, job_row, memo_row, past, task_row
 from .timeline import Bars, Ran, arrange, as_numbers
+from .workers import Process, as_html
 
 log = logging.getLogger("panel_schedule")
 
 # Seconds between one look and the next.
 EVERY = 1.0
 
+# What is counted of the answers of a memoized function.
+KEPT = ("answers", "bytes")
+
 # So many seconds of a look may go into histories; what is left is read with the next one, which follows soon.
 READING, SOON = 0.2, 0.05
 
 Key = tuple[str, str]  # kind and name of a function
+
+Sums = tuple[Mapping[tuple[str, ...], float], Mapping[tuple[str, ...], float]]
 
 
 class Known(NamedTuple):
@@ -71,10 +77,13 @@ class Watch:
     Parameters
     ----------
     runtime : Runtime
+    sums : callable
+        What all processes of this server have counted, and what there is in them now: of a memoized function
+        ``("hits", name)``, and ``("answers", name)`` with ``("bytes", name)``.
     """
 
-    def __init__(self, runtime: Runtime):
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, sums: Callable[[], Sums] = lambda: ({}, {})):
+        self._runtime, self._sums = runtime, sums
         self._threads = ThreadExecutor(1)
         self._lock = threading.Lock()
         self._sessions: dict[Callable[[], object], None] = {}
@@ -151,6 +160,17 @@ class Watch:
         # Of two edges between the same the later one is drawn: what is declared says more than what was seen.
         return drawing(nodes, [*read, *edges_of(list(runtime.tasks.values()), list(runtime.memos.values()))])
 
+    def workers(self) -> str:
+        """The processes that share the store, as HTML; what others are at is some seconds old."""
+        runtime, records = self._runtime, self._runtime.service.store.records
+        here = Process(records.me, runtime.presence.now(), alive=True, here=True)
+        others = [
+            Process(record.name, record.state, alive=record.owner is not None and records.alive(record.owner))
+            for record in records.scan(processes.SPACE)
+            if record.name != records.me
+        ]
+        return as_html([here, *others], runtime.clock.now())
+
     # ------------------------------------------------------------ one look
 
     def _go(self) -> None:
@@ -198,8 +218,10 @@ class Watch:
             yield task_row(seen, self._of(TASK, name), words[1])
         for job in list(runtime.jobs.values()):
             yield job_row(job, self._of(JOB, job.name), load.get(job.name, Load()))
+        counts, there = self._sums() if runtime.memos else ({}, {})
         for memo in list(runtime.memos.values()):
-            yield memo_row(memo, self._of(MEMO, memo.name))
+            of_server = counts.get(("hits", memo.name), 0), *(there.get((what, memo.name), 0) for what in KEPT)
+            yield memo_row(memo, self._of(MEMO, memo.name), Kept(*map(int, of_server)))
 
     def _of(self, kind: str, name: str) -> Past:
         return self._pasts.get((kind, name), UNKNOWN).past
