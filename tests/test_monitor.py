@@ -475,6 +475,13 @@ def test_it_is_part_of_a_page_of_ones_own_and_of_the_admins(site: Site) -> None:
         expect(page.locator(".monitor h2")).to_contain_text("1 of 5 failing")
 
 
+INK = "each => getComputedStyle(each).color"
+
+
+def brightness(color: str) -> int:
+    return sum(map(int, re.findall(r"\d+", color)[:3]))
+
+
 def test_it_is_readable_in_both_themes_on_a_phone_too(site: Site) -> None:
     """Nothing is wider than the window, and text is light where its ground is dark."""
     page = site.visit("bob")
@@ -484,10 +491,12 @@ def test_it_is_readable_in_both_themes_on_a_phone_too(site: Site) -> None:
             page.set_viewport_size({"width": width, "height": 800})
             expect(row(page, "prices")).to_be_visible()
             assert width >= page.evaluate("document.documentElement.scrollWidth")
-        title = page.locator(".monitor h2")
-        colors = title.evaluate("each => getComputedStyle(each).color"), title.evaluate(GROUND)
-        ink, ground = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
-        assert (ink > ground + 300) if theme == "dark" else (ground > ink + 300)
+        for tab, texts in (("Functions", [".monitor h2"]), ("Workers", ["article h3", ".bk-tab >> text=Timeline"])):
+            page.get_by_text(tab, exact=True).click()
+            for text in texts:
+                ink, ground = (brightness(page.locator(text).first.evaluate(code)) for code in (INK, GROUND))
+                assert (ink > ground + 300) if theme == "dark" else (ground > ink + 300)
+            assert 420 >= page.evaluate("document.documentElement.scrollWidth")
 
 
 def test_it_opens_before_the_first_values_are_there(serve: Serve, new_page: NewPage) -> None:

@@ -195,9 +195,11 @@ class Monitor(Viewer):
         table.on_msg(lambda event: self._hear(event.data))
         # What is in the other tabs is made when they are opened: most visitors look at the first one.
         places = [pn.Column(margin=(10, 6), sizing_mode="stretch_width") for _ in range(3)]
+        # Where Panel's theme cannot be loaded, as in monitor.css.
+        styles = {"color": "var(--panel-on-background-color, #f4f4f4)"} if dark else {}
         tabs = self._tabs = pn.Tabs(
             ("Functions", table), ("Timeline", places[0]), ("Graph", places[1]),
-            ("Workers", places[2]), dynamic=True, sizing_mode="stretch_width", stylesheets=[TABS],
+            ("Workers", places[2]), dynamic=True, sizing_mode="stretch_width", styles=styles, stylesheets=[TABS],
         )  # fmt: skip
         drawings = dict[int, Drawing]()
 
