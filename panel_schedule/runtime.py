@@ -31,6 +31,7 @@ from .coordination.history import JOB, MEMO
 from .coordination.tasks import TASK, USER
 from .engine.counts import Counts
 from .engine.hooks import EVENTS, Handler
+from .engine.presence import Presence
 from .engine.service import Service
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
 from .executors import celery, dask
@@ -267,6 +268,7 @@ class Runtime:
         }
         for job in self.jobs.values():
             self._dispatcher.follower.add(job)
+        self.presence = Presence(service)
         self._watching = {name: self._make_alert(service, policy) for name, policy in self.alerts.items()}
 
     def _make_alert(self, service: Service, policy: AlertPolicy) -> Alert:
@@ -384,6 +386,7 @@ class Runtime:
             self.started = False
             raise
         self.dispatcher.follower.recover()
+        self.presence.begin()
         for alert in list(self._watching.values()):
             alert.begin()
 

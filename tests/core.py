@@ -23,6 +23,7 @@ from typing import Any
 
 from panel_schedule.config import Config
 from panel_schedule.decorators import Front
+from panel_schedule.executors.base import Load
 from panel_schedule.functions.run import Run, RunRecord, RunState, place
 from panel_schedule.functions.task import Task
 from panel_schedule.runtime import Runtime
@@ -112,7 +113,9 @@ class HandExecutor:
         self.parked: list[Body] = []
         self._lent: list[Body] = []
 
-    hanging = ()
+    hanging: tuple[str, ...] = ()
+    load = Load()
+    workers: tuple[tuple[str, str], ...] = ()
 
     def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
         future: Future[Any] = Future()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ import pytest
 import panel_schedule
 from job_peer import Host
 from panel_schedule.config import Config
+from panel_schedule.coordination.processes import SPACE
 from panel_schedule.decorators import Front
 from panel_schedule.functions.run import RunState
 from panel_schedule.runtime import Runtime
@@ -184,6 +186,20 @@ def test_a_run_of_another_process_is_listed_and_cancelled_by_its_id(house, runti
     house.await_state(id, "cancelled")
     assert ([], "cancelled") == (runtime.dispatcher.under_way(), runtime.dispatcher.look_up(id).state)
     assert runtime.dispatcher.look_up("unknown") is None
+
+
+@with_a_death
+def test_processes_see_each_other_and_which_one_has_died(house, runtime):
+    host, pid = house.host(), os.getpid()
+    theirs = host("os.getpid()")
+    records = runtime.service.store.records
+
+    def there():
+        return {record.state.pid: record.state.gone_at is None for record in records.scan(SPACE)}
+
+    eventually(lambda: there() == {pid: True, theirs: True})
+    host.kill()
+    eventually(lambda: there() == {pid: True, theirs: False})
 
 
 @with_a_death

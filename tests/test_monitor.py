@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import panel as pn
@@ -19,6 +20,7 @@ from panel_schedule.config import Config
 from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError, StoreError
 from panel_schedule.functions.run import RunRecord, RunState
+from panel_schedule.http.totals import Totals
 from panel_schedule.monitor.actions import act, detail
 from panel_schedule.monitor.rows import Past, past
 from panel_schedule.monitor.watch import Watch
@@ -136,6 +138,50 @@ def test_a_task_that_fails_says_how_often_and_why(runtime: Runtime, front: Front
             task.refresh().result(5)
     news = Looking(Watch(runtime)).until("fail", failures=2)
     assert ("failed", "ValueError: no <b>table</b>") == (news["rows"][0]["state"], news["rows"][0]["error"])
+
+
+def test_a_timeline_has_what_is_under_way_and_reads_no_history_for_who_opens_it(
+    runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks, background and memoized functions; and it is made once for all who look within a second."""
+    begun, released = threading.Barrier(4), threading.Event()
+
+    def body() -> None:
+        begun.wait(10)
+        released.wait(10)
+
+    task = front.schedule(period="1h", first_run="skip", name="task")(body)
+    job = front.background(executor="thread", name="job")(body)
+    memo = front.memoize(name="memo", executor="thread")(body)
+    quick = front.background(executor="thread", name="quick")(lambda: 1)
+    quick.submit().result(5)
+    runs = [task.refresh(), job.submit(), memo.submit()]
+    begun.wait(10)
+    watch = Watch(runtime)
+    looking = Looking(watch)
+    looking.until("quick", durations=[[ANY, 1]])
+    monkeypatch.setattr(runtime.service.store, "history", None)
+    eventually(lambda: watch._live)
+    bars = watch.bars(timedelta(hours=1))
+    assert ["job (job)", "memo (memo)", "quick (job)", "task"] == bars.rows
+    assert (1, 3) == (bars.counts[SUCCEEDED], bars.counts[RunState.RUNNING])
+    assert bars is watch.bars(timedelta(hours=1))
+    released.set()
+    for run in runs:
+        run.result(5)
+
+
+def test_answers_at_hand_and_hits_are_those_of_all_processes_of_the_server(runtime: Runtime, front: Front) -> None:
+    """As their sums say; what this process adds to these is counted once."""
+    memo = front.memoize(name="memo", max_bytes=100_000)(lambda number: "x" * 1000)
+    for number in (1, 2, 1):
+        memo(number)
+    counts, there = Totals(runtime, lambda: 0).read()
+    assert (1, 2) == (counts["hits", "memo"], there["answers", "memo"])
+    assert 2000 <= there["bytes", "memo"] < 4000
+    others = {("hits", "memo"): 3000}, {("answers", "memo"): 7, ("bytes", "memo"): 1_234_567}
+    [row] = Looking(Watch(runtime, lambda: others)).next()["rows"]
+    assert "7 at hand (1.23 MB), 3,000 hits" == row["message"]
 
 
 def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(
@@ -406,11 +452,15 @@ GROUND = """each => {
 def test_runs_over_time_and_what_is_made_of_what_have_tabs(site: Site) -> None:
     """They are drawn when they are looked at; and who comes back finds all functions again."""
     page = site.visit("bob")
+    here = process_of(page)
     page.get_by_text("Timeline", exact=True).click()
     expect(page.locator("body")).to_contain_text(re.compile(r"\d+ failed"))
     page.get_by_text("Graph", exact=True).click()
     expect(page.locator("g[data-state]")).to_have_count(2)
     expect(page.locator("body")).to_contain_text("3 tasks and functions are connected with no other one")
+    page.get_by_text("Workers", exact=True).click()
+    expect(page.locator("article")).to_have_count(2)
+    expect(page.locator("article").first).to_contain_text(f"Process {here} on")
     page.get_by_text("Functions", exact=True).click()
     expect(row(page, "prices")).to_have_attribute("data-kind", "fresh")
 
@@ -425,6 +475,13 @@ def test_it_is_part_of_a_page_of_ones_own_and_of_the_admins(site: Site) -> None:
         expect(page.locator(".monitor h2")).to_contain_text("1 of 5 failing")
 
 
+INK = "each => getComputedStyle(each).color"
+
+
+def brightness(color: str) -> int:
+    return sum(map(int, re.findall(r"\d+", color)[:3]))
+
+
 def test_it_is_readable_in_both_themes_on_a_phone_too(site: Site) -> None:
     """Nothing is wider than the window, and text is light where its ground is dark."""
     page = site.visit("bob")
@@ -434,10 +491,12 @@ def test_it_is_readable_in_both_themes_on_a_phone_too(site: Site) -> None:
             page.set_viewport_size({"width": width, "height": 800})
             expect(row(page, "prices")).to_be_visible()
             assert width >= page.evaluate("document.documentElement.scrollWidth")
-        title = page.locator(".monitor h2")
-        colors = title.evaluate("each => getComputedStyle(each).color"), title.evaluate(GROUND)
-        ink, ground = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
-        assert (ink > ground + 300) if theme == "dark" else (ground > ink + 300)
+        for tab, texts in (("Functions", [".monitor h2"]), ("Workers", ["article h3", ".bk-tab >> text=Timeline"])):
+            page.get_by_text(tab, exact=True).click()
+            for text in texts:
+                ink, ground = (brightness(page.locator(text).first.evaluate(code)) for code in (INK, GROUND))
+                assert (ink > ground + 300) if theme == "dark" else (ground > ink + 300)
+            assert 420 >= page.evaluate("document.documentElement.scrollWidth")
 
 
 def test_it_opens_before_the_first_values_are_there(serve: Serve, new_page: NewPage) -> None:

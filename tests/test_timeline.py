@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from bokeh.document import Document
 from playwright.sync_api import expect
 
 from panel_schedule.functions.run import RunRecord, RunState
-from panel_schedule.monitor.timeline import COLORS, MOST_BARS, MOST_ROWS, Bars, Timeline, arrange, said
+from panel_schedule.monitor.timeline import COLORS, MOST_BARS, MOST_ROWS, Bars, Ran, Timeline, arrange, as_numbers, said
 from servers import Serve
 from windows import NewPage
 
@@ -32,7 +33,15 @@ def ran(name: str, at: float, seconds: float = 1, state: RunState = SUCCEEDED, *
 
 
 def last_hour(runs: list[Told], now: datetime = NOW) -> Bars:
-    return arrange(runs, now - HOUR, now)
+    return arrange(by_function(runs), now - HOUR, now)
+
+
+def by_function(runs: list[Told]) -> list[tuple[str, str, Ran]]:
+    """As the monitor keeps them."""
+    functions = defaultdict[tuple[str, str], list[RunRecord]](list)
+    for name, kind, run in runs:
+        functions[name, kind].append(run)
+    return [(*each, as_numbers(found)) for each, found in functions.items()]
 
 
 def lines(bars: Bars) -> list[tuple[str, str, float, float, int]]:
@@ -325,7 +334,7 @@ def test_another_span_is_shown_whatever_one_looked_at() -> None:
     page.show(last_hour(BEFORE))
     time.update(start=1e12, end=1.1e12)
     page.timeline.span = "week"
-    page.show(arrange(BEFORE, NOW - page.timeline.length, NOW))
+    page.show(arrange(by_function(BEFORE), NOW - page.timeline.length, NOW))
     assert (NOW - timedelta(days=7)).timestamp() * 1000 == time.start
 
 
@@ -348,13 +357,22 @@ NARROWEST = """() => {
 }"""
 
 
+# What stands below the axis.
+TICKS = """() => {
+    const models = Bokeh.documents.flatMap((each) => [...each._all_models.values()])
+    const plot = models.find((each) => each.type === "Figure"), {ticker, formatter} = plot.below[0]
+    const {major} = ticker.get_ticks(plot.x_range.start, plot.x_range.end, plot.x_range, 0)
+    return formatter.doFormat(major, {loc: 0})
+}"""
+
+
 def test_a_run_of_a_moment_can_be_seen_and_asked_what_it_was(serve: Serve, new_page: NewPage) -> None:
-    """However far one looks back; and nothing of what is said is HTML."""
+    """However far one looks back, in the time of where one is; and nothing of what is said is HTML."""
     app = """
         from datetime import UTC, datetime, timedelta
         import panel as pn
         from panel_schedule.functions.run import RunRecord, RunState
-        from panel_schedule.monitor.timeline import Timeline, arrange
+        from panel_schedule.monitor.timeline import Timeline, arrange, as_numbers
 
         timeline, now = Timeline(), datetime(2026, 1, 1, 12, tzinfo=UTC)
         at, took = now - timedelta(minutes=30), timedelta(milliseconds=5)
@@ -362,19 +380,22 @@ def test_a_run_of_a_moment_can_be_seen_and_asked_what_it_was(serve: Serve, new_p
         name = "<img src=x onerror=alert(1)>"
 
         def show(*_):
-            timeline.update(arrange([(name, "task", run)], now - timeline.length, now))
+            timeline.update(arrange([(name, "task", as_numbers([run]))], now - timeline.length, now))
 
         timeline.param.watch(show, "span")
         show()
         timeline.servable()
     """
     server = serve("app.py", {"app.py": app})
-    page = new_page(f"{server.url}/app")
+    page = new_page(f"{server.url}/app", zone="America/New_York")
     figure = page.locator(".bk-Figure")
     expect(figure).to_be_visible()
-    for span in ("hour", "week", "hour"):
+    hour = [f"06:{minutes}0" for minutes in range(6)] + ["07:00"]
+    week = [f"{day} Dec" for day in ("Fri 26", "Sat 27", "Sun 28", "Mon 29", "Tue 30", "Wed 31")] + ["Thu 01 Jan"]
+    for span, ticks in (("hour", hour), ("week", week), ("hour", hour)):
         page.get_by_role("button", name=span).click()
         page.wait_for_function(f"({NARROWEST})() >= 2.99")
+        page.wait_for_function(f"({TICKS})().join() === {','.join(ticks)!r}")
     box = figure.bounding_box()
     assert box is not None
     tooltip = page.locator(".bk-Tooltip")
@@ -385,7 +406,7 @@ def test_a_run_of_a_moment_can_be_seen_and_asked_what_it_was(serve: Serve, new_p
     for text in (
         "<img src=x onerror=alert(1)>",
         "failed",
-        "2026-01-01 11:30:00 UTC",
+        "2026-01-01 06:30:00 (2026-01-01 11:30:00 UTC)",
         "5.0 ms",
         "KeyError: <b>a</b> &amp;",
     ):

@@ -45,12 +45,12 @@ def windows(browser: Browser) -> Iterator[NewPage]:
     opened: list[BrowserContext] = []
     errors: list[str] = []
 
-    def open_page(url: str, *, allow: Sequence[str] = ()) -> Page:
+    def open_page(url: str, *, allow: Sequence[str] = (), zone: str | None = None) -> Page:
         def note(error: str) -> None:
             if not any(each in error for each in ("favicon.ico", *allow)):
                 errors.append(error)
 
-        context = browser.new_context()
+        context = browser.new_context(timezone_id=zone)
         context.set_default_timeout(PATIENCE)
         context.route(ELSEWHERE, _answer_as_if_cut_off)
         context.on("weberror", lambda uncaught: note(str(uncaught.error)))

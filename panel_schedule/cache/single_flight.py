@@ -64,6 +64,11 @@ class SingleFlight:
         self.kept = KeptAnswers(service, self._detach, self.shared)
         self.follower = Follower(service, self.kept, memos, self.renew, self.failing)
 
+    def under_way(self) -> list[Run]:
+        """Those of this process."""
+        with self._service.lock:
+            return [computation.run for computation in self._all if not computation.remote]
+
     # ------------------------------------------------------------ asking
 
     def call(self, memo: Memo, key: Hashable, args: Any, kwargs: Any) -> Any:

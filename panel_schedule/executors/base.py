@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..errors import RunCrashed
 
 
 class WorkerLost(RunCrashed):
     """The machine that it ran on is lost, or the way there: that is not the function's doing, which may run again."""
+
+
+class Load(NamedTuple):
+    """How many bodies run, how many wait, and for how many there is a place; -1 where that is not known here."""
+
+    running: int = 0
+    waiting: int = 0
+    places: int = -1
 
 
 class Executor(Protocol):
@@ -51,4 +59,14 @@ class Executor(Protocol):
     @property
     def busy(self) -> bool:
         """Whether a body runs, be it one that was left behind."""
+        ...
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do."""
+        ...
+
+    @property
+    def workers(self) -> list[tuple[str, str]]:
+        """The workers that it knows of without asking anybody: the name of each, and what it runs, ``""`` if idle."""
         ...

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..errors import ConfigError, RunCancelled, RunCrashed, RunFenced, ScheduleError
 from . import dask_worker, wire
-from .base import WorkerLost
+from .base import Load, WorkerLost
 from .dask_connection import Connection, found
 from .dask_worker import BEGIN, versions
 from .processes import SHORTLY, RemoteCall
@@ -147,6 +147,21 @@ class DaskExecutor:
     @property
     def busy(self) -> bool:
         return bool(self._pending)
+
+    @property
+    def load(self) -> Load:
+        with self._lock:
+            running = sum(bool(future.worker) for future in self._pending)
+            return Load(running, len(self._pending) - running)
+
+    @property
+    def workers(self) -> list[tuple[str, str]]:
+        """Those of the cluster, as far as it is connected."""
+        with self._lock:
+            busy = [(future.worker, future.call.name) for future in self._pending if future.worker]
+            connection = self._connection
+        idle = (set(connection.workers) if connection is not None else set()) - {worker for worker, _ in busy}
+        return sorted([*busy, *((worker, "") for worker in idle)])
 
     def hurry(self) -> None:
         self._hurried = True

@@ -59,7 +59,8 @@ class Connection:
         self.client: Any = None
         self._address, self._options, self._heard, self._lost = address, options, heard, lost
         self._connected = asyncio.Event()
-        self._workers: set[str] = set()
+        # By their addresses, as the scheduler tells of them.
+        self.workers: set[str] = set()
         self._direct: bool | None = None
         # Of what was warned.
         self._unreachable = self._alone = False
@@ -87,7 +88,7 @@ class Connection:
     async def ready(self) -> None:
         """Wait for the scheduler; says where there is no worker."""
         await self._connected.wait()
-        if not self._workers:
+        if not self.workers:
             self._warn_of_no_worker()
 
     def submit(self, function: Callable[..., Any], argument: bytes, key: str) -> Any:
@@ -158,7 +159,7 @@ class Connection:
         self.queue, self._direct = f"panel-schedule-{token_hex(8)}", client.direct_to_workers
         queue = await Queue(self.queue, client=client)
         client.subscribe_topic("all", self._hear_of_workers)
-        self._workers = set(await client.nthreads())
+        self.workers = set(await client.nthreads())
         if self._unreachable:
             log.warning("The Dask scheduler %s is there.", self._address)
         self.client, self._unreachable, self._alone = client, False, False
@@ -177,10 +178,10 @@ class Connection:
     def _hear_of_workers(self, event: tuple[float, Any]) -> None:
         _, told = event
         if told.get("action") == "add-worker":
-            self._workers.add(told["worker"])
+            self.workers.add(told["worker"])
             self._alone = False
         elif told.get("action") == "remove-worker":
-            self._workers.discard(told["worker"])
+            self.workers.discard(told["worker"])
             self._lost(self, told["worker"])
 
     def _warn_of_no_worker(self) -> None:

@@ -23,7 +23,7 @@ from ..coordination.remote import GONE
 from ..errors import RunCancelled, RunCrashed, ScheduleError, StoreError
 from ..functions.run import RunState, _current, new_id
 from . import logs
-from .base import WorkerLost
+from .base import Load, WorkerLost
 from .calls import LOG, Calls
 from .processes import GRACE, SHORTLY, RemoteCall
 from .threads import ThreadExecutor
@@ -58,8 +58,8 @@ class RemoteFuture(Future[Any]):
     ----------
     name : str
         Of its record; ``""`` before it has one.
-    begun : bool
-        Whether a worker has claimed it.
+    begun, worker : bool, str
+        Whether a worker has claimed it, and which.
     news : Record or None
         What was heard of it, and is still to be taken in; by one thread at a time, if `busy`.
     revision : int
@@ -69,7 +69,7 @@ class RemoteFuture(Future[Any]):
     def __init__(self, call: RemoteCall, stop: Callable[[RemoteFuture], object]):
         super().__init__()
         self.call = call
-        self.name = ""
+        self.name = self.worker = ""
         self.data: Any = None
         self.begun = self.busy = self.killable = self.sent = False
         self.news: Record | None = None
@@ -198,6 +198,18 @@ class RemoteExecutor(ABC):
     def busy(self) -> bool:
         return bool(self._pending)
 
+    @property
+    def load(self) -> Load:
+        with self._lock:
+            running = sum(future.begun for future in self._pending)
+            return Load(running, len(self._pending) - running)
+
+    @property
+    def workers(self) -> list[tuple[str, str]]:
+        """Those that make a call of this process."""
+        with self._lock:
+            return sorted((future.worker, future.call.name) for future in self._pending if future.worker)
+
     # ------------------------------------------------------------ a call goes out
 
     def _carry(self, body: Callable[[RemoteFuture], object], future: RemoteFuture) -> None:
@@ -317,6 +329,7 @@ class RemoteExecutor(ABC):
         future.killable = state.killable
         if not future.begun:
             future.begun, self._deserted, self._trouble = True, False, ""
+            future.worker = record.state.worker
             self._claims += 1
             try:
                 future.call.begin()

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any
 
 from ..errors import is_interrupt
+from .base import Load
 
 log = logging.getLogger("panel_schedule")
 
@@ -105,6 +106,14 @@ class LoopExecutor:
     @property
     def hanging(self) -> tuple[str, ...]:
         return ()  # a loop has no places
+
+    @property
+    def load(self) -> Load:
+        return Load(len(self._running), len(self._batch))
+
+    @property
+    def workers(self) -> list[tuple[str, str]]:
+        return []
 
     @contextmanager
     def hold(self) -> Iterator[None]:

@@ -436,6 +436,8 @@ class ProcessExecutor(ThreadExecutor):
         super().__init__(max_processes)
         self._most_left = max_processes  # a process is dear
         self._kept: list[Worker] = []
+        # By worker what it runs.
+        self._busy: dict[Worker, str] = {}
         # Whether it was stopped, and nothing was submitted since.
         self._over = False
 
@@ -466,7 +468,7 @@ class ProcessExecutor(ThreadExecutor):
     def carry(self, future: ProcessFuture, call: Call) -> Any:
         """Run it now, on this thread; `future` can be cancelled meanwhile."""
         call.pack()
-        worker = self._worker(call.name)
+        worker = self._busy_worker(call.name)
         try:
             with future.carried_by(worker, call.name):
                 return worker.run(call)
@@ -478,7 +480,21 @@ class ProcessExecutor(ThreadExecutor):
                 ) from None
             raise RunCrashed(f"{call.name}: {_death(status, worker.ready)}") from None
         finally:
+            with self._lock:
+                del self._busy[worker]
             self._keep(worker)
+
+    @property
+    def workers(self) -> list[tuple[str, str]]:
+        with self._lock:
+            there = [*self._busy.items(), *((worker, "") for worker in self._kept)]
+        return sorted((str(worker.pid), name) for worker, name in there)
+
+    def _busy_worker(self, name: str) -> Worker:
+        worker = self._worker(name)
+        with self._lock:
+            self._busy[worker] = name
+        return worker
 
     def _worker(self, name: str) -> Worker:
         while True:

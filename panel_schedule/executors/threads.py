@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..functions.run import place
+from .base import Load
 
 log = logging.getLogger("panel_schedule")
 
@@ -162,6 +163,16 @@ class ThreadExecutor:
     @property
     def busy(self) -> bool:
         return bool(self._pending)
+
+    @property
+    def load(self) -> Load:
+        with self._lock:
+            waiting = len(self._waiting) + len(self._batch)
+            return Load(len(self._pending) - waiting, waiting, self._places)
+
+    @property
+    def workers(self) -> list[tuple[str, str]]:
+        return []
 
     def _serve(self) -> None:
         """Promise what waits to a thread, if there is a place."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import panel as pn
+
 from ..errors import RegistrationError
 from ..executors.threads import ThreadExecutor
 from ..functions.run import Run, RunRecord
@@ -129,7 +131,7 @@ class OpenAPI(Handler):
 
     async def get(self) -> None:
         self.require_reader()
-        self.answer(document(self.server.prefix))
+        self.answer(document(pn.state.base_url.rstrip("/") + self.server.prefix))
 
 
 # ------------------------------------------------------------ as JSON

@@ -23,9 +23,11 @@ THREADS = 4
 TASKS, RUNS = "/schedule/api/tasks", "/schedule/api/runs"
 
 
-def routes(runtime: Runtime, gate: Gate, monitor: type[Monitor]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """For Bokeh's server; made before it forks, so that its processes share what they count."""
-    threads, totals, page = ThreadExecutor(THREADS), Totals(runtime, gate.sessions), Page(monitor)
+def routes(
+    runtime: Runtime, gate: Gate, monitor: type[Monitor], totals: Totals
+) -> list[tuple[str, Any, dict[str, Any]]]:
+    """For Bokeh's server."""
+    threads, page = ThreadExecutor(THREADS), Page(monitor)
     gate.on_served += [partial(totals.begin, aside=partial(in_thread, threads)), page.begin]
     gate.open_at_once.add(page.application)
     given = {"runtime": runtime, "threads": threads}

@@ -108,9 +108,12 @@ class Totals:
         return self._runtime.counts.snapshot() | hits
 
     def _gauges(self) -> Numbers:
-        return {("sessions",): self._sessions()} | {
-            ("queue", kind): waiting for kind, waiting in self._runtime.waiting().items()
-        }
+        gauges: Numbers = {("queue", kind): waiting for kind, waiting in self._runtime.waiting().items()}
+        for memo in list(self._runtime.memos.values()):
+            answers = list(memo.lru.answers.values())
+            gauges["answers", memo.name] = len(answers)
+            gauges["bytes", memo.name] = sum(answer.size for answer in answers)
+        return gauges | {("sessions",): self._sessions()}
 
 
 def _sum(one: Numbers, other: Numbers) -> Numbers:

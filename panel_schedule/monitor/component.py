@@ -20,13 +20,15 @@ from panel.viewable import Viewer
 
 from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
+from ..functions.run import RunState
 from ..runtime import Runtime
 from ..views.admins import refusal
 from ..views.base import View
 from .actions import act, detail
 from .graph import Graph
-from .timeline import Timeline
-from .watch import Watch
+from .timeline import Bars, Timeline
+from .watch import Sums, Watch
+from .workers import Workers
 
 log = logging.getLogger("panel_schedule")
 
@@ -124,7 +126,7 @@ class Drawing:
     make : callable
         Gives what is to be drawn; on a thread.
     show : callable
-        Draws it; under the lock of the session's document.
+        Draws it; under the lock of the session's document. True: it goes on changing, and is drawn again.
     aside : callable
         ``aside(call, then)``: call it on a thread, and `then` under that lock with a future of what it gave.
     later : callable
@@ -153,8 +155,8 @@ class Drawing:
 
     def _made(self, future: Future[Any]) -> None:
         self._making = False
-        if future.exception() is None:
-            self._show(future.result())
+        if future.exception() is None and self._show(future.result()):
+            self._again = True
         self._pauses += 1
         self._later(PAUSE, self._rested)
 
@@ -192,10 +194,12 @@ class Monitor(Viewer):
         )
         table.on_msg(lambda event: self._hear(event.data))
         # What is in the other tabs is made when they are opened: most visitors look at the first one.
-        places = [pn.Column(margin=(10, 6), sizing_mode="stretch_width") for _ in range(2)]
+        places = [pn.Column(margin=(10, 6), sizing_mode="stretch_width") for _ in range(3)]
+        # Where Panel's theme cannot be loaded, as in monitor.css.
+        styles = {"color": "var(--panel-on-background-color, #f4f4f4)"} if dark else {}
         tabs = self._tabs = pn.Tabs(
-            ("Functions", table), ("Timeline", places[0]), ("Graph", places[1]), dynamic=True,
-            sizing_mode="stretch_width", stylesheets=[TABS],
+            ("Functions", table), ("Timeline", places[0]), ("Graph", places[1]),
+            ("Workers", places[2]), dynamic=True, sizing_mode="stretch_width", styles=styles, stylesheets=[TABS],
         )  # fmt: skip
         drawings = dict[int, Drawing]()
 
@@ -203,7 +207,7 @@ class Monitor(Viewer):
             if (tab := tabs.active) == 0:
                 return
             if tab not in drawings:
-                shown, drawings[tab] = (self._timeline, self._graph)[tab - 1]()
+                shown, drawings[tab] = (self._timeline, self._graph, self._workers)[tab - 1]()
                 places[tab - 1].append(shown)
             drawings[tab].draw()
 
@@ -212,13 +216,27 @@ class Monitor(Viewer):
 
     def _timeline(self) -> tuple[Timeline, Drawing]:
         timeline = Timeline()
-        drawing = Drawing(lambda: self._watch.bars(timeline.length), timeline.update, self._aside, self._later)
+
+        def show(bars: Bars) -> bool:
+            timeline.update(bars)
+            return bool(bars.counts.get(RunState.RUNNING)) and self._tabs.active == 1
+
+        drawing = Drawing(lambda: self._watch.bars(timeline.length), show, self._aside, self._later)
         timeline.param.watch(lambda *_: drawing.draw(at_once=True), "span")
         return timeline, drawing
 
     def _graph(self) -> tuple[Graph, Drawing]:
         graph = Graph()
         return graph, Drawing(self._watch.drawing, graph.update, self._aside, self._later)
+
+    def _workers(self) -> tuple[Workers, Drawing]:
+        workers = Workers()
+
+        def show(text: str) -> bool:
+            workers.update(text)
+            return bool(self._tabs.active == 3)  # what others are at is no news of a function
+
+        return workers, Drawing(self._watch.workers, show, self._aside, self._later)
 
     def _refusal(self) -> str:
         return refusal(self._runtime.config.admins)
@@ -262,11 +280,15 @@ class Monitor(Viewer):
         return self._tabs
 
 
-def monitor_of(runtime: Runtime) -> type[Monitor]:
-    """The component of a runtime, whose sessions share one look at it; also as a tab of Panel's ``--admin``."""
+def monitor_of(runtime: Runtime, sums: Callable[[], Sums]) -> type[Monitor]:
+    """
+    The component of a runtime, whose sessions share one look at it; also as a tab of Panel's ``--admin``.
+
+    See `Watch` for what `sums` gives.
+    """
     bound = {
         "_runtime": runtime,
-        "_watch": Watch(runtime),
+        "_watch": Watch(runtime, sums),
         "_threads": ThreadExecutor(THREADS),
         "__doc__": Monitor.__doc__,
         "__module__": "panel_schedule",

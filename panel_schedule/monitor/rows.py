@@ -67,6 +67,14 @@ class Load(NamedTuple):
     waiting: int = 0
 
 
+class Kept(NamedTuple):
+    """Of a memoized function, in all processes of this server: how often an answer was there, how many there are."""
+
+    hits: int = 0
+    answers: int = 0
+    bytes: int = 0
+
+
 def identity(kind: str, name: str) -> str:
     """By which a browser names a function."""
     return f"{kind} {name}"
@@ -97,15 +105,15 @@ def job_row(job: Background[Any, Any], past: Past, load: Load) -> Row:
     return _row(JOB, job.name, past) | {"state": state, "schedule": "on request", "message": message}
 
 
-def memo_row(memo: Memoized[Any, Any], past: Past) -> Row:
+def memo_row(memo: Memoized[Any, Any], past: Past, kept: Kept) -> Row:
     """Of a memoized function."""
     ttl = memo.policy.ttl
     after = f"after {', '.join(task.name for task in memo.policy.after)}" if memo.policy.after else ""
-    kept = str(Every(ttl)).replace("every", "kept") if ttl is not None else "kept"
+    for_long = str(Every(ttl)).replace("every", "kept") if ttl is not None else "kept"
     return _row(MEMO, memo.name, past) | {
         "state": "failed" if past.error else "idle",
-        "schedule": ", ".join(filter(None, [kept, after])),
-        "message": f"{len(memo.lru.answers)} at hand, {memo.lru.hits} hits",
+        "schedule": ", ".join(filter(None, [for_long, after])),
+        "message": f"{kept.answers:,} at hand{_size(kept.bytes)}, {kept.hits:,} hits",
     }
 
 
@@ -163,6 +171,18 @@ def live_row(run: Run, admin: bool) -> Row:
         "attempt": run.attempt,
     }
     return shown | ({"run": run.id, "user": run.user} if admin else {})
+
+
+def _size(count: float) -> str:
+    """In a unit of its own; nothing where it is not known."""
+    if not count:
+        return ""
+    unit = "B"
+    for larger in ("kB", "MB", "GB"):
+        if count < 999.5:
+            break
+        count, unit = count / 1000, larger
+    return f" ({count:.3g} {unit})"
 
 
 def _seconds(instant: datetime | None) -> float | None:

@@ -7,34 +7,59 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from ..coordination import history
+from ..coordination import history, processes
 from ..coordination.history import JOB, MEMO, parts_of
 from ..coordination.tasks import TASK
 from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
-from ..functions.run import RunState
+from ..functions.run import Run, RunRecord, RunState
 from ..runtime import Runtime
+from ..stores.queue import JobRow
 from ..triggers import Trigger
 from ..triggers.words import in_words
 from .graph import Edge, Node, drawing, edges_of, state_of
-from .rows import Load, Past, Row, identity, job_row, memo_row, past, task_row
-from .timeline import Bars, arrange
+from .rows import Kept, Load, Past, Row, identity, job_row, memo_row, past, task_row
+from .timeline import Bars, Ran, arrange, as_numbers
+from .workers import Process, as_html
 
 log = logging.getLogger("panel_schedule")
 
 # Seconds between one look and the next.
 EVERY = 1.0
 
+# What is counted of the answers of a memoized function.
+KEPT = ("answers", "bytes")
+
 # So many seconds of a look may go into histories; what is left is read with the next one, which follows soon.
 READING, SOON = 0.2, 0.05
 
 Key = tuple[str, str]  # kind and name of a function
 
-NOTHING = (0, Past())
+Sums = tuple[Mapping[tuple[str, ...], float], Mapping[tuple[str, ...], float]]
+
+
+class Known(NamedTuple):
+    """
+    What there is to say of the history of a function, of which the runs themselves are not kept.
+
+    Attributes
+    ----------
+    revision : int
+        Of the change of its record as of which this is so.
+    past : Past
+    ran : Ran or None
+    """
+
+    revision: int = 0
+    past: Past = Past()
+    ran: Ran | None = None
+
+
+UNKNOWN = Known()
 
 
 class Told(NamedTuple):
@@ -52,10 +77,13 @@ class Watch:
     Parameters
     ----------
     runtime : Runtime
+    sums : callable
+        What all processes of this server have counted, and what there is in them now: of a memoized function
+        ``("hits", name)``, and ``("answers", name)`` with ``("bytes", name)``.
     """
 
-    def __init__(self, runtime: Runtime):
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, sums: Callable[[], Sums] = lambda: ({}, {})):
+        self._runtime, self._sums = runtime, sums
         self._threads = ThreadExecutor(1)
         self._lock = threading.Lock()
         self._sessions: dict[Callable[[], object], None] = {}
@@ -63,9 +91,13 @@ class Watch:
         self._rows: dict[str, Told] = {}
         self._look = 0
         self._head = ""
-        # What the history of each function comes to, and of which change of its record that is. The runs themselves
-        # may be many, and Python's garbage collector, for which all threads stand still, would look at each of them.
-        self._pasts: dict[Key, tuple[int, Past]] = {}
+        # What the history of each function comes to. The runs themselves may be many, and Python's garbage collector,
+        # for which all threads stand still, would look at each of them.
+        self._pasts: dict[Key, Known] = {}
+        # What is under way; and by its length the last timeline that was asked for.
+        self._live: list[tuple[str, str, Ran]] = []
+        self._arranged: dict[timedelta, Bars] = {}
+        self._arranging = threading.Lock()
         # The schedule of each task, in words.
         self._words: dict[str, tuple[Trigger, str]] = {}
 
@@ -105,10 +137,14 @@ class Watch:
     # ------------------------------------------------------------ drawn
 
     def bars(self, length: timedelta) -> Bars:
-        """Of all runs of so long. Takes some tenths of a second where there are many."""
-        until, histories = self._runtime.clock.now(), self._runtime.service.store.history
-        runs = ((name, kind, run) for kind, name in list(self._pasts) for run in histories(name, kind))
-        return arrange(runs, until - length, until)
+        """Of all runs of so long, as of the last look: nothing is read for it, and all sessions share what is made."""
+        until = self._runtime.clock.now()
+        with self._arranging:
+            made = self._arranged.get(length)
+            if made is None or until.timestamp() - made.until / 1000 >= EVERY:
+                past = [(name, kind, known.ran) for (kind, name), known in list(self._pasts.items()) if known.ran]
+                made = self._arranged[length] = arrange([*past, *self._live], until - length, until)
+        return made
 
     def drawing(self) -> str:
         """What is made of what, as it was at the last look."""
@@ -123,6 +159,17 @@ class Watch:
         ]
         # Of two edges between the same the later one is drawn: what is declared says more than what was seen.
         return drawing(nodes, [*read, *edges_of(list(runtime.tasks.values()), list(runtime.memos.values()))])
+
+    def workers(self) -> str:
+        """The processes that share the store, as HTML; what others are at is some seconds old."""
+        runtime, records = self._runtime, self._runtime.service.store.records
+        here = Process(records.me, runtime.presence.now(), alive=True, here=True)
+        others = [
+            Process(record.name, record.state, alive=record.owner is not None and records.alive(record.owner))
+            for record in records.scan(processes.SPACE)
+            if record.name != records.me
+        ]
+        return as_html([here, *others], runtime.clock.now())
 
     # ------------------------------------------------------------ one look
 
@@ -150,13 +197,15 @@ class Watch:
 
     def _gather(self) -> float:
         """Look once; seconds until the next look."""
-        trouble, left, load = "", False, dict[str, Load]()
+        trouble, left, load = "", True, dict[str, Load]()
         try:
-            load = self._load()
-            # Who waits for the page gets it before the histories are read.
-            left = self._read_histories() if self._head else True
+            if self._head:  # who waits for the page gets it before the store is asked
+                left = self._read_histories()
+                # What ends after its history was read is shown as running until the next look.
+                under_way = self._runtime.dispatcher.under_way()
+                load, self._live = _load(under_way), list(self._under_way(under_way))
         except ScheduleError as error:  # what this process knows by itself it says nevertheless
-            trouble = str(error)
+            trouble, left = str(error), False
         self._tell(list(self._functions(load)), trouble)
         return SOON if left else EVERY
 
@@ -169,11 +218,13 @@ class Watch:
             yield task_row(seen, self._of(TASK, name), words[1])
         for job in list(runtime.jobs.values()):
             yield job_row(job, self._of(JOB, job.name), load.get(job.name, Load()))
+        counts, there = self._sums() if runtime.memos else ({}, {})
         for memo in list(runtime.memos.values()):
-            yield memo_row(memo, self._of(MEMO, memo.name))
+            of_server = counts.get(("hits", memo.name), 0), *(there.get((what, memo.name), 0) for what in KEPT)
+            yield memo_row(memo, self._of(MEMO, memo.name), Kept(*map(int, of_server)))
 
     def _of(self, kind: str, name: str) -> Past:
-        return self._pasts.get((kind, name), NOTHING)[1]
+        return self._pasts.get((kind, name), UNKNOWN).past
 
     def _read_histories(self) -> bool:
         """Read those that have changed; whether some are left."""
@@ -184,22 +235,27 @@ class Watch:
         changed |= {parts_of(record.name): record.revision for record in store.records.scan(history.SPACE)}
         until = runtime.clock.monotonic() + READING
         for (kind, name), revision in changed.items():
-            if (kind, name) not in known or self._pasts.get((kind, name), NOTHING)[0] == revision:
+            if (kind, name) not in known or self._pasts.get((kind, name), UNKNOWN).revision == revision:
                 continue
             if runtime.clock.monotonic() > until:
                 return True
-            self._pasts[kind, name] = revision, past(store.history(name, kind))
+            runs = store.history(name, kind)
+            self._pasts[kind, name] = Known(revision, past(runs), as_numbers(runs))
         for gone in self._pasts.keys() - known:
             del self._pasts[gone]
         return False
 
-    def _load(self) -> dict[str, Load]:
-        """By function, how many runs of jobs are under way."""
-        counts = Counter((run.task, run.state) for run in self._runtime.dispatcher.under_way())
-        return {
-            name: Load(counts[name, RunState.RUNNING], counts[name, RunState.QUEUED])
-            for name in {name for name, _ in counts}
-        }
+    def _under_way(self, runs: Iterable[Run | JobRow]) -> Iterator[tuple[str, str, Ran]]:
+        """What has begun and not ended: tasks and these jobs in all processes, memoized functions in this one."""
+        runtime, records = self._runtime, self._runtime.service.store.records
+        for record in records.scan(TASK):
+            state = record.state
+            if state.run_id and not state.over and records.alive(record.owner or ""):
+                yield record.name, TASK, _running(state.attempt, state.started_at, state.key)
+        for run in runs:
+            yield run.task, JOB, _running(run.attempt, run.started_at)
+        for run in runtime.single_flight.under_way():
+            yield run.task, MEMO, _running(run.attempt, run.started_at)
 
     def _tell(self, rows: list[Row] | None, trouble: str) -> None:
         """Note what is new, and tell those who look; `rows` is None where nothing could be gathered."""
@@ -221,6 +277,19 @@ class Watch:
         executors = self._runtime.service.executors.values()
         hanging = sorted({name for executor in executors for name in executor.hanging})
         return {"waiting": self._runtime.waiting(), "hanging": hanging, "process": os.getpid()}
+
+
+def _load(runs: Iterable[Run | JobRow]) -> dict[str, Load]:
+    """By function, how many of these are under way."""
+    counts = Counter((run.task, run.state) for run in runs)
+    return {
+        name: Load(counts[name, RunState.RUNNING], counts[name, RunState.QUEUED])
+        for name in {name for name, _ in counts}
+    }
+
+
+def _running(attempt: int, since: datetime | None, slot: datetime | str | None = None) -> Ran:
+    return as_numbers([RunRecord("", slot, RunState.RUNNING, attempt, started_at=since)])
 
 
 def _told(former: Told | None, row: Row | None, look: int) -> Told:

@@ -11,7 +11,8 @@ import panel as pn
 
 def any_name(basic_auth: Any) -> bool:
     """Whether ``--basic-auth``, of this value, has one password for all, with which anybody may give any name."""
-    return isinstance(basic_auth, str) and not Path(basic_auth).is_file()
+    # Where there is none Panel's option has the name of the OAuth provider.
+    return isinstance(basic_auth, str) and basic_auth != pn.config.oauth_provider and not Path(basic_auth).is_file()
 
 
 def refusal(admins: Collection[str]) -> str:

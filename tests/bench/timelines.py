@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 
 from bokeh.document import Document
 from bokeh.protocol import Protocol
 
 from panel_schedule.functions.run import RunRecord, RunState
-from panel_schedule.monitor.timeline import Bars, Timeline, arrange
+from panel_schedule.monitor.timeline import Bars, Timeline, arrange, as_numbers
 
 from .fresh import fresh
 from .stalls import Beat
@@ -25,16 +26,15 @@ LIMIT = 20.0
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def records() -> list[tuple[str, str, RunRecord]]:
-    """Runs of a day."""
-    chance, found = random.Random(1), []
+def records() -> dict[str, list[RunRecord]]:
+    """Runs of a day, by function."""
+    chance, found = random.Random(1), defaultdict[str, list[RunRecord]](list)
     for number in range(RUNS):
         at = START + timedelta(seconds=chance.random() * 86_400)
         end = at + timedelta(seconds=chance.choice([0.01, 0.2, 3, 30]))
         fails = chance.random() < FAILS
         state, error = (RunState.FAILED, "ValueError: no") if fails else (RunState.SUCCEEDED, "")
-        name = f"task {number % FUNCTIONS}"
-        found.append((name, "task", RunRecord(f"r{number}", at, state, 1, at, at, end, error)))
+        found[f"task {number % FUNCTIONS}"].append(RunRecord(f"r{number}", at, state, 1, at, at, end, error))
     return found
 
 
@@ -61,8 +61,11 @@ class Page:
 
 def measure() -> dict[str, float]:
     """Milliseconds, and kilobytes, by row."""
-    runs, page, day, end = records(), Page(), timedelta(days=1), START + timedelta(days=1)
+    histories, page, day, end = records(), Page(), timedelta(days=1), START + timedelta(days=1)
     found: dict[str, float] = {}
+    began = time.perf_counter()
+    runs = [(name, "task", as_numbers(history)) for name, history in histories.items()]
+    found["numbers"] = (time.perf_counter() - began) * 1e3
 
     async def main() -> None:
         beat = Beat()
@@ -80,7 +83,8 @@ def measure() -> dict[str, float]:
         later = end + timedelta(seconds=1)
         done = {"started_at": later, "finished_at": later}
         more = [
-            (name, "task", RunRecord(f"new {name}", later, RunState.SUCCEEDED, **done)) for name in bars[0].rows[-5:]
+            (name, "task", as_numbers([RunRecord(f"new {name}", later, RunState.SUCCEEDED, **done)]))
+            for name in bars[0].rows[-5:]
         ]
         found["step"], found["step size"] = page.update(arrange([*runs, *more], later - day, later))
         beating.cancel()
@@ -93,6 +97,7 @@ def tables() -> list[Table]:
     rounds = [fresh(measure) for _ in range(ROUNDS)]
     table = Table(f"A timeline of {RUNS:,} runs", ["what", "ms", "kB"])
     rows = {
+        "on a thread: what is kept of all histories, once": ("numbers", "", False),
         "on a thread: the bars of all runs": ("arrange", "", False),
         "the loop meanwhile: longest stall": ("stall", "", True),
         f"on the loop: {round(rounds[0]['bars']):,} bars for a new page": ("first", "first size", True),
