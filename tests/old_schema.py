@@ -84,7 +84,7 @@ INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
 def as_of_schema(version: int, path: Path, *commands: str, **values: Any) -> None:
     """Give a database the tables that this version had, and what the commands put there."""
     with closing(sqlite3.connect(path)) as database:
-        for table in ("records", "blobs", "erased", "runs", "viewers"):
+        for table in ("records", "blobs", "erased", "runs", "failures", "viewers"):
             database.execute(f"DROP TABLE {table}")
         database.executescript(TASKS + (JOBS if version > 1 else "") + (ANSWERS if version > 2 else ""))
         for command in commands:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, S
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from ..errors import RunCancelled, RunTimedOut, WouldBlock, is_interrupt
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
-from ..serialize.errors import another, bare, first_line, for_waiter, is_bare, traceback_text
+from ..serialize.errors import another, bare, first_line, for_waiter, is_bare, kept_traceback, traceback_text
 from . import spans
 
 T = TypeVar("T")
@@ -128,6 +128,17 @@ class RunRecord:
         Why slots were skipped: ``"overlap"``, ``"missed"``, ``"paused"``, ``"idle"``...
     until : datetime or None
         Last slot of a skipped stretch that begins at `key`.
+    owner : str
+        The process that has run it; ``""`` where that is not known.
+    user : str
+        Of a background job: who was logged in; ``""`` without a login.
+    arguments : str
+        Of a job or a memoized call, as short text: ``"'north', year=2026"``. What is called a password, a secret, a
+        token or a key is ``...`` there.
+    traceback : str
+        Of a failure: its traceback, of which the end is kept.
+    logs : str
+        Of a failure: the last lines that its function has logged.
     """
 
     id: str
@@ -140,6 +151,21 @@ class RunRecord:
     error: str = ""
     reason: str = ""
     until: datetime | None = None
+    owner: str = ""
+    user: str = ""
+    arguments: str = ""
+    traceback: str = ""
+    logs: str = ""
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it has ended; of slots that were skipped the last one."""
+        return self.finished_at or self.queued_at
+
+    @property
+    def brief(self) -> RunRecord:
+        """Without what is long."""
+        return replace(self, traceback="", logs="") if self.traceback or self.logs else self
 
     @property
     def duration(self) -> float | None:
@@ -217,6 +243,7 @@ class Run:
         "_value",
         "_waiting",
         "_watchers",
+        "arguments",
         "asked",
         "attempt",
         "error",
@@ -250,6 +277,8 @@ class Run:
         self.id = new_id()
         self.task = task
         self.user: str | None = None
+        # What its function was called with, as text; None as long as nobody has asked.
+        self.arguments: str | None = None
         self.key = key
         self.queued_at = queued_at
         # The instant whose upstream values this run must see (invariant 9). None: whatever is there.
@@ -417,15 +446,23 @@ class Run:
 
         self._completion().add_done_callback(lambda _: self._tell("callback", fn, self))
 
-    def record(self) -> RunRecord:
+    def record(self, owner: str) -> RunRecord:
         """This run as a history keeps it: without its value."""
-        return self.record_as(self.state, self.finished_at, first_line(self.error))
+        return self.record_as(self.state, self.finished_at, self.error, owner, self.key)
 
-    def record_as(self, state: RunState, finished_at: datetime | None, error: str) -> RunRecord:
+    def record_as(
+        self,
+        state: RunState,
+        finished_at: datetime | None,
+        error: BaseException | None,
+        owner: str,
+        key: datetime | str | None,
+    ) -> RunRecord:
         """The same of one that is about to end so."""
         return RunRecord(
-            self.id, self.key, state, self.attempt, self.queued_at, self.started_at, finished_at, error,
-            str(self.reason), self.until,
+            self.id, key, state, self.attempt, self.queued_at, self.started_at, finished_at, first_line(error),
+            str(self.reason), self.until, owner if self.started_at is not None else "", self.user or "",
+            self.arguments or "", kept_traceback(error) if state in FAILURES else "",
         )  # fmt: skip
 
     # ------------------------------------------------------------ for those who run it

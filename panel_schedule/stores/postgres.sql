@@ -3,9 +3,9 @@
 -- Each function that takes `_args` is a command: one transaction, of which nobody sees half. Its arguments are JSON, and
 -- the bytes of parts; and so is its reply. Who writes records holds the row of `store` first: so numbers are given in
 -- the order of commits, nobody who asks what was changed since the last one misses any, and no two commands wait for
--- each other.
+-- each other. All of this may be said again to what an earlier release has made.
 
-CREATE TABLE store (
+CREATE TABLE IF NOT EXISTS store (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     version integer NOT NULL DEFAULT 1,
     id text NOT NULL DEFAULT '',            -- names these records as long as none of them was lost
@@ -13,7 +13,7 @@ CREATE TABLE store (
     spared timestamptz                      -- until when those are alive who have said nothing yet to what lost something
 );
 
-CREATE TABLE records (
+CREATE TABLE IF NOT EXISTS records (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     record_group text COLLATE "C" NOT NULL,
@@ -28,13 +28,13 @@ CREATE TABLE records (
     made_by text NOT NULL,                  -- the step that changed it last
     PRIMARY KEY (space, name)
 );
-CREATE INDEX records_made ON records (space, created);
-CREATE INDEX records_of_group ON records (space, record_group, created);
-CREATE INDEX records_changed ON records (revision);
-CREATE INDEX records_held ON records (owner) WHERE owner IS NOT NULL;
-CREATE INDEX records_expiring ON records (expires_at) WHERE owner IS NULL AND expires_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS records_made ON records (space, created);
+CREATE INDEX IF NOT EXISTS records_of_group ON records (space, record_group, created);
+CREATE INDEX IF NOT EXISTS records_changed ON records (revision);
+CREATE INDEX IF NOT EXISTS records_held ON records (owner) WHERE owner IS NOT NULL;
+CREATE INDEX IF NOT EXISTS records_expiring ON records (expires_at) WHERE owner IS NULL AND expires_at IS NOT NULL;
 
-CREATE TABLE parts (
+CREATE TABLE IF NOT EXISTS parts (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     part text COLLATE "C" NOT NULL,         -- kind and number
@@ -46,12 +46,12 @@ CREATE TABLE parts (
 );
 
 -- Large parts, which are sent before the change that names them, in pieces.
-CREATE TABLE blobs (
+CREATE TABLE IF NOT EXISTS blobs (
     stamp text COLLATE "C" PRIMARY KEY,
     pieces integer NOT NULL,
     expires_at timestamptz                  -- unless a record names it by then
 );
-CREATE TABLE pieces (
+CREATE TABLE IF NOT EXISTS pieces (
     stamp text COLLATE "C" NOT NULL,
     field text COLLATE "C" NOT NULL,
     data bytea NOT NULL,
@@ -59,23 +59,24 @@ CREATE TABLE pieces (
 );
 ALTER TABLE parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- to compress them takes longer than to write them
 ALTER TABLE pieces ALTER COLUMN data SET STORAGE EXTERNAL;
-CREATE INDEX blobs_unnamed ON blobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS blobs_unnamed ON blobs (expires_at) WHERE expires_at IS NOT NULL;
 
-CREATE TABLE logs (
+CREATE TABLE IF NOT EXISTS logs (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     number bigint GENERATED ALWAYS AS IDENTITY,
     line text NOT NULL,
     PRIMARY KEY (space, name, number)
 );
+CREATE TABLE IF NOT EXISTS failures (LIKE logs INCLUDING ALL);  -- the same of the logs of failures
 
 -- Until when an owner is alive unless it says so again, on the clock of this server; never of one that has left.
-CREATE TABLE owners (
+CREATE TABLE IF NOT EXISTS owners (
     owner text COLLATE "C" PRIMARY KEY,
     until timestamptz NOT NULL
 );
 
-CREATE TABLE watches (
+CREATE TABLE IF NOT EXISTS watches (
     space text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     owner text COLLATE "C" NOT NULL,
@@ -83,18 +84,18 @@ CREATE TABLE watches (
     PRIMARY KEY (space, name, owner)
 );
 
-INSERT INTO store DEFAULT VALUES;
+INSERT INTO store DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 -- ---------------------------------------------------------------- records
 
 -- Only one at a time writes records.
-CREATE FUNCTION take_turn() RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION take_turn() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM store FOR UPDATE;
 END $$;
 
 -- As a reply: its key, the newest line of its log, its fields.
-CREATE FUNCTION told(_record records) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION told(_record records) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN json_build_array(
         json_build_array(_record.space, _record.name),
@@ -105,7 +106,7 @@ BEGIN
 END $$;
 
 -- The same of records that are not there, without fields.
-CREATE FUNCTION all_told(_keys jsonb) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION all_told(_keys jsonb) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT json_agg(CASE
@@ -117,19 +118,19 @@ BEGIN
     );
 END $$;
 
-CREATE FUNCTION rows(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION rows(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN jsonb_build_array((SELECT revision FROM store)) || all_told(_args->'keys')::jsonb;
 END $$;
 
-CREATE FUNCTION drop_blob(_stamp text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION drop_blob(_stamp text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM pieces WHERE stamp = _stamp;
     DELETE FROM blobs WHERE stamp = _stamp;
 END $$;
 
 -- How many bytes that were.
-CREATE FUNCTION drop_part(_space text, _name text, _part text) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION drop_part(_space text, _name text, _part text) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     _old record;
 BEGIN
@@ -141,7 +142,7 @@ BEGIN
 END $$;
 
 -- A large part is about to come, piece by piece; it goes if no record names it in time.
-CREATE FUNCTION begin(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION begin(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO blobs VALUES (
         _args->>'stamp', (_args->>'pieces')::integer, clock_timestamp() + (_args->>'seconds')::integer * interval '1 s'
@@ -150,13 +151,13 @@ BEGIN
 END $$;
 
 -- Those that are there.
-CREATE FUNCTION blobs(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION blobs(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (SELECT coalesce(json_agg(stamp), '[]') FROM blobs WHERE _args->'stamps' ? stamp);
 END $$;
 
 -- Whether all that was sent before is still there.
-CREATE FUNCTION has_blobs(_put jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION has_blobs(_put jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN NOT EXISTS (
         SELECT FROM jsonb_array_elements(_put) AS part WHERE part->>3 <> '' AND NOT EXISTS (
@@ -167,21 +168,23 @@ BEGIN
 END $$;
 
 -- A record, and what belongs to it.
-CREATE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM drop_part(space, name, part) FROM parts WHERE space = _space AND name = _name;
     DELETE FROM logs WHERE space = _space AND name = _name;
+    DELETE FROM failures WHERE space = _space AND name = _name;
     DELETE FROM watches WHERE space = _space AND name = _name;
     DELETE FROM records WHERE space = _space AND name = _name;
 END $$;
 
-CREATE FUNCTION add_lines(_change jsonb, _limit bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION add_lines(_change jsonb, _limit bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     _space text := _change->'key'->>0;
     _name text := _change->'key'->>1;
 BEGIN
     IF (_change->>'cleared')::boolean THEN
         DELETE FROM logs WHERE space = _space AND name = _name;
+        DELETE FROM failures WHERE space = _space AND name = _name;
     END IF;
     IF _change->>'longer' <> '' THEN
         UPDATE logs SET line = _change->>'longer' WHERE space = _space AND name = _name AND number = (
@@ -194,10 +197,18 @@ BEGIN
             SELECT number FROM logs WHERE space = _space AND name = _name ORDER BY number DESC OFFSET _limit LIMIT 1
         );
     END LOOP;
+    IF jsonb_array_length(_change->'failures') > 0 THEN  -- an earlier release does not tell of them
+        INSERT INTO failures (space, name, line)
+        SELECT _space, _name, line FROM jsonb_array_elements_text(_change->'failures') AS line;
+        DELETE FROM failures WHERE space = _space AND name = _name AND number <= (
+            SELECT number FROM failures WHERE space = _space AND name = _name
+            ORDER BY number DESC OFFSET _limit LIMIT 1
+        );
+    END IF;
 END $$;
 
 -- By how many bytes the record grows.
-CREATE FUNCTION put_parts(_change jsonb, _revision bigint, _data bytea[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION put_parts(_change jsonb, _revision bigint, _data bytea[]) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
     _space text := _change->'key'->>0;
@@ -221,34 +232,47 @@ BEGIN
     RETURN _more;
 END $$;
 
+-- When what a line tells of has ended: microseconds since 1970, 0 where it does not say.
+CREATE OR REPLACE FUNCTION ended_at(_line text) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN coalesce(_line::json->>'finished_at', _line::json->>'queued_at', '0')::bigint;
+END $$;
+
 -- A log that was lost has these lines, and those that others have brought.
-CREATE FUNCTION lines(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lines(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _space text := _args->'key'->>0;
     _name text := _args->'key'->>1;
+    _log text := CASE WHEN _args->>'log' = 'failures' THEN 'failures' ELSE 'logs' END;
     _lines text[];
 BEGIN
     PERFORM take_turn();
     IF NOT EXISTS (SELECT FROM records WHERE space = _space AND name = _name) THEN
         RETURN '0';
     END IF;
-    _lines := ARRAY(
-        SELECT line FROM logs WHERE space = _space AND name = _name
-        UNION SELECT jsonb_array_elements_text(_args->'lines')
-    );
-    DELETE FROM logs WHERE space = _space AND name = _name;
-    INSERT INTO logs (space, name, line)
-    SELECT _space, _name, line FROM (
-        SELECT line, ended FROM (
-            SELECT line, coalesce(line::json->>'finished_at', line::json->>'queued_at', '0')::bigint AS ended
-            FROM unnest(_lines) AS line
-        ) AS every ORDER BY ended DESC LIMIT (_args->>'limit')::bigint
-    ) AS newest ORDER BY ended;
+    EXECUTE format('WITH gone AS (DELETE FROM %I WHERE space = $1 AND name = $2 RETURNING line)
+        SELECT ARRAY(SELECT line FROM gone UNION SELECT jsonb_array_elements_text($3))', _log)
+    INTO _lines USING _space, _name, _args->'lines';
+    EXECUTE format('INSERT INTO %I (space, name, line)
+        SELECT $1, $2, line FROM (
+            SELECT line, ended_at(line) AS ended FROM unnest($3) AS line ORDER BY ended DESC LIMIT $4
+        ) AS newest ORDER BY ended', _log)
+    USING _space, _name, _lines, (_args->>'limit')::bigint;
     RETURN '1';
 END $$;
 
+-- Lines that are too old go; all of them at once.
+CREATE OR REPLACE FUNCTION forget(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM logs
+    WHERE space = _args->>'space' AND ended_at(line) BETWEEN 1 AND (_args->'before'->>'log')::bigint - 1;
+    DELETE FROM failures
+    WHERE space = _args->>'space' AND ended_at(line) BETWEEN 1 AND (_args->'before'->>'failures')::bigint - 1;
+    RETURN '0';
+END $$;
+
 -- Compare all records with what the caller takes them to be, and change all of them, or none.
-CREATE FUNCTION swap(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION swap(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _changes jsonb := _args->'changes';
     _by text := _args->>'by';
@@ -311,7 +335,7 @@ BEGIN
 END $$;
 
 -- Those of a space or a group, as `selected` takes them; without their logs.
-CREATE FUNCTION scan(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION scan(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT coalesce(json_agg(json_build_array(
@@ -331,7 +355,7 @@ BEGIN
 END $$;
 
 -- What was changed in these spaces since; and up to which number that is all, as one statement sees it.
-CREATE FUNCTION changes(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION changes(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT jsonb_build_array((SELECT revision FROM store)) || coalesce(json_agg(told(records) ORDER BY revision), '[]')::jsonb
@@ -343,12 +367,12 @@ END $$;
 -- ---------------------------------------------------------------- owners
 
 -- Whether nobody was heard for so long that it was this server which was away: then nobody is taken for dead.
-CREATE FUNCTION was_away() RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION was_away() RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN NOT EXISTS (SELECT FROM owners WHERE until > clock_timestamp());
 END $$;
 
-CREATE FUNCTION is_alive(_owner text) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION is_alive(_owner text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN coalesce(
         (
@@ -360,7 +384,7 @@ BEGIN
 END $$;
 
 -- The caller is alive from now on; the id of the store, and its last number.
-CREATE FUNCTION "join"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION "join"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _last bigint := (_args->>'last')::bigint;
     _until timestamptz := clock_timestamp() + (_args->>'lease')::bigint * interval '1 microsecond';
@@ -386,7 +410,7 @@ BEGIN
     RETURN (SELECT json_build_array(id, revision::text) FROM store);
 END $$;
 
-CREATE FUNCTION leave(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION leave(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM watches WHERE owner = _args->>'me';
     UPDATE owners SET until = '-infinity' WHERE owner = _args->>'me';
@@ -394,12 +418,12 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE FUNCTION alive(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION alive(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN to_json(is_alive(_args->>'owner'));
 END $$;
 
-CREATE FUNCTION watch(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION watch(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _each jsonb;
 BEGIN
@@ -415,7 +439,7 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE FUNCTION watchers(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION watchers(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT to_json(coalesce(sum(sessions), 0)::bigint)
@@ -426,7 +450,7 @@ END $$;
 
 -- ---------------------------------------------------------------- what is used, and what must go
 
-CREATE FUNCTION use(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION use(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM take_turn();
     UPDATE records SET used_at = (_args->>'now')::bigint
@@ -435,7 +459,7 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE FUNCTION "trim"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION "trim"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _most numeric := coalesce((_args->>'entries')::numeric, 'NaN');  -- which is greater than any number
     _room numeric := coalesce((_args->>'size')::numeric, 'NaN');
@@ -469,7 +493,7 @@ BEGIN
     RETURN '1';
 END $$;
 
-CREATE FUNCTION sweep(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION sweep(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _now bigint := (_args->>'now')::bigint;
     _row records;
@@ -486,7 +510,7 @@ BEGIN
 END $$;
 
 -- What the dead have left; what has expired goes.
-CREATE FUNCTION look(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION look(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM sweep(_args, _data);
     IF EXISTS (SELECT FROM blobs WHERE expires_at < clock_timestamp()) THEN
