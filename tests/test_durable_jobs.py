@@ -358,6 +358,45 @@ def test_a_run_whose_process_was_taken_for_dead_goes_on_there(runtime, store, mo
     assert ("ended", 1) == (store.queue.value(run.id), len(begun))
 
 
+def test_a_run_that_ends_as_its_process_takes_it_up_again_has_its_result(runtime, store, monkeypatch):
+    """And what it publishes in between."""
+    go, ends, queue = threading.Event(), threading.Event(), runtime.service.store.queue
+    take, end = queue.take, queue.end
+
+    def take_slowly(*args):
+        taken = take(*args)
+        go.set()
+        assert ends.wait(PATIENCE)
+        return taken
+
+    def end_soon(*args, **options):
+        try:
+            return end(*args, **options)
+        finally:
+            ends.set()
+
+    monkeypatch.setattr(queue, "take", take_slowly)
+    monkeypatch.setattr(queue, "end", end_soon)
+
+    @Front(runtime).background(durable=True, executor="thread")
+    def work():
+        panel_schedule.current_run().publish("half")
+        assert go.wait(PATIENCE)
+        panel_schedule.current_run().publish("whole")
+        return "ended"
+
+    run = work.submit()
+    eventually(lambda: ["half"] == store.queue.partials(run.id))
+    record = store.queue.job(run.id).record
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.records), "alive", lambda self, owner: False)
+        store.queue._bury(record)
+
+    assert "ended" == run.result(PATIENCE)
+    eventually(lambda: ["half", "whole"] == store.queue.partials(run.id))
+    assert ("ended", 1) == (store.queue.value(run.id), store.queue.job(run.id).attempt)
+
+
 @with_a_death
 def test_a_function_that_is_gone_keeps_its_run(house):
     """And the log says so, once."""

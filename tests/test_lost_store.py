@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from datetime import timedelta
 
@@ -115,6 +117,49 @@ def flush(another_redis):
     loss.close()
 
 
+class LastChanges:
+    """A Redis server that loses what has changed since `keep`, when it is killed and starts again: ``loss()``."""
+
+    store = RedisStore
+
+    def __init__(self, another_redis):
+        self._server = another_redis()
+        self.url = self._server.url
+
+    def keep(self):
+        self._server.client.save()
+
+    def __call__(self):
+        self._server.kill()
+        self._server.start()
+
+
+class LastCommits:
+    """The same of a PostgreSQL server, of what it was not to wait for."""
+
+    store = PostgresStore
+
+    def __init__(self, server):
+        server.renew(keeps=True)
+        self._server, self.url = server, server.url
+
+    def keep(self):
+        self._server.all("CHECKPOINT")
+        [pid] = self._server.all("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
+        os.kill(pid, signal.SIGSTOP)
+
+    def __call__(self):
+        self._server.kill()
+        self._server.start()
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def last_changes(request):
+    if request.param == "redis":
+        return LastChanges(request.getfixturevalue("another_redis"))
+    return LastCommits(request.getfixturevalue("mortal_postgres"))
+
+
 @pytest.fixture
 def join(open_redis):
     """Another process of the server: ``join(loss)``."""
@@ -185,6 +230,25 @@ def test_the_newest_value_stays_with_a_version_above_all(flush, join):
     for each in (store, other):
         entry = each.values.entry(USER, "rates")
         assert ("after", 4, later) == (entry.value, entry.version, entry.updated_at)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "stays"), [(1, "again"), (-1, "lost")])
+def test_who_knows_what_was_lost_hears_of_what_has_the_same_number_now(last_changes, join, seconds, stays):
+    """Others make as many changes as were lost, before it asks: all agree in the end, on what was made later."""
+    store = join(last_changes, listens=False)
+    put(store, "rates", "kept")
+    last_changes.keep()
+    lost = put(store, "rates", "lost")
+    last_changes()
+    other = join(last_changes, listens=False)
+    again = other.values.publish(USER, "rates", "again", now=START + timedelta(seconds=seconds))
+
+    assert 0 == store.records.watchers(USER, "rates")  # whatever it asks
+    assert (2, 2) == (lost.version, again.version)
+    for each in (store, other):
+        entry = each.values.entry(USER, "rates")
+        assert (stays, 3) == (entry.value, entry.version)
 
 
 def test_many_that_fill_it_at_once_do_not_disturb_each_other(flush, join):

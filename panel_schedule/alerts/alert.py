@@ -168,7 +168,7 @@ class Alert:
             if self._record is None or self._record.revision <= record.revision:
                 self._record = record
 
-    def _restore(self) -> None:
+    def _restore(self, since: int) -> None:
         """The store has lost it, and counts anew."""
         if (held := self._record) is not None:
             self._records.write([Change(SPACE, self._name, partial(alerts.restore, held=held))])

@@ -243,6 +243,13 @@ def is_newer(record: Record, updated_at: datetime | None) -> bool:
     return VALUE in record.parts and None not in (there, updated_at) and there > updated_at
 
 
+def is_another(record: Record, state: TaskState) -> bool:
+    """Whether there is a value of the same version that was not made at the same time, or by the same run."""
+    there: TaskState = record.state
+    same = (there.updated_at, there.by) == (state.updated_at, state.by)
+    return VALUE in record.parts and there.version == state.version and not same
+
+
 def reinstate(record: Record | None, revision: int, *, held: Record, whole: bool = True) -> Record | Refusal:
     """
     A store that has lost what it knew of a task, but for its value, gets what a process knows.

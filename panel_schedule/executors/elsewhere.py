@@ -398,10 +398,10 @@ class RemoteExecutor(ABC):
             self._pending.discard(future)
             self._ended.notify_all()
 
-    def _lost(self) -> None:
-        """The store has come back empty: who is at a call will find that it is nobody's."""
+    def _lost(self, since: int) -> None:
+        """The store has come back without some of it: who is at such a call will find that it is nobody's."""
         for future in list(self._known.values()):
-            if not future.data:
+            if not future.data and (future.revision > since or self._calls.read(future.name) is None):
                 error = RunCrashed(f"{future.call.name}: the store has lost what is known of its run.")
                 self._carry(partial(self._end, error=error), future)
 

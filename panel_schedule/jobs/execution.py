@@ -28,6 +28,9 @@ log = logging.getLogger("panel_schedule")
 # So often, in seconds, who waits for the store looks whether that is in trouble.
 LOOK = 0.1
 
+# Seconds in which a run that was taken from a process which lives comes back to it.
+PATIENCE = 5.0
+
 # How often something is told anew that a store refuses, though it takes other things; then it is lost.
 TRIES = 3
 
@@ -223,13 +226,30 @@ class JobExecution(Execution):
         self._settle()  # its partial results come first
         if self.fence:
             try:
-                value = self._tell_end(RunState.SUCCEEDED, value)
+                value = self._deposit(value)
                 self.told_end = True
             except (StoreError, OSError) as error:
                 self.service.outbox.complain(
                     "%s: its result cannot be stored now; it is tried again. %s", self.name, error
                 )
         return value
+
+    def _deposit(self, value: Any) -> Any:
+        while True:
+            fence = self.fence
+            try:
+                return self._tell_end(RunState.SUCCEEDED, value)
+            except RunFenced:
+                until = self.service.clock.monotonic() + PATIENCE
+                while self.fence == fence and self.service.clock.monotonic() < until and self._comes_back():
+                    threading.Event().wait(LOOK)
+                if self.fence in (0, fence):
+                    raise
+
+    def _comes_back(self) -> bool:
+        """Whether this process, as it was taken for dead, has lost it to nobody, and so takes it up again."""
+        row = self.service.store.queue.job(self.run.id)
+        return row is not None and not row.state.final and (row.mine or row.orphan)
 
     def _enter_and_end(self, entry: Callable[[], object], value: Any) -> Any:
         """It has ended before the store has heard of it, which does so in one step."""
@@ -355,7 +375,8 @@ class JobExecution(Execution):
             log.error("%s", error)
         except RunFenced:
             row = queue.job(self.run.id)
-            if row is not None and not row.state.final:  # else its end was told by the thread of the body, meanwhile
+            # Else its end was told by the thread of the body, meanwhile; or it comes back, and all is told anew.
+            if row is not None and not (row.state.final or row.mine or row.orphan):
                 self.lose()
         except StoreError as error:
             queue.tell(self.run.id, self.fence, self.run.percent, self.run.message)  # else nobody else's turn comes

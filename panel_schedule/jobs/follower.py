@@ -397,7 +397,7 @@ class Follower:
 
     # ------------------------------------------------------------ a store that has lost them
 
-    def _put_back(self) -> None:
+    def _put_back(self, since: int) -> None:
         """It gets those that run here. Raises StoreError, when some of them are not stored yet."""
         self._patient_until = self._service.clock.monotonic() + PATIENCE
         with self._service.locked:

@@ -24,6 +24,7 @@ from .records import (
     Change,
     Changed,
     LogAge,
+    Lost,
     RecordStore,
     Reference,
     Result,
@@ -347,7 +348,7 @@ class Fallback:
     def watchers(self, space: str, name: str) -> int:
         return 0 if self.away else self._shared.watchers(space, name)
 
-    def subscribe(self, space: str, changed: Changed, lost: Callable[[], object] = lambda: None) -> None:
+    def subscribe(self, space: str, changed: Changed, lost: Lost = lambda since: None) -> None:
         if space == TASK:
             self._subscribers.append(changed)
             self._shared.subscribe(space, partial(self._changed, changed), partial(self._fill, lost))
@@ -359,10 +360,10 @@ class Fallback:
             self._learn(record)
             changed(record)
 
-    def _fill(self, lost: Callable[[], object]) -> None:
+    def _fill(self, lost: Lost, since: int) -> None:
         self._filling.now = True
         try:
-            lost()
+            lost(since)
         finally:
             self._filling.now = False
 

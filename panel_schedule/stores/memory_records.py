@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from .records import (
     Change,
     Changed,
     LogAge,
+    Lost,
     Reference,
     Result,
     Source,
@@ -216,7 +217,7 @@ class MemoryRecords:
     def watchers(self, space: str, name: str) -> int:
         return 0
 
-    def subscribe(self, space: str, changed: Changed, lost: Callable[[], object] = lambda: None) -> None:
+    def subscribe(self, space: str, changed: Changed, lost: Lost = lambda since: None) -> None:
         self._subscribers[space].append(changed)
 
     def forked(self) -> MemoryRecords:

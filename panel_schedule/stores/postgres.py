@@ -67,8 +67,7 @@ END $create$
 _JOIN = 'SELECT "join"($1, $2)'
 
 _COMMAND = """
-SELECT CASE WHEN EXISTS (SELECT FROM store WHERE id = $3 AND revision >= $4::bigint)
-THEN "{}"($1, $2) ELSE '"lost"' END
+SELECT CASE WHEN is_whole($3, $4::bigint) THEN "{}"($1, $2) ELSE '"lost"' END
 """
 
 _OID_OF_BYTEA = 17
@@ -165,15 +164,14 @@ class PostgresRecords(ServerRecords):
         """The schema is there; several processes may see to that at the same time."""
         with self._told():
             try:
-                rows = self._server.ask(
-                    "SELECT version::text, to_regclass('failures')::text FROM store", patience=PATIENCE
-                )
+                question = "SELECT version::text FROM store WHERE to_regclass('failures') IS NOT NULL"
+                rows = self._server.ask(question, patience=PATIENCE)
             except ServerError as error:
                 if not error.missing:
                     raise
                 rows = []
             version = int(rows[0][0]) if rows else 0
-            if version < SCHEMA_VERSION or rows[0][1] is None:
+            if version < SCHEMA_VERSION:
                 self._server.do(_CREATE.format(schema=self._schema, script=_SCRIPT), PATIENCE)
         if version > SCHEMA_VERSION:
             raise StoreError(

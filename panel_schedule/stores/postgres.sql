@@ -3,7 +3,9 @@
 -- Each function that takes `_args` is a command: one transaction, of which nobody sees half. Its arguments are JSON, and
 -- the bytes of parts; and so is its reply. Who writes records holds the row of `store` first: so numbers are given in
 -- the order of commits, nobody who asks what was changed since the last one misses any, and no two commands wait for
--- each other. All of this may be said again to what an earlier release has made.
+-- each other.
+--
+-- All of it may be run again on a schema that an earlier release has made.
 
 CREATE TABLE IF NOT EXISTS store (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
@@ -12,6 +14,9 @@ CREATE TABLE IF NOT EXISTS store (
     revision bigint NOT NULL DEFAULT 0,     -- the number of the last change
     spared timestamptz                      -- until when those are alive who have said nothing yet to what lost something
 );
+
+-- The id as long as the server has not crashed: then it empties this table, and may have lost the last changes.
+CREATE UNLOGGED TABLE IF NOT EXISTS unbroken (id text PRIMARY KEY);
 
 CREATE TABLE IF NOT EXISTS records (
     space text COLLATE "C" NOT NULL,
@@ -44,6 +49,9 @@ CREATE TABLE IF NOT EXISTS parts (
     data bytea NOT NULL,
     PRIMARY KEY (space, name, part)
 );
+
+-- The ids that it had before something was lost, perhaps, each with the number up to which nothing was.
+ALTER TABLE store ADD COLUMN IF NOT EXISTS past jsonb NOT NULL DEFAULT '[]';
 
 -- Large parts, which are sent before the change that names them, in pieces.
 CREATE TABLE IF NOT EXISTS blobs (
@@ -233,10 +241,9 @@ BEGIN
 END $$;
 
 -- When what a line tells of has ended: microseconds since 1970, 0 where it does not say.
-CREATE OR REPLACE FUNCTION ended_at(_line text) RETURNS bigint LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN coalesce(_line::json->>'finished_at', _line::json->>'queued_at', '0')::bigint;
-END $$;
+CREATE OR REPLACE FUNCTION ended_at(_line text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(_line::json->>'finished_at', _line::json->>'queued_at', '0')::bigint
+$$;
 
 -- A log that was lost has these lines, and those that others have brought.
 CREATE OR REPLACE FUNCTION lines(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
@@ -383,19 +390,50 @@ BEGIN
     );
 END $$;
 
--- The caller is alive from now on; the id of the store, and its last number.
+-- Whether this is the store of that id, and it has lost nothing since it has given that number.
+CREATE OR REPLACE FUNCTION is_whole(_id text, _last bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM store JOIN unbroken USING (id) WHERE id = _id AND revision >= _last);
+END $$;
+
+-- Up to which number nothing was lost since the store had that id.
+CREATE OR REPLACE FUNCTION survived(_id text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    _least bigint;
+    _each jsonb;
+BEGIN
+    SELECT revision INTO _least FROM store WHERE id = _id;
+    IF FOUND THEN
+        RETURN _least;
+    END IF;
+    FOR _each IN SELECT jsonb_array_elements(past) FROM store LOOP  -- newest first
+        _least := least(_least, (_each->>1)::bigint);
+        IF _each->>0 = _id THEN
+            RETURN _least;
+        END IF;
+    END LOOP;
+    RETURN 0;
+END $$;
+
+-- The caller is alive from now on; the id of the store, its last number, and up to which nothing was lost.
 CREATE OR REPLACE FUNCTION "join"(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _last bigint := (_args->>'last')::bigint;
     _until timestamptz := clock_timestamp() + (_args->>'lease')::bigint * interval '1 microsecond';
 BEGIN
-    IF NOT EXISTS (SELECT FROM store WHERE id <> '' AND revision >= _last) THEN
-        -- Something was lost. All numbers from now on are greater than any before: by the clock.
+    IF NOT EXISTS (SELECT FROM store WHERE is_whole(id, _last)) THEN
         INSERT INTO store DEFAULT VALUES ON CONFLICT DO NOTHING;
-        UPDATE store SET
-            id = _args->>'fresh',
-            revision = greatest(revision, _last, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
-        WHERE id = '' OR revision < _last;
+        PERFORM take_turn();
+        IF NOT EXISTS (SELECT FROM store WHERE is_whole(id, _last)) THEN  -- nor has somebody else seen to it meanwhile
+            -- Something was lost, perhaps. All numbers from now on are greater than any before: by the clock.
+            UPDATE store SET
+                id = _args->>'fresh',
+                past = CASE WHEN id = '' THEN past ELSE jsonb_build_array(jsonb_build_array(id, revision)) || past END,
+                revision = greatest(revision, _last, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+            DELETE FROM unbroken;
+            INSERT INTO unbroken SELECT id FROM store;
+            PERFORM set_config('synchronous_commit', current_setting('panel_schedule.durable'), true);
+        END IF;
     END IF;
     IF _args->>'id' <> '' THEN
         -- Who held something before, and has not heard yet that it was lost, is not dead.
@@ -407,7 +445,10 @@ BEGIN
     END IF;
     INSERT INTO owners VALUES (_args->>'me', _until) ON CONFLICT (owner) DO UPDATE SET until = excluded.until;
     PERFORM watch(_args, _data);
-    RETURN (SELECT json_build_array(id, revision::text) FROM store);
+    IF NOT _args ? 'survived' THEN  -- an earlier release
+        RETURN (SELECT json_build_array(id, revision::text) FROM store);
+    END IF;
+    RETURN (SELECT json_build_array(id, revision::text, survived(_args->>'id')::text) FROM store);
 END $$;
 
 CREATE OR REPLACE FUNCTION leave(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$

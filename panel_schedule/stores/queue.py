@@ -32,7 +32,7 @@ from ..functions.spans import NOWHERE, Carrier
 from ..serialize.checks import require_data
 from ..serialize.codec import Encoded
 from ..serialize.errors import first_line, packed, unpacked
-from .records import HELD, Apply, Change, RecordStore, noted
+from .records import HELD, Apply, Change, Lost, RecordStore, noted
 
 log = logging.getLogger("panel_schedule")
 
@@ -527,13 +527,13 @@ class Queue:
         self,
         noticed: Callable[[str], object],
         follows: Callable[[str], bool] = lambda id: True,
-        lost: Callable[[], object] = lambda: None,
+        lost: Lost = lambda since: None,
     ) -> None:
         """
         Call ``noticed(id)`` when another process may have changed a job, or is gone. On whatever thread.
 
-        Of those that have ended only where ``follows(id)``. And ``lost()`` when the store has lost jobs: who runs one
-        is to `put_back` that.
+        Of those that have ended only where ``follows(id)``. And ``lost(since)`` when the store has lost jobs: who runs
+        one is to `put_back` that.
         """
 
         def changed(record: Record) -> None:

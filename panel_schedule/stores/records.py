@@ -118,6 +118,7 @@ class Request(NamedTuple):
 
 
 Changed = Callable[[Record], object]
+Lost = Callable[[int], object]
 
 
 class Source(Protocol):
@@ -264,7 +265,7 @@ class RecordStore(Protocol):
         """How many of other processes do."""
         ...
 
-    def subscribe(self, space: str, changed: Changed, lost: Callable[[], object] = lambda: None) -> None:
+    def subscribe(self, space: str, changed: Changed, lost: Lost = lambda since: None) -> None:
         """
         Call ``changed(record)`` after each change of a record of the space, also by this process; on whatever thread.
 
@@ -272,8 +273,8 @@ class RecordStore(Protocol):
         a StoreError is told again by a store that can have such errors; any other error is logged. Neither costs other
         subscribers, or other changes, anything.
 
-        ``lost()`` when the store came back without something that it had: who has that stores it again. Where that is
-        another machine it is called again until it raises no StoreError.
+        ``lost(since)`` when the store came back without something that it had, changed after that number: who has that
+        stores it again. Where that is another machine it is called again until it raises no StoreError.
         """
         ...
 

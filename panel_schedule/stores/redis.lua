@@ -5,6 +5,8 @@
 --
 --   id                 names these records as long as none of them was lost
 --   revision           number of the last change
+--   past               a list: the ids before, newest first, each with the number up to which nothing was lost then
+--   run                the start of the server under which they are so: one that was started again may have lost some
 --   record:<key>       a hash: one record, <key> is its space, NUL, its name
 --   parts:<key>        a hash: its small parts, and where its large ones are
 --   blob:<stamp>       a large part: a hash of its pieces
@@ -142,14 +144,38 @@ end
 
 local commands = {}
 
--- The caller is alive from now on; the id of the store, and its last number.
+-- Which start of which server this is; '' where the caller may not ask that.
+local function this_run()
+  local info = redis.pcall('INFO', 'server')
+  return type(info) == 'string' and info:match('run_id:(%w+)') or ''
+end
+
+-- Up to which number nothing was lost since the store had that id.
+local function survived(id, current, last)
+  if id == current then return exact(last) end
+  local least = math.huge
+  for _, each in ipairs(call('LRANGE', P .. 'past', 0, -1)) do
+    local former, number = each:match('^(%S+) (%S+)$')
+    least = math.min(least, tonumber(number))
+    if former == id then return exact(least) end
+  end
+  return '0'
+end
+
+-- The caller is alive from now on; the id of the store, its last number, and up to which nothing was lost.
 function commands.join()
   local id, last, instant = call('GET', P .. 'id'), tonumber(call('GET', P .. 'revision') or 0), now()
-  if not id or last < args.last then
-    -- Something was lost. All numbers from now on are greater than any before: by the clock.
+  local run = this_run()
+  if not id or last < args.last or call('GET', P .. 'run') ~= run then
+    -- Something was lost, perhaps. All numbers from now on are greater than any before: by the clock.
+    if id then
+      call('LPUSH', P .. 'past', id .. ' ' .. exact(last))
+      call('LTRIM', P .. 'past', 0, 49)
+    end
     id, last = args.fresh, math.max(instant, last, args.last)
     call('SET', P .. 'id', id)
     call('SET', P .. 'revision', exact(last))
+    call('SET', P .. 'run', run)
   end
   -- Who held something before, and has not heard yet that it was lost, is not dead.
   if ARGV[2] ~= '' and ARGV[2] ~= id then call('SET', P .. 'spared', exact(instant + args.lease)) end
@@ -161,7 +187,7 @@ function commands.join()
   call('SET', P .. 'heard', exact(instant))
   call('ZADD', P .. 'owners', exact(instant + args.lease), args.me)
   commands.watch()
-  return {id, exact(last)}
+  return {id, exact(last), survived(args.id, id, last)}
 end
 
 function commands.leave()
@@ -437,7 +463,7 @@ function commands.watchers()
 end
 
 if ARGV[1] ~= 'join' then
-  local id, last = unpack(call('MGET', KEYS[1], P .. 'revision'))
-  if id ~= ARGV[2] or not last or tonumber(last) < tonumber(ARGV[3]) then return 'lost' end
+  local id, last, run = unpack(call('MGET', KEYS[1], P .. 'revision', P .. 'run'))
+  if id ~= ARGV[2] or not last or tonumber(last) < tonumber(ARGV[3]) or run ~= this_run() then return 'lost' end
 end
 return commands[ARGV[1]]()

@@ -14,7 +14,7 @@ from ..coordination.remote import CALL, ERROR, REFUSED, SAID, SPACE, VALUE
 from ..functions.calls import PUBLISHED
 from ..functions.run import RunState
 from ..serialize.errors import packed, unpacked
-from .records import HELD, NO_PARTS, Apply, Change, RecordStore, Result, Tell
+from .records import HELD, NO_PARTS, Apply, Change, Lost, RecordStore, Result, Tell
 
 # How long what came of one is kept that nobody has come for.
 KEPT = timedelta(hours=1)
@@ -46,11 +46,14 @@ class RemoteCalls:
         """The owner that this process is."""
         return self._store.me
 
-    def subscribe(self, changed: Callable[[Record], object], lost: Callable[[], object] = lambda: None) -> None:
-        """Call ``changed(record)`` when one has changed, or its owner is gone; ``lost()`` when the store is empty."""
+    def subscribe(self, changed: Callable[[Record], object], lost: Lost = lambda since: None) -> None:
+        """Call ``changed(record)`` when one has changed, or its owner is gone; ``lost(since)`` when some are lost."""
         self._store.subscribe(SPACE, changed, lost)
 
     # ------------------------------------------------------------ home
+
+    def read(self, name: str) -> Record | None:
+        return self._store.read(SPACE, name)
 
     def submit(self, name: str, label: str, call: Any) -> bool:
         """
@@ -66,7 +69,7 @@ class RemoteCalls:
 
     def adopt(self, name: str) -> Record | None:
         """Be the home of one whose own is dead; None where there is none."""
-        if self._store.read(SPACE, name) is None:
+        if self.read(name) is None:
             return None
         return self._change(name, partial(remote.adopt, home=self._store.me, alive=self._store.alive)).record
 

@@ -35,6 +35,7 @@ from .records import (
     Change,
     Changed,
     LogAge,
+    Lost,
     Result,
     Source,
     Tell,
@@ -296,16 +297,17 @@ class ServerRecords(ABC):
         self._believed: dict[str, float] = {}
         self._watched: dict[Key, int] = {}
         self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
-        self._lost: list[Callable[[], object]] = []
+        self._lost: list[Lost] = []
         # Up to which number of which store the subscribers were told; and what is still to be told.
         self._seen = ("", 0)
         self._untold: dict[Key, Record] = {}
         # The values that have come with what is being told: with the number of the record, and how old they may be.
         self._brought: dict[Key, tuple[int, Any, bytes]] = {}
         self._trouble = ""
-        # Whether the store has lost something that it is to get again, one thread at a time; and the lines of logs that
-        # this process has written, each with its record.
+        # Whether the store has lost something that it is to get again, one thread at a time; the number up to which it
+        # has lost nothing; and the lines of logs that this process has written, each with its record.
         self._owing, self._is_filling, self._filling = False, False, threading.RLock()
+        self._survived = 0
         self._lines: dict[Key, tuple[Record, deque[str], deque[str]]] = {}
         # The records that this process holds, each with the number of the change since which it does; and those that it
         # has held, as it has left them, with the parts of that.
@@ -392,16 +394,20 @@ class ServerRecords(ABC):
         with self._joining:
             args = {
                 "me": self.me, "lease": int(LEASE * 1e6), "id": self._id, "last": self._last,
-                "fresh": secrets.token_hex(8),
+                "fresh": secrets.token_hex(8), "survived": True,
                 "watched": [(self._named(key), sessions) for key, sessions in self._watched.items()],
             }  # fmt: skip
-            id, last = map(as_text, self._run("join", args))
-            lost, self._id = self._id not in ("", id), id
+            id, last, survived = map(as_text, self._run("join", args))
+            known, self._id = self._id, id
+            if known not in ("", id):
+                if int(survived) < self._last:
+                    self._survived = min(self._survived, int(survived)) if self._owing else int(survived)
+                    self._known.clear()
+                    self._owing = True
+                    log.error("The store %s came back without what it had. It gets what this process has.", self._shown)
+                elif self._seen[0] == known:
+                    self._seen = (id, self._seen[1])
             self._last = max(self._last, int(last))
-            if lost:
-                self._known.clear()
-                self._owing = True
-                log.error("The store %s came back without what it had. It gets what this process has.", self._shown)
 
     def _fill(self) -> None:
         """
@@ -420,7 +426,7 @@ class ServerRecords(ABC):
             while self._owing and not self._is_filling:
                 self._is_filling, self._owing = True, False
                 try:
-                    self._ask_for_lost()
+                    self._ask_for_lost(self._survived)
                 except BaseException:
                     self._owing = True
                     raise
@@ -429,17 +435,17 @@ class ServerRecords(ABC):
         finally:
             self._filling.release()
 
-    def _ask_for_lost(self) -> None:
+    def _ask_for_lost(self, since: int) -> None:
         failed: StoreError | None = None
         for lost in [*self._lost, self._write_lines, self._let_go]:
             try:
-                lost()
+                lost(since)
             except StoreError as error:
                 failed = error
         if failed is not None:
             raise failed
 
-    def _write_lines(self) -> None:
+    def _write_lines(self, since: int) -> None:
         for key, (record, *logs) in list(self._lines.items()):
             if record.owner is None and not record.parts:  # all there is of it is its log
                 self.write([Change(*key, partial(_once_more, held=record))])
@@ -447,7 +453,7 @@ class ServerRecords(ABC):
                 if lines:
                     self._call("lines", key=self._named(key), log=log, lines=list(lines), limit=self._log_limit)
 
-    def _let_go(self) -> None:
+    def _let_go(self, since: int) -> None:
         """What the store has as it was when this process still held it is as it was left; else anybody may take it."""
         for space in list(self._subscribers):
             for there in self.scan(space, owner=self.me):
@@ -843,7 +849,7 @@ class ServerRecords(ABC):
 
     # ------------------------------------------------------------ who changed what
 
-    def subscribe(self, space: str, changed: Changed, lost: Callable[[], object] = lambda: None) -> None:
+    def subscribe(self, space: str, changed: Changed, lost: Lost = lambda since: None) -> None:
         self._subscribers[space].append(changed)
         self._lost.append(lost)
 

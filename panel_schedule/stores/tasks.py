@@ -207,9 +207,11 @@ class Tasks:
             self._last[record.name] = record
             self._outdated.discard(record.name)
 
-    def _restore(self) -> None:
+    def _restore(self, since: int) -> None:
         """What is lost is there again, as far as this process knows it. Raises StoreError, when some of it is not."""
         for name, record in list(self._last.items()):
+            if record.revision <= since:
+                continue
             parts = {
                 (part, 0): schedule
                 for part in (TRIGGER, OVERRIDE)

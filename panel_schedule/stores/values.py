@@ -257,7 +257,7 @@ class Values:
             except ScheduleError as error:
                 log.error("%s: its value is not stored: %s", whose(space, name), error)
 
-    def _restore(self) -> None:
+    def _restore(self, since: int) -> None:
         """Raises StoreError, when some of them are not stored yet."""
         failed: StoreError | None = None
         for (space, name), entry in self.entries().items():
@@ -285,7 +285,7 @@ def put_back(records: RecordStore, space: str, name: str, state: TaskState, valu
     """
     A store that lacks a value gets it, as `state` describes it, unless there is one that was made later.
 
-    Of two of the same version the one that is there stays.
+    Of two of the same version the one that was made later stays, with another version.
 
     Raises
     ------
@@ -297,10 +297,12 @@ def put_back(records: RecordStore, space: str, name: str, state: TaskState, valu
 
 def _compared(records: RecordStore, space: str, name: str, state: TaskState, value: Any) -> Refusal | None:
     record, lost = records.read(space, name), False
-    if record is not None and record.state.version < state.version and tasks.is_newer(record, state.updated_at):
+    if record is not None and record.state.version <= state.version and tasks.is_newer(record, state.updated_at):
         change = Change(space, name, partial(tasks.outrank, version=state.version))
         return records.write([change], tell=Tell.NOW)[0].refusal
-    if record is not None and record.state.version == state.version:
+    if record is not None and tasks.is_another(record, state):
+        state = state._replace(version=state.version + 1)
+    elif record is not None and record.state.version == state.version:
         try:
             records.source(record, VALUE).close()
             return None

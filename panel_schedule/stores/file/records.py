@@ -8,7 +8,7 @@ import os
 import sqlite3
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from ...coordination.record import NOBODY, Logged, Record, Refusal, instant_of, 
 from ...errors import ScheduleError, StoreError, ValueUnreadable
 from ...functions.run import RunRecord
 from ...serialize.codec import Encoded, encode
-from ..records import ALL, HELD, HOUR, Change, Changed, LogAge, Result, Source, Tell, numbered, tell_all, whole
+from ..records import ALL, HELD, HOUR, Change, Changed, LogAge, Lost, Result, Source, Tell, numbered, tell_all, whole
 from .database import Corrupt, Database
 from .history import RUN, more_of, row_of, run_of
 from .opened import LOOK_WITHOUT_BELL, OpenDirectory
@@ -104,7 +104,7 @@ class FileRecords(OpenDirectory):
         self.log_age: LogAge | None = None
         # From when on it is looked again for lines that are too old.
         self._forgets_at = 0.0
-        self._lost: list[Callable[[], object]] = []
+        self._lost: list[Lost] = []
         # When the directory of the files had changed, the last time that it was looked at.
         self._looked_at = 0
         self._subscribers: defaultdict[str, list[Changed]] = defaultdict(list)
@@ -493,7 +493,7 @@ class FileRecords(OpenDirectory):
 
     # ------------------------------------------------------------ who changed what
 
-    def subscribe(self, space: str, changed: Changed, lost: Callable[[], object] = lambda: None) -> None:
+    def subscribe(self, space: str, changed: Changed, lost: Lost = lambda since: None) -> None:
         if not self._subscribers:
             database = self._database
             self._seen = database, self._read(f"SELECT {_NEXT} - 1", of=database)[0][0]
@@ -582,7 +582,7 @@ class FileRecords(OpenDirectory):
     def _ask_for_lost(self) -> None:
         for lost in self._lost:
             try:
-                lost()
+                lost(0)
             except ScheduleError as error:
                 log.error("Not all that this process has is stored again: %s", error)
 
