@@ -36,6 +36,7 @@ from .executors.base import Executor
 from .executors.celery import CeleryExecutor
 from .executors.claimed import RemoteWorker
 from .executors.dask import DaskExecutor
+from .executors.logs import keep_lines
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
@@ -214,6 +215,7 @@ class Runtime:
         store.keep_history(history_age(self.config))
         self.config.freeze()
         store.values.subscribe(self._stored)
+        keep_lines()
         executors: dict[str, Executor] = {
             "loop": self.loops,
             "thread": ThreadExecutor(self.config.max_threads),

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
+import subprocess
+import sys
+import textwrap
 from datetime import timedelta
 
 import numpy as np
@@ -309,3 +314,84 @@ def test_a_process_without_a_store_forgets_what_has_become_too_old():
         clock.advance(4000)
     store.keep_history(None)
     assert ([], ["id"]) == (store.history("old", JOB), [run.id for run in store.history("new", JOB)])
+
+
+# ------------------------------------------------------------ what it has logged
+
+
+def logs_and_fails(fails):
+    log = logging.getLogger("shop.sales")
+    log.warning("%d rows of %s", 3, "<b>sales</b>")
+    log.debug("nobody wants to know")
+    if fails:
+        log.error("no %s", "table", exc_info=KeyError("id"))
+        raise ValueError("no")
+
+
+async def logs_and_fails_on_the_loop(fails):
+    await asyncio.sleep(0)
+    logs_and_fails(fails)
+
+
+@pytest.mark.parametrize("executor", ["thread", "loop", "process"])
+def test_of_a_failure_it_is_kept_what_was_logged(ps, executor):
+    """Whatever its executor is; not what others have logged at that time, and nothing of what ends well."""
+    function = logs_and_fails_on_the_loop if executor == "loop" else logs_and_fails
+    job = ps.background(executor=executor, name="job")(function)
+    job.submit(False).result(30)
+    with pytest.raises(ValueError, match="no"):
+        job.submit(True).result(30)
+    logging.getLogger("shop").warning("somebody else")
+    eventually(lambda: len(job.history) == 2)
+    failed, well = job.history
+    lines = [line.partition(" ") for line in failed.logs.splitlines()]
+    assert "" == well.logs
+    assert ["WARNING shop.sales: 3 rows of <b>sales</b>", "ERROR shop.sales: no table"] == [
+        text.partition(" (KeyError")[0] for _, _, text in lines
+    ]
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d", at) for at, _, _ in lines)
+
+
+def test_the_last_lines_are_kept(ps):
+    """So many, and so many characters."""
+
+    def many(count, size):
+        for number in range(count):
+            logging.getLogger("shop").warning("%d %s", number, "x" * size)
+        raise ValueError("no")
+
+    job = ps.background(executor="thread", name="job")(many)
+    kept = []
+    for count, size in ((60, 1), (60, 500), (1, 10_000)):
+        with pytest.raises(ValueError, match="no"):
+            job.submit(count, size).result(10)
+        eventually(lambda: len(job.history) > len(kept))
+        kept.append(job.history[0].logs)
+    assert [50, 7, 1] == [len(text.splitlines()) for text in kept]
+    assert all("shop: 59 x" in text.splitlines()[-1] for text in kept[:2])
+    assert all(len(text) <= 4000 for text in kept)
+
+
+def test_what_cannot_be_told_of_a_log_line_costs_the_run_nothing(ps, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+
+    def wrong():
+        logging.getLogger("shop").warning("%d", "no number")
+        return 1
+
+    assert 1 == ps.background(executor="thread", name="job")(wrong).submit().result(10)
+
+
+def test_logging_is_set_up_as_if_nothing_were_kept():
+    """No handler is added: without any set-up a warning goes to stderr, and `basicConfig` does what it says."""
+    code = """
+        import logging, panel_schedule as ps
+        @ps.background(executor="thread")
+        def job(text): logging.getLogger("shop").warning(text)
+        job.submit("bare").result()
+        logging.basicConfig(format="SET UP %(message)s")
+        job.submit("again").result()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ["bare", "SET UP again"] == done.stderr.splitlines()

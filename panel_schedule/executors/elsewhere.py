@@ -316,6 +316,8 @@ class RemoteExecutor(ABC):
         if not future.begun:
             future.begun, self._deserted, self._trouble = True, False, ""
             self._claims += 1
+            if run is not None:
+                run.worker = state.worker
             try:
                 future.call.begin()
             except BaseException as error:  # the run has ended meanwhile

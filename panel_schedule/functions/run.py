@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -38,6 +38,9 @@ _NOBODY = frozenset[Callable[[], object]]()
 
 # Characters of a message: it reaches every page.
 LONGEST_MESSAGE = 1000
+
+# Of what a function logs, lines and characters that are kept until it has ended, and of a failure after that.
+MOST_LINES, LONGEST_LOGS = 50, 4_000
 
 # Where a message of `track` has the item. A width of more digits makes a text that fills the memory.
 _FIELD = re.compile(r"\{(?::((?:[^{}\d]|\d{1,3}(?!\d))*))?\}")
@@ -237,6 +240,7 @@ class Run:
         "_execution",
         "_future",
         "_load",
+        "_logged",
         "_rank",
         "_span",
         "_stop",
@@ -264,6 +268,7 @@ class Run:
         "until",
         "user",
         "wave",
+        "worker",
     )
 
     def __init__(
@@ -279,6 +284,9 @@ class Run:
         self.user: str | None = None
         # What its function was called with, as text; None as long as nobody has asked.
         self.arguments: str | None = None
+        # The worker of another program that runs it, if one does.
+        self.worker = ""
+        self._logged: deque[str] | None = None
         self.key = key
         self.queued_at = queued_at
         # The instant whose upstream values this run must see (invariant 9). None: whatever is there.
@@ -372,9 +380,20 @@ class Run:
         return bool(self._watchers)
 
     @property
+    def called_with(self) -> str:
+        """The arguments of a job or a memoized function as short text, as far as this process knows them."""
+        execution = self._execution
+        return self.arguments or "" if execution is None else execution.arguments
+
+    @property
     def traceback(self) -> str:
         """The traceback of `error` from the user's function on, in whichever process it was; ``""`` without one."""
         return traceback_text(self.error)
+
+    @property
+    def logs(self) -> str:
+        """The last lines that its function has logged, in the process that has asked for it; times are UTC."""
+        return "\n".join(self._logged or ())
 
     def publish(self, partial: Any) -> None:
         """
@@ -461,9 +480,23 @@ class Run:
         """The same of one that is about to end so."""
         return RunRecord(
             self.id, key, state, self.attempt, self.queued_at, self.started_at, finished_at, first_line(error),
-            str(self.reason), self.until, owner if self.started_at is not None else "", self.user or "",
-            self.arguments or "", kept_traceback(error) if state in FAILURES else "",
+            str(self.reason), self.until, "" if self.started_at is None else self.worker or owner, self.user or "",
+            self.arguments or "", *((kept_traceback(error), self.logs) if state in FAILURES else ()),
         )  # fmt: skip
+
+    def note(self, record: logging.LogRecord) -> None:
+        """Something is logged in it; the last lines are kept."""
+        try:
+            at, error = datetime.fromtimestamp(record.created, UTC), record.exc_info and record.exc_info[1]
+            text = f"{at:%H:%M:%S} {record.levelname} {record.name}: {record.getMessage()}"
+            text = f"{text} ({first_line(error)})" if error else text
+        except Exception:  # whatever is logged, its handlers complain of it
+            return
+        if (lines := self._logged) is None:
+            lines = self._logged = deque(maxlen=MOST_LINES)
+        lines.append(text[:LONGEST_LOGS])
+        while sum(map(len, lines)) + len(lines) > LONGEST_LOGS and len(lines) > 1:
+            lines.popleft()
 
     # ------------------------------------------------------------ for those who run it
 
@@ -482,6 +515,8 @@ class Run:
         # First: whoever sees that it has succeeded sees what it gave, and not what becomes of a frame that it kept.
         self._value = own_copy(value)
         self.state = state
+        if state not in FAILURES:
+            self._logged = None
         self.error = error if error is None or is_bare(error) else another(error)
         self.finished_at = now
         if state is RunState.SUCCEEDED:
