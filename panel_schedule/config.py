@@ -128,11 +128,18 @@ class Config(param.Parameterized):
         Seconds that running functions get to finish when the server stops.""",
     )
 
+    history: Any = param.Parameter(
+        default="7d",
+        doc="""
+        How long the history has a run that has ended: a period such as ``"7d"``, or a timedelta; of one that has
+        failed four times as long. None, or ``""`` in the environment: for ever.""",
+    )
+
     history_limit = param.Integer(
-        default=50,
+        default=100,
         bounds=(1, None),
         doc="""
-        How many finished runs ``task.history`` keeps of each task.""",
+        How many runs the history of each function keeps; and so many that have failed, whatever comes after them.""",
     )
 
     first_run_failure: Any = param.Selector(

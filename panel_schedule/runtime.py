@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import wait
 from contextlib import suppress
-from datetime import UTC
+from datetime import UTC, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -33,12 +33,13 @@ from .engine.counts import Counts
 from .engine.hooks import EVENTS, Handler
 from .engine.presence import Presence
 from .engine.service import Service
-from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError
+from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError, TriggerError
 from .executors import celery, dask
 from .executors.base import Executor
 from .executors.celery import CeleryExecutor
 from .executors.claimed import RemoteWorker
 from .executors.dask import DaskExecutor
+from .executors.logs import keep_lines
 from .executors.loop import LoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
@@ -79,7 +80,7 @@ from .stores.postgres import PostgresRecords, PostgresStore
 from .stores.records import RecordStore
 from .stores.redis import RedisRecords, RedisStore
 from .stores.remote import RemoteCalls
-from .triggers import Trigger
+from .triggers import Trigger, parse_period
 from .views.admins import refusal
 from .views.base import PAGE, TaskView, Views
 from .views.components import show
@@ -202,6 +203,7 @@ class Runtime:
             When an option of the environment means nothing, or a function is to run where nothing runs it.
         """
         self.config.check()
+        history_age(self.config)
         for task in self.tasks.values():
             self._require_executor(f"Task {task.name!r}", task.policy.executor)
         for job in self.jobs.values():
@@ -213,8 +215,10 @@ class Runtime:
         remote.refuse_here("The scheduler")
         self.check()
         store = self._make_store()
+        store.keep_history(history_age(self.config))
         self.config.freeze()
         store.values.subscribe(self._stored)
+        keep_lines()
         executors: dict[str, Executor] = {
             "loop": self.loops,
             "thread": ThreadExecutor(self.config.max_threads),
@@ -283,7 +287,7 @@ class Runtime:
             self._supervisor = supervisor.find()
         url, limit = self.config.store, self.config.history_limit
         if url == "memory://" or (url == "auto" and self._supervisor is None):
-            return self._inherited or MemoryStore(limit)
+            return self._inherited or MemoryStore(limit, self.clock)
         parent = self._supervisor or os.getpid()
         make = _SERVERS.get(urlsplit(url).scheme)
         store = self._make_files(parent) if make is None else self._make_shared(make, parent)
@@ -820,6 +824,23 @@ def _show_traceback(run: Run) -> None:
     if (error := run.error) is not None:
         speak(f"Task {run.task!r}")
         sys.modules["IPython"].get_ipython().showtraceback((type(error), error, error.__traceback__))
+
+
+def history_age(config: Config) -> timedelta | None:
+    """
+    How old a run in the history becomes, None: as old as may be.
+
+    Raises
+    ------
+    ConfigError
+        When the option means nothing.
+    """
+    if config.history in (None, ""):
+        return None
+    try:
+        return parse_period(config.history)
+    except TriggerError as error:
+        raise ConfigError(f"ps.config.history: {error} None keeps all.") from None
 
 
 def open_records(config: Config, clock: Clock) -> RecordStore:

@@ -80,11 +80,42 @@ CREATE TABLE IF NOT EXISTS counted (changes INTEGER NOT NULL);
 INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
 """
 
+# Schema 4 as it was first, before runs had `more`, and failures a log of their own.
+SCHEMA_4 = """
+CREATE TABLE records (
+    space TEXT NOT NULL, name TEXT NOT NULL, record_group TEXT NOT NULL, owner TEXT, used_at INTEGER,
+    expires_at INTEGER, size INTEGER NOT NULL, created INTEGER NOT NULL, revision INTEGER NOT NULL, state TEXT NOT NULL,
+    PRIMARY KEY (space, name)
+);
+CREATE INDEX changed_records ON records (revision);
+CREATE INDEX groups_of_records ON records (space, record_group, created);
+CREATE INDEX used_records ON records (space, record_group, used_at, size);
+CREATE INDEX held_records ON records (owner) WHERE owner NOT NULL;
+CREATE INDEX expiring_records ON records (expires_at) WHERE expires_at NOT NULL;
+CREATE TABLE blobs (
+    space TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, revision INTEGER NOT NULL,
+    size INTEGER NOT NULL, inline BLOB, file TEXT, seal TEXT
+);
+CREATE UNIQUE INDEX blobs_of_record ON blobs (space, name, kind, number);
+CREATE INDEX files_of_blobs ON blobs (file) WHERE file NOT NULL;
+CREATE TABLE erased (revision INTEGER NOT NULL);
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY, task TEXT NOT NULL, id TEXT NOT NULL, key TEXT, state TEXT NOT NULL,
+    attempt INTEGER NOT NULL, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
+    error TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER
+);
+CREATE INDEX runs_of_task ON runs (task, number);
+CREATE TABLE viewers (
+    owner TEXT NOT NULL, space TEXT NOT NULL, name TEXT NOT NULL, sessions INTEGER NOT NULL,
+    PRIMARY KEY (space, name, owner)
+) WITHOUT ROWID;
+"""
+
 
 def as_of_schema(version: int, path: Path, *commands: str, **values: Any) -> None:
     """Give a database the tables that this version had, and what the commands put there."""
     with closing(sqlite3.connect(path)) as database:
-        for table in ("records", "blobs", "erased", "runs", "viewers"):
+        for table in ("records", "blobs", "erased", "runs", "failures", "viewers"):
             database.execute(f"DROP TABLE {table}")
         database.executescript(TASKS + (JOBS if version > 1 else "") + (ANSWERS if version > 2 else ""))
         for command in commands:

@@ -672,6 +672,24 @@ def test_history_lists_what_has_ended(store, url):
     assert "ValueError: no such table" in ask(url, "history").output
 
 
+def test_history_tells_all_of_a_run(store, url):
+    """As JSON, and with --long as text."""
+    ended = datetime.now(UTC)
+    texts = ("here", "ada", "'north', password=...", "Traceback:\n  in f", "WARNING app: slow\nERROR app: no")
+    run = RunRecord("run1", "request", RunState.FAILED, 1, ended, ended, ended, "ValueError: no", "", None, *texts)
+    store.do(store.note("job", "simulate", run))
+    [told] = json.loads(ask(url, "history", "--json").output)
+    long = ask(url, "history", "--long").output
+
+    assert texts == tuple(told[name] for name in ("owner", "user", "arguments", "traceback", "logs"))
+    assert "simulate, run run1: failed " in long
+    assert (
+        "  called with: 'north', password=...\n  for: ada\n  in: here\n  traceback:\n    Traceback:\n      in f\n"
+        "  log:\n    WARNING app: slow\n    ERROR app: no\n"
+    ) in long
+    assert "north" not in ask(url, "history").output
+
+
 def test_purge_deletes_histories(store, url):
     """Of one function, or of all; values stay."""
     for name in ("sales", "rates"):

@@ -184,6 +184,34 @@ def test_a_run_is_started_and_cancelled(site: PanelServer) -> None:
     assert "cancelled" == httpx.get(f"{url}/runs?limit=1").json()["runs"][0]["state"]
 
 
+def test_only_admins_see_where_a_failure_came_from(site: PanelServer) -> None:
+    """And with what a run was asked for, by whom, and what it has logged."""
+    url = api(site, "api/tasks/%3Cscript%3E")
+    httpx.post(f"{url}/refresh", headers=BEARER)
+    eventually(lambda: httpx.get(f"{url}/runs").json()["runs"])
+    [mine], [anybodys] = (
+        httpx.get(f"{url}/runs?limit=1", headers=headers).json()["runs"] for headers in (BEARER, {})
+    )  # fmt: skip
+    assert 'raise ValueError("<b>no</b>")' in mine["traceback"]
+    assert {"user", "arguments", "traceback", "logs"} == mine.keys() - anybodys.keys()
+    assert mine["owner"] == anybodys["owner"] != ""
+
+
+def test_a_history_is_read_page_by_page(site: PanelServer) -> None:
+    """From one run on those before it; none where it is in the history no more."""
+    url = api(site, "api/tasks/answer")
+    for count in (2, 3, 4):
+        httpx.post(f"{url}/refresh", headers=BEARER)
+        eventually(lambda count=count: len(httpx.get(f"{url}/runs").json()["runs"]) >= count)
+    every = [run["id"] for run in httpx.get(f"{url}/runs").json()["runs"]]
+
+    def page(before: str) -> list[str]:
+        return [run["id"] for run in httpx.get(f"{url}/runs?limit=2&before={before}").json()["runs"]]
+
+    assert every[1:3] == page(every[0])
+    assert ([], []) == (page(every[-1]), page("gone"))
+
+
 def test_a_task_is_paused_and_resumed(site: PanelServer) -> None:
     url = api(site, "api/tasks/answer")
     assert "paused" == httpx.post(f"{url}/pause", headers=BEARER).json()["task"]["state"]

@@ -321,7 +321,8 @@ def test_schedules_and_history_are_there_again(loss, join):
     one.tasks.amend("paused", paused=True)
     other.tasks.amend("rescheduled", reschedule=DAILY, now=second(5))
     for number, store in enumerate((one, other, one, other)):
-        store.do(store.tasks.record("paused", ended(number), mark=second(number)))
+        state, text = (RunState.FAILED, f"in {number}") if number in (1, 2) else (RunState.SUCCEEDED, "")
+        store.do(store.tasks.record("paused", ended(number, state, traceback=text), mark=second(number)))
     one.do(one.note("job", "report", ended(7)))
     known = [row_of(one, name) for name in ("paused", "rescheduled")]
     history = [one.history("paused"), one.history("report", "job")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from panel_schedule.config import Config
 from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError, StoreError
-from panel_schedule.functions.run import RunRecord, RunState
+from panel_schedule.functions.run import RunRecord, RunState, current_run
 from panel_schedule.http.totals import Totals
-from panel_schedule.monitor.actions import act, detail
+from panel_schedule.monitor.actions import act, detail, one_run
 from panel_schedule.monitor.rows import Past, past
 from panel_schedule.monitor.watch import Watch
 from panel_schedule.runtime import Runtime
@@ -202,20 +203,75 @@ def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(
 
 
 def test_one_function_from_near(runtime: Runtime, front: Front) -> None:
-    """A task has its next five times in the zone of its schedule; only admins see tracebacks of jobs."""
+    """A task has its next five times in the zone of its schedule."""
     front.schedule(cron="0 6 * * mon-fri", timezone="America/New_York", first_run="skip", name="task")(lambda: 1)
     shown = detail(runtime, "task task", admin=False)
     assert 5 == len(shown["next"])
     assert re.fullmatch(r"\w{3} \d\d \w{3} 06:00:00 E[SD]T", shown["next"][0]["text"])
 
-    def fail() -> None:
+
+# What only admins are told of a run.
+FOR_ADMINS = {"user", "arguments", "traceback", "logs"}
+
+
+def test_one_run_from_near(runtime: Runtime, front: Front) -> None:
+    """Who asked for it, with what, and where its failure came from: only admins are told. Its id is told to nobody."""
+
+    def fail(region: str, password: str) -> None:
+        logging.getLogger("shop").warning("slow")
         raise ValueError("no")
 
     job = front.background(executor="thread", name="job")(fail)
+    run = job.submit_for("ada", ("north",), {"password": "hidden"})
     with pytest.raises(ValueError, match="no"):
-        job.submit().result(5)
-    assert "in fail" in detail(runtime, "job job", admin=True)["traceback"]
-    assert "traceback" not in detail(runtime, "job job", admin=False)
+        run.result(5)
+    eventually(lambda: job.history)
+    [row] = detail(runtime, "job job", admin=False)["runs"]
+    mine, anybodys = (one_run(runtime, "job job", row["run"], admin) for admin in (True, False))
+    assert FOR_ADMINS == mine.keys() - anybodys.keys()
+    assert ("ada", "'north', password=...") == (mine["user"], mine["arguments"])
+    assert "in fail" in mine["traceback"]
+    assert mine["logs"].endswith("WARNING shop: slow")
+    assert ("failed", "ValueError: no", 1, False) == tuple(
+        anybodys[name] for name in ("state", "error", "attempt", "live")
+    )
+    assert ["Asked for", "Began", "Ended"] == [name for name, _ in anybodys["times"]]
+    assert not any(secret in json.dumps([row, mine]) for secret in (run.id, "hidden"))
+    with pytest.raises(RegistrationError, match="in the history no more"):
+        one_run(runtime, "job job", "another", True)
+
+
+@pytest.mark.parametrize("kind", ["task", "job"])
+def test_a_run_under_way_from_near(runtime: Runtime, front: Front, kind: str) -> None:
+    """How far it is; and its last partial results, which are for admins."""
+    published, released = threading.Event(), threading.Event()
+
+    def steps() -> int:
+        run = current_run()
+        assert run is not None
+        run.report(50, "half")
+        for number in range(7):
+            run.publish({"step": number, "data": "x" * 1000})
+        published.set()
+        released.wait(10)
+        return 1
+
+    if kind == "job":
+        run = front.background(executor="thread", name="steps")(steps).submit()
+    else:
+        run = front.schedule(period="1h", first_run="skip")(steps).refresh()
+    assert published.wait(10)
+    [row] = detail(runtime, f"{kind} steps", admin=False)["live"]
+    mine, anybodys = (one_run(runtime, f"{kind} steps", row["run"], admin) for admin in (True, False))
+    assert ("running", True, 50, "half") == tuple(anybodys[name] for name in ("state", "live", "percent", "message"))
+    assert FOR_ADMINS | {"partials", "first"} == mine.keys() - anybodys.keys()
+    if kind == "job":  # those of a task are versions of its value
+        assert (3, 5) == (mine["first"], len(mine["partials"]))
+        assert mine["partials"][0].startswith("{'step': 2, 'data': 'xxx")
+        assert all(len(text) <= 200 for text in mine["partials"])
+    released.set()
+    run.result(10)
+    assert [] == detail(runtime, f"{kind} steps", admin=False)["live"]
 
 
 def test_what_is_done_with_each_kind(runtime: Runtime, front: Front) -> None:
@@ -284,12 +340,13 @@ def test_who_may_change_something(
 
 # To import the other design does something to all pages of a server.
 TASKS = """
-    import pathlib, time
+    import logging, pathlib, time
     import panel_material_ui
     import panel_schedule as ps
 
     @ps.schedule(period="1h", name="<script>document.title = 'hurt'</script>", first_run="background")
     def failing():
+        logging.getLogger("shop").warning("<b>slow</b>")
         raise ConnectionError("no <img src=x onerror=alert(1)> to host")
 
     @ps.schedule(cron="0 6 * * mon-fri", timezone="America/New_York")
@@ -418,6 +475,36 @@ def test_a_run_is_started_and_cancelled(site: Site) -> None:
     expect(ada.locator("dialog .state")).to_contain_text("running · 50 %")
     ada.get_by_role("button", name="Cancel").click()
     expect(ada.locator("dialog .scroll")).to_contain_text("cancelled")
+
+
+def test_an_admin_opens_a_run_that_has_failed(site: Site) -> None:
+    """By keyboard: its traceback and what it has logged are text. Escape leads back to the runs, and then away."""
+    ada = site.visit("ada")
+    row(ada, "<script>").click()
+    run = ada.locator("dialog .scroll tr[data-kind=failed]").first
+    run.focus()
+    for _ in range(2):
+        ada.keyboard.press("Enter")
+        shown = ada.locator("dialog .rest")
+        expect(shown).to_contain_text('raise ConnectionError("no <img src=x onerror=alert(1)> to host")')
+        expect(shown).to_contain_text("WARNING shop: <b>slow</b>")
+        ada.keyboard.press("Escape")
+        expect(run).to_be_focused()
+    ada.keyboard.press("Escape")
+    expect(ada.locator("dialog")).to_be_hidden()
+
+
+def test_who_is_no_admin_opens_a_run_without_what_is_for_admins(site: Site) -> None:
+    """It is not even sent."""
+    bob = site.visit("bob")
+    heard = list[str]()
+    bob.on("websocket", lambda socket: socket.on("framereceived", lambda frame: heard.append(str(frame))))
+    bob.reload()
+    row(bob, "<script>").click()
+    bob.locator("dialog .scroll tr[data-kind=failed]").first.click()
+    expect(bob.locator("dialog .rest")).to_contain_text("Process")
+    assert any("Asked for" in frame for frame in heard)
+    assert not any("Traceback (most recent" in frame or "WARNING shop" in frame for frame in heard)
 
 
 def test_who_is_no_admin_has_no_buttons_and_those_he_forges_do_nothing(site: Site) -> None:

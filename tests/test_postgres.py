@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from datetime import timedelta
 from itertools import count
 from unittest.mock import MagicMock
 
@@ -15,6 +16,7 @@ from panel_schedule.config import Config
 from panel_schedule.coordination.record import NOBODY
 from panel_schedule.coordination.tasks import USER
 from panel_schedule.errors import ConfigError, StoreError, ValueUnreadable
+from panel_schedule.functions.run import RunState
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores import postgres as postgres_store
 from panel_schedule.stores import postgres_server as postgres_connections
@@ -23,7 +25,7 @@ from panel_schedule.stores.hurry import hurried
 from panel_schedule.stores.postgres import PostgresRecords, PostgresStore, schema_of
 from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract
 from panel_schedule.testing.contracts.records import LARGE, SPACE, VALUE
-from panel_schedule.testing.contracts.tools import START, hammer
+from panel_schedule.testing.contracts.tools import START, ended, hammer
 from postgres_server import PostgresServer
 from redis_server import free_port
 from server_store import PATIENCE, ServerRecordsTests, addition, eventually, number_of, one_line, put, to
@@ -346,6 +348,24 @@ def test_a_newer_schema_is_refused(server, opened):
     ) as error:
         opened()
     one_line(error)
+
+
+def test_what_an_earlier_release_has_made_gets_what_is_new(server, opened):
+    """By who opens it next; whoever has it open goes on."""
+    store = opened(kind=PostgresStore)
+    well, failed = ended(1), ended(2, RunState.FAILED, traceback="in f")
+    store.do(store.tasks.record("sales", well))
+    schema = f'"{store.records._schema}"'
+    server.all(f"DROP TABLE {schema}.failures")
+    server.all(f"DROP FUNCTION {schema}.forget")
+    late = opened(kind=PostgresStore)
+    late.do(late.tasks.record("sales", failed))
+    late.keep_history(timedelta(days=1))
+    late.records.sweep(SystemClock().now())
+    late.keep_history(None)
+    assert [] == late.history("sales") == store.history("sales")
+    store.do(store.tasks.record("sales", failed))
+    assert [failed] == late.history("sales")
 
 
 def test_who_may_not_make_a_schema_may_use_one(server, opened):

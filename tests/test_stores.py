@@ -109,6 +109,10 @@ class TestLostStore(StoreContract):
         yield store
         store.close()
 
+    @pytest.mark.skip("What it has for itself is for minutes; the store deletes what has become too old.")
+    def test_what_ended_too_long_ago_is_deleted(self):
+        pass
+
 
 def test_a_process_goes_on_without_its_store_after_the_lease():
     """Before that others take it to be alive, and wait for it."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import Context
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import count
@@ -359,7 +358,11 @@ class Computation(Execution):
         self.old, self.settled = self.last_resort(), True
 
     def record(self, outcome: RunState, error: BaseException | None = None) -> RunRecord:
-        return replace(super().record(outcome, error), key=self.call)
+        return self.run.record_as(outcome, self.service.clock.now(), error, self.service.store.me, self.call)
+
+    @property
+    def parameters(self) -> Sequence[str]:
+        return self.memo.keys.parameters
 
     def last_resort(self) -> Answer | None:
         """What is served in place of an answer that could not be computed."""

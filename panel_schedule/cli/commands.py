@@ -24,7 +24,7 @@ from ..coordination.record import Refusal
 from ..coordination.tasks import TASK
 from ..errors import ConfigError, ScheduleError, TriggerError
 from ..functions.calls import is_async
-from ..functions.run import FAILURES, RunState, new_id
+from ..functions.run import FAILURES, RunRecord, RunState, new_id
 from ..stores.base import Store
 from ..triggers import After, Trigger, parse_period
 from ..triggers.words import in_words
@@ -282,9 +282,10 @@ def _state(status: live.Status) -> str:
 @click.argument("name", required=False)
 @click.option("--since", type=_period, metavar="PERIOD", help="Not longer ago: 1d, 12h.")
 @click.option("--failed", is_flag=True, help="Those that failed, timed out or crashed.")
+@click.option("--long", is_flag=True, help="With users, arguments, processes, tracebacks and log lines.")
 @_on_store
 @_json
-def history(name: str | None, since: timedelta | None, failed: bool, store: Store, as_json: bool) -> None:
+def history(name: str | None, since: timedelta | None, failed: bool, long: bool, store: Store, as_json: bool) -> None:
     """
     List the runs that have ended.
 
@@ -317,9 +318,30 @@ def history(name: str | None, since: timedelta | None, failed: bool, store: Stor
         for kind, each, run in found
     ]  # fmt: skip
     headers = ("ENDED", "NAME", "KIND", "OUTCOME", "TOOK", "ATTEMPT", "RUN", "WHY")
-    _say(table(headers, rows) if found else "No run.", data, as_json)
+    text = table(headers, rows) if found else "No run."
+    if long:
+        text = "\n\n".join([text, *(_from_near(each, run) for _, each, run in found)])
+    _say(text, data, as_json)
     if failed and found:
         raise SystemExit(1)
+
+
+def _from_near(name: str, run: RunRecord) -> str:
+    """All that there is to say of one run."""
+    facts = {
+        "called with": run.arguments,
+        "for": run.user,
+        "in": run.owner,
+        "traceback": run.traceback,
+        "log": run.logs,
+    }
+    lines = [f"{name}, run {run.id}: {run.state.replace('_', ' ')} {local(live.when(run))}"]
+    for what, text in facts.items():
+        if "\n" in text:
+            lines += [f"  {what}:", *(f"    {line}" for line in text.splitlines())]
+        elif text:
+            lines.append(f"  {what}: {text}")
+    return "\n".join(lines)
 
 
 def _plain(value: Any) -> Any:

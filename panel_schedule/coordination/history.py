@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..functions.run import RunRecord
-from .record import Logged, Record, Refusal, state_of
+from .record import Logged, Record, Refusal, logged, state_of
 
 SPACE = "history"
 
@@ -38,4 +38,4 @@ def note(record: Record | None, revision: int, *, kind: str, function: str, run:
     """A run has ended."""
     if record is None:
         record = Record(SPACE, name_of(kind, function), HistoryState(), kind)
-    return Logged(record, run)
+    return logged(record, run)

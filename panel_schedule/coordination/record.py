@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
-from ..functions.run import RunRecord
+from ..functions.run import FAILURES, RunRecord
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -95,11 +95,21 @@ class Logged(NamedTuple):
     merged : callable or None
         ``merged(newest, entry)``: what stands in place of the newest line and this one, or None where both stand; None
         of a line that always stands by itself.
+    failure : RunRecord or None
+        The line as a second log has it, of what has failed alone: whole, and not pushed out by what comes after it.
     """
 
     record: Record
     entry: RunRecord | None
     merged: Callable[[RunRecord | None, RunRecord], RunRecord | None] | None = None
+    failure: RunRecord | None = None
+
+
+def logged(
+    record: Record, run: RunRecord, merged: Callable[[RunRecord | None, RunRecord], RunRecord | None] | None = None
+) -> Logged:
+    """With a line for a run that has ended; a failure is in both logs, and what is long of it in the second."""
+    return Logged(record, run.brief, None, run) if run.state in FAILURES else Logged(record, run, merged)
 
 
 # ------------------------------------------------------------ records as text

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from ..functions.run import RunRecord, RunState
-from .record import NOBODY, Logged, Record, Refusal, state_of
+from .record import NOBODY, Logged, Record, Refusal, logged, state_of
 
 # The two spaces: what a user puts into ``ps.store``, and what tasks publish.
 USER, TASK = "user", "task"
@@ -739,7 +739,9 @@ def _free(record: Record) -> Record:
 def _close(record: Record, outcome: RunState, error: str, now: datetime) -> Logged:
     """End the run of a process that cannot do so any more."""
     state: TaskState = record.state
-    run = RunRecord(state.run_id, state.key, outcome, state.attempt, None, state.started_at, now, error)
+    run = RunRecord(
+        state.run_id, state.key, outcome, state.attempt, None, state.started_at, now, error, owner=state.claimer
+    )
     return _logged(record, run, free=True)
 
 
@@ -754,4 +756,4 @@ def _logged(record: Record, run: RunRecord, mark: Mark | None = None, free: bool
     if free:
         changes |= _FREE
     record = record._replace(state=state._replace(**changes), owner=None if free else record.owner)
-    return Logged(record, run, extended if run.until is not None else None)
+    return logged(record, run, extended if run.until is not None else None)

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from datetime import datetime
 from functools import partial
@@ -21,7 +21,7 @@ from ..functions import spans
 from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, is_async, outcome
 from ..functions.run import Run, RunRecord, RunState, _current, on_a_loop
 from ..functions.task import Retry
-from ..hashing.keys import call_text
+from ..hashing.keys import arguments_text
 from ..serialize.copies import snapshot
 from ..serialize.errors import first_line
 from ..session import leave_session
@@ -153,9 +153,21 @@ class Execution(ABC):
         return f"{self.work.kind} {self.work.label!r}"
 
     @property
+    def parameters(self) -> Sequence[str]:
+        """How the function calls its arguments."""
+        return ()
+
+    @property
+    def arguments(self) -> str:
+        """They as text, shortened: ``[1, 2], year=2026``."""
+        if (text := self.run.arguments) is None:
+            text = self.run.arguments = arguments_text(self.parameters, self.args, self.kwargs)
+        return text
+
+    @property
     def call(self) -> str:
-        """The call as text: ``total([1, 2])``, shortened."""
-        return call_text(self.work.label, self.args, self.kwargs)
+        """The call as text: ``total([1, 2])``."""
+        return f"{self.work.label}({self.arguments})"
 
     # ------------------------------------------------------------ the body
 
@@ -406,7 +418,8 @@ class Execution(ABC):
 
     def record(self, outcome: RunState, error: BaseException | None = None) -> RunRecord:
         """It for the history, as it is about to end."""
-        return self.run.record_as(outcome, self.service.clock.now(), first_line(error))
+        self.arguments  # noqa: B018  # made while they are there
+        return self.run.record_as(outcome, self.service.clock.now(), error, self.service.store.me, self.run.key)
 
     # ------------------------------------------------------------ who shares it; under the lock
 

@@ -82,7 +82,7 @@ class Presence:
             bury = partial(processes.bury, alive=self._records.alive, now=self._service.clock.now())
             self._records.write([Change(SPACE, record.name, bury)])
 
-    def _lost(self) -> None:
+    def _lost(self, since: int) -> None:
         """The store has forgotten it."""
         self._told = None
 

@@ -236,6 +236,8 @@ class DaskExecutor:
             self._refuse(place, call.name, RunCancelled(f"{call.name}: it was cancelled before its function began."))
             return
         future.place, future.worker = place, worker
+        if isinstance(call, RemoteCall) and call.run is not None:
+            call.run.worker = worker
         try:
             who, body = call.take()
         except BaseException as error:

@@ -331,6 +331,8 @@ class RemoteExecutor(ABC):
             future.begun, self._deserted, self._trouble = True, False, ""
             future.worker = record.state.worker
             self._claims += 1
+            if run is not None:
+                run.worker = state.worker
             try:
                 future.call.begin()
             except BaseException as error:  # the run has ended meanwhile

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any
 
 from ..errors import RunCancelled, RunTimedOut
+from ..functions.run import _current
 
 # Of the server: level and whether disabled, of the loggers that have any of it; `logging.disable`; `captureWarnings`.
 Settings = tuple[dict[str, tuple[int, bool]], int, bool]
@@ -33,10 +34,36 @@ def handle(fields: dict[str, Any]) -> None:
         record = logging.makeLogRecord(fields)
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
+            if (run := _current.get()) is not None:
+                run.note(record)
             logger.handle(record)
     except BaseException:
         where = fields["pathname"], fields["lineno"]
         _direct.handleError(logging.LogRecord(fields["name"], fields["levelno"], *where, fields["msg"], None, None))
+
+
+def keep_lines() -> None:
+    """
+    In the server: let each run have what is logged in it. Idempotent.
+
+    Not by a handler of the root logger: for `basicConfig` that would be one that the user has set up.
+    """
+    global _kept
+    if _kept:
+        return
+    _kept, make = True, logging.getLogRecordFactory()
+
+    @wraps(make)
+    def making(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if (run := _current.get()) is not None and record.name is not None:  # else it comes from another process
+            run.note(record)
+        return record
+
+    logging.setLogRecordFactory(making)
+
+
+_kept = False
 
 
 def send_records(send: Callable[[dict[str, Any]], bool]) -> None:

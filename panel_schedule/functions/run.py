@@ -13,15 +13,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, S
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from ..errors import RunCancelled, RunTimedOut, WouldBlock, is_interrupt
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
-from ..serialize.errors import another, bare, first_line, for_waiter, is_bare, traceback_text
+from ..serialize.errors import another, bare, first_line, for_waiter, is_bare, kept_traceback, traceback_text
 from . import spans
 
 T = TypeVar("T")
@@ -38,6 +38,9 @@ _NOBODY = frozenset[Callable[[], object]]()
 
 # Characters of a message: it reaches every page.
 LONGEST_MESSAGE = 1000
+
+# Of what a function logs, lines and characters that are kept until it has ended, and of a failure after that.
+MOST_LINES, LONGEST_LOGS = 50, 4_000
 
 # Where a message of `track` has the item. A width of more digits makes a text that fills the memory.
 _FIELD = re.compile(r"\{(?::((?:[^{}\d]|\d{1,3}(?!\d))*))?\}")
@@ -128,6 +131,17 @@ class RunRecord:
         Why slots were skipped: ``"overlap"``, ``"missed"``, ``"paused"``, ``"idle"``...
     until : datetime or None
         Last slot of a skipped stretch that begins at `key`.
+    owner : str
+        The process that has run it; ``""`` where that is not known.
+    user : str
+        Of a background job: who was logged in; ``""`` without a login.
+    arguments : str
+        Of a job or a memoized call, as short text: ``"'north', year=2026"``. What is called a password, a secret, a
+        token or a key is ``...`` there.
+    traceback : str
+        Of a failure: its traceback, of which the end is kept.
+    logs : str
+        Of a failure: the last lines that its function has logged.
     """
 
     id: str
@@ -140,6 +154,21 @@ class RunRecord:
     error: str = ""
     reason: str = ""
     until: datetime | None = None
+    owner: str = ""
+    user: str = ""
+    arguments: str = ""
+    traceback: str = ""
+    logs: str = ""
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it has ended; of slots that were skipped the last one."""
+        return self.finished_at or self.queued_at
+
+    @property
+    def brief(self) -> RunRecord:
+        """Without what is long."""
+        return replace(self, traceback="", logs="") if self.traceback or self.logs else self
 
     @property
     def duration(self) -> float | None:
@@ -211,12 +240,14 @@ class Run:
         "_execution",
         "_future",
         "_load",
+        "_logged",
         "_rank",
         "_span",
         "_stop",
         "_value",
         "_waiting",
         "_watchers",
+        "arguments",
         "asked",
         "attempt",
         "error",
@@ -237,6 +268,7 @@ class Run:
         "until",
         "user",
         "wave",
+        "worker",
     )
 
     def __init__(
@@ -250,6 +282,11 @@ class Run:
         self.id = new_id()
         self.task = task
         self.user: str | None = None
+        # What its function was called with, as text; None as long as nobody has asked.
+        self.arguments: str | None = None
+        # The worker of another program that runs it, if one does.
+        self.worker = ""
+        self._logged: deque[str] | None = None
         self.key = key
         self.queued_at = queued_at
         # The instant whose upstream values this run must see (invariant 9). None: whatever is there.
@@ -343,9 +380,20 @@ class Run:
         return bool(self._watchers)
 
     @property
+    def called_with(self) -> str:
+        """The arguments of a job or a memoized function as short text, as far as this process knows them."""
+        execution = self._execution
+        return self.arguments or "" if execution is None else execution.arguments
+
+    @property
     def traceback(self) -> str:
         """The traceback of `error` from the user's function on, in whichever process it was; ``""`` without one."""
         return traceback_text(self.error)
+
+    @property
+    def logs(self) -> str:
+        """The last lines that its function has logged, in the process that has asked for it; times are UTC."""
+        return "\n".join(self._logged or ())
 
     def publish(self, partial: Any) -> None:
         """
@@ -417,16 +465,38 @@ class Run:
 
         self._completion().add_done_callback(lambda _: self._tell("callback", fn, self))
 
-    def record(self) -> RunRecord:
+    def record(self, owner: str) -> RunRecord:
         """This run as a history keeps it: without its value."""
-        return self.record_as(self.state, self.finished_at, first_line(self.error))
+        return self.record_as(self.state, self.finished_at, self.error, owner, self.key)
 
-    def record_as(self, state: RunState, finished_at: datetime | None, error: str) -> RunRecord:
+    def record_as(
+        self,
+        state: RunState,
+        finished_at: datetime | None,
+        error: BaseException | None,
+        owner: str,
+        key: datetime | str | None,
+    ) -> RunRecord:
         """The same of one that is about to end so."""
         return RunRecord(
-            self.id, self.key, state, self.attempt, self.queued_at, self.started_at, finished_at, error,
-            str(self.reason), self.until,
+            self.id, key, state, self.attempt, self.queued_at, self.started_at, finished_at, first_line(error),
+            str(self.reason), self.until, "" if self.started_at is None else self.worker or owner, self.user or "",
+            self.arguments or "", *((kept_traceback(error), self.logs) if state in FAILURES else ()),
         )  # fmt: skip
+
+    def note(self, record: logging.LogRecord) -> None:
+        """Something is logged in it; the last lines are kept."""
+        try:
+            at, error = datetime.fromtimestamp(record.created, UTC), record.exc_info and record.exc_info[1]
+            text = f"{at:%H:%M:%S} {record.levelname} {record.name}: {record.getMessage()}"
+            text = f"{text} ({first_line(error)})" if error else text
+        except Exception:  # whatever is logged, its handlers complain of it
+            return
+        if (lines := self._logged) is None:
+            lines = self._logged = deque(maxlen=MOST_LINES)
+        lines.append(text[:LONGEST_LOGS])
+        while sum(map(len, lines)) + len(lines) > LONGEST_LOGS and len(lines) > 1:
+            lines.popleft()
 
     # ------------------------------------------------------------ for those who run it
 
@@ -445,6 +515,8 @@ class Run:
         # First: whoever sees that it has succeeded sees what it gave, and not what becomes of a frame that it kept.
         self._value = own_copy(value)
         self.state = state
+        if state not in FAILURES:
+            self._logged = None
         self.error = error if error is None or is_bare(error) else another(error)
         self.finished_at = now
         if state is RunState.SUCCEEDED:

@@ -9,9 +9,12 @@ a form in which no two contents are alike. A shared store takes digests only, se
 from __future__ import annotations
 
 import inspect
+import re
 import reprlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from enum import Enum
 from hashlib import sha256  # which processors have in hardware; without, blake2b were quicker
+from itertools import zip_longest
 from types import FunctionType, NoneType
 from typing import Any
 
@@ -41,13 +44,18 @@ class Keys:
         Of the function, for messages.
     key : callable, optional
         Called with the arguments of each call; what it returns makes the key in their place.
+
+    Attributes
+    ----------
+    parameters : list of str
+        Their names.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], key: Callable[..., Any] | None = None):
         self.name = name
         self._key = key
         parameters = list(signature_of(function).parameters.values())
-        self._names = [parameter.name for parameter in parameters]
+        self.parameters = [parameter.name for parameter in parameters]
         self._sorts = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
         self._bind = _binder(name, parameters)
 
@@ -108,7 +116,7 @@ class Keys:
             ) from error
 
     def _digest(self, values: tuple[Any, ...]) -> str:
-        names = ["key(...)"] if self._key else [f"argument {name}" for name in self._names]
+        names = ["key(...)"] if self._key else [f"argument {name}" for name in self.parameters]
         content = Content()
         try:
             for name, value in zip(names, values, strict=True):
@@ -182,24 +190,70 @@ def _plain(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return values if plain is None else tuple(plain), kinds
 
 
-def call_text(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """``filtered('north', year=2026)``, shortened, for the log; never fails."""
-    told = [_told(each) for each in args] + [f"{name}={_told(each)}" for name, each in kwargs.items()]
-    return f"{name}({', '.join(told)})"[:200]
+def arguments_text(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """
+    ``'north', year=2026``, shortened, for people; never fails, and takes no time to speak of, whatever they are.
+
+    Nothing of a class that is not known is called. What is called a password, a secret, a token or a key is not told.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the parameters, in their order.
+    """
+    told = ["..." if name and _is_secret(name) else _told(each) for name, each in zip_longest(names[: len(args)], args)]
+    told += [f"{name}={'...' if _is_secret(name) else _told(each)}" for name, each in kwargs.items()]
+    text = ", ".join(told)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
-def _told(value: Any) -> str:
+_LONGEST = 200
+
+# So many of its items are told of a collection, and those of what is in it only so deep.
+_ITEMS, _DEPTH = 9, 3
+
+_is_secret = re.compile("passw|secret|token|key|credential", re.IGNORECASE).search
+
+# What says what it is in few words.
+_SPEAK = {"datetime", "decimal", "uuid", "pathlib", "fractions", "zoneinfo", "ipaddress"}
+_HAVE_A_SHAPE = {"numpy", "pandas", "polars", "pyarrow"}
+
+
+def _told(value: Any, depth: int = _DEPTH) -> str:
     try:
-        return _short.repr(value) if isinstance(value, (str, bytes, int, float, NoneType)) else _plainly(value)
+        return _plainly(value, depth)
     except BaseException as error:
         if is_interrupt(error):
             raise
         return f"<{type(value).__name__}>"
 
 
-def _plainly(value: Any) -> str:
-    """Of what may be large, nothing that takes long."""
-    if isinstance(value, (list, tuple, dict, set, frozenset)):
-        return _short.repr(value) if len(value) < 10 else f"<{type(value).__name__} of {len(value)}>"
-    shape = getattr(value, "shape", None)
-    return f"<{type(value).__name__} {shape}>" if isinstance(shape, tuple) else _short.repr(value)
+def _plainly(value: Any, depth: int) -> str:
+    kind = type(value)
+    if kind in (str, int, float, bool, NoneType, complex):
+        return _short.repr(value)
+    if kind in (bytes, bytearray, memoryview):
+        return _short.repr(bytes(value[:30])) if len(value) <= 30 else f"<{kind.__name__} of {len(value)}>"
+    if kind in (list, tuple, set, frozenset, dict):
+        return _collection(value, kind, depth)
+    home = kind.__module__.partition(".")[0]
+    if home in _HAVE_A_SHAPE and isinstance(shape := getattr(value, "shape", None), tuple):
+        return f"<{kind.__name__} {shape}>"
+    if home in _SPEAK or home == "panel_schedule" or isinstance(value, (Enum, type)):
+        return _short.repr(value)
+    return f"<{kind.__name__}>"
+
+
+def _collection(value: Any, kind: type, depth: int) -> str:
+    if len(value) > _ITEMS or (value and not depth):
+        return f"<{kind.__name__} of {len(value)}>"
+    if kind is dict:
+        told = [
+            f"{_told(name, 0)}: {'...' if type(name) is str and _is_secret(name) else _told(each, depth - 1)}"
+            for name, each in value.items()
+        ]
+        return f"{{{', '.join(told)}}}"
+    inside = ", ".join([_told(each, depth - 1) for each in value])
+    if kind is list or kind is tuple:
+        return f"[{inside}]" if kind is list else f"({inside})"
+    return f"{{{inside}}}" if value else f"{kind.__name__}()"

@@ -18,8 +18,8 @@ from .access import Handler, all_tasks
 from .openapi import MOST_RUNS, document
 from .shared_answer import SharedAnswer
 
-# Of a run, what only admins see, as far as the history has it.
-FOR_ADMINS = ("user", "arguments", "traceback")
+# Of a run, what only admins see.
+FOR_ADMINS = ("user", "arguments", "traceback", "logs")
 
 
 class Tasks(Handler):
@@ -48,18 +48,20 @@ class OneTask(Handler):
 
 
 class TaskRuns(Handler):
-    """Its last runs, newest first."""
+    """Its last runs, newest first; from one on, those before it."""
 
     async def get(self, name: str) -> None:
         self.require_reader()
         task, text = self.find(name), self.get_query_argument("limit", "50")
         if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_RUNS):
             self.refuse(400, f"limit={text!r} is no number from 1 to {MOST_RUNS}.")
-        runs = await self.aside(self._last, task, int(text))
+        runs = await self.aside(self._last, task, int(text), self.get_query_argument("before", ""))
         self.answer({"runs": [run_as_json(run, self.is_admin) for run in runs]})
 
-    def _last(self, task: Task[Any], limit: int) -> list[RunRecord]:
-        return task.history[:limit]
+    def _last(self, task: Task[Any], limit: int, before: str) -> list[RunRecord]:
+        runs = task.history
+        first = next((place for place, run in enumerate(runs, 1) if run.id == before), len(runs)) if before else 0
+        return runs[first : first + limit]
 
 
 class Change(Handler):
@@ -176,8 +178,9 @@ def run_as_json(run: RunRecord, admin: bool) -> dict[str, Any]:
         "error": run.error,
         "reason": run.reason,
         "until": _text(run.until),
+        "owner": run.owner,
     }
-    return shown | {name: getattr(run, name) for name in FOR_ADMINS if admin and hasattr(run, name)}
+    return shown | {name: getattr(run, name) for name in FOR_ADMINS if admin}
 
 
 def live_as_json(run: Run | JobRow) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def document(prefix: str) -> Json:
             "/schedule/api/tasks": _get("All tasks", _object(tasks=_list("Task"))),
             "/schedule/api/tasks/{name}": _get("One task", _ref("Task"), parameters=[_NAME]),
             "/schedule/api/tasks/{name}/runs": _get(
-                "Its last runs, newest first", _object(runs=_list("Run")), parameters=[_NAME, _LIMIT]
+                "Its last runs, newest first", _object(runs=_list("Run")), parameters=[_NAME, _LIMIT, _BEFORE]
             ),
             "/schedule/api/tasks/{name}/refresh": _post("Run it now, or join the run under way", 202),
             "/schedule/api/tasks/{name}/pause": _post("Skip every slot until it is resumed, in all processes", 200),
@@ -134,6 +134,12 @@ _LIMIT: Json = {
     "in": "query",
     "schema": {"type": "integer", "minimum": 1, "maximum": MOST_RUNS, "default": 50},
 }
+_BEFORE: Json = {
+    "name": "before",
+    "in": "query",
+    "description": "The id of a run: those before it, none where it is in the history no more",
+    "schema": _TEXT,
+}
 
 _READY = {
     "type": "object",
@@ -186,6 +192,12 @@ _RUN: Json = _object(
     error=_TEXT,
     reason={**_TEXT, "description": "Why slots were skipped"},
     until={**_or_null(_TIME), "description": "Last slot of a stretch that was skipped"},
+    owner={**_TEXT, "description": "The process that has run it; empty where none has"},
 )
-# For admins, as far as the history has it.
-_RUN["properties"] |= {name: _or_null(_TEXT) for name in ("user", "arguments", "traceback")}
+# For admins.
+_RUN["properties"] |= {
+    "user": {**_TEXT, "description": "Who had asked for it; empty without a login"},
+    "arguments": _TEXT,
+    "traceback": {**_TEXT, "description": "Of a failure"},
+    "logs": {**_TEXT, "description": "Of a failure: the last lines that its function has logged"},
+}

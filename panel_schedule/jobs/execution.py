@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -113,6 +113,10 @@ class JobExecution(Execution):
         self.size = self.dropped = 0
         # Whether another process runs it; its body is there only if somebody here asked for the same.
         self.remote = False
+
+    @property
+    def parameters(self) -> Sequence[str]:
+        return self.job.keys.parameters
 
     @property
     def is_own(self) -> bool:
@@ -330,6 +334,8 @@ class JobExecution(Execution):
             self.service.hooks.emit("failed", self.job, own)
         elif outcome is RunState.SUCCEEDED:
             self.service.hooks.emit("succeeded", self.job, own)
+        if not self.told_end:
+            self.arguments  # noqa: B018  # as the store will be told
         self.waiters, self.args, self.kwargs, self.body = [], (), {}, None
         self.ended(self)
         self.moved(self)

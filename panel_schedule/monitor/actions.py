@@ -11,9 +11,10 @@ from ..errors import RegistrationError
 from ..functions.background import Background
 from ..functions.calls import is_async
 from ..functions.memoize import Memoized
+from ..functions.run import Run, RunRecord
 from ..functions.task import Task
 from ..runtime import Runtime
-from .rows import RUNS, Row, coming, live_row, run_row
+from .rows import RUNS, Row, coming, live_row, run_page, run_row, token_of
 
 
 def find(runtime: Runtime, id: str) -> Task[Any] | Background[Any, Any] | Memoized[Any, Any]:
@@ -38,12 +39,41 @@ def find(runtime: Runtime, id: str) -> Task[Any] | Background[Any, Any] | Memoiz
 def detail(runtime: Runtime, id: str, admin: bool) -> Row:
     """All that there is to say about one function."""
     function = find(runtime, id)
-    shown: Row = {"id": id, "runs": [run_row(run) for run in function.history[:RUNS]], "facts": [], "next": []}
+    shown: Row = {
+        "id": id, "facts": [], "next": [],
+        "live": [live_row(run, admin) for run in _live(runtime, function)],
+        "runs": [run_row(run) for run in function.history[:RUNS]],
+    }  # fmt: skip
     if isinstance(function, Task):
         return shown | _task(runtime, function)
     if isinstance(function, Background):
-        return shown | _job(function, admin)
+        return shown | _job(function)
     return shown | _memo(function)
+
+
+def one_run(runtime: Runtime, id: str, token: str, admin: bool) -> Row:
+    """
+    All that there is to say about one run of a function.
+
+    Raises
+    ------
+    RegistrationError
+        When there is none.
+    """
+    function = find(runtime, id)
+    runs: list[Run | RunRecord] = [*_live(runtime, function), *function.history]
+    if isinstance(function, Background):
+        runs += function.runs()  # one that has just ended
+    for run in runs:
+        if token_of(run.id) == token:
+            return {"id": id} | run_page(run, admin)
+    raise RegistrationError(f"{function.name}: this run is in the history no more.")
+
+
+def _live(runtime: Runtime, function: Task[Any] | Background[Any, Any] | Memoized[Any, Any]) -> list[Run]:
+    if isinstance(function, Task):
+        return runtime.scheduler.under_way(function)
+    return [run for run in function.runs() if not run.state.final] if isinstance(function, Background) else []
 
 
 def _task(runtime: Runtime, task: Task[Any]) -> Row:
@@ -64,12 +94,8 @@ def _task(runtime: Runtime, task: Task[Any]) -> Row:
     return {"facts": _facts(facts), "next": coming(seen, runtime.clock.now(), scheduler.zone)}
 
 
-def _job(job: Background[Any, Any], admin: bool) -> Row:
-    runs = job.runs()
-    failed = next((run for run in runs if run.error is not None), None)
-    facts = {"Function": _place(job.function), "Runs in": job.policy.executor}
-    shown: Row = {"facts": _facts(facts), "live": [live_row(run, admin) for run in runs if not run.state.final]}
-    return shown | ({"traceback": failed.traceback} if admin and failed is not None else {})
+def _job(job: Background[Any, Any]) -> Row:
+    return {"facts": _facts({"Function": _place(job.function), "Runs in": job.policy.executor})}
 
 
 def _memo(memo: Memoized[Any, Any]) -> Row:
@@ -126,7 +152,7 @@ def _reschedule(runtime: Runtime, task: Task[Any], when: str) -> str:
 
 
 def _cancel_runs(runtime: Runtime, job: Background[Any, Any]) -> str:
-    live = [run for run in job.runs() if not run.state.final]
+    live = _live(runtime, job)
     for run in live:
         run.cancel()
     return f"{job.name}: {len(live)} cancelled."

@@ -24,7 +24,7 @@ from ..functions.run import RunState
 from ..runtime import Runtime
 from ..views.admins import refusal
 from ..views.base import View
-from .actions import act, detail
+from .actions import act, detail, one_run
 from .graph import Graph
 from .timeline import Bars, Timeline
 from .watch import Sums, Watch
@@ -248,6 +248,9 @@ class Monitor(Viewer):
                 self._view.begin()
             case {"ask": "detail", "id": str(id)}:
                 self._aside(partial(detail, self._runtime, id, not self._refusal()), partial(self._answer, "detail"))
+            case {"ask": "run", "id": str(id), "run": str(run)}:
+                ask = partial(one_run, self._runtime, id, run, not self._refusal())
+                self._aside(ask, partial(self._answer, "run"))
             case {"do": str(action), "id": str(id)}:
                 if why_not := self._refusal():
                     self._view.answer({"failed": why_not})

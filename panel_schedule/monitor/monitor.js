@@ -122,8 +122,8 @@ export function render({ model, el, view }) {
 
   const rows = new Map();
   let sort = "state", reversed = false, only = "", gone = false, ahead = 0, general = null, told = "";
-  // Of the function that is looked at from near.
-  let near = null, found = null;
+  // Of the function that is looked at from near; and of its run, if it is one run.
+  let near = null, found = null, one = null;
 
   const clock = () => Date.now() / 1000 - ahead;
 
@@ -307,7 +307,7 @@ export function render({ model, el, view }) {
 
   function open(id) {
     near = id;
-    found = null;
+    found = one = null;
     say(answer, "");
     when.value = "";
     rest.replaceChildren();
@@ -316,6 +316,26 @@ export function render({ model, el, view }) {
     if (!dialog.open) dialog.showModal();
   }
 
+  function openRun(run) {
+    one = run;
+    say(answer, "");
+    rest.replaceChildren();
+    model.send_msg({ ask: "run", id: near, run });
+    nearTick(clock());
+  }
+
+  function back() {
+    const run = one;
+    one = null;
+    nearTick(clock());
+    showDetail();
+    (rest.querySelector(`tr[data-run="${run}"]`) ?? dialog).focus();
+  }
+
+  // Escape leads back first.
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && one !== null) { event.preventDefault(); back(); }
+  });
   dialog.addEventListener("close", () => {
     rows.get(near)?.line.focus();
     near = null;
@@ -334,7 +354,7 @@ export function render({ model, el, view }) {
       `${KINDS[data.kind]}, ${WORDS[kind]}`, doing(data), data.schedule, data.updated === null ? "" : `${age(data, now)} old`,
       fresh, next && `next ${next}`, data.failures ? `failed ${data.failures} times in a row` : "",
     ].filter(Boolean).join(" · "));
-    say(error, data.error);
+    say(error, one === null ? data.error : "");
     for (const { button, kind, fits } of actions) button.hidden = model.why_not !== "" || kind !== data.kind || !fits(data);
     form.hidden = model.why_not !== "" || data.kind !== "task";
     buttons.dataset.why = model.why_not;
@@ -353,11 +373,15 @@ export function render({ model, el, view }) {
     const first = make("tr", "", "", make("thead", "", "", listed));
     for (const each of titles) make("th", "", each, first).scope = "col";
     const content = make("tbody", "", "", listed);
-    for (const [kind, ...cells] of lines) {
+    for (const [{ state, run }, ...cells] of lines) {
       const line = make("tr", "", "", content);
-      line.dataset.kind = kind;
+      line.dataset.kind = state;
+      line.dataset.run = run;
+      line.tabIndex = 0;
+      line.addEventListener("click", () => { if (getSelection().isCollapsed) openRun(run); });
       for (const each of cells) make("td", "", each, line);
     }
+    content.addEventListener("keydown", walk);
     return wrapper;
   }
 
@@ -370,8 +394,9 @@ export function render({ model, el, view }) {
 
   function showDetail() {
     const { data } = rows.get(near) || {};
-    if (!data) return;
+    if (!data || !found) return;
     const parts = [];
+    const focused = root.getRootNode().activeElement?.dataset?.run;
     if (found.next.length) {
       const list = make("ol");
       for (const { text } of found.next) make("li", "", text, list);
@@ -380,7 +405,7 @@ export function render({ model, el, view }) {
     if (found.live?.length) {
       const users = found.live.some(({ user }) => user);
       const lines = found.live.map((run) => [
-        run.state, run.state, local(run.at), run.percent >= 0 ? `${run.percent} %` : "", run.message, ...(users ? [run.user ?? ""] : []),
+        run, run.state, local(run.at), run.percent >= 0 ? `${run.percent} %` : "", run.message, ...(users ? [run.user ?? ""] : []),
       ]);
       parts.push(section("Under way", listing(["State", "Since", "Done", "Message", ...(users ? ["User"] : [])], lines)));
     }
@@ -388,20 +413,55 @@ export function render({ model, el, view }) {
     if (found.runs.length) {
       const again = found.runs.some(({ attempt }) => attempt > 1);
       const lines = found.runs.map((run) => [
-        run.state, local(run.at), run.state.replace("_", " "), took(run.duration), ...(again ? [String(run.attempt)] : []),
+        run, local(run.at), run.state.replace("_", " "), took(run.duration), ...(again ? [String(run.attempt)] : []),
         run.error || run.reason,
       ]);
       const titles = ["At", "Ended", "Took", ...(again ? ["Attempts"] : []), "Why"];
       parts.push(section("Last runs, in your time zone", listing(titles, lines)));
     }
-    if (found.traceback) parts.push(section("Last traceback", make("pre", "", found.traceback)));
-    const facts = make("dl");
-    for (const [name, text] of found.facts) {
-      make("dt", "", name, facts);
-      make("dd", "", text, facts);
-    }
-    parts.push(section("About", facts));
+    parts.push(section("About", listOf(found.facts)));
     rest.replaceChildren(...parts);
+    if (focused) rest.querySelector(`tr[data-run="${focused}"]`)?.focus();
+  }
+
+  function listOf(facts) {
+    const list = make("dl");
+    for (const [name, text] of facts) {
+      make("dt", "", name, list);
+      make("dd", "", text, list);
+    }
+    return list;
+  }
+
+  function showRun(run) {
+    const top = make("p", "state run");
+    const button = make("button", "back", "Back", top);
+    button.type = "button";
+    button.addEventListener("click", back);
+    top.dataset.kind = run.state;
+    if (run.live) top.dataset.live = "yes";
+    make("span", "dot", "", top).setAttribute("aria-hidden", "true");
+    make("span", "words", [
+      run.state.replace("_", " "), run.percent >= 0 ? `${run.percent} %` : "", run.message, took(run.duration),
+      run.attempt > 1 ? `attempt ${run.attempt}` : "",
+    ].filter(Boolean).join(" · "), top);
+    const parts = [top];
+    const why = run.error || run.reason;
+    if (why) parts.push(make("p", run.error ? "bad" : "", why));
+    const facts = [...run.times.map(([name, at]) => [name, local(at)]), ["Process", run.owner], ["User", run.user]];
+    if (run.arguments) parts.push(section("Called with", make("pre", "", run.arguments)));
+    parts.push(section("About this run", listOf(facts.filter(([, text]) => text))));
+    if (run.partials?.length) {
+      const list = make("ol");
+      list.start = run.first;
+      for (const text of run.partials) make("li", "", text, list);
+      parts.push(section("Partial results, the last ones", list));
+    }
+    if (run.traceback) parts.push(section("Traceback", make("pre", "", run.traceback)));
+    if (run.logs) parts.push(section("What it has logged", make("pre", "", run.logs)));
+    const first = !rest.querySelector(".back");
+    rest.replaceChildren(...parts);
+    if (first || root.getRootNode().activeElement === null) button.focus();
   }
 
   // ---------------------------------------------------------------- what the server says
@@ -418,10 +478,18 @@ export function render({ model, el, view }) {
       }
       for (const id of said.gone) rows.delete(id);
       said.rows.forEach(enter);
-      if (said.rows.some(({ id }) => id === near)) model.send_msg({ ask: "detail", id: near });
+      if (said.rows.some(({ id }) => id === near)) {
+        model.send_msg({ ask: "detail", id: near });
+        if (one !== null && rest.querySelector(".run")?.dataset.live) model.send_msg({ ask: "run", id: near, run: one });
+      }
       paint();
     } else if (said.detail) {
-      if (said.detail.id === near) { found = said.detail; showDetail(); }
+      if (said.detail.id === near) {
+        found = said.detail;
+        if (one === null) showDetail();
+      }
+    } else if (said.run) {
+      if (said.run.id === near && said.run.run === one) showRun(said.run);
     } else if (near !== null) {
       say(answer, said.done ?? said.failed);
       answer.classList.toggle("bad", said.failed !== undefined);
@@ -439,12 +507,13 @@ export function render({ model, el, view }) {
     if (event.key === "ArrowDown" || event.key === "Enter") body.firstElementChild?.focus();
   });
   kinds.addEventListener("change", paint);
-  body.addEventListener("keydown", (event) => {
+  function walk(event) {
     const line = event.target.closest("tr");
     const to = { ArrowDown: line.nextElementSibling, ArrowUp: line.previousElementSibling }[event.key];
     if (to) { to.focus(); event.preventDefault(); }
     if (event.key === "Enter" || event.key === " ") { line.click(); event.preventDefault(); }
-  });
+  }
+  body.addEventListener("keydown", walk);
   const slash = (event) => {
     const at = event.composedPath()[0];
     if (event.key === "/" && !dialog.open && !["INPUT", "TEXTAREA", "SELECT"].includes(at.tagName) && !at.isContentEditable) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
+from hashlib import sha256
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ from ..coordination.tasks import TASK
 from ..functions.background import Background
 from ..functions.memoize import Memoized
 from ..functions.run import FAILURES, Run, RunRecord, RunState, failures_in_a_row
+from ..hashing.keys import arguments_text
 from ..scheduling.state import Seen
+from ..serialize.errors import first_line
 from ..triggers import Every
 from ..triggers.coming import slots_after, zone_of
 
@@ -20,6 +23,9 @@ Row = dict[str, Any]
 
 # So many durations are drawn of a function, and so many runs listed; so many times to come are told.
 DURATIONS, RUNS, NEXT = 20, 50, 5
+
+# So many partial results of a run under way.
+PARTIALS = 5
 
 # So much of an error is told in a table.
 LETTERS = 300
@@ -149,9 +155,15 @@ def coming(seen: Seen, now: datetime, zone: tzinfo) -> list[Row]:
     ]
 
 
+def token_of(id: str) -> str:
+    """By which a browser names a run. Who knows the id of a job's run may follow it."""
+    return sha256(id.encode()).hexdigest()[:16]
+
+
 def run_row(run: RunRecord) -> Row:
     """Of a run of the history."""
     return {
+        "run": token_of(run.id),
         "state": run.state.value,
         "at": _seconds(run.started_at or run.finished_at or run.queued_at),
         "duration": run.duration,
@@ -162,15 +174,41 @@ def run_row(run: RunRecord) -> Row:
 
 
 def live_row(run: Run, admin: bool) -> Row:
-    """Of a run under way. Who knows the id of a job's run may follow it."""
+    """Of a run under way."""
     shown: Row = {
+        "run": token_of(run.id),
         "state": run.state.value,
         "at": _seconds(run.started_at or run.queued_at),
         "percent": run.percent,
         "message": run.message,
         "attempt": run.attempt,
     }
-    return shown | ({"run": run.id, "user": run.user} if admin else {})
+    return shown | ({"user": run.user} if admin else {})
+
+
+def run_page(run: RunRecord | Run, admin: bool) -> Row:
+    """All that there is to say of one run. What is for admins is there for them alone."""
+    times = {"Slot": run.key, "Asked for": run.queued_at, "Began": run.started_at, "Ended": run.finished_at}
+    times |= {"Until": run.until}
+    shown: Row = {
+        "run": token_of(run.id),
+        "state": run.state.value,
+        "live": not run.state.final,
+        "times": [(name, _seconds(at)) for name, at in times.items() if isinstance(at, datetime)],
+        "error": first_line(run.error) if isinstance(run, Run) else run.error,
+        "reason": str(run.reason),
+        "attempt": run.attempt,
+    }
+    if isinstance(run, RunRecord):
+        shown |= {"duration": run.duration, "owner": run.owner}
+        mine: Row = {"arguments": run.arguments, "traceback": run.traceback, "logs": run.logs}
+    else:
+        shown |= {"percent": run.percent, "message": run.message}
+        first = max(0, len(run.partials) - PARTIALS)
+        partials = [arguments_text((), [each], {}) for each in run.partials[first:]]
+        mine = {"arguments": run.called_with, "traceback": run.traceback, "logs": run.logs,
+                "partials": partials, "first": first + 1}  # fmt: skip
+    return shown | ({"user": run.user or "", **mine} if admin else {})
 
 
 def _size(count: float) -> str:

@@ -307,8 +307,9 @@ class Runs:
         if state.asking:
             state.untold += (partial(self.note, state, run, mark, then),)
         else:
+            store = self._service.store
             self._service.outbox.ask(
-                [state], self._service.store.tasks.record(run.task, run.record(), mark, claim, release), then
+                [state], store.tasks.record(run.task, run.record(store.me), mark, claim, release), then
             )
 
     def tell(self, state: TaskState) -> None:

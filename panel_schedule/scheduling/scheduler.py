@@ -306,15 +306,20 @@ class Scheduler:
 
     def cancel(self, task: Task[Any]) -> Run | None:
         """Cancel the run under way, in whichever process, or the one that waits; None where there is none."""
+        run = next(iter(self.under_way(task)), None)
+        if run is not None:
+            run.cancel()
+        return run
+
+    def under_way(self, task: Task[Any]) -> list[Run]:
+        """The runs that have not ended: the one that runs, in whichever process, and the one that waits here."""
         elsewhere = self.look(task)
         with self.service.locked:
             state = self._state(task)
             here = [run for run in (state.run, elsewhere, state.queued) if run is not None and not run.state.final]
         # Of one that has just begun elsewhere this process may not have heard yet.
-        run = here[0] if here else self.follower.find(state)
-        if run is not None:
-            run.cancel()
-        return run
+        found = None if here else self.follower.find(state)
+        return here if found is None else [found]
 
     def await_turn(self, task: Task[Any], run: Run) -> None:
         reader, upstream = self.states.get(run.task), self.states.get(task.name)

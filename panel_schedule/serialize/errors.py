@@ -10,7 +10,7 @@ from itertools import islice
 from types import BuiltinMethodType, CodeType, FunctionType, MemberDescriptorType, TracebackType
 from typing import Any
 
-from ..errors import RunFailed, ScheduleError
+from ..errors import RunFailed, ScheduleError, is_interrupt
 
 # Characters of an error's first line: it reaches every page.
 from .codec import decode, encode
@@ -22,6 +22,9 @@ LONGEST_LINE = 300
 
 # What is kept of an error: so many frames, and so many errors that led to it, one to the other.
 LONGEST_TRACEBACK = 100
+
+# Characters of its traceback in a history.
+LONGEST_KEPT = 8_000
 LONGEST_CHAIN = 20
 
 
@@ -167,6 +170,19 @@ def traceback_text(error: BaseException | None) -> str:
     if error is not None and isinstance(error.__cause__, RemoteTraceback):
         return str(error.__cause__.args[0])
     return "" if error is None else "".join(traceback.format_exception(*own_traceback(error))).rstrip()
+
+
+def kept_traceback(error: BaseException | None) -> str:
+    """What a history keeps of it: its end; ``""`` of one that nobody has raised."""
+    if error is None or is_bare(error):
+        return ""
+    try:
+        text = traceback_text(another(error))
+    except BaseException as failure:  # whatever its class does
+        if is_interrupt(failure):
+            raise
+        return ""
+    return text if len(text) <= LONGEST_KEPT else f"[...] {text[6 - LONGEST_KEPT :]}"
 
 
 def _is_ours(frames: TracebackType) -> bool:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 from ..clock import Clock
 from ..coordination import history
 from ..coordination.tasks import TASK
 from ..errors import ScheduleError
-from ..functions.run import RunRecord
+from ..functions.run import FAILURES, RunRecord
 from .cache import Cache
 from .counted import Counted
 from .fallback import Fallback
 from .hurry import leaving
 from .queue import MOST_BYTES, Queue
-from .records import RecordStore, Request, noted
+from .records import HOUR, LogAge, RecordStore, Request, noted
 from .remote import RemoteCalls
 from .tasks import Tasks
 from .values import Values
+
+# So many times as long as others failures are in the history.
+FAILURES_LAST = 4
 
 
 class Store:
@@ -70,15 +74,30 @@ class Store:
         self.queue, self.cache = Queue(counted, clock, max_result_bytes), Cache(counted, clock)
         self.remote = RemoteCalls(records, clock)
         self._clock = clock
+        self._age: LogAge | None = None
+        self._sweeps_at = clock.monotonic() + HOUR
         self.logged = lambda space, name, run: None
 
     def _ended(self, space: str, name: str, run: RunRecord) -> None:
         self.logged(space, name, run)
+        if not self.blocking and self._clock.monotonic() >= self._sweeps_at:  # else the store has a thread for it
+            self._sweeps_at = self._clock.monotonic() + HOUR
+            self.records.sweep(self._clock.now())
+
+    def keep_history(self, age: timedelta | None) -> None:
+        """Show, and keep, no run that ended longer ago, and no failure that ended four times as long ago; None: all."""
+        self._age = None if age is None else (age, FAILURES_LAST * age)
+        self.records.log_age = self._age
 
     @property
     def blocking(self) -> bool:
         """Whether a call may have to wait: then it stays off the event loop and out of locks."""
         return self.records.blocking
+
+    @property
+    def me(self) -> str:
+        """The owner that this process is."""
+        return self.records.me
 
     @property
     def away(self) -> bool:
@@ -121,7 +140,14 @@ class Store:
     def history(self, name: str, kind: str = TASK) -> list[RunRecord]:
         """Of a task, or of a function of another kind; newest first."""
         space, name = (TASK, name) if kind == TASK else (history.SPACE, history.name_of(kind, name))
-        return self._of_tasks.log(space, name)
+        runs = self._of_tasks.log(space, name)
+        if self._age is None:
+            return runs
+        since, failures_since = (self._clock.now() - age for age in self._age)
+        return [
+            run for run in runs
+            if run.ended_at is None or run.ended_at >= (failures_since if run.state in FAILURES else since)
+        ]  # fmt: skip
 
     # ------------------------------------------------------------ lifecycle
 

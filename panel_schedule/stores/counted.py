@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..functions.run import RunRecord
-from .records import Change, RecordStore, Result, Tell
+from .records import Change, LogAge, RecordStore, Result, Tell
 
 
 class Counted:
@@ -22,6 +22,8 @@ class Counted:
     logged : callable
         ``logged(space, name, run)`` after the transaction, on the thread of the write.
     """
+
+    log_age: LogAge | None = None
 
     def __init__(self, store: RecordStore, logged: Callable[[str, str, RunRecord], object]):
         self._store, self._logged = store, logged

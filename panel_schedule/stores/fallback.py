@@ -23,12 +23,14 @@ from .records import (
     NO_PARTS,
     Change,
     Changed,
+    LogAge,
     Lost,
     RecordStore,
     Reference,
     Result,
     Source,
     Tell,
+    log_in,
     logged_in,
     numbered,
     selected,
@@ -97,6 +99,7 @@ class Fallback:
     """
 
     blocking = True
+    log_age: LogAge | None = None
 
     def __init__(self, shared: RecordStore, clock: Clock, shown: str, lease: float, log_limit: int):
         self._shared, self._clock, self._shown, self._lease = shared, clock, shown, lease
@@ -109,7 +112,7 @@ class Fallback:
         self._parts: dict[tuple[str, str], Any] = {}
         # What it has for itself, and the lines of logs that it has written meanwhile.
         self._own: dict[str, _Copy] = {}
-        self._lines: dict[tuple[str, str], list[RunRecord]] = {}
+        self._lines: dict[tuple[str, ...], list[RunRecord]] = {}
         self._watched: dict[str, int] = {}
         self._lock = threading.RLock()
         self._subscribers: list[Changed] = []
@@ -216,7 +219,7 @@ class Fallback:
             return self._shared.log(space, name)
 
         def lines() -> list[RunRecord]:
-            return list(self._lines.get((space, name), ()))
+            return log_in(self._lines, space, name)
 
         return lines() if self._here(space, name) else self._ask("read", partial(self._shared.log, space, name), lines)
 
@@ -316,7 +319,7 @@ class Fallback:
         else:
             parts = {kind: parts[kind] for kind in copy.written}
         rejoined = partial(tasks.rejoin, base=copy.base, held=known, written=parts.keys(), me=self.me)
-        lines = reversed(self._lines.get((TASK, name), []))
+        lines = reversed(log_in(self._lines, TASK, name))
         notes = [partial(tasks.note, task=name, run=run, mark=None, claim=None, release=False) for run in lines]
         results = self._shared.write(
             [
@@ -326,6 +329,7 @@ class Fallback:
             tell=Tell.NOW,
         )
         self._lines.pop((TASK, name), None)
+        self._lines.pop((TASK, name, "failures"), None)
         self._known[name] = results[-1].record or known
 
     def _tell(self, records: Sequence[Record]) -> None:

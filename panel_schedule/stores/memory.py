@@ -22,7 +22,7 @@ class MemoryStore(Store):
 
     records: MemoryRecords
 
-    def __init__(self, history_limit: int = 50, clock: Clock | None = None, records: MemoryRecords | None = None):
+    def __init__(self, history_limit: int = 100, clock: Clock | None = None, records: MemoryRecords | None = None):
         self._history_limit = history_limit
         super().__init__(records or MemoryRecords(history_limit), clock or SystemClock())
 

@@ -20,6 +20,7 @@ from .records import (
     NO_PARTS,
     Change,
     Changed,
+    LogAge,
     Lost,
     Reference,
     Result,
@@ -30,6 +31,7 @@ from .records import (
     selected,
     surplus,
     tell_all,
+    whole,
 )
 
 log = logging.getLogger("panel_schedule")
@@ -53,9 +55,11 @@ class MemoryRecords:
     me = "here"
     blocking = False
 
-    def __init__(self, log_limit: int = 50) -> None:
+    def __init__(self, log_limit: int = 100) -> None:
         self._log_limit = log_limit
+        self.log_age: LogAge | None = None
         self._logs: defaultdict[tuple[str, str], deque[Line]] = defaultdict(partial(deque, maxlen=log_limit))
+        self._failures: defaultdict[tuple[str, str], deque[Line]] = defaultdict(partial(deque, maxlen=log_limit))
         self._lock = threading.Lock()
         self._records: defaultdict[str, dict[str, Record]] = defaultdict(dict)
         self._parts: dict[tuple[str, str], dict[tuple[str, int], tuple[int, Any]]] = {}
@@ -135,10 +139,14 @@ class MemoryRecords:
 
     def _log_in(self, logged: Logged) -> RunRecord | None:
         """Take a line into the log of its record; it, if it is a new one."""
-        record, entry, merged = logged
-        log = self._logs[record.space, record.name]
+        record, entry, merged, failure = logged
+        key = (record.space, record.name)
+        log = self._logs[key]
+        if failure is not None:
+            self._failures[key].appendleft(_line(failure))
         if entry is None:
             log.clear()
+            self._failures.pop(key, None)
         elif merged is not None and (longer := merged(_record(log[0]) if log else None, entry)) is not None:
             log[0] = _line(longer)
         else:
@@ -148,7 +156,8 @@ class MemoryRecords:
 
     def log(self, space: str, name: str) -> list[RunRecord]:
         with self._lock:
-            return list(map(_record, self._logs.get((space, name), ())))
+            lines, failures = (list(logs.get((space, name), ())) for logs in (self._logs, self._failures))
+        return whole(list(map(_record, lines)), list(map(_record, failures)))
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
         revision, value = self._parts.get((record.space, record.name), {}).get((kind, number), (sys.maxsize, None))
@@ -187,10 +196,16 @@ class MemoryRecords:
     def _erase(self, record: Record) -> None:
         del self._records[record.space][record.name]
         self._parts.pop((record.space, record.name), None)
-        self._logs.pop((record.space, record.name), None)
+        for logs in (self._logs, self._failures):
+            logs.pop((record.space, record.name), None)
 
     def sweep(self, now: datetime) -> None:
         with self._lock:
+            if self.log_age is not None:
+                for logs, age in zip((self._logs, self._failures), self.log_age, strict=True):
+                    for lines in logs.values():
+                        while lines and (ended := _record(lines[-1]).ended_at) is not None and ended < now - age:
+                            lines.pop()
             for records in list(self._records.values()):
                 for record in list(records.values()):
                     if has_expired(record, now):
@@ -224,7 +239,7 @@ def _line(run: RunRecord) -> Line:
     """As plain values: nothing that Python's garbage collector, for which everybody waits, would have to look at."""
     return (
         run.id, run.key, run.state.value, run.attempt, run.queued_at, run.started_at, run.finished_at, run.error,
-        run.reason, run.until,
+        run.reason, run.until, run.owner, run.user, run.arguments, run.traceback, run.logs,
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from .fallback import Fallback
 from .hurry import LAST, SOON, in_a_hurry, is_leaving
 from .postgres_server import PostgresServer, ServerError
 from .queue import MOST_BYTES
-from .server_records import LOST, PATIENCE, ServerRecords, run_in, to_json
+from .records import whole
+from .server_records import LOGS, LOST, PATIENCE, ServerRecords, run_in, to_json
 from .signed import Key
 
 log = logging.getLogger("panel_schedule")
@@ -48,14 +49,15 @@ SET synchronous_commit TO off
 """
 
 # One of the processes that start at the same time makes it, the others wait. Who may use a schema need not have the
-# right to make one.
+# right to make one. What an earlier release has made gets what is new: its processes go on with that, and so `version`
+# stays as it is.
 _CREATE = """
 DO $create$ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('panel_schedule'));
     IF to_regnamespace('"{schema}"') IS NULL THEN
         CREATE SCHEMA "{schema}";
     END IF;
-    IF to_regclass('"{schema}".unbroken') IS NULL THEN
+    IF to_regclass('"{schema}".failures') IS NULL THEN
         SET LOCAL synchronous_commit TO on;
         EXECUTE $script$ {script} $script$;
     END IF;
@@ -112,7 +114,7 @@ class PostgresRecords(ServerRecords):
         namespace: str = "default",
         secret: str = "",
         max_value_bytes: int = 512 * 1024**2,
-        log_limit: int = 50,
+        log_limit: int = 100,
     ):
         super().__init__(url, clock, namespace, secret, max_value_bytes, log_limit)
         self._schema = schema_of(namespace)
@@ -162,7 +164,7 @@ class PostgresRecords(ServerRecords):
         """The schema is there; several processes may see to that at the same time."""
         with self._told():
             try:
-                question = "SELECT version::text FROM store WHERE to_regclass('unbroken') IS NOT NULL"
+                question = "SELECT version::text FROM store WHERE to_regclass('failures') IS NOT NULL"
                 rows = self._server.ask(question, patience=PATIENCE)
             except ServerError as error:
                 if not error.missing:
@@ -225,8 +227,15 @@ class PostgresRecords(ServerRecords):
         )
 
     def log(self, space: str, name: str) -> list[RunRecord]:
-        question = "SELECT line FROM logs WHERE space = $1 AND name = $2 ORDER BY number DESC"
-        return [run_in(_unescaped(line.decode())) for [line] in self._ask(question, *_words(space, name))]
+        question = """
+            SELECT 'log', line, number FROM logs WHERE space = $1 AND name = $2
+            UNION ALL SELECT 'failures', line, number FROM failures WHERE space = $1 AND name = $2
+            ORDER BY number DESC
+        """
+        logs: dict[str, list[RunRecord]] = {log: [] for log in LOGS}
+        for log, line, _ in self._ask(question, *_words(space, name)):
+            logs[log.decode()].append(run_in(_unescaped(line.decode())))
+        return whole(*logs.values())
 
     # ------------------------------------------------------------ parts
 
@@ -283,7 +292,7 @@ class PostgresStore(Store):
         clock: Clock,
         *,
         server: str = "",
-        history_limit: int = 50,
+        history_limit: int = 100,
         max_result_bytes: int = MOST_BYTES,
         namespace: str = "default",
         secret: str = "",

@@ -76,6 +76,7 @@ CREATE TABLE IF NOT EXISTS logs (
     line text NOT NULL,
     PRIMARY KEY (space, name, number)
 );
+CREATE TABLE IF NOT EXISTS failures (LIKE logs INCLUDING ALL);  -- the same of the logs of failures
 
 -- Until when an owner is alive unless it says so again, on the clock of this server; never of one that has left.
 CREATE TABLE IF NOT EXISTS owners (
@@ -179,6 +180,7 @@ CREATE OR REPLACE FUNCTION erase(_space text, _name text) RETURNS void LANGUAGE 
 BEGIN
     PERFORM drop_part(space, name, part) FROM parts WHERE space = _space AND name = _name;
     DELETE FROM logs WHERE space = _space AND name = _name;
+    DELETE FROM failures WHERE space = _space AND name = _name;
     DELETE FROM watches WHERE space = _space AND name = _name;
     DELETE FROM records WHERE space = _space AND name = _name;
 END $$;
@@ -190,6 +192,7 @@ DECLARE
 BEGIN
     IF (_change->>'cleared')::boolean THEN
         DELETE FROM logs WHERE space = _space AND name = _name;
+        DELETE FROM failures WHERE space = _space AND name = _name;
     END IF;
     IF _change->>'longer' <> '' THEN
         UPDATE logs SET line = _change->>'longer' WHERE space = _space AND name = _name AND number = (
@@ -202,6 +205,14 @@ BEGIN
             SELECT number FROM logs WHERE space = _space AND name = _name ORDER BY number DESC OFFSET _limit LIMIT 1
         );
     END LOOP;
+    IF jsonb_array_length(_change->'failures') > 0 THEN  -- an earlier release does not tell of them
+        INSERT INTO failures (space, name, line)
+        SELECT _space, _name, line FROM jsonb_array_elements_text(_change->'failures') AS line;
+        DELETE FROM failures WHERE space = _space AND name = _name AND number <= (
+            SELECT number FROM failures WHERE space = _space AND name = _name
+            ORDER BY number DESC OFFSET _limit LIMIT 1
+        );
+    END IF;
 END $$;
 
 -- By how many bytes the record grows.
@@ -229,30 +240,42 @@ BEGIN
     RETURN _more;
 END $$;
 
+-- When what a line tells of has ended: microseconds since 1970, 0 where it does not say.
+CREATE OR REPLACE FUNCTION ended_at(_line text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(_line::json->>'finished_at', _line::json->>'queued_at', '0')::bigint
+$$;
+
 -- A log that was lost has these lines, and those that others have brought.
 CREATE OR REPLACE FUNCTION lines(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     _space text := _args->'key'->>0;
     _name text := _args->'key'->>1;
+    _log text := CASE WHEN _args->>'log' = 'failures' THEN 'failures' ELSE 'logs' END;
     _lines text[];
 BEGIN
     PERFORM take_turn();
     IF NOT EXISTS (SELECT FROM records WHERE space = _space AND name = _name) THEN
         RETURN '0';
     END IF;
-    _lines := ARRAY(
-        SELECT line FROM logs WHERE space = _space AND name = _name
-        UNION SELECT jsonb_array_elements_text(_args->'lines')
-    );
-    DELETE FROM logs WHERE space = _space AND name = _name;
-    INSERT INTO logs (space, name, line)
-    SELECT _space, _name, line FROM (
-        SELECT line, ended FROM (
-            SELECT line, coalesce(line::json->>'finished_at', line::json->>'queued_at', '0')::bigint AS ended
-            FROM unnest(_lines) AS line
-        ) AS every ORDER BY ended DESC LIMIT (_args->>'limit')::bigint
-    ) AS newest ORDER BY ended;
+    EXECUTE format('WITH gone AS (DELETE FROM %I WHERE space = $1 AND name = $2 RETURNING line)
+        SELECT ARRAY(SELECT line FROM gone UNION SELECT jsonb_array_elements_text($3))', _log)
+    INTO _lines USING _space, _name, _args->'lines';
+    EXECUTE format('INSERT INTO %I (space, name, line)
+        SELECT $1, $2, line FROM (
+            SELECT line, ended_at(line) AS ended FROM unnest($3) AS line ORDER BY ended DESC LIMIT $4
+        ) AS newest ORDER BY ended', _log)
+    USING _space, _name, _lines, (_args->>'limit')::bigint;
     RETURN '1';
+END $$;
+
+-- Lines that are too old go; all of them at once.
+CREATE OR REPLACE FUNCTION forget(_args jsonb, _data bytea[]) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM logs
+    WHERE space = _args->>'space' AND ended_at(line) BETWEEN 1 AND (_args->'before'->>'log')::bigint - 1;
+    DELETE FROM failures
+    WHERE space = _args->>'space' AND ended_at(line) BETWEEN 1 AND (_args->'before'->>'failures')::bigint - 1;
+    RETURN '0';
 END $$;
 
 -- Compare all records with what the caller takes them to be, and change all of them, or none.

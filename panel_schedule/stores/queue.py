@@ -285,7 +285,7 @@ class Queue:
         except ValueUnreadable as error:
             with suppress(RunFenced):
                 failed = result.record.state._replace(state=RunState.FAILED, finished_at=now, error=first_line(error))
-                run = _as_run(id, failed)
+                run = _as_run(id, failed, self._store.me)
                 self.end(id, job.fence, RunState.FAILED, now=now, error=error, expires_at=now + KEPT, run=run)
             return None
         except BaseException:
@@ -562,13 +562,13 @@ def _with_line(record: Record, apply: Apply) -> list[Change]:
     change, new = Change(SPACE, record.name, apply), apply(record, 0)
     if not isinstance(new, Record) or not new.state.state.final:
         return [change]
-    return [change, noted(JOB, record.group, _as_run(new.name, new.state))]
+    return [change, noted(JOB, record.group, _as_run(new.name, new.state, record.owner or ""))]
 
 
-def _as_run(id: str, state: JobState) -> RunRecord:
+def _as_run(id: str, state: JobState, owner: str) -> RunRecord:
     return RunRecord(
         id, f"request {id}", state.state, state.attempt, state.queued_at, state.started_at, state.finished_at,
-        state.error, state.reason,
+        state.error, state.reason, None, owner if state.started_at is not None else "", state.user or "",
     )  # fmt: skip
 
 

@@ -6,13 +6,14 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from ..coordination import history
 from ..coordination.record import EPOCH, Logged, Record, Refusal, storable
+from ..coordination.tasks import TASK
 from ..errors import ScheduleError
 from ..functions.run import RunRecord
 from ..serialize.codec import Encoded, decode
@@ -35,6 +36,15 @@ class Tell(IntEnum):
 
 
 Apply = Callable[[Record | None, int], Record | Logged | Refusal | None]
+
+# How old the lines of a log become, and those of a log of failures.
+LogAge = tuple[timedelta, timedelta]
+
+# The spaces whose records have logs.
+LOGGED = (TASK, history.SPACE)
+
+# Seconds between one look for lines that have become older and the next.
+HOUR = 3600.0
 
 
 NO_PARTS: Mapping[tuple[str, int], Any] = {}
@@ -134,9 +144,13 @@ class RecordStore(Protocol):
     blocking : bool
         Whether a call may have to wait for a disk or a network: then it stays off the event loop and out of locks.
         Where not, no other process shares the store, and parts are kept as they are, and not as bytes.
+    log_age : (timedelta, timedelta) or None
+        How old the lines of a log become, and those of a log of failures, before `sweep` deletes them: whoever opens
+        the store says so. None: as old as may be.
     """
 
     blocking: bool
+    log_age: LogAge | None
 
     @property
     def me(self) -> str: ...
@@ -203,7 +217,11 @@ class RecordStore(Protocol):
         ...
 
     def log(self, space: str, name: str) -> list[RunRecord]:
-        """The last lines of the log of a record, newest first."""
+        """
+        The last lines of the log of a record, newest first; and those of its log of failures, see `whole`.
+
+        Each has as many as the store keeps. A line that is older than its `log_age` says goes in `sweep`.
+        """
         ...
 
     def alive(self, owner: str) -> bool:
@@ -265,7 +283,7 @@ class RecordStore(Protocol):
         ...
 
     def sweep(self, now: datetime) -> None:
-        """Delete what has expired by `now`, and is not held."""
+        """Delete what has expired by `now`, and is not held; once an hour at most, lines of logs that are too old."""
         ...
 
     def close(self) -> None:
@@ -321,15 +339,24 @@ def numbered(new: Record, old: Record | None, size: int, revision: int) -> Recor
 
 
 def logged_in(
-    logs: dict[tuple[str, str], list[RunRecord]], new: Record | Logged | None, limit: int = 50
+    logs: dict[tuple[str, ...], list[RunRecord]], new: Record | Logged | None, limit: int = 100
 ) -> tuple[Record | None, RunRecord | None]:
-    """Take its line into the log of a record, newest first; the record, and the line where there is a new one."""
+    """
+    Take its line into the log of a record, newest first; the record, and the line where there is a new one.
+
+    What `log_in` gives is read from there.
+    """
     if not isinstance(new, Logged):
         return new, None
-    record, entry, merged = new
+    record, entry, merged, failure = new
     log = logs.setdefault((record.space, record.name), [])
+    failures = logs.setdefault((record.space, record.name, "failures"), [])
+    if failure is not None:
+        failures.insert(0, failure)
+        del failures[limit:]
     if entry is None:
         log.clear()
+        failures.clear()
     elif merged is not None and (longer := merged(log[0] if log else None, entry)) is not None:
         log[0] = longer
     else:
@@ -339,11 +366,31 @@ def logged_in(
     return record, None
 
 
+def log_in(logs: Mapping[tuple[str, ...], Sequence[RunRecord]], space: str, name: str) -> list[RunRecord]:
+    """The log of a record, of those that `logged_in` keeps."""
+    return whole(logs.get((space, name), ()), logs.get((space, name, "failures"), ()))
+
+
+def whole(lines: Sequence[RunRecord], failures: Sequence[RunRecord]) -> list[RunRecord]:
+    """
+    Both logs of a record as one.
+
+    A failure that is still in the first one is there in brief; what is only in the second one is older than all of the
+    first.
+    """
+    if not failures:
+        return list(lines)
+    left = {(each.id, each.finished_at): each for each in failures}
+    return [left.pop((line.id, line.finished_at), line) for line in lines] + list(left.values())
+
+
+_TEXTS = ("error", "reason", "owner", "user", "arguments", "traceback", "logs")
+
+
 def as_stored(run: RunRecord) -> RunRecord:
     """With texts that any store can keep."""
-    if run.error.isascii() and run.reason.isascii():
-        return run
-    return replace(run, error=storable(run.error), reason=storable(run.reason))
+    odd: dict[str, Any] = {name: storable(text) for name in _TEXTS if not (text := getattr(run, name)).isascii()}
+    return replace(run, **odd) if odd else run
 
 
 def noted(kind: str, function: str, run: RunRecord) -> Change:

@@ -11,6 +11,7 @@
 --   parts:<key>        a hash: its small parts, and where its large ones are
 --   blob:<stamp>       a large part: a hash of its pieces
 --   log:<key>          a list: its log as JSON, newest first
+--   failures:<key>     the same of its log of failures
 --   watch:<key>        a hash: by owner, how many sessions follow it
 --   owners             by owner, until when it is alive unless it says so again: microseconds of this server's clock
 --   heard              when any owner has said so
@@ -116,7 +117,8 @@ local function erase(key, row)
     local _, stamp = described(part)
     if stamp ~= '-' then call('UNLINK', P .. 'blob:' .. stamp) end
   end
-  call('UNLINK', P .. 'record:' .. key, P .. 'parts:' .. key, P .. 'log:' .. key, P .. 'watch:' .. key)
+  call('UNLINK', P .. 'record:' .. key, P .. 'parts:' .. key, P .. 'watch:' .. key)
+  call('UNLINK', P .. 'log:' .. key, P .. 'failures:' .. key)
 end
 
 local function sweep(instant)
@@ -278,10 +280,15 @@ function commands.swap()
       call('HSET', P .. 'record:' .. key, unpack(values))
       index(key, old, new)
       local log = P .. 'log:' .. key
-      if change.cleared then call('DEL', log) end
+      if change.cleared then call('DEL', log, P .. 'failures:' .. key) end
       if change.longer ~= '' then call('LSET', log, 0, change.longer) end
       for _, line in ipairs(change.lines) do call('LPUSH', log, line) end
       if #change.lines > 0 then call('LTRIM', log, 0, args.limit - 1) end
+      if #change.failures > 0 then
+        local failures = P .. 'failures:' .. key
+        for _, line in ipairs(change.failures) do call('LPUSH', failures, line) end
+        call('LTRIM', failures, 0, args.limit - 1)
+      end
     elseif old then
       size = old.size  -- it was looked at, and stays
     end
@@ -298,7 +305,7 @@ end
 
 -- A log that was lost has these lines, and those that others have brought.
 function commands.lines()
-  local log, there = P .. 'log:' .. args.key, {}
+  local log, there = P .. args.log .. ':' .. args.key, {}
   if call('EXISTS', P .. 'record:' .. args.key) == 0 then return 0 end
   local lines = call('LRANGE', log, 0, -1)
   for _, line in ipairs(lines) do there[line] = true end
@@ -309,6 +316,23 @@ function commands.lines()
   call('DEL', log)
   for place = 1, math.min(#lines, args.limit) do call('RPUSH', log, lines[place]) end
   return 1
+end
+
+-- Lines that are too old go, from the logs of so many records of a space; how many records that were.
+function commands.forget()
+  local keys = call('ZRANGE', P .. 'made:' .. args.space, args.first, args.first + args.most - 1)
+  for _, key in ipairs(keys) do
+    for name, before in pairs(args.before) do
+      local log = P .. name .. ':' .. key
+      repeat
+        local line = call('LINDEX', log, -1)
+        local oldest = line and ended(line) or 0
+        local old = oldest > 0 and oldest < tonumber(before)
+        if old then call('RPOP', log) end
+      until not old
+    end
+  end
+  return #keys
 end
 
 -- Those of a space or a group, as `selected` takes them.

@@ -20,7 +20,8 @@ from .base import Store
 from .fallback import Fallback
 from .hurry import LAST, SOON, in_a_hurry, is_leaving
 from .queue import MOST_BYTES
-from .server_records import LOST, PATIENCE, ServerRecords, instant_in, run_in, to_json
+from .records import whole
+from .server_records import LOGS, LOST, PATIENCE, ServerRecords, instant_in, run_in, to_json
 from .signed import Key
 
 log = logging.getLogger("panel_schedule")
@@ -91,7 +92,7 @@ class RedisRecords(ServerRecords):
         namespace: str = "default",
         secret: str = "",
         max_value_bytes: int = 512 * 1024**2,
-        log_limit: int = 50,
+        log_limit: int = 100,
     ):
         super().__init__(url, clock, namespace, secret, max_value_bytes, log_limit)
         self._redis, self._prefix = _library(), f"panel-schedule:{{{namespace}}}:"
@@ -192,8 +193,12 @@ class RedisRecords(ServerRecords):
         return f"{self._prefix}{what}:{self._named(key)}"
 
     def log(self, space: str, name: str) -> list[RunRecord]:
-        with self._told() as client:
-            return list(map(run_in, client.lrange(self._of("log", (space, name)), 0, -1)))
+        with self._told() as client, client.pipeline(transaction=False) as both:
+            # In this order: a failure that comes in between is in what is read last.
+            for log in reversed(LOGS):
+                both.lrange(self._of(log, (space, name)), 0, -1)
+            failures, lines = (list(map(run_in, found)) for found in both.execute())
+        return whole(lines, failures)
 
     # ------------------------------------------------------------ parts
 
@@ -251,7 +256,7 @@ class RedisStore(Store):
         clock: Clock,
         *,
         server: str = "",
-        history_limit: int = 50,
+        history_limit: int = 100,
         max_result_bytes: int = MOST_BYTES,
         namespace: str = "default",
         secret: str = "",

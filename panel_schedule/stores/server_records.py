@@ -24,10 +24,25 @@ from ..coordination.record import NOBODY, Logged, Record, Refusal, instant_of, m
 from ..errors import ScheduleError, StoreError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord
 from ..serialize.codec import Encoded, Inline, encode
-from .file.history import RUN, row_of, run_of
+from .file.history import RUN, more_of, row_of, run_of
 from .hurry import in_a_hurry
 from .local_files import LocalFiles
-from .records import ALL, HELD, Change, Changed, Lost, Result, Source, Tell, numbered, selected, tell_all
+from .records import (
+    ALL,
+    HELD,
+    HOUR,
+    LOGGED,
+    Change,
+    Changed,
+    LogAge,
+    Lost,
+    Result,
+    Source,
+    Tell,
+    numbered,
+    selected,
+    tell_all,
+)
 from .server_blobs import Blobs
 from .signed import Head, Key, Signer
 
@@ -57,6 +72,12 @@ INLINE = 64 * 1024
 
 # Values up to this size, in bytes, may come with the word of a change.
 SMALL = 4096
+
+# How commands name the two logs of a record.
+LOGS = ("log", "failures")
+
+# So many records are looked at in one step for lines that are too old.
+MANY = 100
 
 # So many records are remembered.
 _REMEMBERED = 4000
@@ -116,6 +137,7 @@ class _Draft:
         # The newest line of the log as it was, and what stands in its place; lines that are added.
         self._newest: str | bytes | None = row.newest
         self._cleared, self._longer, self._lines = False, "", list[str]()
+        self._failures: list[str] = []
 
     def make(self, change: Change, placed: Mapping[tuple[str, int], _Placed]) -> Result:
         """What comes of a change, up to its numbers."""
@@ -142,6 +164,7 @@ class _Draft:
     def _clear_log(self) -> None:
         self._newest, self._cleared, self._longer = None, True, ""
         self._lines.clear()
+        self._failures.clear()
 
     def _add(self, logged: Logged) -> RunRecord | None:
         """The line, if there is a new one."""
@@ -149,6 +172,8 @@ class _Draft:
         if entry is None:
             self._clear_log()
             return None
+        if logged.failure is not None:
+            self._failures.append(_line(logged.failure))
         newest = self._lines[-1] if self._lines else self._longer or self._newest
         if merged is not None and newest and (longer := merged(run_in(newest), entry)) is not None:
             if self._lines:
@@ -195,12 +220,13 @@ class _Draft:
             "cleared": self._cleared,
             "longer": self._longer,
             "lines": self._lines,
+            "failures": self._failures,
         }
 
     @property
-    def log(self) -> tuple[bool, str, Sequence[str]]:
-        """Whether it was deleted; what stands in place of its newest line; and what was added."""
-        return self._cleared, self._longer, self._lines
+    def log(self) -> tuple[bool, str, Sequence[str], Sequence[str]]:
+        """Whether it was deleted; what stands in place of its newest line; what was added, and to that of failures."""
+        return self._cleared, self._longer, self._lines, self._failures
 
     @property
     def values(self) -> dict[tuple[str, int], Any]:
@@ -252,6 +278,9 @@ class ServerRecords(ABC):
 
     def __init__(self, url: str, clock: Clock, namespace: str, secret: str, max_value_bytes: int, log_limit: int):
         self._shown, self._clock, self._log_limit = shown(url), clock, log_limit
+        self.log_age: LogAge | None = None
+        # From when on it is looked again for lines that are too old.
+        self._forgets_at = 0.0
         self._namespace, self._max_value_bytes = namespace, max_value_bytes
         self._signer = Signer(namespace, secret)
         files = LocalFiles(self._signer.name(f"{_server(url)} {namespace}"), clock)
@@ -279,7 +308,7 @@ class ServerRecords(ABC):
         # has lost nothing; and the lines of logs that this process has written, each with its record.
         self._owing, self._is_filling, self._filling = False, False, threading.RLock()
         self._survived = 0
-        self._lines: dict[Key, tuple[Record, deque[str]]] = {}
+        self._lines: dict[Key, tuple[Record, deque[str], deque[str]]] = {}
         # The records that this process holds, each with the number of the change since which it does; and those that it
         # has held, as it has left them, with the parts of that.
         self._held: dict[Key, int] = {}
@@ -417,10 +446,12 @@ class ServerRecords(ABC):
             raise failed
 
     def _write_lines(self, since: int) -> None:
-        for key, (record, lines) in list(self._lines.items()):
+        for key, (record, *logs) in list(self._lines.items()):
             if record.owner is None and not record.parts:  # all there is of it is its log
                 self.write([Change(*key, partial(_once_more, held=record))])
-            self._call("lines", key=self._named(key), lines=list(lines), limit=self._log_limit)
+            for log, lines in zip(LOGS, logs, strict=True):
+                if lines:
+                    self._call("lines", key=self._named(key), log=log, lines=list(lines), limit=self._log_limit)
 
     def _let_go(self, since: int) -> None:
         """What the store has as it was when this process still held it is as it was left; else anybody may take it."""
@@ -727,20 +758,22 @@ class ServerRecords(ABC):
                 self._known.pop(key, None)
 
     def _remember_lines(self, key: Key, draft: _Draft, record: Record | None) -> None:
-        cleared, longer, lines = draft.log
+        cleared, longer, lines, failures = draft.log
         if cleared or record is None:
             self._lines.pop(key, None)
         if record is None or not (longer or lines):
             return
         if len(self._lines) >= _REMEMBERED:
             self._lines.clear()
-        _, mine = self._lines.get(key, (None, deque[str](maxlen=self._log_limit)))
+        new = deque[str](maxlen=self._log_limit), deque[str](maxlen=self._log_limit)
+        _, mine, failed = self._lines.get(key, (None, *new))
         if longer:
             with suppress(IndexError):  # it was perhaps another process's
                 mine.pop()
             mine.append(longer)
         mine.extend(lines)
-        self._lines[key] = record, mine
+        failed.extend(failures)
+        self._lines[key] = record, mine, failed
 
     def _remember_held(self, key: Key, draft: _Draft, record: Record | None) -> None:
         if self._is_filling:  # on the way to what it was before it may have had another owner, or none
@@ -777,6 +810,18 @@ class ServerRecords(ABC):
     def sweep(self, now: datetime) -> None:
         while self._call("sweep", now=instant_text(now)):
             pass
+        self._forget_lines(now)
+
+    def _forget_lines(self, now: datetime) -> None:
+        """Those that are too old, some records at a time."""
+        if self.log_age is None or self._clock.monotonic() < self._forgets_at:
+            return
+        self._forgets_at = self._clock.monotonic() + HOUR
+        before = {log: instant_text(now - age) for log, age in zip(LOGS, self.log_age, strict=True)}
+        for space in LOGGED:
+            first = 0
+            while self._call("forget", space=space, before=before, first=first, most=MANY) == MANY:
+                first += MANY
 
     # ------------------------------------------------------------ owners and sessions
 
@@ -891,7 +936,9 @@ class ServerRecords(ABC):
     def _look_around(self) -> None:
         """Tell of what processes have left undone that are gone; delete what time asks for."""
         self._believed.clear()
-        replies = self._call("look", now=instant_text(self._clock.now()))
+        now = self._clock.now()
+        self._forget_lines(now)
+        replies = self._call("look", now=instant_text(now))
         self._take_in([reply for reply in replies if self._key_of(reply[0])[0] in self._subscribers])
         self._tell()
 
@@ -952,12 +999,13 @@ def as_text(value: str | bytes) -> str:
 
 
 def _line(run: RunRecord) -> str:
-    return to_json(dict(zip(_LINE, row_of(run), strict=True)))
+    return to_json(dict(zip(_LINE, row_of(run), strict=True)) | more_of(run))
 
 
 def run_in(line: str | bytes) -> RunRecord:
     """A line of a log."""
-    return run_of(json.loads(line))
+    fields = json.loads(line)
+    return run_of(fields, fields)
 
 
 def _server(url: str) -> str:

@@ -52,7 +52,7 @@ CREATE TABLE IF NOT EXISTS erased (revision INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (
     number INTEGER PRIMARY KEY, task TEXT NOT NULL, id TEXT NOT NULL, key TEXT, state TEXT NOT NULL,
     attempt INTEGER NOT NULL, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
-    error TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER
+    error TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER, more TEXT
 );
 CREATE INDEX IF NOT EXISTS runs_of_task ON runs (task, number);
 CREATE TABLE IF NOT EXISTS viewers (
@@ -61,12 +61,23 @@ CREATE TABLE IF NOT EXISTS viewers (
 ) WITHOUT ROWID;
 """
 
+# Releases that do not know these have the database open at the same time: they leave out what they do not know.
+_ADDED = """
+CREATE TABLE IF NOT EXISTS failures (
+    number INTEGER PRIMARY KEY, task TEXT NOT NULL, id TEXT NOT NULL, key TEXT, state TEXT NOT NULL,
+    attempt INTEGER NOT NULL, queued_at INTEGER, started_at INTEGER, finished_at INTEGER,
+    error TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER, more TEXT
+);
+CREATE INDEX IF NOT EXISTS failures_of_task ON failures (task, number);
+"""
+
 # What is worth saving of a corrupt database.
 _COLUMNS = {
     "records": "space, name, record_group, owner, used_at, expires_at, size, created, revision, state",
     "blobs": "space, name, kind, number, revision, size, inline, file, seal",
     "erased": "revision",
-    "runs": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until",
+    "runs": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until, more",
+    "failures": "number, task, id, key, state, attempt, queued_at, started_at, finished_at, error, reason, until, more",
 }
 
 # Bytes of the files that SQLite locks (its file format, "Locking"; its WAL format, 2.3.1): read locks on the first two
@@ -191,22 +202,30 @@ class Database:
             )
         if version == 0 and self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise Corrupt("it is a database of something else")
-        if version == SCHEMA_VERSION:
+        if version == SCHEMA_VERSION and _columns(self._writer, "failures"):
             return
         self._writer.execute("BEGIN IMMEDIATE")
         try:
-            if version:  # that of earlier releases had other columns, and nobody has it open
-                self._writer.execute("DROP TABLE IF EXISTS viewers")
-            for command in _RECORDS.split(";"):
+            if version < SCHEMA_VERSION:
+                self._create(version)
+            if "more" not in _columns(self._writer, "runs"):
+                self._writer.execute("ALTER TABLE runs ADD COLUMN more TEXT")
+            for command in _ADDED.split(";"):
                 self._writer.execute(command)
-            carry_over(self._writer, Transaction(self._writer))
-            for table in EARLIER:
-                self._writer.execute(f"DROP TABLE IF EXISTS {table}")
-            self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             self._writer.execute("COMMIT")
         except BaseException:
             self._writer.execute("ROLLBACK")
             raise
+
+    def _create(self, version: int) -> None:
+        if version:  # that of earlier releases had other columns, and nobody has it open
+            self._writer.execute("DROP TABLE IF EXISTS viewers")
+        for command in _RECORDS.split(";"):
+            self._writer.execute(command)
+        carry_over(self._writer, Transaction(self._writer))
+        for table in EARLIER:
+            self._writer.execute(f"DROP TABLE IF EXISTS {table}")
+        self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @property
     def there(self) -> bool:

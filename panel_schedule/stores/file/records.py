@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
@@ -18,9 +19,9 @@ from ...coordination.record import NOBODY, Logged, Record, Refusal, instant_of, 
 from ...errors import ScheduleError, StoreError, ValueUnreadable
 from ...functions.run import RunRecord
 from ...serialize.codec import Encoded, encode
-from ..records import ALL, HELD, Change, Changed, Lost, Result, Source, Tell, numbered, tell_all
+from ..records import ALL, HELD, HOUR, Change, Changed, LogAge, Lost, Result, Source, Tell, numbered, tell_all, whole
 from .database import Corrupt, Database
-from .history import RUN, row_of, run_of
+from .history import RUN, more_of, row_of, run_of
 from .opened import LOOK_WITHOUT_BELL, OpenDirectory
 from .transaction import Transaction, seal_of
 
@@ -28,6 +29,7 @@ log = logging.getLogger("panel_schedule")
 
 _ONE = "space = ? AND name = ?"
 _RUN = ", ".join(f"{column} = ?" for column in RUN.split(", "))
+_LOGS = ("runs", "failures")
 _PART = f"{_ONE} AND kind = ? AND number = ?"
 _COLUMNS = "space, name, record_group, owner, used_at, expires_at, size, created, revision, state"
 
@@ -97,8 +99,11 @@ class FileRecords(OpenDirectory):
 
     blocking = True
 
-    def __init__(self, folder: Path, clock: Clock, *, persistent: bool = True, log_limit: int = 50):
+    def __init__(self, folder: Path, clock: Clock, *, persistent: bool = True, log_limit: int = 100):
         self._log_limit = log_limit
+        self.log_age: LogAge | None = None
+        # From when on it is looked again for lines that are too old.
+        self._forgets_at = 0.0
         self._lost: list[Lost] = []
         # When the directory of the files had changed, the last time that it was looked at.
         self._looked_at = 0
@@ -191,8 +196,10 @@ class FileRecords(OpenDirectory):
             raise ValueUnreadable(f"{what} cannot be read: {error}.") from error
 
     def log(self, space: str, name: str) -> list[RunRecord]:
-        question = "SELECT * FROM runs WHERE task = ? ORDER BY number DESC"
-        return [run_of(row) for row in self._read(question, _line(space, name))]
+        # In this order: a failure that comes in between is in what is read last.
+        asked = [f"SELECT * FROM {table} WHERE task = ? ORDER BY number DESC" for table in reversed(_LOGS)]
+        failures, lines = (list(map(_run, self._read(question, _line(space, name)))) for question in asked)
+        return whole(lines, failures)
 
     def _record(self, row: sqlite3.Row) -> Record:
         space, name, group, owner, used_at, expires_at, size, created, revision, text = row
@@ -357,21 +364,31 @@ class FileRecords(OpenDirectory):
         """The line, if there is a new one."""
         line, entry = _line(logged.record.space, logged.record.name), logged.entry
         if entry is None:
-            tx.do("DELETE FROM runs WHERE task = ?", line)
+            for table in _LOGS:
+                tx.do(f"DELETE FROM {table} WHERE task = ?", line)
             return None
+        if logged.failure is not None:
+            self._append(tx, "failures", line, logged.failure)
         if logged.merged is not None:
             newest = tx.one("SELECT * FROM runs WHERE task = ? ORDER BY number DESC LIMIT 1", line)
-            longer = logged.merged(run_of(newest) if newest is not None else None, entry)
+            longer = logged.merged(_run(newest) if newest is not None else None, entry)
             if longer is not None and newest is not None:
                 tx.do(f"UPDATE runs SET {_RUN} WHERE number = ?", *row_of(longer), newest["number"])
                 return None
-        tx.do(f"INSERT INTO runs ({RUN}, task) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *row_of(entry), line)
+        self._append(tx, "runs", line, entry)
+        return entry
+
+    def _append(self, tx: Transaction, table: str, line: str, run: RunRecord) -> None:
+        more = more_of(run)
         tx.do(
-            "DELETE FROM runs WHERE task = ? AND number <= (SELECT number FROM runs WHERE task = ? "
+            f"INSERT INTO {table} ({RUN}, task, more) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *(*row_of(run), line, json.dumps(more) if more else None),
+        )
+        tx.do(
+            f"DELETE FROM {table} WHERE task = ? AND number <= (SELECT number FROM {table} WHERE task = ? "
             "ORDER BY number DESC LIMIT 1 OFFSET ?)",
             *(line, line, self._log_limit),
         )
-        return entry
 
     def _set(self, tx: Transaction, old: Record | None, new: Record) -> None:
         if old is not None:
@@ -400,7 +417,8 @@ class FileRecords(OpenDirectory):
         files = [row["file"] for row in tx.all(f"SELECT file {theirs} AND file NOT NULL", *values)]
         tx.do(f"DELETE {theirs}", *values)
         for space, name in tx.all(f"SELECT space, name FROM records WHERE {which}", *values):
-            tx.do("DELETE FROM runs WHERE task = ?", _line(space, name))
+            for table in _LOGS:
+                tx.do(f"DELETE FROM {table} WHERE task = ?", _line(space, name))
         tx.do(f"DELETE FROM records WHERE {which}", *values)
         tx.do("DELETE FROM erased")
         tx.do("INSERT INTO erased VALUES (?)", last)
@@ -453,6 +471,13 @@ class FileRecords(OpenDirectory):
             with self._transaction() as tx:
                 gone = self._erase(tx, which, at)
             self._unlink(gone)
+        if self.log_age is not None and self._clock.monotonic() >= self._forgets_at:
+            self._forgets_at = self._clock.monotonic() + HOUR
+            for table, age in zip(_LOGS, self.log_age, strict=True):
+                old, before = f"FROM {table} WHERE ifnull(finished_at, queued_at) < ?", micros(now - age)
+                if self._read(f"SELECT 1 {old} LIMIT 1", before):
+                    with self._transaction() as tx:
+                        tx.do(f"DELETE {old}", before)
 
     # ------------------------------------------------------------ who follows what
 
@@ -548,7 +573,7 @@ class FileRecords(OpenDirectory):
         """Go on with what stands in a database that was deleted, but for what is there already."""
         try:
             with database.write() as tx:
-                for table in ("records", "blobs", "erased", "runs"):
+                for table in ("records", "blobs", "erased", *_LOGS):
                     for row in former.read(f"SELECT * FROM {table}"):
                         tx.do(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
         except (ScheduleError, Corrupt) as error:
@@ -560,6 +585,10 @@ class FileRecords(OpenDirectory):
                 lost(0)
             except ScheduleError as error:
                 log.error("Not all that this process has is stored again: %s", error)
+
+
+def _run(row: sqlite3.Row) -> RunRecord:
+    return run_of(row, json.loads(row["more"] or "{}"))
 
 
 def _line(space: str, name: str) -> str:

@@ -42,7 +42,7 @@ class FileStore(Store):
         *,
         server: str = "",
         persistent: bool = True,
-        history_limit: int = 50,
+        history_limit: int = 100,
         max_result_bytes: int = MOST_BYTES,
     ):
         records = FileRecords(folder, clock, persistent=persistent, log_limit=history_limit)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from datetime import timedelta
 from typing import Any
 
+from ...clock import SystemClock
+from ...coordination import history
 from ...coordination.record import Refusal
 from ...coordination.tasks import TASK, Claim
 from ...errors import RunFenced
 from ...functions.run import RunRecord, RunState
 from ...stores.base import Store
+from ...stores.records import Change, Request
 from .tools import claim, ended, enroll, put, raises, refusal, row_of, second, skipped
 
 
@@ -188,12 +193,72 @@ class RunContract:
         assert read == [ended(number) for number in range(self.history_limit + 2, 2, -1)]
 
     def test_a_record_comes_back_whole(self, store: Store) -> None:
-        """Each of its facts."""
-        record = RunRecord(
-            "run", "key", RunState.FAILED, 2, second(1), second(2), second(3), "ValueError: no", "reason", second(4)
+        """Each of its facts, whichever log has it."""
+        times, texts = (
+            (second(1), second(2), second(3)),
+            ("owner", "us\0er", "'a', b=\"ü\"", "in f\n  \\u0000", "log\n"),
         )
-        store.do(store.tasks.record("sales", record))
-        assert store.history("sales") == [record]
+        failed = RunRecord("run1", "key", RunState.FAILED, 2, *times, "ValueError: no", "reason", second(4), *texts)
+        well = RunRecord("run2", None, RunState.SUCCEEDED, 1, *times, "", "", None, "owner", "user", "1, 2")
+        for record in (failed, well):
+            store.do(store.tasks.record("sales", record))
+        assert store.history("sales") == [well, failed]
+
+    def test_a_failure_is_not_pushed_out_by_successes(self, store: Store) -> None:
+        """The last ones stay, whole, behind what is newer; and each is one line."""
+        failures = [
+            ended(number, RunState.FAILED, traceback=f"in {number}") for number in range(self.history_limit + 2)
+        ]
+        for failure in failures:
+            store.do(store.tasks.record("sales", failure))
+        assert store.history("sales") == failures[:1:-1]
+        successes = [ended(100 + number) for number in range(self.history_limit + 2)]
+        for success in successes[:2]:
+            store.do(store.tasks.record("sales", success))
+        assert store.history("sales") == successes[1::-1] + failures[:1:-1]
+        for success in successes[2:]:
+            store.do(store.tasks.record("sales", success))
+        assert store.history("sales") == successes[:1:-1] + failures[:1:-1]
+
+    def test_a_history_is_deleted_with_its_failures(self, store: Store) -> None:
+        """And begins anew."""
+        store.do(store.tasks.record("sales", ended(1, RunState.FAILED)))
+        store.do(Request(Change(TASK, "sales", history.erase), lambda result: None))
+        assert store.history("sales") == []
+        store.do(store.tasks.record("sales", ended(2)))
+        assert store.history("sales") == [ended(2)]
+
+    def test_what_ended_too_long_ago_is_in_no_history(self, store: Store) -> None:
+        """A failure is there four times as long; what has ended lately, or never began to, stays."""
+        now, hour = SystemClock().now(), timedelta(hours=1)
+        failed, ages = RunState.FAILED, (5, 3.9, 2, 0.9)
+        there = [
+            RunRecord(f"{state} {age}", None, state, 1, None, None, now - age * hour)
+            for age in ages for state in (failed, RunState.SUCCEEDED)
+        ]  # fmt: skip
+        for record in there:
+            store.do(store.tasks.record("sales", record))
+        store.keep_history(hour)
+        wanted = {"failed 3.9", "failed 2", "failed 0.9", "succeeded 0.9"}
+        assert {record.id for record in store.history("sales")} == wanted
+
+    def test_what_ended_too_long_ago_is_deleted(self, store: Store) -> None:
+        """When it is swept, from both logs."""
+        now, hour = SystemClock().now(), timedelta(hours=1)
+        for age in (5, 2, 0.5):
+            for state in (RunState.FAILED, RunState.SUCCEEDED):
+                run = RunRecord(f"{state} {age}", None, state, 1, None, None, now - age * hour)
+                store.do(store.tasks.record("sales", run))
+                store.do(store.note("job", "report", run))
+        store.keep_history(hour)
+        store.records.sweep(now)
+        store.keep_history(None)
+        wanted, until, pause = ["succeeded 0.5", "failed 0.5", "failed 2"], 1000, threading.Event()
+        while [run.id for run in store.history("sales")] != wanted and until:  # its own thread may be about to
+            pause.wait(0.01)
+            until -= 1
+        assert [run.id for run in store.history("sales")] == wanted
+        assert [run.id for run in store.history("report", "job")] == wanted
 
     def test_a_skipped_stretch_that_goes_on_becomes_longer(self, store: Store) -> None:
         """For one reason; after another record it is one of its own (invariant 5)."""
