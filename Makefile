@@ -20,14 +20,14 @@ newest := background executors modules no_session process_tasks server sessions 
 mistakes := store_that_cannot_be_opened or served_script_is_refused or waited_too_long or cannot_say_what_it_is
 newest := $(newest:%=tests/test_%.py) -k "not (thousand or $(mistakes))"
 
-# Two processes get file after file, long ones first; what measures times or load runs after them, by itself.
+# Two processes get file after file, long ones first; what measures times or load runs after all others, by itself.
 together := -n 2 --dist loadfile --no-loadscope-reorder
 alone := -m alone $(shell grep -l "pytest.mark.alone" tests/test_*.py)
 
 # Once: where Python may not write, each process that a test starts would do it again.
 compile = @$(python) -m compileall -q panel_schedule
 
-.PHONY: demo test installed test-all test-newest test-selected test-quick lint bench clean
+.PHONY: demo test installed test-all test-slow test-rest test-newest test-selected test-quick lint bench clean
 
 demo: .venv/.examples
 	@echo
@@ -48,8 +48,16 @@ installed:
 test-all: .venv/.test
 	@setup_scripts/system_packages.sh
 	$(compile)
-	$(python) -m pytest $(together) -m "not alone"
+	@$(MAKE) --no-print-directory -j 2 test-slow test-rest
 	$(python) -m pytest $(alone)
+
+test-slow:
+	$(python) -m pytest $(together) -m "slow and not alone"
+
+# At the same time, with what those leave of the processors, as they mostly wait; it tells at its end what it has found.
+test-rest:
+	@nice -n 10 $(python) -m pytest --timeout 360 -m "not (slow or alone)" >.venv/test-rest.log 2>&1; ended=$$?; \
+	cat .venv/test-rest.log; exit $$ended
 
 test-newest: .venv/.test
 	@newest=$$($(python) setup_scripts/newest_python.py) || exit; \
