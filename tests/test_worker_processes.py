@@ -1011,14 +1011,21 @@ def test_an_interpreter_that_does_not_start_is_an_error(executor, monkeypatch):
 # ------------------------------------------------------------ cancel
 
 
-def asleep(path):
-    import panel_schedule as ps
+def make_asleep():
+    def asleep(path):
+        import panel_schedule as ps
 
-    try:
-        ps.current_run().publish(os.getpid())
-        time.sleep(600)
-    finally:
-        Path(path).touch()
+        try:
+            ps.current_run().publish(os.getpid())
+            time.sleep(600)
+        finally:
+            Path(path).touch()
+
+    return asleep
+
+
+# It travels by value: a worker need not import this file, and Panel with it.
+asleep = make_asleep()
 
 
 @pytest.mark.alone
