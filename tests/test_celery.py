@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -110,6 +111,21 @@ def test_spans_of_a_worker_are_children_of_the_run(ps, spans, tmp_path):
     """The run's span is the server's, begins when the call is sent, and says when a worker has begun with it."""
     span = require_carried(ps, spans, tmp_path / "spans", "celery")
     assert ["begun"] == [event.name for event in span.events]
+
+
+def test_the_history_has_what_was_logged_there_and_names_the_worker(ps):
+    def fails():
+        logging.getLogger("shop").warning("slow")
+        raise ValueError("no")
+
+    failing = ps.background(executor="celery", name="fails")(fails)
+    with pytest.raises(ValueError, match="no"):
+        failing.submit().result(PATIENCE)
+    eventually(lambda: failing.history, PATIENCE)
+    [run] = failing.history
+    assert run.logs.endswith("WARNING shop: slow")
+    assert "in fails" in run.traceback
+    assert run.owner not in ("", ps._runtime.service.store.me)
 
 
 @pytest.fixture

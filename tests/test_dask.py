@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import logging
 import os
 import socket
 import subprocess
@@ -137,6 +138,21 @@ def test_a_task_and_a_memoized_function_run_there(ps):
 def test_spans_of_a_worker_are_children_of_the_run(ps, spans, tmp_path):
     """The run's span is the server's; the worker has its context."""
     require_carried(ps, spans, tmp_path / "spans", "dask")
+
+
+def test_the_history_has_what_was_logged_there_and_names_the_worker(ps):
+    def fails():
+        logging.getLogger("shop").warning("slow")
+        raise ValueError("no")
+
+    failing = ps.background(executor="dask", name="fails")(fails)
+    with pytest.raises(ValueError, match="no"):
+        failing.submit().result(PATIENCE)
+    eventually(lambda: failing.history, PATIENCE)
+    [run] = failing.history
+    assert run.logs.endswith("WARNING shop: slow")
+    assert "in fails" in run.traceback
+    assert run.owner not in ("", ps._runtime.service.store.me)
 
 
 def test_a_function_reads_and_writes_what_the_server_has(ps):

@@ -232,7 +232,7 @@ def test_the_table_has_every_function():
     applied = {apply.func if isinstance(apply, partial) else apply for _, apply, _ in TABLE}
     there = {each for name, each in getmembers(tasks, isfunction)
              if each.__module__ == tasks.__name__ and not name.startswith("_")}  # fmt: skip
-    assert there - applied == {tasks.extended, tasks.has_newer, tasks.is_newer}
+    assert there - applied == {tasks.extended, tasks.has_newer, tasks.is_another, tasks.is_newer}
 
 
 def test_only_what_a_process_has_changed_alone_is_changed_when_it_is_back():
