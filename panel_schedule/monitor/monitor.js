@@ -380,10 +380,11 @@ export function render({ model, el, view }) {
     const { data } = row, kind = kindOf(data, now);
     say(title, data.name);
     state.dataset.kind = kind;
-    const fresh = promise(data, now), next = countdown(data, now);
+    const fresh = promise(data, now), next = countdown(data, now), count = data.failures;
+    const failed = count > 1 ? `failed ${count} times in a row` : count ? "failed once" : "";
     say(stateWords, [
       `${KINDS[data.kind]}, ${WORDS[kind]}`, doing(data), data.schedule, data.updated === null ? "" : `${age(data, now)} old`,
-      fresh, next && `next ${next}`, data.failures ? `failed ${data.failures} times in a row` : "",
+      fresh, next && `next ${next}`, failed,
     ].filter(Boolean).join(" · "));
     say(error, one === null ? data.error : "");
     for (const { button, kind, fits } of actions) button.hidden = model.why_not !== "" || kind !== data.kind || !fits(data);
