@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 FIGURES = (
     *("reads", "ticks", "masses", "registrations", "updates", "neighbours", "copies", "arrivals", "claims", "idling"),
     *("jobs", "celeries", "clusters", "clicks", "waiting", "stalls", "loads", "api", "soak"),
-    *("memos", "crowds", "inputs", "timelines"),
+    *("memos", "crowds", "inputs", "timelines", "monitor"),
     *("servers", "fetches", "replicas"),
 )
 LIBRARIES = (

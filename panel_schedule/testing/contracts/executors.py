@@ -219,6 +219,30 @@ class ExecutorContract(BodyContract):
         run.result(PATIENCE)
         assert run.percent == 100
 
+    def test_what_runs_is_in_its_load_and_has_a_worker_where_there_are_any(self, ps: Front, tmp_path: Path) -> None:
+        """A worker has a name, and says what it runs; for whoever looks at them."""
+        go = tmp_path / "go"
+
+        def work() -> None:
+            progress(0)
+            while not go.exists():
+                time.sleep(LOOK)
+
+        async def work_on_loop() -> None:
+            progress(0)
+            while not go.exists():
+                await asyncio.sleep(LOOK)
+
+        job = self._job(ps, work, work_on_loop)
+        run = job.submit()
+        _until(run, lambda: run.percent == 0)
+        executor = ps._runtime.service.executor("job", self.where)
+        load, workers = executor.load, executor.workers
+        go.touch()
+        run.result(PATIENCE)
+        assert load.running >= 1
+        assert [name != "" for name, what in workers if job.name in what] == ([True] if self.isolated else [])
+
     def test_the_last_progress_is_there_with_the_end(self, ps: Front) -> None:
         """However often it was told just before."""
 
