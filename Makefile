@@ -14,18 +14,20 @@ PORT ?= 5006
 venv := .venv
 python := $(venv)/bin/python
 
-# What a newer Python may well break: servers, sessions, jobs and worker processes.
+# What a newer Python may well break: servers, sessions, jobs and worker processes. But not what they say of a mistake,
+# nor how they bear many runs.
 newest := background executors modules no_session process_tasks server sessions stopping worker_processes
-newest := $(newest:%=tests/test_%.py) -k "not thousand"
+mistakes := store_that_cannot_be_opened or served_script_is_refused or waited_too_long or cannot_say_what_it_is
+newest := $(newest:%=tests/test_%.py) -k "not (thousand or $(mistakes))"
 
-# Two processes get file after file, long ones first; what measures times or load runs after them, by itself.
+# Two processes get file after file, long ones first; what measures times or load runs after all others, by itself.
 together := -n 2 --dist loadfile --no-loadscope-reorder
 alone := -m alone $(shell grep -l "pytest.mark.alone" tests/test_*.py)
 
 # Once: where Python may not write, each process that a test starts would do it again.
 compile = @$(python) -m compileall -q panel_schedule
 
-.PHONY: demo test installed test-all test-newest test-selected test-quick lint bench clean
+.PHONY: demo test test-all test-slow test-rest installed-newest test-newest test-selected test-quick lint bench clean
 
 demo: .venv/.examples
 	@echo
@@ -34,20 +36,27 @@ demo: .venv/.examples
 	@$(python) -m panel serve examples/*.py --index examples/index.py --setup setup_scripts/demo.py --port $(PORT) \
 		--allow-websocket-origin localhost:$(PORT) --allow-websocket-origin 127.0.0.1:$(PORT)
 
-test: installed test-all test-newest
-
-# What both parts need, at the same time: an installation mostly waits.
-installed:
-	@$(MAKE) --no-print-directory $(venv)/.test & all=$$!; \
-	newest=$$($(PYTHON) setup_scripts/newest_python.py); \
-	[ -z "$$newest" ] || $(MAKE) --no-print-directory venv=.venv-newest PYTHON=$$newest .venv-newest/.test-servers; \
-	wait $$all
+test: meanwhile := installed-newest
+test: test-all test-newest
 
 test-all: .venv/.test
 	@setup_scripts/system_packages.sh
 	$(compile)
-	$(python) -m pytest $(together) -m "not alone"
+	@$(MAKE) --no-print-directory -j 3 test-slow test-rest $(meanwhile)
 	$(python) -m pytest $(alone)
+
+test-slow:
+	$(python) -m pytest $(together) -m "slow and not (alone or unhurried)"
+
+# At the same time, with what those leave of the processors, as they mostly wait; it tells at its end what it has found.
+test-rest:
+	@nice -n 10 $(python) -m pytest --timeout 360 -m "unhurried or not (slow or alone)" >.venv/rest.log 2>&1; ended=$$?; \
+	cat .venv/rest.log; exit $$ended
+
+# For the last part: in the meantime, too.
+installed-newest:
+	@newest=$$($(PYTHON) setup_scripts/newest_python.py); [ -z "$$newest" ] || \
+	nice -n 10 $(MAKE) --no-print-directory venv=.venv-newest PYTHON=$$newest .venv-newest/.test-servers
 
 test-newest: .venv/.test
 	@newest=$$($(python) setup_scripts/newest_python.py) || exit; \

@@ -12,8 +12,6 @@ from .functions.memoize import Memoized
 from .functions.run import Run, RunState, current_run, progress, track
 from .functions.task import Retry, Task, TaskStatus
 from .http.routes import routes
-from .http.totals import Totals
-from .monitor.component import monitor_of
 from .runtime import Runtime
 from .serialize.entry import Entry
 from .server.panel import install
@@ -29,10 +27,7 @@ _gate = install(_runtime)
 os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
-# Made before a server forks, so that its processes share what they count.
-_totals = Totals(_runtime, _gate.sessions)
-
-DataHealth, Monitor = _front.DataHealth, monitor_of(_runtime, _totals.read)
+DataHealth = _front.DataHealth
 background, memoize, schedule = _front.background, _front.memoize, _front.schedule
 schedule_task, cancel_task = _front.schedule_task, _front.cancel_task
 alert, on, run_forever = _front.alert, _front.on, _front.run_forever
@@ -40,7 +35,7 @@ store, tasks = _front.store, _front.tasks
 
 __version__ = "0.1.0"
 # For ``--plugins panel_schedule``, which has several processes stop as one, too.
-ROUTES = routes(_runtime, _gate, Monitor, _totals)
+ROUTES, Monitor = routes(_runtime, _gate)
 
 __all__ = [
     "Background",

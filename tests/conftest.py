@@ -34,7 +34,8 @@ _SLOW = {"bare", "browser", "forgetful", "house", "kernel", "open_page", "peer",
 _SLOW |= {"test_busy_store", "test_crashes", "test_peers", "test_sessions", "test_stalls", "test_stopping"}
 _SLOW |= {"test_background", "test_damaged_store", "test_errors_kept", "test_process_tasks", "test_what_bodies_raise"}
 _SLOW |= {"test_celery", "test_dask", "test_worker_processes"}
-_SLOW |= {"another_redis", "postgres_server", "test_large_values", "test_lost_store", "test_redis_addresses"}
+_SLOW |= {"another_redis", "postgres_server", "test_large_values", "test_lost_store", "test_memo_processes"}
+_SLOW |= {"test_redis_addresses"}
 
 
 # Tests that are marked ``stores("asked")`` run on a directory, or on servers as well if this is "all": see the marker.

@@ -37,13 +37,6 @@ class Process:
         self.process.kill()
         self.process.wait()
 
-    def close(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -81,9 +74,9 @@ class DaskCluster:
         self.scheduler = self._scheduler(port)
 
     def close(self) -> None:
-        for worker in self.workers:
-            worker.close()
-        self.scheduler.close()
+        """At once: what it is at does not matter any more."""
+        for process in (*self.workers, self.scheduler):
+            process.kill()
 
     def _scheduler(self, port: int) -> Process:
         return self._process("dask_scheduler", "--port", str(port), sign="Scheduler at")

@@ -26,7 +26,7 @@ PATIENCE = 20.0
 # Children of a clean process that has imported everything: they start in no time, and inherit nothing of the test.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["panel_schedule.testing.contracts.tools", "store_address", "psycopg", "redis", "polars", "pyarrow"]
+    ["panel_schedule.testing.contracts.tools", "store_address", "psycopg", "redis", "polars", "pyarrow", "frozen"]
 )
 
 

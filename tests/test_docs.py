@@ -27,7 +27,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 # Imports what takes long once, and forks a process for each line: what runs it, the page or module, and where.
 NURSERY = """
-import doctest, importlib, json, os, signal, sys
+import doctest, gc, importlib, json, os, signal, sys
 from pathlib import Path
 import numpy, pandas, panel, panel_schedule
 import documents
@@ -38,6 +38,7 @@ def examples(name):
 def blocks(page):
     documents.run(Path(page))
 
+gc.freeze()  # else each of them looks at the end for garbage in all that has been imported here
 for line in sys.stdin:
     what, name, folder = json.loads(line)
     pid = os.fork()

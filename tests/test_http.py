@@ -55,7 +55,7 @@ TASKS = """
     def answer():
         while not pathlib.Path("go").exists():
             time.sleep(0.01)
-        forever.submit()
+        forever.runs() or forever.submit()
         return 42
 
     @ps.background(executor="thread")

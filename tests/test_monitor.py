@@ -578,7 +578,7 @@ def test_it_is_readable_in_both_themes_on_a_phone_too(site: Site) -> None:
             page.set_viewport_size({"width": width, "height": 800})
             expect(row(page, "prices")).to_be_visible()
             assert width >= page.evaluate("document.documentElement.scrollWidth")
-        for tab, texts in (("Functions", [".monitor h2"]), ("Workers", ["article h3", ".bk-tab >> text=Timeline"])):
+        for tab, texts in (("Functions", [".monitor h2"]), ("Workers", ["article h3", "nav >> text=Timeline"])):
             page.get_by_text(tab, exact=True).click()
             for text in texts:
                 ink, ground = (brightness(page.locator(text).first.evaluate(code)) for code in (INK, GROUND))

@@ -23,6 +23,8 @@ from panel_schedule.stores.postgres import PostgresStore
 from panel_schedule.stores.redis import RedisStore
 from panel_schedule.testing import VirtualClock
 
+pytestmark = pytest.mark.unhurried
+
 
 class Server:
     """

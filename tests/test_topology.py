@@ -131,6 +131,7 @@ class Topology:
         with ExitStack() as closing:
             closing.callback(self.redis.stop)
             for server in self.started:
+                server.process.terminate()
                 closing.callback(server.close)
             for worker in self.workers.values():
                 worker.terminate()

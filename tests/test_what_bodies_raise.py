@@ -24,6 +24,7 @@ from panel_schedule.errors import ArgumentUnkeyable, RunCancelled, RunFailed, Va
 from panel_schedule.functions.run import Run, RunState
 from panel_schedule.functions.task import Retry
 from panel_schedule.runtime import Runtime
+from raising import Bad, Panic, Unpickled, inner, plain, throw
 from servers import eventually
 
 
@@ -37,17 +38,6 @@ def ps(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
     runtime.grace = 0.0
     yield Front(runtime)
     runtime.close()
-
-
-async def inner() -> None:
-    task = asyncio.ensure_future(asyncio.sleep(PATIENCE))
-    await asyncio.sleep(0)
-    task.cancel()
-    await task
-
-
-def plain() -> None:
-    asyncio.run(inner())
 
 
 def future() -> None:
@@ -99,26 +89,6 @@ def test_a_coroutine_that_somebody_cancels_is_no_failure(ps: Front) -> None:
     with pytest.raises(RunCancelled):
         run.result(PATIENCE)
     assert RunState.CANCELLED is run.state
-
-
-class Panic(BaseException):
-    pass
-
-
-class Bad:
-    """Raises it when it is pickled, or when it is read again."""
-
-    def __init__(self, error: BaseException, later: bool):
-        self.error, self.later = error, later
-
-    def __reduce__(self) -> Any:
-        if self.later:
-            return throw, (self.error,)
-        raise self.error
-
-
-def throw(error: BaseException) -> None:
-    raise error
 
 
 ERRORS = [Panic, SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError, CancelledError]
@@ -414,23 +384,7 @@ def test_dates_that_raise_it_end_no_clock(core: Core, error: BaseException) -> N
 # ------------------------------------------------------------ worker processes
 
 
-class Unpickled:
-    """Raises it when another process reads it."""
-
-    def __init__(self, error: BaseException):
-        self.error, self.home = error, os.getpid()
-
-    def __reduce__(self) -> Any:
-        return elsewhere, (self.home, self.error)
-
-
-def elsewhere(home: int, error: BaseException) -> int:
-    if os.getpid() != home:
-        raise error
-    return 1
-
-
-# A worker process that is started on a busy machine, and imports this file.
+# A worker process that is started on a busy machine.
 WHILE_STARTING = 6 * PATIENCE
 
 in_memory = pytest.mark.parametrize("ps", ["memory"], indirect=True)

@@ -1011,14 +1011,21 @@ def test_an_interpreter_that_does_not_start_is_an_error(executor, monkeypatch):
 # ------------------------------------------------------------ cancel
 
 
-def asleep(path):
-    import panel_schedule as ps
+def make_asleep():
+    def asleep(path):
+        import panel_schedule as ps
 
-    try:
-        ps.current_run().publish(os.getpid())
-        time.sleep(600)
-    finally:
-        Path(path).touch()
+        try:
+            ps.current_run().publish(os.getpid())
+            time.sleep(600)
+        finally:
+            Path(path).touch()
+
+    return asleep
+
+
+# It travels by value: a worker need not import this file, and Panel with it.
+asleep = make_asleep()
 
 
 @pytest.mark.alone
@@ -1471,21 +1478,25 @@ def look_around():
     ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def warm():
+    """One process for many tests: what this file imports takes it longer than most of what they do."""
+    made = ProcessExecutor(1)
+    yield made
+    made.stop(0)
+
+
 @pytest.mark.parametrize(
     "what",
     ["folder", "environment", "umask", "alarm", "timer", "handler", "mask", "output", "arguments", "hook", "limit",
      "recursion", "warnings", "logging"],
 )  # fmt: skip
-def test_nothing_of_a_run_meets_the_next(what):
+def test_nothing_of_a_run_meets_the_next(warm, what):
     """In the same process, which stays warm."""
-    executor = ProcessExecutor(1)
-    try:
-        before, pid = send(executor, look_around).result(PATIENCE), send(executor, os.getpid).result(PATIENCE)
-        send(executor, leave_behind, what).result(PATIENCE)
-        assert before == send(executor, look_around).result(PATIENCE)
-        assert pid == send(executor, os.getpid).result(PATIENCE)
-    finally:
-        executor.stop(0)
+    before, pid = send(warm, look_around).result(PATIENCE), send(warm, os.getpid).result(PATIENCE)
+    send(warm, leave_behind, what).result(PATIENCE)
+    assert before == send(warm, look_around).result(PATIENCE)
+    assert pid == send(warm, os.getpid).result(PATIENCE)
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -14,12 +15,13 @@ from core import START, Core
 from panel_schedule.coordination import processes
 from panel_schedule.coordination.processes import KEPT, SPACE, ProcessState
 from panel_schedule.coordination.record import Record, Refusal, of_text, text_of
-from panel_schedule.engine.presence import EVERY, Presence
+from panel_schedule.engine.presence import AGAIN, EVERY, Presence
 from panel_schedule.executors.base import Load
 from panel_schedule.executors.processes import ProcessExecutor
 from panel_schedule.executors.threads import ThreadExecutor
 from panel_schedule.monitor.workers import MOST, Process, as_html
 from panel_schedule.stores.file.store import FileStore
+from panel_schedule.stores.records import Change
 from panel_schedule.testing import VirtualClock
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -80,6 +82,28 @@ def test_a_process_says_what_it_is_at_while_its_clocks_turn(core: Core) -> None:
     presence.stop()
     presence.release()
     assert [] == told(core)
+
+
+def test_what_a_process_has_said_is_there_again_when_the_store_has_lost_it(core: Core) -> None:
+    """Within a minute."""
+    presence, records = Presence(core.service), core.service.store.records
+    presence.begin()
+    core.go()
+    records.write([Change(SPACE, records.me, processes.leave)])
+    assert [] == told(core)
+    core.run_for(AGAIN)
+    assert [records.me] == [record.owner for record in told(core)]
+
+
+def test_who_looks_finds_out_who_has_died(core: Core, tmp_path) -> None:
+    """And keeps that for a while."""
+    other = FileStore(tmp_path / "store", core.clock, server="server", persistent=True)
+    name = other.records.me
+    other.records.write([Change(SPACE, name, partial(processes.tell, me=name, state=STATE))])
+    presence = Presence(core.service)
+    assert [(name, None)] == [(record.owner, record.state.gone_at) for record in presence.others()]
+    other.close()
+    assert [(None, START)] == [(record.owner, record.state.gone_at) for record in presence.others()]
 
 
 def test_threads_say_how_many_run_and_wait() -> None:

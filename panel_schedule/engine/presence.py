@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -14,19 +15,21 @@ from ..coordination.record import Record
 from ..errors import ScheduleError
 from ..functions.registry import EXECUTORS
 from ..stores.hurry import leaving
-from ..stores.records import Change, Tell
+from ..stores.records import HELD, Change, Tell
 from .service import Service
 from .timers import Timer
 
 log = logging.getLogger("panel_schedule")
 
-# So often, in seconds, it is said what has changed.
-EVERY = 5.0
+# So often, in seconds, it is said what has changed; and all of it, as a store may have lost it.
+EVERY, AGAIN = 5.0, 60.0
 
 
 class Presence:
     """
     A record of this process, written while its clocks turn; where no other process shares the store there is none.
+
+    Nobody is told of it: with many processes each would hear of each of them all the time. Who wants to know looks.
 
     Parameters
     ----------
@@ -37,15 +40,17 @@ class Presence:
         self._service, self._records = service, service.store.records
         self._since: datetime | None = None
         self._told: ProcessState | None = None
+        self._told_at = 0.0
         self._timer: Timer | None = None
         service.sources.append(self)
-        self._records.subscribe(SPACE, self._changed, self._lost)
 
     def begin(self) -> None:
         """The clocks turn. Idempotent."""
         with self._service.locked:
             if self._since is None:
                 self._since = self._service.clock.now()
+                if self._records.blocking:
+                    self._service.outbox.aside(self._see_to_others)
                 self._go_on()
 
     def now(self) -> ProcessState:
@@ -69,22 +74,33 @@ class Presence:
             self._timer = self._service.timers.after(EVERY, self._go_on, None)
 
     def _tell(self) -> None:
+        now = self._service.clock.monotonic()
         try:
-            if (state := self.now()) != self._told:
+            if (state := self.now()) != self._told or now >= self._told_at + AGAIN:
                 tell = partial(processes.tell, me=self._records.me, state=state)
                 self._records.write([Change(SPACE, self._records.me, tell)], tell=Tell.LATER)
-                self._told = state
+                self._told, self._told_at = state, now
         except ScheduleError as error:
             log.debug("What this process is at is told later: %s", error)
 
-    def _changed(self, record: Record) -> None:
-        if record.owner and record.owner != self._records.me and not self._records.alive(record.owner):
-            bury = partial(processes.bury, alive=self._records.alive, now=self._service.clock.now())
-            self._records.write([Change(SPACE, record.name, bury)])
+    def others(self) -> list[Record]:
+        """
+        What the others have said; one that has died since has no owner any more, and goes in time.
 
-    def _lost(self, since: int) -> None:
-        """The store has forgotten it."""
-        self._told = None
+        Raises
+        ------
+        StoreError
+        """
+        alive, now = self._records.alive, self._service.clock.now()
+        for record in self._records.scan(SPACE, owner=HELD):
+            if record.owner != self._records.me and not alive(record.owner or ""):
+                self._records.write([Change(SPACE, record.name, partial(processes.bury, alive=alive, now=now))])
+        return [record for record in self._records.scan(SPACE) if record.name != self._records.me]
+
+    def _see_to_others(self) -> None:
+        """Of those that have died nothing stays for ever, though nobody looks."""
+        with suppress(ScheduleError):
+            self.others()
 
     def stop(self) -> None:
         self._service.timers.cancel(self._timer)

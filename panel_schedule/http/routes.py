@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from ..executors.threads import ThreadExecutor
-from ..monitor.component import Monitor
+from ..monitor.component import Monitor, monitor_of
 from ..monitor.page import Page
 from ..runtime import Runtime
 from ..server.panel import Gate
@@ -23,16 +23,16 @@ THREADS = 4
 TASKS, RUNS = "/schedule/api/tasks", "/schedule/api/runs"
 
 
-def routes(
-    runtime: Runtime, gate: Gate, monitor: type[Monitor], totals: Totals
-) -> list[tuple[str, Any, dict[str, Any]]]:
-    """For Bokeh's server."""
+def routes(runtime: Runtime, gate: Gate) -> tuple[list[tuple[str, Any, dict[str, Any]]], type[Monitor]]:
+    """For Bokeh's server, and the monitor. Made before it forks, so that its processes share what they count."""
+    totals = Totals(runtime, gate.sessions)
+    monitor = monitor_of(runtime, totals.read)
     threads, page = ThreadExecutor(THREADS), Page(monitor)
     gate.on_served += [partial(totals.begin, aside=partial(in_thread, threads)), page.begin]
     gate.open_at_once.add(page.application)
     given = {"runtime": runtime, "threads": threads}
     shared = {"shared": SharedAnswer(partial(all_as_json, runtime), threads, runtime.clock)}
-    return [
+    every = [
         *page.routes(),
         ("/schedule/healthz", Healthz, given),
         ("/schedule/readyz", Readyz, given),
@@ -45,3 +45,4 @@ def routes(
         (RUNS, Runs, given),
         (f"{RUNS}/([^/]+)/cancel", CancelRun, given),
     ]
+    return every, monitor

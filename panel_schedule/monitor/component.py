@@ -34,11 +34,6 @@ log = logging.getLogger("panel_schedule")
 
 HERE = Path(__file__).parent
 
-# In the dark Panel's own has the name of the tab that is shown in the colour of its ground.
-TABS = """
-:host .bk-tab.bk-active { color: var(--panel-on-background-color, inherit); background: none; font-weight: 600; }
-"""
-
 # Questions and changes that may wait at once for a store.
 THREADS = 4
 
@@ -52,6 +47,8 @@ class MonitorTable(JSComponent):
     dark = param.Boolean(default=False, doc="Whether the page is dark, as Panel's themes have it.")
 
     why_not = param.String(default="", doc="Why this visitor may change nothing.")
+
+    tab = param.String(default="Functions", doc="What is looked at; anything but these is shown below it.")
 
     _esm = HERE.joinpath("monitor.js").read_text("utf-8")
 
@@ -193,33 +190,38 @@ class Monitor(Viewer):
             lambda home, changed: MonitorView(home, changed, self._watch, table._send_msg)
         )
         table.on_msg(lambda event: self._hear(event.data))
-        # What is in the other tabs is made when they are opened: most visitors look at the first one.
-        places = [pn.Column(margin=(10, 6), sizing_mode="stretch_width") for _ in range(3)]
         # Where Panel's theme cannot be loaded, as in monitor.css.
         styles = {"color": "var(--panel-on-background-color, #f4f4f4)"} if dark else {}
-        tabs = self._tabs = pn.Tabs(
-            ("Functions", table), ("Timeline", places[0]), ("Graph", places[1]),
-            ("Workers", places[2]), dynamic=True, sizing_mode="stretch_width", styles=styles, stylesheets=[TABS],
-        )  # fmt: skip
-        drawings = dict[int, Drawing]()
+        self._table, self._page = table, pn.Column(table, sizing_mode="stretch_width", margin=0, styles=styles)
+        # What is in the other tabs is made when they are opened: most visitors look at the first one. And they are
+        # tabs of the table's own, as those of Panel cost as much as all the rest of the page.
+        self._below = pn.Column(sizing_mode="stretch_width", margin=0)
+        self._makers = {"Timeline": self._timeline, "Graph": self._graph, "Workers": self._workers}
+        self._drawings = dict[str, tuple[Any, Drawing]]()
+        table.param.watch(self._turn, "tab")
+        view.looked = self._draw
 
-        def draw(*_: Any) -> None:
-            if (tab := tabs.active) == 0:
-                return
-            if tab not in drawings:
-                shown, drawings[tab] = (self._timeline, self._graph, self._workers)[tab - 1]()
-                places[tab - 1].append(shown)
-            drawings[tab].draw()
+    def _turn(self, *_: Any) -> None:
+        """Another tab is looked at."""
+        tab = self._table.tab
+        if tab in self._makers and tab not in self._drawings:
+            shown, drawing = self._makers[tab]()
+            self._drawings[tab] = pn.Column(shown, margin=(10, 6), sizing_mode="stretch_width"), drawing
+        self._below[:] = [self._drawings[tab][0]] if tab in self._drawings else []
+        if len(self._page) == 1:  # only now, as each layout costs something
+            self._page.append(self._below)
+        self._draw()
 
-        tabs.param.watch(draw, "active")
-        view.looked = draw
+    def _draw(self) -> None:
+        if (shown := self._drawings.get(self._table.tab)) is not None:
+            shown[1].draw()
 
     def _timeline(self) -> tuple[Timeline, Drawing]:
         timeline = Timeline()
 
         def show(bars: Bars) -> bool:
             timeline.update(bars)
-            return bool(bars.counts.get(RunState.RUNNING)) and self._tabs.active == 1
+            return bool(bars.counts.get(RunState.RUNNING)) and self._table.tab == "Timeline"
 
         drawing = Drawing(lambda: self._watch.bars(timeline.length), show, self._aside, self._later)
         timeline.param.watch(lambda *_: drawing.draw(at_once=True), "span")
@@ -234,7 +236,7 @@ class Monitor(Viewer):
 
         def show(text: str) -> bool:
             workers.update(text)
-            return bool(self._tabs.active == 3)  # what others are at is no news of a function
+            return bool(self._table.tab == "Workers")  # what others are at is no news of a function
 
         return workers, Drawing(self._watch.workers, show, self._aside, self._later)
 
@@ -280,7 +282,7 @@ class Monitor(Viewer):
         self._runtime.later(seconds, lambda: self._view.soon(call))
 
     def __panel__(self) -> Any:
-        return self._tabs
+        return self._page
 
 
 def monitor_of(runtime: Runtime, sums: Callable[[], Sums]) -> type[Monitor]:

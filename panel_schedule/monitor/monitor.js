@@ -97,9 +97,40 @@ const COLUMNS = [
   { name: "viewers", title: "Viewers", by: (row) => -(row.viewers ?? -1) },
 ];
 
+const TABS = ["Functions", "Timeline", "Graph", "Workers"];
+
+// What stands in another tab the server puts below this.
+function tabs(model, root) {
+  const list = make("nav", "", "", root);
+  list.setAttribute("role", "tablist");
+  const buttons = TABS.map((name) => {
+    const button = make("button", "", name, list);
+    button.type = "button";
+    button.setAttribute("role", "tab");
+    button.addEventListener("click", () => { model.tab = name; });
+    return button;
+  });
+  list.addEventListener("keydown", ({ key }) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
+    if (!step) return;
+    model.tab = TABS[(TABS.indexOf(model.tab) + step + TABS.length) % TABS.length];
+    buttons[TABS.indexOf(model.tab)].focus();
+  });
+  const turn = () => {
+    root.dataset.tab = model.tab;
+    TABS.forEach((name, i) => {
+      buttons[i].setAttribute("aria-selected", String(name === model.tab));
+      buttons[i].tabIndex = name === model.tab ? 0 : -1;
+    });
+  };
+  model.on("tab", turn);
+  turn();
+}
+
 export function render({ model, el, view }) {
   const root = el.appendChild(make("div", "monitor"));
   root.classList.toggle("dark", model.dark);
+  tabs(model, root);
   const head = make("header", "", "", root);
   const headline = make("h2", "", "Looking ...", head);
   headline.setAttribute("role", "status");
@@ -349,10 +380,11 @@ export function render({ model, el, view }) {
     const { data } = row, kind = kindOf(data, now);
     say(title, data.name);
     state.dataset.kind = kind;
-    const fresh = promise(data, now), next = countdown(data, now);
+    const fresh = promise(data, now), next = countdown(data, now), count = data.failures;
+    const failed = count > 1 ? `failed ${count} times in a row` : count ? "failed once" : "";
     say(stateWords, [
       `${KINDS[data.kind]}, ${WORDS[kind]}`, doing(data), data.schedule, data.updated === null ? "" : `${age(data, now)} old`,
-      fresh, next && `next ${next}`, data.failures ? `failed ${data.failures} times in a row` : "",
+      fresh, next && `next ${next}`, failed,
     ].filter(Boolean).join(" · "));
     say(error, one === null ? data.error : "");
     for (const { button, kind, fits } of actions) button.hidden = model.why_not !== "" || kind !== data.kind || !fits(data);

@@ -64,5 +64,6 @@ class Page:
             # Where panel-material-ui is imported a plain page has no ground of its own, and stays white.
             dark = {"background": "var(--panel-background-color, #121212)", "min-height": "100vh"}
             styles = dark if pn.config.theme == "dark" else {}
-            page = pn.Column(self._monitor(), sizing_mode="stretch_width", margin=0, styles=styles)
+            page = self._monitor().__panel__()
+            page.styles |= styles
             page.server_doc(document, title="Schedule")

@@ -119,7 +119,7 @@ def memo_row(memo: Memoized[Any, Any], past: Past, kept: Kept) -> Row:
     return _row(MEMO, memo.name, past) | {
         "state": "failed" if past.error else "idle",
         "schedule": ", ".join(filter(None, [for_long, after])),
-        "message": f"{kept.answers:,} at hand{_size(kept.bytes)}, {kept.hits:,} hits",
+        "message": f"{kept.answers:,} at hand{_size(kept.bytes)}, {kept.hits:,} hit{'s' * (kept.hits != 1)}",
     }
 
 

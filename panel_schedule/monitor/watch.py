@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from ..coordination import history, processes
+from ..coordination import history
 from ..coordination.history import JOB, MEMO, parts_of
 from ..coordination.tasks import TASK
 from ..errors import ScheduleError
@@ -162,14 +162,10 @@ class Watch:
 
     def workers(self) -> str:
         """The processes that share the store, as HTML; what others are at is some seconds old."""
-        runtime, records = self._runtime, self._runtime.service.store.records
-        here = Process(records.me, runtime.presence.now(), alive=True, here=True)
-        others = [
-            Process(record.name, record.state, alive=record.owner is not None and records.alive(record.owner))
-            for record in records.scan(processes.SPACE)
-            if record.name != records.me
-        ]
-        return as_html([here, *others], runtime.clock.now())
+        presence = self._runtime.presence
+        others = [Process(each.name, each.state, alive=each.owner is not None) for each in presence.others()]
+        here = Process(self._runtime.service.store.records.me, presence.now(), alive=True, here=True)
+        return as_html([here, *others], self._runtime.clock.now())
 
     # ------------------------------------------------------------ one look
 
