@@ -184,11 +184,16 @@ def test_a_run_is_started_and_cancelled(site: PanelServer) -> None:
     assert "cancelled" == httpx.get(f"{url}/runs?limit=1").json()["runs"][0]["state"]
 
 
+def await_run(url: str) -> None:
+    """Let a task run, and wait until its history says so."""
+    run = httpx.post(f"{url}/refresh", headers=BEARER).json()["run"]["id"]
+    eventually(lambda: run in [each["id"] for each in httpx.get(f"{url}/runs").json()["runs"]])
+
+
 def test_only_admins_see_where_a_failure_came_from(site: PanelServer) -> None:
     """And with what a run was asked for, by whom, and what it has logged."""
     url = api(site, "api/tasks/%3Cscript%3E")
-    httpx.post(f"{url}/refresh", headers=BEARER)
-    eventually(lambda: httpx.get(f"{url}/runs").json()["runs"])
+    await_run(url)
     [mine], [anybodys] = (
         httpx.get(f"{url}/runs?limit=1", headers=headers).json()["runs"] for headers in (BEARER, {})
     )  # fmt: skip
@@ -200,9 +205,8 @@ def test_only_admins_see_where_a_failure_came_from(site: PanelServer) -> None:
 def test_a_history_is_read_page_by_page(site: PanelServer) -> None:
     """From one run on those before it; none where it is in the history no more."""
     url = api(site, "api/tasks/answer")
-    for count in (2, 3, 4):
-        httpx.post(f"{url}/refresh", headers=BEARER)
-        eventually(lambda count=count: len(httpx.get(f"{url}/runs").json()["runs"]) >= count)
+    for _ in range(3):
+        await_run(url)
     every = [run["id"] for run in httpx.get(f"{url}/runs").json()["runs"]]
 
     def page(before: str) -> list[str]:
