@@ -262,6 +262,7 @@ def test_a_run_under_way_from_near(runtime: Runtime, front: Front, kind: str) ->
         run = front.schedule(period="1h", first_run="skip")(steps).refresh()
     assert published.wait(10)
     [row] = detail(runtime, f"{kind} steps", admin=False)["live"]
+    assert "user" not in row
     mine, anybodys = (one_run(runtime, f"{kind} steps", row["run"], admin) for admin in (True, False))
     assert ("running", True, 50, "half") == tuple(anybodys[name] for name in ("state", "live", "percent", "message"))
     assert FOR_ADMINS | {"partials", "first"} == mine.keys() - anybodys.keys()

@@ -481,16 +481,16 @@ export function render({ model, el, view }) {
     const why = run.error || run.reason;
     if (why) parts.push(make("p", run.error ? "bad" : "", why));
     const facts = [...run.times.map(([name, at]) => [name, local(at)]), ["Process", run.owner], ["User", run.user]];
-    if (run.arguments) parts.push(section("Called with", make("pre", "", run.arguments)));
+    if (run.arguments) parts.push(section("Called with", make("pre", "lines", run.arguments)));
     parts.push(section("About this run", listOf(facts.filter(([, text]) => text))));
     if (run.partials?.length) {
-      const list = make("ol");
+      const list = make("ol", "lines");
       list.start = run.first;
       for (const text of run.partials) make("li", "", text, list);
       parts.push(section("Partial results, the last ones", list));
     }
     if (run.traceback) parts.push(section("Traceback", make("pre", "", run.traceback)));
-    if (run.logs) parts.push(section("What it has logged", make("pre", "", run.logs)));
+    if (run.logs) parts.push(section("What it has logged, times in UTC", make("pre", "lines", run.logs)));
     const first = !rest.querySelector(".back");
     rest.replaceChildren(...parts);
     if (first || root.getRootNode().activeElement === null) button.focus();
