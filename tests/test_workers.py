@@ -7,14 +7,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import pytest
 
 from core import START, Core
 from panel_schedule.coordination import processes
 from panel_schedule.coordination.processes import KEPT, SPACE, ProcessState
-from panel_schedule.coordination.record import Record, Refusal, of_text, text_of
+from panel_schedule.coordination.record import Record, of_text, text_of
 from panel_schedule.engine.presence import AGAIN, EVERY, Presence
 from panel_schedule.executors.base import Load
 from panel_schedule.executors.processes import ProcessExecutor
@@ -28,27 +27,12 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 STATE = ProcessState("web1", 7, NOW - timedelta(minutes=5), {"thread": [1, 2, 40]})
 
 
-def test_what_is_said_again_changes_nothing() -> None:
-    """As it was read from a store."""
-    told = processes.tell(None, 1, me="a", state=STATE._replace(workers=(["process", "8", "Job 'x'"],)))
-    assert isinstance(told, Record)
-    read = told._replace(state=of_text(SPACE, text_of(told))[0])
-    assert Refusal.HANDLED is processes.tell(read, 2, me="a", state=told.state)
-    again = processes.tell(read, 2, me="a", state=STATE)
-    assert isinstance(again, Record)
-    assert ("a", STATE) == (again.owner, again.state)
-
-
-@pytest.mark.parametrize("alive", [True, False])
-def test_who_has_died_is_named_for_a_while(alive: bool) -> None:
-    """And who lives is left alone."""
-    told = Record(SPACE, "a", STATE, owner="a")
-    buried = processes.bury(told, 2, alive=lambda owner: alive, now=NOW)
-    if alive:
-        assert Refusal.HELD is buried
-    else:
-        assert isinstance(buried, Record)
-        assert (None, NOW, NOW + KEPT) == (buried.owner, buried.state.gone_at, buried.expires_at)
+def test_what_is_said_is_read_as_it_was() -> None:
+    """It is known for an hour after that, and nobody holds it."""
+    told = processes.tell(None, 1, me="a", state=STATE._replace(workers=(["process", "8", "Job 'x'"],)), now=NOW)
+    state = of_text(SPACE, text_of(told))[0]
+    assert (None, NOW, NOW + KEPT) == (told.owner, processes.heard_at(told), told.expires_at)
+    assert (STATE.since, ["process", "8", "Job 'x'"]) == (state.since, list(state.workers[0]))
 
 
 @pytest.fixture
@@ -71,7 +55,7 @@ def test_a_process_says_what_it_is_at_while_its_clocks_turn(core: Core) -> None:
     [first] = told(core)
     me = core.service.store.records.me
     assert (me, os.getpid(), START, [0, 0, -1]) == (
-        first.owner, first.state.pid, first.state.since, first.state.executors["thread"],
+        first.name, first.state.pid, first.state.since, first.state.executors["thread"],
     )  # fmt: skip
     core.run_for(3 * EVERY)
     assert first.revision == told(core)[0].revision
@@ -92,18 +76,30 @@ def test_what_a_process_has_said_is_there_again_when_the_store_has_lost_it(core:
     records.write([Change(SPACE, records.me, processes.leave)])
     assert [] == told(core)
     core.run_for(AGAIN)
-    assert [records.me] == [record.owner for record in told(core)]
+    assert [records.me] == [record.name for record in told(core)]
 
 
-def test_who_looks_finds_out_who_has_died(core: Core, tmp_path) -> None:
-    """And keeps that for a while."""
-    other = FileStore(tmp_path / "store", core.clock, server="server", persistent=True)
-    name = other.records.me
-    other.records.write([Change(SPACE, name, partial(processes.tell, me=name, state=STATE))])
+def test_who_ends_says_nothing_after_that(core: Core) -> None:
+    """Though a thread was about to: what has ended as it should is not taken for dead."""
     presence = Presence(core.service)
-    assert [(name, None)] == [(record.owner, record.state.gone_at) for record in presence.others()]
-    other.close()
-    assert [(None, START)] == [(record.owner, record.state.gone_at) for record in presence.others()]
+    presence.begin()
+    presence.release()
+    core.go()
+    assert [] == told(core)
+
+
+def test_a_process_that_has_died_is_no_viewer(core: Core, tmp_path) -> None:
+    """Whatever it has said of itself."""
+    other = FileStore(tmp_path / "store", core.clock, server="server", persistent=True)
+    with Core(core.clock, other) as another:
+        Presence(another.service).begin()
+        another.go()
+        other.records.watch(SPACE, "page", 1)
+        records = core.service.store.records
+        assert ([True], 1) == ([records.alive(each.name) for each in told(core)], records.watchers(SPACE, "page"))
+        other.records._liveness._living.close()  # as when it is killed
+        records._look_around()
+        assert ([False], 0) == ([records.alive(each.name) for each in told(core)], records.watchers(SPACE, "page"))
 
 
 def test_threads_say_how_many_run_and_wait() -> None:
@@ -155,8 +151,8 @@ def test_the_page_tells_what_each_process_is_at() -> None:
         executors={"thread": [1, 2, 40], "job-process": [1, 0, 2], "loop": [0, 0, -1]}, hanging=["Task '<i>'"],
         workers=[["job-process", *each[1:]] for each in many],
     )  # fmt: skip
-    gone = STATE._replace(pid=6, gone_at=NOW - timedelta(minutes=3))
-    text = as_html([Process("b", gone, alive=False), Process("a", state, alive=True, here=True)], NOW)
+    gone = Process("b", STATE._replace(pid=6), NOW - timedelta(minutes=3), alive=False)
+    text = as_html([gone, Process("a", state, NOW, alive=True, here=True)], NOW)
     assert text.index("Process 7 on web1, which shows this") < text.index("Process 6 on web1")
     for part in (
         "Alive for 5 min · 2 under way · 2 wait",
@@ -166,7 +162,7 @@ def test_the_page_tells_what_each_process_is_at() -> None:
         "0: Job &#x27;&lt;b&gt;&#x27;",
         "1: idle",
         "and 5 more",
-        "Gone: it died, and was found dead 3 min ago.",
+        "Gone: it died. Last heard 3 min ago.",
     ):
         assert part in text
     assert "event loop" not in text

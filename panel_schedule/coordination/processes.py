@@ -1,23 +1,23 @@
-"""What may happen to what a process says of itself: that it is there, what it is at, and that it is gone."""
+"""What may happen to what a process says of itself: that it is there, what it is at, and that it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from .record import Record, Refusal, state_of
+from .record import Record, state_of
 
 SPACE = "process"
 
-# So long one is named that has died.
+# So long it is known what one has said last, if it has died.
 KEPT = timedelta(hours=1)
 
 
 @state_of(SPACE)
 class ProcessState(NamedTuple):
     """
-    What a process says of itself. Its record has its name as an owner, and is owned by it.
+    What a process says of itself. The name of its record is that of the process as an owner; nobody holds it.
 
     Attributes
     ----------
@@ -31,8 +31,6 @@ class ProcessState(NamedTuple):
         Executor and name of each worker that is known, and what it runs; ``""`` where it is idle.
     hanging : sequence of str
         What still runs there though nobody waits for it.
-    gone_at : datetime or None
-        When it was found dead.
     """
 
     host: str = ""
@@ -41,22 +39,18 @@ class ProcessState(NamedTuple):
     executors: Mapping[str, Any] = {}
     workers: Sequence[Any] = ()
     hanging: Sequence[str] = ()
-    gone_at: datetime | None = None
 
 
-def tell(record: Record | None, revision: int, *, me: str, state: ProcessState) -> Record | Refusal:
+def tell(record: Record | None, revision: int, *, me: str, state: ProcessState, now: datetime) -> Record:
     """It is there, and at this."""
-    if record is not None and record.owner == me and record.state == state:
-        return Refusal.HANDLED
-    return Record(SPACE, me, state, owner=me)
+    return Record(SPACE, me, state, expires_at=now + KEPT)
 
 
 def leave(record: Record | None, revision: int) -> None:
     """It ends as it should: nothing is left to say."""
 
 
-def bury(record: Record | None, revision: int, *, alive: Callable[[str], bool], now: datetime) -> Record | Refusal:
-    """It may have died."""
-    if record is None or record.owner is None or alive(record.owner):
-        return Refusal.HELD
-    return record._replace(owner=None, state=record.state._replace(gone_at=now), expires_at=now + KEPT)
+def heard_at(record: Record) -> datetime:
+    """When it has said this."""
+    assert record.expires_at is not None
+    return record.expires_at - KEPT

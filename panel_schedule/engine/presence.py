@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from contextlib import suppress
+import threading
 from datetime import datetime
 from functools import partial
 
@@ -15,7 +15,7 @@ from ..coordination.record import Record
 from ..errors import ScheduleError
 from ..functions.registry import EXECUTORS
 from ..stores.hurry import leaving
-from ..stores.records import HELD, Change, Tell
+from ..stores.records import Change, Tell
 from .service import Service
 from .timers import Timer
 
@@ -42,6 +42,8 @@ class Presence:
         self._told: ProcessState | None = None
         self._told_at = 0.0
         self._timer: Timer | None = None
+        # One thread at a time says something; and whether all is said.
+        self._telling, self._ended = threading.Lock(), False
         service.sources.append(self)
 
     def begin(self) -> None:
@@ -49,8 +51,6 @@ class Presence:
         with self._service.locked:
             if self._since is None:
                 self._since = self._service.clock.now()
-                if self._records.blocking:
-                    self._service.outbox.aside(self._see_to_others)
                 self._go_on()
 
     def now(self) -> ProcessState:
@@ -74,42 +74,39 @@ class Presence:
             self._timer = self._service.timers.after(EVERY, self._go_on, None)
 
     def _tell(self) -> None:
-        now = self._service.clock.monotonic()
-        try:
-            if (state := self.now()) != self._told or now >= self._told_at + AGAIN:
-                tell = partial(processes.tell, me=self._records.me, state=state)
+        now, clock = self._service.clock.monotonic(), self._service.clock
+        with self._telling:
+            state = self.now()
+            if self._ended or (state == self._told and now < self._told_at + AGAIN):
+                return
+            tell = partial(processes.tell, me=self._records.me, state=state, now=clock.now())
+            try:
                 self._records.write([Change(SPACE, self._records.me, tell)], tell=Tell.LATER)
+            except ScheduleError as error:
+                log.debug("What this process is at is told later: %s", error)
+            else:
                 self._told, self._told_at = state, now
-        except ScheduleError as error:
-            log.debug("What this process is at is told later: %s", error)
 
     def others(self) -> list[Record]:
         """
-        What the others have said; one that has died since has no owner any more, and goes in time.
+        What the others have said last.
 
         Raises
         ------
         StoreError
         """
-        alive, now = self._records.alive, self._service.clock.now()
-        for record in self._records.scan(SPACE, owner=HELD):
-            if record.owner != self._records.me and not alive(record.owner or ""):
-                self._records.write([Change(SPACE, record.name, partial(processes.bury, alive=alive, now=now))])
         return [record for record in self._records.scan(SPACE) if record.name != self._records.me]
-
-    def _see_to_others(self) -> None:
-        """Of those that have died nothing stays for ever, though nobody looks."""
-        with suppress(ScheduleError):
-            self.others()
 
     def stop(self) -> None:
         self._service.timers.cancel(self._timer)
 
     def release(self) -> None:
-        if self._told is not None:
+        with self._telling:
+            self._ended = True
+            if self._since is None or not self._records.blocking:
+                return
             try:
                 with leaving():
                     self._records.write([Change(SPACE, self._records.me, processes.leave)])
             except ScheduleError as error:
                 log.debug("That this process ends is not in the store: %s", error)
-            self._told = self._since = None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..coordination import history
 from ..coordination.history import JOB, MEMO, parts_of
+from ..coordination.processes import heard_at
 from ..coordination.tasks import TASK
 from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
@@ -162,10 +163,12 @@ class Watch:
 
     def workers(self) -> str:
         """The processes that share the store, as HTML; what others are at is some seconds old."""
-        presence = self._runtime.presence
-        others = [Process(each.name, each.state, alive=each.owner is not None) for each in presence.others()]
-        here = Process(self._runtime.service.store.records.me, presence.now(), alive=True, here=True)
-        return as_html([here, *others], self._runtime.clock.now())
+        presence, records, now = self._runtime.presence, self._runtime.service.store.records, self._runtime.clock.now()
+        here = Process(records.me, presence.now(), now, alive=True, here=True)
+        others = [
+            Process(each.name, each.state, heard_at(each), alive=records.alive(each.name)) for each in presence.others()
+        ]
+        return as_html([here, *others], now)
 
     # ------------------------------------------------------------ one look
 

@@ -43,12 +43,15 @@ class Process(NamedTuple):
         As an owner.
     state : ProcessState
         What it has said last.
+    heard : datetime
+        When that was.
     alive, here : bool
         Whether it lives, and is the one that shows this.
     """
 
     name: str
     state: ProcessState
+    heard: datetime
     alive: bool
     here: bool = False
 
@@ -64,8 +67,8 @@ def _article(process: Process, now: datetime) -> str:
     here = ", which shows this" if process.here else ""
     title = f"<h3>Process {state.pid} on {escape(state.host)}{here}</h3>"
     if not process.alive:
-        ago = f" {lasting((now - state.gone_at).total_seconds())} ago" if state.gone_at is not None else ""
-        return f'<article class="gone">{title}<p>Gone: it died, and was found dead{ago}.</p>{_since(state)}</article>'
+        ago = lasting((now - process.heard).total_seconds())
+        return f'<article class="gone">{title}<p>Gone: it died. Last heard {ago} ago.</p>{_since(state)}</article>'
     runs, waits = (sum(load[column] for load in state.executors.values()) for column in (0, 1))
     age = f"for {lasting((now - state.since).total_seconds())}" if state.since is not None else "without a clock"
     said = [f"Alive {age}", f"{runs} under way", *([f"{waits} wait"] if waits else [])]
