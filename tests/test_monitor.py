@@ -117,6 +117,15 @@ def test_who_looks_is_told_all_and_then_what_has_changed(runtime: Runtime, front
     assert ["task a"] == looking.next()["gone"]
 
 
+def test_a_function_does_not_fail_since_its_successes_have_become_too_old(runtime: Runtime, front: Front) -> None:
+    """Which failures outlast: those that are older than they say nothing of how it is now."""
+    front.background(executor="thread", name="job")(lambda: 1)
+    store, ended = runtime.service.store, runtime.clock.now() - timedelta(days=8)
+    store.do(store.note("job", "job", RunRecord("a", None, RunState.FAILED, finished_at=ended, error="No.")))
+    [row] = Looking(Watch(runtime)).next()["rows"]
+    assert (1, 0, "") == (len(runtime.history("job", "job")), row["failures"], row["error"])
+
+
 def test_nobody_looks_any_more_and_nothing_is_gathered(runtime: Runtime, front: Front) -> None:
     """And who looks again is told how it is then, not how it was."""
     task, watch = front.schedule(period="1h", first_run="skip", name="task")(lambda: 1), Watch(runtime)

@@ -239,7 +239,7 @@ class Watch:
             if runtime.clock.monotonic() > until:
                 return True
             runs = store.history(name, kind)
-            self._pasts[kind, name] = Known(revision, past(runs), as_numbers(runs))
+            self._pasts[kind, name] = Known(revision, past(store.complete(runs)), as_numbers(runs))
         for gone in self._pasts.keys() - known:
             del self._pasts[gone]
         return False

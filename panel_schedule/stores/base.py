@@ -149,6 +149,13 @@ class Store:
             if run.ended_at is None or run.ended_at >= (failures_since if run.state in FAILURES else since)
         ]  # fmt: skip
 
+    def complete(self, runs: list[RunRecord]) -> list[RunRecord]:
+        """Of a history what is no older than a success becomes: what it shows of failures in a row is true."""
+        if self._age is None:
+            return runs
+        since = self._clock.now() - self._age[0]
+        return [run for run in runs if run.ended_at is None or run.ended_at >= since]
+
     # ------------------------------------------------------------ lifecycle
 
     def listen(self) -> None:

@@ -240,7 +240,9 @@ class RunContract:
             store.do(store.tasks.record("sales", record))
         store.keep_history(hour)
         wanted = {"failed 3.9", "failed 2", "failed 0.9", "succeeded 0.9"}
-        assert {record.id for record in store.history("sales")} == wanted
+        runs = store.history("sales")
+        assert {record.id for record in runs} == wanted
+        assert {record.id for record in store.complete(runs)} == {"failed 0.9", "succeeded 0.9"}
 
     def test_what_ended_too_long_ago_is_deleted(self, store: Store) -> None:
         """When it is swept, from both logs."""
