@@ -427,6 +427,13 @@ def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behin
     assert 401 == httpx.post(pause, headers=header).status_code
 
 
+def test_a_change_needs_no_cookie_of_bokehs(serve: Serve) -> None:
+    """The token is what a page of another site does not have."""
+    server = serve(f"{COMMAND} --enable-xsrf-cookies", {**FILES, "go": ""}, env={"PANEL_SCHEDULE_TOKEN": TOKEN})
+    pause = api(server, "api/tasks/answer/pause")
+    assert [401, 200] == [httpx.post(pause, headers=headers).status_code for headers in ({}, BEARER)]
+
+
 def test_where_all_share_one_password_nobody_is_an_admin_by_his_name(behind_login: Callable) -> None:
     """Whoever logs in there may say that he is ada."""
     server = behind_login(own_passwords=False, ADMINS="ada")
