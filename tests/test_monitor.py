@@ -23,7 +23,7 @@ from panel_schedule.errors import RegistrationError, StoreError
 from panel_schedule.functions.run import RunRecord, RunState, current_run
 from panel_schedule.http.totals import Totals
 from panel_schedule.monitor.actions import act, detail, one_run
-from panel_schedule.monitor.rows import Past, past
+from panel_schedule.monitor.rows import RUNS, Past, listed, past
 from panel_schedule.monitor.watch import Watch
 from panel_schedule.runtime import Runtime
 from panel_schedule.views.admins import refusal
@@ -60,6 +60,12 @@ def test_a_history_comes_to(states: list, failures: int, error: str, success: bo
     """Skipped slots are no runs, and who cancels a run makes no failure of it."""
     last = (NOW + timedelta(seconds=1)).timestamp() if success else None
     assert Past(failures, error, last, [[1.0, each] for each in well]) == past(ran(*states))
+
+
+def test_failures_before_the_last_runs_are_listed_after_them() -> None:
+    """Whatever has succeeded since: at most as many as there are last runs."""
+    newest, failures = ran(*[SUCCEEDED] * RUNS), ran(*[FAILED] * (RUNS + 1))
+    assert [*newest, *failures[:RUNS]] == listed([*newest, *ran(SUCCEEDED, CANCELLED), *failures])
 
 
 @pytest.fixture
@@ -208,6 +214,18 @@ def test_one_function_from_near(runtime: Runtime, front: Front) -> None:
     shown = detail(runtime, "task task", admin=False)
     assert 5 == len(shown["next"])
     assert re.fullmatch(r"\w{3} \d\d \w{3} 06:00:00 E[SD]T", shown["next"][0]["text"])
+
+
+def test_a_failure_of_last_night_is_opened_however_often_it_has_run_well_since(runtime: Runtime, front: Front) -> None:
+    well = iter([False, *[True] * RUNS])
+    job = front.background(executor="thread", name="job")(lambda: 1 if next(well) else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        job.submit().result(5)
+    for _ in range(RUNS):
+        job.submit().result(5)
+    eventually(lambda: len(job.history) > RUNS)
+    last = detail(runtime, "job job", admin=False)["runs"][-1]
+    assert "ZeroDivisionError: division by zero" == one_run(runtime, "job job", last["run"], admin=False)["error"]
 
 
 # What only admins are told of a run.

@@ -14,7 +14,7 @@ from ..functions.memoize import Memoized
 from ..functions.run import Run, RunRecord
 from ..functions.task import Task
 from ..runtime import Runtime
-from .rows import RUNS, Row, coming, live_row, run_page, run_row, token_of
+from .rows import Row, coming, listed, live_row, run_page, run_row, token_of
 
 
 def find(runtime: Runtime, id: str) -> Task[Any] | Background[Any, Any] | Memoized[Any, Any]:
@@ -42,7 +42,7 @@ def detail(runtime: Runtime, id: str, admin: bool) -> Row:
     shown: Row = {
         "id": id, "facts": [], "next": [],
         "live": [live_row(run, admin) for run in _live(runtime, function)],
-        "runs": [run_row(run) for run in function.history[:RUNS]],
+        "runs": [run_row(run) for run in listed(function.history)],
     }  # fmt: skip
     if isinstance(function, Task):
         return shown | _task(runtime, function)

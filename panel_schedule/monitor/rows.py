@@ -160,6 +160,11 @@ def token_of(id: str) -> str:
     return sha256(id.encode()).hexdigest()[:16]
 
 
+def listed(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The last ones of a history, newest first; and of those before, as many that have failed."""
+    return [*runs[:RUNS], *islice((run for run in runs[RUNS:] if run.state in FAILURES), RUNS)]
+
+
 def run_row(run: RunRecord) -> Row:
     """Of a run of the history."""
     return {
