@@ -261,7 +261,7 @@ def test_one_run_from_near(runtime: Runtime, front: Front) -> None:
 
 @pytest.mark.parametrize("kind", ["task", "job"])
 def test_a_run_under_way_from_near(runtime: Runtime, front: Front, kind: str) -> None:
-    """How far it is; and its last partial results, which are for admins."""
+    """How far it is. Partial results are for admins; so is what a background function says to whoever asked for it."""
     published, released = threading.Event(), threading.Event()
 
     def steps() -> int:
@@ -279,11 +279,17 @@ def test_a_run_under_way_from_near(runtime: Runtime, front: Front, kind: str) ->
     else:
         run = front.schedule(period="1h", first_run="skip")(steps).refresh()
     assert published.wait(10)
-    [row] = detail(runtime, f"{kind} steps", admin=False)["live"]
-    assert "user" not in row
+    [[row], [whole]] = (detail(runtime, f"{kind} steps", admin)["live"] for admin in (False, True))
+    for_admins = {"message"} if kind == "job" else set()
+    assert {"user"} | for_admins == whole.keys() - row.keys()
+    assert ("half", 50) == (whole["message"], row["percent"])
     mine, anybodys = (one_run(runtime, f"{kind} steps", row["run"], admin) for admin in (True, False))
-    assert ("running", True, 50, "half") == tuple(anybodys[name] for name in ("state", "live", "percent", "message"))
-    assert FOR_ADMINS | {"partials", "first"} == mine.keys() - anybodys.keys()
+    assert ("running", True, 50) == tuple(anybodys[name] for name in ("state", "live", "percent"))
+    assert "half" == mine["message"]
+    assert FOR_ADMINS | {"partials", "first"} | for_admins == mine.keys() - anybodys.keys()
+    looking = Looking(Watch(runtime))
+    news = looking.until("steps", state="running")
+    assert ("half" in json.dumps(news)) == (kind == "task")
     if kind == "job":  # those of a task are versions of its value
         assert (3, 5) == (mine["first"], len(mine["partials"]))
         assert mine["partials"][0].startswith("{'step': 2, 'data': 'xxx")

@@ -38,10 +38,10 @@ def find(runtime: Runtime, id: str) -> Task[Any] | Background[Any, Any] | Memoiz
 
 def detail(runtime: Runtime, id: str, admin: bool) -> Row:
     """All that there is to say about one function."""
-    function = find(runtime, id)
+    function, kind = find(runtime, id), id.partition(" ")[0]
     shown: Row = {
         "id": id, "facts": [], "next": [],
-        "live": [live_row(run, admin) for run in _live(runtime, function)],
+        "live": [live_row(run, kind, admin) for run in _live(runtime, function)],
         "runs": [run_row(run) for run in listed(function.history)],
     }  # fmt: skip
     if isinstance(function, Task):
@@ -60,13 +60,13 @@ def one_run(runtime: Runtime, id: str, token: str, admin: bool) -> Row:
     RegistrationError
         When there is none.
     """
-    function = find(runtime, id)
+    function, kind = find(runtime, id), id.partition(" ")[0]
     runs: list[Run | RunRecord] = [*_live(runtime, function), *function.history]
     if isinstance(function, Background):
         runs += function.runs()  # one that has just ended
     for run in runs:
         if token_of(run.id) == token:
-            return {"id": id} | run_page(run, admin)
+            return {"id": id} | run_page(run, kind, admin)
     raise RegistrationError(f"{function.name}: this run is in the history no more.")
 
 
