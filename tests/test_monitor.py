@@ -191,15 +191,15 @@ def test_answers_at_hand_and_hits_are_those_of_all_processes_of_the_server(runti
     assert "7 at hand (1.23 MB), 3,000 hits" == row["message"]
 
 
+def away(*_: Any, **__: Any) -> Any:
+    raise StoreError("The store is away.")
+
+
 def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(
     runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What this process knows without it goes on being right."""
     front.schedule(period="1h", first_run="skip", name="task")(lambda: 1)
-
-    def away(*_: Any, **__: Any) -> Any:
-        raise StoreError("The store is away.")
-
     monkeypatch.setattr(runtime.service.store.records, "scan", away)
     looking = Looking(Watch(runtime))
     looking.until("task", state="idle")
@@ -325,6 +325,16 @@ def test_what_is_done_with_each_kind(runtime: Runtime, front: Front) -> None:
     act(runtime, "memo memo", "invalidate")
     memo(1)
     assert [1, 1] == computed
+
+
+def test_who_cancels_all_runs_is_told_that_the_store_is_away(
+    runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that there are none."""
+    front.background(executor="thread", name="job")(lambda: 1)
+    monkeypatch.setattr(runtime.service.store.records, "scan", away)
+    with pytest.raises(StoreError, match="The store is away"):
+        act(runtime, "job job", "cancel")
 
 
 @pytest.mark.parametrize(

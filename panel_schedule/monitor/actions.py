@@ -152,9 +152,10 @@ def _reschedule(runtime: Runtime, task: Task[Any], when: str) -> str:
 
 
 def _cancel_runs(runtime: Runtime, job: Background[Any, Any]) -> str:
-    live = _live(runtime, job)
-    for run in live:
-        run.cancel()
+    """In all processes; `Background.runs` would leave out those of others while the store is away."""
+    live = [run.id for run in runtime.dispatcher.under_way() if run.task == job.name]
+    for id in live:
+        runtime.dispatcher.cancel(id)
     return f"{job.name}: {len(live)} cancelled."
 
 
