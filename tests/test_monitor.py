@@ -22,6 +22,7 @@ from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError, StoreError
 from panel_schedule.functions.run import RunRecord, RunState, current_run
 from panel_schedule.http.totals import Totals
+from panel_schedule.monitor import watch as watching
 from panel_schedule.monitor.actions import act, detail, one_run
 from panel_schedule.monitor.rows import RUNS, Past, listed, past
 from panel_schedule.monitor.watch import Watch
@@ -133,6 +134,25 @@ def test_nobody_looks_any_more_and_nothing_is_gathered(runtime: Runtime, front: 
     task.pause()
     news = Looking(watch).next()
     assert (["paused"], True) == ([row["state"] for row in news["rows"]], news["all"])
+
+
+def test_who_asks_what_is_new_waits_for_no_texts(
+    runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the event loop that asks, and those of a thousand functions take their time."""
+    front.schedule(period="1h", first_run="skip", name="task")(lambda: 1)
+    watch, make, waits = Watch(runtime), watching._told, list[bool]()
+
+    def made_while_somebody_asks(*args: Any) -> Any:
+        asks = threading.Thread(target=watch.since, args=(0,), daemon=True)
+        asks.start()
+        asks.join(5)
+        waits.append(asks.is_alive())
+        return make(*args)
+
+    monkeypatch.setattr(watching, "_told", made_while_somebody_asks)
+    Looking(watch).next()
+    assert not waits[0]
 
 
 def test_a_task_that_fails_says_how_often_and_why(runtime: Runtime, front: Front) -> None:

@@ -256,14 +256,15 @@ class Watch:
     def _tell(self, rows: list[Row] | None, trouble: str) -> None:
         """Note what is new, and tell those who look; `rows` is None where nothing could be gathered."""
         head = json.dumps({"trouble": trouble} | (self._state() if rows is not None else {}))
+        # Of a look, only its thread changes these. The texts are made before the lock, for which the event loop waits.
+        look, former, told = self._look + 1, self._rows, self._rows
+        if rows is not None:
+            new = {row["id"]: _told(former.get(row["id"]), row, look) for row in rows}
+            told = {id: _told(each, None, look) for id, each in former.items() if id not in new} | new
+        if head == self._head and all(each.look < look for each in told.values()):
+            return
         with self._lock:
-            look, former = self._look + 1, self._rows
-            if rows is not None:
-                new = {row["id"]: _told(former.get(row["id"]), row, look) for row in rows}
-                self._rows = {id: _told(told, None, look) for id, told in former.items() if id not in new} | new
-            if head == self._head and all(told.look < look for told in self._rows.values()):
-                return
-            self._look, self._head = look, head
+            self._rows, self._look, self._head = told, look, head
             sessions = list(self._sessions)
         for changed in sessions:
             changed()
