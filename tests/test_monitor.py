@@ -228,6 +228,17 @@ def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(
     assert "The store is away." == looking.until("late", state="idle")["head"]["trouble"]
 
 
+def test_of_the_processes_this_one_is_told_while_the_store_is_away(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And why no other one is."""
+    records, watch = runtime.service.store.records, Watch(runtime)
+    assert "away" not in watch.workers()
+    monkeypatch.setattr(records, "scan", away)
+    for said in ("The store is away.", "which shows this"):
+        assert said in watch.workers()
+
+
 def test_one_function_from_near(runtime: Runtime, front: Front) -> None:
     """A task has its next five times in the zone of its schedule."""
     front.schedule(cron="0 6 * * mon-fri", timezone="America/New_York", first_run="skip", name="task")(lambda: 1)

@@ -161,11 +161,14 @@ class Watch:
         return drawing(nodes, [*read, *edges_of(list(runtime.tasks.values()), list(runtime.memos.values()))])
 
     def workers(self) -> str:
-        """The processes that share the store, as HTML; what others are at is some seconds old."""
-        presence = self._runtime.presence
-        others = [Process(each.name, each.state, alive=each.owner is not None) for each in presence.others()]
+        """The processes that share the store, as HTML; what others are at is some seconds old, if it can be read."""
+        presence, trouble, others = self._runtime.presence, "", list[Process]()
+        try:
+            others = [Process(each.name, each.state, alive=each.owner is not None) for each in presence.others()]
+        except ScheduleError as error:
+            trouble = str(error)
         here = Process(self._runtime.service.store.records.me, presence.now(), alive=True, here=True)
-        return as_html([here, *others], self._runtime.clock.now())
+        return as_html([here, *others], self._runtime.clock.now(), trouble)
 
     # ------------------------------------------------------------ one look
 
