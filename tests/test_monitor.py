@@ -432,6 +432,18 @@ TASKS = """
     @ps.memoize(ttl="5m")
     def twice(number):
         return 2 * number
+
+    @ps.background(executor="thread")
+    def report():
+        for percent in (10, 50, 90):
+            ps.progress(percent, 100)
+            while not pathlib.Path(f"after {percent}").exists():
+                time.sleep(0.01)
+"""
+
+START = """
+    from tasks import report
+    report.submit()
 """
 
 APP = """
@@ -479,7 +491,7 @@ class Site:
         page.fill("input[name=username]", user)
         page.fill("input[name=password]", "pass")
         page.press("input[name=password]", "Enter")
-        expect(page.locator(".monitor h2")).to_contain_text("of 5 failing")
+        expect(page.locator(".monitor h2")).to_contain_text("of 6 failing")
         return page
 
 
@@ -487,10 +499,10 @@ class Site:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
     folder = tmp_path_factory.mktemp("site")
     users = json.dumps({"ada": "pass", "bob": "pass"})
-    write_files(folder, {"app.py": APP, "own.py": OWN, "tasks.py": TASKS, "users.json": users})
+    write_files(folder, {"app.py": APP, "own.py": OWN, "start.py": START, "tasks.py": TASKS, "users.json": users})
     login = "--basic-auth users.json --cookie-secret a-secret-of-cookies"
     options = f"--setup tasks.py --plugins panel_schedule --num-procs 2 --prefix some/where {login}"
-    server = PanelServer(f"app.py own.py --admin {options}", folder, env={"PANEL_SCHEDULE_ADMINS": "ada"})
+    server = PanelServer(f"app.py own.py start.py --admin {options}", folder, env={"PANEL_SCHEDULE_ADMINS": "ada"})
     with closing(server):
         server.wait_started()
         yield server
@@ -541,6 +553,51 @@ def test_a_run_is_started_and_cancelled(site: Site) -> None:
     expect(ada.locator("dialog .state")).to_contain_text("running · 50 %")
     ada.get_by_role("button", name="Cancel").click()
     expect(ada.locator("dialog .scroll")).to_contain_text("cancelled")
+
+
+def test_what_is_open_of_a_background_function_moves_on(site: Site) -> None:
+    """The runs under way, and the one that is opened, though nothing else of the function is new."""
+    ada = site.visit("ada")
+    assert ada.request.get(site.url.replace("schedule", "start")).ok
+    row(ada, "report").click()
+    shown = ada.locator("dialog .rest")
+    expect(shown).to_contain_text("10 %")
+    (site.server.folder / "after 10").touch()
+    expect(shown).to_contain_text("50 %")
+    shown.locator("tr[data-kind=running]").click()
+    expect(shown.locator(".run")).to_contain_text("50 %")
+    (site.server.folder / "after 50").touch()
+    expect(shown.locator(".run")).to_contain_text("90 %")
+    (site.server.folder / "after 90").touch()
+    expect(shown.locator(".run")).to_contain_text("succeeded")
+
+
+def test_a_task_is_rescheduled(site: Site) -> None:
+    """What is wrong with a schedule is said, to who has gone on until something else is done."""
+    ada = site.visit("ada")
+    row(ada, "endless").click()
+    when = ada.get_by_label("New schedule")
+    when.fill("30m")
+    ada.get_by_role("button", name="Reschedule").click()
+    expect(ada.locator("dialog .answer")).to_have_text("endless: runs every 30 min from now on.")
+    expect(row(ada, "endless").locator(".schedule")).to_have_text("every 30 min")
+    when.fill("soon")
+    when.evaluate("each => { each.form.requestSubmit(); each.closest('dialog').close(); }")
+    expect(ada.locator(".note")).to_contain_text("'soon'")
+    row(ada, "prices").click()
+    expect(ada.locator(".note")).to_have_text("")
+
+
+def test_a_click_on_a_heading_sorts(site: Site) -> None:
+    """A second one the other way round."""
+    bob = site.visit("bob")
+    heading, names = bob.get_by_role("columnheader", name="Name"), bob.locator(".monitor > table .title")
+    in_order = sorted(names.all_inner_texts(), key=str.lower)
+    expect(heading).to_have_attribute("aria-sort", "none")
+    for order, expected in (("ascending", in_order), ("descending", in_order[::-1])):
+        heading.get_by_role("button").click()
+        expect(heading).to_have_attribute("aria-sort", order)
+        assert expected == names.all_inner_texts()
 
 
 def test_an_admin_opens_a_run_that_has_failed(site: Site) -> None:
@@ -625,7 +682,7 @@ def test_it_is_part_of_a_page_of_ones_own_and_of_the_admins(site: Site) -> None:
         page.goto(site.url.replace("schedule", path))
         if path == "admin":
             page.get_by_text("Schedule", exact=True).click()
-        expect(page.locator(".monitor h2")).to_contain_text("1 of 5 failing")
+        expect(page.locator(".monitor h2")).to_contain_text("1 of 6 failing")
 
 
 INK = "each => getComputedStyle(each).color"
