@@ -22,8 +22,9 @@ from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError, StoreError
 from panel_schedule.functions.run import RunRecord, RunState, current_run
 from panel_schedule.http.totals import Totals
+from panel_schedule.monitor import watch as watching
 from panel_schedule.monitor.actions import act, detail, one_run
-from panel_schedule.monitor.rows import Past, past
+from panel_schedule.monitor.rows import RUNS, Past, listed, past
 from panel_schedule.monitor.watch import Watch
 from panel_schedule.runtime import Runtime
 from panel_schedule.views.admins import refusal
@@ -60,6 +61,12 @@ def test_a_history_comes_to(states: list, failures: int, error: str, success: bo
     """Skipped slots are no runs, and who cancels a run makes no failure of it."""
     last = (NOW + timedelta(seconds=1)).timestamp() if success else None
     assert Past(failures, error, last, [[1.0, each] for each in well]) == past(ran(*states))
+
+
+def test_failures_before_the_last_runs_are_listed_after_them() -> None:
+    """Whatever has succeeded since: at most as many as there are last runs."""
+    newest, failures = ran(*[SUCCEEDED] * RUNS), ran(*[FAILED] * (RUNS + 1))
+    assert [*newest, *failures[:RUNS]] == listed([*newest, *ran(SUCCEEDED, CANCELLED), *failures])
 
 
 @pytest.fixture
@@ -138,6 +145,25 @@ def test_nobody_looks_any_more_and_nothing_is_gathered(runtime: Runtime, front: 
     assert (["paused"], True) == ([row["state"] for row in news["rows"]], news["all"])
 
 
+def test_who_asks_what_is_new_waits_for_no_texts(
+    runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the event loop that asks, and those of a thousand functions take their time."""
+    front.schedule(period="1h", first_run="skip", name="task")(lambda: 1)
+    watch, make, waits = Watch(runtime), watching._told, list[bool]()
+
+    def made_while_somebody_asks(*args: Any) -> Any:
+        asks = threading.Thread(target=watch.since, args=(0,), daemon=True)
+        asks.start()
+        asks.join(5)
+        waits.append(asks.is_alive())
+        return make(*args)
+
+    monkeypatch.setattr(watching, "_told", made_while_somebody_asks)
+    Looking(watch).next()
+    assert not waits[0]
+
+
 def test_a_task_that_fails_says_how_often_and_why(runtime: Runtime, front: Front) -> None:
     def fail() -> None:
         raise ValueError("no <b>table</b>\nsecond line")
@@ -194,15 +220,15 @@ def test_answers_at_hand_and_hits_are_those_of_all_processes_of_the_server(runti
     assert "7 at hand (1.23 MB), 3,000 hits" == row["message"]
 
 
+def away(*_: Any, **__: Any) -> Any:
+    raise StoreError("The store is away.")
+
+
 def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(
     runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What this process knows without it goes on being right."""
     front.schedule(period="1h", first_run="skip", name="task")(lambda: 1)
-
-    def away(*_: Any, **__: Any) -> Any:
-        raise StoreError("The store is away.")
-
     monkeypatch.setattr(runtime.service.store.records, "scan", away)
     looking = Looking(Watch(runtime))
     looking.until("task", state="idle")
@@ -211,12 +237,35 @@ def test_a_store_that_is_away_is_named_and_tasks_are_told_nevertheless(
     assert "The store is away." == looking.until("late", state="idle")["head"]["trouble"]
 
 
+def test_of_the_processes_this_one_is_told_while_the_store_is_away(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And why no other one is."""
+    records, watch = runtime.service.store.records, Watch(runtime)
+    assert "away" not in watch.workers()
+    monkeypatch.setattr(records, "scan", away)
+    for said in ("The store is away.", "which shows this"):
+        assert said in watch.workers()
+
+
 def test_one_function_from_near(runtime: Runtime, front: Front) -> None:
     """A task has its next five times in the zone of its schedule."""
     front.schedule(cron="0 6 * * mon-fri", timezone="America/New_York", first_run="skip", name="task")(lambda: 1)
     shown = detail(runtime, "task task", admin=False)
     assert 5 == len(shown["next"])
     assert re.fullmatch(r"\w{3} \d\d \w{3} 06:00:00 E[SD]T", shown["next"][0]["text"])
+
+
+def test_a_failure_of_last_night_is_opened_however_often_it_has_run_well_since(runtime: Runtime, front: Front) -> None:
+    well = iter([False, *[True] * RUNS])
+    job = front.background(executor="thread", name="job")(lambda: 1 if next(well) else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        job.submit().result(5)
+    for _ in range(RUNS):
+        job.submit().result(5)
+    eventually(lambda: len(job.history) > RUNS)
+    last = detail(runtime, "job job", admin=False)["runs"][-1]
+    assert "ZeroDivisionError: division by zero" == one_run(runtime, "job job", last["run"], admin=False)["error"]
 
 
 # What only admins are told of a run.
@@ -252,7 +301,7 @@ def test_one_run_from_near(runtime: Runtime, front: Front) -> None:
 
 @pytest.mark.parametrize("kind", ["task", "job"])
 def test_a_run_under_way_from_near(runtime: Runtime, front: Front, kind: str) -> None:
-    """How far it is; and its last partial results, which are for admins."""
+    """How far it is. Partial results are for admins; so is what a background function says to whoever asked for it."""
     published, released = threading.Event(), threading.Event()
 
     def steps() -> int:
@@ -270,11 +319,17 @@ def test_a_run_under_way_from_near(runtime: Runtime, front: Front, kind: str) ->
     else:
         run = front.schedule(period="1h", first_run="skip")(steps).refresh()
     assert published.wait(10)
-    [row] = detail(runtime, f"{kind} steps", admin=False)["live"]
-    assert "user" not in row
+    [[row], [whole]] = (detail(runtime, f"{kind} steps", admin)["live"] for admin in (False, True))
+    for_admins = {"message"} if kind == "job" else set()
+    assert {"user"} | for_admins == whole.keys() - row.keys()
+    assert ("half", 50) == (whole["message"], row["percent"])
     mine, anybodys = (one_run(runtime, f"{kind} steps", row["run"], admin) for admin in (True, False))
-    assert ("running", True, 50, "half") == tuple(anybodys[name] for name in ("state", "live", "percent", "message"))
-    assert FOR_ADMINS | {"partials", "first"} == mine.keys() - anybodys.keys()
+    assert ("running", True, 50) == tuple(anybodys[name] for name in ("state", "live", "percent"))
+    assert "half" == mine["message"]
+    assert FOR_ADMINS | {"partials", "first"} | for_admins == mine.keys() - anybodys.keys()
+    looking = Looking(Watch(runtime))
+    news = looking.until("steps", state="running")
+    assert ("half" in json.dumps(news)) == (kind == "task")
     if kind == "job":  # those of a task are versions of its value
         assert (3, 5) == (mine["first"], len(mine["partials"]))
         assert mine["partials"][0].startswith("{'step': 2, 'data': 'xxx")
@@ -310,6 +365,16 @@ def test_what_is_done_with_each_kind(runtime: Runtime, front: Front) -> None:
     act(runtime, "memo memo", "invalidate")
     memo(1)
     assert [1, 1] == computed
+
+
+def test_who_cancels_all_runs_is_told_that_the_store_is_away(
+    runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that there are none."""
+    front.background(executor="thread", name="job")(lambda: 1)
+    monkeypatch.setattr(runtime.service.store.records, "scan", away)
+    with pytest.raises(StoreError, match="The store is away"):
+        act(runtime, "job job", "cancel")
 
 
 @pytest.mark.parametrize(
@@ -376,6 +441,18 @@ TASKS = """
     @ps.memoize(ttl="5m")
     def twice(number):
         return 2 * number
+
+    @ps.background(executor="thread")
+    def report():
+        for percent in (10, 50, 90):
+            ps.progress(percent, 100)
+            while not pathlib.Path(f"after {percent}").exists():
+                time.sleep(0.01)
+"""
+
+START = """
+    from tasks import report
+    report.submit()
 """
 
 APP = """
@@ -423,7 +500,7 @@ class Site:
         page.fill("input[name=username]", user)
         page.fill("input[name=password]", "pass")
         page.press("input[name=password]", "Enter")
-        expect(page.locator(".monitor h2")).to_contain_text("of 5 failing")
+        expect(page.locator(".monitor h2")).to_contain_text("of 6 failing")
         return page
 
 
@@ -431,10 +508,10 @@ class Site:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
     folder = tmp_path_factory.mktemp("site")
     users = json.dumps({"ada": "pass", "bob": "pass"})
-    write_files(folder, {"app.py": APP, "own.py": OWN, "tasks.py": TASKS, "users.json": users})
+    write_files(folder, {"app.py": APP, "own.py": OWN, "start.py": START, "tasks.py": TASKS, "users.json": users})
     login = "--basic-auth users.json --cookie-secret a-secret-of-cookies"
     options = f"--setup tasks.py --plugins panel_schedule --num-procs 2 --prefix some/where {login}"
-    server = PanelServer(f"app.py own.py --admin {options}", folder, env={"PANEL_SCHEDULE_ADMINS": "ada"})
+    server = PanelServer(f"app.py own.py start.py --admin {options}", folder, env={"PANEL_SCHEDULE_ADMINS": "ada"})
     with closing(server):
         server.wait_started()
         yield server
@@ -485,6 +562,51 @@ def test_a_run_is_started_and_cancelled(site: Site) -> None:
     expect(ada.locator("dialog .state")).to_contain_text("running · 50 %")
     ada.get_by_role("button", name="Cancel").click()
     expect(ada.locator("dialog .scroll")).to_contain_text("cancelled")
+
+
+def test_what_is_open_of_a_background_function_moves_on(site: Site) -> None:
+    """The runs under way, and the one that is opened, though nothing else of the function is new."""
+    ada = site.visit("ada")
+    assert ada.request.get(site.url.replace("schedule", "start")).ok
+    expect(row(ada, "report")).to_have_attribute("data-kind", "running")
+    row(ada, "report").click()
+    shown = ada.locator("dialog .rest")
+    expect(shown).to_contain_text("10 %")
+    (site.server.folder / "after 10").touch()
+    expect(shown).to_contain_text("50 %")
+    shown.locator("tr[data-kind=running]").click()
+    expect(shown.locator(".run")).to_contain_text("50 %")
+    (site.server.folder / "after 50").touch()
+    expect(shown.locator(".run")).to_contain_text("90 %")
+    (site.server.folder / "after 90").touch()
+
+
+def test_a_task_is_rescheduled(site: Site) -> None:
+    """What is wrong with a schedule is said, to who has gone on until something else is done."""
+    ada = site.visit("ada")
+    row(ada, "endless").click()
+    when = ada.get_by_label("New schedule")
+    when.fill("30m")
+    ada.get_by_role("button", name="Reschedule").click()
+    expect(ada.locator("dialog .answer")).to_have_text("endless: runs every 30 min from now on.")
+    expect(row(ada, "endless").locator(".schedule")).to_have_text("every 30 min")
+    when.fill("soon")
+    when.evaluate("each => { each.form.requestSubmit(); each.closest('dialog').close(); }")
+    expect(ada.locator(".note")).to_contain_text("'soon'")
+    row(ada, "prices").click()
+    expect(ada.locator(".note")).to_have_text("")
+
+
+def test_a_click_on_a_heading_sorts(site: Site) -> None:
+    """A second one the other way round."""
+    bob = site.visit("bob")
+    heading, names = bob.get_by_role("columnheader", name="Name"), bob.locator(".monitor > table .title")
+    in_order = sorted(names.all_inner_texts(), key=str.lower)
+    expect(heading).to_have_attribute("aria-sort", "none")
+    for order, expected in (("ascending", in_order), ("descending", in_order[::-1])):
+        heading.get_by_role("button").click()
+        expect(heading).to_have_attribute("aria-sort", order)
+        assert expected == names.all_inner_texts()
 
 
 def test_an_admin_opens_a_run_that_has_failed(site: Site) -> None:
@@ -569,7 +691,7 @@ def test_it_is_part_of_a_page_of_ones_own_and_of_the_admins(site: Site) -> None:
         page.goto(site.url.replace("schedule", path))
         if path == "admin":
             page.get_by_text("Schedule", exact=True).click()
-        expect(page.locator(".monitor h2")).to_contain_text("1 of 5 failing")
+        expect(page.locator(".monitor h2")).to_contain_text("1 of 6 failing")
 
 
 INK = "each => getComputedStyle(each).color"

@@ -14,7 +14,7 @@ from ..functions.memoize import Memoized
 from ..functions.run import Run, RunRecord
 from ..functions.task import Task
 from ..runtime import Runtime
-from .rows import RUNS, Row, coming, live_row, run_page, run_row, token_of
+from .rows import Row, coming, listed, live_row, run_page, run_row, token_of
 
 
 def find(runtime: Runtime, id: str) -> Task[Any] | Background[Any, Any] | Memoized[Any, Any]:
@@ -38,11 +38,11 @@ def find(runtime: Runtime, id: str) -> Task[Any] | Background[Any, Any] | Memoiz
 
 def detail(runtime: Runtime, id: str, admin: bool) -> Row:
     """All that there is to say about one function."""
-    function = find(runtime, id)
+    function, kind = find(runtime, id), id.partition(" ")[0]
     shown: Row = {
         "id": id, "facts": [], "next": [],
-        "live": [live_row(run, admin) for run in _live(runtime, function)],
-        "runs": [run_row(run) for run in function.history[:RUNS]],
+        "live": [live_row(run, kind, admin) for run in _live(runtime, function)],
+        "runs": [run_row(run) for run in listed(function.history)],
     }  # fmt: skip
     if isinstance(function, Task):
         return shown | _task(runtime, function)
@@ -60,13 +60,13 @@ def one_run(runtime: Runtime, id: str, token: str, admin: bool) -> Row:
     RegistrationError
         When there is none.
     """
-    function = find(runtime, id)
+    function, kind = find(runtime, id), id.partition(" ")[0]
     runs: list[Run | RunRecord] = [*_live(runtime, function), *function.history]
     if isinstance(function, Background):
         runs += function.runs()  # one that has just ended
     for run in runs:
         if token_of(run.id) == token:
-            return {"id": id} | run_page(run, admin)
+            return {"id": id} | run_page(run, kind, admin)
     raise RegistrationError(f"{function.name}: this run is in the history no more.")
 
 
@@ -152,9 +152,10 @@ def _reschedule(runtime: Runtime, task: Task[Any], when: str) -> str:
 
 
 def _cancel_runs(runtime: Runtime, job: Background[Any, Any]) -> str:
-    live = _live(runtime, job)
-    for run in live:
-        run.cancel()
+    """In all processes; `Background.runs` would leave out those of others while the store is away."""
+    live = [run.id for run in runtime.dispatcher.under_way() if run.task == job.name]
+    for id in live:
+        runtime.dispatcher.cancel(id)
     return f"{job.name}: {len(live)} cancelled."
 
 

@@ -155,6 +155,8 @@ export function render({ model, el, view }) {
   let sort = "state", reversed = false, only = "", gone = false, ahead = 0, general = null, told = "";
   // Of the function that is looked at from near; and of its run, if it is one run.
   let near = null, found = null, one = null;
+  // What of it is drawn, as text; and whether an answer is awaited of what is under way.
+  let drawn = "", awaited = false;
 
   const clock = () => Date.now() / 1000 - ahead;
 
@@ -336,12 +338,34 @@ export function render({ model, el, view }) {
     model.send_msg({ do: action, id: near, ...given });
   }
 
+  function clear() {
+    rest.replaceChildren();
+    drawn = "";
+  }
+
+  // Whether this is not what is drawn: what is the same is left alone here, too.
+  function isNew(...shown) {
+    const text = JSON.stringify(shown);
+    if (text === drawn) return false;
+    drawn = text;
+    return true;
+  }
+
+  const isLive = () => Boolean(one === null ? found?.live?.length : rest.querySelector(".run")?.dataset.live);
+
+  // What a run does is no news of its function.
+  function follow() {
+    if (gone || awaited || near === null || !isLive()) return;
+    awaited = true;
+    model.send_msg(one === null ? { ask: "detail", id: near } : { ask: "run", id: near, run: one });
+  }
+
   function open(id) {
     near = id;
     found = one = null;
     say(answer, "");
     when.value = "";
-    rest.replaceChildren();
+    clear();
     model.send_msg({ ask: "detail", id });
     nearTick(clock());
     if (!dialog.open) dialog.showModal();
@@ -350,7 +374,7 @@ export function render({ model, el, view }) {
   function openRun(run) {
     one = run;
     say(answer, "");
-    rest.replaceChildren();
+    clear();
     model.send_msg({ ask: "run", id: near, run });
     nearTick(clock());
   }
@@ -426,7 +450,7 @@ export function render({ model, el, view }) {
 
   function showDetail() {
     const { data } = rows.get(near) || {};
-    if (!data || !found) return;
+    if (!data || !found || !isNew(found, data.durations)) return;
     const parts = [];
     const focused = root.getRootNode().activeElement?.dataset?.run;
     if (found.next.length) {
@@ -466,6 +490,7 @@ export function render({ model, el, view }) {
   }
 
   function showRun(run) {
+    if (!isNew(run)) return;
     const top = make("p", "state run");
     const button = make("button", "back", "Back", top);
     button.type = "button";
@@ -512,10 +537,13 @@ export function render({ model, el, view }) {
       said.rows.forEach(enter);
       if (said.rows.some(({ id }) => id === near)) {
         model.send_msg({ ask: "detail", id: near });
-        if (one !== null && rest.querySelector(".run")?.dataset.live) model.send_msg({ ask: "run", id: near, run: one });
+        if (one !== null && isLive()) model.send_msg({ ask: "run", id: near, run: one });
       }
       paint();
-    } else if (said.detail) {
+      return;
+    }
+    awaited = false;
+    if (said.detail) {
       if (said.detail.id === near) {
         found = said.detail;
         if (one === null) showDetail();
@@ -555,9 +583,15 @@ export function render({ model, el, view }) {
   };
   document.addEventListener("keydown", slash);
 
+  // A failure is told until something else is done.
+  for (const event of ["click", "input"]) root.addEventListener(event, () => { if (told) { told = ""; paint(); } });
   model.on("msg:custom", hear);
   model.on("why_not", paint);
-  const timer = setInterval(paint, 1000);
+  let ticks = 0;
+  const timer = setInterval(() => {
+    paint();
+    if (++ticks % 2 === 0) follow();
+  }, 1000);
   let there = true;
   model.on("remove", () => {
     there = false;
@@ -573,6 +607,6 @@ export function render({ model, el, view }) {
     }
   };
   listen("connection_lost", () => { gone = true; paint(); });
-  listen("client_reconnected", () => model.send_msg({ ask: "all" }));
+  listen("client_reconnected", () => { awaited = false; model.send_msg({ ask: "all" }); });
   model.send_msg({ ask: "all" });
 }

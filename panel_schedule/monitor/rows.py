@@ -160,6 +160,11 @@ def token_of(id: str) -> str:
     return sha256(id.encode()).hexdigest()[:16]
 
 
+def listed(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The last ones of a history, newest first; and of those before, as many that have failed."""
+    return [*runs[:RUNS], *islice((run for run in runs[RUNS:] if run.state in FAILURES), RUNS)]
+
+
 def run_row(run: RunRecord) -> Row:
     """Of a run of the history."""
     return {
@@ -173,21 +178,25 @@ def run_row(run: RunRecord) -> Row:
     }
 
 
-def live_row(run: Run, admin: bool) -> Row:
-    """Of a run under way."""
+def live_row(run: Run, kind: str, admin: bool) -> Row:
+    """Of a run under way of a function of this kind."""
     shown: Row = {
         "run": token_of(run.id),
         "state": run.state.value,
         "at": _seconds(run.started_at or run.queued_at),
         "percent": run.percent,
-        "message": run.message,
         "attempt": run.attempt,
     }
-    return shown | ({"user": run.user} if admin else {})
+    return shown | _message(run, kind, admin) | ({"user": run.user} if admin else {})
 
 
-def run_page(run: RunRecord | Run, admin: bool) -> Row:
-    """All that there is to say of one run. What is for admins is there for them alone."""
+def _message(run: Run, kind: str, admin: bool) -> Row:
+    """What a background function says is for whoever asked for the run, and for admins."""
+    return {"message": run.message} if admin or kind != JOB else {}
+
+
+def run_page(run: RunRecord | Run, kind: str, admin: bool) -> Row:
+    """All that there is to say of one run of a function of this kind. What is for admins is there for them alone."""
     times = {"Slot": run.key, "Asked for": run.queued_at, "Began": run.started_at, "Ended": run.finished_at}
     times |= {"Until": run.until}
     shown: Row = {
@@ -203,7 +212,7 @@ def run_page(run: RunRecord | Run, admin: bool) -> Row:
         shown |= {"duration": run.duration, "owner": run.owner}
         mine: Row = {"arguments": run.arguments, "traceback": run.traceback, "logs": run.logs}
     else:
-        shown |= {"percent": run.percent, "message": run.message}
+        shown |= {"percent": run.percent} | _message(run, kind, admin)
         first = max(0, len(run.partials) - PARTIALS)
         partials = [arguments_text((), [each], {}) for each in run.partials[first:]]
         mine = {"arguments": run.called_with, "traceback": run.traceback, "logs": run.logs,

@@ -162,13 +162,18 @@ class Watch:
         return drawing(nodes, [*read, *edges_of(list(runtime.tasks.values()), list(runtime.memos.values()))])
 
     def workers(self) -> str:
-        """The processes that share the store, as HTML; what others are at is some seconds old."""
+        """The processes that share the store, as HTML; what others are at is some seconds old, if it can be read."""
         presence, records, now = self._runtime.presence, self._runtime.service.store.records, self._runtime.clock.now()
+        trouble, others = "", list[Process]()
+        try:
+            others = [
+                Process(each.name, each.state, heard_at(each), alive=records.alive(each.name))
+                for each in presence.others()
+            ]
+        except ScheduleError as error:
+            trouble = str(error)
         here = Process(records.me, presence.now(), now, alive=True, here=True)
-        others = [
-            Process(each.name, each.state, heard_at(each), alive=records.alive(each.name)) for each in presence.others()
-        ]
-        return as_html([here, *others], now)
+        return as_html([here, *others], now, trouble)
 
     # ------------------------------------------------------------ one look
 
@@ -259,14 +264,15 @@ class Watch:
     def _tell(self, rows: list[Row] | None, trouble: str) -> None:
         """Note what is new, and tell those who look; `rows` is None where nothing could be gathered."""
         head = json.dumps({"trouble": trouble} | (self._state() if rows is not None else {}))
+        # Of a look, only its thread changes these. The texts are made before the lock, for which the event loop waits.
+        look, former, told = self._look + 1, self._rows, self._rows
+        if rows is not None:
+            new = {row["id"]: _told(former.get(row["id"]), row, look) for row in rows}
+            told = {id: _told(each, None, look) for id, each in former.items() if id not in new} | new
+        if head == self._head and all(each.look < look for each in told.values()):
+            return
         with self._lock:
-            look, former = self._look + 1, self._rows
-            if rows is not None:
-                new = {row["id"]: _told(former.get(row["id"]), row, look) for row in rows}
-                self._rows = {id: _told(told, None, look) for id, told in former.items() if id not in new} | new
-            if head == self._head and all(told.look < look for told in self._rows.values()):
-                return
-            self._look, self._head = look, head
+            self._rows, self._look, self._head = told, look, head
             sessions = list(self._sessions)
         for changed in sessions:
             changed()

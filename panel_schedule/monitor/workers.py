@@ -56,10 +56,11 @@ class Process(NamedTuple):
     here: bool = False
 
 
-def as_html(processes: Sequence[Process], now: datetime) -> str:
-    """Of all of them: this one first, then those that live, longest first, then those that are gone."""
+def as_html(processes: Sequence[Process], now: datetime, trouble: str = "") -> str:
+    """Below what is wrong: this one first, then those that live, longest first, then those that are gone."""
     ordered = sorted(processes, key=lambda each: (not each.here, not each.alive, each.state.since or now, each.name))
-    return f'<div class="all">{"".join(_article(each, now) for each in ordered)}</div>'
+    above = f'<p class="hangs">{escape(trouble)}</p>' if trouble else ""
+    return f'{above}<div class="all">{"".join(_article(each, now) for each in ordered)}</div>'
 
 
 def _article(process: Process, now: datetime) -> str:
