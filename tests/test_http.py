@@ -9,9 +9,11 @@ import re
 import signal
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import httpx
@@ -28,9 +30,11 @@ from panel_schedule.engine.counts import Counts
 from panel_schedule.errors import ConfigError, StoreError
 from panel_schedule.executors.threads import ThreadExecutor
 from panel_schedule.functions.run import RunRecord, RunState
-from panel_schedule.http import shared_memory
+from panel_schedule.http import shared_memory, totals
+from panel_schedule.http.health import TURN
 from panel_schedule.http.metrics import FAMILIES, PREFIX
 from panel_schedule.http.openapi import document
+from panel_schedule.http.routes import THREADS
 from panel_schedule.http.shared_answer import MOMENT, SharedAnswer
 from panel_schedule.http.shared_memory import SharedMemory
 from panel_schedule.testing import VirtualClock
@@ -50,6 +54,8 @@ APP = """
 TASKS = """
     import pathlib, time
     import panel_schedule as ps
+    from panel_schedule.scheduling.scheduler import Scheduler
+    from panel_schedule.stores.base import Store
 
     @ps.schedule(period="1h")
     def answer():
@@ -77,6 +83,22 @@ TASKS = """
     @ps.memoize
     def twice(x):
         return 2 * x
+
+    # What hangs while there is a file of its name: a question of the history, as of a store, and of the scheduler.
+    def hanging(owner, name):
+        asked = getattr(owner, name)
+
+        def ask(*args):
+            if pathlib.Path(name).exists():
+                print(f"{name} hangs", flush=True)
+            while pathlib.Path(name).exists():
+                time.sleep(0.05)
+            return asked(*args)
+
+        setattr(owner, name, ask)
+
+    hanging(Store, "history")
+    hanging(Scheduler, "gate")
 """
 
 FILES = {"app.py": APP + "    from tasks import twice\n    twice(1), twice(1), twice(1)\n", "tasks.py": TASKS}
@@ -142,6 +164,38 @@ def test_a_server_is_ready_when_the_first_values_are_there(site: PanelServer) ->
 def test_a_server_lives_while_its_scheduler_turns(site: PanelServer) -> None:
     response = httpx.get(api(site, "healthz"))
     assert (200, {"alive": True}) == (response.status_code, response.json())
+
+
+@contextmanager
+def hanging(server: PanelServer, name: str, *paths: str) -> Iterator[list[Future[httpx.Response]]]:
+    """The answers to these questions, all of which wait until the end for what hangs."""
+    with ThreadPoolExecutor(len(paths)) as threads:
+        before, flag = server.output().count(f"{name} hangs"), server.folder / name
+        flag.touch()
+        try:
+            asked = [threads.submit(httpx.get, api(server, path), timeout=30) for path in paths]
+            eventually(lambda: server.output().count(f"{name} hangs") >= before + min(len(paths), THREADS))
+            yield asked
+        finally:
+            flag.unlink()
+
+
+def test_a_server_lives_and_is_ready_while_its_store_hangs(site: PanelServer) -> None:
+    """Kubernetes need not end it: who waits for the store holds up no probe."""
+    with hanging(site, "history", *["api/tasks/answer/runs"] * 5) as asked:
+        probes = [httpx.get(api(site, path), timeout=2.5) for path in ("healthz", "readyz")]
+        assert [False] * 5 == [each.done() for each in asked]
+    assert [200] * 2 == [probe.status_code for probe in probes]
+    assert [200] * 5 == [each.result().status_code for each in asked]
+
+
+def test_a_server_whose_scheduler_does_not_say_is_not_ready(site: PanelServer) -> None:
+    """A probe waits so many seconds for it and no longer, and then holds up no other."""
+    with hanging(site, "gate", "readyz", "readyz") as asked:
+        assert [(503, {"ready": False, "waiting": 0, "waiting_for": []})] * 2 == [
+            (each.result(2 * TURN).status_code, each.result().json()) for each in asked
+        ]
+        assert 200 == httpx.get(api(site, "healthz"), timeout=2.5).status_code
 
 
 def test_the_tasks_are_there_as_json_without_their_values(site: PanelServer) -> None:
@@ -473,6 +527,32 @@ def test_admins_are_names_of_users(names: object) -> None:
 
 def test_admins_are_separated_by_commas_in_the_environment() -> None:
     assert ["ada", "grace"] == Config({"PANEL_SCHEDULE_ADMINS": "ada, grace,"}).admins
+
+
+def test_while_what_is_counted_waits_to_be_written_it_is_not_written_again(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process whose count takes long asks for it once, not every two seconds."""
+    monkeypatch.setattr(totals.supervisor, "find", lambda: 1)
+    monkeypatch.setattr(totals, "task_id", lambda: 0)
+    counted = totals.Totals(core.runtime, lambda: 0)
+    counted._made_in = 0  # it has been forked since
+    later, asked = [], list[Future]()
+    loop = SimpleNamespace(call_later=lambda seconds, *call: later.append(call))
+
+    def aside(publish: Callable) -> Future:
+        asked.append(Future())
+        return asked[-1]
+
+    counted.begin(loop, aside)
+    seen = []
+    for ended in (False, False, True, False):
+        if ended:
+            asked[-1].set_result(None)
+        again, *given = later.pop()
+        again(*given)
+        seen.append(len(asked))
+    assert [1, 1, 2, 2] == seen
 
 
 def test_a_text_in_shared_memory_is_the_last_one_that_was_written() -> None:
