@@ -273,6 +273,7 @@ def test_a_history_is_read_page_by_page(site: PanelServer) -> None:
 def test_a_task_is_paused_and_resumed(site: PanelServer) -> None:
     url = api(site, "api/tasks/answer")
     assert "paused" == httpx.post(f"{url}/pause", headers=BEARER).json()["task"]["state"]
+    site.wait_for("The API: the token asks for 'pause' of 'task answer'")
     assert "idle" == httpx.post(f"{url}/resume", headers=BEARER).json()["task"]["state"]
 
 
@@ -455,7 +456,10 @@ def login(server: PanelServer, user: str) -> httpx.Client:
 
 
 def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behind_login: Callable) -> None:
-    """A token opens it, and so does a login; only admins among the users change something, and with a header."""
+    """
+    A token opens it, and so does a login; only admins among the users change something, and with a header. The log
+    says who has asked for what, and nothing of what was refused.
+    """
     server = behind_login(TOKEN=TOKEN, ADMINS="ada, grace")
     paths = ["api/tasks", "api/tasks/answer", "api/tasks/answer/runs", "api/openapi.json", "metrics"]
     assert [401] * 5 == [httpx.get(api(server, path)).status_code for path in paths]
@@ -467,7 +471,8 @@ def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behin
         assert [200] * 5 == [bob.get(api(server, path)).status_code for path in paths]
         runs = api(server, "api/runs")
         assert [401, 403, 200] == [httpx.get(runs).status_code, bob.get(runs).status_code, ada.get(runs).status_code]
-        cancel = f"{runs}/{ada.get(runs).json()['runs'][0]['id']}/cancel"
+        id = ada.get(runs).json()["runs"][0]["id"]
+        cancel = f"{runs}/{id}/cancel"
         assert [403, 403, 202] == [
             bob.post(cancel, headers=header).status_code, ada.post(cancel).status_code,
             ada.post(cancel, headers=header).status_code,
@@ -478,6 +483,12 @@ def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behin
         assert 403 == ada.post(pause).status_code
         assert "idle" == ada.get(api(server, "api/tasks/answer")).json()["state"]
         assert "paused" == ada.post(pause, headers=header).json()["task"]["state"]
+        server.wait_for("'task answer'")
+        logged = re.findall("The API: (.*)", server.output())
+        assert [
+            f"user 'ada' asks for 'cancel' of 'run {id} of forever'",
+            "user 'ada' asks for 'pause' of 'task answer'",
+        ] == logged
     assert 401 == httpx.post(pause, headers=header).status_code
 
 

@@ -74,6 +74,7 @@ class Change(Handler):
     async def post(self, name: str, action: str) -> None:
         self.require_change()
         task = self.find(name)
+        self.log_change(action, f"task {name}")
         try:
             run = await self.aside(getattr(self, f"_{action}"), task)
         except RegistrationError as error:  # it was cancelled meanwhile, or its schedule removed
@@ -117,6 +118,7 @@ class CancelRun(Handler):
             self.refuse(404, f"There is no run {id!r} of a background function, or it has ended too long ago.")
         if run.state.final:
             self.refuse(409, f"Run {id!r} has ended already: {run.state.replace('_', ' ')}.")
+        self.log_change("cancel", f"run {id} of {run.task}")
         await self.aside(self._cancel, id)
         now = await self.aside(self._look_up, id)
         self.answer({"run": live_as_json(now or run)}, 202)
