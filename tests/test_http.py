@@ -257,7 +257,7 @@ def test_only_admins_see_where_a_failure_came_from(site: PanelServer) -> None:
 
 
 def test_a_history_is_read_page_by_page(site: PanelServer) -> None:
-    """From one run on those before it; none where it is in the history no more."""
+    """From one run on those before it. An empty page is the end; where that run is there no more it is an error."""
     url = api(site, "api/tasks/answer")
     for _ in range(3):
         await_run(url)
@@ -267,7 +267,10 @@ def test_a_history_is_read_page_by_page(site: PanelServer) -> None:
         return [run["id"] for run in httpx.get(f"{url}/runs?limit=2&before={before}").json()["runs"]]
 
     assert every[1:3] == page(every[0])
-    assert ([], []) == (page(every[-1]), page("gone"))
+    assert [] == page(every[-1])
+    gone = httpx.get(f"{url}/runs?before=gone")
+    why = "before='gone' is no run in the history of task 'answer', or it is there no more."
+    assert (404, {"error": why}) == (gone.status_code, gone.json())
 
 
 def test_a_task_is_paused_and_resumed(site: PanelServer) -> None:

@@ -55,13 +55,17 @@ class TaskRuns(Handler):
         task, text = self.find(name), self.get_query_argument("limit", "50")
         if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_RUNS):
             self.refuse(400, f"limit={text!r} is no number from 1 to {MOST_RUNS}.")
-        runs = await self.aside(self._last, task, int(text), self.get_query_argument("before", ""))
+        before = self.get_query_argument("before", "")
+        runs = await self.aside(self._last, task, int(text), before)
+        if runs is None:  # an empty answer were the end of the history
+            self.refuse(404, f"before={before!r} is no run in the history of task {name!r}, or it is there no more.")
         self.answer({"runs": [run_as_json(run, self.is_admin) for run in runs]})
 
-    def _last(self, task: Task[Any], limit: int, before: str) -> list[RunRecord]:
+    def _last(self, task: Task[Any], limit: int, before: str) -> list[RunRecord] | None:
+        """None where the run before which they are to be is not there."""
         runs = task.history
-        first = next((place for place, run in enumerate(runs, 1) if run.id == before), len(runs)) if before else 0
-        return runs[first : first + limit]
+        first = next((place for place, run in enumerate(runs, 1) if run.id == before), None) if before else 0
+        return None if first is None else runs[first : first + limit]
 
 
 class Change(Handler):
