@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from datetime import timedelta
+from enum import Enum
 
 import numpy as np
 import pandas as pd
@@ -235,6 +236,31 @@ class Slow:
     def shape(self):
         raise AssertionError("it was asked")
 
+    @property
+    def __class__(self):
+        raise AssertionError("what it stands for was asked for")
+
+
+class SlowMeta(type):
+    def __repr__(cls):
+        raise AssertionError("it was asked")
+
+    __str__ = __eq__ = __repr__
+    __hash__ = type.__hash__
+
+
+class OfSlowMeta(metaclass=SlowMeta):
+    pass
+
+
+class Region(Enum):
+    NORTH = 1
+
+    def __repr__(self):
+        raise AssertionError("it was asked")
+
+    __str__ = __format__ = __repr__
+
 
 @pytest.mark.parametrize(
     ("args", "text"),
@@ -248,7 +274,9 @@ class Slow:
         (({"rate": 1, "api_key": "hidden"},), "{'rate': 1, 'api_key': ...}"),
         ((Slow(), [Slow()]), "<Slow>, [<Slow>]"),
         ((np.zeros((2, 3)), pd.DataFrame({"a": [1]})), "<ndarray (2, 3)>, <DataFrame (1, 1)>"),
-        ((timedelta(1), RunState.FAILED), "datetime.timedelta(days=1), <RunState.FAILED: 'failed'>"),
+        ((timedelta(1), RunState.FAILED), "datetime.timedelta(days=1), RunState.FAILED"),
+        ((Region.NORTH, {"of": Region.NORTH}), "Region.NORTH, {'of': Region.NORTH}"),
+        ((int, Region, OfSlowMeta, OfSlowMeta()), "int, Region, OfSlowMeta, <OfSlowMeta>"),
         ((10**5000,), "<int>"),
     ],
 )  # fmt: skip
