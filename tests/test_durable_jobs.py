@@ -195,7 +195,7 @@ def test_processes_see_each_other_and_which_one_has_died(house, runtime):
     records = runtime.service.store.records
 
     def there():
-        return {record.state.pid: record.state.gone_at is None for record in records.scan(SPACE)}
+        return {record.state.pid: records.alive(record.name) for record in records.scan(SPACE)}
 
     eventually(lambda: there() == {pid: True, theirs: True})
     host.kill()

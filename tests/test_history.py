@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from datetime import timedelta
+from enum import Enum
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from panel_schedule.config import Config
 from panel_schedule.coordination.history import JOB
 from panel_schedule.decorators import Front
 from panel_schedule.errors import ConfigError, RunCancelled, RunTimedOut
+from panel_schedule.executors.logs import fields_of, handle
 from panel_schedule.functions.run import RunRecord, RunState
 from panel_schedule.hashing.keys import arguments_text
 from panel_schedule.runtime import Runtime
@@ -235,6 +237,31 @@ class Slow:
     def shape(self):
         raise AssertionError("it was asked")
 
+    @property
+    def __class__(self):
+        raise AssertionError("what it stands for was asked for")
+
+
+class SlowMeta(type):
+    def __repr__(cls):
+        raise AssertionError("it was asked")
+
+    __str__ = __eq__ = __repr__
+    __hash__ = type.__hash__
+
+
+class OfSlowMeta(metaclass=SlowMeta):
+    pass
+
+
+class Region(Enum):
+    NORTH = 1
+
+    def __repr__(self):
+        raise AssertionError("it was asked")
+
+    __str__ = __format__ = __repr__
+
 
 @pytest.mark.parametrize(
     ("args", "text"),
@@ -248,7 +275,9 @@ class Slow:
         (({"rate": 1, "api_key": "hidden"},), "{'rate': 1, 'api_key': ...}"),
         ((Slow(), [Slow()]), "<Slow>, [<Slow>]"),
         ((np.zeros((2, 3)), pd.DataFrame({"a": [1]})), "<ndarray (2, 3)>, <DataFrame (1, 1)>"),
-        ((timedelta(1), RunState.FAILED), "datetime.timedelta(days=1), <RunState.FAILED: 'failed'>"),
+        ((timedelta(1), RunState.FAILED), "datetime.timedelta(days=1), RunState.FAILED"),
+        ((Region.NORTH, {"of": Region.NORTH}), "Region.NORTH, {'of': Region.NORTH}"),
+        ((int, Region, OfSlowMeta, OfSlowMeta()), "int, Region, OfSlowMeta, <OfSlowMeta>"),
         ((10**5000,), "<int>"),
     ],
 )  # fmt: skip
@@ -350,6 +379,31 @@ def test_of_a_failure_it_is_kept_what_was_logged(ps, executor):
         text.partition(" (KeyError")[0] for _, _, text in lines
     ]
     assert all(re.fullmatch(r"\d\d:\d\d:\d\d", at) for at, _, _ in lines)
+
+
+def as_a_worker_process_sends_it(text, *args):
+    handle(fields_of(logging.LogRecord("shop.login", logging.WARNING, "", 0, text, args, None)))
+
+
+@pytest.mark.parametrize("warn", [logging.getLogger("shop.login").warning, as_a_worker_process_sends_it])
+def test_what_a_filter_of_a_logger_takes_out_is_not_kept(ps, warn, monkeypatch):
+    """A word of a line, or the line; also of what a worker process has sent."""
+
+    def login():
+        warn("password=%s", "hidden")
+        warn("nobody is to know of hidden")
+        raise ValueError("no")
+
+    def redact(record):
+        record.msg, record.args = record.getMessage().replace("password=hidden", "password=..."), None
+        return "hidden" not in record.msg
+
+    monkeypatch.setattr(logging.getLogger("shop.login"), "filters", [redact])
+    job = ps.background(executor="thread", name="job")(login)
+    with pytest.raises(ValueError, match="no"):
+        job.submit().result(10)
+    [failed] = eventually(lambda: job.history)
+    assert "WARNING shop.login: password=..." == failed.logs.partition(" ")[2]
 
 
 def test_the_last_lines_are_kept(ps):

@@ -9,9 +9,11 @@ import re
 import signal
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import httpx
@@ -28,9 +30,11 @@ from panel_schedule.engine.counts import Counts
 from panel_schedule.errors import ConfigError, StoreError
 from panel_schedule.executors.threads import ThreadExecutor
 from panel_schedule.functions.run import RunRecord, RunState
-from panel_schedule.http import shared_memory
+from panel_schedule.http import shared_memory, totals
+from panel_schedule.http.health import TURN
 from panel_schedule.http.metrics import FAMILIES, PREFIX
 from panel_schedule.http.openapi import document
+from panel_schedule.http.routes import THREADS
 from panel_schedule.http.shared_answer import MOMENT, SharedAnswer
 from panel_schedule.http.shared_memory import SharedMemory
 from panel_schedule.testing import VirtualClock
@@ -50,6 +54,8 @@ APP = """
 TASKS = """
     import pathlib, time
     import panel_schedule as ps
+    from panel_schedule.scheduling.scheduler import Scheduler
+    from panel_schedule.stores.base import Store
 
     @ps.schedule(period="1h")
     def answer():
@@ -77,6 +83,22 @@ TASKS = """
     @ps.memoize
     def twice(x):
         return 2 * x
+
+    # What hangs while there is a file of its name: a question of the history, as of a store, and of the scheduler.
+    def hanging(owner, name):
+        asked = getattr(owner, name)
+
+        def ask(*args):
+            if pathlib.Path(name).exists():
+                print(f"{name} hangs", flush=True)
+            while pathlib.Path(name).exists():
+                time.sleep(0.05)
+            return asked(*args)
+
+        setattr(owner, name, ask)
+
+    hanging(Store, "history")
+    hanging(Scheduler, "gate")
 """
 
 FILES = {"app.py": APP + "    from tasks import twice\n    twice(1), twice(1), twice(1)\n", "tasks.py": TASKS}
@@ -144,6 +166,38 @@ def test_a_server_lives_while_its_scheduler_turns(site: PanelServer) -> None:
     assert (200, {"alive": True}) == (response.status_code, response.json())
 
 
+@contextmanager
+def hanging(server: PanelServer, name: str, *paths: str) -> Iterator[list[Future[httpx.Response]]]:
+    """The answers to these questions, all of which wait until the end for what hangs."""
+    with ThreadPoolExecutor(len(paths)) as threads:
+        before, flag = server.output().count(f"{name} hangs"), server.folder / name
+        flag.touch()
+        try:
+            asked = [threads.submit(httpx.get, api(server, path), timeout=30) for path in paths]
+            eventually(lambda: server.output().count(f"{name} hangs") >= before + min(len(paths), THREADS))
+            yield asked
+        finally:
+            flag.unlink()
+
+
+def test_a_server_lives_and_is_ready_while_its_store_hangs(site: PanelServer) -> None:
+    """Kubernetes need not end it: who waits for the store holds up no probe."""
+    with hanging(site, "history", *["api/tasks/answer/runs"] * 5) as asked:
+        probes = [httpx.get(api(site, path), timeout=2.5) for path in ("healthz", "readyz")]
+        assert [False] * 5 == [each.done() for each in asked]
+    assert [200] * 2 == [probe.status_code for probe in probes]
+    assert [200] * 5 == [each.result().status_code for each in asked]
+
+
+def test_a_server_whose_scheduler_does_not_say_is_not_ready(site: PanelServer) -> None:
+    """A probe waits so many seconds for it and no longer, and then holds up no other."""
+    with hanging(site, "gate", "readyz", "readyz") as asked:
+        assert [(503, {"ready": False, "waiting": 0, "waiting_for": []})] * 2 == [
+            (each.result(2 * TURN).status_code, each.result().json()) for each in asked
+        ]
+        assert 200 == httpx.get(api(site, "healthz"), timeout=2.5).status_code
+
+
 def test_the_tasks_are_there_as_json_without_their_values(site: PanelServer) -> None:
     response = httpx.get(api(site, "api/tasks"))
     assert "application/json" == response.headers["content-type"]
@@ -203,7 +257,7 @@ def test_only_admins_see_where_a_failure_came_from(site: PanelServer) -> None:
 
 
 def test_a_history_is_read_page_by_page(site: PanelServer) -> None:
-    """From one run on those before it; none where it is in the history no more."""
+    """From one run on those before it. An empty page is the end; where that run is there no more it is an error."""
     url = api(site, "api/tasks/answer")
     for _ in range(3):
         await_run(url)
@@ -213,12 +267,16 @@ def test_a_history_is_read_page_by_page(site: PanelServer) -> None:
         return [run["id"] for run in httpx.get(f"{url}/runs?limit=2&before={before}").json()["runs"]]
 
     assert every[1:3] == page(every[0])
-    assert ([], []) == (page(every[-1]), page("gone"))
+    assert [] == page(every[-1])
+    gone = httpx.get(f"{url}/runs?before=gone")
+    why = "before='gone' is no run in the history of task 'answer', or it is there no more."
+    assert (404, {"error": why}) == (gone.status_code, gone.json())
 
 
 def test_a_task_is_paused_and_resumed(site: PanelServer) -> None:
     url = api(site, "api/tasks/answer")
     assert "paused" == httpx.post(f"{url}/pause", headers=BEARER).json()["task"]["state"]
+    site.wait_for("The API: the token asks for 'pause' of 'task answer'")
     assert "idle" == httpx.post(f"{url}/resume", headers=BEARER).json()["task"]["state"]
 
 
@@ -401,7 +459,10 @@ def login(server: PanelServer, user: str) -> httpx.Client:
 
 
 def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behind_login: Callable) -> None:
-    """A token opens it, and so does a login; only admins among the users change something, and with a header."""
+    """
+    A token opens it, and so does a login; only admins among the users change something, and with a header. The log
+    says who has asked for what, and nothing of what was refused.
+    """
     server = behind_login(TOKEN=TOKEN, ADMINS="ada, grace")
     paths = ["api/tasks", "api/tasks/answer", "api/tasks/answer/runs", "api/openapi.json", "metrics"]
     assert [401] * 5 == [httpx.get(api(server, path)).status_code for path in paths]
@@ -413,7 +474,8 @@ def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behin
         assert [200] * 5 == [bob.get(api(server, path)).status_code for path in paths]
         runs = api(server, "api/runs")
         assert [401, 403, 200] == [httpx.get(runs).status_code, bob.get(runs).status_code, ada.get(runs).status_code]
-        cancel = f"{runs}/{ada.get(runs).json()['runs'][0]['id']}/cancel"
+        id = ada.get(runs).json()["runs"][0]["id"]
+        cancel = f"{runs}/{id}/cancel"
         assert [403, 403, 202] == [
             bob.post(cancel, headers=header).status_code, ada.post(cancel).status_code,
             ada.post(cancel, headers=header).status_code,
@@ -424,6 +486,12 @@ def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behin
         assert 403 == ada.post(pause).status_code
         assert "idle" == ada.get(api(server, "api/tasks/answer")).json()["state"]
         assert "paused" == ada.post(pause, headers=header).json()["task"]["state"]
+        server.wait_for("'task answer'")
+        logged = re.findall("The API: (.*)", server.output())
+        assert [
+            f"user 'ada' asks for 'cancel' of 'run {id} of forever'",
+            "user 'ada' asks for 'pause' of 'task answer'",
+        ] == logged
     assert 401 == httpx.post(pause, headers=header).status_code
 
 
@@ -480,6 +548,32 @@ def test_admins_are_names_of_users(names: object) -> None:
 
 def test_admins_are_separated_by_commas_in_the_environment() -> None:
     assert ["ada", "grace"] == Config({"PANEL_SCHEDULE_ADMINS": "ada, grace,"}).admins
+
+
+def test_while_what_is_counted_waits_to_be_written_it_is_not_written_again(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process whose count takes long asks for it once, not every two seconds."""
+    monkeypatch.setattr(totals.supervisor, "find", lambda: 1)
+    monkeypatch.setattr(totals, "task_id", lambda: 0)
+    counted = totals.Totals(core.runtime, lambda: 0)
+    counted._made_in = 0  # it has been forked since
+    later, asked = [], list[Future]()
+    loop = SimpleNamespace(call_later=lambda seconds, *call: later.append(call))
+
+    def aside(publish: Callable) -> Future:
+        asked.append(Future())
+        return asked[-1]
+
+    counted.begin(loop, aside)
+    seen = []
+    for ended in (False, False, True, False):
+        if ended:
+            asked[-1].set_result(None)
+        again, *given = later.pop()
+        again(*given)
+        seen.append(len(asked))
+    assert [1, 1, 2, 2] == seen
 
 
 def test_a_text_in_shared_memory_is_the_last_one_that_was_written() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -362,8 +363,10 @@ def test_data_health_finds_by_itself_what_the_session_shows(front: Front) -> Non
         (None, True, []),
     ],
 )
-def test_a_page_runs_what_its_list_has_for_those_who_may(core: Core, said: Any, may: bool, ran: list[str]) -> None:
-    """A task, or an answer computed anew. A browser may send anything."""
+def test_a_page_runs_what_its_list_has_for_those_who_may(
+    core: Core, said: Any, may: bool, ran: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task, or an answer computed anew, and it is in the log who has asked. A browser may send anything."""
     made = list[str]()
     task = task_of(core.ps, lambda: made.append("task"))
     view = core.ps.memoize(lambda: made.append("answer"), name="answer").view()
@@ -375,6 +378,8 @@ def test_a_page_runs_what_its_list_has_for_those_who_may(core: Core, said: Any, 
     page.run_now(said)
     core.go()
     assert ran == made
+    asked = [f"The badge of a page: user None asks for a run of {name!r}" for name in ran]
+    assert [("panel_schedule", logging.WARNING, text) for text in asked] == caplog.record_tuples
 
 
 def test_a_task_that_runs_no_more_is_not_offered_to_be_run(front: Front) -> None:

@@ -34,8 +34,6 @@ def handle(fields: dict[str, Any]) -> None:
         record = logging.makeLogRecord(fields)
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
-            if (run := _current.get()) is not None:
-                run.note(record)
             logger.handle(record)
     except BaseException:
         where = fields["pathname"], fields["lineno"]
@@ -44,23 +42,22 @@ def handle(fields: dict[str, Any]) -> None:
 
 def keep_lines() -> None:
     """
-    In the server: let each run have what is logged in it. Idempotent.
+    In the server: let each run have what is logged in it, after the filters of its logger. Idempotent.
 
     Not by a handler of the root logger: for `basicConfig` that would be one that the user has set up.
     """
     global _kept
     if _kept:
         return
-    _kept, make = True, logging.getLogRecordFactory()
+    _kept, call_handlers = True, logging.Logger.callHandlers
 
-    @wraps(make)
-    def making(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = make(*args, **kwargs)
-        if (run := _current.get()) is not None and record.name is not None:  # else it comes from another process
+    @wraps(call_handlers)
+    def keeping(self: logging.Logger, record: logging.LogRecord) -> None:
+        if (run := _current.get()) is not None:
             run.note(record)
-        return record
+        call_handlers(self, record)
 
-    logging.setLogRecordFactory(making)
+    logging.Logger.callHandlers = keeping  # type: ignore[method-assign]
 
 
 _kept = False

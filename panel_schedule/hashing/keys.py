@@ -225,23 +225,36 @@ def _told(value: Any, depth: int = _DEPTH) -> str:
     except BaseException as error:
         if is_interrupt(error):
             raise
-        return f"<{type(value).__name__}>"
+        return f"<{_name(type(value))}>"
+
+
+# Of a class, asked of nothing that it or its metaclass has defined.
+_name, _qualname, _module = (type.__dict__[f"__{each}__"].__get__ for each in ("name", "qualname", "module"))
+
+
+def _is(kind: type, *known: type) -> bool:
+    """Whether it is one of these; for `in` its metaclass may have an `__eq__`."""
+    return any(kind is each for each in known)
 
 
 def _plainly(value: Any, depth: int) -> str:
-    kind = type(value)
-    if kind in (str, int, float, bool, NoneType, complex):
+    kind = type(value)  # and not its `__class__`, for which a lazy proxy evaluates what it stands for
+    if _is(kind, str, int, float, bool, NoneType, complex):
         return _short.repr(value)
-    if kind in (bytes, bytearray, memoryview):
+    if _is(kind, bytes, bytearray, memoryview):
         return _short.repr(bytes(value[:30])) if len(value) <= 30 else f"<{kind.__name__} of {len(value)}>"
-    if kind in (list, tuple, set, frozenset, dict):
+    if _is(kind, list, tuple, set, frozenset, dict):
         return _collection(value, kind, depth)
-    home = kind.__module__.partition(".")[0]
+    if issubclass(kind, type):
+        return str(_qualname(value))
+    if issubclass(kind, Enum) and (member := object.__getattribute__(value, "_name_")):
+        return f"{_name(kind)}.{member}"
+    home = _module(kind).partition(".")[0]
     if home in _HAVE_A_SHAPE and isinstance(shape := getattr(value, "shape", None), tuple):
         return f"<{kind.__name__} {shape}>"
-    if home in _SPEAK or home == "panel_schedule" or isinstance(value, (Enum, type)):
+    if home in _SPEAK or home == "panel_schedule":
         return _short.repr(value)
-    return f"<{kind.__name__}>"
+    return f"<{_name(kind)}>"
 
 
 def _collection(value: Any, kind: type, depth: int) -> str:

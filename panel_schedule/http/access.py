@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import partial
@@ -19,6 +20,8 @@ from ..executors.threads import ThreadExecutor
 from ..functions.task import Task
 from ..runtime import Runtime
 from ..views.admins import any_name
+
+log = logging.getLogger("panel_schedule")
 
 T = TypeVar("T")
 
@@ -125,6 +128,11 @@ class Handler(AuthRequestHandler):
         self.require_admin()
         if not (self.has_token or self.request.headers.get(HEADER)):
             self.refuse(403, f"A change by a user who is logged in takes the header {HEADER!r}, with any value.")
+
+    def log_change(self, action: str, what: str) -> None:
+        """Who asks for it: a warning, as the monitor's is."""
+        who = "the token" if self.has_token else f"user {self.user!r}"
+        log.warning("The API: %s asks for %r of %r", who, action, what)
 
     def check_xsrf_cookie(self) -> None:
         """`require_change` does it."""

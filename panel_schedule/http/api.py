@@ -55,13 +55,17 @@ class TaskRuns(Handler):
         task, text = self.find(name), self.get_query_argument("limit", "50")
         if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_RUNS):
             self.refuse(400, f"limit={text!r} is no number from 1 to {MOST_RUNS}.")
-        runs = await self.aside(self._last, task, int(text), self.get_query_argument("before", ""))
+        before = self.get_query_argument("before", "")
+        runs = await self.aside(self._last, task, int(text), before)
+        if runs is None:  # an empty answer were the end of the history
+            self.refuse(404, f"before={before!r} is no run in the history of task {name!r}, or it is there no more.")
         self.answer({"runs": [run_as_json(run, self.is_admin) for run in runs]})
 
-    def _last(self, task: Task[Any], limit: int, before: str) -> list[RunRecord]:
+    def _last(self, task: Task[Any], limit: int, before: str) -> list[RunRecord] | None:
+        """None where the run before which they are to be is not there."""
         runs = task.history
-        first = next((place for place, run in enumerate(runs, 1) if run.id == before), len(runs)) if before else 0
-        return runs[first : first + limit]
+        first = next((place for place, run in enumerate(runs, 1) if run.id == before), None) if before else 0
+        return None if first is None else runs[first : first + limit]
 
 
 class Change(Handler):
@@ -74,6 +78,7 @@ class Change(Handler):
     async def post(self, name: str, action: str) -> None:
         self.require_change()
         task = self.find(name)
+        self.log_change(action, f"task {name}")
         try:
             run = await self.aside(getattr(self, f"_{action}"), task)
         except RegistrationError as error:  # it was cancelled meanwhile, or its schedule removed
@@ -117,6 +122,7 @@ class CancelRun(Handler):
             self.refuse(404, f"There is no run {id!r} of a background function, or it has ended too long ago.")
         if run.state.final:
             self.refuse(409, f"Run {id!r} has ended already: {run.state.replace('_', ' ')}.")
+        self.log_change("cancel", f"run {id} of {run.task}")
         await self.aside(self._cancel, id)
         now = await self.aside(self._look_up, id)
         self.answer({"run": live_as_json(now or run)}, 202)

@@ -26,11 +26,15 @@ class Readyz(Handler):
     """
     503 until the tasks of ``first_run="wait"`` have their values, and again when the server stops. Without a login.
 
-    It names those tasks to who may see tasks, and says to others how many there are.
+    It names those tasks to who may see tasks, and says to others how many there are. Where its scheduler is stuck, so
+    that nobody knows, it is not ready.
     """
 
     async def get(self) -> None:
-        ready, waiting = await self.aside(self._state)
+        try:
+            ready, waiting = await asyncio.wait_for(self.aside(self._state), TURN)
+        except TimeoutError:
+            ready, waiting = False, []
         content: dict[str, Any] = {"ready": ready, "waiting": len(waiting)}
         if self.may_read:
             content["waiting_for"] = waiting

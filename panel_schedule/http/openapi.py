@@ -137,7 +137,7 @@ _LIMIT: Json = {
 _BEFORE: Json = {
     "name": "before",
     "in": "query",
-    "description": "The id of a run: those before it, none where it is in the history no more",
+    "description": "The id of a run: those before it. 404 where it is in the history no more",
     "schema": _TEXT,
 }
 

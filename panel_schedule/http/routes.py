@@ -20,6 +20,9 @@ from .totals import Totals
 # Questions that may wait at once: a store that hangs holds up so many, and no page.
 THREADS = 4
 
+# Questions of probes that may wait at once, whatever hangs: none of them asks the store.
+PROBES = 2
+
 TASKS, RUNS = "/schedule/api/tasks", "/schedule/api/runs"
 
 
@@ -28,14 +31,15 @@ def routes(runtime: Runtime, gate: Gate) -> tuple[list[tuple[str, Any, dict[str,
     totals = Totals(runtime, gate.sessions)
     monitor = monitor_of(runtime, totals.read)
     threads, page = ThreadExecutor(THREADS), Page(monitor)
-    gate.on_served += [partial(totals.begin, aside=partial(in_thread, threads)), page.begin]
+    gate.on_served += [partial(totals.begin, aside=partial(in_thread, ThreadExecutor(1))), page.begin]
     gate.open_at_once.add(page.application)
     given = {"runtime": runtime, "threads": threads}
+    probed = {"runtime": runtime, "threads": ThreadExecutor(PROBES)}
     shared = {"shared": SharedAnswer(partial(all_as_json, runtime), threads, runtime.clock)}
     every = [
         *page.routes(),
-        ("/schedule/healthz", Healthz, given),
-        ("/schedule/readyz", Readyz, given),
+        ("/schedule/healthz", Healthz, probed),
+        ("/schedule/readyz", Readyz, probed),
         ("/schedule/metrics", Metrics, given | {"totals": totals}),
         ("/schedule/api/openapi.json", OpenAPI, given),
         (TASKS, Tasks, given | shared),

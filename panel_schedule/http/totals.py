@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from tornado.process import task_id
@@ -52,8 +53,15 @@ class Totals:
         self._told = b""
         self._complained = False
 
-    def begin(self, loop: asyncio.AbstractEventLoop, aside: Callable[[Callable[[], Any]], object]) -> None:
-        """From now on write for the other processes what this one counts, if there are any. Idempotent."""
+    def begin(self, loop: asyncio.AbstractEventLoop, aside: Callable[[Callable[[], Any]], Future[Any]]) -> None:
+        """
+        From now on write for the other processes what this one counts, if there are any. Idempotent.
+
+        Parameters
+        ----------
+        aside : callable
+            Has it written on a thread; where that takes long, nothing more is asked of it meanwhile.
+        """
         with self._lock:
             if self._pid == os.getpid():
                 return
@@ -61,11 +69,12 @@ class Totals:
             if self._place is None:
                 return
 
-        def again() -> None:
-            aside(self.publish)
-            loop.call_later(PUBLISH, again)
+        def again(published: Future[Any] | None) -> None:
+            if published is None or published.done():
+                published = aside(self.publish)
+            loop.call_later(PUBLISH, again, published)
 
-        again()
+        again(None)
 
     def read(self) -> tuple[Numbers, Numbers]:
         """The sums of what only grows, and of what is there now. Takes some milliseconds."""

@@ -79,7 +79,7 @@ class PageView(View):
             return
         for view in self._views():
             if isinstance(view, (TaskView, MemoView)) and self._numbers.get(view, "") == said.get("run"):
-                log.info("User %r asks for a run of %r.", pn.state.user, view.name)
+                log.warning("The badge of a page: user %r asks for a run of %r", pn.state.user, view.name)
                 with suppress(RegistrationError):  # it was cancelled a moment ago
                     (view._task if isinstance(view, TaskView) else view).refresh()
 
