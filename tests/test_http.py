@@ -436,6 +436,23 @@ def test_any_process_of_a_server_gives_the_sums_of_all_and_none_ever_falls(serve
     assert sorted(seen) == seen
 
 
+def test_of_replicas_each_counts_its_own_runs(serve: Serve, tmp_path: Path) -> None:
+    """So their sum is how many there were, whichever has run them; an age is the same in all."""
+    env = {"PANEL_SCHEDULE_TOKEN": TOKEN, "PANEL_SCHEDULE_STORE": f"file://{tmp_path / 'store'}"}
+    replicas = [serve(COMMAND, {"app.py": APP, "tasks.py": COUNTING}, env=env) for _ in range(2)]
+    runs, age = ("runs_total", "task", "succeeded", "tick"), ("value_age_seconds", "tick")
+    eventually(lambda: sum(replica.output().count("ran in") for replica in replicas) >= 5)
+    assert 200 == httpx.post(api(replicas[0], "api/tasks/tick/pause"), headers=BEARER).status_code
+    eventually(lambda: ["paused"] * 2 == [task(replica, "tick")["state"] for replica in replicas])
+
+    def counted() -> list[float]:
+        return [scrape(replica).get(runs, 0.0) for replica in replicas]
+
+    eventually(lambda: counted() == [float(replica.output().count("ran in")) for replica in replicas])
+    first, second = (scrape(replica)[age] for replica in replicas)
+    assert abs(first - second) < 5
+
+
 # ------------------------------------------------------------ who may do what
 
 

@@ -215,9 +215,14 @@ def test_answers_at_hand_and_hits_are_those_of_all_processes_of_the_server(runti
     counts, there = Totals(runtime, lambda: 0).read()
     assert (1, 2) == (counts["hits", "memo"], there["answers", "memo"])
     assert 2000 <= there["bytes", "memo"] < 4000
-    others = {("hits", "memo"): 3000}, {("answers", "memo"): 7, ("bytes", "memo"): 1_234_567}
+    counted = {
+        ("hits", "memo"): 3000,
+        ("runs", "memo", "memo", "succeeded"): 900,
+        ("runs", "memo", "memo", "failed"): 100,
+    }
+    others = counted, {("answers", "memo"): 7, ("bytes", "memo"): 1_234_567}
     [row] = Looking(Watch(runtime, lambda: others)).next()["rows"]
-    assert "7 at hand (1.23 MB), 3,000 hits" == row["message"]
+    assert "7 at hand (1.23 MB), 3,000 hits (75 %)" == row["message"]
 
 
 def away(*_: Any, **__: Any) -> Any:

@@ -74,9 +74,19 @@ class Load(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Of a memoized function, in all processes of this server: how often an answer was there, how many there are."""
+    """
+    Of a memoized function, in all processes of this server.
+
+    Attributes
+    ----------
+    hits, computed : int
+        How often an answer was there, and how often it was computed.
+    answers, bytes : int
+        How many are there, and their bytes, as far as these are known.
+    """
 
     hits: int = 0
+    computed: int = 0
     answers: int = 0
     bytes: int = 0
 
@@ -119,8 +129,14 @@ def memo_row(memo: Memoized[Any, Any], past: Past, kept: Kept) -> Row:
     return _row(MEMO, memo.name, past) | {
         "state": "failed" if past.error else "idle",
         "schedule": ", ".join(filter(None, [for_long, after])),
-        "message": f"{kept.answers:,} at hand{_size(kept.bytes)}, {kept.hits:,} hit{'s' * (kept.hits != 1)}",
+        "message": f"{kept.answers:,} at hand{_size(kept.bytes)}, {_hits(kept)}",
     }
+
+
+def _hits(kept: Kept) -> str:
+    asked = kept.hits + kept.computed
+    rate = f" ({100 * kept.hits // asked} %)" if asked else ""
+    return f"{kept.hits:,} hit{'s' * (kept.hits != 1)}{rate}"
 
 
 def _row(kind: str, name: str, past: Past) -> Row:

@@ -224,7 +224,12 @@ class Watch:
             yield job_row(job, self._of(JOB, job.name), load.get(job.name, Load()))
         counts, there = self._sums() if runtime.memos else ({}, {})
         for memo in list(runtime.memos.values()):
-            of_server = counts.get(("hits", memo.name), 0), *(there.get((what, memo.name), 0) for what in KEPT)
+            computed = sum(counts.get(("runs", memo.name, MEMO, outcome.value), 0) for outcome in RunState)
+            of_server = (
+                counts.get(("hits", memo.name), 0),
+                computed,
+                *(there.get((what, memo.name), 0) for what in KEPT),
+            )
             yield memo_row(memo, self._of(MEMO, memo.name), Kept(*map(int, of_server)))
 
     def _of(self, kind: str, name: str) -> Past:
