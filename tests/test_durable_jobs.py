@@ -504,6 +504,8 @@ def short():
     {body}
 """
     one, other = house.host(source), house.host()
+    for host in (one, other):
+        host("ps._runtime.presence.release()")  # what it says of itself is a change, too
     other("short = ps.background(name='short', executor='thread')(lambda: None)")
     one("(run := short.submit(), run._completion().exception(10)) and 0")
     if "raise" in body:  # nobody waits for the store then
