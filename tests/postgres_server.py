@@ -106,8 +106,9 @@ class PostgresServer:
     def lose_from_now_on(self) -> None:
         """When it is killed it has lost each commit from now on that nobody waited for."""
         self.all("CHECKPOINT")
-        [pid] = self.all("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
-        os.kill(pid, signal.SIGSTOP)
+        writers = "('walwriter', 'background writer')"
+        for pid in self.all(f"SELECT pid FROM pg_stat_activity WHERE backend_type IN {writers}"):
+            os.kill(pid, signal.SIGSTOP)
 
     def kill(self) -> None:
         """It dies, as when the power fails, but that the system keeps what it was given."""

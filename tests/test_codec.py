@@ -1036,3 +1036,12 @@ def test_labels_are_each_values_own(labels):
 
     pd.testing.assert_frame_equal(frame, other)
     assert other.index.name == labels.name
+
+
+@pytest.mark.parametrize("name", ["pandas", "polars", "numpy"])
+def test_a_library_that_another_thread_imports_is_in_nobodys_way(monkeypatch, name):
+    """It has some of its names already, and no version."""
+    half = ModuleType(name)
+    half.RangeIndex = object
+    monkeypatch.setitem(sys.modules, name, half)
+    assert [1, "a"] == decode(bytearray(encode([1, "a"], "Task 'sales'").tobytes()))

@@ -312,8 +312,8 @@ def _reducers(base: Mapping[type, Any]) -> _Reducers:
     if hasattr(numpy, "ndarray"):
         reducers[numpy.ndarray] = _reduce_array
     pandas: Any = sys.modules.get("pandas")
-    # Before pandas 3 one could write into the labels of an index.
-    if hasattr(pandas, "RangeIndex") and int(pandas.__version__.split(".")[0]) >= 3:
+    # Before pandas 3 one could write into the labels of an index. While another thread imports it, it has no version.
+    if hasattr(pandas, "RangeIndex") and int(getattr(pandas, "__version__", "0").split(".")[0]) >= 3:
         reducers |= {pandas.Index: _reduce_index, pandas.RangeIndex: _reduce_index}
     polars: Any = sys.modules.get("polars")
     if hasattr(polars, "DataFrame"):  # else another thread imports it just now
