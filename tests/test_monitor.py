@@ -739,3 +739,38 @@ def test_it_opens_before_the_first_values_are_there(serve: Serve, new_page: NewP
     expect(row(page, "never")).to_have_attribute("data-kind", "running")
     expect(page.locator(".foot")).to_contain_text("ps.config.admins names nobody")
     assert "/app" == httpx.get(server.url).headers["location"].lstrip(".")
+
+
+def test_a_page_is_made_in_several_steps_of_the_loop(serve: Serve) -> None:
+    """Other sessions are served in between: to build it, and to write it, takes Panel longer than they should wait."""
+    tasks = """
+        import asyncio
+        import panel.io.server
+        from panel.viewable import Viewable
+        import panel_schedule as ps
+
+        turn = 0
+
+        def turns():
+            global turn
+            turn += 1
+            asyncio.get_running_loop().call_soon(turns)
+
+        def told(where, name):
+            function = getattr(where, name)
+
+            def call(*args, **kwargs):
+                if not turn:
+                    turns()
+                print("step", turn, flush=True)
+                return function(*args, **kwargs)
+
+            setattr(where, name, call)
+
+        told(ps.Monitor, "__init__")
+        told(Viewable, "server_doc")
+        told(panel.io.server, "server_html_page_for_session")
+    """
+    server = serve("app.py --setup tasks.py --plugins panel_schedule", {"app.py": "", "tasks.py": tasks})
+    assert 200 == httpx.get(f"{server.url}/schedule").status_code
+    assert 3 == len(set(re.findall(r"step \d+", server.output())))
