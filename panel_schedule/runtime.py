@@ -8,9 +8,9 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +46,7 @@ from .executors.threads import ThreadExecutor
 from .functions import remote
 from .functions.background import Background, JobPolicy
 from .functions.calls import is_async
+from .functions.lru import LRU
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,
@@ -136,6 +137,8 @@ class Runtime:
         self._fresh()
         config.param.watch(self._register_with_celery, "celery")
         self._register_with_celery()
+        # Makes the service in place of `_build`, for a test.
+        self._made_by: Callable[[], Service] | None = None
 
     def _fresh(self) -> None:
         self._lock = threading.RLock()
@@ -164,7 +167,7 @@ class Runtime:
             with self._lock:
                 if self._service is None:
                     try:
-                        service = self._build()
+                        service = self._made_by() if self._made_by is not None else self._build()
                     except (StoreError, ConfigError) as error:
                         if self.unusable is not None:
                             self.unusable(error)
@@ -217,7 +220,6 @@ class Runtime:
         store = self._make_store()
         store.keep_history(history_age(self.config))
         self.config.freeze()
-        store.values.subscribe(self._stored)
         keep_lines()
         executors: dict[str, Executor] = {
             "loop": self.loops,
@@ -248,13 +250,57 @@ class Runtime:
             store,
             executors,
             self.handlers,
-            changed=lambda task: self.views.changed(TASK, task.name),
+            changed=self.show_change,
             counts=self.counts,
         )
+
+    @contextmanager
+    def isolated(self, clock: Clock, make: Callable[[], Service]) -> Iterator[None]:
+        """
+        For a test: meanwhile all functions are as if nothing had ever run, and nothing of what happens stays.
+
+        Parameters
+        ----------
+        clock : Clock
+        make : callable
+            Makes the service when it is first needed.
+        """
+        before, options, frozen = dict(vars(self)), self.config.param.values(), self.config._frozen
+        kept: list[dict[Any, Any]] = [self.tasks.by_name, self.jobs, self.memos, self.alerts, self.handlers]
+        contents = [dict(each) for each in kept]
+        called = {event: list(handlers) for event, handlers in self.handlers.items()}
+        states = {task: task.state() for task in self.tasks.values()}
+        answers = {memo: memo.lru for memo in self.memos.values()}
+        self.clock, self._made_by, self.config._frozen = clock, make, False
+        self.alerts.clear()  # nobody is to be woken by a test
+        self._fresh()
+        for task in states:
+            task.reset()
+        for memo in answers:
+            memo.renew(LRU(memo.policy.limits))
+        try:
+            yield
+        finally:
+            if self._service is not None and not self._service.closing:
+                self._service.stop(0.0)
+            for each, content in zip(kept, contents, strict=True):
+                each.clear()
+                each.update(content)
+            for event, handlers in called.items():
+                self.handlers[event][:] = handlers
+            self.config._frozen = False
+            self.config.param.update(options)
+            self.config._frozen = frozen
+            vars(self).update(before)
+            for task, state in states.items():
+                task.reset(state)
+            for memo, lru in answers.items():
+                memo.renew(lru)
 
     def _attach(self, service: Service) -> None:
         """Serve the functions that there are."""
         config = self.config
+        service.store.values.subscribe(self._stored)
         self._scheduler = Scheduler(
             service,
             exhausted=self.tasks.discard,
@@ -313,6 +359,10 @@ class Runtime:
             history_limit=config.history_limit, max_result_bytes=config.max_result_bytes, namespace=config.namespace,
             secret=config.secret, max_value_bytes=config.max_value_bytes, on_store_loss=config.on_store_loss,
         )  # fmt: skip
+
+    def show_change(self, task: Task[Any]) -> None:
+        """The status of a task has changed."""
+        self.views.changed(TASK, task.name)
 
     def _stored(self, space: str, name: str, entry: Entry | None) -> None:
         if space == USER:
@@ -605,7 +655,7 @@ class Runtime:
             )  # fmt: skip
 
     def _start_where_a_loop_runs(self, task: Task[Any]) -> None:
-        if (loop := self._loop_here()) is None:
+        if (loop := self._loop_here()) is None or self._made_by is not None:
             return
         if not in_notebook():
             self.start(loop)

@@ -26,8 +26,9 @@ LAYERS = [
     {"runtime", "decorators", "server"},
     {"monitor"},
     {"http"},
-    {"testing"},
+    {"testing.clock", "testing.contracts"},
     {"panel_schedule"},
+    {"testing"},
     {"cli", "__main__"},
 ]
 OPTIONAL = {
@@ -39,6 +40,7 @@ OPTIONAL = {
     "executors.dask_worker": {"distributed"},
     "functions.spans": {"opentelemetry"},
     "http.metrics": {"prometheus_client"},
+    "testing.plugin": {"pytest"},
     "views.table": {"pandas"},  # whose import takes long, and which is there where a table is
 }
 WALL_CLOCK = {

@@ -129,10 +129,14 @@ class Memoized(Generic[P, T]):
     ):
         self.name = name
         self._host = host
-        self._now = host.clock.monotonic
-        self.lru = LRU(policy.limits)
-        self._answers = self.lru.answers
+        self.renew(LRU(policy.limits))
         self.become(function, policy, key)
+
+    def renew(self, lru: LRU) -> None:
+        """For the runtime alone: have these answers at hand, by the clock that it has now."""
+        self.lru = lru
+        self._answers = lru.answers
+        self._now = self._host.clock.monotonic
 
     def become(self, function: Callable[P, T], policy: MemoPolicy, key: Callable[..., Any] | None) -> None:
         """Be this from now on: what it was, defined anew."""

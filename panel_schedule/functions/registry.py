@@ -43,6 +43,11 @@ class Registry(Mapping[str, Task[Any]]):
         self._tasks: dict[str, Task[Any]] = {}
         self._warnings: set[str] = set()
 
+    @property
+    def by_name(self) -> dict[str, Task[Any]]:
+        """For the runtime alone."""
+        return self._tasks
+
     def __getitem__(self, name: str) -> Task[Any]:
         try:
             return self._tasks[name]

@@ -308,6 +308,21 @@ class Task(Generic[T]):
             self.known = self.readable(self.known)
         self._settle()
 
+    def state(self) -> tuple[Any, ...]:
+        """For the runtime alone: what `reset` takes."""
+        return self.function, self.policy, self._plain, self._told, self.known
+
+    def reset(self, state: tuple[Any, ...] | None = None) -> None:
+        """For the runtime alone: be as if it had never run, or as it was."""
+        known = None
+        plain, told = False, False
+        if state is not None:
+            self.function, self.policy, plain, told, known = state
+        self.known = None
+        self.become(plain=plain, told=told)
+        if known is not None:
+            self.take(known)
+
     def _settle(self) -> None:
         entry, isolate = self.known, self.policy.isolate
         private = entry.is_private if entry is not None else isolate is not False and is_frame(self._value)
