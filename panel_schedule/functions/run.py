@@ -227,6 +227,8 @@ class Run:
         gets another one.
     queued_at, started_at, finished_at : datetime or None
         Aware UTC.
+    due_at : datetime or None
+        Of a background run that was submitted for later: it does not begin before. Aware UTC.
     reason : str
         Why it was skipped or cancelled.
     partials : list
@@ -250,6 +252,7 @@ class Run:
         "arguments",
         "asked",
         "attempt",
+        "due_at",
         "error",
         "expired",
         "finished_at",
@@ -289,6 +292,7 @@ class Run:
         self._logged: deque[str] | None = None
         self.key = key
         self.queued_at = queued_at
+        self.due_at: datetime | None = None
         # The instant whose upstream values this run must see (invariant 9). None: whatever is there.
         self.wave = wave
         # The occasion that is handled once by all processes: the slot, the sum of the upstream's versions, or the id of
