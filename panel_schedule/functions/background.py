@@ -147,7 +147,7 @@ class Background(Generic[P, T]):
         """Call the plain function, here and now."""
         return self.function(*args, **kwargs)
 
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[T]:
         """
         Run the function in the background.
 
@@ -171,7 +171,7 @@ class Background(Generic[P, T]):
             return RemoteRun.submit(self.name, args, kwargs)  # type: ignore[return-value]
         return self.submit_for(self._host.user, args, kwargs)
 
-    def submit_at(self, when: datetime, /, *args: P.args, **kwargs: P.kwargs) -> Run:
+    def submit_at(self, when: datetime, /, *args: P.args, **kwargs: P.kwargs) -> Run[T]:
         """
         Run the function at a time of the clock, or at once where that is past.
 
@@ -209,7 +209,7 @@ class Background(Generic[P, T]):
             return RemoteRun.submit(self.name, args, kwargs, ("at", when))  # type: ignore[return-value]
         return self.submit_for(self._host.user, args, kwargs, self.due("at", when))
 
-    def submit_in(self, delay: Period, /, *args: P.args, **kwargs: P.kwargs) -> Run:
+    def submit_in(self, delay: Period, /, *args: P.args, **kwargs: P.kwargs) -> Run[T]:
         """
         Run the function after a while; see `submit_at`.
 
@@ -245,7 +245,7 @@ class Background(Generic[P, T]):
 
     def submit_for(
         self, user: str | None, args: tuple[Any, ...], kwargs: dict[str, Any], due_at: datetime | None = None
-    ) -> Run:
+    ) -> Run[T]:
         """`submit`, of a session whose user this is."""
         self.check(args, kwargs)
         return self._host.dispatcher.submit(self, args, kwargs, user, due_at)
