@@ -698,7 +698,8 @@ class Runtime:
         """Start a run of a background function for a function in a worker process, whose own run this is."""
         if (job := self.jobs.get(name)) is None:
             raise RegistrationError(f"There is no background function {name!r} in the server: import its module there.")
-        child = job.submit_for(run.user, *arguments)
+        args, kwargs, later = arguments
+        child = job.submit_for(run.user, args, kwargs, None if later is None else job.due(*later))
         if (children := self._children.get(run)) is None:
             children = self._children[run] = {}
             run.add_done_callback(lambda run: self._children.pop(run, None))

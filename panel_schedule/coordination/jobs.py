@@ -57,6 +57,8 @@ class JobState(NamedTuple):
     queued_at, started_at, finished_at : datetime or None
     asked : Carrier
         In which span somebody has asked for it, of one that is durable.
+    due_at : datetime or None
+        It does not begin before.
     """
 
     key: str = ""
@@ -74,6 +76,7 @@ class JobState(NamedTuple):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     asked: Carrier = NOWHERE
+    due_at: datetime | None = None
 
 
 @state_of(SHARED)
@@ -134,11 +137,12 @@ def enqueue(
     arguments: bool,
     started_at: datetime | None = None,
     asked: Carrier = NOWHERE,
+    due_at: datetime | None = None,
 ) -> Record | Refusal:
     """It waits for its turn in this process, or is running there already."""
     if record is not None:
         return Refusal.HANDLED
-    state = JobState(key, durable, user, queued_at=now, asked=asked)
+    state = JobState(key, durable, user, queued_at=now, asked=asked, due_at=due_at)
     if started_at is not None:
         state = state._replace(state=RunState.RUNNING, started_at=started_at)
     return Record(SPACE, id, state, function, me, now, parts={ARGUMENTS: 1} if arguments else {})

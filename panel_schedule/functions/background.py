@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
+from ..clock import Clock
 from ..coordination.history import JOB
 from ..coordination.jobs import ANYBODY
-from ..errors import RegistrationError
+from ..errors import RegistrationError, TriggerError
 from ..hashing.keys import Keys, signature_of
 from ..serialize.checks import require_arguments
 from ..serialize.references import references
+from ..triggers import Period, in_utc, parse_period
 from . import remote
 from .registry import require_fitting
 from .remote import RemoteRun, function_named
@@ -61,6 +63,8 @@ class Host(Protocol):
     def dispatcher(self) -> Dispatcher: ...
     @property
     def user(self) -> str | None: ...
+    @property
+    def clock(self) -> Clock: ...
 
     def job(self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
     def history(self, kind: str, name: str) -> list[RunRecord]: ...
@@ -70,7 +74,12 @@ class Dispatcher(Protocol):
     """What a background function asks of the layers above."""
 
     def submit(
-        self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], user: str | None
+        self,
+        function: Background[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        user: str | None,
+        due_at: datetime | None = None,
     ) -> Run: ...
     def runs(self, function: Background[Any, Any], user: str | None) -> list[Run]: ...
 
@@ -138,7 +147,7 @@ class Background(Generic[P, T]):
         """Call the plain function, here and now."""
         return self.function(*args, **kwargs)
 
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[T]:
         """
         Run the function in the background.
 
@@ -162,10 +171,84 @@ class Background(Generic[P, T]):
             return RemoteRun.submit(self.name, args, kwargs)  # type: ignore[return-value]
         return self.submit_for(self._host.user, args, kwargs)
 
-    def submit_for(self, user: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    def submit_at(self, when: datetime, /, *args: P.args, **kwargs: P.kwargs) -> Run[T]:
+        """
+        Run the function at a time of the clock, or at once where that is past.
+
+        Until then its run is ``"queued"``, and can be cancelled. With ``durable=True``, and a store that is kept, it
+        survives restarts: if no server runs then, it begins with the next one. It shares no result with others,
+        whatever ``ttl=`` says.
+
+        Parameters
+        ----------
+        when : datetime
+            Aware.
+        *args, **kwargs
+            As for `submit`, which says what is raised, too.
+
+        Returns
+        -------
+        Run
+
+        Raises
+        ------
+        TriggerError
+            When it is no aware datetime.
+
+        Examples
+        --------
+        >>> from datetime import UTC, datetime
+        >>> import panel_schedule as ps
+        >>> @ps.background(executor="thread", name="later")
+        ... def later():
+        ...     return 1
+        >>> later.submit_at(datetime(2020, 1, 1, tzinfo=UTC)).result()
+        1
+        """
+        if remote.asker is not None:
+            return RemoteRun.submit(self.name, args, kwargs, ("at", when))  # type: ignore[return-value]
+        return self.submit_for(self._host.user, args, kwargs, self.due("at", when))
+
+    def submit_in(self, delay: Period, /, *args: P.args, **kwargs: P.kwargs) -> Run[T]:
+        """
+        Run the function after a while; see `submit_at`.
+
+        Parameters
+        ----------
+        delay : str, float or timedelta
+            ``"10m"``, seconds, or a timedelta.
+        *args, **kwargs
+            As for `submit`.
+
+        Returns
+        -------
+        Run
+
+        Raises
+        ------
+        TriggerError
+            When the delay means nothing.
+        """
+        if remote.asker is not None:
+            return RemoteRun.submit(self.name, args, kwargs, ("in", delay))  # type: ignore[return-value]
+        return self.submit_for(self._host.user, args, kwargs, self.due("in", delay))
+
+    def due(self, how: str, when: Any) -> datetime:
+        """When it is to run that is submitted ``"at"`` a time, or ``"in"`` a while."""
+        what = f"Job {self.name!r}: submit_{how}() takes"
+        if how == "at":
+            return in_utc(when, f"{what} a time, which")
+        try:
+            return self._host.clock.now() + parse_period(when)
+        except (TriggerError, OverflowError) as error:
+            raise TriggerError(f"{what} a period such as '10m', seconds or a timedelta. {error}") from None
+
+    def submit_for(
+        self, user: str | None, args: tuple[Any, ...], kwargs: dict[str, Any], due_at: datetime | None = None
+    ) -> Run[T]:
         """`submit`, of a session whose user this is."""
         self.check(args, kwargs)
-        return self._host.dispatcher.submit(self, args, kwargs, user)
+        return self._host.dispatcher.submit(self, args, kwargs, user, due_at)
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise TypeError unless the function takes these arguments, and they are values."""

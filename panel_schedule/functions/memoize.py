@@ -22,6 +22,7 @@ from ..serialize.entry import Entry
 from ..serialize.references import references
 from . import remote
 from .calls import is_async
+from .live import LiveAnswer
 from .lru import LRU, Answer, Watched
 from .registry import require_fitting
 from .run import Run, RunRecord
@@ -210,7 +211,7 @@ class Memoized(Generic[P, T]):
             return await self._host.single_flight.awaited(self, key, args, kwargs)
         return self._take(key, answer)
 
-    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Run[T]:
         """
         The answer without blocking.
 
@@ -227,7 +228,7 @@ class Memoized(Generic[P, T]):
         """
         return self._host.single_flight.submit(self, args, kwargs)
 
-    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
+    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Run[T]:
         """
         Compute the answer anew, whatever is there, or join the computation under way. Live views get it, too.
 
@@ -237,7 +238,7 @@ class Memoized(Generic[P, T]):
         """
         return self._host.single_flight.submit(self, args, kwargs, refresh=True)
 
-    def view(self, /, *args: Any, **kwargs: Any) -> Any:
+    def view(self, /, *args: Any, **kwargs: Any) -> LiveAnswer[T | None]:
         """
         This session's :class:`MemoView`: the live answer to arguments that may change.
 
@@ -247,7 +248,7 @@ class Memoized(Generic[P, T]):
             Arguments of the function: values, or references (widgets, params, ``rx`` expressions, tasks). A change
             of one computes in the background, and the newest ones win.
         """
-        return self._host.memo_view(self, args, kwargs)
+        return self._host.memo_view(self, args, kwargs)  # type: ignore[no-any-return]
 
     def rx(self, /, *args: Any, **kwargs: Any) -> Any:
         """The live answer as a reactive expression; it is None until there is one. Arguments as of `view`."""

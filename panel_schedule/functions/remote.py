@@ -232,6 +232,12 @@ class RemoteFunction(RemoteObject):
     def submit(self, *args: Any, **kwargs: Any) -> Any:
         return RemoteRun.submit(self.name, args, kwargs)
 
+    def submit_at(self, when: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return RemoteRun.submit(self.name, args, kwargs, ("at", when))
+
+    def submit_in(self, delay: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return RemoteRun.submit(self.name, args, kwargs, ("in", delay))
+
     def __reduce__(self) -> Any:
         return function_named, (self.name, self.function)
 
@@ -339,9 +345,11 @@ class RemoteRun:
         self.id = id
 
     @classmethod
-    def submit(cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RemoteRun:
-        """Have the server start a run of the background function of this name."""
-        return cls(ask("submit", name, (args, kwargs)))
+    def submit(
+        cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], later: tuple[str, Any] | None = None
+    ) -> RemoteRun:
+        """Have the server start a run of the background function of this name, now or ``("at", time)``."""
+        return cls(ask("submit", name, (args, kwargs, later)))
 
     state: Any = _asked("state")
     percent: int = _asked("percent")
@@ -349,6 +357,7 @@ class RemoteRun:
     attempt: int = _asked("attempt")
     reason: str = _asked("reason")
     traceback: str = _asked("traceback")
+    due_at: Any = _asked("due_at")
 
     @property
     def partials(self) -> list[Any]:

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import RunCancelled, RunTimedOut, WouldBlock, is_interrupt
 from ..serialize.copies import own_copy
@@ -25,6 +25,12 @@ from ..serialize.errors import another, bare, first_line, for_waiter, is_bare, k
 from . import spans
 
 T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    Result = DefaultTypeVar("Result", default=Any)
+else:
+    Result = TypeVar("Result")
 
 log = logging.getLogger("panel_schedule")
 
@@ -202,7 +208,7 @@ class Partials(list[Any]):
         return map(own_copy, super().__iter__())
 
 
-class Run:
+class Run(Generic[Result]):
     """
     One execution of a task: what ``task.refresh()`` returns. ``await run`` gives its result.
 
@@ -227,6 +233,8 @@ class Run:
         gets another one.
     queued_at, started_at, finished_at : datetime or None
         Aware UTC.
+    due_at : datetime or None
+        Of a background run that was submitted for later: it does not begin before. Aware UTC.
     reason : str
         Why it was skipped or cancelled.
     partials : list
@@ -250,6 +258,7 @@ class Run:
         "arguments",
         "asked",
         "attempt",
+        "due_at",
         "error",
         "expired",
         "finished_at",
@@ -289,6 +298,7 @@ class Run:
         self._logged: deque[str] | None = None
         self.key = key
         self.queued_at = queued_at
+        self.due_at: datetime | None = None
         # The instant whose upstream values this run must see (invariant 9). None: whatever is there.
         self.wave = wave
         # The occasion that is handled once by all processes: the slot, the sum of the upstream's versions, or the id of
@@ -413,7 +423,7 @@ class Run:
         if (stop := self._stop) is not None:
             stop(self, reason)
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> Result:
         """
         Wait for the end of the run and return the function's value.
 
@@ -441,7 +451,7 @@ class Run:
             self._completion().result(timeout)
         return self.outcome()
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, Result]:
         self._refuse_itself()
         future = asyncio.wrap_future(self._completion())
         # Shielded: he must not cancel the run for the others.
@@ -450,11 +460,11 @@ class Run:
             yield from asyncio.shield(future).__await__()
         return self.outcome()
 
-    def outcome(self) -> Any:
+    def outcome(self) -> Result:
         """Of a run that has ended: its value, or its error raised, an instance of the caller's own."""
         if self.error is not None:
             raise for_waiter(self.task, self.error)
-        return self.value
+        return self.value  # type: ignore[no-any-return]
 
     def _refuse_itself(self) -> None:
         if _current.get() is self:

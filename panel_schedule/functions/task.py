@@ -18,6 +18,7 @@ from ..serialize.copies import is_frame, own_copy
 from ..serialize.entry import Entry
 from ..triggers import After, Trigger, parse_period
 from . import remote
+from .live import LiveTask
 from .run import Run, RunRecord, _current
 
 T = TypeVar("T")
@@ -378,9 +379,9 @@ class Task(Generic[T]):
         """The live value as a reactive expression: ``task.rx()``, ``task.rx.pipe(f)``, ``task.rx.value``."""
         return self.view().param.value.rx
 
-    def view(self) -> Any:
+    def view(self) -> LiveTask[T]:
         """This session's own :class:`TaskView`, always the same one within a session."""
-        return self._host.view(self)
+        return self._host.view(self)  # type: ignore[no-any-return]
 
     def __panel__(self) -> Any:
         return self._host.show(self)
@@ -390,7 +391,7 @@ class Task(Generic[T]):
 
     # ------------------------------------------------------------ acting
 
-    def refresh(self, _event: object = None) -> Run:
+    def refresh(self, _event: object = None) -> Run[T]:
         """
         Run now, or join the run in flight. Fits ``on_click=``.
 

@@ -143,15 +143,25 @@ class JobExecution(Execution):
 
     @property
     def queued(self) -> bool:
-        """Whether it has still to begin in this process."""
-        return self.run.state is RunState.QUEUED and not self.remote
+        """Whether it has still to begin in this process, and may."""
+        return self.run.state is RunState.QUEUED and not (self.remote or self.comes_later)
+
+    @property
+    def comes_later(self) -> bool:
+        """Whether it was submitted for a time that is still to come."""
+        return (due := self.run.due_at) is not None and due > self.service.clock.now()
 
     # ------------------------------------------------------------ beginning
 
     def launch(self) -> None:
-        """Hand it to its executor, unless it has ended meanwhile or another process does it."""
+        """Hand it to its executor when it is due, unless it has ended meanwhile or another process does it."""
         with self.service.locked:
-            if not (self.run.state.final or self.remote or self.body is None):
+            if self.run.state.final or self.remote or self.body is None:
+                return
+            if self.comes_later:
+                assert self.run.due_at is not None
+                self.timer = self.service.timers.at(self.run.due_at, JobExecution.launch, self)
+            else:
                 self.start()
 
     def begin(self) -> None:

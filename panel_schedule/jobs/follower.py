@@ -184,7 +184,7 @@ class Follower:
         try:
             row = self._queue.enqueue(
                 run.id, run.task, now=run.queued_at, payload=payload, key=execution.key, durable=durable,
-                synced=durable, user=run.user, asked=run.asked if durable else NOWHERE,
+                synced=durable, user=run.user, asked=run.asked if durable else NOWHERE, due_at=run.due_at,
             )  # fmt: skip
             self._entered(execution, row)
         except BaseException as error:
@@ -261,7 +261,7 @@ class Follower:
                 return run
             run = self._elsewhere[row.id] = self._executions.new(row.function)
             run.id, run.key, run.queued_at = row.id, f"request {row.id}", row.queued_at or run.queued_at
-            run.user, run._stop = row.user, partial(self._cancel_there, row.id)
+            run.user, run.due_at, run._stop = row.user, row.due_at, partial(self._cancel_there, row.id)
             function = self._functions.get(row.function)
             if not row.state.final and function is not None:
                 execution = self._executions.make(function, run, (), {})
@@ -473,7 +473,7 @@ class Follower:
                 execution.run.user = row.user
             run, execution.key = execution.run, row.key
             run.attempt, execution.fence, execution.remote = row.attempt, row.fence, False
-            run.asked = row.asked
+            run.asked, run.due_at = row.asked, row.due_at
             execution.args, execution.kwargs = args, kwargs
             execution.stored.set()
             run.state, run.partials, run.started_at = RunState.QUEUED, Partials(), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -52,14 +53,19 @@ class Dispatcher:
     # ------------------------------------------------------------ submitting
 
     def submit(
-        self, function: Background[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], user: str | None
+        self,
+        function: Background[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        user: str | None,
+        due_at: datetime | None = None,
     ) -> Run:
-        """Start a run, or join one that does the same."""
+        """Start a run, or join one that does the same; one that is due later joins none."""
         self._service.start()
         args, kwargs = snapshot(args, kwargs)
         execution = self.executions.make(function, self.executions.new(function.name), args, kwargs)
         run = execution.run
-        run.user, run._stop, run.asked = user, execution.cancel, spans.here()
+        run.user, run._stop, run.asked, run.due_at = user, execution.cancel, spans.here(), due_at
         if self._service.stopping:
             with self._service.locked:
                 run.reason = Cause.STOPS
@@ -81,7 +87,7 @@ class Dispatcher:
     def _enter(self, execution: JobExecution) -> None:
         """Raises what is wrong with the arguments; nothing has begun then."""
         function, caller = execution.job, execution.run
-        if function.policy.ttl is not None:
+        if function.policy.ttl is not None and caller.due_at is None:
             key = function.keys.digest(execution.args, execution.kwargs)
             with self._service.locked:
                 if self.waiters.join(function.name, key, caller):
@@ -188,7 +194,7 @@ class Dispatcher:
     def stop(self) -> None:
         """What has not begun is left to other processes, or ends."""
         for execution in self.executions:
-            if execution.queued:
+            if execution.queued or execution.comes_later:
                 execution.cancel(execution.run, Cause.STOPS)
 
     def release(self) -> None:

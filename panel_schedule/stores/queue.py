@@ -55,7 +55,7 @@ class JobRow:
         Of the run.
     function : str
         Name of the background function.
-    key, durable, user, state, attempt, fence, percent, message, reason, error, cancelled
+    key, durable, user, state, attempt, fence, percent, message, reason, error, cancelled, due_at
         See `JobState`.
     queued_at, started_at, finished_at : datetime or None
     orphan : bool
@@ -86,6 +86,7 @@ class JobRow:
     started_at: datetime | None
     finished_at: datetime | None
     asked: Carrier
+    due_at: datetime | None
     orphan: bool
     mine: bool
     partials: int
@@ -140,6 +141,7 @@ class Queue:
         user: str | None = None,
         started_at: datetime | None = None,
         asked: Carrier = NOWHERE,
+        due_at: datetime | None = None,
     ) -> JobRow | None:
         """
         Keep a new run, held by this process; its fence is 1.
@@ -164,8 +166,10 @@ class Queue:
             Of one that is running already.
         asked : Carrier
             In which span.
+        due_at : datetime or None
+            It does not begin before.
         """
-        enter = self._entry(id, function, key, durable, payload, user, now, started_at, asked)
+        enter = self._entry(id, function, key, durable, payload, user, now, started_at, asked, due_at)
         changes, name = [enter], shared_name(function, key)
         while True:
             gone = ""
@@ -187,7 +191,7 @@ class Queue:
         """Keep new runs in one step, held by this process; those that have begun since when."""
         self._store.write(
             [
-                self._entry(run.id, run.task, "", False, None, run.user, run.queued_at, at)
+                self._entry(run.id, run.task, "", False, None, run.user, run.queued_at, at, due_at=run.due_at)
                 for run, at in zip(runs, began, strict=True)
             ]
         )
@@ -196,7 +200,7 @@ class Queue:
         """Keep a run that this process has, where the store has lost it; with its partial results."""
         state = JobState(
             key, durable, run.user, run.state, run.attempt, fence, run.percent, run.message, queued_at=run.queued_at,
-            started_at=run.started_at, asked=run.asked if durable else NOWHERE,
+            started_at=run.started_at, asked=run.asked if durable else NOWHERE, due_at=run.due_at,
         )  # fmt: skip
         parts: dict[tuple[str, int], Any] = {(ARGUMENTS, 0): payload} if payload is not None else {}
         partials = dict(enumerate(run.partials))
@@ -211,13 +215,13 @@ class Queue:
 
     def _entry(
         self, id: str, function: str, key: str, durable: bool, payload: Encoded | None, user: str | None, now: datetime,
-        started_at: datetime | None, asked: Carrier = NOWHERE,
+        started_at: datetime | None, asked: Carrier = NOWHERE, due_at: datetime | None = None,
     ) -> Change:  # fmt: skip
         # Without arguments one that is durable has None, so that those that are missing are known to be lost.
         parts = {(ARGUMENTS, 0): payload} if payload is not None or durable else {}
         enter = partial(
             jobs.enqueue, me=self._store.me, id=id, function=function, key=key, durable=durable, user=user, now=now,
-            arguments=bool(parts), started_at=started_at, asked=asked,
+            arguments=bool(parts), started_at=started_at, asked=asked, due_at=due_at,
         )  # fmt: skip
         return Change(SPACE, id, enter, parts, _what(function))
 

@@ -165,7 +165,7 @@ class Every:
 
     def __init__(self, period: Period, anchor: datetime | None = None) -> None:
         object.__setattr__(self, "period", parse_period(period))
-        object.__setattr__(self, "anchor", None if anchor is None else _utc(anchor, "The anchor of a period"))
+        object.__setattr__(self, "anchor", None if anchor is None else in_utc(anchor, "The anchor of a period"))
 
     def next_after(self, t: datetime) -> datetime | None:
         """The next point of the grid; see :meth:`Trigger.next_after`."""
@@ -278,7 +278,7 @@ class Dates:
 
     def __init__(self, dates: datetime | Iterable[datetime]) -> None:
         given = dates if isinstance(dates, Iterable) and not isinstance(dates, str) else [dates]
-        instants = sorted({_utc(date, "A date to run at") for date in given})
+        instants = sorted({in_utc(date, "A date to run at") for date in given})
         if not instants:
             raise TriggerError("There is no date to run at. Give at least one aware datetime.")
         object.__setattr__(self, "dates", tuple(instants))
@@ -397,7 +397,7 @@ class Computed:
             if given is None:
                 self._ended = True
                 return
-            instant = _utc(given, f"What {self.label} gave")
+            instant = in_utc(given, f"What {self.label} gave")
             if last is None or instant > last:
                 self._known.append(instant)
                 return
@@ -419,7 +419,7 @@ def _require_aware(t: datetime) -> None:
         raise TriggerError(f"A trigger cannot tell when {t!r} is: it has no timezone. Use datetime.now(UTC).")
 
 
-def _utc(value: object, what: str) -> datetime:
+def in_utc(value: object, what: str) -> datetime:
     """A plain datetime in UTC, from any kind of aware one: pandas has another."""
     if not isinstance(value, datetime):
         raise TriggerError(f"{what} has to be an aware datetime, not {value!r}.")

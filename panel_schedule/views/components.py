@@ -9,6 +9,7 @@ from typing import Any
 import panel as pn
 from panel.viewable import Viewer
 
+from ..functions.live import LiveAnswer
 from ..functions.task import Task
 from .base import TaskView
 from .display import display
@@ -50,14 +51,14 @@ class Freshness(Viewer):
     >>> line = ps.Freshness(prices, label="Prices")
     """
 
-    def __init__(self, task: Task[Any] | MemoView, label: str = "", **params: Any):
+    def __init__(self, task: Task[Any] | LiveAnswer[Any], label: str = "", **params: Any):
         if not isinstance(task, (Task, MemoView)):
             raise TypeError(
                 "Freshness shows a task, made by ps.schedule, or a view of a memoized function, as function.view(...) "
                 f"makes them, and not {task!r}."
             )
         super().__init__(**params)
-        view: TaskView | MemoView = task.view() if isinstance(task, Task) else task
+        view: Any = task.view() if isinstance(task, Task) else task
         self._line = FreshnessLine(label=label, sizing_mode="stretch_width", margin=(2, 10))
         # On the view of this very session, with which it goes.
         news = ["version", "updated_at", "stale", "error", "running" if isinstance(view, MemoView) else "state"]
