@@ -226,7 +226,11 @@ class PostgresRecords(ServerRecords):
             *key, state, group, owner, instant_of(used_at), instant_of(expires_at), parts, size, created, revision
         )
 
-    def log(self, space: str, name: str) -> list[RunRecord]:
+    def log(self, space: str, name: str, last: int | None = None) -> list[RunRecord]:
+        if last is not None:
+            question = "SELECT line FROM logs WHERE space = $1 AND name = $2 ORDER BY number DESC LIMIT $3"
+            newest = self._ask(question, *_words(space, name), str(last))
+            return [run_in(_unescaped(line.decode())) for [line] in newest]
         question = """
             SELECT 'log', line, number FROM logs WHERE space = $1 AND name = $2
             UNION ALL SELECT 'failures', line, number FROM failures WHERE space = $1 AND name = $2
