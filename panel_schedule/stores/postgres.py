@@ -183,9 +183,9 @@ class PostgresRecords(ServerRecords):
                 if complete == b"true":
                     return f"Let the owner of its schema, {owner.decode()}, run: {grant}"
                 return (
-                    f"Its schema lacks what this release needs, and only the owner, {owner.decode()}, can add that: let "
-                    "this release open it once with that user in its URL (panel-schedule status --store URL), and then "
-                    f"the owner run: {grant}"
+                    f"Its schema lacks what this release needs, and only the owner, {owner.decode()}, can add that: "
+                    "let this release open it once with that user in its URL (panel-schedule status --store URL), and "
+                    f"then the owner run: {grant}"
                 )
         return ""
 
