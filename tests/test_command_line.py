@@ -6,18 +6,18 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
 import documents
@@ -368,6 +368,13 @@ def test_a_table_is_as_wide_as_it_needs_to_be():
     assert 60 == max(map(len, table(("A",), [("x" * 100,)]).splitlines()))
 
 
+def test_a_row_that_is_wider_than_the_terminal_is_several_lines():
+    """Whole, and without what is empty; as wide as the terminal it is one."""
+    headers, rows = ("A", "LONG"), [("x\ny", "z" * 100), ("", "b"), ("c", "")]
+    assert f"A     x y\nLONG  {'z' * 100}\n\nLONG  b\n\nA     c" == table(headers, rows, 64)
+    assert table(headers, rows) == table(headers, rows, 65)
+
+
 # ------------------------------------------------------------ without a web server
 
 
@@ -510,6 +517,14 @@ def fail(store, name="sales", at=0.0, run_id="run2", state=RunState.FAILED):
     held = claim(store, name, run_id)
     record = RunRecord(run_id, now, state, 1, now, now, now, "ValueError: no such table")
     store.do(store.tasks.record(name, record, claim=held, release=True))
+
+
+def compute(store):
+    """An answer of the memoized function ``answer``; when it was computed."""
+    now = datetime.now(UTC)
+    _, row = store.cache.claim("answer", "key", call="answer()", known=0, basis=(), now=now)
+    store.cache.put("answer", "key", row.fence, 42, now=now, duration=0.1, expires_at=None, limits=UNLIMITED)
+    return now
 
 
 def statuses(url, *names):
@@ -672,6 +687,25 @@ def test_history_lists_what_has_ended(store, url):
     assert "ValueError: no such table" in ask(url, "history").output
 
 
+def test_history_can_be_of_one_kind_and_short(store, url):
+    """A task and a job may have the same name; and it is deleted so, too."""
+    schedule(store)
+    succeed(store, 1, at=5)
+    for number in range(3):
+        store.do(store.note("job", "sales", ended(number)))
+
+    def kinds(*options):
+        return [each["kind"] for each in json.loads(ask(url, "history", "sales", "--json", *options).output)]
+
+    assert ["task", "job", "job", "job"] == kinds()
+    assert ["job"] * 3 == kinds("--kind", "job")
+    assert ["task", "job"] == kinds("-n", "2")
+    told = ask(url, "history", "sales", "--kind", "memo")
+    assert (2, True) == (told.exit_code, "There is no memo 'sales'; there are: none." in told.output)
+    assert [{"name": "sales", "kind": "job"}] == json.loads(ask(url, "purge", "--kind", "job", "--json").output)
+    assert ["task"] == kinds()
+
+
 def test_history_tells_all_of_a_run(store, url):
     """As JSON, and with --long as text."""
     ended = datetime.now(UTC)
@@ -720,14 +754,12 @@ def test_a_task_that_is_gone_from_the_code_can_be_forgotten(store, url):
 
 def test_invalidate_forgets_the_answers_of_a_function(store, url):
     """And lists the functions that have some."""
-    now = datetime.now(UTC)
-    mine, row = store.cache.claim("answer", "key", call="answer()", known=0, basis=(), now=now)
-    store.cache.put("answer", "key", row.fence, 42, now=now, duration=0.1, expires_at=None, limits=UNLIMITED)
+    now = compute(store)
     before = store.cache.look("answer", "key")
     told = ask(url, "invalidate", "answer")
     unknown = ask(url, "invalidate", "other")
 
-    assert (mine, now) == (True, before.updated_at)
+    assert now == before.updated_at
     assert (0, 0) == (told.exit_code, store.cache.look("answer", "key").version)
     assert (2, True) == (unknown.exit_code, "there are: answer" in unknown.output)
 
@@ -754,6 +786,30 @@ def test_an_unknown_name_is_told_with_those_that_there_are(arguments, store, url
     told = ask(url, *arguments, "other")
 
     assert (2, True) == (told.exit_code, "'other'; there are: rates, sales." in told.output)
+
+
+def test_of_many_names_those_are_told_that_are_like_it(store, url):
+    """Of which there are some; else the first ones."""
+    for number in range(30):
+        schedule(store, f"task {number:02d}")
+    schedule(store, "sales")
+
+    assert "'seles'; there are: sales, and 30 more." in ask(url, "status", "seles").output
+    assert "'x'; there are: sales, task 00, task 01" in (told := ask(url, "status", "x").output)
+    assert "task 18, and 11 more." in told
+
+
+def test_where_no_process_is_left_it_is_told(opened, url):
+    """Beside what was asked for, and not to programs."""
+    store = opened()
+    schedule(store)
+    nobody = "No process is at this store: nothing runs before one starts.\n"
+    asked = [("status",), ("refresh", "sales")]
+
+    assert ["", ""] == [ask(url, *each).stderr for each in asked]
+    store.close()
+    assert [nobody, nobody] == [ask(url, *each).stderr for each in asked]
+    assert ["", ""] == [ask(url, *each, "--json").stderr for each in asked]
 
 
 def test_a_run_that_is_not_under_way_cannot_be_cancelled(store, url):
@@ -881,6 +937,10 @@ def test_the_json_of_a_command_has_the_names_that_are_documented(store, url, com
     claim(store, "sales", "run7")
     told["cancel"] = json.loads(ask(url, "cancel", "--json").output)[0]
     told["next"] |= told["next"]["runs"][0]
+    told |= {name: json.loads(ask(url, name, "sales", "--json").output) for name in ("pause", "resume")}
+    told["purge"] = json.loads(ask(url, "purge", "sales", "--json").output)[0]
+    compute(store)
+    told["invalidate"] = json.loads(ask(url, "invalidate", "answer", "--json").output)
 
     assert named == {name: set(each) for name, each in told.items()}
 
@@ -897,9 +957,30 @@ def test_it_is_a_program_and_a_module():
     assert 'panel-schedule = "panel_schedule.cli.commands:main"' in pyproject
 
 
-def test_a_shell_completes_its_commands_and_options():
-    """As click says it."""
-    completer = BashComplete(main, {}, "panel-schedule", "_PANEL_SCHEDULE_COMPLETE")
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [(("stat",), ["status"]), (("history", "--fa"), ["--failed"]), (("purge", "--kind", ""), ["task", "job", "memo"])],
+)
+def test_bash_completes_commands_and_options(words, completed):
+    """With the line of the documentation, as it is typed."""
+    [line] = documents.commands(PAGE, "eval")
+    typed = f"COMP_WORDS=(panel-schedule {' '.join(word or repr('') for word in words)}); COMP_CWORD={len(words)}"
+    command = f'eval {line}; {typed}; _panel_schedule_completion panel-schedule; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    told = subprocess.run(["bash", "-c", command], env={**os.environ, "PATH": path}, capture_output=True, text=True)
 
-    assert ["status"] == [each.value for each in completer.get_completions([], "stat")]
-    assert ["--failed"] == [each.value for each in completer.get_completions(["history"], "--fa")]
+    assert (completed, "") == (told.stdout.split(), told.stderr)
+
+
+def test_who_reads_no_further_ends_it_without_a_word(store, url):
+    """As ``head`` does."""
+    for number in range(100):
+        store.do(store.note("job", "job", replace(ended(number), arguments="x" * 2000)))
+    command = [sys.executable, "-m", "panel_schedule", "history", "--json", "--store", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "[\n" == process.stdout.readline()
+        process.stdout.close()
+        assert "" == process.stderr.read()

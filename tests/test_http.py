@@ -8,20 +8,26 @@ import os
 import re
 import signal
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 import jsonschema
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from schemathesis import GenerationMode
 
 import bench.api
 from core import Core
@@ -45,6 +51,9 @@ TOKEN = "a-token-that-nobody-guesses"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
+# So many requests are made up of each kind and path.
+EXAMPLES = 10
+
 APP = """
     import panel as pn
     from tasks import answer
@@ -61,7 +70,7 @@ TASKS = """
     def answer():
         while not pathlib.Path("go").exists():
             time.sleep(0.01)
-        forever.runs() or forever.submit()
+        all(run.state.final for run in forever.runs()) and forever.submit()
         return 42
 
     @ps.background(executor="thread")
@@ -334,19 +343,56 @@ def test_a_task_that_is_not_there_is_404(site: PanelServer, path: str) -> None:
 
 
 def test_an_openapi_document_is_what_the_server_gives(site: PanelServer) -> None:
-    """Of every path, whatever is sent: a status that it names, an answer of its schema, no failure of the server."""
+    """
+    Of every path, whatever is sent: a status that it names, an answer of its schema, no failure of the server.
+
+    Also what the document does not allow is sent; and half of it is of a task or a run that is there.
+    """
     schema = schemathesis.openapi.from_dict(httpx.get(api(site, "api/openapi.json")).json())
     schema.config.update(base_url=site.url)
     operations = [found.ok() for found in schema.get_all_operations()]
     assert 12 == len(operations)
-    for operation in operations:
+    met, tasks, runs = defaultdict[str, set[int]](set), ["answer", "<script>", "endless"], list[str]()
+    with requests.Session() as session:
 
-        @given(case=operation.as_strategy())
-        @settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-        def check(case: schemathesis.Case) -> None:
-            case.call_and_validate(headers=BEARER)
+        def send(method: str, path: str) -> Any:
+            return session.request(method, api(site, path), headers=BEARER).json()
 
-        check()
+        def prepare(path: str, name: str) -> str:
+            """What is named in its stead: where something can be cancelled it is made before."""
+            if "{id}" in path:
+                send("POST", "api/tasks/answer/refresh")
+                runs.extend(run["id"] for run in send("GET", "api/runs")["runs"])
+                return runs[-1] if runs else name
+            if path.endswith("/cancel"):
+                send("POST", f"api/tasks/{quote(name)}/refresh")
+            return name
+
+        for operation, mode in product(operations, GenerationMode):
+            if mode is GenerationMode.NEGATIVE and not _limits(operation):
+                continue  # there is nothing that it does not allow
+
+            @given(case=operation.as_strategy(generation_mode=mode), name=st.sampled_from(["", *tasks]))
+            @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+            def check(case: schemathesis.Case, name: str) -> None:
+                for parameter in case.path_parameters if name else ():
+                    case.path_parameters[parameter] = prepare(case.operation.path, name)
+                response = case.call_and_validate(headers=BEARER, session=session)
+                met[case.operation.label].add(response.status_code)
+
+            check()
+        for name, action in product(tasks, ("cancel", "resume")):
+            send("POST", f"api/tasks/{quote(name)}/{action}")
+        for run in send("GET", "api/runs")["runs"]:
+            send("POST", f"api/runs/{run['id']}/cancel")
+    changed = {label: codes for label, codes in met.items() if "POST" in label}
+    assert [] == [label for label, codes in changed.items() if not codes & {200, 202} or not codes >= {401, 404}]
+    assert {200, 400, 404} <= met["GET /schedule/api/tasks/{name}/runs"]
+
+
+def _limits(operation: Any) -> bool:
+    """Whether it says what may be sent, and what may not."""
+    return any(each.name in ("limit", "Authorization") for each in operation.iter_parameters())
 
 
 @pytest.mark.parametrize("path", document("")["paths"])

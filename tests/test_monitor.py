@@ -9,14 +9,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import count, islice, product
 from typing import Any
 from unittest.mock import ANY
 
 import httpx
+import numpy as np
 import panel as pn
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from panel_schedule.cli.live import erase
 from panel_schedule.config import Config
 from panel_schedule.decorators import Front
 from panel_schedule.errors import RegistrationError, StoreError
@@ -24,8 +27,9 @@ from panel_schedule.functions.run import RunRecord, RunState, current_run
 from panel_schedule.http.totals import Totals
 from panel_schedule.monitor import watch as watching
 from panel_schedule.monitor.actions import act, detail, one_run
-from panel_schedule.monitor.rows import RUNS, Past, listed, past
-from panel_schedule.monitor.watch import Watch
+from panel_schedule.monitor.rows import DURATIONS, RUNS, Past, listed, past
+from panel_schedule.monitor.timeline import as_numbers
+from panel_schedule.monitor.watch import ANEW, NEWEST, Watch
 from panel_schedule.runtime import Runtime
 from panel_schedule.views.admins import refusal
 from servers import PanelServer, Serve, eventually, write_files
@@ -61,6 +65,14 @@ def test_a_history_comes_to(states: list, failures: int, error: str, success: bo
     """Skipped slots are no runs, and who cancels a run makes no failure of it."""
     last = (NOW + timedelta(seconds=1)).timestamp() if success else None
     assert Past(failures, error, last, [[1.0, each] for each in well]) == past(ran(*states))
+
+
+@pytest.mark.parametrize("new", range(4))
+def test_a_history_comes_to_the_same_when_it_is_read_bit_by_bit(new: int) -> None:
+    """Whatever is added to what was known: durations are those of the last runs alone."""
+    for states in product([SUCCEEDED, FAILED, CANCELLED, SKIPPED], repeat=3):
+        runs = ran(*states, FAILED, *[SUCCEEDED] * DURATIONS)
+        assert past(runs) == past(runs[:new], past(runs[new:]))
 
 
 def test_failures_before_the_last_runs_are_listed_after_them() -> None:
@@ -143,6 +155,46 @@ def test_nobody_looks_any_more_and_nothing_is_gathered(runtime: Runtime, front: 
     task.pause()
     news = Looking(watch).next()
     assert (["paused"], True) == ([row["state"] for row in news["rows"]], news["all"])
+
+
+def test_of_a_history_that_has_become_longer_only_the_end_is_read(
+    runtime: Runtime, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all of it where that says too little: after many runs at once, when it was deleted, and now and then."""
+    front.background(executor="thread", name="job")(lambda: 1)
+    store, watch, reads = runtime.service.store, Watch(runtime), list[int | None]()
+    read, numbers = store.history, count()
+
+    def history(name: str, kind: str, last: int | None = None) -> list[RunRecord]:
+        reads.append(last)
+        return read(name, kind, last)
+
+    monkeypatch.setattr(store, "history", history)
+
+    def after(runs: int) -> list[int | None]:
+        """What is read when so many have ended, so that the watch knows as much as who reads all."""
+        for number in islice(numbers, runs):
+            ended = NOW + timedelta(seconds=number)
+            state, error = (SUCCEEDED, "") if number % 3 else (FAILED, "No.")
+            run = RunRecord(f"{number}", ended, state, 1, ended, ended, ended, error)
+            store.do(store.note("job", "job", run))
+        reads.clear()
+        watch._read_histories()
+        found, known = read("job", "job"), watch._pasts["job", "job"]
+        assert past(store.complete(found)) == known.past
+        assert all(map(np.array_equal, as_numbers(found), known.ran or ()))
+        return reads.copy()
+
+    store.keep_history(None)
+    assert [None] == after(2)
+    assert [] == after(0)
+    assert [NEWEST] == after(1)
+    assert [NEWEST] == after(NEWEST - 1)
+    assert [NEWEST, None] == after(NEWEST)
+    erase(store, "job", "job")
+    assert [NEWEST, None] == after(1)
+    steps = ANEW // (NEWEST - 1) + 1
+    assert [[NEWEST]] * steps + [[None]] == [after(NEWEST - 1) for _ in range(steps + 1)]
 
 
 def test_who_asks_what_is_new_waits_for_no_texts(

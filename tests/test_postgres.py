@@ -10,7 +10,9 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from panel_schedule.cli.commands import main
 from panel_schedule.clock import SystemClock
 from panel_schedule.config import Config
 from panel_schedule.coordination.record import NOBODY
@@ -377,6 +379,47 @@ def test_who_may_not_make_a_schema_may_use_one(server, opened):
     one_line(error)
     server.all("CREATE SCHEMA panel_schedule_guests AUTHORIZATION guest")
     put(opened(url, namespace="guests"), "a")
+
+
+def test_who_does_not_own_a_schema_is_told_what_its_owner_has_to_do(server, opened, monkeypatch):
+    """For the rights to use it, and for what a newer release adds: both in one line, as a command ends with 1."""
+    owned = opened(namespace="owned")
+    server.all("CREATE ROLE plain LOGIN")
+    url = server.url.replace("owner@", "plain@")
+
+    def refused(*why: str) -> str:
+        """The statements that are named."""
+        with pytest.raises(StoreError) as error:
+            opened(url, namespace="owned")
+        one_line(error)
+        assert [] == [each for each in why if each not in str(error.value)]
+        return str(error.value).partition("run: ")[2]
+
+    def works() -> None:
+        store, heard = opened(url, namespace="owned"), threading.Event()
+        store.subscribe(SPACE, lambda record: heard.set())
+        store.listen()
+        put(store, "small")
+        put(store, "large", 1, np.zeros(LARGE))
+        put(owned, "theirs")
+        assert heard.wait(PATIENCE)
+        assert LARGE == len(store.load(store.read(SPACE, "large"), VALUE))
+        store.log(SPACE, "small")
+        store.trim(SPACE, entries=0)
+        store.sweep(SystemClock().now())
+        store.close()
+
+    server.all(refused("permission denied for schema", "the owner of its schema, owner,"))
+    works()
+    for lost in ("TABLE {}.failures", "FUNCTION {}.forget"):
+        server.all(f"DROP {lost}".format(f'"{owned._schema}"'))
+    grant = refused("only the owner, owner, can add that", "panel-schedule status --store URL")
+    monkeypatch.setenv("PANEL_SCHEDULE_NAMESPACE", "owned")
+    asked = [CliRunner().invoke(main, ["status", "--store", each]) for each in (url, server.url)]
+    assert [1, 1] == [each.exit_code for each in asked]
+    assert ["only the owner" in each.output for each in asked] == [True, False]
+    server.all(grant)
+    works()
 
 
 @pytest.mark.parametrize("how", ["gone", "changed", "back", "emptied", "dropped"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta, tzinfo
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import panel_schedule as ps
 
 from ..clock import SystemClock
 from ..config import ENV_PREFIX, Config, shown
+from ..coordination.history import JOB, MEMO
 from ..coordination.record import Refusal
 from ..coordination.tasks import TASK
 from ..errors import ConfigError, ScheduleError, TriggerError
@@ -35,6 +39,9 @@ from .upcoming import Upcoming, upcoming
 
 # How often, in seconds, it is looked whether a run has ended that somebody waits for.
 LOOK = 0.1
+
+# So many names are told of those that there are.
+NAMES = 20
 
 
 class _Commands(click.Group):
@@ -58,13 +65,14 @@ def main() -> None:
 
 _file = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_kind = click.option("--kind", type=click.Choice([TASK, JOB, MEMO]), help="Of functions of this kind alone.")
 
 
 def _on_store(command: Callable[..., Any]) -> Callable[..., Any]:
     """With `store`, opened as the option and the environment say."""
 
     @click.option(
-        "--store", "url", metavar="URL", envvar=f"{ENV_PREFIX}STORE", required=True,
+        "--store", "url", metavar="URL", envvar=f"{ENV_PREFIX}STORE", show_envvar=True, required=True,
         help="That of the server: file:///dir, redis://..., postgresql://...",
     )  # fmt: skip
     @wraps(command)
@@ -116,10 +124,30 @@ def _say(text: str, data: Any, as_json: bool) -> None:
     click.echo(json.dumps(data, indent=2) if as_json else text)
 
 
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As wide as the terminal, where there is one."""
+    return table(headers, rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+
+
 def _require(name: str, there: Iterable[str], what: str = "task") -> None:
-    """An unknown name is told with those that there are."""
+    """An unknown name is told with those that there are; of many, with those that are like it."""
     if name not in (names := sorted(there)):
-        raise click.UsageError(f"There is no {what} {name!r}; there are: {', '.join(names) or 'none'}.")
+        shown = names if len(names) <= NAMES else get_close_matches(name, names, NAMES, 0.5) or names[:NAMES]
+        more = f", and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+        raise click.UsageError(f"There is no {what} {name!r}; there are: {', '.join(shown) or 'none'}{more}.")
+
+
+def _functions(store: Store, name: str | None, kind: str | None) -> list[tuple[str, str]]:
+    """Kind and name of those that have a history: all, or those of a name, or kind."""
+    there = [(each, function) for each, function in live.functions_of(store) if kind in (None, each)]
+    if name is not None:
+        _require(name, {function for _, function in there}, kind or "function")
+    return [(each, function) for each, function in there if name in (None, function)]
+
+
+def _tell_if_alone(store: Store) -> None:
+    if not live.is_in_use(store):
+        click.echo("No process is at this store: nothing runs before one starts.", err=True)
 
 
 # ------------------------------------------------------------ a file
@@ -150,7 +178,7 @@ def check(file: Path, as_json: bool) -> None:
         {"name": name, "kind": kind, "schedule": schedule, "next_run": iso(at), "executor": where}
         for kind, name, schedule, at, where in found
     ]
-    _say(table(("NAME", "KIND", "SCHEDULE", "NEXT RUN", "RUNS IN"), rows), data, as_json)
+    _say(_table(("NAME", "KIND", "SCHEDULE", "NEXT RUN", "RUNS IN"), rows), data, as_json)
 
 
 @main.command("next")
@@ -252,7 +280,8 @@ def status(names: tuple[str, ...], store: Store, as_json: bool) -> None:
     """
     Say how the tasks are, all or those named.
 
-    Exits with 1 when one of them is stale, and when there is none.
+    Where no process is there that would run them it says so. Exits with 1 when one of them is stale, and when there is
+    none.
     """
     there, now = live.tasks_of(store), SystemClock().now()
     for name in names:
@@ -268,7 +297,9 @@ def status(names: tuple[str, ...], store: Store, as_json: bool) -> None:
         )
         for each in found
     ]  # fmt: skip
-    _say(table(headers, rows) if found else "Nobody has scheduled a task there.", data, as_json)
+    _say(_table(headers, rows) if found else "Nobody has scheduled a task there.", data, as_json)
+    if found and not as_json:
+        _tell_if_alone(store)
     if not found or any(each.stale for each in found):
         raise SystemExit(1)
 
@@ -282,10 +313,15 @@ def _state(status: live.Status) -> str:
 @click.argument("name", required=False)
 @click.option("--since", type=_period, metavar="PERIOD", help="Not longer ago: 1d, 12h.")
 @click.option("--failed", is_flag=True, help="Those that failed, timed out or crashed.")
+@_kind
+@click.option("-n", "count", type=click.IntRange(1), help="The last so many of these.")
 @click.option("--long", is_flag=True, help="With users, arguments, processes, tracebacks and log lines.")
 @_on_store
 @_json
-def history(name: str | None, since: timedelta | None, failed: bool, long: bool, store: Store, as_json: bool) -> None:
+def history(
+    name: str | None, since: timedelta | None, failed: bool, kind: str | None, count: int | None, long: bool,
+    store: Store, as_json: bool,
+) -> None:  # fmt: skip
     """
     List the runs that have ended.
 
@@ -293,17 +329,14 @@ def history(name: str | None, since: timedelta | None, failed: bool, long: bool,
 
     Exits with 1 where --failed finds a run.
     """
-    functions, now = live.functions_of(store), SystemClock().now()
-    if name is not None:
-        _require(name, {each for _, each in functions}, "function")
+    now = SystemClock().now()
     found = [
         (kind, each, run)
-        for kind, each in functions
-        if name in (None, each)
+        for kind, each in _functions(store, name, kind)
         for run in live.runs_of(store, each, kind)
         if (since is None or live.when(run) >= now - since) and (not failed or run.state in FAILURES)
     ]
-    found.sort(key=lambda each: live.when(each[2]), reverse=True)
+    found = sorted(found, key=lambda each: live.when(each[2]), reverse=True)[:count]
     data = [
         {"name": each, "kind": kind} | {key: _plain(value) for key, value in asdict(run).items()}
         | {"duration": run.duration}
@@ -318,7 +351,7 @@ def history(name: str | None, since: timedelta | None, failed: bool, long: bool,
         for kind, each, run in found
     ]  # fmt: skip
     headers = ("ENDED", "NAME", "KIND", "OUTCOME", "TOOK", "ATTEMPT", "RUN", "WHY")
-    text = table(headers, rows) if found else "No run."
+    text = _table(headers, rows) if found else "No run."
     if long:
         text = "\n\n".join([text, *(_from_near(each, run) for _, each, run in found)])
     _say(text, data, as_json)
@@ -370,6 +403,8 @@ def refresh(name: str, patience: timedelta | None, store: Store, as_json: bool) 
         outcome = _await_end(store, name, patience)
     said = {"running": f"Task {name!r} runs already.", "requested": f"Task {name!r} was asked to run."}
     _say(said.get(outcome, f"Task {name!r} {outcome.replace('_', ' ')}."), {"name": name, "outcome": outcome}, as_json)
+    if patience is None and not as_json:
+        _tell_if_alone(store)
     if patience is not None and outcome != RunState.SUCCEEDED:
         raise SystemExit(1)
 
@@ -393,21 +428,23 @@ def _await_end(store: Store, name: str, patience: timedelta) -> str:
 @main.command()
 @click.argument("name")
 @_on_store
-def pause(name: str, store: Store) -> None:
+@_json
+def pause(name: str, store: Store, as_json: bool) -> None:
     """Pause the task NAME. All processes skip its slots until `resume`; a run in flight goes on."""
     _require(name, live.tasks_of(store))
     store.tasks.amend(name, paused=True)
-    click.echo(f"Task {name!r} is paused.")
+    _say(f"Task {name!r} is paused.", {"name": name, "paused": True}, as_json)
 
 
 @main.command()
 @click.argument("name")
 @_on_store
-def resume(name: str, store: Store) -> None:
+@_json
+def resume(name: str, store: Store, as_json: bool) -> None:
     """Go on with the task NAME, from its next slot."""
     _require(name, live.tasks_of(store))
     store.tasks.amend(name, paused=False)
-    click.echo(f"Task {name!r} goes on with its next slot.")
+    _say(f"Task {name!r} goes on with its next slot.", {"name": name, "paused": False}, as_json)
 
 
 @main.command()
@@ -420,9 +457,9 @@ def cancel(run_id: str | None, store: Store, as_json: bool) -> None:
     if run_id is None:
         rows = [(id, name, kind) for id, (kind, name) in there.items()]
         data = [{"run": id, "name": name, "kind": kind} for id, name, kind in rows]
-        _say(table(("RUN", "NAME", "KIND"), rows) if rows else "No run is under way.", data, as_json)
+        _say(_table(("RUN", "NAME", "KIND"), rows) if rows else "No run is under way.", data, as_json)
         return
-    _require(run_id, there, "run under way")
+    _require(run_id, there, "run under way with the id")
     kind, name = there[run_id]
     if kind == TASK:
         store.do(store.tasks.cancel(name, run_id))
@@ -434,29 +471,32 @@ def cancel(run_id: str | None, store: Store, as_json: bool) -> None:
 @main.command()
 @click.argument("name")
 @_on_store
-def invalidate(name: str, store: Store) -> None:
+@_json
+def invalidate(name: str, store: Store, as_json: bool) -> None:
     """Forget the answers of the memoized function NAME."""
-    _require(name, live.memoized(store), "memoized function with answers")
+    _require(name, live.memoized(store), "answer of a memoized function")
     store.cache.invalidate(name)
-    click.echo(f"The answers of {name!r} are forgotten.")
+    _say(f"The answers of {name!r} are forgotten.", {"name": name}, as_json)
 
 
 @main.command()
 @click.argument("name", required=False)
 @click.option("--forget", is_flag=True, help="Of a task that the code no longer has: its value and schedule, too.")
+@_kind
 @_on_store
-def purge(name: str | None, forget: bool, store: Store) -> None:
+@_json
+def purge(name: str | None, forget: bool, kind: str | None, store: Store, as_json: bool) -> None:
     """Delete the history of the function NAME, or of all."""
-    functions = live.functions_of(store)
-    if name is not None:
-        _require(name, {each for _, each in functions}, "function")
+    functions = _functions(store, name, TASK if forget else kind)
     if forget:
         _forget(name, store)
-        return
-    for kind, each in functions:
-        if name in (None, each):
-            live.erase(store, kind, each)
-    click.echo(f"The history of {name!r} is deleted." if name else "All histories are deleted.")
+        said = f"Task {name!r} is forgotten."
+    else:
+        for each, function in functions:
+            live.erase(store, each, function)
+        of_kind = "All histories are deleted." if kind is None else f"All histories of the kind {kind} are deleted."
+        said = f"The history of {name!r} is deleted." if name else of_kind
+    _say(said, [{"name": function, "kind": each} for each, function in functions], as_json)
 
 
 def _forget(name: str | None, store: Store) -> None:
@@ -469,4 +509,3 @@ def _forget(name: str | None, store: Store) -> None:
             f"Task {name!r} is in use by the process {holders[0]}. Take it out of the code first, and stop that one."
         )
     store.tasks.forget(name)
-    click.echo(f"Task {name!r} is forgotten.")

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..clock import Clock
 from ..config import Config
-from ..coordination import answers, history, jobs
+from ..coordination import answers, history, jobs, processes
 from ..coordination.record import EPOCH, Record
 from ..coordination.tasks import TASK, VALUE, TaskState
 from ..errors import ConfigError
@@ -110,6 +110,14 @@ def tasks_of(store: Store) -> dict[str, Record]:
         for each in records
         if each.state.first_seen is not None and not each.state.forgotten and not each.name.startswith(DATES)
     }
+
+
+def is_in_use(store: Store) -> bool:
+    """Whether a process is there that runs tasks: one that has said so, or has scheduled or claimed one."""
+    names = {each.name for each in store.records.scan(processes.SPACE)}
+    for record in tasks_of(store).values():
+        names |= {record.state.scheduled_by, record.state.claimer} - {""}
+    return any(map(store.records.alive, names))
 
 
 def status_of(store: Store, record: Record, now: datetime, zone: tzinfo) -> Status:

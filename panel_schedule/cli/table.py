@@ -11,10 +11,22 @@ WIDEST = 60
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; an empty cell is a dash."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """
+    Columns as wide as they need to be; an empty cell is a dash.
+
+    Where a row would be wider than `width` each one is several lines, one for each cell that is not empty.
+    """
     lines = [list(headers), *([_cut(cell) or "-" for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        wide = max(map(len, headers))
+        return "\n\n".join(
+            "\n".join(
+                f"{header:{wide}}  {' '.join(cell.split())}" for header, cell in zip(headers, row, strict=True) if cell
+            )
+            for row in rows
+        )
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 

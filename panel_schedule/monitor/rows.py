@@ -53,16 +53,20 @@ class Past(NamedTuple):
     durations: Sequence[Sequence[float]] = ()
 
 
-def past(runs: Sequence[RunRecord]) -> Past:
-    """Of a history, newest first."""
+NOTHING = Past()
+
+
+def past(runs: Sequence[RunRecord], before: Past = NOTHING) -> Past:
+    """Of a history, newest first, or of what was added to one that comes to `before`."""
     last = next((run for run in runs if run.state is not RunState.SKIPPED), None)
-    success = next((run.finished_at for run in runs if run.state is RunState.SUCCEEDED), None)
+    success = next((run for run in runs if run.state is RunState.SUCCEEDED), None)
     ended = list(islice((run for run in runs if run.duration is not None), DURATIONS))
+    durations = [[round(run.duration or 0, 4), int(run.state not in FAILURES)] for run in reversed(ended)]
     return Past(
-        failures_in_a_row(runs),
-        last.error[:LETTERS] if last is not None and last.state in FAILURES else "",
-        _seconds(success),
-        [[round(run.duration or 0, 4), int(run.state not in FAILURES)] for run in reversed(ended)],
+        failures_in_a_row(runs) + (before.failures if success is None else 0),
+        before.error if last is None else last.error[:LETTERS] if last.state in FAILURES else "",
+        before.success if success is None else _seconds(success.finished_at),
+        [*before.durations, *durations][-DURATIONS:],
     )
 
 

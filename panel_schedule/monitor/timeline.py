@@ -116,10 +116,10 @@ class Ran(NamedTuple):
     errors: list[str]
 
 
-def as_numbers(runs: Iterable[RunRecord]) -> Ran:
-    """Of runs those that have begun; one without an end is under way."""
+def as_numbers(runs: Iterable[RunRecord], before: Ran | None = None) -> Ran:
+    """Of runs those that have begun, in front of those before; one without an end is under way."""
     begun = [run for run in runs if run.started_at is not None and run.state in _NUMBERS]
-    return Ran(
+    ran = Ran(
         np.array([_NUMBERS[run.state] for run in begun], dtype=np.int64),
         np.array([_milliseconds(run.started_at) for run in begun], dtype=float),
         np.array([_milliseconds(run.finished_at) for run in begun], dtype=float),
@@ -127,6 +127,10 @@ def as_numbers(runs: Iterable[RunRecord]) -> Ran:
         np.array([_milliseconds(run.key) for run in begun], dtype=float),
         [run.error[:LONGEST_ERROR] for run in begun],
     )
+    if before is None:
+        return ran
+    outcome, left, right, attempt, slot = (np.concatenate([ran[column], before[column]]) for column in range(5))
+    return Ran(outcome, left, right, attempt, slot, [*ran.errors, *before.errors])
 
 
 def _milliseconds(instant: object) -> float:

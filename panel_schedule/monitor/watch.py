@@ -19,6 +19,7 @@ from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
 from ..functions.run import Run, RunRecord, RunState
 from ..runtime import Runtime
+from ..stores.base import Store
 from ..stores.queue import JobRow
 from ..triggers import Trigger
 from ..triggers.words import in_words
@@ -38,6 +39,10 @@ KEPT = ("answers", "bytes")
 # So many seconds of a look may go into histories; what is left is read with the next one, which follows soon.
 READING, SOON = 0.2, 0.05
 
+# Of a history that is known so many lines are read first; and after so many that were new all of it, so that what the
+# store has dropped goes here as well.
+NEWEST, ANEW = 8, 50
+
 Key = tuple[str, str]  # kind and name of a function
 
 Sums = tuple[Mapping[tuple[str, ...], float], Mapping[tuple[str, ...], float]]
@@ -53,11 +58,17 @@ class Known(NamedTuple):
         Of the change of its record as of which this is so.
     past : Past
     ran : Ran or None
+    newest : tuple of (str, datetime or None)
+        Id and end of the run that ended last.
+    added : int
+        How many runs have ended since all of the history was read.
     """
 
     revision: int = 0
     past: Past = Past()
     ran: Ran | None = None
+    newest: tuple[str, datetime | None] | None = None
+    added: int = 0
 
 
 UNKNOWN = Known()
@@ -248,8 +259,8 @@ class Watch:
                 continue
             if runtime.clock.monotonic() > until:
                 return True
-            runs = store.history(name, kind)
-            self._pasts[kind, name] = Known(revision, past(store.complete(runs)), as_numbers(runs))
+            before = self._pasts.get((kind, name), UNKNOWN)
+            self._pasts[kind, name] = _more(store, kind, name, before, revision) or _all(store, kind, name, revision)
         for gone in self._pasts.keys() - known:
             del self._pasts[gone]
         return False
@@ -287,6 +298,31 @@ class Watch:
         executors = self._runtime.service.executors.values()
         hanging = sorted({name for executor in executors for name in executor.hanging})
         return {"waiting": self._runtime.waiting(), "hanging": hanging, "process": os.getpid()}
+
+
+def _all(store: Store, kind: str, name: str, revision: int) -> Known:
+    """All of the history of a function."""
+    runs = store.history(name, kind)
+    newest = next((_mark(run) for run in runs if run.state is not RunState.SKIPPED), None)
+    return Known(revision, past(store.complete(runs)), as_numbers(runs), newest)
+
+
+def _more(store: Store, kind: str, name: str, known: Known, revision: int) -> Known | None:
+    """What is known with what has ended since; None where the newest lines of the history do not reach back so far."""
+    if known.newest is None or known.ran is None or known.added >= ANEW:
+        return None
+    # Slots that were skipped become longer, and nothing is said of them here.
+    runs = [run for run in store.history(name, kind, NEWEST) if run.state is not RunState.SKIPPED]
+    there = next((place for place, run in enumerate(runs) if _mark(run) == known.newest), None)
+    if there is None:
+        return None
+    new = runs[:there]
+    newest = _mark(new[0]) if new else known.newest
+    return Known(revision, past(new, known.past), as_numbers(new, known.ran), newest, known.added + len(new))
+
+
+def _mark(run: RunRecord) -> tuple[str, datetime | None]:
+    return run.id, run.finished_at
 
 
 def _load(runs: Iterable[Run | JobRow]) -> dict[str, Load]:

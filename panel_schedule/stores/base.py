@@ -137,10 +137,10 @@ class Store:
         """Record a run of a function that is called on request."""
         return Request(noted(kind, function, run), lambda result: None)
 
-    def history(self, name: str, kind: str = TASK) -> list[RunRecord]:
-        """Of a task, or of a function of another kind; newest first."""
+    def history(self, name: str, kind: str = TASK, last: int | None = None) -> list[RunRecord]:
+        """Of a task, or of a function of another kind, newest first; or `last` lines of it, see `RecordStore.log`."""
         space, name = (TASK, name) if kind == TASK else (history.SPACE, history.name_of(kind, name))
-        runs = self._of_tasks.log(space, name)
+        runs = self._of_tasks.log(space, name, last)
         if self._age is None:
             return runs
         since, failures_since = (self._clock.now() - age for age in self._age)

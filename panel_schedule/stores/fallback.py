@@ -214,14 +214,15 @@ class Fallback:
         part = self._parts.get((record.name, kind))
         return None if part is None else Reference(part)
 
-    def log(self, space: str, name: str) -> list[RunRecord]:
+    def log(self, space: str, name: str, last: int | None = None) -> list[RunRecord]:
+        shared = partial(self._shared.log, space, name, last)
         if space != TASK:
-            return self._shared.log(space, name)
+            return shared()
 
         def lines() -> list[RunRecord]:
-            return log_in(self._lines, space, name)
+            return log_in(self._lines, space, name, last)
 
-        return lines() if self._here(space, name) else self._ask("read", partial(self._shared.log, space, name), lines)
+        return lines() if self._here(space, name) else self._ask("read", shared, lines)
 
     def alive(self, owner: str) -> bool:
         def alone() -> bool:

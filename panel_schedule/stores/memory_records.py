@@ -9,6 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from ..coordination.record import Logged, Record, Refusal
@@ -154,8 +155,10 @@ class MemoryRecords:
             return entry
         return None
 
-    def log(self, space: str, name: str) -> list[RunRecord]:
+    def log(self, space: str, name: str, last: int | None = None) -> list[RunRecord]:
         with self._lock:
+            if last is not None:
+                return list(map(_record, islice(self._logs.get((space, name), ()), last)))
             lines, failures = (list(logs.get((space, name), ())) for logs in (self._logs, self._failures))
         return whole(list(map(_record, lines)), list(map(_record, failures)))
 

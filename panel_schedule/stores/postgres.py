@@ -8,7 +8,7 @@ import logging
 import re
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,6 +63,20 @@ DO $create$ BEGIN
     END IF;
 END $create$
 """
+
+# The owner of a schema, who asks, if that is somebody else, and whether all is there; none where the schema is not.
+_WHO = """
+SELECT quote_ident(pg_get_userbyid(nspowner)), quote_ident(current_user), (EXISTS (
+    SELECT FROM pg_class WHERE relnamespace = pg_namespace.oid AND relname = 'failures'
+))::text
+FROM pg_namespace WHERE nspname = $1 AND NOT pg_has_role(nspowner, 'USAGE')
+"""
+
+# What a user needs that does not own the schema.
+_GRANT = (
+    'GRANT USAGE ON SCHEMA "{schema}" TO {user}; '
+    'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO {user};'
+)
 
 _JOIN = 'SELECT "join"($1, $2)'
 
@@ -158,7 +172,22 @@ class PostgresRecords(ServerRecords):
         try:
             yield
         except ServerError as error:
-            raise StoreError(f"The store {self._shown} cannot be used now: {error}. {error.remedy}") from error
+            remedy = (self._rights() if error.denied else "") or error.remedy
+            raise StoreError(f"The store {self._shown} cannot be used now: {error}. {remedy}") from error
+
+    def _rights(self) -> str:
+        """What gives this user the rights that it lacks; ``""`` where it is not the schema that it may not use."""
+        with suppress(ServerError):
+            for owner, user, complete in self._server.ask(_WHO, self._schema, patience=PATIENCE):
+                grant = _GRANT.format(schema=self._schema, user=user.decode())
+                if complete == b"true":
+                    return f"Let the owner of its schema, {owner.decode()}, run: {grant}"
+                return (
+                    f"Its schema lacks what this release needs, and only the owner, {owner.decode()}, can add that: "
+                    "let this release open it once with that user in its URL (panel-schedule status --store URL), and "
+                    f"then the owner run: {grant}"
+                )
+        return ""
 
     def _create(self) -> None:
         """The schema is there; several processes may see to that at the same time."""
@@ -226,7 +255,11 @@ class PostgresRecords(ServerRecords):
             *key, state, group, owner, instant_of(used_at), instant_of(expires_at), parts, size, created, revision
         )
 
-    def log(self, space: str, name: str) -> list[RunRecord]:
+    def log(self, space: str, name: str, last: int | None = None) -> list[RunRecord]:
+        if last is not None:
+            question = "SELECT line FROM logs WHERE space = $1 AND name = $2 ORDER BY number DESC LIMIT $3"
+            newest = self._ask(question, *_words(space, name), str(last))
+            return [run_in(_unescaped(line.decode())) for [line] in newest]
         question = """
             SELECT 'log', line, number FROM logs WHERE space = $1 AND name = $2
             UNION ALL SELECT 'failures', line, number FROM failures WHERE space = $1 AND name = $2

@@ -62,12 +62,17 @@ class ServerError(Exception):
     """
 
     def __init__(self, why: str, state: str = ""):
-        super().__init__(" ".join(why.split()).removesuffix("."))
+        super().__init__(" ".join(why.split()).rstrip(".?"))
         self.state = state
         self.remedy = next(
             (remedy for words, remedy in _REMEDIES.items() if state in words or any(word in why for word in words)),
             _UNKNOWN if state else _UNREACHABLE,
         )
+
+    @property
+    def denied(self) -> bool:
+        """Whether the user has not the right to do that."""
+        return self.state == "42501"
 
     @property
     def missing(self) -> bool:

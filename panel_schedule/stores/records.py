@@ -216,11 +216,18 @@ class RecordStore(Protocol):
         """The same to load it as often as one likes. It is closed when it is not needed any more."""
         ...
 
-    def log(self, space: str, name: str) -> list[RunRecord]:
+    def log(self, space: str, name: str, last: int | None = None) -> list[RunRecord]:
         """
         The last lines of the log of a record, newest first; and those of its log of failures, see `whole`.
 
         Each has as many as the store keeps. A line that is older than its `log_age` says goes in `sweep`.
+
+        Parameters
+        ----------
+        space, name : str
+        last : int, optional
+            Only so many lines, those added last, and nothing of the log of failures: what is long of a failure is not
+            read then.
         """
         ...
 
@@ -366,9 +373,12 @@ def logged_in(
     return record, None
 
 
-def log_in(logs: Mapping[tuple[str, ...], Sequence[RunRecord]], space: str, name: str) -> list[RunRecord]:
-    """The log of a record, of those that `logged_in` keeps."""
-    return whole(logs.get((space, name), ()), logs.get((space, name, "failures"), ()))
+def log_in(
+    logs: Mapping[tuple[str, ...], Sequence[RunRecord]], space: str, name: str, last: int | None = None
+) -> list[RunRecord]:
+    """The log of a record, as `RecordStore.log` gives it, of those that `logged_in` keeps."""
+    lines = logs.get((space, name), ())
+    return list(lines[:last]) if last is not None else whole(lines, logs.get((space, name, "failures"), ()))
 
 
 def whole(lines: Sequence[RunRecord], failures: Sequence[RunRecord]) -> list[RunRecord]:

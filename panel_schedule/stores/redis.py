@@ -192,7 +192,11 @@ class RedisRecords(ServerRecords):
     def _of(self, what: str, key: Key) -> str:
         return f"{self._prefix}{what}:{self._named(key)}"
 
-    def log(self, space: str, name: str) -> list[RunRecord]:
+    def log(self, space: str, name: str, last: int | None = None) -> list[RunRecord]:
+        if last is not None:
+            with self._told() as client:
+                newest = client.lrange(self._of(LOGS[0], (space, name)), 0, last - 1) if last else []
+            return list(map(run_in, newest))
         with self._told() as client, client.pipeline(transaction=False) as both:
             # In this order: a failure that comes in between is in what is read last.
             for log in reversed(LOGS):

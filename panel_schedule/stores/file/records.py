@@ -195,11 +195,17 @@ class FileRecords(OpenDirectory):
         except ValueError as error:
             raise ValueUnreadable(f"{what} cannot be read: {error}.") from error
 
-    def log(self, space: str, name: str) -> list[RunRecord]:
+    def log(self, space: str, name: str, last: int | None = None) -> list[RunRecord]:
+        def lines(table: str) -> list[RunRecord]:
+            question = f"SELECT * FROM {table} WHERE task = ? ORDER BY number DESC LIMIT ?"
+            return list(map(_run, self._read(question, _line(space, name), -1 if last is None else last)))
+
+        runs, failures = _LOGS
+        if last is not None:
+            return lines(runs)
         # In this order: a failure that comes in between is in what is read last.
-        asked = [f"SELECT * FROM {table} WHERE task = ? ORDER BY number DESC" for table in reversed(_LOGS)]
-        failures, lines = (list(map(_run, self._read(question, _line(space, name)))) for question in asked)
-        return whole(lines, failures)
+        failed = lines(failures)
+        return whole(lines(runs), failed)
 
     def _record(self, row: sqlite3.Row) -> Record:
         space, name, group, owner, used_at, expires_at, size, created, revision, text = row

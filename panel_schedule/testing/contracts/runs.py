@@ -220,6 +220,20 @@ class RunContract:
             store.do(store.tasks.record("sales", success))
         assert store.history("sales") == successes[:1:-1] + failures[:1:-1]
 
+    def test_the_last_lines_of_a_history_are_read_alone(self, store: Store) -> None:
+        """As many as are asked for, without what is long of a failure; the log of failures is not read for them."""
+        failed = ended(1, RunState.FAILED, traceback="in 1")
+        assert store.history("sales", last=2) == []
+        for record in (failed, ended(2)):
+            store.do(store.tasks.record("sales", record))
+        assert store.history("sales", last=2) == [ended(2), failed.brief] != store.history("sales")
+        for number in range(3, self.history_limit + 2):
+            store.do(store.tasks.record("sales", ended(number)))
+        newest = [ended(number) for number in range(self.history_limit + 1, 1, -1)]
+        for last in (0, 1, self.history_limit, self.history_limit + 3):
+            assert store.history("sales", last=last) == newest[:last]
+        assert store.history("sales") == [*newest, failed]
+
     def test_a_history_is_deleted_with_its_failures(self, store: Store) -> None:
         """And begins anew."""
         store.do(store.tasks.record("sales", ended(1, RunState.FAILED)))
