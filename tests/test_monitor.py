@@ -84,14 +84,14 @@ def front(runtime: Runtime) -> Front:
 class Looking:
     """Somebody who looks: `next` is what is new since the last time, once there is something."""
 
-    def __init__(self, watch: Watch):
+    def __init__(self, watch: Watch, admin: bool = True):
         self.changed = threading.Event()
-        self.watch, self.seen = watch, 0
+        self.watch, self.admin, self.seen = watch, admin, 0
         watch.begin(self.changed.set)
 
     def next(self) -> dict[str, Any]:
         while True:
-            text, self.seen = self.watch.since(self.seen)
+            text, self.seen = self.watch.since(self.seen, self.admin)
             if text:
                 return json.loads(text)  # type: ignore[no-any-return]
             assert self.changed.wait(10)
@@ -153,7 +153,7 @@ def test_who_asks_what_is_new_waits_for_no_texts(
     watch, make, waits = Watch(runtime), watching._told, list[bool]()
 
     def made_while_somebody_asks(*args: Any) -> Any:
-        asks = threading.Thread(target=watch.since, args=(0,), daemon=True)
+        asks = threading.Thread(target=watch.since, args=(0, True), daemon=True)
         asks.start()
         asks.join(5)
         waits.append(asks.is_alive())
@@ -198,13 +198,43 @@ def test_a_timeline_has_what_is_under_way_and_reads_no_history_for_who_opens_it(
     looking.until("quick", durations=[[ANY, 1]])
     monkeypatch.setattr(runtime.service.store, "history", None)
     eventually(lambda: watch._live)
-    bars = watch.bars(timedelta(hours=1))
+    bars = watch.bars(timedelta(hours=1), admin=True)
     assert ["job (job)", "memo (memo)", "quick (job)", "task"] == bars.rows
     assert (1, 3) == (bars.counts[SUCCEEDED], bars.counts[RunState.RUNNING])
-    assert bars is watch.bars(timedelta(hours=1))
+    assert bars is watch.bars(timedelta(hours=1), admin=True)
     released.set()
     for run in runs:
         run.result(5)
+
+
+def test_a_timeline_has_what_other_processes_compute(tmp_path: Any) -> None:
+    """An answer of a memoized function is in no history before it is there."""
+    begun, released = threading.Event(), threading.Event()
+
+    def slow(number: int) -> int:
+        begun.set()
+        released.wait(10)
+        return number
+
+    here, there = (Runtime(Config({"PANEL_SCHEDULE_STORE": f"file://{tmp_path}/store"})) for _ in range(2))
+    try:
+        memos = [Front(runtime).memoize(executor="thread")(slow) for runtime in (here, there)]
+        run = memos[1].submit(1)
+        assert begun.wait(10)
+        watch = Watch(here)
+        Looking(watch).until("slow", updated=None)
+        eventually(lambda: watch._live)
+        bars = watch.bars(timedelta(hours=1), admin=True)
+        assert (["slow (memo)"], {RunState.RUNNING: 1}) == (
+            bars.rows, {state: count for state, count in bars.counts.items() if count},
+        )  # fmt: skip
+        released.set()
+        assert 1 == run.result(10)
+        eventually(lambda: not watch._live)
+    finally:
+        released.set()
+        for runtime in (here, there):
+            runtime.close()
 
 
 def test_answers_at_hand_and_hits_are_those_of_all_processes_of_the_server(runtime: Runtime, front: Front) -> None:
@@ -270,7 +300,7 @@ def test_a_failure_of_last_night_is_opened_however_often_it_has_run_well_since(r
         job.submit().result(5)
     eventually(lambda: len(job.history) > RUNS)
     last = detail(runtime, "job job", admin=False)["runs"][-1]
-    assert "ZeroDivisionError: division by zero" == one_run(runtime, "job job", last["run"], admin=False)["error"]
+    assert "ZeroDivisionError: division by zero" == one_run(runtime, "job job", last["run"], admin=True)["error"]
 
 
 # What only admins are told of a run.
@@ -295,13 +325,40 @@ def test_one_run_from_near(runtime: Runtime, front: Front) -> None:
     assert ("ada", "'north', password=...") == (mine["user"], mine["arguments"])
     assert "in fail" in mine["traceback"]
     assert mine["logs"].endswith("WARNING shop: slow")
-    assert ("failed", "ValueError: no", 1, False) == tuple(
-        anybodys[name] for name in ("state", "error", "attempt", "live")
-    )
+    assert ("failed", "ValueError", 1, False) == tuple(anybodys[name] for name in ("state", "error", "attempt", "live"))
     assert ["Asked for", "Began", "Ended"] == [name for name, _ in anybodys["times"]]
     assert not any(secret in json.dumps([row, mine]) for secret in (run.id, "hidden"))
     with pytest.raises(RegistrationError, match="in the history no more"):
         one_run(runtime, "job job", "another", True)
+
+
+@pytest.mark.parametrize("kind", ["task", "job", "memo"])
+def test_what_an_error_says_is_for_admins_where_a_visitor_has_given_the_arguments(
+    runtime: Runtime, front: Front, kind: str
+) -> None:
+    """Others hear its type: in the table, of each run, and over time. A task has no arguments: all are told."""
+
+    def find(user: str = "bob@x") -> None:
+        raise KeyError(user)
+
+    if kind == "task":
+        run = front.schedule(period="1h", first_run="skip")(find).refresh()
+    elif kind == "job":
+        run = front.background(executor="thread")(find).submit("bob@x")
+    else:
+        run = front.memoize(executor="thread")(find).submit("bob@x")
+    with pytest.raises(KeyError):
+        run.result(5)
+    watch = Watch(runtime)
+    for admin in (True, False):
+        line = "KeyError: 'bob@x'" if admin or kind == "task" else "KeyError"
+        looking = Looking(watch, admin)
+        looking.until("find", error=line, failures=1)
+        [row] = detail(runtime, f"{kind} find", admin)["runs"]
+        page = one_run(runtime, f"{kind} find", row["run"], admin)
+        bars = watch.bars(timedelta(hours=1), admin)
+        assert [line] * 3 == [row["error"], page["error"], *bars.columns["error"]]
+        watch.end(looking.changed.set)
 
 
 @pytest.mark.parametrize("kind", ["task", "job"])
@@ -392,6 +449,16 @@ def test_a_browser_may_ask_for_anything(runtime: Runtime, front: Front, id: str,
     with pytest.raises(RegistrationError, match="There is no"):
         act(runtime, id, action, given)
     assert "idle" == task.status.state
+
+
+def test_whom_the_program_names_is_who_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Panel knows; and nobody is one in a session that the address of the page names."""
+    monkeypatch.setattr(type(pn.state), "user", property(lambda self: "ada"))
+    assert ("", True) == (refusal(["ada"], "ada"), "user 'bob' is none" in refusal(["ada"], "bob"))
+    for name in ("bokeh-session-id", "bokeh_session_id"):
+        monkeypatch.setattr(type(pn.state), "session_args", property(lambda self, name=name: {name: [b"known"]}))
+        for user in (None, "ada"):
+            assert "names its session" in refusal(["ada"], user)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def ran(name: str, at: float, seconds: float = 1, state: RunState = SUCCEEDED, *
 
 
 def last_hour(runs: list[Told], now: datetime = NOW) -> Bars:
-    return arrange(by_function(runs), now - HOUR, now)
+    return arrange(by_function(runs), now - HOUR, now, admin=True)
 
 
 def by_function(runs: list[Told]) -> list[tuple[str, str, Ran]]:
@@ -334,7 +334,7 @@ def test_another_span_is_shown_whatever_one_looked_at() -> None:
     page.show(last_hour(BEFORE))
     time.update(start=1e12, end=1.1e12)
     page.timeline.span = "week"
-    page.show(arrange(by_function(BEFORE), NOW - page.timeline.length, NOW))
+    page.show(arrange(by_function(BEFORE), NOW - page.timeline.length, NOW, admin=True))
     assert (NOW - timedelta(days=7)).timestamp() * 1000 == time.start
 
 
@@ -380,7 +380,7 @@ def test_a_run_of_a_moment_can_be_seen_and_asked_what_it_was(serve: Serve, new_p
         name = "<img src=x onerror=alert(1)>"
 
         def show(*_):
-            timeline.update(arrange([(name, "task", as_numbers([run]))], now - timeline.length, now))
+            timeline.update(arrange([(name, "task", as_numbers([run]))], now - timeline.length, now, admin=True))
 
         timeline.param.watch(show, "span")
         show()

@@ -26,7 +26,9 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from panel.viewable import Viewer
 
+from ..coordination.tasks import TASK
 from ..functions.run import RunRecord, RunState
+from ..serialize.errors import type_of
 
 # Rows that are shown, and bars that a browser gets.
 MOST_ROWS = 40
@@ -105,7 +107,8 @@ class Ran(NamedTuple):
     ----------
     outcome, left, right, attempt, slot : array
         Times in milliseconds since 1970; `right` is nan of one that is under way, `slot` where no clock made it.
-    errors : list of str
+    errors, types : list of str
+        What went wrong, and of what type that is.
     """
 
     outcome: Any
@@ -114,6 +117,7 @@ class Ran(NamedTuple):
     attempt: Any
     slot: Any
     errors: list[str]
+    types: list[str]
 
 
 def as_numbers(runs: Iterable[RunRecord]) -> Ran:
@@ -126,6 +130,7 @@ def as_numbers(runs: Iterable[RunRecord]) -> Ran:
         np.array([run.attempt for run in begun], dtype=np.int32),
         np.array([_milliseconds(run.key) for run in begun], dtype=float),
         [run.error[:LONGEST_ERROR] for run in begun],
+        [type_of(run.error) for run in begun],
     )
 
 
@@ -133,7 +138,7 @@ def _milliseconds(instant: object) -> float:
     return instant.timestamp() * 1000 if isinstance(instant, datetime) else math.nan
 
 
-def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: datetime) -> Bars:
+def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: datetime, admin: bool) -> Bars:
     """
     Make bars of runs. Call it on a thread: of 50,000 runs it takes some hundredths of a second.
 
@@ -146,6 +151,8 @@ def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: dateti
         The name and kind (``"task"``, ``"job"`` or ``"memo"``) of what has run, and its runs, in one part or several.
     since, until : datetime
         Aware.
+    admin : bool
+        Whether it is told of more than tasks what an error says.
 
     Returns
     -------
@@ -158,9 +165,11 @@ def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: dateti
     parts = [(owners.setdefault((name, kind), len(owners)), ran) for name, kind, ran in runs if len(ran.errors)]
     if not parts:
         return Bars(first, last)
+    kinds = [kind for _, kind in owners]
     whose = np.repeat([number for number, _ in parts], [len(ran.errors) for _, ran in parts])
     state, left, right, attempt, slot = (np.concatenate([ran[column] for _, ran in parts]) for column in range(5))
-    errors = list(chain.from_iterable(ran.errors for _, ran in parts))
+    told = (ran.errors if admin or kinds[number] == TASK else ran.types for number, ran in parts)
+    errors = list(chain.from_iterable(told))
     right = np.where(np.isnan(right), last, right)
     inside = np.flatnonzero((left <= last) & (right >= first))
     if not len(inside):
@@ -202,7 +211,7 @@ def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: dateti
 
 
 def _called(name: str, kind: str) -> str:
-    return name if kind == "task" else f"{name} ({kind})"
+    return name if kind == TASK else f"{name} ({kind})"
 
 
 def _rows(names: list[str], owner: Any, left: Any, state: Any, moment: float) -> tuple[list[str], Any]:
