@@ -487,7 +487,7 @@ def test_who_may_change_something(
 
 # To import the other design does something to all pages of a server.
 TASKS = """
-    import logging, pathlib, time
+    import logging, os, pathlib, time
     import panel_material_ui
     import panel_schedule as ps
 
@@ -520,6 +520,29 @@ TASKS = """
             ps.progress(percent, 100)
             while not pathlib.Path(f"after {percent}").exists():
                 time.sleep(0.01)
+
+    @ps.memoize(ttl="1h")
+    def stamp():
+        return time.time_ns()
+
+    @ps.background(executor="thread")
+    def stays():
+        try:
+            while True:
+                ps.progress(0)
+                time.sleep(0.01)
+        finally:
+            pathlib.Path(f"ended {os.getpid()}").touch()
+"""
+
+# Says in its title which process has made the page.
+ASKS = """
+    import os
+    import panel as pn
+    from tasks import stamp, stays
+    if "start" in pn.state.session_args:
+        stays.submit()
+    pn.state.curdoc.title = f"{os.getpid()} {stamp()}"
 """
 
 START = """
@@ -572,18 +595,36 @@ class Site:
         page.fill("input[name=username]", user)
         page.fill("input[name=password]", "pass")
         page.press("input[name=password]", "Enter")
-        expect(page.locator(".monitor h2")).to_contain_text("of 6 failing")
+        expect(page.locator(".monitor h2")).to_contain_text("of 8 failing")
         return page
+
+    def ask_another(self, page: Page, query: str = "") -> tuple[str, str]:
+        """What the visitor of a page is given by a process that does not serve it: which that is, and its stamp."""
+        cookies = {each["name"]: each["value"] for each in page.context.cookies()}
+        url, here = f"{self.url.replace('schedule', 'asks')}{query}", process_of(page)
+
+        def asked() -> tuple[str, str] | None:
+            process, stamp = re.findall(
+                r"<title>(\d+) (\d+)</title>", httpx.get(url, cookies=cookies, timeout=30).text
+            )[0]
+            return (process, stamp) if process != here else None
+
+        return eventually(asked)  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
     folder = tmp_path_factory.mktemp("site")
     users = json.dumps({"ada": "pass", "bob": "pass"})
-    write_files(folder, {"app.py": APP, "own.py": OWN, "start.py": START, "tasks.py": TASKS, "users.json": users})
+    write_files(
+        folder,
+        {"app.py": APP, "own.py": OWN, "asks.py": ASKS, "start.py": START, "tasks.py": TASKS, "users.json": users},
+    )
     login = "--basic-auth users.json --cookie-secret a-secret-of-cookies"
     options = f"--setup tasks.py --plugins panel_schedule --num-procs 2 --prefix some/where {login}"
-    server = PanelServer(f"app.py own.py start.py --admin {options}", folder, env={"PANEL_SCHEDULE_ADMINS": "ada"})
+    server = PanelServer(
+        f"app.py own.py asks.py start.py --admin {options}", folder, env={"PANEL_SCHEDULE_ADMINS": "ada"}
+    )
     with closing(server):
         server.wait_started()
         yield server
@@ -651,6 +692,29 @@ def test_what_is_open_of_a_background_function_moves_on(site: Site) -> None:
     (site.server.folder / "after 50").touch()
     expect(shown.locator(".run")).to_contain_text("90 %")
     (site.server.folder / "after 90").touch()
+
+
+def test_an_answer_that_another_process_holds_is_computed_anew_once_it_is_invalidated(site: Site) -> None:
+    """In a page of this one."""
+    ada = site.visit("ada")
+    _, held = site.ask_another(ada)
+    assert held == site.ask_another(ada)[1]
+    row(ada, "stamp").click()
+    ada.get_by_role("button", name="Invalidate").click()
+    expect(ada.locator("dialog .answer")).to_have_text("stamp: all answers are forgotten.")
+    eventually(lambda: held != site.ask_another(ada)[1])
+
+
+def test_a_job_that_runs_in_another_process_is_cancelled(site: Site) -> None:
+    """In a page of this one: its function ends there."""
+    ada = site.visit("ada")
+    there, _ = site.ask_another(ada, "?start")
+    expect(row(ada, "stays")).to_have_attribute("data-kind", "running")
+    row(ada, "stays").click()
+    ada.get_by_role("button", name="Cancel all").click()
+    expect(ada.locator("dialog .answer")).to_have_text(re.compile(r"stays: [1-9]\d* cancelled."))
+    eventually((site.server.folder / f"ended {there}").exists)
+    expect(ada.locator("dialog .scroll tr[data-kind=running]")).to_have_count(0)
 
 
 def test_a_task_is_rescheduled(site: Site) -> None:
@@ -748,7 +812,7 @@ def test_runs_over_time_and_what_is_made_of_what_have_tabs(site: Site) -> None:
     expect(page.locator("body")).to_contain_text(re.compile(r"\d+ failed"))
     page.get_by_text("Graph", exact=True).click()
     expect(page.locator("g[data-state]")).to_have_count(2)
-    expect(page.locator("body")).to_contain_text("3 tasks and functions are connected with no other one")
+    expect(page.locator("body")).to_contain_text("4 tasks and functions are connected with no other one")
     page.get_by_text("Workers", exact=True).click()
     expect(page.locator("article")).to_have_count(2)
     expect(page.locator("article").first).to_contain_text(f"Process {here} on")
@@ -763,7 +827,7 @@ def test_it_is_part_of_a_page_of_ones_own_and_of_the_admins(site: Site) -> None:
         page.goto(site.url.replace("schedule", path))
         if path == "admin":
             page.get_by_text("Schedule", exact=True).click()
-        expect(page.locator(".monitor h2")).to_contain_text("1 of 6 failing")
+        expect(page.locator(".monitor h2")).to_contain_text("1 of 8 failing")
 
 
 INK = "each => getComputedStyle(each).color"
