@@ -121,6 +121,12 @@ def test_the_worst_and_then_the_most_recent_have_rows_and_the_rest_is_counted() 
     assert (MOST_ROWS, 12, 51) == (len(bars.rows), bars.left_out, bars.counts[SUCCEEDED])
 
 
+def test_what_is_under_way_has_a_row() -> None:
+    """Though it began long before others have ended."""
+    runs = [ran("slow", 1800, state=RUNNING), *(ran(f"quick {number:02}", 5) for number in range(50))]
+    assert "slow" in last_hour(runs).rows
+
+
 def test_rows_do_not_come_and_go_with_each_run() -> None:
     """What ran within the same minute ran as recently, on a timeline of an hour."""
     runs = [ran(f"{number:02}", 5 + number / 10) for number in range(50)]

@@ -157,8 +157,8 @@ def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: dateti
     Returns
     -------
     Bars
-        At most `MOST_BARS` in `MOST_ROWS`: of what failed last, then of what failed meanwhile, then of what ran most
-        recently. What failed last is above the others; both are by name.
+        At most `MOST_BARS` in `MOST_ROWS`: of what failed last, then of what failed meanwhile, then of what is under
+        way, then of what ran most recently. What failed last is above the others; both are by name.
     """
     first, last = since.timestamp() * 1000, until.timestamp() * 1000
     owners: dict[tuple[str, str], int] = {}
@@ -221,8 +221,9 @@ def _rows(names: list[str], owner: Any, left: Any, state: Any, moment: float) ->
     latest, failed_last = np.empty(size), np.empty(size, dtype=bool)
     latest[owner[by_time]], failed_last[owner[by_time]] = left[by_time], bad[by_time]
     has_failed = np.bincount(owner, weights=bad, minlength=size) > 0
+    runs = np.bincount(owner, weights=state == _NUMBERS[RunState.RUNNING], minlength=size) > 0
     by_name = np.argsort(np.argsort(names))
-    chosen = np.lexsort((by_name, -(latest // moment), ~has_failed, ~failed_last))[:MOST_ROWS].tolist()
+    chosen = np.lexsort((by_name, -(latest // moment), ~runs, ~has_failed, ~failed_last))[:MOST_ROWS].tolist()
     chosen.sort(key=lambda each: (not failed_last[each], names[each]))
     row = np.full(size, -1)
     row[chosen] = np.arange(len(chosen))
@@ -359,7 +360,7 @@ class Timeline(Viewer):
             x_range=self._time, y_range=Range1d(start=0.5, end=-0.5), height=FRAME + ROW, sizing_mode="stretch_width",
             x_axis_type="datetime", x_axis_label="Your time", tools="xpan,xwheel_zoom,reset", toolbar_location="right",
             active_drag=None, active_scroll=None, background_fill_color=None, border_fill_color=None,
-            outline_line_color=None,
+            outline_line_color=None, min_border_left=24,  # for half of the label of a tick
         )  # fmt: skip
         plot.toolbar.logo = None
         colors = LinearColorMapper(palette=list(COLORS.values()), low=-0.5, high=len(COLORS) - 0.5)
@@ -468,8 +469,8 @@ def said(bars: Bars, span: str) -> str:
     if not counts:
         return f"<div>No run in the last {span}.</div>"
     if bars.left_out:
-        more = f"{bars.left_out:,} more tasks and functions ran; shown are the {MOST_ROWS} that failed or ran last."
-        counts.append(f"<span>{more}</span>")
+        shown = f"shown are the {MOST_ROWS} that failed, run now or ran last."
+        counts.append(f"<span>{bars.left_out:,} more tasks and functions ran; {shown}</span>")
     return f"<div>{''.join(counts)}</div>"
 
 

@@ -72,9 +72,11 @@ def _article(process: Process, now: datetime) -> str:
         ago = lasting((now - process.heard).total_seconds())
         return f'<article class="gone">{title}<p>Gone: it died. Last heard {ago} ago.</p>{_since(state)}</article>'
     runs, waits = (sum(load[column] for load in state.executors.values()) for column in (0, 1))
-    age = f"for {lasting((now - state.since).total_seconds())}" if state.since is not None else "without a clock"
+    age = (
+        f" for {lasting((now - state.since).total_seconds())}" if state.since is not None else ", with nothing on time"
+    )
     of = f" of {sum(load[2] for load in state.executors.values())}" if state.worker else ""
-    said = [f"Alive {age}", f"{runs}{of} under way", *([f"{waits} wait"] if waits else [])]
+    said = [f"Alive{age}", f"{runs}{of} under way", *([f"{waits} wait"] if waits else [])]
     parts = [title, f"<p>{' · '.join(said)}</p>"]
     if state.worker:
         return f"<article>{''.join(parts)}<p>Queues: {escape(', '.join(state.queues))}</p>{_since(state)}</article>"
