@@ -28,10 +28,11 @@ from .clock import Clock, SystemClock
 from .config import POSTGRES, REDIS, Config, shown
 from .coordination.alerts import Condition, key_of
 from .coordination.history import JOB, MEMO
+from .coordination.processes import ProcessState
 from .coordination.tasks import TASK, USER
 from .engine.counts import Counts
 from .engine.hooks import EVENTS, Handler
-from .engine.presence import Presence
+from .engine.presence import Presence, WorkerPresence
 from .engine.service import Service
 from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError, TriggerError
 from .executors import celery, dask
@@ -149,6 +150,7 @@ class Runtime:
         # Where this process is a worker of another program, or has started such ones: the calls that they make.
         self._calls: RemoteCalls | None = None
         self._worker: RemoteWorker | None = None
+        self._worker_presence: WorkerPresence | None = None
         self.loops = LoopExecutor()
         self.counts = Counts()
         self.views = Views(self.clock, lambda: self.loops.adopted, lambda *watched: self.scheduler.watch(*watched))
@@ -378,7 +380,9 @@ class Runtime:
 
     def _register_with_celery(self, *_: Any) -> None:
         if (app := self.config.celery) is not None:
-            celery.register(app, self._make_call, self._lose_call, self._where_calls_are)
+            celery.register(
+                app, self._make_call, self._lose_call, self._where_calls_are, self._worker_ready, self._worker_ended
+            )  # fmt: skip
 
     def _where_calls_are(self) -> str:
         return f"{shown(self.config.store)!r} in namespace {self.config.namespace!r}"
@@ -392,6 +396,15 @@ class Runtime:
             if self._worker is None:
                 self._worker = RemoteWorker(self._open_calls(), self.clock)
         return self._worker.make(name, worker, killable)
+
+    def _worker_ready(self, state: Callable[[], ProcessState]) -> None:
+        """Also when a worker has lost its broker and found it again."""
+        if self._worker_presence is None:
+            self._worker_presence = WorkerPresence(lambda: self._open_calls().records, self.clock, state)
+
+    def _worker_ended(self) -> None:
+        if self._worker_presence is not None:
+            self._worker_presence.end()
 
     def _open_calls(self) -> RemoteCalls:
         """Apart from the store, which is opened when a function asks for something of it: most ask for nothing."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from panel_schedule.decorators import Front
 from panel_schedule.errors import ConfigError, RunCrashed
 from panel_schedule.executors import elsewhere
 from panel_schedule.functions.run import RunState
+from panel_schedule.monitor.watch import Watch
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores import server_records
 from panel_schedule.testing import ExecutorContract
@@ -224,6 +226,30 @@ def test_what_a_file_with_tasks_defines_works_in_a_worker(site, loaded):
     assert tasks.report.refresh().result(PATIENCE) == tasks.report() == [2, 8]
     assert tasks.report.entry.version == 2
     assert "Traceback" not in worker.output()
+
+
+def test_a_worker_is_listed_while_it_is_idle(site, tmp_path):
+    """Once, whatever its pool; as gone when it was killed, and not any more when it has ended as it should."""
+    site.store = f"file://{tmp_path / 'store'}"
+    site.write()
+    workers = [site.worker("-n", f"{name}@host", "-Q", "reports,celery") for name in ("killed", "stopped")]
+    runtime = site.server()._runtime
+    watch = Watch(runtime)
+    assert runtime.service
+
+    def listed(worker: CeleryWorker, name: str) -> list[str]:
+        title = f"<h3>Celery worker {name}@host, process {worker.process.pid} on "
+        return [part for part in watch.workers().split("<article") if title in part]
+
+    killed, stopped = (partial(listed, *each) for each in zip(workers, ("killed", "stopped"), strict=True))
+    assert eventually(lambda: killed() and stopped(), PATIENCE)
+    for [text] in (killed(), stopped()):
+        assert "0 of 2 under way" in text
+        assert "<p>Queues: celery, reports</p>" in text
+    assert 3 == watch.workers().count("<article")  # with this process
+    workers[0].kill()
+    workers[1].stop()
+    assert ([True], []) == (["Gone: it died." in text for text in killed()], stopped())
 
 
 # ------------------------------------------------------------ workers that die

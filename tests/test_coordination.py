@@ -76,7 +76,7 @@ def call(home, owner, state=RunState.QUEUED, *parts, **more):
 
 
 # By the kind of a record: one of that kind.
-COMPUTED = {"wanted": (1,), "partials": 2, "percent": 40, "message": "half"}
+COMPUTED = {"wanted": (1,), "partials": 2, "percent": 40, "message": "half", "began_at": EARLIER}
 OF_ANSWERS = {
     "none": None,
     "empty": answer(),
@@ -197,31 +197,34 @@ TO_CALLS = {
 
 ANSWERS = """
 claim
-    none -> owner=me used=now expires=soon call=f() fence=9 wanted=(1,)
-    empty, failed -> owner=me used=now expires=soon fence=9 wanted=(1,)
+    none -> owner=me used=now expires=soon call=f() fence=9 wanted=(1,) began_at=now
+    empty, failed -> owner=me used=now expires=soon fence=9 wanted=(1,) began_at=now
     good, mine -> handled
     theirs -> held
-    orphan -> owner=me used=now expires=soon fence=9 takeovers=1 partials=0 percent=-1 message='' -partial answer
-    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0
-        percent=-1 message='' -error
-claim for 2
-    none -> owner=me used=now expires=soon call=f() fence=9 wanted=(2,)
-    empty, failed -> owner=me used=now expires=soon fence=9 wanted=(2,)
-    good, mine -> handled
-    theirs -> owner=me used=now expires=soon fence=9 wanted=(2,) partials=0 percent=-1 message='' -partial answer
-    orphan -> owner=me used=now expires=soon fence=9 wanted=(2,) takeovers=1 partials=0 percent=-1 message=''
+    orphan -> owner=me used=now expires=soon fence=9 takeovers=1 partials=0 percent=-1 message='' began_at=now
         -partial answer
     orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0
-        percent=-1 message='' -error
-claim beyond 2
-    none -> owner=me used=now expires=soon call=f() fence=9 wanted=(1,)
-    empty, failed -> owner=me used=now expires=soon fence=9 wanted=(1,)
-    good -> owner=me used=now fence=9 wanted=(1,)
-    mine -> used=now fence=9 partials=0 percent=-1 message='' -partial answer
-    theirs -> held
-    orphan -> owner=me used=now expires=soon fence=9 takeovers=1 partials=0 percent=-1 message='' -partial answer
+        percent=-1 message='' began_at=None -error
+claim for 2
+    none -> owner=me used=now expires=soon call=f() fence=9 wanted=(2,) began_at=now
+    empty, failed -> owner=me used=now expires=soon fence=9 wanted=(2,) began_at=now
+    good, mine -> handled
+    theirs -> owner=me used=now expires=soon fence=9 wanted=(2,) partials=0 percent=-1 message='' began_at=now
+        -partial answer
+    orphan -> owner=me used=now expires=soon fence=9 wanted=(2,) takeovers=1 partials=0 percent=-1 message=''
+        began_at=now -partial answer
     orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0
-        percent=-1 message='' -error
+        percent=-1 message='' began_at=None -error
+claim beyond 2
+    none -> owner=me used=now expires=soon call=f() fence=9 wanted=(1,) began_at=now
+    empty, failed -> owner=me used=now expires=soon fence=9 wanted=(1,) began_at=now
+    good -> owner=me used=now fence=9 wanted=(1,) began_at=now
+    mine -> used=now fence=9 partials=0 percent=-1 message='' began_at=now -partial answer
+    theirs -> held
+    orphan -> owner=me used=now expires=soon fence=9 takeovers=1 partials=0 percent=-1 message='' began_at=now
+        -partial answer
+    orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0
+        percent=-1 message='' began_at=None -error
 publish
     none, empty, good, failed, theirs, orphan, orphan again -> fenced
     mine -> partials=3
@@ -231,29 +234,30 @@ progress
 succeed
     none, empty, good, failed, theirs, orphan, orphan again -> fenced
     mine -> owner=None used=now version=9 basis=(1,) updated_at=now duration=2.0 wanted=() partials=0 percent=-1
-        message='' -partial answer
+        message='' began_at=None -partial answer
 fail
     none, empty, good, failed, theirs, orphan, orphan again -> fenced
-    mine -> owner=None used=now wanted=() failed=3 failed_at=now partials=0 percent=-1 message='' -partial answer
-        +error
+    mine -> owner=None used=now wanted=() failed=3 failed_at=now partials=0 percent=-1 message='' began_at=None
+        -partial answer +error
 give up
     none, empty, good, failed, theirs, orphan, orphan again -> fenced
-    mine -> owner=None used=now wanted=() partials=0 percent=-1 message='' -partial answer
+    mine -> owner=None used=now wanted=() partials=0 percent=-1 message='' began_at=None -partial answer
 bury
     none, empty, good, failed, mine, theirs -> held
-    orphan -> owner=None used=now expires=soon wanted=() takeovers=1 partials=0 percent=-1 message='' -partial
-        answer
+    orphan -> owner=None used=now expires=soon wanted=() takeovers=1 partials=0 percent=-1 message=''
+        began_at=None -partial answer
     orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=3 failed_at=now partials=0
-        percent=-1 message='' -error
+        percent=-1 message='' began_at=None -error
 invalidate
     none, empty -> used=now expires=soon
     good -> used=now expires=soon version=0 basis=() updated_at=None duration=None -value
     failed -> used=now expires=soon failed=0 failed_at=None -error
-    mine -> owner=None used=now expires=soon version=0 basis=() wanted=() partials=0 percent=-1 message='' -value
+    mine -> owner=None used=now expires=soon version=0 basis=() wanted=() partials=0 percent=-1 message=''
+        began_at=None -value -partial answer
+    theirs, orphan -> owner=None used=now expires=soon wanted=() partials=0 percent=-1 message='' began_at=None
         -partial answer
-    theirs, orphan -> owner=None used=now expires=soon wanted=() partials=0 percent=-1 message='' -partial answer
     orphan again -> owner=None used=now expires=soon wanted=() takeovers=0 failed=0 failed_at=None partials=0
-        percent=-1 message='' -error
+        percent=-1 message='' began_at=None -error
 expire 2
     none, empty, failed, theirs, orphan, orphan again -> absent
     good, mine -> expires=now

@@ -140,6 +140,12 @@ def test_spans_of_a_worker_are_children_of_the_run(ps, spans, tmp_path):
     require_carried(ps, spans, tmp_path / "spans", "dask")
 
 
+def test_workers_are_known_before_anything_ran_there(ps, cluster):
+    """From a moment after somebody has looked on."""
+    executor = ps._runtime.service.executors["dask"]
+    assert [(cluster.workers[0].address, "")] == eventually(lambda: executor.workers, PATIENCE)
+
+
 def test_the_history_has_what_was_logged_there_and_names_the_worker(ps):
     def fails():
         logging.getLogger("shop").warning("slow")

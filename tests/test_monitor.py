@@ -96,14 +96,14 @@ def front(runtime: Runtime) -> Front:
 class Looking:
     """Somebody who looks: `next` is what is new since the last time, once there is something."""
 
-    def __init__(self, watch: Watch):
+    def __init__(self, watch: Watch, admin: bool = True):
         self.changed = threading.Event()
-        self.watch, self.seen = watch, 0
+        self.watch, self.admin, self.seen = watch, admin, 0
         watch.begin(self.changed.set)
 
     def next(self) -> dict[str, Any]:
         while True:
-            text, self.seen = self.watch.since(self.seen)
+            text, self.seen = self.watch.since(self.seen, self.admin)
             if text:
                 return json.loads(text)  # type: ignore[no-any-return]
             assert self.changed.wait(10)
@@ -205,7 +205,7 @@ def test_who_asks_what_is_new_waits_for_no_texts(
     watch, make, waits = Watch(runtime), watching._told, list[bool]()
 
     def made_while_somebody_asks(*args: Any) -> Any:
-        asks = threading.Thread(target=watch.since, args=(0,), daemon=True)
+        asks = threading.Thread(target=watch.since, args=(0, True), daemon=True)
         asks.start()
         asks.join(5)
         waits.append(asks.is_alive())
@@ -250,13 +250,43 @@ def test_a_timeline_has_what_is_under_way_and_reads_no_history_for_who_opens_it(
     looking.until("quick", durations=[[ANY, 1]])
     monkeypatch.setattr(runtime.service.store, "history", None)
     eventually(lambda: watch._live)
-    bars = watch.bars(timedelta(hours=1))
+    bars = watch.bars(timedelta(hours=1), admin=True)
     assert ["job (job)", "memo (memo)", "quick (job)", "task"] == bars.rows
     assert (1, 3) == (bars.counts[SUCCEEDED], bars.counts[RunState.RUNNING])
-    assert bars is watch.bars(timedelta(hours=1))
+    assert bars is watch.bars(timedelta(hours=1), admin=True)
     released.set()
     for run in runs:
         run.result(5)
+
+
+def test_a_timeline_has_what_other_processes_compute(tmp_path: Any) -> None:
+    """An answer of a memoized function is in no history before it is there."""
+    begun, released = threading.Event(), threading.Event()
+
+    def slow(number: int) -> int:
+        begun.set()
+        released.wait(10)
+        return number
+
+    here, there = (Runtime(Config({"PANEL_SCHEDULE_STORE": f"file://{tmp_path}/store"})) for _ in range(2))
+    try:
+        memos = [Front(runtime).memoize(executor="thread")(slow) for runtime in (here, there)]
+        run = memos[1].submit(1)
+        assert begun.wait(10)
+        watch = Watch(here)
+        Looking(watch).until("slow", updated=None)
+        eventually(lambda: watch._live)
+        bars = watch.bars(timedelta(hours=1), admin=True)
+        assert (["slow (memo)"], {RunState.RUNNING: 1}) == (
+            bars.rows, {state: count for state, count in bars.counts.items() if count},
+        )  # fmt: skip
+        released.set()
+        assert 1 == run.result(10)
+        eventually(lambda: not watch._live)
+    finally:
+        released.set()
+        for runtime in (here, there):
+            runtime.close()
 
 
 def test_answers_at_hand_and_hits_are_those_of_all_processes_of_the_server(runtime: Runtime, front: Front) -> None:
@@ -322,7 +352,7 @@ def test_a_failure_of_last_night_is_opened_however_often_it_has_run_well_since(r
         job.submit().result(5)
     eventually(lambda: len(job.history) > RUNS)
     last = detail(runtime, "job job", admin=False)["runs"][-1]
-    assert "ZeroDivisionError: division by zero" == one_run(runtime, "job job", last["run"], admin=False)["error"]
+    assert "ZeroDivisionError: division by zero" == one_run(runtime, "job job", last["run"], admin=True)["error"]
 
 
 # What only admins are told of a run.
@@ -347,13 +377,40 @@ def test_one_run_from_near(runtime: Runtime, front: Front) -> None:
     assert ("ada", "'north', password=...") == (mine["user"], mine["arguments"])
     assert "in fail" in mine["traceback"]
     assert mine["logs"].endswith("WARNING shop: slow")
-    assert ("failed", "ValueError: no", 1, False) == tuple(
-        anybodys[name] for name in ("state", "error", "attempt", "live")
-    )
+    assert ("failed", "ValueError", 1, False) == tuple(anybodys[name] for name in ("state", "error", "attempt", "live"))
     assert ["Asked for", "Began", "Ended"] == [name for name, _ in anybodys["times"]]
     assert not any(secret in json.dumps([row, mine]) for secret in (run.id, "hidden"))
     with pytest.raises(RegistrationError, match="in the history no more"):
         one_run(runtime, "job job", "another", True)
+
+
+@pytest.mark.parametrize("kind", ["task", "job", "memo"])
+def test_what_an_error_says_is_for_admins_where_a_visitor_has_given_the_arguments(
+    runtime: Runtime, front: Front, kind: str
+) -> None:
+    """Others hear its type: in the table, of each run, and over time. A task has no arguments: all are told."""
+
+    def find(user: str = "bob@x") -> None:
+        raise KeyError(user)
+
+    if kind == "task":
+        run = front.schedule(period="1h", first_run="skip")(find).refresh()
+    elif kind == "job":
+        run = front.background(executor="thread")(find).submit("bob@x")
+    else:
+        run = front.memoize(executor="thread")(find).submit("bob@x")
+    with pytest.raises(KeyError):
+        run.result(5)
+    watch = Watch(runtime)
+    for admin in (True, False):
+        line = "KeyError: 'bob@x'" if admin or kind == "task" else "KeyError"
+        looking = Looking(watch, admin)
+        looking.until("find", error=line, failures=1)
+        [row] = detail(runtime, f"{kind} find", admin)["runs"]
+        page = one_run(runtime, f"{kind} find", row["run"], admin)
+        bars = watch.bars(timedelta(hours=1), admin)
+        assert [line] * 3 == [row["error"], page["error"], *bars.columns["error"]]
+        watch.end(looking.changed.set)
 
 
 @pytest.mark.parametrize("kind", ["task", "job"])
@@ -446,6 +503,16 @@ def test_a_browser_may_ask_for_anything(runtime: Runtime, front: Front, id: str,
     assert "idle" == task.status.state
 
 
+def test_whom_the_program_names_is_who_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Panel knows; and nobody is one in a session that the address of the page names."""
+    monkeypatch.setattr(type(pn.state), "user", property(lambda self: "ada"))
+    assert ("", True) == (refusal(["ada"], "ada"), "user 'bob' is none" in refusal(["ada"], "bob"))
+    for name in ("bokeh-session-id", "bokeh_session_id"):
+        monkeypatch.setattr(type(pn.state), "session_args", property(lambda self, name=name: {name: [b"known"]}))
+        for user in (None, "ada"):
+            assert "names its session" in refusal(["ada"], user)
+
+
 @pytest.mark.parametrize(
     ("admins", "password", "user", "why_not"),
     [
@@ -472,7 +539,7 @@ def test_who_may_change_something(
 
 # To import the other design does something to all pages of a server.
 TASKS = """
-    import logging, pathlib, time
+    import logging, os, pathlib, time
     import panel_material_ui
     import panel_schedule as ps
 
@@ -505,6 +572,29 @@ TASKS = """
             ps.progress(percent, 100)
             while not pathlib.Path(f"after {percent}").exists():
                 time.sleep(0.01)
+
+    @ps.memoize(ttl="1h")
+    def stamp():
+        return time.time_ns()
+
+    @ps.background(executor="thread")
+    def stays():
+        try:
+            while True:
+                ps.progress(0)
+                time.sleep(0.01)
+        finally:
+            pathlib.Path(f"ended {os.getpid()}").touch()
+"""
+
+# Says in its title which process has made the page.
+ASKS = """
+    import os
+    import panel as pn
+    from tasks import stamp, stays
+    if "start" in pn.state.session_args:
+        stays.submit()
+    pn.state.curdoc.title = f"{os.getpid()} {stamp()}"
 """
 
 START = """
@@ -557,18 +647,36 @@ class Site:
         page.fill("input[name=username]", user)
         page.fill("input[name=password]", "pass")
         page.press("input[name=password]", "Enter")
-        expect(page.locator(".monitor h2")).to_contain_text("of 6 failing")
+        expect(page.locator(".monitor h2")).to_contain_text("of 8 failing")
         return page
+
+    def ask_another(self, page: Page, query: str = "") -> tuple[str, str]:
+        """What the visitor of a page is given by a process that does not serve it: which that is, and its stamp."""
+        cookies = {each["name"]: each["value"] for each in page.context.cookies()}
+        url, here = f"{self.url.replace('schedule', 'asks')}{query}", process_of(page)
+
+        def asked() -> tuple[str, str] | None:
+            process, stamp = re.findall(
+                r"<title>(\d+) (\d+)</title>", httpx.get(url, cookies=cookies, timeout=30).text
+            )[0]
+            return (process, stamp) if process != here else None
+
+        return eventually(asked)  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PanelServer]:
     folder = tmp_path_factory.mktemp("site")
     users = json.dumps({"ada": "pass", "bob": "pass"})
-    write_files(folder, {"app.py": APP, "own.py": OWN, "start.py": START, "tasks.py": TASKS, "users.json": users})
+    write_files(
+        folder,
+        {"app.py": APP, "own.py": OWN, "asks.py": ASKS, "start.py": START, "tasks.py": TASKS, "users.json": users},
+    )
     login = "--basic-auth users.json --cookie-secret a-secret-of-cookies"
     options = f"--setup tasks.py --plugins panel_schedule --num-procs 2 --prefix some/where {login}"
-    server = PanelServer(f"app.py own.py start.py --admin {options}", folder, env={"PANEL_SCHEDULE_ADMINS": "ada"})
+    server = PanelServer(
+        f"app.py own.py asks.py start.py --admin {options}", folder, env={"PANEL_SCHEDULE_ADMINS": "ada"}
+    )
     with closing(server):
         server.wait_started()
         yield server
@@ -636,6 +744,29 @@ def test_what_is_open_of_a_background_function_moves_on(site: Site) -> None:
     (site.server.folder / "after 50").touch()
     expect(shown.locator(".run")).to_contain_text("90 %")
     (site.server.folder / "after 90").touch()
+
+
+def test_an_answer_that_another_process_holds_is_computed_anew_once_it_is_invalidated(site: Site) -> None:
+    """In a page of this one."""
+    ada = site.visit("ada")
+    _, held = site.ask_another(ada)
+    assert held == site.ask_another(ada)[1]
+    row(ada, "stamp").click()
+    ada.get_by_role("button", name="Invalidate").click()
+    expect(ada.locator("dialog .answer")).to_have_text("stamp: all answers are forgotten.")
+    eventually(lambda: held != site.ask_another(ada)[1])
+
+
+def test_a_job_that_runs_in_another_process_is_cancelled(site: Site) -> None:
+    """In a page of this one: its function ends there."""
+    ada = site.visit("ada")
+    there, _ = site.ask_another(ada, "?start")
+    expect(row(ada, "stays")).to_have_attribute("data-kind", "running")
+    row(ada, "stays").click()
+    ada.get_by_role("button", name="Cancel all").click()
+    expect(ada.locator("dialog .answer")).to_have_text(re.compile(r"stays: [1-9]\d* cancelled."))
+    eventually((site.server.folder / f"ended {there}").exists)
+    expect(ada.locator("dialog .scroll tr[data-kind=running]")).to_have_count(0)
 
 
 def test_a_task_is_rescheduled(site: Site) -> None:
@@ -733,7 +864,7 @@ def test_runs_over_time_and_what_is_made_of_what_have_tabs(site: Site) -> None:
     expect(page.locator("body")).to_contain_text(re.compile(r"\d+ failed"))
     page.get_by_text("Graph", exact=True).click()
     expect(page.locator("g[data-state]")).to_have_count(2)
-    expect(page.locator("body")).to_contain_text("3 tasks and functions are connected with no other one")
+    expect(page.locator("body")).to_contain_text("4 tasks and functions are connected with no other one")
     page.get_by_text("Workers", exact=True).click()
     expect(page.locator("article")).to_have_count(2)
     expect(page.locator("article").first).to_contain_text(f"Process {here} on")
@@ -748,7 +879,7 @@ def test_it_is_part_of_a_page_of_ones_own_and_of_the_admins(site: Site) -> None:
         page.goto(site.url.replace("schedule", path))
         if path == "admin":
             page.get_by_text("Schedule", exact=True).click()
-        expect(page.locator(".monitor h2")).to_contain_text("1 of 6 failing")
+        expect(page.locator(".monitor h2")).to_contain_text("1 of 8 failing")
 
 
 INK = "each => getComputedStyle(each).color"

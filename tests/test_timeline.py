@@ -33,7 +33,7 @@ def ran(name: str, at: float, seconds: float = 1, state: RunState = SUCCEEDED, *
 
 
 def last_hour(runs: list[Told], now: datetime = NOW) -> Bars:
-    return arrange(by_function(runs), now - HOUR, now)
+    return arrange(by_function(runs), now - HOUR, now, admin=True)
 
 
 def by_function(runs: list[Told]) -> list[tuple[str, str, Ran]]:
@@ -119,6 +119,12 @@ def test_the_worst_and_then_the_most_recent_have_rows_and_the_rest_is_counted() 
     bars = last_hour(runs)
     assert ["x is ill", *(f"task {number:02}" for number in range(38)), "was ill"] == bars.rows
     assert (MOST_ROWS, 12, 51) == (len(bars.rows), bars.left_out, bars.counts[SUCCEEDED])
+
+
+def test_what_is_under_way_has_a_row() -> None:
+    """Though it began long before others have ended."""
+    runs = [ran("slow", 1800, state=RUNNING), *(ran(f"quick {number:02}", 5) for number in range(50))]
+    assert "slow" in last_hour(runs).rows
 
 
 def test_rows_do_not_come_and_go_with_each_run() -> None:
@@ -334,7 +340,7 @@ def test_another_span_is_shown_whatever_one_looked_at() -> None:
     page.show(last_hour(BEFORE))
     time.update(start=1e12, end=1.1e12)
     page.timeline.span = "week"
-    page.show(arrange(by_function(BEFORE), NOW - page.timeline.length, NOW))
+    page.show(arrange(by_function(BEFORE), NOW - page.timeline.length, NOW, admin=True))
     assert (NOW - timedelta(days=7)).timestamp() * 1000 == time.start
 
 
@@ -380,7 +386,7 @@ def test_a_run_of_a_moment_can_be_seen_and_asked_what_it_was(serve: Serve, new_p
         name = "<img src=x onerror=alert(1)>"
 
         def show(*_):
-            timeline.update(arrange([(name, "task", as_numbers([run]))], now - timeline.length, now))
+            timeline.update(arrange([(name, "task", as_numbers([run]))], now - timeline.length, now, admin=True))
 
         timeline.param.watch(show, "span")
         show()

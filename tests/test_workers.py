@@ -166,3 +166,8 @@ def test_the_page_tells_what_each_process_is_at() -> None:
     ):
         assert part in text
     assert "event loop" not in text
+
+
+def test_a_process_without_a_clock_says_so() -> None:
+    """As one of an app without tasks."""
+    assert "Alive, with nothing on time · 0 under way" in as_html([Process("a", ProcessState(), NOW, alive=True)], NOW)

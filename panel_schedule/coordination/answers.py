@@ -65,6 +65,8 @@ class AnswerState(NamedTuple):
     percent : int
         How far it has come; -1 while that is unknown.
     message : str
+    began_at : datetime or None
+        When the computation under way began.
     """
 
     call: str = ""
@@ -80,6 +82,7 @@ class AnswerState(NamedTuple):
     partials: int = 0
     percent: int = -1
     message: str = ""
+    began_at: datetime | None = None
 
 
 def serves(basis: Basis, wanted: Basis) -> bool:
@@ -126,7 +129,7 @@ def claim(
         return Refusal.HANDLED
     if record.owner not in (None, me) and serves(state.wanted, basis):
         return Refusal.HELD
-    state = state._replace(call=call, fence=revision, wanted=basis, partials=0, percent=-1, message="")
+    state = state._replace(call=call, fence=revision, wanted=basis, partials=0, percent=-1, message="", began_at=now)
     return _set(record, state, now, record.parts.keys() - {PARTIAL}, owner=me)
 
 
@@ -209,7 +212,9 @@ def _is_held(record: Record, me: str, fence: int) -> bool:
 
 
 def _free(record: Record, now: datetime, takeovers: int = 0) -> Record:
-    state = record.state._replace(wanted=(), takeovers=takeovers, partials=0, percent=-1, message="")
+    state = record.state._replace(
+        wanted=(), takeovers=takeovers, partials=0, percent=-1, message="", began_at=None
+    )  # fmt: skip
     return _set(record, state, now, record.parts.keys() - {PARTIAL})
 
 

@@ -17,7 +17,8 @@ KEPT = timedelta(hours=1)
 @state_of(SPACE)
 class ProcessState(NamedTuple):
     """
-    What a process says of itself. The name of its record is that of the process as an owner; nobody holds it.
+    What a process says of itself, be it of a server or the first one of a worker of Celery. The name of its record is
+    that of the process as an owner; nobody holds it.
 
     Attributes
     ----------
@@ -31,6 +32,10 @@ class ProcessState(NamedTuple):
         Executor and name of each worker that is known, and what it runs; ``""`` where it is idle.
     hanging : sequence of str
         What still runs there though nobody waits for it.
+    worker : str
+        The name that Celery has for it; ``""`` where it is none of its workers.
+    queues : sequence of str
+        Of Celery's, those from which it takes calls.
     """
 
     host: str = ""
@@ -39,6 +44,8 @@ class ProcessState(NamedTuple):
     executors: Mapping[str, Any] = {}
     workers: Sequence[Any] = ()
     hanging: Sequence[str] = ()
+    worker: str = ""
+    queues: Sequence[str] = ()
 
 
 def tell(record: Record | None, revision: int, *, me: str, state: ProcessState, now: datetime) -> Record:

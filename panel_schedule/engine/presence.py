@@ -1,4 +1,4 @@
-"""What this process says of itself to those that share its store: for whoever looks at the workers."""
+"""What a process says of itself to those that share its store: for whoever looks at the workers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
+from contextvars import Context
 from datetime import datetime
 from functools import partial
 
+from ..clock import Clock
 from ..coordination import processes
 from ..coordination.processes import SPACE, ProcessState
 from ..coordination.record import Record
 from ..errors import ScheduleError
 from ..functions.registry import EXECUTORS
 from ..stores.hurry import leaving
-from ..stores.records import Change, Tell
+from ..stores.records import Change, RecordStore, Tell
 from .service import Service
 from .timers import Timer
 
@@ -25,11 +28,56 @@ log = logging.getLogger("panel_schedule")
 EVERY, AGAIN = 5.0, 60.0
 
 
-class Presence:
+class OwnRecord:
     """
-    A record of this process, written while its clocks turn; where no other process shares the store there is none.
+    The record of this process.
 
     Nobody is told of it: with many processes each would hear of each of them all the time. Who wants to know looks.
+
+    Parameters
+    ----------
+    records : RecordStore
+    clock : Clock
+    """
+
+    def __init__(self, records: RecordStore, clock: Clock):
+        self._records, self._clock = records, clock
+        self._told: ProcessState | None = None
+        self._told_at = 0.0
+        # One thread at a time says something; and whether all is said.
+        self._telling, self._ended = threading.Lock(), False
+
+    def tell(self, now: Callable[[], ProcessState]) -> None:
+        """Say what there is to say, if it is new, or was said long ago."""
+        at, me = self._clock.monotonic(), self._records.me
+        with self._telling:
+            state = now()
+            if self._ended or (state == self._told and at < self._told_at + AGAIN):
+                return
+            tell = partial(processes.tell, me=me, state=state, now=self._clock.now())
+            try:
+                self._records.write([Change(SPACE, me, tell)], tell=Tell.LATER)
+            except ScheduleError as error:
+                log.debug("What this process is at is told later: %s", error)
+            else:
+                self._told, self._told_at = state, at
+
+    def end(self, said: bool = True) -> None:
+        """Say nothing any more; nothing of it is left, if something was `said`."""
+        with self._telling:
+            self._ended = True
+            if not said:
+                return
+            try:
+                with leaving():
+                    self._records.write([Change(SPACE, self._records.me, processes.leave)])
+            except ScheduleError as error:
+                log.debug("That this process ends is not in the store: %s", error)
+
+
+class Presence:
+    """
+    The record of a process of a server, while its clocks turn; where no other process shares the store there is none.
 
     Parameters
     ----------
@@ -38,12 +86,9 @@ class Presence:
 
     def __init__(self, service: Service):
         self._service, self._records = service, service.store.records
+        self._own = OwnRecord(self._records, service.clock)
         self._since: datetime | None = None
-        self._told: ProcessState | None = None
-        self._told_at = 0.0
         self._timer: Timer | None = None
-        # One thread at a time says something; and whether all is said.
-        self._telling, self._ended = threading.Lock(), False
         service.sources.append(self)
 
     def begin(self) -> None:
@@ -70,22 +115,8 @@ class Presence:
     def _go_on(self, _: None = None) -> None:
         """Under the lock."""
         if self._records.blocking and not self._service.stopping:
-            self._service.outbox.aside(self._tell)
+            self._service.outbox.aside(partial(self._own.tell, self.now))
             self._timer = self._service.timers.after(EVERY, self._go_on, None)
-
-    def _tell(self) -> None:
-        now, clock = self._service.clock.monotonic(), self._service.clock
-        with self._telling:
-            state = self.now()
-            if self._ended or (state == self._told and now < self._told_at + AGAIN):
-                return
-            tell = partial(processes.tell, me=self._records.me, state=state, now=clock.now())
-            try:
-                self._records.write([Change(SPACE, self._records.me, tell)], tell=Tell.LATER)
-            except ScheduleError as error:
-                log.debug("What this process is at is told later: %s", error)
-            else:
-                self._told, self._told_at = state, now
 
     def others(self) -> list[Record]:
         """
@@ -101,12 +132,59 @@ class Presence:
         self._service.timers.cancel(self._timer)
 
     def release(self) -> None:
-        with self._telling:
-            self._ended = True
-            if self._since is None or not self._records.blocking:
+        self._own.end(said=self._since is not None and self._records.blocking)
+
+
+class WorkerPresence:
+    """
+    The record of a worker of another program, as Celery: of its first process, while it takes calls.
+
+    Parameters
+    ----------
+    records : callable
+        Opens the store.
+    clock : Clock
+    now : callable
+        What there is to say, of which this adds host, pid and since when.
+    """
+
+    def __init__(self, records: Callable[[], RecordStore], clock: Clock, now: Callable[[], ProcessState]):
+        self._open, self._clock, self._now = records, clock, now
+        self._since = clock.now()
+        self._own: OwnRecord | None = None
+        # No child is forked while a database is at work, which would be so for ever in there.
+        self._telling, self._ending = threading.Lock(), threading.Event()
+        os.register_at_fork(
+            before=self._telling.acquire,
+            after_in_parent=self._telling.release,
+            after_in_child=self._telling.release,
+        )
+        thread = threading.Thread(target=self._serve, name="panel-schedule-presence", daemon=True)
+        Context().run(thread.start)
+
+    def _serve(self) -> None:
+        while True:
+            with self._telling:
+                if not self._ending.is_set():
+                    self._tell()
+            if self._ending.wait(EVERY):
                 return
-            try:
-                with leaving():
-                    self._records.write([Change(SPACE, self._records.me, processes.leave)])
-            except ScheduleError as error:
-                log.debug("That this process ends is not in the store: %s", error)
+
+    def _tell(self) -> None:
+        try:
+            if self._own is None:
+                self._own = OwnRecord(self._open(), self._clock)
+        except ScheduleError as error:
+            log.debug("That this worker is there is told later: %s", error)
+        else:
+            self._own.tell(self._state)
+
+    def _state(self) -> ProcessState:
+        return self._now()._replace(host=socket.gethostname(), pid=os.getpid(), since=self._since)
+
+    def end(self) -> None:
+        """It takes no calls any more."""
+        self._ending.set()
+        with self._telling:
+            if self._own is not None:
+                self._own.end()

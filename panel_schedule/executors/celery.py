@@ -12,6 +12,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..config import shown
+from ..coordination.processes import ProcessState
 from ..errors import ConfigError, ScheduleError
 from .calls import Calls
 from .elsewhere import RemoteExecutor
@@ -58,6 +59,8 @@ def register(
     make: Callable[[str, str, bool], bool],
     lose: Callable[[str, str], object],
     where: Callable[[], str],
+    ready: Callable[[Callable[[], ProcessState]], object],
+    ended: Callable[[], object],
 ) -> None:
     """
     Let the workers of an app make calls.
@@ -71,8 +74,13 @@ def register(
         ``lose(name, worker)``, in the process that has started a worker process, when that has died at a call.
     where : callable
         ``where()`` names the store in which calls are.
+    ready : callable
+        ``ready(state)``, in the process that starts the others of a worker, whenever it begins to take messages;
+        ``state()`` is what it is at.
+    ended : callable
+        ``ended()``, there, when it ends as it should.
     """
-    from celery.signals import worker_process_init
+    from celery.signals import worker_process_init, worker_ready, worker_shutdown
     from celery.worker.request import Request
 
     # Processes of the prefork pool, which make one call at a time.
@@ -102,6 +110,30 @@ def register(
 
     options = {"acks_late": True, "reject_on_worker_lost": True, "ignore_result": True}
     app.task(name=TASK, bind=True, Request=CallRequest, **options)(make_call)
+
+    def begin(sender: Any, **_: Any) -> None:
+        if sender.app is app:
+            ready(lambda: _state(sender))
+
+    def end(sender: Any, **_: Any) -> None:
+        if sender.app is app:
+            ended()
+
+    worker_ready.connect(begin, weak=False)
+    worker_shutdown.connect(end, weak=False)
+
+
+def _state(consumer: Any) -> ProcessState:
+    """What a worker is at; messages of other tasks than ours count as well, as they take its places."""
+    from celery.worker import state
+
+    # Those that run are among those that it has.
+    running, has = len(state.active_requests), len(state.reserved_requests)
+    return ProcessState(
+        executors={"celery": [running, max(0, has - running), consumer.pool.num_processes]},
+        worker=consumer.hostname,
+        queues=sorted(consumer.app.amqp.queues.consume_from),
+    )
 
 
 def _worker(host: str, pid: int) -> str:

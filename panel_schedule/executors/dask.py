@@ -113,7 +113,7 @@ class DaskExecutor:
         self._address, self._options = found(cluster)
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
-        self._hurried = False
+        self._hurried = self._stopped = False
         self._batch: list[DaskFuture] = []
         self._pending: set[DaskFuture] = set()
         self._threads = ThreadExecutor(THREADS)
@@ -156,11 +156,11 @@ class DaskExecutor:
 
     @property
     def workers(self) -> list[tuple[str, str]]:
-        """Those of the cluster, as far as it is connected."""
+        """Those of the cluster, of which its scheduler tells from a moment after the first look on."""
         with self._lock:
             busy = [(future.worker, future.call.name) for future in self._pending if future.worker]
-            connection = self._connection
-        idle = (set(connection.workers) if connection is not None else set()) - {worker for worker, _ in busy}
+            there = set[str]() if self._stopped else set(self._connected().workers)
+        idle = there - {worker for worker, _ in busy}
         return sorted([*busy, *((worker, "") for worker in idle)])
 
     def hurry(self) -> None:
@@ -184,7 +184,7 @@ class DaskExecutor:
             for future in left & self._pending:
                 self._stop(future)
         with self._lock:
-            connection, self._connection = self._connection, None
+            connection, self._connection, self._stopped = self._connection, None, True
         if connection is not None:
             connection.close()
 
@@ -200,10 +200,14 @@ class DaskExecutor:
             self._end(future, error=error)
             return
         with self._lock:
-            if self._connection is None:
-                self._connection = Connection(self._address, self._options, self._hear, self._miss)
-            future.connection = connection = self._connection
+            future.connection = connection = self._connected()
         connection.soon(self._run(future, connection))
+
+    def _connected(self) -> Connection:
+        """Under the lock."""
+        if self._connection is None:
+            self._connection = Connection(self._address, self._options, self._hear, self._miss)
+        return self._connection
 
     def _deal(self, future: DaskFuture, call: Callable[[], object]) -> None:
         """Call what may take long, and for each run one thing after another."""

@@ -42,7 +42,7 @@ def detail(runtime: Runtime, id: str, admin: bool) -> Row:
     shown: Row = {
         "id": id, "facts": [], "next": [],
         "live": [live_row(run, kind, admin) for run in _live(runtime, function)],
-        "runs": [run_row(run) for run in listed(function.history)],
+        "runs": [run_row(run, kind, admin) for run in listed(function.history)],
     }  # fmt: skip
     if isinstance(function, Task):
         return shown | _task(runtime, function)

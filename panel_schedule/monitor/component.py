@@ -66,6 +66,8 @@ class MonitorView(View):
     watch : Watch
     send : callable
         Takes a message for the browser.
+    is_admin : callable
+        Whether its visitor is one.
 
     Attributes
     ----------
@@ -79,9 +81,10 @@ class MonitorView(View):
         changed: Callable[[], None],
         watch: Watch,
         send: Callable[[str], object],
+        is_admin: Callable[[], bool],
     ):
         super().__init__(home, changed, name="monitor")
-        self._watch, self._send = watch, send
+        self._watch, self._send, self._is_admin = watch, send, is_admin
         self._asked, self._seen = False, 0
         self._calls = deque[Callable[[], object]]()
         self.looked: Callable[[], object] = lambda: None
@@ -105,7 +108,7 @@ class MonitorView(View):
         while self._calls:
             self._calls.popleft()()
         if self._asked:
-            text, self._seen = self._watch.since(self._seen)
+            text, self._seen = self._watch.since(self._seen, self._is_admin())
             if text:
                 self._send(text)
                 self.looked()
@@ -121,9 +124,9 @@ class Drawing:
     Parameters
     ----------
     make : callable
-        Gives what is to be drawn; on a thread.
+        Gives what is to be called, on a thread, for what is to be drawn; under the lock of the session's document.
     show : callable
-        Draws it; under the lock of the session's document. True: it goes on changing, and is drawn again.
+        Draws it; under that lock. True: it goes on changing, and is drawn again.
     aside : callable
         ``aside(call, then)``: call it on a thread, and `then` under that lock with a future of what it gave.
     later : callable
@@ -132,7 +135,7 @@ class Drawing:
 
     def __init__(
         self,
-        make: Callable[[], Any],
+        make: Callable[[], Callable[[], Any]],
         show: Callable[[Any], object],
         aside: Callable[[Callable[[], Any], Callable[[Future[Any]], object]], object],
         later: Callable[[float, Callable[[], object]], object],
@@ -148,7 +151,7 @@ class Drawing:
             self._again = True
             return
         self._making, self._again = True, False
-        self._aside(self._make, self._made)
+        self._aside(self._make(), self._made)
 
     def _made(self, future: Future[Any]) -> None:
         self._making = False
@@ -171,11 +174,19 @@ class Monitor(Viewer):
     for a page of one's own. It is pushed: a change shows within a second, in whichever process it was. Users of
     ``ps.config.admins`` may run, pause, resume, cancel, reschedule and invalidate what they see; nobody else may.
 
+    Parameters
+    ----------
+    user : str, optional
+        Who looks, where the program knows it and Panel does not, as in a FastAPI app; ``pn.state.user`` by default. It
+        must be from where a browser cannot put it: no header, and no cookie that is not signed.
+
     Examples
     --------
     >>> import panel_schedule as ps
     >>> page = ps.Monitor()
     """
+
+    user = param.String(default=None, allow_None=True, constant=True, doc="Who looks; None: whom Panel knows.")
 
     # Of all sessions, bound by `monitor_of`.
     _runtime: Runtime
@@ -187,7 +198,7 @@ class Monitor(Viewer):
         dark = pn.config.theme == "dark"
         table = MonitorTable(dark=dark, why_not=self._refusal(), sizing_mode="stretch_width")
         view = self._view = self._runtime.views.admit(
-            lambda home, changed: MonitorView(home, changed, self._watch, table._send_msg)
+            lambda home, changed: MonitorView(home, changed, self._watch, table._send_msg, lambda: not self._refusal())
         )
         table.on_msg(lambda event: self._hear(event.data))
         # Where Panel's theme cannot be loaded, as in monitor.css.
@@ -223,13 +234,16 @@ class Monitor(Viewer):
             timeline.update(bars)
             return bool(bars.counts.get(RunState.RUNNING)) and self._table.tab == "Timeline"
 
-        drawing = Drawing(lambda: self._watch.bars(timeline.length), show, self._aside, self._later)
+        def make() -> Callable[[], Bars]:
+            return partial(self._watch.bars, timeline.length, not self._refusal())
+
+        drawing = Drawing(make, show, self._aside, self._later)
         timeline.param.watch(lambda *_: drawing.draw(at_once=True), "span")
         return timeline, drawing
 
     def _graph(self) -> tuple[Graph, Drawing]:
         graph = Graph()
-        return graph, Drawing(self._watch.drawing, graph.update, self._aside, self._later)
+        return graph, Drawing(lambda: self._watch.drawing, graph.update, self._aside, self._later)
 
     def _workers(self) -> tuple[Workers, Drawing]:
         workers = Workers()
@@ -238,10 +252,10 @@ class Monitor(Viewer):
             workers.update(text)
             return bool(self._table.tab == "Workers")  # what others are at is no news of a function
 
-        return workers, Drawing(self._watch.workers, show, self._aside, self._later)
+        return workers, Drawing(lambda: self._watch.workers, show, self._aside, self._later)
 
     def _refusal(self) -> str:
-        return refusal(self._runtime.config.admins)
+        return refusal(self._runtime.config.admins, self.user)
 
     def _hear(self, said: Any) -> None:
         """The browser asks for something; it may say anything."""
@@ -259,7 +273,8 @@ class Monitor(Viewer):
                     return
                 given = (said["given"],) if isinstance(said.get("given"), str) else ()
                 # A warning, which is what a server logs by default: whoever wonders why a task rests finds it there.
-                log.warning("The monitor: user %r asks for %r of %r %s", pn.state.user, action, id, given or "")
+                user = self.user or pn.state.user
+                log.warning("The monitor: user %r asks for %r of %r %s", user, action, id, given or "")
                 self._aside(partial(act, self._runtime, id, action, given), partial(self._answer, "done"))
 
     def _aside(self, call: Callable[[], Any], then: Callable[[Future[Any]], object]) -> None:

@@ -16,6 +16,7 @@ function span(seconds) {
 
 function took(seconds) {
   if (seconds === null || seconds === undefined) return "";
+  if (seconds < 0.00005) return "< 0.1 ms";
   if (seconds < 0.0995) return `${(seconds * 1000).toPrecision(2)} ms`;
   return seconds < 99.5 ? `${seconds.toPrecision(2)} s` : span(seconds);
 }
@@ -435,7 +436,7 @@ export function render({ model, el, view }) {
       line.dataset.run = run;
       line.tabIndex = 0;
       line.addEventListener("click", () => { if (getSelection().isCollapsed) openRun(run); });
-      for (const each of cells) make("td", "", each, line);
+      for (const each of cells) make("span", "", each, make("td", "", "", line));
     }
     content.addEventListener("keydown", walk);
     return wrapper;
@@ -459,11 +460,13 @@ export function render({ model, el, view }) {
       parts.push(section("Next", list));
     }
     if (found.live?.length) {
-      const users = found.live.some(({ user }) => user);
+      const users = found.live.some(({ user }) => user), words = found.live.some(({ message }) => message);
       const lines = found.live.map((run) => [
-        run, run.state, local(run.at), run.percent >= 0 ? `${run.percent} %` : "", run.message, ...(users ? [run.user ?? ""] : []),
+        run, run.state, local(run.at), run.percent >= 0 ? `${run.percent} %` : "",
+        ...(words ? [run.message] : []), ...(users ? [run.user ?? ""] : []),
       ]);
-      parts.push(section("Under way", listing(["State", "Since", "Done", "Message", ...(users ? ["User"] : [])], lines)));
+      const titles = ["State", "Since", "Done", ...(words ? ["Message"] : []), ...(users ? ["User"] : [])];
+      parts.push(section("Under way", listing(titles, lines)));
     }
     if (data.durations.length > 1) parts.push(section("Durations", sparkline(data.durations, 320, 48)));
     if (found.runs.length) {

@@ -15,7 +15,7 @@ from ..functions.memoize import Memoized
 from ..functions.run import FAILURES, Run, RunRecord, RunState, failures_in_a_row
 from ..hashing.keys import arguments_text
 from ..scheduling.state import Seen
-from ..serialize.errors import first_line
+from ..serialize.errors import first_line, type_of
 from ..triggers import Every
 from ..triggers.coming import slots_after, zone_of
 
@@ -161,6 +161,16 @@ def _row(kind: str, name: str, past: Past) -> Row:
     }
 
 
+def for_anybody(row: Row) -> Row:
+    """As those get it who are no admins."""
+    return row | {"error": told_error(row["error"], row["kind"], admin=False)}
+
+
+def told_error(line: str, kind: str, admin: bool) -> str:
+    """The first line of an error, or its type alone where a visitor's arguments may be in it: a task has none."""
+    return line if admin or kind == TASK else type_of(line)
+
+
 # ------------------------------------------------------------ one function, from near
 
 
@@ -185,15 +195,15 @@ def listed(runs: Sequence[RunRecord]) -> list[RunRecord]:
     return [*runs[:RUNS], *islice((run for run in runs[RUNS:] if run.state in FAILURES), RUNS)]
 
 
-def run_row(run: RunRecord) -> Row:
-    """Of a run of the history."""
+def run_row(run: RunRecord, kind: str, admin: bool) -> Row:
+    """Of a run of the history of a function of this kind."""
     return {
         "run": token_of(run.id),
         "state": run.state.value,
         "at": _seconds(run.started_at or run.finished_at or run.queued_at),
         "duration": run.duration,
         "attempt": run.attempt,
-        "error": run.error,
+        "error": told_error(run.error, kind, admin),
         "reason": run.reason,
     }
 
@@ -224,7 +234,7 @@ def run_page(run: RunRecord | Run, kind: str, admin: bool) -> Row:
         "state": run.state.value,
         "live": not run.state.final,
         "times": [(name, _seconds(at)) for name, at in times.items() if isinstance(at, datetime)],
-        "error": first_line(run.error) if isinstance(run, Run) else run.error,
+        "error": told_error(first_line(run.error) if isinstance(run, Run) else run.error, kind, admin),
         "reason": str(run.reason),
         "attempt": run.attempt,
     }

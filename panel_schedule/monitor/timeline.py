@@ -26,7 +26,9 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from panel.viewable import Viewer
 
+from ..coordination.tasks import TASK
 from ..functions.run import RunRecord, RunState
+from ..serialize.errors import type_of
 
 # Rows that are shown, and bars that a browser gets.
 MOST_ROWS = 40
@@ -105,7 +107,8 @@ class Ran(NamedTuple):
     ----------
     outcome, left, right, attempt, slot : array
         Times in milliseconds since 1970; `right` is nan of one that is under way, `slot` where no clock made it.
-    errors : list of str
+    errors, types : list of str
+        What went wrong, and of what type that is.
     """
 
     outcome: Any
@@ -114,6 +117,7 @@ class Ran(NamedTuple):
     attempt: Any
     slot: Any
     errors: list[str]
+    types: list[str]
 
 
 def as_numbers(runs: Iterable[RunRecord], before: Ran | None = None) -> Ran:
@@ -126,6 +130,7 @@ def as_numbers(runs: Iterable[RunRecord], before: Ran | None = None) -> Ran:
         np.array([run.attempt for run in begun], dtype=np.int32),
         np.array([_milliseconds(run.key) for run in begun], dtype=float),
         [run.error[:LONGEST_ERROR] for run in begun],
+        [type_of(run.error) for run in begun],
     )
     if before is None:
         return ran
@@ -137,7 +142,7 @@ def _milliseconds(instant: object) -> float:
     return instant.timestamp() * 1000 if isinstance(instant, datetime) else math.nan
 
 
-def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: datetime) -> Bars:
+def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: datetime, admin: bool) -> Bars:
     """
     Make bars of runs. Call it on a thread: of 50,000 runs it takes some hundredths of a second.
 
@@ -150,21 +155,25 @@ def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: dateti
         The name and kind (``"task"``, ``"job"`` or ``"memo"``) of what has run, and its runs, in one part or several.
     since, until : datetime
         Aware.
+    admin : bool
+        Whether it is told of more than tasks what an error says.
 
     Returns
     -------
     Bars
-        At most `MOST_BARS` in `MOST_ROWS`: of what failed last, then of what failed meanwhile, then of what ran most
-        recently. What failed last is above the others; both are by name.
+        At most `MOST_BARS` in `MOST_ROWS`: of what failed last, then of what failed meanwhile, then of what is under
+        way, then of what ran most recently. What failed last is above the others; both are by name.
     """
     first, last = since.timestamp() * 1000, until.timestamp() * 1000
     owners: dict[tuple[str, str], int] = {}
     parts = [(owners.setdefault((name, kind), len(owners)), ran) for name, kind, ran in runs if len(ran.errors)]
     if not parts:
         return Bars(first, last)
+    kinds = [kind for _, kind in owners]
     whose = np.repeat([number for number, _ in parts], [len(ran.errors) for _, ran in parts])
     state, left, right, attempt, slot = (np.concatenate([ran[column] for _, ran in parts]) for column in range(5))
-    errors = list(chain.from_iterable(ran.errors for _, ran in parts))
+    told = (ran.errors if admin or kinds[number] == TASK else ran.types for number, ran in parts)
+    errors = list(chain.from_iterable(told))
     right = np.where(np.isnan(right), last, right)
     inside = np.flatnonzero((left <= last) & (right >= first))
     if not len(inside):
@@ -206,7 +215,7 @@ def arrange(runs: Iterable[tuple[str, str, Ran]], since: datetime, until: dateti
 
 
 def _called(name: str, kind: str) -> str:
-    return name if kind == "task" else f"{name} ({kind})"
+    return name if kind == TASK else f"{name} ({kind})"
 
 
 def _rows(names: list[str], owner: Any, left: Any, state: Any, moment: float) -> tuple[list[str], Any]:
@@ -216,8 +225,9 @@ def _rows(names: list[str], owner: Any, left: Any, state: Any, moment: float) ->
     latest, failed_last = np.empty(size), np.empty(size, dtype=bool)
     latest[owner[by_time]], failed_last[owner[by_time]] = left[by_time], bad[by_time]
     has_failed = np.bincount(owner, weights=bad, minlength=size) > 0
+    runs = np.bincount(owner, weights=state == _NUMBERS[RunState.RUNNING], minlength=size) > 0
     by_name = np.argsort(np.argsort(names))
-    chosen = np.lexsort((by_name, -(latest // moment), ~has_failed, ~failed_last))[:MOST_ROWS].tolist()
+    chosen = np.lexsort((by_name, -(latest // moment), ~runs, ~has_failed, ~failed_last))[:MOST_ROWS].tolist()
     chosen.sort(key=lambda each: (not failed_last[each], names[each]))
     row = np.full(size, -1)
     row[chosen] = np.arange(len(chosen))
@@ -354,7 +364,7 @@ class Timeline(Viewer):
             x_range=self._time, y_range=Range1d(start=0.5, end=-0.5), height=FRAME + ROW, sizing_mode="stretch_width",
             x_axis_type="datetime", x_axis_label="Your time", tools="xpan,xwheel_zoom,reset", toolbar_location="right",
             active_drag=None, active_scroll=None, background_fill_color=None, border_fill_color=None,
-            outline_line_color=None,
+            outline_line_color=None, min_border_left=24,  # for half of the label of a tick
         )  # fmt: skip
         plot.toolbar.logo = None
         colors = LinearColorMapper(palette=list(COLORS.values()), low=-0.5, high=len(COLORS) - 0.5)
@@ -463,8 +473,8 @@ def said(bars: Bars, span: str) -> str:
     if not counts:
         return f"<div>No run in the last {span}.</div>"
     if bars.left_out:
-        more = f"{bars.left_out:,} more tasks and functions ran; shown are the {MOST_ROWS} that failed or ran last."
-        counts.append(f"<span>{more}</span>")
+        shown = f"shown are the {MOST_ROWS} that failed, run now or ran last."
+        counts.append(f"<span>{bars.left_out:,} more tasks and functions ran; {shown}</span>")
     return f"<div>{''.join(counts)}</div>"
 
 

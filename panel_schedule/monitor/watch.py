@@ -24,7 +24,7 @@ from ..stores.queue import JobRow
 from ..triggers import Trigger
 from ..triggers.words import in_words
 from .graph import Edge, Node, drawing, edges_of, state_of
-from .rows import Kept, Load, Past, Row, identity, job_row, memo_row, past, task_row
+from .rows import Kept, Load, Past, Row, for_anybody, identity, job_row, memo_row, past, task_row
 from .timeline import Bars, Ran, arrange, as_numbers
 from .workers import Process, as_html
 
@@ -75,10 +75,13 @@ UNKNOWN = Known()
 
 
 class Told(NamedTuple):
-    """A row, also as text, and the number of the look that has found it so; None where the function is gone."""
+    """
+    A row, None where the function is gone; as text, for admins and for others; the number of the look that found it so.
+    """
 
     row: Row | None
     text: str
+    for_anybody: str
     look: int
 
 
@@ -106,9 +109,9 @@ class Watch:
         # What the history of each function comes to. The runs themselves may be many, and Python's garbage collector,
         # for which all threads stand still, would look at each of them.
         self._pasts: dict[Key, Known] = {}
-        # What is under way; and by its length the last timeline that was asked for.
+        # What is under way; and by its length, and for whom, the last timeline that was asked for.
         self._live: list[tuple[str, str, Ran]] = []
-        self._arranged: dict[timedelta, Bars] = {}
+        self._arranged: dict[tuple[timedelta, bool], Bars] = {}
         self._arranging = threading.Lock()
         # The schedule of each task, in words.
         self._words: dict[str, tuple[Trigger, str]] = {}
@@ -128,9 +131,9 @@ class Watch:
         with self._lock:
             self._sessions.pop(changed, None)
 
-    def since(self, look: int) -> tuple[str, int]:
+    def since(self, look: int, admin: bool) -> tuple[str, int]:
         """
-        What is new since a look, as JSON, and the number of the last one.
+        What is new since a look, as JSON for an admin or for anybody, and the number of the last one.
 
         Returns
         -------
@@ -141,21 +144,25 @@ class Watch:
             now, rows, head = self._look, self._rows, self._head
         if now == look or not head:
             return "", look
-        new = [told.text for told in rows.values() if told.look > look and told.text]
+        new = [told.text if admin else told.for_anybody for told in rows.values() if told.look > look and told.text]
         gone = [id for id, told in rows.items() if told.look > look and not told.text] if look else []
         told = f'"all": {json.dumps(not look)}, "rows": [{", ".join(new)}], "gone": {json.dumps(gone)}'
         return f'{{{told}, "head": {head}, "now": {self._runtime.clock.now().timestamp()}}}', now
 
     # ------------------------------------------------------------ drawn
 
-    def bars(self, length: timedelta) -> Bars:
-        """Of all runs of so long, as of the last look: nothing is read for it, and all sessions share what is made."""
+    def bars(self, length: timedelta, admin: bool) -> Bars:
+        """
+        Of all runs of so long, as of the last look, for an admin or for anybody.
+
+        Nothing is read for it, and sessions share what is made.
+        """
         until = self._runtime.clock.now()
         with self._arranging:
-            made = self._arranged.get(length)
+            made = self._arranged.get((length, admin))
             if made is None or until.timestamp() - made.until / 1000 >= EVERY:
                 past = [(name, kind, known.ran) for (kind, name), known in list(self._pasts.items()) if known.ran]
-                made = self._arranged[length] = arrange([*past, *self._live], until - length, until)
+                made = self._arranged[length, admin] = arrange([*past, *self._live], until - length, until, admin)
         return made
 
     def drawing(self) -> str:
@@ -266,7 +273,7 @@ class Watch:
         return False
 
     def _under_way(self, runs: Iterable[Run | JobRow]) -> Iterator[tuple[str, str, Ran]]:
-        """What has begun and not ended: tasks and these jobs in all processes, memoized functions in this one."""
+        """What has begun and not ended, in all processes: tasks, these jobs, and memoized functions."""
         runtime, records = self._runtime, self._runtime.service.store.records
         for record in records.scan(TASK):
             state = record.state
@@ -276,6 +283,8 @@ class Watch:
             yield run.task, JOB, _running(run.attempt, run.started_at)
         for run in runtime.single_flight.under_way():
             yield run.task, MEMO, _running(run.attempt, run.started_at)
+        for row in self._runtime.service.store.cache.under_way_elsewhere():
+            yield row.function, MEMO, _running(row.takeovers + 1, row.began_at)
 
     def _tell(self, rows: list[Row] | None, trouble: str) -> None:
         """Note what is new, and tell those who look; `rows` is None where nothing could be gathered."""
@@ -341,7 +350,10 @@ def _running(attempt: int, since: datetime | None, slot: datetime | str | None =
 def _told(former: Told | None, row: Row | None, look: int) -> Told:
     if former is not None and former.row == row:
         return former
-    return Told(row, "" if row is None else json.dumps(row), look)
+    if row is None:
+        return Told(None, "", "", look)
+    text, other = json.dumps(row), for_anybody(row)
+    return Told(row, text, text if other == row else json.dumps(other), look)
 
 
 def _state(row: Row, now: float) -> str:

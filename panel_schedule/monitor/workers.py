@@ -66,14 +66,20 @@ def as_html(processes: Sequence[Process], now: datetime, trouble: str = "") -> s
 def _article(process: Process, now: datetime) -> str:
     state = process.state
     here = ", which shows this" if process.here else ""
-    title = f"<h3>Process {state.pid} on {escape(state.host)}{here}</h3>"
+    worker = f"Celery worker {state.worker}, process" if state.worker else "Process"
+    title = f"<h3>{escape(f'{worker} {state.pid} on {state.host}')}{here}</h3>"
     if not process.alive:
         ago = lasting((now - process.heard).total_seconds())
         return f'<article class="gone">{title}<p>Gone: it died. Last heard {ago} ago.</p>{_since(state)}</article>'
     runs, waits = (sum(load[column] for load in state.executors.values()) for column in (0, 1))
-    age = f"for {lasting((now - state.since).total_seconds())}" if state.since is not None else "without a clock"
-    said = [f"Alive {age}", f"{runs} under way", *([f"{waits} wait"] if waits else [])]
+    age = (
+        f" for {lasting((now - state.since).total_seconds())}" if state.since is not None else ", with nothing on time"
+    )
+    of = f" of {sum(load[2] for load in state.executors.values())}" if state.worker else ""
+    said = [f"Alive{age}", f"{runs}{of} under way", *([f"{waits} wait"] if waits else [])]
     parts = [title, f"<p>{' · '.join(said)}</p>"]
+    if state.worker:
+        return f"<article>{''.join(parts)}<p>Queues: {escape(', '.join(state.queues))}</p>{_since(state)}</article>"
     if state.hanging:
         parts.append(f'<p class="hangs">Hangs: {escape(", ".join(state.hanging))}</p>')
     lines = [_executor(name, load, state) for name, load in state.executors.items()]

@@ -39,6 +39,12 @@ def first_line(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:LONGEST_LINE] if lines else type(error).__name__
 
 
+def type_of(line: str) -> str:
+    """Of such a line what kind of error it was, and nothing of what it says: ``"ValueError"``, and ``""`` of ``""``."""
+    name = line.partition(":")[0]
+    return name if name.isidentifier() or not line else "Error"
+
+
 def another(error: BaseException, chain: int = LONGEST_CHAIN) -> BaseException:
     """
     The same error once more, bare: its traceback names the places and holds no frames, which keep a page alive.

@@ -17,7 +17,7 @@ from ..errors import RunCrashed, RunFailed, RunFenced, ValueUnreadable
 from ..functions.run import RunRecord
 from ..serialize.checks import require_data
 from ..serialize.errors import packed_short, unpacked
-from .records import NO_PARTS, Apply, Change, RecordStore, Result, Tell, noted
+from .records import HELD, NO_PARTS, Apply, Change, RecordStore, Result, Tell, noted
 
 # How long a value stays that is larger than all the room: until those have it who wait for it.
 PASSING = timedelta(seconds=10)
@@ -61,6 +61,7 @@ class AnswerRow:
     partials: int
     percent: int
     message: str
+    began_at: datetime | None
     held: bool
     mine: bool
     record: Record
@@ -104,6 +105,11 @@ class Cache:
         """Those that have a value, the one that was used last first."""
         found = [record for record in self._store.scan(SPACE, function) if VALUE in record.parts]
         return [self._row(record) for record in sorted(found, key=_used, reverse=True)]
+
+    def under_way_elsewhere(self) -> list[AnswerRow]:
+        """Those that other processes compute."""
+        found = [record for record in self._store.scan(SPACE, owner=HELD) if record.owner != self._store.me]
+        return [row for row in map(self._row, found) if row.held]
 
     def _row(self, record: Record) -> AnswerRow:
         mine = record.owner == self._store.me

@@ -29,6 +29,11 @@ class RemoteCalls:
     store : RecordStore
     clock : Clock
 
+    Attributes
+    ----------
+    records : RecordStore
+        The store.
+
     Raises
     ------
     StoreError
@@ -36,7 +41,7 @@ class RemoteCalls:
     """
 
     def __init__(self, store: RecordStore, clock: Clock):
-        self._store = store
+        self.records = self._store = store
         self._clock = clock
         self.alive = store.alive
         self.listen = store.listen
