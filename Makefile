@@ -20,8 +20,9 @@ newest := background executors modules no_session process_tasks server sessions 
 mistakes := store_that_cannot_be_opened or served_script_is_refused or waited_too_long or cannot_say_what_it_is
 newest := $(newest:%=tests/test_%.py) -k "not (thousand or $(mistakes))"
 
-# Two processes get file after file, long ones first; what measures times or load runs after all others, by itself.
-together := -n 2 --dist loadfile --no-loadscope-reorder
+# Processes get file after file, long ones first. Two of them for what computes; three for what mostly waits for others,
+# on two processors as well. What measures times or load runs after all others, by itself.
+together := --dist loadfile --no-loadscope-reorder
 alone := -m alone $(shell grep -l "pytest.mark.alone" tests/test_*.py)
 
 # Once: where Python may not write, each process that a test starts would do it again.
@@ -46,7 +47,7 @@ test-all: .venv/.test
 	$(python) -m pytest $(alone)
 
 test-slow:
-	$(python) -m pytest $(together) -m "slow and not (alone or unhurried)"
+	$(python) -m pytest -n 3 $(together) -m "slow and not (alone or unhurried)"
 
 # At the same time, with what those leave of the processors, as they mostly wait; it tells at its end what it has found.
 test-rest:
@@ -65,12 +66,12 @@ test-newest: .venv/.test
 
 test-selected: $(venv)/.test-servers
 	$(compile)
-	$(python) -m pytest $(together) -m "not alone" $(newest)
+	$(python) -m pytest -n 3 $(together) -m "not alone" $(newest)
 	$(python) -m pytest -m alone $(newest)
 
 test-quick: .venv/.test
 	$(compile)
-	$(python) -m pytest $(together) -m "smoke or not (slow or alone)"
+	$(python) -m pytest -n 2 $(together) -m "smoke or not (slow or alone)"
 
 lint: .venv/.test
 	$(python) -m ruff check

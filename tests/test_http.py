@@ -19,7 +19,6 @@ from urllib.parse import quote
 import httpx
 import jsonschema
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, settings
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -335,6 +334,8 @@ def test_a_task_that_is_not_there_is_404(site: PanelServer, path: str) -> None:
 
 def test_an_openapi_document_is_what_the_server_gives(site: PanelServer) -> None:
     """Of every path, whatever is sent: a status that it names, an answer of its schema, no failure of the server."""
+    import schemathesis  # here, as it takes a second in each process that looks for tests
+
     schema = schemathesis.openapi.from_dict(httpx.get(api(site, "api/openapi.json")).json())
     schema.config.update(base_url=site.url)
     operations = [found.ok() for found in schema.get_all_operations()]
