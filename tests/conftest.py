@@ -39,8 +39,8 @@ _SLOW |= {"test_redis_addresses"}
 
 # Files of them that take longest, longest first: about half a minute or more of one process each.
 _LONG = ("celery", "job_faults", "background", "worker_processes", "crashes", "dask", "store_faults", "sessions")
-_LONG += ("store_job_faults", "postgres", "server", "stopping", "durable_jobs", "http", "memo_processes", "explorer")
-_LONG += ("network_faults", "store_loss", "monitor", "docs", "what_bodies_raise", "lost_store", "processes", "job_pages")
+_LONG += ("store_job_faults", "topology", "postgres", "server", "stopping", "durable_jobs", "http", "memo_processes")
+_LONG += ("explorer", "network_faults", "store_loss", "monitor", "docs", "what_bodies_raise", "lost_store", "processes")
 _ORDER = {f"test_{name}": place for place, name in enumerate(_LONG)}
 
 # Tests that are marked ``stores("asked")`` run on a directory, or on servers as well if this is "all": see the marker.
