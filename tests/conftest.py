@@ -37,6 +37,11 @@ _SLOW |= {"test_celery", "test_dask", "test_worker_processes"}
 _SLOW |= {"another_redis", "postgres_server", "test_large_values", "test_lost_store", "test_memo_processes"}
 _SLOW |= {"test_redis_addresses"}
 
+# Files of them that take longest, longest first: about half a minute or more of one process each.
+_LONG = ("celery", "job_faults", "background", "worker_processes", "crashes", "dask", "store_faults", "sessions")
+_LONG += ("store_job_faults", "topology", "postgres", "server", "stopping", "durable_jobs", "http", "memo_processes")
+_LONG += ("explorer", "network_faults", "store_loss", "monitor", "docs", "what_bodies_raise", "lost_store", "processes")
+_ORDER = {f"test_{name}": place for place, name in enumerate(_LONG)}
 
 # Tests that are marked ``stores("asked")`` run on a directory, or on servers as well if this is "all": see the marker.
 ON_ALL_STORES = os.environ.get("PANEL_SCHEDULE_TEST_STORES") == "all"
@@ -44,17 +49,23 @@ ON_ALL_STORES = os.environ.get("PANEL_SCHEDULE_TEST_STORES") == "all"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
-    Mark what ``make test-quick`` leaves out, and let files of it come first, browser tests last.
+    Mark what ``make test-quick`` leaves out, and let files of it come first, the longest before others.
 
-    Two processes that get file after file end at the same time when the last ones are short. While a browser is there,
-    Playwright keeps an event loop running in its thread, under which ``asyncio.run`` and async tests are refused.
+    Processes that get file after file end at the same time when the last ones are short. Browser tests come last, of a
+    file and of those that are not long: while a browser is there, Playwright keeps an event loop running in its
+    thread, under which ``asyncio.run`` and async tests are refused.
     """
     for item in items:
         on_server = getattr(item, "callspec", None) and item.callspec.params.get("store_kind", "file") != "file"
         if on_server or not _SLOW.isdisjoint((item.path.stem, *getattr(item, "fixturenames", ()))):
             item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, "browser" in getattr(item, "fixturenames", ())))
+
+    def place(item: pytest.Item) -> tuple[bool, int, bool]:
+        browser = "browser" in getattr(item, "fixturenames", ())
+        return item.path not in slow, _ORDER.get(item.path.stem, len(_ORDER)), browser
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from test_layers import GRAPH, MODULES, PACKAGE, TREES
+from test_layers import MODULES, PACKAGE, classes, graph, tree
 
 ROOT = PACKAGE.parent
 PAGE = ROOT / "docs" / "architecture.md"
@@ -70,10 +70,9 @@ def test_each_image_and_page_that_it_links_to_exists() -> None:
 
 
 def test_each_class_that_it_names_exists() -> None:
-    classes = {node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     named = {name.partition(".")[0] for name in re.findall(r"`([A-Z][a-z]+[\w.]*)`", TEXT)}
     assert named
-    assert set() == named - classes
+    assert set() == named - classes()
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -105,7 +104,7 @@ def test_no_import_goes_up_in_the_drawing() -> None:
     top = {name: float(box.find(f"{SVG}rect").get("y")) for name, box in boxes().items()}  # type: ignore[union-attr, arg-type]
     up = {
         (module.partition(".")[0], imported)
-        for module, names in GRAPH.items()
+        for module, names in graph().items()
         for imported in names
         # The package itself, which the command line uses as an app does, is not drawn.
         if "panel_schedule" not in (module, imported)
@@ -141,8 +140,8 @@ def sets_an_owner(call: ast.Call) -> bool:
 
 def changing_the_owner(module: str) -> set[str]:
     """The functions that change who holds a record, by themselves or by what they call."""
-    tree = TREES[f"coordination.{module}"]
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    body = tree(f"coordination.{module}").body
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     found = {name for name, node in functions.items() if any(map(sets_an_owner, calls(node)))}
     while True:
         # Also what is handed on, as `publish` is to `succeed`, is called by its name in the module.

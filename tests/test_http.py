@@ -23,11 +23,9 @@ import httpx
 import jsonschema
 import pytest
 import requests
-import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from schemathesis import GenerationMode
 
 import bench.api
 from core import Core
@@ -348,6 +346,9 @@ def test_an_openapi_document_is_what_the_server_gives(site: PanelServer) -> None
 
     Also what the document does not allow is sent; and half of it is of a task or a run that is there.
     """
+    import schemathesis  # here, as it takes a second in each process that looks for tests
+    from schemathesis import GenerationMode
+
     schema = schemathesis.openapi.from_dict(httpx.get(api(site, "api/openapi.json")).json())
     schema.config.update(base_url=site.url)
     operations = [found.ok() for found in schema.get_all_operations()]

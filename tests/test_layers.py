@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -58,7 +59,18 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@cache
+def classes() -> frozenset[str]:
+    """The names of all classes."""
+    nodes = (node for module in MODULES for node in ast.walk(tree(module)))
+    return frozenset(node.name for node in nodes if isinstance(node, ast.ClassDef))
 
 
 def layer(module: str) -> int:
@@ -75,7 +87,7 @@ def imported(module: str) -> Iterator[str]:
     inside = [] if module == "panel_schedule" else module.split(".")
     if MODULES[module].name != "__init__.py":
         inside = inside[:-1]
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names if alias.name.partition(".")[0] == "panel_schedule"]
             yield from (name.partition(".")[2] or "panel_schedule" for name in names)
@@ -92,19 +104,21 @@ def imported(module: str) -> Iterator[str]:
                 yield submodule if submodule in MODULES else ".".join(origin) or "panel_schedule"
 
 
-GRAPH = {module: set(imported(module)) for module in MODULES}
+@cache
+def graph() -> dict[str, set[str]]:
+    return {module: set(imported(module)) for module in MODULES}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_nothing_from_a_higher_layer(module: str) -> None:
     own = layer(module)
-    higher = {name for name in GRAPH[module] if layer(name) > own}
+    higher = {name for name in graph()[module] if layer(name) > own}
     assert not higher, f"{module} (layer {own}) imports {higher} from above it"
 
 
 def test_no_modules_import_each_other() -> None:
     try:
-        TopologicalSorter(GRAPH).prepare()
+        TopologicalSorter(graph()).prepare()
     except CycleError as error:
         pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
@@ -125,7 +139,7 @@ def test_no_modules_import_each_other() -> None:
 def test_siblings_do_not_know_each_other(one: str, other: str) -> None:
     crossing = {
         (module, name)
-        for module, names in GRAPH.items()
+        for module, names in graph().items()
         for name in names
         if module.partition(".")[0] == one and name.partition(".")[0] == other
     }
@@ -143,12 +157,11 @@ def test_nobody_is_handed_the_object_that_makes_him(module: str) -> None:
 
     With its maker in hand it may call anything of it, and the imports, which point one way, say nothing any more.
     """
-    classes = {node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    for call in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)):
+    for call in (node for node in ast.walk(tree(module)) if isinstance(node, ast.Call)):
         made = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         given = [*call.args, *(keyword.value for keyword in call.keywords)]
         handed = any(isinstance(value, ast.Name) and value.id == "self" for value in given)
-        if handed and made in classes:
+        if handed and made in classes():
             assert module == "runtime", f"{module}, line {call.lineno}: {ast.unparse(call)}"
             assert made in HANDLES, f"{module}, line {call.lineno}: {ast.unparse(call)}"
 
@@ -156,7 +169,7 @@ def test_nobody_is_handed_the_object_that_makes_him(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_function_imports_nothing_but_the_optional_dependency_of_its_backend(module: str) -> None:
     allowed = OPTIONAL.get(module, set())
-    for function in ast.walk(TREES[module]):
+    for function in ast.walk(tree(module)):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for node in ast.walk(function):
                 if isinstance(node, ast.Import | ast.ImportFrom):
@@ -167,7 +180,7 @@ def test_a_function_imports_nothing_but_the_optional_dependency_of_its_backend(m
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"clock"}))
 def test_only_the_clock_asks_for_the_time(module: str) -> None:
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Attribute):
             owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
             asks = node.attr in WALL_CLOCK.get(owner, ())

@@ -21,8 +21,10 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
+from uuid import uuid4
 
 import numpy as np
 import psutil
@@ -40,7 +42,7 @@ from panel_schedule.errors import (
     ValueRefused,
     ValueUnreadable,
 )
-from panel_schedule.executors import processes
+from panel_schedule.executors import descendants, processes
 from panel_schedule.executors.processes import ProcessExecutor, RemoteCall
 from panel_schedule.functions.calls import PUBLISHED
 from panel_schedule.serialize.errors import traceback_text
@@ -984,6 +986,59 @@ def test_a_crash_takes_along_children_in_sessions_of_their_own(executor, killed)
 
     assert isinstance(error, RunCrashed)
     assert eventually(partial(gone, told.partials[0]))
+
+
+@pytest.fixture
+def left_behind():
+    """A process that a worker has left behind, in a session of its own: itself, and what it has inherited."""
+    mark = uuid4().hex
+    child = subprocess.Popen(["sleep", "60"], env=os.environ | {descendants.MARK: mark}, start_new_session=True)
+    yield child, mark
+    child.kill()
+    child.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can be asked for them")
+@pytest.mark.parametrize("before", [b"0", None])
+def test_a_child_that_is_about_to_be_another_program_is_waited_for(left_behind, monkeypatch, before):
+    """For some milliseconds of ``execve`` it has no environment; `before` is that what its stat says of it then."""
+    child, mark = left_behind
+    folder, looks = f"/proc/{child.pid}/", 0
+
+    def early(path, mode):
+        nonlocal looks
+        looks += path == folder + "environ"
+        if not path.startswith(folder) or looks > 1:
+            return open(path, mode)
+        if path.endswith("environ"):
+            return BytesIO()
+        *fields, start, end, status = Path(path).read_bytes().split(b" ")
+        return BytesIO(b" ".join((*fields, before or start, before or end, status)))
+
+    monkeypatch.setattr(descendants, "open", early, raising=False)
+    descendants.kill_descendants(reaped(), mark)
+
+    assert -signal.SIGKILL == child.wait(PATIENCE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can be asked for them")
+def test_a_child_of_a_process_that_ends_meanwhile_is_found(left_behind, monkeypatch):
+    """As that of a daemon, which is made after the processes were listed, and before its parent was looked at."""
+    child, mark = left_behind
+    ended, listed = reaped(), os.listdir("/proc")
+    lists = [[str(ended), *(each for each in listed if each != str(child.pid))]]
+    monkeypatch.setattr(descendants.os, "listdir", lambda path: lists.pop() if lists else [str(child.pid)])
+
+    descendants.kill_descendants(ended, mark)
+
+    assert -signal.SIGKILL == child.wait(PATIENCE)
+
+
+def reaped() -> int:
+    """The number of a process that is there no more."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 def test_an_idle_process_that_was_killed_is_replaced(executor):
