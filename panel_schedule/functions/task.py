@@ -16,7 +16,8 @@ from ..errors import RegistrationError, TriggerError
 from ..serialize.code import closed_over, names_in
 from ..serialize.copies import is_frame, own_copy
 from ..serialize.entry import Entry
-from ..triggers import After, Trigger, parse_period
+from ..triggers import After, Schedule, parse_period
+from ..triggers.combined import part_of
 from . import remote
 from .run import Run, RunRecord, _current
 
@@ -98,13 +99,17 @@ ONCE = Retry(max_attempts=1)
 class Policy:
     """Everything about a task but its name and function; see ``ps.schedule`` for the meanings."""
 
-    trigger: Trigger
+    trigger: Schedule
     first_run: FirstRun = FirstRun.WAIT
     executor: str | None = None
     timeout: float | None = None
     retry: Retry = ONCE
     overlap: Overlap = Overlap.SKIP
     catch_up: bool = True
+    # How late a slot may begin: None as `catch_up` says.
+    misfire_grace: timedelta | None = None
+    # Each slot begins later than it is by a part of this, see `late_by`.
+    jitter: timedelta = timedelta()
     when_idle: WhenIdle = WhenIdle.RUN
     needs: tuple[Task[Any], ...] = ()
     default: Any = None
@@ -121,6 +126,10 @@ class Policy:
     def upstream(self) -> tuple[Task[Any], ...]:
         """The tasks whose values cause a run."""
         return self.trigger.tasks if isinstance(self.trigger, After) else ()
+
+    def late_by(self, task: str, slot: datetime) -> timedelta:
+        """How much later than its time a slot begins, in every process."""
+        return part_of(self.jitter, task, slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +188,7 @@ class SchedulerPort(Protocol):
     def await_turn(self, task: Task[Any], run: Run) -> None: ...
     def first_value(self, task: Task[Any]) -> Future[Entry]: ...
     def pause(self, task: Task[Any], paused: bool) -> None: ...
-    def reschedule(self, task: Task[Any], trigger: Trigger) -> None: ...
+    def reschedule(self, task: Task[Any], trigger: Schedule) -> None: ...
     def remove(self, task: Task[Any]) -> None: ...
     def status(self, task: Task[Any]) -> TaskStatus: ...
     def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]: ...
@@ -192,7 +201,7 @@ class Host(Protocol):
     @property
     def scheduler(self) -> SchedulerPort: ...
 
-    def trigger(self, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Trigger: ...
+    def trigger(self, when: Any, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Schedule: ...
     def ready(self, task: Task[Any], timeout: float | None) -> Awaitable[Any]: ...
     def wait_ready(self, task: Task[Any], timeout: float | None) -> Any: ...
     def view(self, task: Task[Any]) -> Any: ...
@@ -395,19 +404,27 @@ class Task(Generic[T]):
         self._host.scheduler.pause(self, False)
 
     def reschedule(
-        self, *, period: Any = None, cron: str | None = None, at: Any = None, timezone: str | None = None
+        self,
+        when: Any = None,
+        /,
+        *,
+        period: Any = None,
+        cron: str | None = None,
+        at: Any = None,
+        timezone: str | None = None,
     ) -> None:
         """
-        Give the task another schedule; exactly one of `period`, `cron` and `at`.
+        Give the task another schedule; exactly one of `when`, `period`, `cron` and `at`, as in ``ps.schedule``.
 
-        It gives way, logged, when the schedule in the code changes.
+        It gives way, logged, when the schedule in the code changes. What ``start=``, ``end=`` and ``skip=`` have said
+        is of the old one.
 
         Raises
         ------
         TriggerError
             When it means nothing; the old schedule stays.
         """
-        trigger = self._host.trigger(period=period, cron=cron, at=at, timezone=timezone)
+        trigger = self._host.trigger(when, period=period, cron=cron, at=at, timezone=timezone)
         self._host.scheduler.reschedule(self, trigger)
 
     def remove_schedule(self) -> None:

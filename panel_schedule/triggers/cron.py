@@ -18,7 +18,7 @@ import re
 from bisect import bisect_left
 from copy import copy
 from dataclasses import dataclass, field
-from datetime import MAXYEAR, UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
@@ -28,12 +28,14 @@ from croniter import CroniterBadDateError, CroniterError, croniter
 
 from ..errors import TriggerError
 
-__all__ = ["CronExpression", "Dialect", "Numbers", "find_zone"]
+__all__ = ["TICK", "CronExpression", "Dialect", "Numbers", "find_zone", "next_day"]
 
 Dialect = Literal["vixie", "panel"]
 
 # Of minute, hour, day, month, weekday (0 is Sunday) and second; None of a field that any number will do for.
 Numbers = tuple[list[int] | None, ...]
+
+TICK = timedelta(microseconds=1)
 
 _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
@@ -228,14 +230,18 @@ class CronExpression:
         return first
 
 
-def find_zone(timezone: str | ZoneInfo | None, expr: str) -> ZoneInfo:
-    """The zone of that name; a TriggerError with the remedy if the name is missing or unknown."""
+def next_day(day: date, zone: ZoneInfo) -> datetime:
+    """When the day after another one begins: at midnight, or where clocks leave that out, at the end of the gap."""
+    return datetime.combine(day + _DAY, time(), zone).astimezone(UTC)
+
+
+def find_zone(timezone: str | ZoneInfo | None, what: str) -> ZoneInfo:
+    """The zone of that name, which `what` has; a TriggerError with the remedy if the name is missing or unknown."""
     name = timezone.key if isinstance(timezone, ZoneInfo) else timezone
     if not isinstance(name, str):
         given = "has no timezone" if timezone is None else f"cannot use {timezone!r} as timezone"
         raise TriggerError(
-            f"The cron schedule {expr!r} {given}. Name one, timezone='Europe/Berlin' or 'UTC', "
-            "or set ps.config.timezone."
+            f"The {what} {given}. Name one, timezone='Europe/Berlin' or 'UTC', or set ps.config.timezone."
         )
     try:
         return ZoneInfo(name)
@@ -245,7 +251,7 @@ def find_zone(timezone: str | ZoneInfo | None, expr: str) -> ZoneInfo:
         remedy = f"Is it {close[0]!r}?" if close else "Use an IANA name such as 'Europe/Berlin'."
         if not known:
             remedy = "This machine has no timezone data: pip install tzdata."
-        raise TriggerError(f"The timezone {name!r} of the cron schedule {expr!r} is unknown. {remedy}") from None
+        raise TriggerError(f"The timezone {name!r} of the {what} is unknown. {remedy}") from None
 
 
 class _Stretch(NamedTuple):
