@@ -236,6 +236,34 @@ def walk(
         ),
         pytest.param(
             "UTC",
+            "0 18 * * 5L",
+            "2026-01-01T00:00Z",
+            ["2026-01-30T18:00Z", "2026-02-27T18:00Z"],
+            id="5L, too",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 L-3 * *",
+            "2028-02-01T00:00Z",
+            ["2028-02-26T00:00Z", "2028-03-28T00:00Z", "2028-04-27T00:00Z"],
+            id="L-3 is the third day before the last",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 15,L-1,L-3 2,3 *",
+            "2026-02-01T00:00Z",
+            ["2026-02-15T00:00Z", "2026-02-25T00:00Z", "2026-02-27T00:00Z", "2026-03-15T00:00Z", "2026-03-28T00:00Z"],
+            id="L-3 in a list",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 L-3 * mon",
+            "2026-01-20T00:00Z",
+            ["2026-01-26T00:00Z", "2026-01-28T00:00Z", "2026-02-02T00:00Z"],
+            id="L-3 or a weekday",
+        ),
+        pytest.param(
+            "UTC",
             "0 0 29 2 */7",
             "2026-01-01T00:00Z",
             ["2032-02-29T00:00Z", "2060-02-29T00:00Z", "2088-02-29T00:00Z", "2128-02-29T00:00Z"],
@@ -363,13 +391,15 @@ def number_field(rng: random.Random, low: int, high: int, near: int) -> str:
     return rng.choice(["*", f"*/{step}", *lists, *nearby])
 
 
-def random_expression(rng: random.Random, near: datetime) -> str:
-    """An expression that is likely to match around a local time."""
+def random_expression(rng: random.Random, near: datetime, ours: bool = True) -> str:
+    """An expression that is likely to match around a local time; also one that croniter cannot read, if `ours`."""
     minute, hour = number_field(rng, 0, 59, rng.choice([0, 15, 30, 45])), number_field(rng, 0, 23, near.hour)
     months = [f"{near.month}", f"{near:%b}", f"{near:%b}-{near.month}", "*/2", "1-6", "3,10"]
     month = rng.choice(["*", "*", "*", "*", *months])
     before, day, after = (max(1, min(28, near.day + offset)) for offset in (-1, 0, 1))
     days = [*"*****", "*/2", f"{day}", f"{before},{after}", f"{before}-29", "*/3", f"{day}W", "L"]
+    if ours:
+        days += ["LW", f"L-{rng.randint(1, 27)}", f"{day},L-{rng.randint(1, 3)}", f"L-{min(27, max(1, 30 - day))}"]
     sunday_first = near.isoweekday() % 7
     weekdays = [
         *"*****",
@@ -383,6 +413,7 @@ def random_expression(rng: random.Random, near: datetime) -> str:
         f"{near:%a}#{rng.randint(1, 4)}",
         f"L{sunday_first}",
     ]
+    weekdays += [f"{sunday_first}L", f"{near:%a}L"] if ours else []
     seconds = rng.choice([""] * 6 + ["0 ", "30 ", "*/20 ", "15,45 ", "* "])
     return f"{seconds}{minute} {hour} {rng.choice(days)} {month} {rng.choice(weekdays)}".lower()
 
@@ -576,7 +607,7 @@ def test_the_panel_dialect_reads_as_croniter_does() -> None:
     """`ps.schedule_task` keeps the times that `pn.state.schedule_task` has."""
     rng, start = random.Random(11), at("2026-01-01T00:00Z")
     for _ in range(300):
-        fields = random_expression(rng, datetime(2026, 1, 10, 12)).split()
+        fields = random_expression(rng, datetime(2026, 1, 10, 12), ours=False).split()
         text = " ".join([*fields[1:], fields[0]] if len(fields) == 6 else fields)
         times = croniter(text, start)
         try:
@@ -622,16 +653,17 @@ def test_a_meaningless_expression_is_refused(expr: object, reason: str, dialect:
 @pytest.mark.parametrize(
     ("expr", "wrong", "right"),
     [
-        ("0 0 * * 5L", "weekday field has '5L'", "Write 'L5', the last Friday."),
-        ("0 0 * * FriL", "weekday field has 'FriL'", "Write 'L5'"),
+        ("0 0 * * 8L", "weekday field has '8L'", "'5L' or 'L5' for the last one"),
+        ("0 0 * * FridayL", "weekday field has 'FridayL'", "Write 'L5', the last Friday."),
         ("0 0 * * fri#L", "weekday field has 'fri#L'", "Write 'L5'"),
         ("0 0 * * mon,Friday", "weekday field has 'Friday'", "Write 'fri'."),
         ("0 0 * * monday-friday", "weekday field has 'monday-friday'", "Write 'mon-fri'."),
         ("0 0 * * thurs#2", "weekday field has 'thurs#2'", "Write 'thu#2'."),
         ("0 0 1 January *", "month field has 'January'", "Write 'jan'."),
         ("0 0 1 1,sept/2 *", "month field has 'sept/2'", "Write 'sep/2'."),
-        ("0 0 LW * *", "day field has 'LW'", "Write '31W', the last working day."),
-        ("0 0 L-3 * *", "day field has 'L-3'", "'L' for the last day"),
+        ("0 0 L-28 * *", "day field has 'L-28'", r"up to 'L-27'"),
+        ("0 0 L-0 * *", "day field has 'L-0'", "'L' for the last day"),
+        ("0 0 L-3W * *", "day field has 'L-3W'", "'L' for the last day"),
         ("0 0 * * 9", "weekday field has '9', which is out of range", "0 to 7"),
         ("61 * * * *", "minute field has '61', which is out of range", "0 to 59"),
         ("? * * * *", r"minute field has '\?'", "0 to 59"),
@@ -646,12 +678,13 @@ def test_a_refusal_quotes_what_was_written_and_names_the_accepted_spelling(expr:
         Cron(expr, "UTC")
 
 
-def test_the_last_working_day_is_what_is_offered_for_it() -> None:
-    """31W is the last Monday to Friday of each month."""
+@pytest.mark.parametrize("day", ["LW", "31W"])
+def test_the_last_working_day(day: str) -> None:
+    """It is the last Monday to Friday of each month."""
     days = [date(2026, month, day) for month in range(1, 13) for day in range(1, monthrange(2026, month)[1] + 1)]
     last = {day.month: day for day in days if day.isoweekday() <= 5}
     found = walk(
-        Cron("0 0 31W * *", "UTC").next_after, at("2025-12-31T12:00Z"), until=at("2027-01-01T00:00Z"), limit=99
+        Cron(f"0 0 {day} * *", "UTC").next_after, at("2025-12-31T12:00Z"), until=at("2027-01-01T00:00Z"), limit=99
     )
     assert list(last.values()) == [time.date() for time in found]
 
