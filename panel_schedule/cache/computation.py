@@ -390,6 +390,8 @@ class Computation(Execution):
     def drop(self, reason: str) -> None:
         """Let others compute it, if they want it. Under the lock."""
         future = self.future
+        for run in self.runs:
+            run.reason = reason
         self.ended(self, RunState.CANCELLED, RunCancelled(f"{self.name}: the run was {reason}."))
         if future is not None:
             future.cancel()
