@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
 
+import documents
 from core import START, Core, keys, messages, second, short
 from panel_schedule.errors import ScheduleError, TriggerError
 from panel_schedule.functions.registry import choose_trigger
@@ -18,6 +24,9 @@ from panel_schedule.stores.file.store import FileStore
 from panel_schedule.testing import VirtualClock
 from panel_schedule.triggers import Cron, Dates, Every, Trigger
 from panel_schedule.triggers.words import in_words
+from servers import write_files
+
+PAGE = Path(__file__).parent.parent / "docs" / "schedules.md"
 
 TEN = timedelta(seconds=10)
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -466,3 +475,55 @@ def test_options_of_lateness_that_mean_nothing_are_refused(core, options, reason
     raw = core.schedule(period="1h", name="raw", first_run="skip")(lambda: 1)
     with pytest.raises(ScheduleError, match=reason):
         core.schedule(**({} if "period" in options else {"after": raw}) | options)(lambda: 2)
+
+
+# ------------------------------------------------------------ the documentation
+
+
+def test_the_recipe_for_holidays_asks_its_calendar(monkeypatch, tmp_path):
+    """Of a package that works out its dates when they are asked, and is none of this one's dependencies."""
+
+    class Calendar(dict[date, str]):
+        def __contains__(self, day: object) -> bool:
+            return day == date(2026, 5, 1)
+
+    holidays = ModuleType("holidays")
+    vars(holidays)["country_holidays"] = lambda *where, **options: Calendar()
+    monkeypatch.setitem(sys.modules, "holidays", holidays)
+    with Core() as core:
+        monkeypatch.setitem(sys.modules, "panel_schedule", SimpleNamespace(schedule=core.ps.schedule))
+        exec(documents.files(PAGE)["holiday_tasks.py"], {"__name__": "holiday_tasks"})
+        trigger = core.ps.tasks["report"].policy.trigger
+
+    assert date(2026, 5, 4) == trigger.next_after(datetime(2026, 4, 30, 12, tzinfo=UTC)).date()
+
+
+def test_next_lists_what_the_page_shows(monkeypatch, tmp_path):
+    """Of a trigger of one's own."""
+    [shown] = [block.text for block in documents.blocks(PAGE) if block.language == "text"]
+    [line] = documents.commands(PAGE, "panel-schedule")
+    write_files(tmp_path, documents.files(PAGE))
+    done = subprocess.run(
+        [sys.executable, "-m", "panel_schedule", *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True
+    )
+
+    assert (shown, "") == (done.stdout, done.stderr)
+
+
+def test_next_says_how_late_slots_may_be(tmp_path):
+    """In words, and to programs."""
+    write_files(
+        tmp_path,
+        {
+            "tasks.py": "import panel_schedule as ps\n"
+            "@ps.schedule(period='1h', jitter='30s', misfire_grace='2m')\n"
+            "def feed(): pass\n"
+        },
+    )
+    words = "every 1 h; each up to 30 s later; none that is more than 2 min late"
+    for options, expected in (["-n", "1"], f"feed: {words}\n"), (["--json"], f'"schedule": "{words}"'):
+        done = subprocess.run(
+            [sys.executable, "-m", "panel_schedule", "next", "tasks.py", *options],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert expected in done.stdout, done.stderr
