@@ -17,10 +17,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from croniter import CroniterBadDateError, croniter
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cron_reference import MINUTE, Schedule, Tick, clock
 from panel_schedule.errors import TriggerError
-from panel_schedule.triggers import Cron
+from panel_schedule.triggers import Cron, Every
 from panel_schedule.triggers.cron import CronExpression, Dialect
 
 DAY = timedelta(days=1)
@@ -446,6 +448,55 @@ def disagreements(seed: int, walks: int) -> list[tuple[str, ZoneInfo, datetime]]
 def test_random_walks_agree_with_the_reference(seed: int) -> None:
     """From any instant around a shift, any expression runs when Vixie cron runs it."""
     assert [] == disagreements(seed, 1_000)
+
+
+@given(
+    around=st.sampled_from(WINDOWS),
+    time_of_day=st.tuples(st.integers(0, 59), st.integers(-3, 3)),
+    day=st.sampled_from(["L", "LW", "{0}W", "L-{1}", "{0},L-{1}", "L-{1},L-{2}", "*"]),
+    weekday=st.sampled_from(["*", "*/2", "{3}", "{3}L", "L{3}", "*/3"]),
+    minutes=st.integers(-2000, 2000),
+)
+@settings(max_examples=150, derandomize=True, deadline=None)
+def test_days_from_the_end_of_a_month_agree_with_the_reference(
+    around: tuple[ZoneInfo, str], time_of_day: tuple[int, int], day: str, weekday: str, minutes: int
+) -> None:
+    """Around the shifts of a zone, with lists, beside weekdays."""
+    found = window(*around)
+    near = found.wall
+    left = max(1, min(27, monthrange(near.year, near.month)[1] - near.day))
+    minute, hour = time_of_day
+    fields = [str(minute), str((near.hour + hour) % 24), day, "*", weekday]
+    expr = " ".join(fields).format(near.day, left, min(27, left + 1), near.isoweekday() % 7).lower()
+    t = max(found.start, found.shift + minutes * MINUTE)
+    expected = [run for run in Schedule(expr).runs(found.ticks) if run > t]
+    next_after = partial(CronExpression.parse(expr).next_after, zone=found.zone)
+    assert expected == walk(next_after, t, until=found.end, limit=99), expr
+
+
+@given(
+    around=st.sampled_from(SHIFTS),
+    time_of_day=st.tuples(st.integers(0, 59), st.integers(-3, 3)),
+    days=st.integers(1, 3),
+    before=st.integers(-400, 400),
+    minutes=st.integers(-1500, 2500),
+)
+@settings(max_examples=150, derandomize=True, deadline=None)
+def test_whole_days_of_a_zone_agree_with_the_reference(
+    around: tuple[str, str], time_of_day: tuple[int, int], days: int, before: int, minutes: int
+) -> None:
+    """Every so many days it is what a daily job does."""
+    found = window(ZoneInfo(around[0]), around[1])
+    minute, hour = time_of_day[0], (found.wall.hour + time_of_day[1]) % 24
+    anchor = datetime.combine(found.wall.date() + before * DAY, time(hour, minute))
+    trigger = Every(days * DAY, anchor=anchor, timezone=found.zone)
+    t = max(found.start, found.shift + minutes * MINUTE)
+    expected = [
+        run
+        for run in Schedule(f"{minute} {hour} * * *").runs(found.ticks)
+        if run > t and (run.astimezone(found.zone).date() - anchor.date()).days % days == 0
+    ]
+    assert expected == walk(trigger.next_after, t, until=found.end, limit=99)
 
 
 def test_asking_again_is_walking_on() -> None:

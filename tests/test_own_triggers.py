@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +22,6 @@ from panel_schedule.stores.file.store import FileStore
 from panel_schedule.testing import VirtualClock
 from panel_schedule.triggers import Cron, Dates, Every, Trigger
 from panel_schedule.triggers.words import in_words
-from servers import write_files
 
 PAGE = Path(__file__).parent.parent / "docs" / "schedules.md"
 
@@ -496,34 +493,3 @@ def test_the_recipe_for_holidays_asks_its_calendar(monkeypatch, tmp_path):
         trigger = core.ps.tasks["report"].policy.trigger
 
     assert date(2026, 5, 4) == trigger.next_after(datetime(2026, 4, 30, 12, tzinfo=UTC)).date()
-
-
-def test_next_lists_what_the_page_shows(monkeypatch, tmp_path):
-    """Of a trigger of one's own."""
-    [shown] = [block.text for block in documents.blocks(PAGE) if block.language == "text"]
-    [line] = documents.commands(PAGE, "panel-schedule")
-    write_files(tmp_path, documents.files(PAGE))
-    done = subprocess.run(
-        [sys.executable, "-m", "panel_schedule", *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True
-    )
-
-    assert (shown, "") == (done.stdout, done.stderr)
-
-
-def test_next_says_how_late_slots_may_be(tmp_path):
-    """In words, and to programs."""
-    write_files(
-        tmp_path,
-        {
-            "tasks.py": "import panel_schedule as ps\n"
-            "@ps.schedule(period='1h', jitter='30s', misfire_grace='2m')\n"
-            "def feed(): pass\n"
-        },
-    )
-    words = "every 1 h; each up to 30 s later; none that is more than 2 min late"
-    for options, expected in (["-n", "1"], f"feed: {words}\n"), (["--json"], f'"schedule": "{words}"'):
-        done = subprocess.run(
-            [sys.executable, "-m", "panel_schedule", "next", "tasks.py", *options],
-            cwd=tmp_path, capture_output=True, text=True,
-        )  # fmt: skip
-        assert expected in done.stdout, done.stderr
