@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -61,6 +62,14 @@ class Thawed:
 
 
 class Opaque:
+    def next_after(self, t: datetime) -> datetime:
+        return t + TEN
+
+
+@dataclass(frozen=True)
+class Holds:
+    what: object
+
     def next_after(self, t: datetime) -> datetime:
         return t + TEN
 
@@ -160,6 +169,7 @@ def test_a_trigger_that_cannot_be_told_again_is_refused():
     for trigger, reason in (
         (Thawed(), r"Thawed is not frozen.*@dataclass\(frozen=True\)"),
         (Opaque(), r"Opaque is the same schedule in another process cannot be told.*frozen dataclass.*fingerprint"),
+        (Holds(threading.Lock()), r"its field 'what' .*attribute fingerprint"),
         (Says(5), "fingerprint of the trigger Says must be a text.*not 5"),
         (Tens, r"Tens is a class of triggers.*Tens\(\.\.\.\)"),
     ):
@@ -173,6 +183,13 @@ def test_two_triggers_with_the_same_fields_are_the_same_schedule():
 
     assert choose_trigger(Tens(3)).fingerprint == same.fingerprint
     assert 3 == len({same.fingerprint, other.fingerprint, another.fingerprint})
+
+
+def test_long_words_are_cut(core):
+    """They are in each record, and on each page."""
+    task = core.schedule(Holds("x" * 1000), first_run="skip")(lambda: 1)
+
+    assert f"Holds(what='{'x' * 188}..." == task.status.schedule
 
 
 @pytest.mark.parametrize(("answer", "reason"), WRONG)

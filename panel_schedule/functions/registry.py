@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -35,6 +35,9 @@ ACCEPTED = (
 
 # Where functions run, as their authors name it: what is neither the loop nor a thread is another process.
 EXECUTORS = ("loop", "thread", "process", "celery", "dask")
+
+# So many characters of what a trigger of a user's own says of itself are told.
+_LONGEST_WORDS = 200
 
 _CRON_FIELD = re.compile(r"[\d*?LW/,#a-z-]+", re.IGNORECASE)
 
@@ -534,23 +537,42 @@ def _schedule(trigger: Trigger) -> Schedule:
         )
     said = getattr(trigger, "fingerprint", None)
     if said is None:
-        content = Content()
-        try:
-            content.add(trigger)
-        except Refusal as refusal:
-            raise TriggerError(
-                f"Whether the trigger {name} is the same schedule in another process cannot be told: "
-                f"{refusal.path or 'it'} {refusal}. Make its class a frozen dataclass of plain values, at the top of a "
-                "module; or let it have an attribute fingerprint, a text that says all that its answers depend on."
-            ) from None
-        said = content.digest().hex()
+        said = _digest(trigger, name)
     elif not isinstance(said, str):
         raise TriggerError(
             f"The fingerprint of the trigger {name} must be a text that says all that its answers depend on, and not "
             f"{said!r}."
         )
     speaks = kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__
-    return Own(trigger, own_fingerprint(said), str(trigger) if speaks else name)
+    words = str(trigger) if speaks else name
+    return Own(
+        trigger, own_fingerprint(said), words if len(words) <= _LONGEST_WORDS else f"{words[:_LONGEST_WORDS]}..."
+    )
+
+
+def _digest(trigger: Any, name: str) -> str:
+    """Of the fields: not of the file that has the class, which lies elsewhere after a release."""
+    unsure = f"Whether the trigger {name} is the same schedule in another process cannot be told"
+    if is_dataclass(trigger):
+        parts: dict[Any, Any] = {each.name: getattr(trigger, each.name) for each in fields(trigger) if each.compare}
+    elif isinstance(trigger, tuple):
+        parts = dict(enumerate(trigger))
+    else:
+        raise TriggerError(
+            f"{unsure}. Make its class a frozen dataclass, or let it have an attribute fingerprint, a text that says all "
+            "that its answers depend on."
+        )
+    content = Content()
+    content.add(name)
+    for field, value in parts.items():
+        try:
+            content.add([field, value])
+        except Refusal as refusal:
+            raise TriggerError(
+                f"{unsure}: its field {field!r}{refusal.path.removeprefix('[1]')} {refusal}. Let it have an attribute "
+                "fingerprint, a text that says all that its answers depend on."
+            ) from None
+    return content.digest().hex()
 
 
 def _looks_like_cron(text: str) -> bool:
