@@ -258,6 +258,23 @@ def test_processes_share_the_slots_of_a_trigger_of_ones_own(tmp_path):
         assert ("tens and 3", {"value"}) == (record.state.schedule, set(record.parts))
 
 
+def test_each_process_says_that_its_schedule_has_failed(tmp_path):
+    """Also the one that has left the last slot to another."""
+    with ExitStack() as stack:
+        clock = VirtualClock(START)
+        cores = [stack.enter_context(Core(clock, FileStore(tmp_path, clock, server="one"))) for _ in range(2)]
+        tasks = [core.schedule(Wrong("past", second(5)), name="task", first_run="skip")(lambda: 1) for core in cores]
+        for core in cores:
+            core.begin()
+        for _ in range(20):
+            for core in cores:
+                core.run_for(0.5)
+                core.hear(), core.go()
+
+        assert [second(10)] == keys(tasks[0])
+        assert ["failed", "failed"] == [task.status.state for task in tasks]
+
+
 def test_a_reschedule_to_a_trigger_of_ones_own_reaches_other_processes(tmp_path):
     """It is stored as it is."""
     with ExitStack() as stack:

@@ -559,8 +559,8 @@ def _digest(trigger: Any, name: str) -> str:
         parts = dict(enumerate(trigger))
     else:
         raise TriggerError(
-            f"{unsure}. Make its class a frozen dataclass, or let it have an attribute fingerprint, a text that says all "
-            "that its answers depend on."
+            f"{unsure}. Make its class a frozen dataclass, or let it have an attribute fingerprint, a text that says "
+            "all that its answers depend on."
         )
     content = Content()
     content.add(name)

@@ -164,7 +164,8 @@ class Slots:
                 self.arm(state, state.next)
                 continue
             if state.handled is not None and state.handled >= pending.latest:
-                self._leave(state, pending)
+                if not failed:
+                    self._leave(state, pending)
                 continue
             policy = state.task.policy
             state.missed += self._without_value(state, pending)
@@ -390,10 +391,10 @@ class Slots:
         """Set the timer of the next slot; None for none."""
         self._service.timers.cancel(state.slot_timer)
         state.next, state.slot_timer = slot, None
-        if state.broken:
-            state.broken = ""
-            self._health.judge(state)
         if slot is not None:
+            if state.broken:
+                state.broken = ""
+                self._health.judge(state)
             when = slot + state.task.policy.late_by(state.task.name, slot)
             if not state.goes_first:
                 when += timedelta(seconds=_moment())
