@@ -263,15 +263,15 @@ def test_each_process_says_that_its_schedule_has_failed(tmp_path):
     with ExitStack() as stack:
         clock = VirtualClock(START)
         cores = [stack.enter_context(Core(clock, FileStore(tmp_path, clock, server="one"))) for _ in range(2)]
-        tasks = [core.schedule(Wrong("past", second(5)), name="task", first_run="skip")(lambda: 1) for core in cores]
+        tasks = [core.schedule(Wrong("past", second(15)), name="task", first_run="skip")(lambda: 1) for core in cores]
         for core in cores:
             core.begin()
-        for _ in range(20):
+        for _ in range(120):
             for core in cores:
-                core.run_for(0.5)
+                core.run_for(0.1)
                 core.hear(), core.go()
 
-        assert [second(10)] == keys(tasks[0])
+        assert [second(10), second(20)] == keys(tasks[0])
         assert ["failed", "failed"] == [task.status.state for task in tasks]
 
 
