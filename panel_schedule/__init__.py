@@ -6,11 +6,11 @@ import os
 from . import errors, triggers
 from .config import config
 from .decorators import Front
-from .errors import ScheduleError
+from .errors import Cancel, ScheduleError
 from .functions.background import Background
 from .functions.memoize import Memoized
 from .functions.run import Run, RunState, current_run, progress, track
-from .functions.task import Retry, Task, TaskStatus
+from .functions.task import Retry, RetryLater, Task, TaskStatus
 from .http.routes import routes
 from .runtime import Runtime
 from .serialize.entry import Entry
@@ -34,11 +34,11 @@ alert, on, run_forever = _front.alert, _front.on, _front.run_forever
 store, tasks = _front.store, _front.tasks
 
 __version__ = "0.1.0"
-# For ``--plugins panel_schedule``, which has several processes stop as one, too.
-ROUTES, Monitor = routes(_runtime, _gate)
+ROUTES, Monitor = routes(_runtime, _gate)  # for ``--plugins``, which has several processes stop as one, too
 
 __all__ = [
     "Background",
+    "Cancel",
     "DataHealth",
     "Entry",
     "Freshness",
@@ -48,6 +48,7 @@ __all__ = [
     "Memoized",
     "Monitor",
     "Retry",
+    "RetryLater",
     "Run",
     "RunState",
     "ScheduleError",

@@ -42,7 +42,7 @@ from .serialize.checks import require_data
 from .serialize.errors import traceback_text
 from .server.shutdown import Stopping
 from .shared_values import NamedValues
-from .triggers import Computed, Dates, Every, Trigger
+from .triggers import After, Computed, Dates, Every, Trigger
 from .views.data_health import DataHealth
 
 log = logging.getLogger("panel_schedule")
@@ -80,6 +80,24 @@ def _placed(error: ScheduleError, what: str | None, decorator: str) -> ScheduleE
     """The error with the place of the decorator, whose function, and with it the name, comes after this."""
     frame = sys._getframe(3)
     return type(error)(f"{what or f'{decorator} in {frame.f_code.co_filename}:{frame.f_lineno}'}: {error}")
+
+
+def _of_clocks(option: str, value: Any, trigger: Trigger) -> timedelta | None:
+    """The time that an option means which is for slots of a clock alone."""
+    if value is not None and isinstance(trigger, After):
+        raise RegistrationError(
+            f"{option}={value!r} is about the slots of a clock, and this task runs {trigger}. Leave it out."
+        )
+    return None if value is None else duration(option, value)
+
+
+def _not_longer(jitter: timedelta, trigger: Trigger) -> timedelta:
+    if isinstance(trigger, Every) and jitter > trigger.period:
+        raise RegistrationError(
+            f"jitter={jitter} is longer than the period of {trigger.period}: a slot would come after the next one. "
+            "Make it shorter."
+        )
+    return jitter
 
 
 def _names_of(tasks: Any) -> frozenset[str] | None:
@@ -343,6 +361,11 @@ class Front:
         retry: int | Retry = 0,
         overlap: str = "skip",
         catch_up: bool = True,
+        misfire_grace: str | float | timedelta | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        skip: Any = None,
+        jitter: str | float | timedelta | None = None,
         when_idle: str = "run",
         needs: Task[Any] | Iterable[Task[Any]] = (),
         default: Any = None,
@@ -357,7 +380,8 @@ class Front:
         Parameters
         ----------
         when : str, timedelta, datetime, list of datetime or Trigger
-            A period, a cron expression, dates, or a trigger of ``panel_schedule.triggers``.
+            A period, a cron expression, dates, or a trigger: of ``panel_schedule.triggers``, or of your own, which is
+            anything with a ``next_after``. A list of triggers means any of them.
         period : str, float or timedelta
             ``"30s"``, ``"1h30m"``, ``"1d"``, ``"5 minutes"``, seconds. The slots stand on the Unix
             epoch: ``"1d"`` is midnight in UTC. For local days use `cron`.
@@ -369,7 +393,7 @@ class Front:
             Whenever one of them has a new final value. Several within one wave cause one run. Never
             skips the newest value, whatever `overlap` says.
         timezone : str
-            IANA name, for `cron`; by default ``ps.config.timezone``.
+            IANA name, for `cron`, `start`, `end` and `skip`; by default ``ps.config.timezone``.
         name : str
             By default the function's.
         first_run : {"wait", "background", "skip"}
@@ -391,6 +415,16 @@ class Front:
         catch_up : bool
             Whether slots that were missed lead to one late run, of the latest. A slot counts as missed
             when it is more than 30 s late.
+        misfire_grace : period
+            How late a slot may begin; one that is later is skipped, as "missed". By default any that is caught up may,
+            and 30 s without `catch_up`.
+        start, end : datetime
+            No slot before and after these, which may themselves be one. Aware, or in the `timezone`.
+        skip : set of date, or callable
+            The days on which nothing runs, in the `timezone`; or ``skip(date)``, which says whether it is one of them.
+        jitter : period
+            Each slot begins later by a part of this, which looks like chance and is the same in every process. Its key
+            stays what it is.
         when_idle : {"run", "skip"}
             ``"skip"``: no refresh while nobody watches; the first viewer of a stale value causes one.
         needs : Task or list of Task
@@ -433,7 +467,7 @@ class Front:
         try:
             trigger = choose_trigger(
                 when, period=period, cron=cron, at=at, after=after, timezone=timezone,
-                default_timezone=self._runtime.config.timezone,
+                default_timezone=self._runtime.config.timezone, start=start, end=end, skip=skip,
             )  # fmt: skip
             if executor is not None:
                 require_executor(executor)
@@ -449,6 +483,8 @@ class Front:
                 overlap=choice(Overlap, "overlap", overlap),
                 first_run=choice(FirstRun, "first_run", first_run),
                 catch_up=flag("catch_up", catch_up),
+                misfire_grace=_of_clocks("misfire_grace", misfire_grace, trigger),
+                jitter=_not_longer(_of_clocks("jitter", jitter, trigger) or timedelta(), trigger),
                 when_idle=choice(WhenIdle, "when_idle", when_idle),
                 needs=tasks_of("needs", needs),
                 default=default,

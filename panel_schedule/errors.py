@@ -14,6 +14,7 @@ The errors of the package. Each message names the task, the cause and the remedy
     ├── StoreError               a shared store that cannot be used, now or at all
     ├── WouldBlock               a blocking call on a running loop's own thread: use ``await``
     ├── NotReady                 no value within the given timeout
+    ├── Cancel                   what a function raises to end its own run as cancelled
     └── RunError                 how a run ended, for those who wait for its result
         ├── RunCancelled         cancelled or replaced
         ├── RunTimedOut          took longer than its timeout
@@ -35,6 +36,7 @@ from opcode import opmap
 
 __all__ = [
     "ArgumentUnkeyable",
+    "Cancel",
     "ConfigError",
     "CycleError",
     "NotReady",
@@ -98,6 +100,14 @@ class WouldBlock(ScheduleError, RuntimeError):
 
 class NotReady(ScheduleError, TimeoutError):
     """No value appeared within the timeout of ``ready`` or ``wait_ready``."""
+
+
+class Cancel(ScheduleError):
+    """
+    A function raises it to end its own run as cancelled: it gives no value, is not tried again, and has not failed.
+
+    Its text is why: ``raise ps.Cancel("the feed has nothing new")``. Who waits for the run gets a `RunCancelled`.
+    """
 
 
 class RunError(ScheduleError):

@@ -53,6 +53,7 @@ from .functions.registry import (
     Registry,
     choose_trigger,
     may_replace,
+    require_answer,
     require_nameable,
     require_no_cycle,
     require_schedulable,
@@ -82,7 +83,7 @@ from .stores.postgres import PostgresRecords, PostgresStore
 from .stores.records import RecordStore
 from .stores.redis import RedisRecords, RedisStore
 from .stores.remote import RemoteCalls
-from .triggers import Trigger, parse_period
+from .triggers import Schedule, parse_period
 from .views.admins import refusal
 from .views.base import PAGE, TaskView, Views
 from .views.components import show
@@ -518,9 +519,9 @@ class Runtime:
 
     # ------------------------------------------------------------ what a task asks of the layers above it
 
-    def trigger(self, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Trigger:
+    def trigger(self, when: Any, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Schedule:
         default = self.config.timezone
-        trigger = choose_trigger(period=period, cron=cron, at=at, timezone=timezone, default_timezone=default)
+        trigger = choose_trigger(when, period=period, cron=cron, at=at, timezone=timezone, default_timezone=default)
         self.tasks.warn_of(trigger)
         return trigger
 
@@ -599,6 +600,7 @@ class Runtime:
                 f"Task {name!r}: an async function runs on the event loop, not in a thread. "
                 "Leave executor='thread' out."
             )
+        require_answer(f"Task {name!r}", policy.trigger, self.clock.now())
         with self._lock:
             known = self.tasks.get(name)
             if known is not None:

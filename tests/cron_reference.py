@@ -105,10 +105,19 @@ def values(field: str, low: int, high: int, names: dict[str, int] | None = None)
 
 
 def is_day(field: str, day: date) -> bool:
-    """Whether a day-of-month field matches: ``L`` is the last, ``15W`` the working day nearest to the 15th."""
+    """
+    Whether a day-of-month field matches.
+
+    ``L`` is the last, ``L-3`` the third before it, ``15W`` the working day nearest to the 15th, ``LW`` the last one.
+    """
     length = monthrange(day.year, day.month)[1]
-    if field == "l":
-        return day.day == length
+    if "," in field:
+        return any(is_day(item, day) for item in field.split(","))
+    if field == "l" or field.startswith("l-"):
+        return day.day == length - int(field[2:] or 0)
+    if field == "lw":
+        later = range(day.day + 1, length + 1)
+        return day.isoweekday() <= 5 and all(day.replace(day=number).isoweekday() > 5 for number in later)
     if field.endswith("w"):
         target = day.replace(day=min(int(field[:-1]), length))
         working = [
@@ -121,11 +130,14 @@ def is_day(field: str, day: date) -> bool:
 
 
 def is_weekday(field: str, day: date) -> bool:
-    """Whether a weekday field matches: ``fri#2`` is the second Friday, ``L5`` the last."""
+    """Whether a weekday field matches: ``fri#2`` is the second Friday, ``L5``, ``5L`` and ``friL`` the last."""
     weekday = day.isoweekday() % 7
     if "#" in field:
         name, _, nth = field.partition("#")
         return weekday in values(name, 0, 6, WEEKDAYS) and (day.day - 1) // 7 + 1 == int(nth)
-    if field.startswith("l"):
-        return weekday == int(field[1:]) and (day + timedelta(days=7)).month != day.month
+    if field.startswith("l") or field.endswith("l"):
+        return (
+            weekday in {number % 7 for number in values(field.strip("l"), 0, 6, WEEKDAYS)}
+            and (day + timedelta(days=7)).month != day.month
+        )
     return weekday in {number % 7 for number in values(field, 0, 6, WEEKDAYS)}

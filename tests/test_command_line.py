@@ -308,6 +308,27 @@ def test_next_tells_programs_what_it_tells_people(command, files):
     ] == json.loads(out.partition("threads")[0])
 
 
+def test_next_tells_a_trigger_of_ones_own_in_its_words(command, tmp_path):
+    """As the page of schedules shows it."""
+    page = PAGE.with_name("schedules.md")
+    [shown] = [block.text for block in documents.blocks(page) if block.language == "text"]
+    [line] = documents.commands(page, "panel-schedule")
+    write_files(tmp_path, documents.files(page))
+
+    assert (0, shown, "") == command(*shlex.split(line))
+
+
+def test_next_says_how_late_slots_may_be(command, tmp_path):
+    """Those that are late on purpose, and those that are not to begin any more."""
+    tasks = (
+        "import panel_schedule as ps\n@ps.schedule(period='1h', jitter='30s', misfire_grace='2m')\ndef feed(): pass\n"
+    )
+    write_files(tmp_path, {"tasks.py": tasks})
+    _, out, _ = command("next", "tasks.py", "-n", "1")
+
+    assert "feed: every 1 h; each up to 30 s later; none that is more than 2 min late" == out.splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -17,10 +17,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from croniter import CroniterBadDateError, croniter
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cron_reference import MINUTE, Schedule, Tick, clock
 from panel_schedule.errors import TriggerError
-from panel_schedule.triggers import Cron
+from panel_schedule.triggers import Cron, Every
 from panel_schedule.triggers.cron import CronExpression, Dialect
 
 DAY = timedelta(days=1)
@@ -236,6 +238,34 @@ def walk(
         ),
         pytest.param(
             "UTC",
+            "0 18 * * 5L",
+            "2026-01-01T00:00Z",
+            ["2026-01-30T18:00Z", "2026-02-27T18:00Z"],
+            id="5L, too",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 L-3 * *",
+            "2028-02-01T00:00Z",
+            ["2028-02-26T00:00Z", "2028-03-28T00:00Z", "2028-04-27T00:00Z"],
+            id="L-3 is the third day before the last",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 15,L-1,L-3 2,3 *",
+            "2026-02-01T00:00Z",
+            ["2026-02-15T00:00Z", "2026-02-25T00:00Z", "2026-02-27T00:00Z", "2026-03-15T00:00Z", "2026-03-28T00:00Z"],
+            id="L-3 in a list",
+        ),
+        pytest.param(
+            "UTC",
+            "0 0 L-3 * mon",
+            "2026-01-20T00:00Z",
+            ["2026-01-26T00:00Z", "2026-01-28T00:00Z", "2026-02-02T00:00Z"],
+            id="L-3 or a weekday",
+        ),
+        pytest.param(
+            "UTC",
             "0 0 29 2 */7",
             "2026-01-01T00:00Z",
             ["2032-02-29T00:00Z", "2060-02-29T00:00Z", "2088-02-29T00:00Z", "2128-02-29T00:00Z"],
@@ -363,13 +393,15 @@ def number_field(rng: random.Random, low: int, high: int, near: int) -> str:
     return rng.choice(["*", f"*/{step}", *lists, *nearby])
 
 
-def random_expression(rng: random.Random, near: datetime) -> str:
-    """An expression that is likely to match around a local time."""
+def random_expression(rng: random.Random, near: datetime, ours: bool = True) -> str:
+    """An expression that is likely to match around a local time; also one that croniter cannot read, if `ours`."""
     minute, hour = number_field(rng, 0, 59, rng.choice([0, 15, 30, 45])), number_field(rng, 0, 23, near.hour)
     months = [f"{near.month}", f"{near:%b}", f"{near:%b}-{near.month}", "*/2", "1-6", "3,10"]
     month = rng.choice(["*", "*", "*", "*", *months])
     before, day, after = (max(1, min(28, near.day + offset)) for offset in (-1, 0, 1))
     days = [*"*****", "*/2", f"{day}", f"{before},{after}", f"{before}-29", "*/3", f"{day}W", "L"]
+    if ours:
+        days += ["LW", f"L-{rng.randint(1, 27)}", f"{day},L-{rng.randint(1, 3)}", f"L-{min(27, max(1, 30 - day))}"]
     sunday_first = near.isoweekday() % 7
     weekdays = [
         *"*****",
@@ -383,6 +415,7 @@ def random_expression(rng: random.Random, near: datetime) -> str:
         f"{near:%a}#{rng.randint(1, 4)}",
         f"L{sunday_first}",
     ]
+    weekdays += [f"{sunday_first}L", f"{near:%a}L"] if ours else []
     seconds = rng.choice([""] * 6 + ["0 ", "30 ", "*/20 ", "15,45 ", "* "])
     return f"{seconds}{minute} {hour} {rng.choice(days)} {month} {rng.choice(weekdays)}".lower()
 
@@ -415,6 +448,55 @@ def disagreements(seed: int, walks: int) -> list[tuple[str, ZoneInfo, datetime]]
 def test_random_walks_agree_with_the_reference(seed: int) -> None:
     """From any instant around a shift, any expression runs when Vixie cron runs it."""
     assert [] == disagreements(seed, 1_000)
+
+
+@given(
+    around=st.sampled_from(WINDOWS),
+    time_of_day=st.tuples(st.integers(0, 59), st.integers(-3, 3)),
+    day=st.sampled_from(["L", "LW", "{0}W", "L-{1}", "{0},L-{1}", "L-{1},L-{2}", "*"]),
+    weekday=st.sampled_from(["*", "*/2", "{3}", "{3}L", "L{3}", "*/3"]),
+    minutes=st.integers(-2000, 2000),
+)
+@settings(max_examples=150, derandomize=True, deadline=None)
+def test_days_from_the_end_of_a_month_agree_with_the_reference(
+    around: tuple[ZoneInfo, str], time_of_day: tuple[int, int], day: str, weekday: str, minutes: int
+) -> None:
+    """Around the shifts of a zone, with lists, beside weekdays."""
+    found = window(*around)
+    near = found.wall
+    left = max(1, min(27, monthrange(near.year, near.month)[1] - near.day))
+    minute, hour = time_of_day
+    fields = [str(minute), str((near.hour + hour) % 24), day, "*", weekday]
+    expr = " ".join(fields).format(near.day, left, min(27, left + 1), near.isoweekday() % 7).lower()
+    t = max(found.start, found.shift + minutes * MINUTE)
+    expected = [run for run in Schedule(expr).runs(found.ticks) if run > t]
+    next_after = partial(CronExpression.parse(expr).next_after, zone=found.zone)
+    assert expected == walk(next_after, t, until=found.end, limit=99), expr
+
+
+@given(
+    around=st.sampled_from(SHIFTS),
+    time_of_day=st.tuples(st.integers(0, 59), st.integers(-3, 3)),
+    days=st.integers(1, 3),
+    before=st.integers(-400, 400),
+    minutes=st.integers(-1500, 2500),
+)
+@settings(max_examples=150, derandomize=True, deadline=None)
+def test_whole_days_of_a_zone_agree_with_the_reference(
+    around: tuple[str, str], time_of_day: tuple[int, int], days: int, before: int, minutes: int
+) -> None:
+    """Every so many days it is what a daily job does."""
+    found = window(ZoneInfo(around[0]), around[1])
+    minute, hour = time_of_day[0], (found.wall.hour + time_of_day[1]) % 24
+    anchor = datetime.combine(found.wall.date() + before * DAY, time(hour, minute))
+    trigger = Every(days * DAY, anchor=anchor, timezone=found.zone)
+    t = max(found.start, found.shift + minutes * MINUTE)
+    expected = [
+        run
+        for run in Schedule(f"{minute} {hour} * * *").runs(found.ticks)
+        if run > t and (run.astimezone(found.zone).date() - anchor.date()).days % days == 0
+    ]
+    assert expected == walk(trigger.next_after, t, until=found.end, limit=99)
 
 
 def test_asking_again_is_walking_on() -> None:
@@ -576,7 +658,7 @@ def test_the_panel_dialect_reads_as_croniter_does() -> None:
     """`ps.schedule_task` keeps the times that `pn.state.schedule_task` has."""
     rng, start = random.Random(11), at("2026-01-01T00:00Z")
     for _ in range(300):
-        fields = random_expression(rng, datetime(2026, 1, 10, 12)).split()
+        fields = random_expression(rng, datetime(2026, 1, 10, 12), ours=False).split()
         text = " ".join([*fields[1:], fields[0]] if len(fields) == 6 else fields)
         times = croniter(text, start)
         try:
@@ -622,16 +704,17 @@ def test_a_meaningless_expression_is_refused(expr: object, reason: str, dialect:
 @pytest.mark.parametrize(
     ("expr", "wrong", "right"),
     [
-        ("0 0 * * 5L", "weekday field has '5L'", "Write 'L5', the last Friday."),
-        ("0 0 * * FriL", "weekday field has 'FriL'", "Write 'L5'"),
+        ("0 0 * * 8L", "weekday field has '8L'", "'5L' or 'L5' for the last one"),
+        ("0 0 * * FridayL", "weekday field has 'FridayL'", "Write 'L5', the last Friday."),
         ("0 0 * * fri#L", "weekday field has 'fri#L'", "Write 'L5'"),
         ("0 0 * * mon,Friday", "weekday field has 'Friday'", "Write 'fri'."),
         ("0 0 * * monday-friday", "weekday field has 'monday-friday'", "Write 'mon-fri'."),
         ("0 0 * * thurs#2", "weekday field has 'thurs#2'", "Write 'thu#2'."),
         ("0 0 1 January *", "month field has 'January'", "Write 'jan'."),
         ("0 0 1 1,sept/2 *", "month field has 'sept/2'", "Write 'sep/2'."),
-        ("0 0 LW * *", "day field has 'LW'", "Write '31W', the last working day."),
-        ("0 0 L-3 * *", "day field has 'L-3'", "'L' for the last day"),
+        ("0 0 L-28 * *", "day field has 'L-28'", r"up to 'L-27'"),
+        ("0 0 L-0 * *", "day field has 'L-0'", "'L' for the last day"),
+        ("0 0 L-3W * *", "day field has 'L-3W'", "'L' for the last day"),
         ("0 0 * * 9", "weekday field has '9', which is out of range", "0 to 7"),
         ("61 * * * *", "minute field has '61', which is out of range", "0 to 59"),
         ("? * * * *", r"minute field has '\?'", "0 to 59"),
@@ -646,12 +729,13 @@ def test_a_refusal_quotes_what_was_written_and_names_the_accepted_spelling(expr:
         Cron(expr, "UTC")
 
 
-def test_the_last_working_day_is_what_is_offered_for_it() -> None:
-    """31W is the last Monday to Friday of each month."""
+@pytest.mark.parametrize("day", ["LW", "31W"])
+def test_the_last_working_day(day: str) -> None:
+    """It is the last Monday to Friday of each month."""
     days = [date(2026, month, day) for month in range(1, 13) for day in range(1, monthrange(2026, month)[1] + 1)]
     last = {day.month: day for day in days if day.isoweekday() <= 5}
     found = walk(
-        Cron("0 0 31W * *", "UTC").next_after, at("2025-12-31T12:00Z"), until=at("2027-01-01T00:00Z"), limit=99
+        Cron(f"0 0 {day} * *", "UTC").next_after, at("2025-12-31T12:00Z"), until=at("2027-01-01T00:00Z"), limit=99
     )
     assert list(last.values()) == [time.date() for time in found]
 

@@ -21,7 +21,7 @@ from ..executors.threads import PlacedFuture
 from ..functions.calls import PUBLISHED
 from ..functions.lru import Answer
 from ..functions.memoize import Memoized
-from ..functions.run import Cause, Run, RunRecord, RunState
+from ..functions.run import Run, RunRecord, RunState
 from ..serialize.checks import require_data
 from ..serialize.codec import encode
 from ..serialize.copies import own_copy
@@ -377,7 +377,7 @@ class Computation(Execution):
         return old
 
     def stopped(self, error: BaseException) -> None:
-        self.drop(Cause.STOPS if self.service.stopping else Cause.CANCELLED)
+        self.drop(self.why_stopped(error))
 
     def unwanted(self, reason: str) -> None:
         if self.wanted:
@@ -390,6 +390,8 @@ class Computation(Execution):
     def drop(self, reason: str) -> None:
         """Let others compute it, if they want it. Under the lock."""
         future = self.future
+        for run in self.runs:
+            run.reason = reason
         self.ended(self, RunState.CANCELLED, RunCancelled(f"{self.name}: the run was {reason}."))
         if future is not None:
             future.cancel()

@@ -29,6 +29,7 @@ from ..coordination.tasks import TASK
 from ..errors import ConfigError, ScheduleError, TriggerError
 from ..functions.calls import is_async
 from ..functions.run import FAILURES, RunRecord, RunState, new_id
+from ..functions.task import Policy
 from ..stores.base import Store
 from ..triggers import After, Trigger, parse_period
 from ..triggers.words import in_words
@@ -168,7 +169,7 @@ def check(file: Path, as_json: bool) -> None:
     for task in ps.tasks.values():
         first = _upcoming(file, task.policy.trigger, SystemClock().now(), 1)
         where = task.policy.executor or ("loop" if is_async(task.function) else "thread")
-        found.append(("task", task.name, in_words(task.policy.trigger), first[0].at if first else None, where))
+        found.append(("task", task.name, _words(task.policy), first[0].at if first else None, where))
     found += [("job", name, "on request", None, job.policy.executor) for name, job in ps._runtime.jobs.items()]
     found += [("memo", name, "on request", None, memo.executor) for name, memo in ps._runtime.memos.items()]
     if not found:
@@ -205,12 +206,12 @@ def next_(file: Path, count: int, name: str | None, zone: tzinfo | None, start: 
             trigger = task.policy.trigger
             runs = _upcoming(file, trigger, now, count, zone)
             said.append(
-                "\n".join([f"{task.name}: {in_words(trigger)}", *_lines(trigger, runs, None if start else now)])
+                "\n".join([f"{task.name}: {_words(task.policy)}", *_lines(trigger, runs, None if start else now)])
             )
             data.append(
                 {
                     "name": task.name,
-                    "schedule": in_words(trigger),
+                    "schedule": _words(task.policy),
                     "after": [upstream.name for upstream in task.policy.upstream],
                     "runs": [
                         {
@@ -223,6 +224,16 @@ def next_(file: Path, count: int, name: str | None, zone: tzinfo | None, start: 
                 }
             )
     _say("\n\n".join(said) or "No task is scheduled.", data, as_json)
+
+
+def _words(policy: Policy) -> str:
+    """When a task runs, and how late that may be."""
+    said = in_words(policy.trigger)
+    if policy.jitter:
+        said += f"; each up to {lasting(policy.jitter)} later"
+    if policy.misfire_grace is not None:
+        said += f"; none that is more than {lasting(policy.misfire_grace)} late"
+    return said
 
 
 def _lines(trigger: Trigger, runs: list[Upcoming], now: datetime | None) -> list[str]:

@@ -22,7 +22,7 @@ from ..stores.base import Store
 from ..stores.records import HELD, Change, Tell
 from ..stores.tasks import DATES
 from ..triggers import Trigger
-from ..triggers.coming import zone_of
+from ..triggers.coming import slot_after, zone_of
 from ..triggers.words import in_words
 
 
@@ -179,7 +179,7 @@ def _last_success(state: TaskState, runs: Sequence[RunRecord]) -> datetime | Non
 def _next_run(state: TaskState, trigger: Trigger | None, now: datetime, zone: tzinfo) -> datetime | None:
     if trigger is None or state.paused or state.removed:
         return None
-    slot = trigger.next_after(now)
+    slot = slot_after(trigger, now)
     return None if slot is None else slot.astimezone(zone_of(trigger, None, zone))
 
 

@@ -13,14 +13,14 @@ from functools import partial
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from ..errors import RunCancelled, RunCrashed, RunFenced, RunTimedOut
+from ..errors import Cancel, RunCancelled, RunCrashed, RunFailed, RunFenced, RunTimedOut, is_interrupt
 from ..executors.base import Executor, WorkerLost
 from ..executors.loop import Interrupted
 from ..executors.processes import RemoteCall
 from ..functions import spans
 from ..functions.calls import CANCELLED, async_outcome, cancelled_inside, is_async, outcome
-from ..functions.run import Run, RunRecord, RunState, _current, on_a_loop
-from ..functions.task import Retry
+from ..functions.run import Cause, Run, RunRecord, RunState, _current, on_a_loop
+from ..functions.task import Retry, RetryLater
 from ..hashing.keys import arguments_text
 from ..serialize.copies import snapshot
 from ..serialize.errors import first_line
@@ -338,7 +338,10 @@ class Execution(ABC):
         if run.expired and error is not None:
             outcome, error = RunState.TIMED_OUT, self._timeout_error()
         # Else it is what the function itself has got from a run that was cancelled, and raises.
-        stopped = isinstance(error, (*CANCELLED, RunFenced)) or (service.stopping and isinstance(error, RunCancelled))
+        stopped = isinstance(error, (*CANCELLED, RunFenced, Cancel))
+        stopped = stopped or (service.stopping and isinstance(error, (RunCancelled, RetryLater)))
+        if isinstance(error, RetryLater) and not (stopped or self._comes_again(error)):
+            error = self._asked_in_vain(error)
         if error is not None and not (stopped or run.state.final):
             if self._comes_again(error):
                 run.end_span(outcome, error)  # each attempt has one
@@ -360,8 +363,25 @@ class Execution(ABC):
 
     def _comes_again(self, error: BaseException) -> bool:
         # A lost worker is a takeover: an attempt, beyond those that there are, but only once.
-        again = isinstance(error, WorkerLost) and not self.taken_over
-        return (again or self.run.attempt < self.work.retry.max_attempts) and self.retries
+        again, retry = isinstance(error, WorkerLost) and not self.taken_over, self.work.retry
+        if isinstance(error, RetryLater):
+            again = self.run.attempt < retry.most_later
+        return (again or (self.run.attempt < retry.max_attempts and retry.wants(error))) and self.retries
+
+    def _asked_in_vain(self, error: RetryLater) -> RunFailed:
+        attempts = self.run.attempt
+        failed = RunFailed(
+            f"{self.name}: its function asked to be run {error}, and this was the last of {attempts} attempts. Allow "
+            f"it more, retry=ps.Retry(max_attempts={2 * attempts})."
+        )
+        failed.__cause__ = error
+        return failed
+
+    def why_stopped(self, error: BaseException) -> str:
+        """The reason of its run, whose body was ended from outside, or has ended itself by `Cancel`."""
+        if isinstance(error, Cancel):
+            return f"{Cause.CANCELLED}: {error}" if error.args else Cause.CANCELLED
+        return Cause.STOPS if self.service.stopping else Cause.CANCELLED
 
     def _failed(self, outcome: RunState, error: BaseException) -> None:
         if not self._comes_again(error):
@@ -369,16 +389,30 @@ class Execution(ABC):
             return
         self.taken_over |= isinstance(error, WorkerLost)
         run, call = self.run, self.call
-        delay = 0.0 if isinstance(error, WorkerLost) else self.work.retry.delay(run.attempt)
+        later = isinstance(error, RetryLater)
+        try:
+            delay = self._pause(error)
+        except BaseException as bug:
+            if is_interrupt(bug):
+                raise
+            log.exception("%s: its Retry(delay=...) failed, and so it is not tried again.", self.name)
+            self.end(outcome, error)
+            return
+        attempts = self.work.retry.most_later if later else self.work.retry.max_attempts
         # While it keeps failing each attempt is more of the same.
         log.log(
-            logging.DEBUG if self.is_failing else logging.WARNING,
+            logging.DEBUG if self.is_failing else logging.INFO if later else logging.WARNING,
             "%s: attempt %d of %d failed (run %s%s), the next follows in %g s: %s", self.name, run.attempt,
-            max(self.work.retry.max_attempts, run.attempt + 1), run.id, call and f": {call}", delay, first_line(error),
+            max(attempts, run.attempt + 1), run.id, call and f": {call}", delay, first_line(error),
         )  # fmt: skip
         run.again(error)
         self.service.timers.after(delay, Execution._start_again, self)
         self.repeated()
+
+    def _pause(self, error: BaseException) -> float:
+        if isinstance(error, RetryLater):
+            return error.delay
+        return 0.0 if isinstance(error, WorkerLost) else self.work.retry.pause(self.run.attempt, self.run.id)
 
     def _start_again(self) -> None:
         if not self.run.state.final:
@@ -388,7 +422,9 @@ class Execution(ABC):
         run, future = self.run, self.future
         if run.state.final or self.too_late:
             return
-        again = run.attempt < self.work.retry.max_attempts and self.work.stoppable and future is not None
+        retry = self.work.retry
+        again = run.attempt < retry.max_attempts and retry.wants(self._timeout_error())
+        again = again and self.work.stoppable and future is not None
         if again and not run.expired:
             run.expired = True
             if self.work.on_loop:  # a process will have ended soon, whatever it does

@@ -6,8 +6,8 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import fields, is_dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from numbers import Integral, Real
@@ -17,9 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import CycleError, RegistrationError, TriggerError
+from ..hashing.content import Content, Refusal
 from ..hashing.fingerprint import Origin, difference
 from ..hashing.keys import signature_of
-from ..triggers import After, Computed, Cron, Dates, Every, Trigger, parse_period
+from ..triggers import After, Computed, Cron, Dates, Every, Schedule, Trigger, in_utc, parse_period
+from ..triggers.combined import AnyOf, Limited, Own, Skip, is_portable, leaves, own_fingerprint, zone_name
+from ..triggers.cron import find_zone
 from .calls import is_async
 from .task import ONCE, FirstRun, Overlap, Policy, Retry, Task, WhenIdle
 
@@ -27,11 +30,14 @@ log = logging.getLogger("panel_schedule")
 
 ACCEPTED = (
     "Accepted are a period ('15m', '1 hour', a timedelta), a cron expression ('*/15 * * * *'), "
-    "an aware datetime or a list of them, or a trigger of panel_schedule.triggers."
+    "an aware datetime or a list of them, a trigger of panel_schedule.triggers or of your own, or a list of triggers."
 )
 
 # Where functions run, as their authors name it: what is neither the loop nor a thread is another process.
 EXECUTORS = ("loop", "thread", "process", "celery", "dask")
+
+# So many characters of what a trigger of a user's own says of itself are told.
+_LONGEST_WORDS = 200
 
 _CRON_FIELD = re.compile(r"[\d*?LW/,#a-z-]+", re.IGNORECASE)
 
@@ -79,9 +85,10 @@ class Registry(Mapping[str, Task[Any]]):
 
     def warn_of(self, trigger: Trigger) -> None:
         """Log, once, what is rarely meant as a cron expression says it."""
-        if isinstance(trigger, Cron) and trigger.warning and trigger.warning not in self._warnings:
-            self._warnings.add(trigger.warning)
-            log.warning("%s", trigger.warning)
+        for each in leaves(trigger):
+            if isinstance(each, Cron) and each.warning and each.warning not in self._warnings:
+                self._warnings.add(each.warning)
+                log.warning("%s", each.warning)
 
 
 class Named(Protocol):
@@ -213,7 +220,10 @@ def choose_trigger(
     after: Any = None,
     timezone: str | None = None,
     default_timezone: str | None = None,
-) -> Trigger:
+    start: datetime | None = None,
+    end: datetime | None = None,
+    skip: Any = None,
+) -> Schedule:
     """
     Build the one trigger that the arguments of ``ps.schedule`` describe.
 
@@ -233,7 +243,7 @@ def choose_trigger(
         )
     zone = timezone or default_timezone
     if after is not None:
-        trigger: Trigger = After(*tasks_of("after", after))
+        trigger: Schedule = After(*tasks_of("after", after))
     elif cron is not None:
         trigger = Cron(cron, timezone=zone)
     elif period is not None:
@@ -242,6 +252,8 @@ def choose_trigger(
         trigger = _dates(at)
     else:
         trigger = _positional(when, zone)
+    if not (start is None and end is None and skip is None):
+        return _limited(trigger, timezone or zone_name(trigger) or default_timezone, start, end, skip)
     if timezone is not None and not isinstance(trigger, Cron):
         raise RegistrationError(
             f"timezone={timezone!r} has a meaning for cron schedules only: periods stand on the Unix epoch in UTC, "
@@ -250,7 +262,78 @@ def choose_trigger(
     return trigger
 
 
-def panels_trigger(name: str, at: Any, period: Any, cron: str | None, now: datetime) -> tuple[Trigger, datetime | None]:
+def _limited(trigger: Schedule, timezone: str | None, start: Any, end: Any, skip: Any) -> Limited:
+    """Within `start=`, `end=` and `skip=`."""
+    if isinstance(trigger, (After, Computed, Dates)):
+        raise RegistrationError(
+            f"start=, end= and skip= limit a period, a cron expression or a trigger, and here it is {trigger}. Leave "
+            "out dates that are not wanted; in what follows other tasks return early."
+        )
+    zone = None if timezone is None else find_zone(timezone, "schedule")
+    limits = []
+    for option, at in (("start", start), ("end", end)):
+        if at is not None and not isinstance(at, datetime):
+            raise TriggerError(f"{option}={at!r} must be a datetime, such as datetime(2026, 1, 5, 9).")
+        if at is not None and at.tzinfo is None:
+            if zone is None:
+                raise TriggerError(
+                    f"{option}={at!r} has no timezone, and neither has the schedule. Give it one, tzinfo=UTC, or the "
+                    "schedule, timezone='Europe/Berlin', or set ps.config.timezone."
+                )
+            at = at.replace(tzinfo=zone)
+        limits.append(None if at is None else in_utc(at, f"{option}="))
+    first, last = limits
+    if first is not None and last is not None and first > last:
+        raise TriggerError(f"start={start!r} is later than end={end!r}: the task would never run. Exchange them.")
+    days, said = _days(skip)
+    if days is not None and zone is None:
+        raise TriggerError(
+            "skip= is of days, and which day it is depends on the time zone. Name one, timezone='Europe/Berlin' or "
+            "'UTC', or set ps.config.timezone."
+        )
+    return Limited(trigger, first, last, days, None if zone is None else zone.key, said)
+
+
+def _days(skip: Any) -> tuple[Skip | None, str]:
+    """What `skip=` means, and its fingerprint."""
+    if skip is None:
+        return None, ""
+    if isinstance(skip, (set, frozenset, list, tuple)):
+        for day in skip:
+            if not isinstance(day, date) or isinstance(day, datetime):
+                raise TriggerError(
+                    f"skip= has {day!r}, and takes dates: datetime.date(2026, 12, 25). Of a datetime it is .date()."
+                )
+        days = frozenset(skip)
+        return days or None, " ".join(map(str, sorted(days)))
+    if callable(skip) and not isinstance(skip, type):
+        return skip, _label(skip)
+    raise TriggerError(
+        f"skip={skip!r} must be a set of dates, or a function that says of a date whether nothing runs on it. Of a "
+        "calendar that works out its dates, as those of the package holidays, it is skip=calendar.__contains__."
+    )
+
+
+def require_answer(task: str, trigger: Schedule, now: datetime) -> None:
+    """
+    Ask once what the user's own code says when a task runs: what is wrong with it is told where it is written.
+
+    Raises
+    ------
+    TriggerError
+        Names the task.
+    """
+    if is_portable(trigger) or isinstance(trigger, (After, Computed)):
+        return
+    try:
+        trigger.next_after(now)
+    except TriggerError as error:
+        raise TriggerError(f"{task}: {error}") from error.__cause__
+
+
+def panels_trigger(
+    name: str, at: Any, period: Any, cron: str | None, now: datetime
+) -> tuple[Schedule, datetime | None]:
     """
     What ``pn.state.schedule_task`` means by its arguments: a trigger, and the instant before which it is silent.
 
@@ -410,9 +493,11 @@ def duration(option: str, value: Any, *, zero: bool = False) -> timedelta:
         raise TriggerError(f"{option}={value!r} is no duration. {exc}") from None
 
 
-def _positional(when: Any, zone: str | None) -> Trigger:
-    if isinstance(when, Trigger) and isinstance(when.fingerprint, str):
-        return when
+def _positional(when: Any, zone: str | None) -> Schedule:
+    if isinstance(when, Trigger):
+        return _schedule(when)
+    if isinstance(when, (list, tuple)) and any(isinstance(each, Trigger) for each in when):
+        return AnyOf(tuple(_member(each) for each in when))
     if callable(when):
         raise RegistrationError(
             f"@ps.schedule needs a schedule: @ps.schedule(period='15m') above "
@@ -432,12 +517,75 @@ def _positional(when: Any, zone: str | None) -> Trigger:
         raise
 
 
+def _member(trigger: Any) -> Schedule:
+    """One of a list."""
+    if not isinstance(trigger, Trigger) or isinstance(trigger, (After, Computed)):
+        raise TriggerError(
+            f"A list of triggers means any of them, and one of this is {trigger!r}. Let all of them be periods, cron "
+            "expressions, dates or triggers of your own, as in [Every('15m'), Cron('0 6 * * *', timezone='UTC')]."
+        )
+    return _schedule(trigger)
+
+
+def _schedule(trigger: Trigger) -> Schedule:
+    """A trigger, which may be of a user's own class, as the scheduler has it."""
+    kind = type(trigger)
+    if kind.__module__ == Every.__module__ or issubclass(kind, (AnyOf, Limited, Own)):
+        return trigger  # type: ignore[return-value]
+    if isinstance(trigger, type):
+        raise TriggerError(f"{trigger.__qualname__} is a class of triggers. Give one of them: {trigger.__name__}(...).")
+    name = kind.__qualname__
+    if (params := getattr(kind, "__dataclass_params__", None)) is not None and not params.frozen:
+        raise TriggerError(
+            f"The trigger {name} is not frozen: all processes take it for the same schedule for ever. Write "
+            "@dataclass(frozen=True) above its class."
+        )
+    said = getattr(trigger, "fingerprint", None)
+    if said is None:
+        said = _digest(trigger, name)
+    elif not isinstance(said, str):
+        raise TriggerError(
+            f"The fingerprint of the trigger {name} must be a text that says all that its answers depend on, and not "
+            f"{said!r}."
+        )
+    speaks = kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__
+    words = str(trigger) if speaks else name
+    return Own(
+        trigger, own_fingerprint(said), words if len(words) <= _LONGEST_WORDS else f"{words[:_LONGEST_WORDS]}..."
+    )
+
+
+def _digest(trigger: Any, name: str) -> str:
+    """Of the fields: not of the file that has the class, which lies elsewhere after a release."""
+    unsure = f"Whether the trigger {name} is the same schedule in another process cannot be told"
+    if is_dataclass(trigger):
+        parts: dict[Any, Any] = {each.name: getattr(trigger, each.name) for each in fields(trigger) if each.compare}
+    elif isinstance(trigger, tuple):
+        parts = dict(enumerate(trigger))
+    else:
+        raise TriggerError(
+            f"{unsure}. Make its class a frozen dataclass, or let it have an attribute fingerprint, a text that says "
+            "all that its answers depend on."
+        )
+    content = Content()
+    content.add(name)
+    for field, value in parts.items():
+        try:
+            content.add([field, value])
+        except Refusal as refusal:
+            raise TriggerError(
+                f"{unsure}: its field {field!r}{refusal.path.removeprefix('[1]')} {refusal}. Let it have an attribute "
+                "fingerprint, a text that says all that its answers depend on."
+            ) from None
+    return content.digest().hex()
+
+
 def _looks_like_cron(text: str) -> bool:
     fields = text.split()
     return len(fields) > 1 and all(map(_CRON_FIELD.fullmatch, fields)) and not fields[1].isalpha()
 
 
-def _dates(at: Any) -> Trigger:
+def _dates(at: Any) -> Schedule:
     if isinstance(at, (datetime, list, tuple, set, frozenset)):
         return Dates(at)
     if isinstance(at, Iterator):

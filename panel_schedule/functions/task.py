@@ -5,18 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from numbers import Integral
 from types import FunctionType
 from typing import Any, Generic, Protocol, TypeVar
 
-from ..errors import RegistrationError, TriggerError
+from ..errors import RegistrationError, ScheduleError, TriggerError
 from ..serialize.code import closed_over, names_in
 from ..serialize.copies import is_frame, own_copy
 from ..serialize.entry import Entry
-from ..triggers import After, Trigger, parse_period
+from ..triggers import After, Period, Schedule, parse_period
+from ..triggers.combined import part_of
 from . import remote
 from .live import LiveTask
 from .run import Run, RunRecord, _current
@@ -47,6 +48,12 @@ class WhenIdle(StrEnum):
     SKIP = "skip"
 
 
+Errors = type[BaseException] | tuple[type[BaseException], ...]
+
+# Attempts in all where a function asks for another one by itself, and no `retry=` says how many.
+ASKED = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """
@@ -60,52 +67,155 @@ class Retry:
         Pause before the second attempt; it doubles before each further one.
     max_delay : period
         The longest pause.
+    on : exception class or tuple of these
+        What is tried again; by default everything. A timeout is an ``errors.RunTimedOut``, which is a TimeoutError, and
+        a worker that died an ``errors.RunCrashed``.
+    never_on : exception class or tuple of these
+        What is not, though it is one of `on`.
+    jitter : period
+        Each pause is longer by a part of this, which looks like chance, so that not all come again at once.
+    delay : callable
+        ``delay(attempt)``, the pause after the failure of that attempt, counted from 1: a period, or 0. In place of
+        `backoff` and `max_delay`.
 
     Examples
     --------
     >>> Retry(max_attempts=4, backoff="2s", max_delay="5s").delays()
     [2.0, 4.0, 5.0]
+    >>> Retry(max_attempts=4, delay=lambda attempt: 10 * attempt, never_on=ValueError).delays()
+    [10.0, 20.0, 30.0]
     """
 
     max_attempts: int = 3
     backoff: str | float | timedelta = 1.0
     max_delay: str | float | timedelta = 60.0
+    on: Errors | None = None
+    never_on: Errors = ()
+    jitter: str | float | timedelta = 0.0
+    # Another one of each execution of its file.
+    delay: Callable[[int], str | float | timedelta] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         count: Any = self.max_attempts
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise RegistrationError(f"Retry(max_attempts={count!r}) must be a whole number of at least 1.")
         object.__setattr__(self, "max_attempts", int(count))
-        for option in ("backoff", "max_delay"):
+        for option in ("backoff", "max_delay", "jitter"):
             try:
-                parse_period(getattr(self, option))
+                if option != "jitter" or self.jitter != 0:
+                    parse_period(getattr(self, option))
             except TriggerError as error:
                 raise TriggerError(f"Retry({option}={getattr(self, option)!r}) is no duration. {error}") from None
 
-    def delay(self, attempt: int) -> float:
-        """Seconds to wait after the failure of `attempt`, counted from 1."""
-        longest = parse_period(self.max_delay).total_seconds()
-        return float(min(parse_period(self.backoff).total_seconds() * 2 ** min(attempt - 1, 60), longest))
+        for option in ("on", "never_on"):
+            kinds = getattr(self, option)
+            if kinds is None and option == "on":
+                continue
+            kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+            if (option == "on" and not kinds) or not all(_is_error(kind) for kind in kinds):
+                raise RegistrationError(
+                    f"Retry({option}={getattr(self, option)!r}) must be an exception class or a tuple of these, as in "
+                    "(ConnectionError, TimeoutError)."
+                )
+            object.__setattr__(self, option, kinds)
+        if self.delay is not None and not callable(self.delay):
+            raise RegistrationError(
+                f"Retry(delay={self.delay!r}) must be a function of the number of the attempt that has failed. For a "
+                "pause that is always the same write backoff= and max_delay= of that."
+            )
+
+    def wants(self, error: BaseException) -> bool:
+        """Whether what failed so is to be tried again, if there is an attempt left."""
+        return (self.on is None or isinstance(error, self.on)) and not isinstance(error, self.never_on)
+
+    @property
+    def most_later(self) -> int:
+        """Attempts in all of what asks for another one itself: who does has no need to say so twice."""
+        return self.max_attempts if self.max_attempts > 1 else ASKED
+
+    def pause(self, attempt: int, run: str = "") -> float:
+        """
+        Seconds to wait after the failure of `attempt`, counted from 1; with the id of a `run` its jitter, too.
+
+        Raises
+        ------
+        TriggerError
+            When ``delay=`` gives what is no period. What it raises passes.
+        """
+        if self.delay is not None:
+            given = self.delay(attempt)
+            try:
+                pause = 0.0 if type(given) is not bool and given == 0 else parse_period(given).total_seconds()
+            except TriggerError as error:
+                raise TriggerError(f"Retry(delay=...) gave {given!r} for attempt {attempt}. {error}") from None
+        else:
+            longest = parse_period(self.max_delay).total_seconds()
+            pause = float(min(parse_period(self.backoff).total_seconds() * 2 ** min(attempt - 1, 60), longest))
+        if run and self.jitter != 0:
+            pause += part_of(parse_period(self.jitter), run, attempt).total_seconds()
+        return pause
 
     def delays(self) -> list[float]:
-        """All pauses, in seconds."""
-        return [self.delay(attempt) for attempt in range(1, self.max_attempts)]
+        """All pauses, in seconds, without their jitter."""
+        return [self.pause(attempt) for attempt in range(1, self.max_attempts)]
+
+
+def _is_error(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 ONCE = Retry(max_attempts=1)
+
+
+class RetryLater(ScheduleError):
+    """
+    A function raises it to be run again for the same occasion: the slot, or the call.
+
+    It counts as an attempt, of as many as ``retry=`` allows; without that of three.
+
+    Parameters
+    ----------
+    delay : period
+        How long from now: ``"5m"``, or seconds.
+    reason : str
+        For the log.
+
+    Raises
+    ------
+    TriggerError
+        When the delay means nothing.
+
+    Examples
+    --------
+    >>> raise RetryLater("5m", "the file is not there yet")
+    Traceback (most recent call last):
+    panel_schedule.functions.task.RetryLater: again in 5m: the file is not there yet
+    """
+
+    def __init__(self, delay: Period, reason: str = ""):
+        super().__init__(delay, reason)
+        self.delay = parse_period(delay).total_seconds()
+
+    def __str__(self) -> str:
+        delay, reason = self.args
+        return f"again in {delay if isinstance(delay, str) else f'{self.delay:g} s'}{f': {reason}' if reason else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Everything about a task but its name and function; see ``ps.schedule`` for the meanings."""
 
-    trigger: Trigger
+    trigger: Schedule
     first_run: FirstRun = FirstRun.WAIT
     executor: str | None = None
     timeout: float | None = None
     retry: Retry = ONCE
     overlap: Overlap = Overlap.SKIP
     catch_up: bool = True
+    # How late a slot may begin: None as `catch_up` says.
+    misfire_grace: timedelta | None = None
+    # Each slot begins later than it is by a part of this, see `late_by`.
+    jitter: timedelta = timedelta()
     when_idle: WhenIdle = WhenIdle.RUN
     needs: tuple[Task[Any], ...] = ()
     default: Any = None
@@ -122,6 +232,10 @@ class Policy:
     def upstream(self) -> tuple[Task[Any], ...]:
         """The tasks whose values cause a run."""
         return self.trigger.tasks if isinstance(self.trigger, After) else ()
+
+    def late_by(self, task: str, slot: datetime) -> timedelta:
+        """How much later than its time a slot begins, in every process."""
+        return part_of(self.jitter, task, slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +294,7 @@ class SchedulerPort(Protocol):
     def await_turn(self, task: Task[Any], run: Run) -> None: ...
     def first_value(self, task: Task[Any]) -> Future[Entry]: ...
     def pause(self, task: Task[Any], paused: bool) -> None: ...
-    def reschedule(self, task: Task[Any], trigger: Trigger) -> None: ...
+    def reschedule(self, task: Task[Any], trigger: Schedule) -> None: ...
     def remove(self, task: Task[Any]) -> None: ...
     def status(self, task: Task[Any]) -> TaskStatus: ...
     def promise(self, task: Task[Any]) -> tuple[datetime, datetime | None]: ...
@@ -193,7 +307,7 @@ class Host(Protocol):
     @property
     def scheduler(self) -> SchedulerPort: ...
 
-    def trigger(self, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Trigger: ...
+    def trigger(self, when: Any, *, period: Any, cron: Any, at: Any, timezone: str | None) -> Schedule: ...
     def ready(self, task: Task[Any], timeout: float | None) -> Awaitable[Any]: ...
     def wait_ready(self, task: Task[Any], timeout: float | None) -> Any: ...
     def view(self, task: Task[Any]) -> Any: ...
@@ -411,19 +525,27 @@ class Task(Generic[T]):
         self._host.scheduler.pause(self, False)
 
     def reschedule(
-        self, *, period: Any = None, cron: str | None = None, at: Any = None, timezone: str | None = None
+        self,
+        when: Any = None,
+        /,
+        *,
+        period: Any = None,
+        cron: str | None = None,
+        at: Any = None,
+        timezone: str | None = None,
     ) -> None:
         """
-        Give the task another schedule; exactly one of `period`, `cron` and `at`.
+        Give the task another schedule; exactly one of `when`, `period`, `cron` and `at`, as in ``ps.schedule``.
 
-        It gives way, logged, when the schedule in the code changes.
+        It gives way, logged, when the schedule in the code changes. What ``start=``, ``end=`` and ``skip=`` have said
+        is of the old one.
 
         Raises
         ------
         TriggerError
             When it means nothing; the old schedule stays.
         """
-        trigger = self._host.trigger(period=period, cron=cron, at=at, timezone=timezone)
+        trigger = self._host.trigger(when, period=period, cron=cron, at=at, timezone=timezone)
         self._host.scheduler.reschedule(self, trigger)
 
     def remove_schedule(self) -> None:

@@ -286,7 +286,7 @@ class JobExecution(Execution):
             self.changed(self)
 
     def stopped(self, error: BaseException) -> None:
-        self.cancel(self.run, Cause.STOPS if self.service.stopping else Cause.CANCELLED)
+        self.cancel(self.run, self.why_stopped(error))
 
     def cancel(self, run: Run, reason: str) -> None:
         with self.service.locked:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..coordination.history import JOB, MEMO
 from ..coordination.tasks import TASK
+from ..errors import TriggerError
 from ..functions.background import Background
 from ..functions.memoize import Memoized
 from ..functions.run import FAILURES, Run, RunRecord, RunState, failures_in_a_row
@@ -179,10 +180,11 @@ def coming(seen: Seen, now: datetime, zone: tzinfo) -> list[Row]:
     if seen.status.state in ("paused", "removed"):
         return []
     where = zone_of(seen.trigger, None, zone)
-    return [
-        {"at": slot.timestamp(), "text": f"{slot.astimezone(where):%a %d %b %H:%M:%S %Z}"}
-        for slot in islice(slots_after(seen.trigger, now), NEXT)
-    ]
+    try:
+        slots = list(islice(slots_after(seen.trigger, now), NEXT))
+    except TriggerError:  # of the user's own code, and told elsewhere
+        slots = []
+    return [{"at": slot.timestamp(), "text": f"{slot.astimezone(where):%a %d %b %H:%M:%S %Z}"} for slot in slots]
 
 
 def token_of(id: str) -> str:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from ..coordination.tasks import TASK, Claim
 from ..engine.execution import Execution
 from ..engine.service import Service
-from ..errors import RunCancelled, RunFenced, StoreError, ValueRefused
+from ..errors import Cancel, RunCancelled, RunFenced, StoreError, ValueRefused
 from ..functions.calls import CANCELLED, PUBLISHED
-from ..functions.run import Run, RunRecord, RunState, on_a_loop
+from ..functions.run import Cause, Run, RunRecord, RunState, on_a_loop
 from ..serialize.checks import is_light
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
@@ -265,7 +265,9 @@ class TaskExecution(Execution):
 
     def stopped(self, error: BaseException) -> None:
         if isinstance(error, CANCELLED) or not isinstance(error, RunFenced):
-            error = RunCancelled(f"{self.name}: the run was cancelled.")
+            if isinstance(error, Cancel):
+                self.run.reason = self.why_stopped(error)
+            error = RunCancelled(f"{self.name}: the run was {self.run.reason or Cause.CANCELLED}.")
         self.end(RunState.CANCELLED, error)
 
     def left(self) -> None:

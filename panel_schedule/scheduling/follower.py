@@ -13,6 +13,7 @@ from ..errors import RunCancelled, RunCrashed, RunError, RunFailed, RunTimedOut
 from ..functions.run import Cause, Run, RunRecord, RunState
 from ..functions.task import Overlap
 from ..stores.tasks import Holder, Row
+from ..triggers.coming import slot_after
 from .health import Health
 from .runs import Runs
 from .slots import Slots
@@ -99,7 +100,7 @@ class Follower:
         state.stale = not state.removed and (row.stale or failed or (until is not None and until < now))
         # The store has the schedule of a task only if clocks run, or have run, for it.
         scheduled = row.fingerprint != "" and not (state.computed or state.removed)
-        state.next = state.trigger.next_after(max(now, task.policy.start or now)) if scheduled else None
+        state.next = slot_after(state.trigger, max(now, task.policy.start or now)) if scheduled else None
         holder = row.holder
         if holder is None or holder.over or holder.orphan:
             return None

@@ -39,6 +39,7 @@ class Health:
                 state.stale_timer = self._service.timers.at(entry.updated_at + limit, self.judge, state)
         else:
             stale = state.error != "" or (state.missed >= 2 and entry is not None)
+        stale = stale or state.broken != ""
         state.fault = stale
         # What is made of a stale value is stale, too. Tasks may read each other: neither is stale for the other's sake.
         stale = stale or (bool(state.sources) and any(each.fault for each in self._sources(state)))

@@ -9,15 +9,17 @@ from typing import NamedTuple
 from ..functions.run import Cause
 from ..functions.task import Overlap
 from ..triggers import After, Computed, Trigger
+from ..triggers.coming import slot_after
+from ..triggers.cron import TICK
 
-# A slot that is served this late still counts as on time for a task with catch_up=False.
+# A slot that is served this late still counts as on time for a task with catch_up=False, unless `misfire_grace` says
+# otherwise.
 # As long as the service may go without looking at the wall clock.
 ON_TIME = timedelta(seconds=30)
 
 # The wall clock may step back this far unnoticed: the slots in between are not run again.
 STEP_BACK = timedelta(seconds=30)
 
-TICK = timedelta(microseconds=1)
 _FARTHEST = timedelta(days=366 * 30)
 
 
@@ -99,8 +101,8 @@ def second_slot(trigger: Trigger, after: datetime) -> datetime | None:
     """Until when a value of that time is fresh by its schedule alone; None where no clock says so."""
     if isinstance(trigger, (After, Computed)):
         return None
-    first = trigger.next_after(after)
-    second = trigger.next_after(first) if first is not None else None
+    first = slot_after(trigger, after)
+    second = slot_after(trigger, first) if first is not None else None
     return None if second is None else second + ALLOWANCE
 
 
@@ -137,6 +139,8 @@ def decide(
     *,
     overlap: Overlap = Overlap.SKIP,
     catch_up: bool = True,
+    grace: timedelta | None = None,
+    late_by: timedelta = timedelta(),
     paused: bool = False,
     idle: bool = False,
     busy: Cause | None = None,
@@ -151,6 +155,10 @@ def decide(
     now : datetime
     overlap, catch_up
         The task's policy.
+    grace : timedelta, optional
+        How late a slot may begin; by default as `catch_up` says.
+    late_by : timedelta
+        By how much the latest slot is late on purpose.
     paused : bool
         The task is paused.
     idle : bool
@@ -164,7 +172,9 @@ def decide(
         return _skip(pending, Cause.PAUSED)
     if idle:
         return _skip(pending, Cause.IDLE)
-    if not catch_up and now - pending.latest > ON_TIME:
+    if grace is None and not catch_up:
+        grace = ON_TIME
+    if grace is not None and now - pending.latest > grace + late_by:
         return _skip(pending, Cause.MISSED)
     if busy is not None and overlap is Overlap.SKIP:
         return _skip(pending, busy)

@@ -21,7 +21,7 @@ from ..functions.run import Cause, Run, RunRecord, RunState, _current
 from ..functions.task import FirstRun, Task, TaskStatus, WhenIdle
 from ..serialize.entry import Entry
 from ..stores.tasks import DATES, Plan, Row
-from ..triggers import Computed, Trigger
+from ..triggers import Computed, Schedule
 from .follower import Follower
 from .health import Health
 from .runs import Runs
@@ -263,7 +263,7 @@ class Scheduler:
             self.service.outbox.ask([state], partial(self._amend, state, paused=paused))
             self.health.touch(state)
 
-    def reschedule(self, task: Task[Any], trigger: Trigger) -> None:
+    def reschedule(self, task: Task[Any], trigger: Schedule) -> None:
         self.look(task)
         with self.service.locked:
             state = self._state(task)
@@ -407,7 +407,7 @@ class Scheduler:
                 state.removed = True
             return state.status(self.zone, elsewhere)
 
-    def trigger(self, task: Task[Any]) -> Trigger:
+    def trigger(self, task: Task[Any]) -> Schedule:
         """The schedule of a task that is in force, or was."""
         state = self.states.get(task.name)
         return state.trigger if state is not None and state.task is task else task.policy.trigger

@@ -12,13 +12,15 @@ from typing import Any
 from ..coordination.record import Refusal
 from ..coordination.tasks import Claim
 from ..engine.service import Service
-from ..errors import RunSkipped, is_interrupt
+from ..errors import RunSkipped, TriggerError, is_interrupt
 from ..functions.run import Cause, Run, RunRecord, RunState
 from ..functions.task import FirstRun, Task
+from ..serialize.errors import bare, first_line
 from ..stores.tasks import DATES, Plan, Row
-from ..triggers import Trigger
+from ..triggers import Schedule
+from ..triggers.cron import TICK
 from .health import Health
-from .planner import STEP_BACK, TICK, Action, Due, Stretch, decide, due, last_slot
+from .planner import STEP_BACK, Action, Due, Stretch, decide, due, last_slot
 from .runs import Runs
 from .state import TaskState, Waves
 
@@ -138,7 +140,7 @@ class Slots:
         if state.run is not None:
             self._runs.queue(state, self._runs.new(state, f"first {now.isoformat()}", now))
             return False
-        slot = None if again or state.next is None else last_slot(state.trigger, now)
+        slot = None if again or state.next is None else self._latest(state, now)
         state.run = self._runs.new(state, slot or f"first {now.isoformat()}", now, slot)
         state.run.first = not again
         return True
@@ -157,25 +159,32 @@ class Slots:
                 # It is the slot after this one that is not known.
                 assert state.next is not None
                 pending, failed = Due(state.next, state.next, None), True
-                self._ask_later(state)
+                self._fail(state, error)
             if pending is None:
                 self.arm(state, state.next)
                 continue
             if state.handled is not None and state.handled >= pending.latest:
-                self._leave(state, pending)
+                if not failed:
+                    self._leave(state, pending)
                 continue
             policy = state.task.policy
             state.missed += self._without_value(state, pending)
-            decision = decide(
+            choose = partial(
+                decide,
                 pending,
                 now,
                 overlap=policy.overlap,
                 catch_up=policy.catch_up,
+                grace=policy.misfire_grace,
+                late_by=policy.late_by(state.task.name, pending.latest),
                 paused=state.paused,
                 idle=state.rests,
                 busy=state.busy,
-                trigger=state.trigger,
             )
+            try:
+                decision = choose(trigger=state.trigger)
+            except TriggerError:
+                decision = choose()
             state.goes_first = state.goes_first or decision.action is Action.RUN  # until another one is quicker
             if not failed:
                 self.arm(state, pending.upcoming)
@@ -212,12 +221,18 @@ class Slots:
             return
         if state.handled is not None and state.handled >= state.next:
             # By a clock that is ahead of this one it can have come before its time here: then it is left when it comes.
-            pending = None if state.computed else due(state.trigger, state.next, self._service.clock.now())
+            pending = None if state.computed else self._pending(state)
             if pending is not None and state.handled >= pending.latest:
                 self._leave(state, pending)
                 return
         if state.goes_first != before:
             self.arm(state, state.next)
+
+    def _pending(self, state: TaskState) -> Due | None:
+        try:
+            return due(state.trigger, state.next, self._service.clock.now())
+        except TriggerError:  # which is told when the slot comes
+            return None
 
     def _order(self, state: TaskState, row: Row) -> None:
         state.goes_first, state.handled, state.version = row.goes_first, row.last_slot, row.last_version
@@ -265,7 +280,7 @@ class Slots:
         except BaseException as error:
             if is_interrupt(error):
                 raise
-            self._ask_later(state)
+            self._fail(state, error)
         else:
             self.arm(state, slot)
 
@@ -281,7 +296,7 @@ class Slots:
         self._waves.follow(state, state.upstream)
         self.arm_anew(state)
 
-    def _follow_version(self, state: TaskState, row: Row, own: Trigger) -> None:
+    def _follow_version(self, state: TaskState, row: Row, own: Schedule) -> None:
         """During a rolling update the newer code's schedule holds; when its processes are gone, the one here."""
         if row.foreign and state.outdated is None and self._service.begun:
             log.warning(
@@ -339,12 +354,35 @@ class Slots:
             self._service.outbox.ask([state], self._service.store.tasks.release(state.dates))
             state.dates = None
 
+    def _latest(self, state: TaskState, now: datetime) -> datetime | None:
+        """The slot that a first run is for."""
+        try:
+            return last_slot(state.trigger, now)
+        except TriggerError as error:
+            self._fail(state, error)
+            return None
+
+    def _fail(self, state: TaskState, error: BaseException) -> None:
+        """Nobody knows when it runs next. A function may know it later; a trigger is the same for ever."""
+        self._service.timers.cancel(state.slot_timer)
+        state.next = state.slot_timer = None
+        if state.computed:
+            self._ask_later(state)
+        elif not state.broken:
+            state.broken = first_line(error)
+            log.error(
+                "Task %r: its schedule failed, so it runs no more; other tasks do. It goes on with another schedule, "
+                "by an edit of the code or task.reschedule(). %s", state.task.name, error,
+                exc_info=bare(error.__cause__) if error.__cause__ is not None else None,
+            )  # fmt: skip
+            self._health.judge(state)
+            self._health.touch(state)
+
     def _ask_later(self, state: TaskState) -> None:
         log.exception(
             "Task %r: the function given as at= failed; it is asked again in %g s.", state.task.name, ASK_AGAIN
         )
-        self._service.timers.cancel(state.slot_timer)
-        state.next, state.slot_timer = None, self._service.timers.after(ASK_AGAIN, self._ask_again, state)
+        state.slot_timer = self._service.timers.after(ASK_AGAIN, self._ask_again, state)
 
     def _ask_again(self, state: TaskState) -> None:
         self.advance(state, self._service.clock.now())
@@ -354,7 +392,12 @@ class Slots:
         self._service.timers.cancel(state.slot_timer)
         state.next, state.slot_timer = slot, None
         if slot is not None:
-            when = slot if state.goes_first else slot + timedelta(seconds=_moment())
+            if state.broken:
+                state.broken = ""
+                self._health.judge(state)
+            when = slot + state.task.policy.late_by(state.task.name, slot)
+            if not state.goes_first:
+                when += timedelta(seconds=_moment())
             state.slot_timer = self._service.timers.at(when, self._came, state)
         elif state.task.policy.forget and state.outdated is None:
             self._service.defer(lambda: self._exhausted(state.task))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
 from ..coordination.tasks import Claim
 from ..engine.execution import Work
@@ -15,7 +14,8 @@ from ..engine.outbox import Subject
 from ..engine.timers import Timer
 from ..functions.run import Cause, Run, RunState
 from ..functions.task import Task, TaskStatus, WhenIdle, named_tasks
-from ..triggers import After, Computed, Cron, Trigger
+from ..triggers import After, Computed, Schedule
+from ..triggers.coming import zone_of
 from .planner import ALLOWANCE, second_slot
 
 # One for all states: there may be thousands.
@@ -30,7 +30,7 @@ class Seen(NamedTuple):
     ----------
     task : Task
     status : TaskStatus
-    trigger : Trigger
+    trigger : Schedule
         The schedule in force.
     promise : datetime or None
         Until when its value is what it has promised; None where nothing says so.
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
     task: Task[Any]
     status: TaskStatus
-    trigger: Trigger
+    trigger: Schedule
     promise: datetime | None
     viewers: int
     sources: tuple[str, ...]
@@ -62,6 +62,7 @@ class TaskState(Subject):
         "awaited",
         "awaiting",
         "base",
+        "broken",
         "claim",
         "dates",
         "dependents",
@@ -107,11 +108,11 @@ class TaskState(Subject):
         super().__init__()
         self.task = task
         # The schedule in force: the override of a reschedule, or the one in the code.
-        self.base: Trigger = task.policy.trigger
-        self.override: Trigger | None = None
+        self.base: Schedule = task.policy.trigger
+        self.override: Schedule | None = None
         # Runs as long as the schedule in force is that of a newer version of the code.
         self.outdated: Timer | None = None
-        self.trigger: Trigger = self.base
+        self.trigger: Schedule = self.base
         self.work = work
         # Whether the server serves nothing before this task's first value.
         self.gated = gated
@@ -131,6 +132,8 @@ class TaskState(Subject):
         self.removed = False
         # First line of the last failure, wherever it ran; "" when the last finished run succeeded.
         self.error = ""
+        # Why it does not run any more: its schedule is of the user's own code, and failed. "" as long as that answers.
+        self.broken = ""
         # A failure of which those say that wait for the first value.
         self.withheld: BaseException | None = None
         # Slots that came since the last value.
@@ -139,7 +142,7 @@ class TaskState(Subject):
         self.stale = self.fault = False
         self.viewers = 0
         # Of a value and a schedule, see `promise`.
-        self.promised: tuple[Any, Trigger | None, datetime | None] = (None, None, None)
+        self.promised: tuple[Any, Schedule | None, datetime | None] = (None, None, None)
         # What other processes do with the task: the run of one of them, those that wait for its end, whether
         # one holds the claim (also when only the body of its run is left), and how many sessions show it there.
         self.remote: Run | None = None
@@ -189,7 +192,9 @@ class TaskState(Subject):
         if limit is not None:
             return entry.updated_at + limit + ALLOWANCE
         if self.promised[0] is not entry or self.promised[1] is not self.trigger:
-            self.promised = entry, self.trigger, second_slot(self.trigger, entry.wave or entry.updated_at)
+            until = second_slot(self.trigger, entry.wave or entry.updated_at)
+            until = None if until is None else until + self.task.policy.jitter
+            self.promised = entry, self.trigger, until
         return self.promised[2]
 
     @property
@@ -244,16 +249,15 @@ class TaskState(Subject):
         elif self.paused:
             state = "paused"
         else:
-            state = "failed" if self.error else "idle"
-        if isinstance(self.trigger, Cron):
-            zone = ZoneInfo(self.trigger.timezone)
+            state = "failed" if self.error or self.broken else "idle"
+        zone = zone_of(self.trigger, None, zone)
         return TaskStatus(
             name=task.name,
             state=state,
             version=entry.version if entry else 0,
             updated_at=entry.updated_at if entry else None,
             stale=self.stale,
-            error=self.error,
+            error=self.error or self.broken,
             next_run=None if self.paused or self.removed or self.next is None else _told_in(zone, self.next),
             percent=run.percent if run else -1,
             message=run.message if run else "",

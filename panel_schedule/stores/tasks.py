@@ -16,7 +16,8 @@ from ..coordination.tasks import OVERRIDE, TASK, TRIGGER, VALUE, Claim, Mark, Ta
 from ..errors import RunFenced, ScheduleError, ValueRefused, ValueUnreadable
 from ..functions.run import RunRecord, RunState
 from ..serialize.entry import Entry
-from ..triggers import Cron, Dates, Every, Trigger, Unknown
+from ..triggers import Schedule, Trigger, Unknown
+from ..triggers.combined import is_portable
 from ..triggers.words import in_words
 from .records import NO_PARTS, Apply, Change, RecordStore, Request, Result, Tell, as_stored
 from .values import Values, whose
@@ -125,7 +126,7 @@ class Plan(NamedTuple):
     """A task as the code of this process has it."""
 
     task: str
-    trigger: Trigger
+    trigger: Schedule
     first_seen: datetime
     stale_after: timedelta | None = None
 
@@ -272,7 +273,7 @@ class Tasks:
     def _enrolled(self, plan: Plan, again: bool, late: bool) -> Change:
         name, trigger, first_seen, stale_after = plan
         # What other processes get instead of their own, if it means the same there.
-        portable = self._records.blocking and isinstance(trigger, (Cron, Dates, Every))
+        portable = self._records.blocking and is_portable(trigger)
         parts = {(TRIGGER, 0): trigger} if portable else NO_PARTS
         apply = partial(
             tasks.enroll, name=name, server=self._server, fingerprint=trigger.fingerprint, portable=bool(parts),

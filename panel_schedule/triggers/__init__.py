@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from hashlib import sha256
 from numbers import Real
@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo
 
 from ..errors import TriggerError
 from ..session import without_session
-from .cron import CronExpression, Dialect, Numbers, find_zone
+from .cron import TICK, CronExpression, Dialect, Numbers, find_zone, next_day
 
 __all__ = ["After", "Computed", "Cron", "Dates", "Every", "Period", "Trigger", "parse_period"]
 __dir__ = __all__.copy
@@ -56,11 +56,31 @@ _PATIENCE = 1000  # instants in a row that may fail to advance
 
 @runtime_checkable
 class Trigger(Protocol):
-    """What says when a task runs; ``str(trigger)`` says it to people."""
+    """
+    What says when a task runs. Any class with this method can be given to ``ps.schedule``.
 
-    @property
-    def fingerprint(self) -> str:
-        """The same in every process; equal for the same schedule, and for no other."""
+    It is a frozen value and owns no clock: what it answers depends on nothing but its fields and the instant that it is
+    asked with. It is asked often, on threads of the scheduler, and so is to answer at once. ``str(trigger)`` says it to
+    people.
+
+    Two triggers are the same schedule, in all processes and also after a restart, if they are of the same class with
+    the same fields: of a frozen dataclass or a named tuple. Any other class says it itself, by an attribute
+    ``fingerprint``, which is a text.
+
+    Examples
+    --------
+    >>> @dataclass(frozen=True)
+    ... class Doubling:
+    ...     first: datetime
+    ...
+    ...     def next_after(self, t: datetime) -> datetime | None:
+    ...         ahead = timedelta(hours=1)
+    ...         while self.first + ahead <= t:
+    ...             ahead *= 2
+    ...         return self.first + ahead
+    >>> Doubling(datetime(2026, 1, 1, tzinfo=UTC)).next_after(datetime(2026, 1, 1, 5, tzinfo=UTC))
+    datetime.datetime(2026, 1, 1, 8, 0, tzinfo=datetime.timezone.utc)
+    """
 
     def next_after(self, t: datetime) -> datetime | None:
         """
@@ -76,6 +96,14 @@ class Trigger(Protocol):
         datetime or None
             Aware, in UTC, strictly later than `t`; None when there is none.
         """
+
+
+class Schedule(Trigger, Protocol):
+    """A trigger as the scheduler has it; ``str(trigger)`` says it to people."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The same in every process; equal for the same schedule, and for no other."""
 
 
 def parse_period(value: Period) -> timedelta:
@@ -150,7 +178,11 @@ class Every:
         See :func:`parse_period`.
     anchor : datetime, optional
         Aware; a point of the grid, which goes on in both directions. By default the Unix epoch, so that
-        ``"1d"`` is 00:00 UTC. Local days are for :class:`Cron`.
+        ``"1d"`` is 00:00 UTC.
+    timezone : str or ZoneInfo, optional
+        Whole days on the clock of this zone, from an `anchor` without a timezone, or from midnight of a date. Where
+        clocks are moved it is as with :class:`Cron`: what spring skips runs when the gap ends, what autumn repeats runs
+        the first time.
 
     Examples
     --------
@@ -158,27 +190,60 @@ class Every:
     every 15 min
     >>> Every("15m").next_after(datetime(2026, 1, 1, 12, 7, tzinfo=UTC))
     datetime.datetime(2026, 1, 1, 12, 15, tzinfo=datetime.timezone.utc)
+    >>> print(Every("2w", anchor=datetime(2026, 1, 5, 9), timezone="Europe/Berlin"))
+    every 14 d, through 2026-01-05 09:00:00 CET
     """
 
     period: timedelta
+    # In UTC; of whole local days in their zone, and nothing else has that: stores keep triggers as they are.
     anchor: datetime | None
 
-    def __init__(self, period: Period, anchor: datetime | None = None) -> None:
+    def __init__(
+        self, period: Period, anchor: datetime | date | None = None, timezone: str | ZoneInfo | None = None
+    ) -> None:
         object.__setattr__(self, "period", parse_period(period))
-        object.__setattr__(self, "anchor", None if anchor is None else in_utc(anchor, "The anchor of a period"))
+        if timezone is not None:
+            point: datetime | None = _local_anchor(self.period, anchor, timezone)
+        else:
+            point = None if anchor is None else in_utc(anchor, "The anchor of a period")
+        object.__setattr__(self, "anchor", point)
 
     def next_after(self, t: datetime) -> datetime | None:
         """The next point of the grid; see :meth:`Trigger.next_after`."""
         _require_aware(t)
         origin = self.anchor or _EPOCH
+        if isinstance(origin.tzinfo, ZoneInfo):
+            return self._next_local(t, origin, origin.tzinfo)
         try:
             return origin + ((t - origin) // self.period + 1) * self.period
         except OverflowError:  # the calendar ends first
             return None
 
+    def _next_local(self, t: datetime, origin: datetime, zone: ZoneInfo) -> datetime | None:
+        daily = _daily(origin.time())
+        while (slot := daily.next_after(t, zone)) is not None:
+            day = slot.astimezone(zone).date()
+            over = (day - origin.date()).days % self.period.days
+            if not over:
+                return slot
+            try:
+                # The day before the next one is over.
+                t = max(slot, next_day(day + timedelta(days=self.period.days - over - 1), zone) - TICK)
+            except OverflowError:  # the calendar ends first
+                return None
+        return None
+
+    @property
+    def timezone(self) -> str | None:
+        """The zone of its days; None of those of UTC."""
+        return self.anchor.tzinfo.key if self.anchor and isinstance(self.anchor.tzinfo, ZoneInfo) else None
+
     @property
     def fingerprint(self) -> str:
         """Period and phase: anchors that are a whole number of periods apart make the same grid."""
+        if self.anchor is not None and self.timezone is not None:
+            phase = self.anchor.toordinal() % self.period.days
+            return f"every {self.period.days} d + {phase} d at {self.anchor.time()} {self.timezone}"
         return _grid(self.period, self.anchor or _EPOCH)
 
     def __str__(self) -> str:
@@ -186,7 +251,34 @@ class Every:
         for name, size in {"us": 1000, "ms": 1000, "s": 60, "min": 60, "h": 24, "d": 10**9}.items():
             left, number = divmod(left, size)
             parts = f" {number} {name}{parts}" if number else parts
-        return f"every{parts}" + (f", through {_spoken(self.anchor)}" if self.anchor else "")
+        return f"every{parts}" + (f", through {self.anchor:%Y-%m-%d %H:%M:%S %Z}" if self.anchor else "")
+
+
+def _local_anchor(period: timedelta, anchor: Any, timezone: str | ZoneInfo) -> datetime:
+    zone = find_zone(timezone, "period")
+    if not isinstance(anchor, date):
+        raise TriggerError(
+            f"A period with timezone={zone.key!r} is of whole days that count from one of them: give it, "
+            f"anchor=date(2026, 1, 5) or anchor=datetime(2026, 1, 5, 9), and not {anchor!r}."
+        )
+    if period % timedelta(days=1):
+        raise TriggerError(
+            f"A period of {period} is not of whole days, and with timezone={zone.key!r} it has to be. Hours are the "
+            "same in all zones: leave timezone= out."
+        )
+    if not isinstance(anchor, datetime):
+        anchor = datetime.combine(anchor, time())
+    if anchor.tzinfo is not None or anchor.microsecond:
+        raise TriggerError(
+            f"With timezone={zone.key!r} the anchor of a period is a time of that zone, in whole seconds and without a "
+            f"timezone of its own, and not {anchor!r}."
+        )
+    return datetime.combine(anchor.date(), anchor.time(), zone)
+
+
+@lru_cache(maxsize=256)
+def _daily(at: time) -> CronExpression:
+    return CronExpression.parse(f"{at.second} {at.minute} {at.hour} * * *")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -223,7 +315,7 @@ class Cron:
     _zone: ZoneInfo = field(repr=False, compare=False)
 
     def __init__(self, expr: str, timezone: str | ZoneInfo | None = None, dialect: Dialect = "vixie") -> None:
-        zone = find_zone(timezone, expr)
+        zone = find_zone(timezone, f"cron schedule {expr!r}")
         object.__setattr__(self, "expr", expr)
         object.__setattr__(self, "timezone", zone.key)
         object.__setattr__(self, "dialect", dialect)
@@ -420,7 +512,7 @@ def _require_aware(t: datetime) -> None:
 
 
 def in_utc(value: object, what: str) -> datetime:
-    """A plain datetime in UTC, from any kind of aware one: pandas has another."""
+    """A plain datetime in UTC, which `what` is, from any kind of aware one: pandas has another."""
     if not isinstance(value, datetime):
         raise TriggerError(f"{what} has to be an aware datetime, not {value!r}.")
     if value.tzinfo is None or value.utcoffset() is None:  # pandas' NaT has neither, and raises on the second

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field
-from datetime import MAXYEAR, UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
@@ -28,12 +29,14 @@ from croniter import CroniterBadDateError, CroniterError, croniter
 
 from ..errors import TriggerError
 
-__all__ = ["CronExpression", "Dialect", "Numbers", "find_zone"]
+__all__ = ["TICK", "CronExpression", "Dialect", "Numbers", "find_zone", "next_day"]
 
 Dialect = Literal["vixie", "panel"]
 
 # Of minute, hour, day, month, weekday (0 is Sunday) and second; None of a field that any number will do for.
 Numbers = tuple[list[int] | None, ...]
+
+TICK = timedelta(microseconds=1)
 
 _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
@@ -43,6 +46,8 @@ _ORIGIN = datetime(2000, 1, 1)
 _YEARS_AHEAD = 50
 
 _RANGE = re.compile(r"\b(\w+)-(\w+)\b(?:/\d+)?", re.ASCII)
+_BEFORE_LAST = re.compile(r"l-(\d+)", re.ASCII)
+_MOST_BEFORE = 27  # February has no more
 _LAST_WEEKDAY = re.compile(r"(?:l-?)?([a-z]+?|\d)(?:#?l)?")
 
 
@@ -77,13 +82,19 @@ _WEEKDAYS = "sunday monday tuesday wednesday thursday friday saturday"
 _FIELDS = {
     "minute": _Field(0, 59, "m", "0 to 59"),
     "hour": _Field(0, 23, "h", "0 to 23"),
-    "day": _Field(1, 31, "d", "1 to 31, 'L' for the last day and '15W' for the working day nearest to the 15th"),
+    "day": _Field(
+        1,
+        31,
+        "d",
+        "1 to 31, 'L' for the last day, 'L-3' for the third one before that (up to 'L-27'), '15W' for the working day "
+        "nearest to the 15th and 'LW' for the last one",
+    ),
     "month": _Field(1, 12, "", "1 to 12 and jan to dec", tuple(_MONTHS.split())),
     "weekday": _Field(
         0,
         7,
         "d",
-        "0 to 7, where 0 and 7 are Sunday, sun to sat, 'fri#2' for the second Friday and 'L5' for the last one",
+        "0 to 7, where 0 and 7 are Sunday, sun to sat, 'fri#2' for the second Friday and '5L' or 'L5' for the last one",
         tuple(_WEEKDAYS.split()),
     ),
     "second": _Field(0, 59, "s", "0 to 59"),
@@ -92,6 +103,20 @@ _FIELDS = {
 _ACCEPTED = (
     "Write five fields (minute hour day month weekday), six with the seconds first, or a nickname such as '@daily'"
 )
+
+
+class _Alternative(NamedTuple):
+    """One of the expressions of which one has to match."""
+
+    expression: croniter
+    # So much earlier than the expression says: the third day before the last one is the last one three days earlier.
+    early: timedelta = timedelta()
+
+    def first_match(self, earliest: datetime) -> datetime:
+        # A croniter keeps its position in itself, so threads that shared one would move each other.
+        start = earliest + self.early - _SECOND
+        found: datetime = copy(self.expression).get_next(datetime, start_time=start)
+        return found - self.early
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +146,7 @@ class CronExpression:
     fixed: bool
     warning: str
     fingerprint: str
-    _alternatives: tuple[croniter, ...] = field(repr=False, compare=False)
+    _alternatives: tuple[_Alternative, ...] = field(repr=False, compare=False)
 
     @classmethod
     def parse(cls, text: str, dialect: Dialect = "vixie") -> CronExpression:
@@ -131,7 +156,8 @@ class CronExpression:
         Parameters
         ----------
         text : str
-            Five fields, six with the seconds first, or a nickname. ``L``, ``#`` and ``W`` as croniter has them.
+            Five fields, six with the seconds first, or a nickname. ``L``, ``#`` and ``W`` as croniter has them; and in
+            ``"vixie"`` ``LW``, ``L-3`` and ``5L``, as Quartz has them, with 0 for Sunday.
         dialect : {"vixie", "panel"}
             ``"panel"`` reads it as ``pn.state.schedule_task`` does: croniter's way, with the seconds last.
 
@@ -147,15 +173,17 @@ class CronExpression:
         tidy = " ".join(text.lower().split())
         _refuse_unsupported(text, tidy)
         fields = _named_fields(tidy, dialect)
+        before_last = list[int]()
         if dialect == "vixie" and fields:
-            tidy = " ".join(_without_one_value_ranges(name, written) for name, written in fields)
+            before_last = _before_last(dict(fields)["day"])
+            tidy = " ".join(_as_croniter_has_it(name, written) for name, written in fields)
         try:
             as_written = croniter(tidy, _ORIGIN, second_at_beginning=dialect == "vixie")
         except CroniterError as error:
             raise TriggerError(
                 f"The cron expression {text!r} cannot be read: {_reason(text, dialect, error)}"
             ) from None
-        alternatives = tuple(filter(_matches, _alternatives(as_written, dialect)))
+        alternatives = tuple(filter(_matches, _alternatives(as_written, dialect, before_last)))
         if not alternatives:
             raise TriggerError(
                 f"The cron expression {text!r} never matches: no month that it names has such a day. "
@@ -175,9 +203,9 @@ class CronExpression:
     @property
     def numbers(self) -> Numbers | None:
         """What its fields come to; None where it has a choice of days, or says ``L``, ``#`` or ``W``."""
-        expression, *others = self._alternatives
+        (expression, early), *others = self._alternatives
         fields = [*expression.expanded, [0]][:6]
-        if others or expression.nth_weekday_of_month or expression.nearest_weekday or "l" in fields[2]:
+        if others or early or expression.nth_weekday_of_month or expression.nearest_weekday or "l" in fields[2]:
             return None
         return tuple(None if field == ["*"] else field for field in fields)
 
@@ -221,21 +249,21 @@ class CronExpression:
 
     def _first_match(self, earliest: datetime) -> datetime:
         """The first match on a clock that never shifts, not before `earliest`."""
-        # A croniter keeps its position in itself, so threads that shared one would move each other.
-        first: datetime = min(
-            copy(alternative).get_next(datetime, start_time=earliest - _SECOND) for alternative in self._alternatives
-        )
-        return first
+        return min(alternative.first_match(earliest) for alternative in self._alternatives)
 
 
-def find_zone(timezone: str | ZoneInfo | None, expr: str) -> ZoneInfo:
-    """The zone of that name; a TriggerError with the remedy if the name is missing or unknown."""
+def next_day(day: date, zone: ZoneInfo) -> datetime:
+    """When the day after another one begins: at midnight, or where clocks leave that out, at the end of the gap."""
+    return datetime.combine(day + _DAY, time(), zone).astimezone(UTC)
+
+
+def find_zone(timezone: str | ZoneInfo | None, what: str) -> ZoneInfo:
+    """The zone of that name, which `what` has; a TriggerError with the remedy if the name is missing or unknown."""
     name = timezone.key if isinstance(timezone, ZoneInfo) else timezone
     if not isinstance(name, str):
         given = "has no timezone" if timezone is None else f"cannot use {timezone!r} as timezone"
         raise TriggerError(
-            f"The cron schedule {expr!r} {given}. Name one, timezone='Europe/Berlin' or 'UTC', "
-            "or set ps.config.timezone."
+            f"The {what} {given}. Name one, timezone='Europe/Berlin' or 'UTC', or set ps.config.timezone."
         )
     try:
         return ZoneInfo(name)
@@ -245,7 +273,7 @@ def find_zone(timezone: str | ZoneInfo | None, expr: str) -> ZoneInfo:
         remedy = f"Is it {close[0]!r}?" if close else "Use an IANA name such as 'Europe/Berlin'."
         if not known:
             remedy = "This machine has no timezone data: pip install tzdata."
-        raise TriggerError(f"The timezone {name!r} of the cron schedule {expr!r} is unknown. {remedy}") from None
+        raise TriggerError(f"The timezone {name!r} of the {what} is unknown. {remedy}") from None
 
 
 class _Stretch(NamedTuple):
@@ -311,6 +339,35 @@ def _without_one_value_ranges(name: str, text: str) -> str:
     return _RANGE.sub(shortened, text)
 
 
+def _as_croniter_has_it(name: str, text: str) -> str:
+    """A field, of which `_before_last` has something of its own."""
+    items = _without_one_value_ranges(name, text).split(",")
+    if name == "day":
+        # Those are put beside the rest; in place of nothing else something that croniter can read.
+        items = ["31w" if item == "lw" else item for item in items if not _is_before_last(item)] or ["l"]
+    if name == "weekday":
+        items = [_last_weekday(item) or item for item in items]
+    return ",".join(items)
+
+
+def _is_before_last(item: str) -> bool:
+    found = _BEFORE_LAST.fullmatch(item)
+    return found is not None and 1 <= int(found[1]) <= _MOST_BEFORE
+
+
+def _before_last(day: str) -> list[int]:
+    """So many days before the last one; 0 is what the rest of a day field says, if it says anything."""
+    items = day.split(",")
+    numbers = [int(item[2:]) for item in items if _is_before_last(item)]
+    return ([0] if len(numbers) < len(items) else []) + numbers if numbers else []
+
+
+def _last_weekday(item: str) -> str:
+    """``L5`` of ``5L`` and ``friL``; ``""`` of anything else."""
+    number = _FIELDS["weekday"].number(item[:-1]) if item.endswith("l") else ""
+    return f"l{number % 7}" if isinstance(number, int) and number <= 7 else ""
+
+
 def _warning(text: str, fields: list[tuple[str, str]], every_second: bool) -> str:
     if every_second:
         return (
@@ -362,7 +419,9 @@ def _reason(text: str, dialect: Dialect, error: CroniterError) -> str:
 
 
 def _is_readable(name: str, item: str) -> bool:
-    fields = [item if each == name else "*" for each in _FIELDS]
+    if name == "day" and _is_before_last(item):
+        return True
+    fields = [_as_croniter_has_it(name, item) if each == name else "*" for each in _FIELDS]
     try:
         croniter(" ".join(fields), _ORIGIN)
     except CroniterError:
@@ -372,8 +431,6 @@ def _is_readable(name: str, item: str) -> bool:
 
 def _accepted_spelling(name: str, item: str) -> str | None:
     """How an item is to be written, where another spelling means it elsewhere: Quartz has 5L, and people Friday."""
-    if name == "day" and item in ("lw", "wl"):
-        return "'31W', the last working day"
     names = _FIELDS[name].names
     if not names:
         return None
@@ -385,31 +442,47 @@ def _accepted_spelling(name: str, item: str) -> str | None:
     return repr(short) if _is_readable(name, short) else None
 
 
-def _alternatives(parsed: croniter, dialect: Dialect) -> tuple[croniter, ...]:
+def _alternatives(parsed: croniter, dialect: Dialect, before_last: list[int]) -> Iterator[_Alternative]:
     """The expressions of which one has to match: two where day and weekday are OR-ed."""
     if dialect == "panel":
-        return (parsed,)
+        yield _Alternative(parsed)
+        return
     minute, hour, day, month, weekday, *seconds = parsed.expressions
 
     def expression(day: str, weekday: str) -> croniter:
         return croniter(" ".join([minute, hour, day, month, weekday, *seconds]), _ORIGIN, day_or=False)
 
-    if day[0] in "*?" or weekday[0] in "*?":
-        return (expression(day, weekday),)
-    # Not croniter's own OR: it drops the day field beside a `#`, and the weekday field beside a `W`.
-    return expression(day, "*"), expression("*", weekday)
+    both = day[0] in "*?" or weekday[0] in "*?"
+    for number in before_last or [0]:
+        beside = _days_later(parsed, number) if both and number else weekday if both else "*"
+        yield _Alternative(expression("l" if number else day, beside), number * _DAY)
+    if not both:
+        # Not croniter's own OR: it drops the day field beside a `#`, and the weekday field beside a `W`.
+        yield _Alternative(expression("*", weekday))
 
 
-def _matches(expression: croniter) -> bool:
+def _days_later(parsed: croniter, number: int) -> str:
+    """The weekday field of a day so many days after the one that it is meant for."""
+    if parsed.nth_weekday_of_month:
+        raise TriggerError(
+            f"The cron expression {' '.join(parsed.expressions)!r} asks for a day before the last one that is such a "
+            "weekday, too. Take one of these out."
+        )
+    weekdays = parsed.expanded[4]
+    return "*" if weekdays == ["*"] else ",".join(str((weekday + number) % 7) for weekday in weekdays)
+
+
+def _matches(alternative: _Alternative) -> bool:
     try:
-        expression.get_next(datetime, start_time=_ORIGIN)
+        alternative.expression.get_next(datetime, start_time=_ORIGIN)
     except CroniterBadDateError:
         return False
     return True
 
 
-def _canonical(expression: croniter) -> str:
+def _canonical(alternative: _Alternative) -> str:
+    expression, early = alternative
     fields = [",".join(map(str, values)) for values in [*expression.expanded, [0]][:6]]
     nth = sorted(f"{day}#{n}" for day, ns in expression.nth_weekday_of_month.items() for n in ns)
     nearest = [f"{day}w" for day in sorted(expression.nearest_weekday)]
-    return " ".join([*fields, *nth, *nearest])
+    return " ".join([*fields, *nth, *nearest, *([f"{early.days} days earlier"] if early else [])])

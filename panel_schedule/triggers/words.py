@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from . import Cron, Trigger
+from .combined import AnyOf, Limited
 from .cron import Numbers
 
 __all__ = ["in_words"]
@@ -42,6 +43,10 @@ def in_words(trigger: Trigger) -> str:
     >>> in_words(Cron("0 6 15w * *", timezone="Europe/Berlin"))
     "cron '0 6 15w * *', Berlin"
     """
+    if isinstance(trigger, AnyOf):
+        return " or ".join(map(in_words, trigger.triggers))
+    if isinstance(trigger, Limited):
+        return f"{in_words(trigger.trigger)}{trigger.limits}"
     if not isinstance(trigger, Cron):
         return str(trigger)
     said = None if trigger.numbers is None else _cron(trigger.numbers)

@@ -21,10 +21,11 @@ from bokeh.io.doc import patch_curdoc
 from panel.io.state import set_curdoc
 
 from ...decorators import Front
-from ...errors import RunCancelled, RunCrashed, RunTimedOut, ValueRefused
+from ...errors import Cancel, RunCancelled, RunCrashed, RunTimedOut, ValueRefused
 from ...executors.base import Executor
 from ...functions.background import Background
 from ...functions.run import Run, RunState, current_run, progress
+from ...functions.task import RetryLater
 from .tools import PATIENCE, raises
 
 # How often who waits for a file looks, in seconds.
@@ -354,6 +355,29 @@ class ExecutorContract(BodyContract):
 
         run = self._job(ps, work, retry=2).submit()
         assert (run.result(PATIENCE), list(run.partials), run.attempt) == (2, [2], 2)
+
+    def test_a_function_cancels_its_own_run(self, ps: Front) -> None:
+        """It is not tried again, and says why."""
+
+        def work() -> None:
+            raise Cancel("nothing new")
+
+        run = self._job(ps, work, retry=2).submit()
+        with raises(RunCancelled, "cancelled: nothing new"):
+            run.result(PATIENCE)
+        assert (run.state, run.attempt, run.reason) == (RunState.CANCELLED, 1, "cancelled: nothing new")
+
+    def test_a_function_asks_to_be_run_again(self, ps: Front) -> None:
+        """After the time that it says, without `retry`."""
+
+        def work() -> int:
+            run = current_run()
+            if run is not None and run.attempt == 1:
+                raise RetryLater("1ms", "not there yet")
+            return 42
+
+        run = self._job(ps, work).submit()
+        assert (run.result(PATIENCE), run.attempt) == (42, 2)
 
     def test_a_run_sees_no_session(self, ps: Front) -> None:
         """Whoever has started it (invariant 20)."""

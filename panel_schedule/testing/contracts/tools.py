@@ -13,7 +13,7 @@ from ...functions.run import RunRecord, RunState
 from ...serialize.entry import Entry
 from ...stores.base import Store
 from ...stores.tasks import Plan, Row
-from ...triggers import Every, Trigger
+from ...triggers import Every, Schedule
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HOURLY, DAILY = Every("1h"), Every("1d")
@@ -77,7 +77,7 @@ def entry_of(store: Store, space: str, name: str) -> Entry:
     return entry
 
 
-def enroll(store: Store, task: str, trigger: Trigger = HOURLY, at: float = 0, **how: bool) -> Any:
+def enroll(store: Store, task: str, trigger: Schedule = HOURLY, at: float = 0, **how: bool) -> Any:
     return store.tasks.enroll([Plan(task, trigger, second(at))], **how)[task]
 
 
