@@ -762,6 +762,9 @@ class Runtime:
     def history(self, kind: str, name: str) -> list[RunRecord]:
         return self.service.store.history(name, kind)
 
+    def ended(self, kind: str, name: str) -> int:
+        return self.counts.ended(kind, name)
+
     def page(self) -> PageView:
         """What this session shows."""
         view = self.views.admit(lambda home, changed: PageView(home, changed, self.views.mine, self._may_run), PAGE[1])
