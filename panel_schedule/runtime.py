@@ -58,7 +58,17 @@ from .functions.registry import (
     taken,
     was_edited,
 )
-from .functions.run import Run, RunRecord, _current, current_run, on_a_loop, place, refuse_to_block, renew_ids
+from .functions.run import (
+    Run,
+    RunRecord,
+    _current,
+    current_run,
+    on_a_loop,
+    place,
+    refuse_to_block,
+    renew_ids,
+    too_late,
+)
 from .functions.task import FirstRun, Policy, Task
 from .hashing.keys import digested
 from .jobs.queue import Dispatcher
@@ -265,6 +275,7 @@ class Runtime:
         self._single_flight = SingleFlight(service, self.loops, self.memos)
         service.questions |= {
             "memo": self._compute,
+            "previous": lambda run, *_: run.previous,
             "submit": self._submit,
             "run": lambda run, id, attribute: getattr(self._find(run, id), attribute),
             "cancel": lambda run, id, reason: self._find(run, id).cancel(reason),
@@ -340,8 +351,21 @@ class Runtime:
         """In a worker, which is no server: no clock runs in it, and answers that it needs it computes itself."""
         with self._lock:
             if self._worker is None:
-                self._worker = RemoteWorker(self._open_calls(), self.clock)
+                self._worker = RemoteWorker(self._open_calls(), self.clock, self._previous)
         return self._worker.make(name, worker, killable)
+
+    def _previous(self, name: str, run_id: str, published: bool) -> Any:
+        """What a task gave before this run, which is made in this worker; None where it is no task's."""
+        store = self.service.store
+        record = store.records.read(TASK, name)
+        if record is None or record.state.run_id != run_id:
+            return None
+        if published:
+            raise too_late(name)
+        entry, task = store.values.latest(TASK, name), self.tasks.get(name)
+        if task is None:  # the worker has the function, and not its file
+            return None if entry is None else entry.value
+        return task.value_of(entry)
 
     def _open_calls(self) -> RemoteCalls:
         """Apart from the store, which is opened when a function asks for something of it: most ask for nothing."""

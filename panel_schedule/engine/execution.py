@@ -261,6 +261,10 @@ class Execution(ABC):
             args, kwargs = self.now()  # the next attempt gets them as they were, too
         return self.work.function(*args, **kwargs)
 
+    def previous(self) -> Any:
+        """What its function gave before; only a task has such."""
+        return None
+
     def now(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Copies of the arguments."""
         return snapshot(self.args, self.kwargs)

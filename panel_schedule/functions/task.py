@@ -285,7 +285,7 @@ class Task(Generic[T]):
             scheduler.await_turn(self, run)
         if (entry := self.known) is not None:
             return entry.value
-        return self._value if self.policy.isolate is False else own_copy(self._value)
+        return self.value_of(None)
 
     def take(self, entry: Entry) -> None:
         """For the scheduler alone: the value from now on."""
@@ -298,6 +298,12 @@ class Task(Generic[T]):
         """An entry whose value is read as `isolate` says."""
         exact = self.policy.isolate is False
         return entry if entry.exact is exact else replace(entry, exact=exact)
+
+    def value_of(self, entry: Entry | None) -> Any:
+        """For those who run it: what a reader gets of an entry, and where there is none."""
+        if entry is not None:
+            return self.readable(entry).value
+        return self.policy.default if self.policy.isolate is False else own_copy(self.policy.default)
 
     def become(self, *, plain: bool, told: bool = True) -> None:
         """For the scheduler alone: whether a call is one of the function, and whether new values come by themselves."""
