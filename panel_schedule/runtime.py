@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 
 import panel as pn
 from bokeh.io.doc import _PATCHED_CURDOCS
+from bokeh.models import ColumnDataSource
 
 from .alerts.alert import Alert
 from .alerts.alert import Policy as AlertPolicy
@@ -98,6 +99,7 @@ from .views.data_health import PageView
 from .views.job import Job
 from .views.job_panel import JobPanel, Progress
 from .views.memo import MemoView
+from .views.stream import stream
 
 log = logging.getLogger("panel_schedule")
 
@@ -537,6 +539,9 @@ class Runtime:
 
     def view(self, task: Task[Any]) -> TaskView:
         return self.views.of_task(task)
+
+    def stream(self, task: Task[Any], columns: tuple[str, ...] | None, rollover: int | None) -> ColumnDataSource:
+        return stream(self.view(task), columns, rollover)
 
     def show(self, shown: Task[Any] | MemoView | Job) -> Any:
         return JobPanel(shown) if isinstance(shown, Job) else show(shown)
