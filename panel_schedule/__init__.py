@@ -28,7 +28,7 @@ os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
 DataHealth = _front.DataHealth
-background, memoize, schedule = _front.background, _front.memoize, _front.schedule
+background, memoize, schedule, hasher = _front.background, _front.memoize, _front.schedule, _front.hasher
 schedule_task, cancel_task = _front.schedule_task, _front.cancel_task
 alert, on, run_forever = _front.alert, _front.on, _front.run_forever
 store, tasks = _front.store, _front.tasks
@@ -61,6 +61,7 @@ __all__ = [
     "config",
     "current_run",
     "errors",
+    "hasher",
     "memoize",
     "on",
     "progress",

@@ -30,6 +30,7 @@ LIGHT = {
     "cancel_task": ("functions.remote", "cancel_task"),
     "config": ("functions.remote", "config"),
     "current_run": ("functions.run", "current_run"),
+    "hasher": ("functions.remote", "hasher"),
     "memoize": ("functions.remote", "memoize"),
     "on": ("functions.remote", "on"),
     "progress": ("functions.run", "progress"),

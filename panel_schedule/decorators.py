@@ -30,6 +30,8 @@ from .functions.registry import (
     flag,
     isolation,
     limit,
+    names,
+    of_answer,
     panels_trigger,
     require_executor,
     same_function,
@@ -37,6 +39,8 @@ from .functions.registry import (
 )
 from .functions.run import Run, refuse_to_block
 from .functions.task import FirstRun, Overlap, Policy, Retry, Task, WhenIdle
+from .hashing.content import has_content, set_hasher
+from .hashing.fingerprint import fingerprint
 from .runtime import Runtime
 from .serialize.checks import require_data
 from .serialize.errors import traceback_text
@@ -243,17 +247,19 @@ class Front:
         function: Callable[..., Any] | None = None,
         /,
         *,
-        ttl: str | float | timedelta | None = None,
+        ttl: str | float | timedelta | Callable[[Any], Any] | None = None,
         max_stale: str | float | timedelta = 0,
         after: Task[Any] | Iterable[Task[Any]] = (),
         max_entries: int | None = 128,
         max_bytes: int | None = None,
         key: Callable[..., Any] | None = None,
+        ignore: str | Iterable[str] = (),
         executor: str | None = None,
         timeout: str | float | timedelta | None = None,
         retry: int | Retry = 0,
         stale_if_error: bool = True,
         error_ttl: str | float | timedelta = 0,
+        keep: Callable[[Any], Any] | None = None,
         name: str | None = None,
     ) -> Any:
         """
@@ -268,8 +274,9 @@ class Front:
         function : callable
             The function, where the decorator is used bare. A generator function shows each value that it yields in
             live views; the answer is the last one, or what it returns.
-        ttl : period
-            How long an answer is fresh; by default for ever.
+        ttl : period or callable
+            How long an answer is fresh; by default for ever. Or a function of the answer that says so: it returns a
+            period, or None for ever.
         max_stale : period
             By default not at all.
         after : Task or list of Task
@@ -280,6 +287,9 @@ class Front:
             Those used longest ago go first. None is no limit.
         key : callable
             Called as the function is: what it returns says which calls are equal, in place of all arguments.
+        ignore : str or iterable of str
+            Parameters that do not count, a connection say. Those whose names begin with an underscore do not, either.
+            Calls that differ in these alone share the answer that the first of them has computed, with its connection.
         executor : {"thread", "process", "loop", "celery", "dask"}
             By default a plain function runs in a thread, be it the caller's own, and an ``async def`` on the server's
             loop. A function that computes for seconds slows no page down in a worker process, or in a worker of
@@ -296,6 +306,9 @@ class Front:
         error_ttl : period
             How long a failure is given again to those who ask for the same, without another attempt. By default who
             waited shares it, and who comes later tries again.
+        keep : callable
+            A function of the answer: where it returns what is false, the answer is for those who wait for it and not
+            kept, ``keep=lambda answer: answer is not None``. What was kept before goes as well.
         name : str
             By default the function's.
 
@@ -328,7 +341,7 @@ class Front:
             if stale and ttl is None:
                 raise TriggerError(f"max_stale={max_stale!r} begins when ttl= is over, and there is none. Give a ttl.")
             policy = MemoPolicy(
-                ttl=None if ttl is None else duration("ttl", ttl),
+                ttl=of_answer("ttl", ttl) if callable(ttl) else None if ttl is None else duration("ttl", ttl),
                 max_stale=stale,
                 after=tasks_of("after", after),
                 limits=Limits(limit("max_entries", max_entries), limit("max_bytes", max_bytes)),
@@ -337,11 +350,61 @@ class Front:
                 retry=as_retry(retry),
                 stale_if_error=flag("stale_if_error", stale_if_error),
                 error_ttl=duration("error_ttl", error_ttl, zero=True),
+                ignore=names("ignore", ignore),
+                keep=None if keep is None else of_answer("keep", keep),
             )
         except ScheduleError as error:
             raise _placed(error, name and f"Memoized function {name!r}", "@ps.memoize") from None
         decorate = partial(self._runtime.register_memo, policy, name, key)
         return decorate if function is None else decorate(function)
+
+    @named
+    def hasher(self, kind: type, function: Callable[[Any], Any], /) -> None:
+        """
+        Say what counts of all instances of a type in the arguments of memoized functions, and of jobs with ``ttl=``.
+
+        It holds for subclasses, too, unless one has its own, as with `functools.singledispatch`; an instance of another
+        class is another argument all the same. A second one for a type takes the place of the first.
+
+        Parameters
+        ----------
+        kind : type
+        function : callable
+            ``function(instance)``, quick and without side effects: what it returns, any data, makes the key.
+
+        Raises
+        ------
+        RegistrationError
+            When that is no type or function, or plain data, which always counts in full.
+
+        Examples
+        --------
+        >>> import panel_schedule as ps
+        >>> class Warehouse:
+        ...     def __init__(self, url):
+        ...         self.url, self.calls = url, 0
+        >>> ps.hasher(Warehouse, lambda warehouse: warehouse.url)
+        >>> @ps.memoize
+        ... def tables(warehouse):
+        ...     print("asks", warehouse.url)
+        ...     return ["sales"]
+        >>> tables(Warehouse("sql://here")), tables(Warehouse("sql://here"))
+        asks sql://here
+        (['sales'], ['sales'])
+        """
+        if not isinstance(kind, type):
+            raise RegistrationError(f"ps.hasher({kind!r}, ...): it takes a class first, of whose instances it is.")
+        if not callable(function) or is_async(function):
+            raise RegistrationError(
+                f"ps.hasher({kind.__qualname__}, {function!r}): it takes a plain function second, which returns what "
+                "counts of an instance."
+            )
+        if has_content(kind):
+            raise RegistrationError(
+                f"ps.hasher({kind.__qualname__}, ...): plain data counts in full. Name the class that you mean, or a "
+                "subclass of your own; of single arguments say what counts with key=, or nothing with ignore=."
+            )
+        set_hasher(kind, function, fingerprint(function))
 
     @named
     def schedule(

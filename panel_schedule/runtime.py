@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 
 import panel as pn
 from bokeh.io.doc import _PATCHED_CURDOCS
+from bokeh.models import ColumnDataSource
 
 from .alerts.alert import Alert
 from .alerts.alert import Policy as AlertPolicy
@@ -61,7 +62,17 @@ from .functions.registry import (
     taken,
     was_edited,
 )
-from .functions.run import Run, RunRecord, _current, current_run, on_a_loop, place, refuse_to_block, renew_ids
+from .functions.run import (
+    Run,
+    RunRecord,
+    _current,
+    current_run,
+    on_a_loop,
+    place,
+    refuse_to_block,
+    renew_ids,
+    too_late,
+)
 from .functions.task import FirstRun, Policy, Task
 from .hashing.keys import digested
 from .jobs.queue import Dispatcher
@@ -91,6 +102,7 @@ from .views.data_health import PageView
 from .views.job import Job
 from .views.job_panel import JobPanel, Progress
 from .views.memo import MemoView
+from .views.stream import stream
 
 log = logging.getLogger("panel_schedule")
 
@@ -314,6 +326,7 @@ class Runtime:
         self._single_flight = SingleFlight(service, self.loops, self.memos)
         service.questions |= {
             "memo": self._compute,
+            "previous": lambda run, *_: run.previous,
             "submit": self._submit,
             "run": lambda run, id, attribute: getattr(self._find(run, id), attribute),
             "cancel": lambda run, id, reason: self._find(run, id).cancel(reason),
@@ -395,7 +408,7 @@ class Runtime:
         """In a worker, which is no server: no clock runs in it, and answers that it needs it computes itself."""
         with self._lock:
             if self._worker is None:
-                self._worker = RemoteWorker(self._open_calls(), self.clock)
+                self._worker = RemoteWorker(self._open_calls(), self.clock, self._previous)
         return self._worker.make(name, worker, killable)
 
     def _worker_ready(self, state: Callable[[], ProcessState]) -> None:
@@ -406,6 +419,19 @@ class Runtime:
     def _worker_ended(self) -> None:
         if self._worker_presence is not None:
             self._worker_presence.end()
+
+    def _previous(self, name: str, run_id: str, published: bool) -> Any:
+        """What a task gave before this run, which is made in this worker; None where it is no task's."""
+        store = self.service.store
+        record = store.records.read(TASK, name)
+        if record is None or record.state.run_id != run_id:
+            return None
+        if published:
+            raise too_late(name)
+        entry, task = store.values.latest(TASK, name), self.tasks.get(name)
+        if task is None:  # the worker has the function, and not its file
+            return None if entry is None else entry.value
+        return task.value_of(entry)
 
     def _open_calls(self) -> RemoteCalls:
         """Apart from the store, which is opened when a function asks for something of it: most ask for nothing."""
@@ -577,6 +603,9 @@ class Runtime:
 
     def view(self, task: Task[Any]) -> TaskView:
         return self.views.of_task(task)
+
+    def stream(self, task: Task[Any], columns: tuple[str, ...] | None, rollover: int | None) -> ColumnDataSource:
+        return stream(self.view(task), columns, rollover)
 
     def show(self, shown: Task[Any] | MemoView | Job) -> Any:
         return JobPanel(shown) if isinstance(shown, Job) else show(shown)
@@ -827,6 +856,9 @@ class Runtime:
 
     def history(self, kind: str, name: str) -> list[RunRecord]:
         return self.service.store.history(name, kind)
+
+    def ended(self, kind: str, name: str) -> int:
+        return self.counts.ended(kind, name)
 
     def page(self) -> PageView:
         """What this session shows."""

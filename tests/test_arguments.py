@@ -441,7 +441,7 @@ def test_a_hit_of_plain_arguments_copies_nothing(front, monkeypatch):
     """It takes a microsecond."""
     memo = front.memoize(name="memo")(lambda a, b: a + b)
     memo(1, 2)
-    monkeypatch.setattr("panel_schedule.cache.single_flight.snapshot", None)
+    monkeypatch.setattr("panel_schedule.hashing.keys.snapshot", None)
 
     assert 3 == memo(1, 2)
 

@@ -21,7 +21,7 @@ from celery_worker import TASKS, CeleryWorker
 from core import PATIENCE, messages
 from panel_schedule.config import Config
 from panel_schedule.decorators import Front
-from panel_schedule.errors import ConfigError, RunCrashed
+from panel_schedule.errors import ConfigError, RunCrashed, ScheduleError
 from panel_schedule.executors import elsewhere
 from panel_schedule.functions.run import RunState
 from panel_schedule.monitor.watch import Watch
@@ -107,6 +107,28 @@ class TestCelery(ExecutorContract):
     @pytest.fixture
     def executor(self, ps):
         return ps._runtime.service.executors["celery"]
+
+
+def test_a_task_follows_its_last_value(ps):
+    """Which the worker reads when its function asks for it, and not after its own first item."""
+
+    def grow():
+        before = panel_schedule.current_run().previous or []
+        yield [*before, 0]
+        yield [*before, panel_schedule.current_run().previous]
+
+    def late():
+        yield 0
+        yield panel_schedule.current_run().previous
+
+    task = ps.schedule(period="1h", executor="celery", first_run="skip", name="grow")(grow)
+    assert [None] == task.refresh().result(PATIENCE)
+    assert [None, [None]] == task.refresh().result(PATIENCE)
+    run = ps.schedule(period="1h", executor="celery", first_run="skip", name="late")(late).refresh()
+    with pytest.raises(ScheduleError, match="before the first item"):
+        run.result(PATIENCE)
+    work = ps.background(executor="celery", name="work")(lambda: panel_schedule.current_run().previous)
+    assert work.submit().result(PATIENCE) is None
 
 
 def test_spans_of_a_worker_are_children_of_the_run(ps, spans, tmp_path):

@@ -135,6 +135,28 @@ def test_a_task_and_a_memoized_function_run_there(ps):
     assert (42, task()) == memo(21)
 
 
+def test_a_task_follows_its_last_value(ps):
+    """Which the worker reads when its function asks for it, and not after its own first item."""
+
+    def grow():
+        before = panel_schedule.current_run().previous or []
+        yield [*before, 0]
+        yield [*before, panel_schedule.current_run().previous]
+
+    def late():
+        yield 0
+        yield panel_schedule.current_run().previous
+
+    task = ps.schedule(period="1h", executor="dask", first_run="skip", name="grow")(grow)
+    assert [None] == task.refresh().result(PATIENCE)
+    assert [None, [None]] == task.refresh().result(PATIENCE)
+    run = ps.schedule(period="1h", executor="dask", first_run="skip", name="late")(late).refresh()
+    with pytest.raises(ScheduleError, match="before the first item"):
+        run.result(PATIENCE)
+    work = ps.background(executor="dask", name="work")(lambda: panel_schedule.current_run().previous)
+    assert work.submit().result(PATIENCE) is None
+
+
 def test_spans_of_a_worker_are_children_of_the_run(ps, spans, tmp_path):
     """The run's span is the server's; the worker has its context."""
     require_carried(ps, spans, tmp_path / "spans", "dask")

@@ -6,20 +6,22 @@ import importlib.resources
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
 from collections import OrderedDict, defaultdict, deque, namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from enum import Enum, Flag, IntEnum
+from enum import KEEP, Enum, Flag, IntEnum, IntFlag
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial, singledispatch
+from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -29,10 +31,18 @@ import pandas as pd
 import panel as pn
 import polars as pl
 import pyarrow as pa
+import pydantic
+import pydantic.v1
 import pytest
+from PIL import Image
 
 from panel_schedule.errors import ArgumentUnkeyable, ScheduleError
-from panel_schedule.hashing.keys import Keys, digested
+from panel_schedule.hashing import content
+from panel_schedule.hashing.content import set_hasher
+from panel_schedule.hashing.fingerprint import fingerprint
+from panel_schedule.hashing.keys import Keys, arguments_text, digested
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -50,6 +60,43 @@ class Level(IntEnum):
 class Way(Flag):
     UP = 1
     DOWN = 2
+
+
+class Right(IntFlag, boundary=KEEP):
+    READ = 1
+    WRITE = 2
+
+
+class Query(pydantic.BaseModel):
+    region: str = "north"
+    years: Any = ()
+    _unit: Any = pydantic.PrivateAttr("m")
+
+    @cached_property
+    def text(self) -> str:
+        return self.region.upper()
+
+
+class Search(Query):
+    pass
+
+
+class Open(pydantic.BaseModel, extra="allow"):
+    pass
+
+
+class Page(pydantic.BaseModel, Generic[T]):
+    items: T
+
+
+class Former(pydantic.v1.BaseModel):
+    region: str = "north"
+    years: Any = ()
+    _unit: Any = pydantic.v1.PrivateAttr("m")
+
+
+class Latter(Former):
+    pass
 
 
 @dataclass
@@ -320,7 +367,39 @@ POLARS = [
     *(pl.Series(["a", "b"], dtype=t) for t in (pl.Categorical, pl.Enum(["a", "b"]), pl.Enum(["b", "a"]), pl.String)),
     *(pl.Series([Point(1)]), pl.Series([Point(2)]), pl.Series([(1,)], dtype=pl.Object), pl.Series([Decimal("1.0")])),
 ]
+PICTURE = Image.new("RGB", (2, 2))
+OFFSETS = pd.offsets
+
+
+def marked(picture: Image.Image, **info: Any) -> Image.Image:
+    picture = picture.copy()
+    picture.info.update(info)
+    return picture
+
+
+def with_unit(query: Any, unit: Any) -> Any:
+    query._unit = unit
+    return query
+
+
+OTHERS = [
+    *(re.compile("a"), re.compile("a", re.IGNORECASE), re.compile("b"), re.compile(b"a")),
+    *(partial(of, 1), partial(of, 2), partial(of, value=1), partial(of, value=2), partial(of), partial(changed, 1)),
+    *(partial(of, 1, 2), partial(of, (1, 2)), with_attributes(partial(of, 1), unit="m"), partial(partial, of, 1)),
+    *(Right.READ, Right.READ | Right.WRITE, Right(8), Right(9), Right(0)),
+    *(Query(), Query(region="south"), Query(years=[1]), Query(years=(1,)), with_unit(Query(), "km"), Search()),
+    *(Open(), Open(a=1), Open(a=2), Open(b=1), Page(items=1), Page[int](items=1), Page[str](items="1")),
+    *(Former(), Former(region="south"), Former(years=[1]), with_unit(Former(), "km"), Latter()),
+    *(PICTURE, Image.new("RGB", (4, 1)), Image.new("RGB", (2, 2), "red"), Image.new("RGBA", (2, 2))),
+    *(Image.new("L", (2, 2)), Image.new("P", (2, 2)), marked(PICTURE, dpi=(1, 1)), PICTURE.quantize(2)),
+    *(OFFSETS.Day(), OFFSETS.Day(2), OFFSETS.Day(-1), OFFSETS.Hour(), OFFSETS.Hour(24), OFFSETS.MonthEnd()),
+    *(OFFSETS.MonthEnd(normalize=True), OFFSETS.MonthBegin(), OFFSETS.Week(), OFFSETS.Week(weekday=0), OFFSETS.BDay()),
+    *(OFFSETS.CDay(), OFFSETS.CDay(holidays=["2026-01-01"]), OFFSETS.CDay(weekmask="Sun"), pd.DateOffset(days=1)),
+    *(pd.DateOffset(day=1), pd.DateOffset(months=1), pd.DateOffset(), pd.DateOffset(2), OFFSETS.BusinessHour()),
+    *(OFFSETS.BusinessHour(start="08:00"), OFFSETS.QuarterEnd(startingMonth=1), OFFSETS.QuarterEnd(startingMonth=2)),
+]
 FAMILIES = {
+    "others": OTHERS,
     "plain": PLAIN,
     "nested": NESTED,
     "times": TIMES,
@@ -409,6 +488,18 @@ SAME = {
         pl.Series(["b"], dtype=pl.Categorical),
     ),
     "dataclasses": (Point([1], {2}), Point(x=[1], y={2})),
+    "patterns": (re.compile("(?i)a"), re.compile("(?i)a", re.IGNORECASE)),
+    "partials": (partial(partial(of, a=1), b=2), partial(of, b=2, a=1)),
+    "combined flags": (Way.UP | Way.DOWN, Way(3)),
+    "models": (Query(years={2, 1}), Query(region="north", years={1, 2})),
+    "models with what they cache": (Query(), (query := Query(), query.text)[0]),
+    "models of version 1": (Former(), Former(region="north")),
+    "what a model has beyond its fields": (Open(a=1, b=2), Open(b=2, a=1)),
+    "calendars": (
+        OFFSETS.CDay(holidays=["2026-01-01"]),
+        OFFSETS.CDay(calendar=np.busdaycalendar(holidays=["2026-01-01"])),
+    ),
+    "pictures": (PICTURE, Image.frombytes("RGB", (2, 2), bytes(12))),
 }
 
 
@@ -585,6 +676,132 @@ def test_a_key_that_returns_no_data_is_told() -> None:
         Keys("filtered", plain, key=lambda a, b=2: [Opaque()]).local((1,), {})
 
 
+# ------------------------------------------------------------ ignore=
+
+
+def connected(connection: Any, region: Any, _log: Any = None, *rest: Any, **more: Any) -> None: ...
+
+
+def test_what_is_ignored_does_not_count_nor_need_any_content() -> None:
+    keys = Keys("f", connected, ignore=["connection"])
+    calls = [((Opaque(), 1), {}), ((2,), {"region": 1}), ((), {"region": 1, "connection": 3, "_log": Opaque()})]
+    assert 1 == len({keys.local(*call) for call in calls})
+    others = [((1, 2), {}), ((1, 1, None, 2), {}), ((1, 1), {"x": 1}), ((1, [1]), {}), ((1, 1), {"_x": 1})]
+    assert len(others) == len({keys.local(*call) for call in others} - {keys.local(*calls[0])})
+
+
+def test_what_the_rest_takes_may_be_ignored() -> None:
+    keys = Keys("f", connected, ignore=["rest", "more"])
+    assert keys.local((1, 2), {}) == keys.local((1, 2, None, 3), {"x": [4]}) != keys.local((1, 3), {})
+
+
+def test_a_wrong_call_is_one_though_its_arguments_are_ignored() -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'connection'"):
+        Keys("f", connected, ignore=["connection"]).local((), {"region": 1})
+
+
+def test_what_is_ignored_is_passed_as_it_is_and_what_counts_as_it_is_now() -> None:
+    connection, region, log = {"open": True}, ["north"], []
+    args, kwargs = Keys("f", connected, ignore=["connection"]).now((connection,), {"region": region, "_log": log})
+    assert (connection,) == args
+    assert args[0] is connection
+    assert kwargs["_log"] is log
+    assert kwargs["region"] == region
+    assert kwargs["region"] is not region
+
+
+def test_what_is_ignored_is_not_told() -> None:
+    keys = Keys("f", connected, ignore=["connection"])
+    told = arguments_text(keys.parameters, ("sql://me", "north"), {"_log": "mine", "x": 1}, keys.ignored)
+    assert "..., 'north', _log=..., x=1" == told
+
+
+# ------------------------------------------------------------ hashers
+
+
+class Engine:
+    def __init__(self, url: Any):
+        self.url = url
+
+
+class Remote(Engine):
+    pass
+
+
+@pytest.fixture
+def hasher() -> Iterator[Callable[..., None]]:
+    """Says what counts of a type, until the end of the test."""
+    known = dict(content._hashers.registry)
+
+    def tell(kind: type, function: Callable[[Any], Any]) -> None:
+        set_hasher(kind, function, fingerprint(function))
+
+    yield tell
+    content._hashers = singledispatch(content._no_hasher)
+    for kind, function in known.items():
+        content._hashers.register(kind, function)
+
+
+def test_a_hasher_says_what_counts_of_a_type(hasher: Callable[..., None]) -> None:
+    with pytest.raises(ArgumentUnkeyable, match=r"of all of a type, with ps\.hasher"):
+        of(Engine("a"))
+    hasher(Engine, lambda engine: {"url": engine.url})
+    assert of(Engine("a")) == of([Engine("a")][0]) != of(Engine("b"))
+    assert of([Engine("a")]) != of([{"url": "a"}])
+    assert of(Engine("a")) != of({"url": "a"})
+
+
+def test_a_hasher_is_that_of_subclasses_which_stay_others(hasher: Callable[..., None]) -> None:
+    hasher(Engine, lambda engine: engine.url)
+    assert of(Remote("a")) == of(Remote("a")) != of(Engine("a"))
+    hasher(Remote, lambda engine: 1)
+    assert of(Remote("a")) == of(Remote("b"))
+    assert of(Engine("a")) != of(Engine("b"))
+
+
+def test_another_hasher_makes_other_keys(hasher: Callable[..., None]) -> None:
+    """Of a store that outlives the process: what the former one returned is no content of the new one."""
+    hasher(Engine, lambda engine: len(engine.url))
+    former = of(Engine("ab"))
+    hasher(Engine, lambda engine: engine.url.count("a") + 1)
+    assert former != of(Engine("ab"))
+
+
+def test_a_hasher_goes_before_what_is_known_of_a_type(hasher: Callable[..., None]) -> None:
+    hasher(pd.DataFrame, lambda frame: frame.attrs["version"])
+    hasher(np.ndarray, lambda array: array.shape)
+    one, other = (pd.DataFrame({"a": [each]}) for each in (1, 2))
+    one.attrs["version"] = other.attrs["version"] = 7
+    assert of(one) == of(other)
+    assert of(np.zeros(3)) == of(np.ones(3)) != of(np.zeros(4))
+
+
+def test_a_hasher_of_a_class_that_no_module_has(hasher: Callable[..., None]) -> None:
+    class Local(Engine):
+        pass
+
+    hasher(Local, lambda engine: engine.url)
+    assert of(Local("a")) == of(Local("a")) != of(Local("b"))
+
+
+def test_a_hasher_that_raises_is_named_with_the_way_there(hasher: Callable[..., None]) -> None:
+    hasher(Engine, lambda engine: engine.host)
+    with pytest.raises(
+        ArgumentUnkeyable, match=r"x\[1\] is a .*Engine, whose ps.hasher raised AttributeError"
+    ) as caught:
+        of([1, Engine("a")])
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
+def test_a_hasher_that_returns_no_data_is_told(hasher: Callable[..., None]) -> None:
+    hasher(Engine, lambda engine: [Opaque()])
+    with pytest.raises(ArgumentUnkeyable, match=r"x\[0\] is a .*Opaque, of whose content"):
+        of(Engine("a"))
+    hasher(Engine, lambda engine: engine)
+    with pytest.raises(ArgumentUnkeyable, match=r"x is a .*Engine that contains itself"):
+        of(Engine("a"))
+
+
 # ------------------------------------------------------------ what is refused
 
 
@@ -623,6 +840,12 @@ def unnamed_zone() -> ZoneInfo:
         return ZoneInfo.from_file(file)
 
 
+def film() -> Image.Image:
+    file = BytesIO()
+    PICTURE.save(file, "GIF", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")])
+    return Image.open(file)
+
+
 class MyFrame(pd.DataFrame):
     @property
     def _constructor(self) -> Any:
@@ -635,7 +858,10 @@ REFUSED = {
     "lambda": (lambda: lambda: 1, "x is a function, and .*<lambda> is not the name"),
     "closure": (closure, "x is a function, and closure.<locals>.function is not the name"),
     "bound method": (lambda: Opaque().__str__, "x is a method-wrapper"),
-    "partial": (lambda: partial(plain, 1), "x is a functools.partial"),
+    "partial": (lambda: partial(lambda: 1, 1), "x is a function, and .*<lambda> is not the name"),
+    "in a model": (lambda: Query(years=[Opaque()]), r"x\.years\[0\] is a .*Opaque"),
+    "private in a model": (lambda: with_unit(Query(), threading.Lock()), r"x\._unit is a _thread\.lock"),
+    "frames of a film": (film, "x is a PIL.*GifImageFile, of whose content .* several frames; pass one"),
     "generator": (lambda: (i for i in ()), "x is a generator, of whose content"),
     "iterator": (lambda: iter([1]), "x is a list_iterator"),
     "module": (lambda: math, "x is a module"),

@@ -11,14 +11,17 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
-from functools import partial
+from datetime import timedelta
+from functools import partial, singledispatch
 from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pandas as pd
 import panel as pn
 import pytest
+from bokeh.document import Document
 from bokeh.plotting import figure
+from panel.io.state import set_curdoc
 
 from core import PATIENCE, messages
 from panel_schedule.cache.computation import Computation
@@ -35,6 +38,7 @@ from panel_schedule.errors import (
     WouldBlock,
 )
 from panel_schedule.functions.run import RunState, current_run
+from panel_schedule.hashing import content
 from panel_schedule.hashing.fingerprint import fingerprint
 from panel_schedule.runtime import Runtime
 from panel_schedule.testing.contracts.tools import hammer
@@ -121,6 +125,87 @@ def test_a_changed_cell_of_a_large_array_is_another_argument(ps):
 def test_a_hit_gives_the_very_object(ps):
     f = ps.memoize(name="f")(lambda n: [n])
     assert f(1) is f(1)
+
+
+class Connection:
+    """A plain object, which an argument that counts would be a copy of."""
+
+    def __init__(self, name):
+        self.name, self.asked = name, []
+
+    def ask(self, what):
+        self.asked.append(what)
+        return f"{self.name} says {what}"
+
+
+@pytest.mark.parametrize("retry", [0, 1])
+def test_what_is_ignored_is_the_first_callers_for_all_who_share(ps, retry):
+    """The very object, also where a second attempt would get it; the text of the call does not tell it."""
+    f = ps.memoize(name="f", ignore="connection", retry=retry)(lambda connection, what: connection.ask(what))
+    first, second = Connection("first"), Connection("second")
+    assert ["first says a", "first says a", "second says b"] == [f(first, "a"), f(second, what="a"), f(second, "b")]
+    assert (["a"], ["b"]) == (first.asked, second.asked)
+    assert ["f(..., 'b')", "f(..., 'a')"] == list(ps.store.entries(f))
+
+
+def test_a_parameter_that_begins_with_an_underscore_is_ignored(ps):
+    f = ps.memoize(name="f")(lambda what, _connection=None: _connection.ask(what))
+    assert "first says a" == f("a", Connection("first")) == f("a", _connection=Connection("second")) == f("a")
+
+
+@pytest.mark.slow
+def test_an_ignored_argument_that_cannot_travel_is_told(ps):
+    f = ps.memoize(name="f", ignore=["lock"], executor="process")(lambda lock, what: what)
+    with pytest.raises(ValueRefused, match=r"Memoized function 'f': .*lock"):
+        f(threading.Lock(), "a")
+
+
+async def test_an_ignored_argument_of_a_coroutine_is_the_object_itself(ps):
+    connection = Connection("first")
+
+    @ps.memoize(ignore=["connection"])
+    async def f(connection, what):
+        return connection.ask(what)
+
+    assert "first says a" == await f(connection, "a") == await f.submit(connection=Connection("second"), what="a")
+    assert ["a"] == connection.asked
+
+
+def test_to_ignore_another_parameter_forgets_the_answers_of_a_store(ps):
+    """They lie under keys of other parameters, which may look alike."""
+
+    def f(a, b):
+        return a, b
+
+    one, other = (ps.memoize(name=name, ignore=ignore)(f) for name, ignore in (("one", "a"), ("other", "b")))
+    assert one._key((1, 2), {}) == other._key((2, 1), {})
+    assert one.digest(one._key((1, 2), {})) != other.digest(other._key((2, 1), {}))
+
+
+def test_a_hasher_is_asked_without_a_session(ps, monkeypatch):
+    monkeypatch.setattr(content, "_hashers", singledispatch(content._no_hasher))
+    seen = []
+    ps.hasher(Connection, lambda connection: seen.append(pn.state.curdoc) or connection.name)
+    f = ps.memoize(name="f")(lambda connection: connection.name)
+    with set_curdoc(Document()):
+        assert ["a", "a", "b"] == [f(Connection("a")), f(Connection("a")), f(Connection("b"))]
+    assert [None] * 3 == seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("Connection", len), "it takes a class first"),
+        ((list[int], len), "it takes a class first"),
+        ((Connection, "url"), "it takes a plain function second"),
+        ((Connection, asyncio.sleep), "it takes a plain function second"),
+        ((str, len), r"ps.hasher\(str, ...\): plain data counts in full. Name the class"),
+        ((object, id), r"ps.hasher\(object, ...\): plain data counts in full"),
+    ],
+)
+def test_a_hasher_that_means_nothing_is_refused(ps, arguments, message):
+    with pytest.raises(RegistrationError, match=message):
+        ps.hasher(*arguments)
 
 
 def test_none_is_an_answer(ps):
@@ -534,6 +619,88 @@ def test_without_a_ttl_it_lasts_for_ever(core):
     assert 1 == function.calls
 
 
+def test_a_lifetime_may_be_said_of_each_answer(core):
+    """As `ttl` takes it; None is for ever."""
+    answers = iter([("1m", 1), (timedelta(minutes=10), 2), (None, 3), ("never", 4)])
+    f = core.ps.memoize(ttl=lambda answer: answer[0], stale_if_error=False, name="f")(lambda: next(answers))
+    assert 1 == f()[1]
+    core.clock.advance("59s")
+    assert 1 == f()[1]
+    core.clock.advance("1s")
+    assert 2 == f()[1]
+    core.clock.advance("9m")
+    assert 2 == f()[1]
+    core.clock.advance("1m")
+    assert 3 == f()[1]
+    core.clock.advance("9000d")
+    assert 3 == f()[1]
+
+
+def test_a_lifetime_of_an_answer_that_means_nothing_is_told(core):
+    f = core.ps.memoize(ttl=lambda answer: answer, name="f")(lambda n: n)
+    with pytest.raises(TriggerError, match="ttl=0 is no duration") as caught:
+        f(0)
+    assert ["That comes of the ttl= of memoized function 'f', for an answer that was computed."] == (
+        caught.value.__notes__
+    )
+    assert core.ps.store.entries(f) == {}
+
+
+def test_what_is_not_to_be_kept_is_for_those_who_wait(core):
+    function = core.held("f")
+    f = core.ps.memoize(keep=lambda answer: answer is not None, name="f")(function)
+    first, second = f.submit(), f.submit()
+    core.go()
+    function.finish(None)
+    assert [None, None] == [first.result(), second.result()]
+    assert (1, None, {}) == (function.calls, f.entry(), core.ps.store.entries(f))
+    third = f.submit()
+    core.go()
+    function.finish("answer")
+    assert "answer" == third.result() == f()
+    assert 2 == function.calls
+
+
+def test_what_was_kept_before_goes_with_one_that_is_not(core):
+    """Else who asks next got an answer that is older than the last one."""
+    answers = iter([1, None, OSError("no database")])
+
+    @core.ps.memoize(ttl="1m", max_stale="1h", keep=lambda answer: answer is not None)
+    def f():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert 1 == f()
+    core.clock.advance("2m")
+    assert 1 == f()  # and it is renewed
+    core.go()
+    assert f.entry() is None
+    with pytest.raises(OSError, match="no database"):
+        f()
+
+
+@pytest.mark.parametrize("option", ["keep", "ttl"])
+def test_what_an_option_raises_of_an_answer_is_raised_by_the_call(core, option):
+    f = core.ps.memoize(name="f", **{option: lambda answer: answer["until"]})(lambda: {})
+    with pytest.raises(KeyError, match="until") as caught:
+        f()
+    assert [f"That comes of the {option}= of memoized function 'f', for an answer that was computed."] == (
+        caught.value.__notes__
+    )
+
+
+def test_hits_and_misses_are_counted(ps):
+    """A computation is one miss for all who wait for it, also one that fails."""
+    f = ps.memoize(name="f")(lambda n: 1 / n)
+    assert (0, 0) == f.stats
+    assert [1.0, 0.5, 1.0, 1.0] == [f(1), f(2), f(1), f.submit(1).result()]
+    with pytest.raises(ZeroDivisionError):
+        f(0)
+    assert (2, 3) == (f.stats.hits, f.stats.misses)
+
+
 def test_a_step_of_the_clock_changes_no_lifetime(core):
     function = Counted()
     f = core.ps.memoize(ttl="1m", name="f")(function)
@@ -895,6 +1062,16 @@ def class_method(ps):
         (lambda ps: ps.memoize(max_bytes=1.5), RegistrationError, r"max_bytes=1\.5 must be a whole number"),
         (lambda ps: ps.memoize(after=["sales"]), TriggerError, "after= takes a task or a list of tasks"),
         (lambda ps: ps.memoize(executor="fast"), RegistrationError, "executor='fast' is unknown"),
+        (lambda ps: ps.memoize(keep=True), RegistrationError, "keep=True must be a plain function"),
+        (lambda ps: ps.memoize(ttl=asyncio.sleep), RegistrationError, "ttl=.* must be a plain function"),
+        (lambda ps: ps.memoize(ignore=1), RegistrationError, "ignore=1 must be the name of a parameter, or a list"),
+        (lambda ps: ps.memoize(ignore=[1]), RegistrationError, r"ignore=\[1\] must be the name of a parameter"),
+        (lambda ps: ps.memoize(name="f", ignore="c")(lambda a: a), RegistrationError, "ignore= names 'c', which is no"),
+        (
+            lambda ps: ps.memoize(name="f", ignore="a", key=len)(lambda a: a),
+            RegistrationError,
+            "key= says what counts of all arguments, so that ignore= has nothing to say",
+        ),
         (lambda ps: ps.memoize(stale_if_error=1), RegistrationError, "stale_if_error=1 must be True or False"),
         (lambda ps: ps.memoize(name="f", key=3)(len), RegistrationError, "key=3 must be a function"),
         (lambda ps: ps.memoize(lambda: 1), RegistrationError, "has no name of its own"),

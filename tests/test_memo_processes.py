@@ -474,6 +474,52 @@ def test_a_stale_answer_is_served_everywhere_while_one_process_renews_it(shared)
     assert 0 == sum(host("guests('stale')") for host in hosts)
 
 
+def test_what_is_not_kept_is_for_those_who_wait_in_all_processes(shared):
+    """Who asks after that, in whichever process, gets another one; and nothing older."""
+    hosts, (one, other, third, *_) = shared.hosts, shared.hosts
+    shared.define("""
+@ps.memoize(keep=lambda answer: answer != "none", ttl=lambda answer: "1h")
+def choosy(name):
+    note(name)
+    await_go(f"{name} {(folder / name).read_text()}")
+    return (folder / name).read_text()
+""", hosts)  # fmt: skip
+    (shared.folder / "choosy").write_text("some")
+    shared.go("choosy some")
+    assert ["some"] * 4 == [host("choosy('choosy')") for host in hosts]
+    (shared.folder / "choosy").write_text("none")
+    one("(run := choosy.refresh('choosy')) and 0")
+    shared.await_begun("choosy", 2)
+    for host in (other, third):
+        host("(run := choosy.refresh('choosy')) and 0")
+    shared.await_guests(3, hosts, "choosy")
+    shared.go("choosy none")
+    assert ["none"] * 3 == [host("run.result(5)") for host in (one, other, third)]
+    assert 2 == shared.journal("choosy")
+    assert [None] * 4 == [host("choosy.entry('choosy')") for host in hosts]
+    (shared.folder / "choosy").write_text("other")
+    shared.go("choosy other")
+    eventually(lambda: not any(host("len(choosy.lru.answers)") for host in hosts))
+    assert ["other"] * 4 == [host("choosy('choosy')") for host in reversed(hosts)]
+    assert 3 == shared.journal("choosy")
+
+
+def test_how_long_an_answer_lasts_is_known_to_a_process_that_only_reads_it(shared):
+    one, other, *_ = shared.hosts
+    shared.define("""
+@ps.memoize(ttl=lambda answer: {"for ever": None, "an hour": "1h"}[answer])
+def lasting(name):
+    note(name)
+    return name
+""", shared.hosts)  # fmt: skip
+    for name in ("for ever", "an hour"):
+        assert [name] * 2 == [host("lasting(name)", name=name) for host in (one, other)]
+        assert 1 == shared.journal(name)
+    left = other("[answer.fresh_until - time.monotonic() for answer in lasting.lru.answers.values()]")
+    assert left[0] > 1e9
+    assert 3500 < left[1] < 3600
+
+
 def test_a_process_that_has_not_heard_of_the_new_answer_takes_it(shared):
     """Where it finds its own stale it does not compute what another process has just computed."""
     one, other, *_ = shared.hosts

@@ -78,6 +78,38 @@ def test_what_is_there_is_shown_at_once(core):
     assert view.updated_at == core.clock.now()
 
 
+def test_an_answer_that_is_not_kept_is_shown_and_asked_for_once(core):
+    """Also by a view of another page that shows the one of before."""
+    answers = iter([1, None, 3])
+    f = core.ps.memoize(keep=lambda answer: answer is not None, name="f")(lambda n: next(answers))
+    view, other = (f.view(pn.widgets.IntInput(value=7)) for _ in range(2))
+    core.go()
+    assert (1, 1) == (view.value, other.value)
+    view.refresh()
+    core.go()
+    core.run_for(10)
+    assert [(None, False, "", False)] * 2 == [state(view), state(other)]
+    assert 3 == f(7)
+
+
+def test_what_is_ignored_is_the_object_itself_and_its_change_computes_nothing(core):
+    class Connection:
+        asked = 0
+
+        def ask(self):
+            self.asked += 1
+            return self.asked
+
+    connections = Connection(), Connection()
+    number = pn.widgets.IntInput(value=0)
+    f = core.ps.memoize(ignore="connection", name="f")(lambda connection: connection.ask())
+    view = f.view(pn.bind(lambda n: connections[n], number))
+    core.go()
+    number.value = 1
+    core.go()
+    assert (1, 1, 0) == (view.value, connections[0].asked, connections[1].asked)
+
+
 @pytest.mark.parametrize("kind", ["widget", "param", "rx", "bind", "nested"])
 def test_arguments_may_be_references(core, kind):
     widget = pn.widgets.IntSlider(value=1, start=0, end=9)

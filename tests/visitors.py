@@ -30,6 +30,8 @@ class Visitor:
 
     def __init__(self, socket: WebSocketClientConnection):
         self._socket = socket
+        # Bytes of all messages that were read.
+        self.received = 0
 
     @classmethod
     async def open(cls, url: str) -> Visitor:
@@ -72,7 +74,7 @@ class Visitor:
         await self._text()
         content = await self._text()
         for _ in range(2 * header.get("num_buffers", 0)):
-            await self._socket.read_message()
+            self.received += len(await self._socket.read_message() or "")
         return header["msgtype"], content
 
     async def read_until(self, kind: str, containing: str = "") -> str:
@@ -87,6 +89,7 @@ class Visitor:
         if message is None:
             raise ConnectionError("the server closed the websocket")
         assert isinstance(message, str)
+        self.received += len(message)
         return message
 
     async def close(self) -> None:

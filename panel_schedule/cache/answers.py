@@ -45,8 +45,10 @@ class KeptAnswers:
     # ------------------------------------------------------------ keeping; under the lock
 
     def keep(self, memo: Memo, key: Hashable, answer: Answer) -> None:
-        """From now on this is the answer."""
-        if not memo.lru.put(key, answer, self._service.clock.monotonic()) and memo.name not in self._warned:
+        """From now on this is the answer, and what was there before is none any more."""
+        if not answer.kept:
+            memo.lru.drop(key)
+        elif not memo.lru.put(key, answer, self._service.clock.monotonic()) and memo.name not in self._warned:
             self._warned.add(memo.name)
             log.warning(
                 "Memoized function %r: an answer of %.1f MB is larger than max_bytes=%d, and is not kept. Allow for "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import Context
@@ -12,7 +12,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from ..coordination.answers import Basis, serves
+from ..coordination.answers import NOT_KEPT, Basis, serves
 from ..coordination.history import MEMO
 from ..engine.execution import Execution, work_of
 from ..engine.service import Service
@@ -298,9 +298,10 @@ class Computation(Execution):
         require_data(value, self.name)
         memo, now = self.memo, self.service.clock.now()
         duration = max(0.0, (now - (self.run.started_at or now)).total_seconds())
+        ttl = memo.own_ttl(value)
         try:
             if self.fence:
-                self._share(value, now, duration)
+                self._share(value, now, duration, ttl)
         except RunFenced:
             self.kept = False
             return value
@@ -311,24 +312,25 @@ class Computation(Execution):
                 size = encoded.size
                 encoded.close()
             self.answer = Answer(
-                own_copy(value), max(self.known, next(_versions)), now, duration, self.basis, memo.until(0.0), size,
-                self.digest, self.call,
+                own_copy(value), max(self.known, next(_versions)), now, duration, self.basis, memo.until(0.0, ttl),
+                size, self.digest, self.call, ttl != NOT_KEPT,
             )  # fmt: skip
         return value
 
-    def _share(self, value: Any, now: datetime, duration: float) -> None:
+    def _share(self, value: Any, now: datetime, duration: float, ttl: float | None) -> None:
         """It is the answer of all processes, as they read it, unless the store cannot take it now."""
-        memo, lasts = self.memo, self.memo.lasts
+        memo, lasts = self.memo, self.memo.lasts(ttl)
         with self._ending("other processes do not get what it gave, as it cannot be stored"):
             self.answers.shared.tell_used()
             row, value = self.service.store.cache.put(
                 memo.name, self.digest, self.fence, value, now=now, duration=duration,
                 expires_at=None if lasts is None else now + lasts, limits=memo.policy.limits,
-                run=self.record(RunState.SUCCEEDED),
+                run=self.record(RunState.SUCCEEDED), ttl=ttl,
             )  # fmt: skip
             self.answer = Answer(
-                value, row.version, now, duration, row.basis, memo.until(0.0), row.size, self.digest, row.call
-            )
+                value, row.version, now, duration, row.basis, memo.until(0.0, ttl), row.size, self.digest, row.call,
+                ttl != NOT_KEPT,
+            )  # fmt: skip
 
     @contextmanager
     def _ending(self, lost: str) -> Iterator[None]:
@@ -364,6 +366,13 @@ class Computation(Execution):
     def parameters(self) -> Sequence[str]:
         return self.memo.keys.parameters
 
+    @property
+    def hidden(self) -> Collection[str]:
+        return self.memo.keys.ignored
+
+    def now(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self.memo.keys.now(self.args, self.kwargs)
+
     def last_resort(self) -> Answer | None:
         """What is served in place of an answer that could not be computed."""
         memo = self.memo
@@ -372,7 +381,12 @@ class Computation(Execution):
         old = memo.lru.answers.get(self.key)
         if old is None:
             old = self.answers.shared.last(memo, self.digest)
-        if old is None or old.kept_until <= self.service.clock.monotonic() or not serves(old.basis, self.basis):
+        if (
+            old is None
+            or not old.kept
+            or old.kept_until <= self.service.clock.monotonic()
+            or not serves(old.basis, self.basis)
+        ):
             return None
         return old
 

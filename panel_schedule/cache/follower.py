@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
-from ..coordination.answers import Basis, serves
+from ..coordination.answers import NOT_KEPT, Basis, serves
 from ..engine.service import Service
 from ..errors import RunFenced, ScheduleError, ValueUnreadable, is_interrupt
 from ..functions.memoize import Memoized
@@ -122,9 +122,9 @@ class Follower:
         if row.failed and row.failed_at is not None and row.failed_at + memo.policy.error_ttl > now:
             self._fail(computation, row, (now - row.failed_at).total_seconds())
             return True
-        if not row.version or not self._counts(row, computation.basis):
+        if not row.version or row.ttl == NOT_KEPT or not self._counts(row, computation.basis):
             return False
-        lifetime = memo.until(self._shared.age(row))
+        lifetime = memo.until(self._shared.age(row), row.ttl)
         if lifetime[0 if computation.renews else 1] <= self._service.clock.monotonic():
             return False
         try:

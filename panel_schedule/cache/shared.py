@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Hashable
 from typing import Any
 
+from ..coordination.answers import NOT_KEPT
 from ..engine.service import Service
 from ..errors import ScheduleError, StoreError, ValueUnreadable
 from ..functions.lru import Answer
@@ -67,8 +68,8 @@ class SharedAnswers:
         """
         assert row.updated_at is not None
         return Answer(
-            self.cache.value(row), row.version, row.updated_at, row.duration, row.basis, memo.until(self.age(row)),
-            row.size, row.key, row.call,
+            self.cache.value(row), row.version, row.updated_at, row.duration, row.basis,
+            memo.until(self.age(row), row.ttl), row.size, row.key, row.call, row.ttl != NOT_KEPT,
         )  # fmt: skip
 
     def found(self, memo: Memo, row: AnswerRow | None) -> Answer | None:
@@ -91,7 +92,7 @@ class SharedAnswers:
             answer = self.found(memo, self.look(memo, memo.digest(key)))
         else:
             answer = memo.lru.answers.get(key)
-        return None if answer is None else answer.entry
+        return None if answer is None or not answer.kept else answer.entry
 
     def entries(self, memo: Memo) -> dict[str, Entry]:
         """All that is kept of a function, by the text of the call, the one used last first."""
@@ -100,7 +101,7 @@ class SharedAnswers:
         else:
             with self._service.locked:
                 answers = list(reversed(memo.lru.answers.values()))
-        return {answer.call: answer.entry for answer in answers if answer is not None}
+        return {answer.call: answer.entry for answer in answers if answer is not None and answer.kept}
 
     # ------------------------------------------------------------ what is read
 

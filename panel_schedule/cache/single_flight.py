@@ -23,7 +23,6 @@ from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
 from ..functions.run import Cause, Run, RunState, on_a_loop, place
 from ..serialize.checks import is_light
-from ..serialize.copies import snapshot
 from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
 from .answers import KeptAnswers
@@ -134,7 +133,7 @@ class SingleFlight:
         memo.keys.bind(args, kwargs)
         self._service.start()
         waiter = self._waiter(memo)
-        self._service.outbox.aside(partial(self._submit, memo, *snapshot(args, kwargs), refresh, waiter))
+        self._service.outbox.aside(partial(self._submit, memo, *memo.keys.now(args, kwargs), refresh, waiter))
         return waiter
 
     def _submit(self, memo: Memo, args: Any, kwargs: Any, refresh: bool, waiter: Run) -> None:
@@ -221,7 +220,7 @@ class SingleFlight:
             self._welcome(computation, waiter, heard)
         if not copied:
             # Outside of the lock, and before anybody computes: whoever calls may change them as soon as this returns.
-            computation.args, computation.kwargs = snapshot(args, kwargs)
+            computation.args, computation.kwargs = memo.keys.now(args, kwargs)
         # To ask the store, or to pickle arguments, may take long; and who has a stale answer does not wait at all.
         works = self._service.store.blocking or memo.executor not in ("thread", "loop")
         try:

@@ -23,6 +23,9 @@ TAKEOVERS = 1
 # How long after its lifetime an answer is kept for the case that it cannot be computed anew.
 LAST_RESORT = timedelta(days=7)
 
+# The `ttl` of an answer that is for those who wait for it, and that nobody is given who asks later.
+NOT_KEPT = 0.0
+
 # How long a record without a value stays: until the others have heard of it.
 EMPTY = timedelta(hours=1)
 
@@ -67,6 +70,8 @@ class AnswerState(NamedTuple):
     message : str
     began_at : datetime or None
         When the computation under way began.
+    ttl : float or None
+        Seconds for which this value is fresh, where its function has said so of it; None: as of all; or NOT_KEPT.
     """
 
     call: str = ""
@@ -83,6 +88,7 @@ class AnswerState(NamedTuple):
     percent: int = -1
     message: str = ""
     began_at: datetime | None = None
+    ttl: float | None = None
 
 
 def serves(basis: Basis, wanted: Basis) -> bool:
@@ -159,11 +165,12 @@ def succeed(
     now: datetime,
     duration: float,
     expires_at: datetime | None,
+    ttl: float | None = None,
 ) -> Record | Refusal:
     """There is an answer, of the basis that was wanted."""
     if record is None or not _is_held(record, me, fence):
         return Refusal.FENCED
-    state = AnswerState(record.state.call, revision, record.state.wanted, now, duration, fence)
+    state = AnswerState(record.state.call, revision, record.state.wanted, now, duration, fence, ttl=ttl)
     return _set(record, state, now, {VALUE})._replace(used_at=now, expires_at=expires_at)
 
 

@@ -159,6 +159,8 @@ class Claim(NamedTuple):
         Of the run that was taken over.
     wave : datetime or None
         The same.
+    version : int
+        Of the value that there was when the claim was got, which no other run can change from then on.
     """
 
     task: str
@@ -167,6 +169,7 @@ class Claim(NamedTuple):
     attempt: int = 1
     key: datetime | str | None = None
     wave: datetime | None = None
+    version: int = 0
 
 
 # ------------------------------------------------------------ the value

@@ -53,6 +53,12 @@ class Counts:
                 ended[1] += seconds
                 ended[2 + bisect_left(BUCKETS, seconds)] += 1
 
+    def ended(self, kind: str, function: str) -> int:
+        """How many runs of a function that is called on request have ended."""
+        name = history.name_of(kind, function)
+        with self._lock:
+            return int(sum(ended[0] for key, ended in self._ended.items() if key[:2] == (history.SPACE, name)))
+
     def snapshot(self) -> dict[Key, float]:
         """All of them as they are now."""
         with self._lock:

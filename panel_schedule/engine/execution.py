@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError, Future
 from datetime import datetime
 from functools import partial
@@ -158,10 +158,16 @@ class Execution(ABC):
         return ()
 
     @property
+    def hidden(self) -> Collection[str]:
+        """Which of them are not told."""
+        return ()
+
+    @property
     def arguments(self) -> str:
         """They as text, shortened: ``[1, 2], year=2026``."""
         if (text := self.run.arguments) is None:
-            text = self.run.arguments = arguments_text(self.parameters, self.args, self.kwargs)
+            text = arguments_text(self.parameters, self.args, self.kwargs, self.hidden)
+            self.run.arguments = text
         return text
 
     @property
@@ -252,8 +258,16 @@ class Execution(ABC):
         """Call the function."""
         args, kwargs = self.args, self.kwargs
         if self.run.attempt < self.work.retry.max_attempts:
-            args, kwargs = snapshot(args, kwargs)  # the next attempt gets them as they were, too
+            args, kwargs = self.now()  # the next attempt gets them as they were, too
         return self.work.function(*args, **kwargs)
+
+    def previous(self) -> Any:
+        """What its function gave before; only a task has such."""
+        return None
+
+    def now(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copies of the arguments."""
+        return snapshot(self.args, self.kwargs)
 
     def begin(self) -> None:
         """The function begins: from now on its timeout runs."""

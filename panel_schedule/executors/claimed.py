@@ -49,6 +49,9 @@ TIMES = 600
 LOGGED = 10_000
 
 
+Previous = Callable[[str, str, bool], Any]
+
+
 class ClaimedCall:
     """
     One call that this process makes, and what home is told of it.
@@ -65,6 +68,8 @@ class ClaimedCall:
         ``news(urgent)`` when there is something to tell.
     interruption : Interruption or None
         Where it runs on the main thread, which can be interrupted.
+    previous : callable
+        ``previous(task, run_id, published)``: what the task gave before.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class ClaimedCall:
         killable: bool,
         news: Callable[[bool], object],
         interruption: Interruption | None,
+        previous: Previous,
     ):
         (task, identity, key, attempt, *asked), self._packed = call
         self.name, self.label, self._home = record.name, record.group, record.state.home
@@ -94,6 +100,7 @@ class ClaimedCall:
         # One tells at a time, and nobody after the end; and nobody gets a signal of a call that is over.
         self._telling, self._signalling = threading.Lock(), threading.Lock()
         self._ended, self._over = False, threading.Event()
+        self._previous, self._published = previous, False
         # Whether it is ended from outside, and why, if that is not what home has asked for.
         self._stopping, self._because = False, ""
         # Since when its home is known to be dead.
@@ -156,8 +163,12 @@ class ClaimedCall:
                 "importable there, in the same versions; the worker imports the file with the tasks as the server does."
             ) from error.__cause__
 
+    def previous(self) -> Any:
+        return self._previous(self._run.task, self._run.id, self._published)
+
     def publish_inside(self, item: Any) -> None:
         """Home has it, or has refused it, when this returns."""
+        self._published = True
         require_data(item, self.label)
         data = encode(item, self.label).tobytes()
         if self._over.is_set():
@@ -303,10 +314,12 @@ class RemoteWorker:
     ----------
     calls : Calls
     clock : Clock
+    previous : callable
+        As of a `ClaimedCall`.
     """
 
-    def __init__(self, calls: Calls, clock: Clock):
-        self._calls, self._clock = calls, clock
+    def __init__(self, calls: Calls, clock: Clock, previous: Previous):
+        self._calls, self._clock, self._previous = calls, clock, previous
         self._lock = threading.Lock()
         self._running: dict[str, ClaimedCall] = {}
         # Of those that are about to be claimed, what was heard meanwhile.
@@ -332,7 +345,9 @@ class RemoteWorker:
             del self._claiming[name]
             return False
         on_main = threading.current_thread() is threading.main_thread()
-        call = ClaimedCall(self._calls, *claimed, killable, self._tell_soon, Interruption() if on_main else None)
+        call = ClaimedCall(
+            self._calls, *claimed, killable, self._tell_soon, Interruption() if on_main else None, self._previous
+        )
         self._running[name] = call
         self._news.set()
         if (heard := self._claiming.pop(name)) is not None:

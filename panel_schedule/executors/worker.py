@@ -208,6 +208,9 @@ class Workplace:
         """What the server answers; waits for it. Raises what answering has raised."""
         return self._converse(wire.QUESTION, question)
 
+    def previous(self) -> Any:
+        return self.ask("previous")
+
     def publish_inside(self, partial: Any) -> None:
         if remote.asker is None:
             raise ScheduleError(f"{self._name}: a child of its worker process cannot publish. Hand it to its parent.")

@@ -39,6 +39,8 @@ class Answer:
         Its key in a shared store.
     call : str
         The call as text.
+    kept : bool
+        Whether it is given to who asks later, and not only to those who wait for it.
     is_frame : bool
         Whether each reader gets a copy of his own.
     told : bool
@@ -54,6 +56,7 @@ class Answer:
     size: int = 0
     digest: str = ""
     call: str = ""
+    kept: bool = True
     fresh_until: float = field(init=False)
     good_until: float = field(init=False)
     kept_until: float = field(init=False)

@@ -9,22 +9,23 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from ..clock import Clock
-from ..coordination.answers import LAST_RESORT, UNLIMITED, Basis, Limits, serves
+from ..coordination.answers import LAST_RESORT, NOT_KEPT, UNLIMITED, Basis, Limits, serves
 from ..coordination.history import MEMO
-from ..errors import NotReady
+from ..errors import NotReady, RegistrationError
 from ..hashing.fingerprint import fingerprint
 from ..hashing.keys import Keys, digested, signature_of
-from ..serialize.copies import own_copy, snapshot
+from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
 from ..serialize.references import references
+from ..session import without_session
 from . import remote
 from .calls import is_async
 from .live import LiveAnswer
 from .lru import LRU, Answer, Watched
-from .registry import require_fitting
+from .registry import duration, require_fitting
 from .run import Run, RunRecord
 from .task import ONCE, Retry, Task
 
@@ -33,12 +34,18 @@ T = TypeVar("T")
 
 NEVER = float("inf")
 
+# In seconds, what a `ttl=` means that returns None: of a record, whose text has no infinite numbers.
+FOR_EVER = 1e10
+
+_NONE = timedelta()
+
 
 @dataclass(frozen=True, slots=True)
 class MemoPolicy:
     """Everything about a memoized function but its name and code; see ``ps.memoize`` for the meanings."""
 
-    ttl: timedelta | None = None
+    # Or what says it of an answer.
+    ttl: timedelta | Callable[[Any], Any] | None = None
     max_stale: timedelta = timedelta()
     after: tuple[Task[Any], ...] = ()
     limits: Limits = UNLIMITED
@@ -47,6 +54,24 @@ class MemoPolicy:
     retry: Retry = ONCE
     stale_if_error: bool = True
     error_ttl: timedelta = timedelta()
+    ignore: tuple[str, ...] = ()
+    keep: Callable[[Any], Any] | None = None
+
+
+class MemoStats(NamedTuple):
+    """
+    What ``function.stats`` is: of this process, since its start.
+
+    Attributes
+    ----------
+    hits : int
+        How often an answer was there.
+    misses : int
+        How often one was computed, or could not be.
+    """
+
+    hits: int
+    misses: int
 
 
 class KeptAnswers(Protocol):
@@ -85,6 +110,7 @@ class Host(Protocol):
 
     def memo_view(self, memo: Memoized[Any, Any], args: Any, kwargs: Any) -> Any: ...
     def history(self, kind: str, name: str) -> list[RunRecord]: ...
+    def ended(self, kind: str, name: str) -> int: ...
 
 
 class Memoized(Generic[P, T]):
@@ -149,10 +175,21 @@ class Memoized(Generic[P, T]):
         self.function = function
         self.policy = policy
         self.signature = signature_of(function)
-        self.keys = Keys(self.name, function, key)
+        if unknown := [name for name in policy.ignore if name not in self.signature.parameters]:
+            raise RegistrationError(
+                f"Memoized function {self.name!r}: ignore= names {unknown[0]!r}, which is no parameter of it. It is "
+                f"called as {self.name}{self.signature}."
+            )
+        if key is not None and policy.ignore:
+            raise RegistrationError(
+                f"Memoized function {self.name!r}: key= says what counts of all arguments, so that ignore= has nothing "
+                "to say. Give one of them."
+            )
+        self.keys = Keys(self.name, function, key, policy.ignore)
         self.executor = policy.executor or ("loop" if is_coroutine else "thread")
         # What was computed by other code is no answer of this one.
-        self.fingerprint = fingerprint(function, key, *(task.name for task in policy.after))
+        ignored = [policy.ignore] if policy.ignore else []
+        self.fingerprint = fingerprint(function, key, *(task.name for task in policy.after), *ignored)
         self.lru.limits = policy.limits
         self._key = self.keys.local
         self._is_async = is_coroutine
@@ -186,7 +223,7 @@ class Memoized(Generic[P, T]):
         """
         if self._is_async:
             # It begins when it is awaited.
-            return self._awaited(*snapshot(args, kwargs))  # type: ignore[return-value]
+            return self._awaited(*self.keys.now(args, kwargs))  # type: ignore[return-value]
         key = self._key(args, kwargs)
         answer = self._answers.get(key)
         if answer is None or answer.fresh_until <= self._now() or (self._after and not self.is_current(answer)):
@@ -286,6 +323,11 @@ class Memoized(Generic[P, T]):
         """
         return self._host.history(MEMO, self.name)
 
+    @property
+    def stats(self) -> MemoStats:
+        """How often an answer was there, and how often it was computed; of this process alone."""
+        return MemoStats(self.lru.hits, self._host.ended(MEMO, self.name))
+
     def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """
         Forget the answer to these arguments, in all processes: what it was made of has changed.
@@ -351,20 +393,59 @@ class Memoized(Generic[P, T]):
         """The key of a call for a store that several processes share."""
         return sha256(f"{self.fingerprint} {digested(key)}".encode()).hexdigest()
 
-    def until(self, age: float) -> tuple[float, float, float]:
-        """Until when, on the monotonic clock, an answer of this age in seconds is fresh, good and kept."""
-        if (ttl := self.policy.ttl) is None:
+    def own_ttl(self, value: Any) -> float | None:
+        """
+        For how many seconds an answer is fresh, as its function says of it; None: as of all; or NOT_KEPT.
+
+        Raises
+        ------
+        TriggerError
+            When that is no duration. What ``keep=`` or ``ttl=`` itself raises is raised.
+        """
+        keep, ttl = self.policy.keep, self.policy.ttl
+        if keep is not None and not self._said("keep", keep, value, bool):
+            return NOT_KEPT
+        if not callable(ttl):
+            return None
+        given = self._said("ttl", ttl, value, lambda told: None if told is None else duration("ttl", told))
+        return FOR_EVER if given is None else float(given.total_seconds())
+
+    def _said(self, option: str, function: Callable[[Any], Any], value: Any, meaning: Callable[[Any], Any]) -> Any:
+        what = f"{option}= of memoized function {self.name!r}"
+        try:
+            return meaning(without_session(f"The {what}", function, value))
+        except BaseException as error:
+            error.add_note(f"That comes of the {what}, for an answer that was computed.")
+            raise
+
+    def until(self, age: float, own: float | None = None) -> tuple[float, float, float]:
+        """
+        Until when, on the monotonic clock, an answer of this age in seconds is fresh, good and kept.
+
+        Parameters
+        ----------
+        own : float or None
+            What `own_ttl` has said of it.
+        """
+        if (ttl := self._lifetime(own)) is None:
             return NEVER, NEVER, NEVER
-        fresh = self._now() - age + ttl.total_seconds()
+        fresh = self._now() - age + ttl
         good = fresh + self.policy.max_stale.total_seconds()
         return fresh, good, good + (LAST_RESORT.total_seconds() if self.policy.stale_if_error else 0)
 
-    @property
-    def lasts(self) -> timedelta | None:
+    def lasts(self, own: float | None = None) -> timedelta | None:
         """How long after its computation an answer may be of use; None without end."""
-        if (ttl := self.policy.ttl) is None:
+        if (ttl := self._lifetime(own)) is None or ttl >= FOR_EVER:
             return None
-        return ttl + self.policy.max_stale + (LAST_RESORT if self.policy.stale_if_error else timedelta())
+        return timedelta(seconds=ttl) + self.policy.max_stale + (LAST_RESORT if self.policy.stale_if_error else _NONE)
+
+    def _lifetime(self, own: float | None) -> float | None:
+        ttl = self.policy.ttl
+        if isinstance(ttl, timedelta):
+            return ttl.total_seconds()
+        if ttl is None or own == NOT_KEPT:  # nor does one become stale that is shown, and not kept
+            return None
+        return own or 0.0  # where nothing was said of it, it is of a time when `ttl` was another one
 
 
 def _mark(memo: Any) -> None:

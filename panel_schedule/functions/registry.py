@@ -383,6 +383,22 @@ def limit(option: str, value: Any) -> int | None:
     return int(value)
 
 
+def names(option: str, value: Any) -> tuple[str, ...]:
+    """The names that a value of an option has: one, or several."""
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    found = set(value) if several else {value}
+    if not all(isinstance(each, str) for each in found):
+        raise RegistrationError(f"{option}={value!r} must be the name of a parameter, or a list of such.")
+    return tuple(sorted(found))
+
+
+def of_answer(option: str, value: Any) -> Callable[[Any], Any]:
+    """A value of an option that is to be a function of one answer."""
+    if not callable(value) or is_async(value):
+        raise RegistrationError(f"{option}={value!r} must be a plain function, which is called with the answer.")
+    return value  # type: ignore[no-any-return]
+
+
 def isolation(isolate: Any) -> bool | None:
     """What ``isolate=`` means."""
     if not (isolate is None or isinstance(isolate, (bool, np.bool_))):

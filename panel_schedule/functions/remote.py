@@ -314,6 +314,10 @@ def memoize(function: Callable[..., Any] | None = None, /, *, name: str | None =
     return RemoteMemo(name or function.__name__, is_async(function), function)
 
 
+def hasher(kind: type, function: Callable[..., Any]) -> None:
+    """Keys are made in the server."""
+
+
 def on(event: str, handler: Callable[..., Any], **options: Any) -> Callable[[], None]:
     return lambda: None
 

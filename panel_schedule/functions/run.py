@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ..errors import RunCancelled, RunTimedOut, WouldBlock, is_interrupt
+from ..errors import RunCancelled, RunTimedOut, ScheduleError, WouldBlock, is_interrupt
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
 from ..serialize.errors import another, bare, first_line, for_waiter, is_bare, kept_traceback, traceback_text
@@ -38,6 +38,9 @@ log = logging.getLogger("panel_schedule")
 # Ids that nobody has yet, made many at once: one at a time takes ten times as long.
 _ids: deque[str] = deque()
 _completing = threading.Lock()
+
+# The previous value of a run whose function has not asked for it.
+_UNREAD: Any = object()
 
 # One for all runs: most have no watcher, and there are many of them.
 _NOBODY = frozenset[Callable[[], object]]()
@@ -249,6 +252,7 @@ class Run(Generic[Result]):
         "_future",
         "_load",
         "_logged",
+        "_previous",
         "_rank",
         "_span",
         "_stop",
@@ -296,6 +300,8 @@ class Run(Generic[Result]):
         # The worker of another program that runs it, if one does.
         self.worker = ""
         self._logged: deque[str] | None = None
+        # What its function has asked for, so that it stays the same.
+        self._previous: Any = _UNREAD
         self.key = key
         self.queued_at = queued_at
         self.due_at: datetime | None = None
@@ -405,6 +411,31 @@ class Run(Generic[Result]):
         """The last lines that its function has logged, in the process that has asked for it; times are UTC."""
         return "\n".join(self._logged or ())
 
+    @property
+    def previous(self) -> Any:
+        """
+        Of a task: the last good value, or its ``default``, as it was when this attempt began; for its function alone.
+
+        No other run publishes from then on, so that what is made of it follows it. What an earlier attempt, or a run
+        that has failed, has published before its end is a last value, too. Of a job or a memoized function it is None.
+
+        Raises
+        ------
+        ScheduleError
+            When the function does not run; or has published already, and asks for it for the first time.
+        RunCancelled, RunTimedOut
+            When the run was ended meanwhile.
+        """
+        if self._previous is _UNREAD:
+            if self.cancelled:
+                self.check()
+            if (execution := self._execution) is None or self.state.final:
+                raise ScheduleError(
+                    f"{self!r}: its previous value is for its function, while that runs. Read the task itself."
+                )
+            self._previous = execution.previous()
+        return self._previous
+
     def publish(self, partial: Any) -> None:
         """
         Show a partial result, from inside of the function: the next of `partials`, or a task's next version.
@@ -513,7 +544,7 @@ class Run(Generic[Result]):
     def begin(self, now: datetime) -> None:
         self.state = RunState.RUNNING
         self.started_at = now
-        self.percent, self.message = -1, ""  # of an earlier attempt
+        self.percent, self.message, self._previous = -1, "", _UNREAD  # of an earlier attempt
 
     def again(self, error: BaseException) -> None:
         self.state = RunState.QUEUED
@@ -524,7 +555,7 @@ class Run(Generic[Result]):
     def end(self, state: RunState, now: datetime, error: BaseException | None = None, value: Any = None) -> None:
         # First: whoever sees that it has succeeded sees what it gave, and not what becomes of a frame that it kept.
         self._value = own_copy(value)
-        self.state = state
+        self.state, self._previous = state, _UNREAD
         if state not in FAILURES:
             self._logged = None
         self.error = error if error is None or is_bare(error) else another(error)
@@ -599,6 +630,14 @@ class Run(Generic[Result]):
         if self.state.final:
             how = self.reason or self.state
             raise RunCancelled(f"The run of {self.task!r} was {how}; its function was told to stop.")
+
+
+def too_late(task: str) -> ScheduleError:
+    """What is raised where a function asks for the previous value that it has replaced."""
+    return ScheduleError(
+        f"Task {task!r}: its function has published, or yielded, before it asked for ps.current_run().previous. Ask "
+        "for it before the first item, which takes its place; from then on it stays the same."
+    )
 
 
 class Place(threading.local):

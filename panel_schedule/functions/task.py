@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -311,6 +311,7 @@ class Host(Protocol):
     def ready(self, task: Task[Any], timeout: float | None) -> Awaitable[Any]: ...
     def wait_ready(self, task: Task[Any], timeout: float | None) -> Any: ...
     def view(self, task: Task[Any]) -> Any: ...
+    def stream(self, task: Task[Any], columns: tuple[str, ...] | None, rollover: int | None) -> Any: ...
     def show(self, task: Task[Any]) -> Any: ...
 
 
@@ -400,7 +401,7 @@ class Task(Generic[T]):
             scheduler.await_turn(self, run)
         if (entry := self.known) is not None:
             return entry.value
-        return self._value if self.policy.isolate is False else own_copy(self._value)
+        return self.value_of(None)
 
     def take(self, entry: Entry) -> None:
         """For the scheduler alone: the value from now on."""
@@ -413,6 +414,12 @@ class Task(Generic[T]):
         """An entry whose value is read as `isolate` says."""
         exact = self.policy.isolate is False
         return entry if entry.exact is exact else replace(entry, exact=exact)
+
+    def value_of(self, entry: Entry | None) -> Any:
+        """For those who run it: what a reader gets of an entry, and where there is none."""
+        if entry is not None:
+            return self.readable(entry).value
+        return self.policy.default if self.policy.isolate is False else own_copy(self.policy.default)
 
     def become(self, *, plain: bool, told: bool = True) -> None:
         """For the scheduler alone: whether a call is one of the function, and whether new values come by themselves."""
@@ -496,6 +503,56 @@ class Task(Generic[T]):
     def view(self) -> LiveTask[T]:
         """This session's own :class:`TaskView`, always the same one within a session."""
         return self._host.view(self)  # type: ignore[no-any-return]
+
+    def stream(self, columns: Iterable[str] | None = None, *, rollover: int | None = 1000) -> Any:
+        """
+        A source for Bokeh's glyphs with the last rows of the value, to which each page gets the new rows alone.
+
+        The value is a data frame of pandas or polars, or a dict of columns. Which rows are new is found by comparing: a
+        value that begins as the one before has ended is streamed, however many rows it has lost at its beginning; any
+        other one takes its place. The source is this session's own; asked for the same again, it is the same.
+
+        Parameters
+        ----------
+        columns : iterable of str
+            The names of those that the page needs, also before there is a value; by default all, the index of a frame
+            of pandas included unless it only counts the rows. Instants are milliseconds in the source, numbers floats.
+        rollover : int or None
+            How many rows are shown at most; None is all.
+
+        Returns
+        -------
+        bokeh.models.ColumnDataSource
+
+        Raises
+        ------
+        TypeError, ValueError
+            When the columns are no names, or the value that there is has no such columns. A later value that has none
+            is told in the log, and the rows before stay.
+
+        Examples
+        --------
+        >>> import panel_schedule as ps
+        >>> @ps.schedule(period="1s", first_run="skip", default={"time": [], "load": []})
+        ... def load():
+        ...     before = ps.current_run().previous
+        ...     return {"time": [*before["time"], 1.0], "load": [*before["load"], 0.5]}
+        >>> source = load.stream(["time", "load"], rollover=600)
+        >>> load.refresh().result()
+        {'time': [1.0], 'load': [0.5]}
+        >>> source.data["load"].tolist()
+        [0.5]
+        """
+        names = columns if columns is None or isinstance(columns, str) else tuple(columns)
+        if names is not None and not (isinstance(names, tuple) and all(isinstance(each, str) for each in names)):
+            raise TypeError(
+                f"{self.name}.stream({columns!r}): it takes the names of columns, ['time', 'price'], or none for all."
+            )
+        if rollover is not None and (isinstance(rollover, bool) or not isinstance(rollover, Integral) or rollover < 1):
+            raise ValueError(
+                f"{self.name}.stream(rollover={rollover!r}): it is a whole number of rows, at least 1, or None for all."
+            )
+        return self._host.stream(self, names, rollover)
 
     def __panel__(self) -> Any:
         return self._host.show(self)

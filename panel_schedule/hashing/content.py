@@ -13,9 +13,10 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from functools import reduce
+from functools import partial, reduce, singledispatch
 from hashlib import sha256  # which processors have in hardware; without, blake2b were quicker
 from pathlib import PurePath
+from re import Pattern
 from types import EllipsisType, FunctionType, ModuleType, NoneType
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,9 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from ..errors import is_interrupt
 from ..serialize.diagnose import kind_name
+from ..session import without_session
 
 # What is large enough for threads: a quarter of a millisecond.
 _LEAF = 2**19
@@ -81,6 +84,8 @@ class Content:
             self._unordered(kind.__name__, ((item,) for item in value))
         elif kind is dict:
             self._unordered(kind.__name__, value.items())
+        elif (hasher := _hashers.dispatch(kind)) is not _no_hasher:
+            self._composite(*hasher(value))
         elif kind is np.ndarray:
             self._array(value)
         else:
@@ -185,9 +190,55 @@ _PARTS: Mapping[type, Callable[[Any], Sequence[Any]]] = {
     time: lambda value: (value.replace(tzinfo=None).isoformat(), value.fold, value.tzinfo),
     datetime: lambda value: (value.replace(tzinfo=None).isoformat(), value.fold, value.tzinfo),
     ZoneInfo: lambda value: (_zone(value),),
+    Pattern: lambda value: (value.pattern, value.flags),
+    partial: lambda value: (value.func, value.args, value.keywords, vars(value)),
 }
 
 _BASES = {*_ATOMS, *_PARTS, list, tuple, set, frozenset, dict} - {NoneType, EllipsisType, bool, timezone}
+
+
+def _no_hasher(value: Any) -> tuple[str, _Parts]:
+    raise NotImplementedError
+
+
+# What `set_hasher` was told, by type. The types of a process are the same for all that is in it, and so are these.
+_hashers = singledispatch(_no_hasher)
+
+
+def has_content(kind: type) -> bool:
+    """Whether its instances are plain data, of which a key is made that no hasher is asked for."""
+    return kind is object or kind in (*_ATOMS, list, tuple, set, frozenset, dict)
+
+
+def set_hasher(kind: type, function: Callable[[Any], Any], fingerprint: str) -> None:
+    """
+    From now on what the function returns counts of an instance, in place of its content; that of a subclass as well.
+
+    Parameters
+    ----------
+    fingerprint : str
+        Of the function: what another one returned is no content of this one.
+    """
+
+    def taken_apart(value: Any) -> tuple[str, _Parts]:
+        own = type(value)
+        try:
+            content = without_session(f"The hasher of {kind_name(kind)}", function, value)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            raise Refusal(f"is a {kind_name(own)}, whose ps.hasher raised {type(error).__name__}: {error}") from error
+        return "hashed", iter([("", _class_name(own)), ("", fingerprint), ("", content)])
+
+    _hashers.register(kind, taken_apart)
+
+
+def _class_name(kind: type) -> tuple[str, str]:
+    """As that of a class that counts by its name, and of any other one as well."""
+    try:
+        return _named(kind)
+    except Refusal:
+        return kind.__module__, kind.__qualname__
 
 
 def _zone(zone: ZoneInfo) -> str:
@@ -209,7 +260,7 @@ def _taken_apart(value: Any, kind: type) -> tuple[str, Iterable[tuple[str, Any]]
         try:
             if found := list(take_apart(value)):
                 return f"{library}.{kind.__qualname__}", found
-        except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        except (ImportError, NotImplementedError, OSError, TypeError, ValueError) as error:
             raise _refused(value, f"of whose content no key can be made ({error})") from error
     base = next((base for base in kind.__mro__ if base in _BASES), None)
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
@@ -222,6 +273,8 @@ def _taken_apart(value: Any, kind: type) -> tuple[str, Iterable[tuple[str, Any]]
         own = {field.name: getattr(value, field.name) for field in fields(value)}
         named = [(f".{name}", part) for name, part in own.items()]
         return "dataclass", [("", kind), ("", list(own)), *named, *_beyond(value, base)]
+    if hasattr(kind, "__pydantic_fields_set__") or hasattr(kind, "__fields_set__"):
+        return "pydantic", _pydantic(value, kind)
     if base:
         return "subclass", [("", kind), *_beyond(value, base)]
     raise _refused(value)
@@ -242,6 +295,18 @@ def _beyond(value: Any, base: Any) -> _Parts:
     else:
         yield "", base(base.__iter__(value))
     yield ".__dict__", object.__getstate__(value)
+
+
+def _pydantic(value: Any, kind: Any) -> _Parts:
+    """A model of its second or first version; which of its fields were given is no content, nor is what is cached."""
+    generic = getattr(kind, "__pydantic_generic_metadata__", {})
+    yield "", (generic["origin"], *generic["args"]) if generic.get("origin") else kind
+    own, fields = vars(value), getattr(kind, "__pydantic_fields__", None)
+    private = [name for name in kind.__private_attributes__ if hasattr(value, name)]
+    names = sorted([*(name for name in own if fields is None or name in fields), *private])
+    yield "", names
+    yield from ((f".{name}", getattr(value, name)) for name in names)
+    yield ".model_extra", getattr(value, "__pydantic_extra__", None)
 
 
 def _named(value: Any) -> tuple[str, str]:
@@ -298,6 +363,11 @@ def _pandas(value: Any) -> _Parts:
         yield from [(".left", value.left), (".right", value.right), ("", value.closed)]
     elif isinstance(value, pd.Period):
         yield from [("", value.ordinal), ("", value.freqstr)]
+    elif isinstance(value, pd.offsets.BaseOffset):
+        options = value.kwds
+        if (calendar := options.pop("calendar", None)) is not None:  # which has both, however it was made
+            options |= {"weekmask": calendar.weekmask, "holidays": calendar.holidays}
+        yield from [("", value.n), ("", value.normalize), ("", options)]
     elif value is pd.NaT or value is pd.NA:
         yield "", None
     elif isinstance(value, (pd.Timestamp, pd.Timedelta)):
@@ -379,9 +449,18 @@ def _arrow_values(pa: Any, array: Any) -> Iterable[Any]:
     return [values.view(f"f{width}") if types.is_floating(kind) else values]
 
 
+def _pil(value: Any) -> _Parts:
+    if isinstance(value, sys.modules["PIL.Image"].Image):
+        if getattr(value, "n_frames", 1) > 1:
+            raise ValueError("it has several frames; pass one of them, as its copy() is")
+        yield from [("", value.mode), ("", value.size), (".info", value.info)]
+        yield from [("", value.getpalette("RGBA")), ("", value.tobytes())]
+
+
 _LIBRARIES: Mapping[str, Callable[[Any], _Parts]] = {
     "numpy": _numpy,
     "pandas": _pandas,
     "polars": _polars,
     "pyarrow": _arrow,
+    "PIL": _pil,
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from enum import Enum
 from hashlib import sha256  # which processors have in hardware; without, blake2b were quicker
 from itertools import zip_longest
@@ -19,6 +19,7 @@ from types import FunctionType, NoneType
 from typing import Any
 
 from ..errors import ArgumentUnkeyable, is_interrupt
+from ..serialize.copies import snapshot
 from ..serialize.references import references
 from ..session import without_session
 from .content import Content, Refusal
@@ -44,20 +45,34 @@ class Keys:
         Of the function, for messages.
     key : callable, optional
         Called with the arguments of each call; what it returns makes the key in their place.
+    ignore : iterable of str
+        Parameters that do not count; those whose names begin with an underscore do not, either.
 
     Attributes
     ----------
     parameters : list of str
         Their names.
+    ignored : frozenset of str
+        The names of those that do not count.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], key: Callable[..., Any] | None = None):
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        key: Callable[..., Any] | None = None,
+        ignore: Iterable[str] = (),
+    ):
         self.name = name
         self._key = key
         parameters = list(signature_of(function).parameters.values())
         self.parameters = [parameter.name for parameter in parameters]
-        self._sorts = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-        self._bind = _binder(name, parameters)
+        self.ignored = frozenset(ignore) | {each for each in self.parameters if each.startswith("_")}
+        counted = [parameter for parameter in parameters if parameter.name not in self.ignored]
+        self._counted = [parameter.name for parameter in counted]
+        self._sorts = bool(counted) and counted[-1].kind is inspect.Parameter.VAR_KEYWORD
+        self._bind = _binder(name, parameters, self.parameters)
+        self._pick = _binder(name, parameters, self._counted) if self.ignored else self._bind
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """
@@ -69,6 +84,13 @@ class Keys:
             As the call itself would raise it.
         """
         return self._bind(*args, **kwargs)
+
+    def now(self, args: Any, kwargs: Any, but: Iterable[Any] = ()) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments as a `snapshot` has them; what does not count is no data, and passed as it is."""
+        if self.ignored:
+            given = [*zip(self.parameters, args, strict=False), *kwargs.items()]
+            but = [*but, *(value for name, value in given if name in self.ignored)]
+        return snapshot(args, kwargs, but)
 
     def local(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
         """
@@ -85,7 +107,7 @@ class Keys:
             if self._key is not None:
                 values = flat = (self._chosen(args, kwargs),)
             else:
-                values = flat = self._bind(*args, **kwargs)
+                values = flat = self._pick(*args, **kwargs)
                 if self._sorts:
                     flat = (*values[:-1], tuple(sorted(values[-1].items())))
             return _plain(flat) or self._digest(values)
@@ -116,7 +138,7 @@ class Keys:
             ) from error
 
     def _digest(self, values: tuple[Any, ...]) -> str:
-        names = ["key(...)"] if self._key else [f"argument {name}" for name in self.parameters]
+        names = ["key(...)"] if self._key else [f"argument {name}" for name in self._counted]
         content = Content()
         try:
             for name, value in zip(names, values, strict=True):
@@ -145,14 +167,19 @@ def digested(key: Hashable) -> str:
     return key if isinstance(key, str) else sha256(repr(key).encode()).hexdigest()
 
 
-_REMEDY = "Pass plain data, or say what counts of the arguments, with key=: a function of the same arguments."
+_REMEDY = (
+    "Pass plain data, or say what counts of the arguments, with key=: a function of the same arguments; or what counts "
+    "of all of a type, with ps.hasher(type, function). A parameter that does not count at all goes into ignore=."
+)
 
 
-def _binder(name: str, parameters: Sequence[inspect.Parameter]) -> Callable[..., tuple[Any, ...]]:
-    """A function with the same parameters that returns their values. A tenth of the time of `Signature.bind`."""
+def _binder(
+    name: str, parameters: Sequence[inspect.Parameter], returned: Iterable[str]
+) -> Callable[..., tuple[Any, ...]]:
+    """A function with these parameters that returns values of them. A tenth of the time of `Signature.bind`."""
     empty = inspect.Parameter.empty
     bare = [p.replace(annotation=empty, default=p.default if p.default is empty else None) for p in parameters]
-    names = "".join(f"{parameter.name}, " for parameter in parameters)
+    names = "".join(f"{each}, " for each in returned)
     bind: FunctionType = eval(f"lambda {str(inspect.Signature(bare))[1:-1]}: ({names})")
     given = [parameter for parameter in parameters if parameter.default is not empty]
     bind.__defaults__ = tuple(p.default for p in given if p.kind is not p.KEYWORD_ONLY)
@@ -190,7 +217,9 @@ def _plain(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return values if plain is None else tuple(plain), kinds
 
 
-def arguments_text(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def arguments_text(
+    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], hidden: Collection[str] = ()
+) -> str:
     """
     ``'north', year=2026``, shortened, for people; never fails, and takes no time to speak of, whatever they are.
 
@@ -200,9 +229,15 @@ def arguments_text(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[st
     ----------
     names : sequence of str
         Of the parameters, in their order.
+    hidden : collection of str
+        Those that are not told, either.
     """
-    told = ["..." if name and _is_secret(name) else _told(each) for name, each in zip_longest(names[: len(args)], args)]
-    told += [f"{name}={'...' if _is_secret(name) else _told(each)}" for name, each in kwargs.items()]
+
+    def told_of(name: str | None, value: Any) -> str:
+        return "..." if name is not None and (name in hidden or _is_secret(name)) else _told(value)
+
+    told = [told_of(name, each) for name, each in zip_longest(names[: len(args)], args)]
+    told += [f"{name}={told_of(name, each)}" for name, each in kwargs.items()]
     text = ", ".join(told)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 

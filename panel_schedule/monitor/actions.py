@@ -105,7 +105,7 @@ def _memo(memo: Memoized[Any, Any]) -> Row:
         "Runs in": memo.executor,
         "Answers at hand in this process": str(len(memo.lru.answers)),
         "Their bytes, where known": f"{size:,}" if size else "",
-        "Hits in this process": f"{memo.lru.hits:,}",
+        "Hits in this process": f"{memo.stats.hits:,}",
     }
     return {"facts": _facts(facts)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from hashlib import sha256
 from itertools import islice
 from typing import Any, NamedTuple
@@ -130,7 +130,7 @@ def memo_row(memo: Memoized[Any, Any], past: Past, kept: Kept) -> Row:
     """Of a memoized function."""
     ttl = memo.policy.ttl
     after = f"after {', '.join(task.name for task in memo.policy.after)}" if memo.policy.after else ""
-    for_long = str(Every(ttl)).replace("every", "kept") if ttl is not None else "kept"
+    for_long = str(Every(ttl)).replace("every", "kept") if isinstance(ttl, timedelta) else "kept"
     return _row(MEMO, memo.name, past) | {
         "state": "failed" if past.error else "idle",
         "schedule": ", ".join(filter(None, [for_long, after])),

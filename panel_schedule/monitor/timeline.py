@@ -135,7 +135,8 @@ def as_numbers(runs: Iterable[RunRecord], before: Ran | None = None) -> Ran:
     if before is None:
         return ran
     outcome, left, right, attempt, slot = (np.concatenate([ran[column], before[column]]) for column in range(5))
-    return Ran(outcome, left, right, attempt, slot, [*ran.errors, *before.errors])
+    errors, types = [*ran.errors, *before.errors], [*ran.types, *before.types]
+    return Ran(outcome, left, right, attempt, slot, errors, types)
 
 
 def _milliseconds(instant: object) -> float:

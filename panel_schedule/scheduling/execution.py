@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from ..engine.execution import Execution
 from ..engine.service import Service
 from ..errors import Cancel, RunCancelled, RunFenced, StoreError, ValueRefused
 from ..functions.calls import CANCELLED, PUBLISHED
-from ..functions.run import Cause, Run, RunRecord, RunState, on_a_loop
+from ..functions.run import Cause, Run, RunRecord, RunState, on_a_loop, too_late
 from ..serialize.checks import is_light
 from ..serialize.copies import own_copy
 from ..serialize.entry import Entry
@@ -71,7 +72,7 @@ class TaskExecution(Execution):
         What the store is being told, or was told, of its end, together with its value: to cancel it comes too late.
     """
 
-    __slots__ = ("depositing", "events", "recorded", "state", "tries")
+    __slots__ = ("depositing", "events", "published", "recorded", "state", "tries")
 
     pace = 0.1
 
@@ -85,6 +86,8 @@ class TaskExecution(Execution):
         # What stores its value.
         self.depositing: Request | None = None
         self.tries = TRIES
+        # Whether this attempt has given something.
+        self.published = False
 
     @property
     def call(self) -> str:
@@ -130,9 +133,31 @@ class TaskExecution(Execution):
     # ------------------------------------------------------------ what it publishes
 
     def begun(self) -> None:
+        self.published = False
         self.events.begun(self.state)
 
+    async def begun_on_loop(self) -> None:
+        if self._is_behind:
+            await asyncio.wrap_future(self.service.outbox.aside(self._latest))
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether this process has still to hear of the value that there was when the run got its claim."""
+        entry, claim = self.service.store.values.known(TASK, self.run.task), self.state.claim
+        return claim is not None and (0 if entry is None else entry.version) < claim.version
+
+    def _latest(self) -> Entry | None:
+        return self.service.store.values.latest(TASK, self.run.task)
+
+    def previous(self) -> Any:
+        self._claim()
+        if self.published:
+            raise too_late(self.run.task)
+        entry = self._latest() if self._is_behind else self.service.store.values.known(TASK, self.run.task)
+        return self.state.task.value_of(entry)
+
     def publish(self, item: Any) -> None:
+        self.published = True
         while True:
             self.run.check()
             try:
@@ -163,6 +188,7 @@ class TaskExecution(Execution):
             return True
 
     def publish_late(self, item: Any) -> None:
+        self.published = True
         with self.service.locked:
             self.service.outbox.ask([self.state], partial(self._publish_late, item))
 

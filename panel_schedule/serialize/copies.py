@@ -242,17 +242,18 @@ def _items(value: Any, kind: type) -> Iterator[tuple[Callable[[Any, Any, Any], o
 # ------------------------------------------------------------ arguments
 
 
-def snapshot(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def snapshot(args: Any, kwargs: Any, but: Iterable[Any] = ()) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """
     Arguments as they are now, which no later change reaches.
 
     Copied are containers and records, arrays, frames (copy-on-write; in full before pandas 3), and plain objects that
     are made of such. What cannot change is not copied; what cannot be copied, a lock or a connection or an object that
-    has one, is passed as it is.
+    has one, is passed as it is, and so is all that is named by `but`.
     """
     if PLAIN.issuperset(map(type, args)) and PLAIN.issuperset(map(type, kwargs.values())):
         return args, kwargs
     now = _Snapshot()
+    now._made.update((id(value), value) for value in but)
     return tuple(map(now.of, args)), {name: now.of(value) for name, value in kwargs.items()}
 
 

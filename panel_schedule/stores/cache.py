@@ -10,7 +10,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..coordination import answers
-from ..coordination.answers import ERROR, PARTIAL, SPACE, UNLIMITED, VALUE, Basis, Limits, key_of, name_of
+from ..coordination.answers import ERROR, NOT_KEPT, PARTIAL, SPACE, UNLIMITED, VALUE, Basis, Limits, key_of, name_of
 from ..coordination.history import MEMO
 from ..coordination.record import Record, Refusal
 from ..errors import RunCrashed, RunFailed, RunFenced, ValueUnreadable
@@ -19,7 +19,7 @@ from ..serialize.checks import require_data
 from ..serialize.errors import packed_short, unpacked
 from .records import HELD, NO_PARTS, Apply, Change, RecordStore, Result, Tell, noted
 
-# How long a value stays that is larger than all the room: until those have it who wait for it.
+# How long a value stays that is not kept, or is larger than all the room: until those have it who wait for it.
 PASSING = timedelta(seconds=10)
 
 # The key of the record that says that all answers of a function were forgotten, with the owner who did it for its call.
@@ -37,7 +37,8 @@ class AnswerRow:
         Name of the memoized function.
     key : str
         Digest of the arguments.
-    call, version, basis, updated_at, duration, fence, wanted, takeovers, failed, failed_at, partials, percent, message
+    call, version, basis, updated_at, duration, fence, wanted, takeovers, failed, failed_at, partials, percent, message,
+    ttl
         See `AnswerState`.
     held : bool
         A process that is alive computes it.
@@ -62,6 +63,7 @@ class AnswerRow:
     percent: int
     message: str
     began_at: datetime | None
+    ttl: float | None
     held: bool
     mine: bool
     record: Record
@@ -233,9 +235,12 @@ class Cache:
         expires_at: datetime | None,
         limits: Limits,
         run: RunRecord | None = None,
+        ttl: float | None = None,
     ) -> tuple[AnswerRow, Any]:
         """
         The answer is there, as `run` says in the history. Those used longest ago go, as far as the limits say.
+
+        One that is not kept, as `ttl` says, goes itself, as soon as those have it who wait for it in other processes.
 
         Returns
         -------
@@ -249,8 +254,10 @@ class Cache:
             When the value is not data, or cannot be shared by processes; nothing is changed.
         """
         require_data(value, _what(function))
+        if ttl == NOT_KEPT:
+            expires_at = now + PASSING
         done = partial(
-            answers.succeed, me=self._store.me, fence=fence, now=now, duration=duration, expires_at=expires_at
+            answers.succeed, me=self._store.me, fence=fence, now=now, duration=duration, expires_at=expires_at, ttl=ttl
         )
         record, parts = _held(function, self._change(function, key, done, {(VALUE, 0): value}, run=run))
         if limits.size is not None and record.size > limits.size:

@@ -442,7 +442,7 @@ class Tasks:
                     self._values.followed(record)
             assert result.refusal is not None
             return result.refusal
-        return Claim(task, run_id, result.record.state.fence, 1, key, wave)
+        return Claim(task, run_id, result.record.state.fence, 1, key, wave, result.record.state.version)
 
     def publish(
         self, value: Any, *, now: datetime, duration: float | None = None, claim: Claim, final: bool = True
@@ -542,7 +542,7 @@ class Tasks:
             crashed = result.logged is not None and result.logged.state is RunState.CRASHED
             return result.logged if crashed else None
         state: TaskState = result.record.state
-        return Claim(task, state.run_id, state.fence, state.attempt, state.key, state.wave)
+        return Claim(task, state.run_id, state.fence, state.attempt, state.key, state.wave, state.version)
 
     def request(self, task: str, id: str) -> Refusal | None:
         """

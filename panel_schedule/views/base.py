@@ -234,6 +234,8 @@ class TaskView(View):
     def __init__(self, home: weakref.ref[Document] | None, changed: Callable[[], None], task: Task[Any]):
         super().__init__(home, changed, name=task.name)
         self._task = task
+        # By columns and rows, what keeps a source in line with it.
+        self._streams: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
         return f"<TaskView {self.name!r} version {self.version}>"

@@ -23,7 +23,6 @@ from ..functions.memoize import Memoized
 from ..functions.run import Run, RunState, on_a_loop
 from ..scheduling.planner import ALLOWANCE
 from ..serialize.checks import is_light
-from ..serialize.copies import as_it_is_now, snapshot
 from ..serialize.entry import Entry
 from ..serialize.errors import first_line
 from ..serialize.references import references, resolved
@@ -112,7 +111,7 @@ class MemoView(View):
             raise TypeError(f"{memo.name}.view(): {error}. It takes {memo.signature}.") from None
         self._memo = memo
         self._host = host
-        self._given: Call = snapshot(bound.args, bound.kwargs)
+        self._given: Call = memo.keys.now(bound.args, bound.kwargs)
         self._references = list(_references(self._given))
         self._upstream = [task.view() for task in memo.policy.after]
         news = [param for view in self._upstream for param in (view.param.version, view.param.stale)]
@@ -201,10 +200,7 @@ class MemoView(View):
             return
         # A widget may change its value in place, while a key is made of it or before it is asked for.
         (given, named), (args, kwargs) = self._given, call
-        call = (
-            tuple(map(_now, args, given)),
-            {name: _now(value, named[name]) for name, value in kwargs.items()},
-        )
+        call = self._memo.keys.now(args, kwargs, but=[*given, *named.values()])
         if not on_a_loop() or is_light(call):
             self._accept(call, self._key_of(call))
             return
@@ -398,10 +394,6 @@ def _watch(parameters: list[Any], call: Callable[..., None]) -> Iterator[tuple[A
         owners[parameter.owner].add(parameter.name)
     for owner, names in owners.items():
         yield owner, owner.param.watch(call, sorted(names))
-
-
-def _now(value: Any, given: Any) -> Any:
-    return value if value is given else as_it_is_now(value)
 
 
 def _references(call: Call) -> Iterator[Any]:
