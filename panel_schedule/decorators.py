@@ -6,11 +6,11 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from .alerts.alert import Policy as AlertPolicy
 from .alerts.channels import channel_of
@@ -39,6 +39,7 @@ from .functions.registry import (
 )
 from .functions.run import Run, refuse_to_block
 from .functions.task import FirstRun, Overlap, Policy, Retry, Task, WhenIdle
+from .functions.typed import BackgroundDecorator, MemoDecorator, TaskDecorator
 from .hashing.content import has_content, set_hasher
 from .hashing.fingerprint import fingerprint
 from .runtime import Runtime
@@ -49,7 +50,13 @@ from .shared_values import NamedValues
 from .triggers import After, Computed, Dates, Every, Trigger
 from .views.data_health import DataHealth
 
+if TYPE_CHECKING:
+    from .functions.typed import AsyncBackground, AsyncMemoized, AsyncSteppedBackground, SteppedBackground
+
 log = logging.getLogger("panel_schedule")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -145,6 +152,31 @@ class Front:
         bound = {"_of_page": staticmethod(runtime.page), "__doc__": DataHealth.__doc__, "__module__": __package__}
         self.DataHealth: type[DataHealth] = type("DataHealth", (DataHealth,), bound)
 
+    @overload
+    def background(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> AsyncBackground[P, T]: ...
+    @overload
+    def background(self, function: Callable[P, AsyncIterator[T]], /) -> AsyncSteppedBackground[P, T]: ...
+    @overload
+    def background(self, function: Callable[P, Iterator[T]], /) -> SteppedBackground[P, T]: ...
+    @overload
+    def background(self, function: Callable[P, T], /) -> Background[P, T]: ...
+    @overload
+    def background(
+        self,
+        function: None = None,
+        /,
+        *,
+        executor: str = "process",
+        timeout: str | float | timedelta | None = None,
+        retry: int | Retry = 0,
+        durable: bool = False,
+        ttl: str | float | timedelta | None = None,
+        key: Callable[..., Any] | None = None,
+        retrigger: str = "replace",
+        on_session_end: str = "cancel",
+        result_ttl: str | float | timedelta = "1d",
+        name: str | None = None,
+    ) -> BackgroundDecorator: ...
     @named
     def background(
         self,
@@ -241,6 +273,35 @@ class Front:
         decorate = partial(self._runtime.register_job, policy, name, key)
         return decorate if function is None else decorate(function)
 
+    @overload
+    def memoize(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> AsyncMemoized[P, T]: ...
+    @overload
+    def memoize(self, function: Callable[P, AsyncIterator[T]], /) -> AsyncMemoized[P, T]: ...
+    @overload
+    def memoize(self, function: Callable[P, Iterator[T]], /) -> Memoized[P, T]: ...
+    @overload
+    def memoize(self, function: Callable[P, T], /) -> Memoized[P, T]: ...
+    @overload
+    def memoize(
+        self,
+        function: None = None,
+        /,
+        *,
+        ttl: str | float | timedelta | Callable[[Any], Any] | None = None,
+        max_stale: str | float | timedelta = 0,
+        after: Task[Any] | Iterable[Task[Any]] = (),
+        max_entries: int | None = 128,
+        max_bytes: int | None = None,
+        key: Callable[..., Any] | None = None,
+        ignore: str | Iterable[str] = (),
+        executor: str | None = None,
+        timeout: str | float | timedelta | None = None,
+        retry: int | Retry = 0,
+        stale_if_error: bool = True,
+        error_ttl: str | float | timedelta = 0,
+        keep: Callable[[Any], Any] | None = None,
+        name: str | None = None,
+    ) -> MemoDecorator: ...
     @named
     def memoize(
         self,
@@ -434,7 +495,7 @@ class Front:
         default: Any = None,
         stale_after: str | float | timedelta | None = None,
         isolate: bool | None = None,
-    ) -> Callable[[Callable[[], Any]], Task[Any]]:
+    ) -> TaskDecorator:
         """
         Run a function on a schedule, once for every visitor.
 
