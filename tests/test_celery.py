@@ -24,6 +24,7 @@ from panel_schedule.decorators import Front
 from panel_schedule.errors import ConfigError, RunCrashed, ScheduleError
 from panel_schedule.executors import elsewhere
 from panel_schedule.functions.run import RunState
+from panel_schedule.http.api import process_as_json
 from panel_schedule.monitor.watch import Watch
 from panel_schedule.runtime import Runtime
 from panel_schedule.stores import server_records
@@ -269,6 +270,10 @@ def test_a_worker_is_listed_while_it_is_idle(site, tmp_path):
         assert "0 of 2 under way" in text
         assert "<p>Queues: celery, reports</p>" in text
     assert 3 == watch.workers().count("<article")  # with this process
+    told = [process_as_json(each) for each in runtime.presence.others()]
+    assert [("killed@host", 0, 2), ("stopped@host", 0, 2)] == sorted(
+        (each["worker"], each["executors"]["celery"]["running"], each["executors"]["celery"]["places"]) for each in told
+    )
     workers[0].kill()
     workers[1].stop()
     assert ([True], []) == (["Gone: it died." in text for text in killed()], stopped())

@@ -327,6 +327,13 @@ def test_a_run_of_a_background_function_is_cancelled_by_its_id(site: PanelServer
     assert (404, True) == (unknown.status_code, "There is no run 'unknown'" in unknown.json()["error"])
 
 
+def test_processes_say_what_they_are_at(site: PanelServer) -> None:
+    """As in the monitor; this server has one."""
+    [process] = httpx.get(api(site, "api/workers")).json()["processes"]
+    assert ("", True, True, []) == tuple(process[name] for name in ("worker", "alive", "here", "queues"))
+    assert {"running", "waiting", "places"} == process["executors"]["thread"].keys()
+
+
 @pytest.mark.parametrize("sent", [{}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": TOKEN}])
 def test_a_change_takes_the_token(site: PanelServer, sent: dict[str, str]) -> None:
     response = httpx.post(api(site, "api/tasks/answer/pause"), headers=sent)
@@ -352,7 +359,7 @@ def test_an_openapi_document_is_what_the_server_gives(site: PanelServer) -> None
     schema = schemathesis.openapi.from_dict(httpx.get(api(site, "api/openapi.json")).json())
     schema.config.update(base_url=site.url)
     operations = [found.ok() for found in schema.get_all_operations()]
-    assert 12 == len(operations)
+    assert 13 == len(operations)
     met, tasks, runs = defaultdict[str, set[int]](set), ["answer", "<script>", "endless"], list[str]()
     with requests.Session() as session:
 
@@ -528,14 +535,14 @@ def test_behind_a_login_strangers_see_that_a_server_lives_and_nothing_else(behin
     says who has asked for what, and nothing of what was refused.
     """
     server = behind_login(TOKEN=TOKEN, ADMINS="ada, grace")
-    paths = ["api/tasks", "api/tasks/answer", "api/tasks/answer/runs", "api/openapi.json", "metrics"]
-    assert [401] * 5 == [httpx.get(api(server, path)).status_code for path in paths]
-    assert [200] * 5 == [httpx.get(api(server, path), headers=BEARER).status_code for path in paths]
+    paths = ["api/tasks", "api/tasks/answer", "api/tasks/answer/runs", "api/workers", "api/openapi.json", "metrics"]
+    assert [401] * 6 == [httpx.get(api(server, path)).status_code for path in paths]
+    assert [200] * 6 == [httpx.get(api(server, path), headers=BEARER).status_code for path in paths]
     assert {"alive": True} == httpx.get(api(server, "healthz")).json()
     assert {"ready": True, "waiting": 0} == httpx.get(api(server, "readyz")).json()
     pause, header = api(server, "api/tasks/answer/pause"), {"X-Requested-With": "curl"}
     with closing(login(server, "ada")) as ada, closing(login(server, "bob")) as bob:
-        assert [200] * 5 == [bob.get(api(server, path)).status_code for path in paths]
+        assert [200] * 6 == [bob.get(api(server, path)).status_code for path in paths]
         runs = api(server, "api/runs")
         assert [401, 403, 200] == [httpx.get(runs).status_code, bob.get(runs).status_code, ada.get(runs).status_code]
         id = ada.get(runs).json()["runs"][0]["id"]

@@ -14,11 +14,11 @@ from core import START, Core
 from panel_schedule.coordination import processes
 from panel_schedule.coordination.processes import KEPT, SPACE, ProcessState
 from panel_schedule.coordination.record import Record, of_text, text_of
-from panel_schedule.engine.presence import AGAIN, EVERY, Presence
+from panel_schedule.engine.presence import AGAIN, EVERY, Presence, Process
 from panel_schedule.executors.base import Load
 from panel_schedule.executors.processes import ProcessExecutor
 from panel_schedule.executors.threads import ThreadExecutor
-from panel_schedule.monitor.workers import MOST, Process, as_html
+from panel_schedule.monitor.workers import MOST, as_html
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.records import Change
 from panel_schedule.testing import VirtualClock

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from contextvars import Context
 from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 
 from ..clock import Clock
 from ..coordination import processes
 from ..coordination.processes import SPACE, ProcessState
-from ..coordination.record import Record
 from ..errors import ScheduleError
 from ..functions.registry import EXECUTORS
 from ..stores.hurry import leaving
@@ -26,6 +26,29 @@ log = logging.getLogger("panel_schedule")
 
 # So often, in seconds, it is said what has changed; and all of it, as a store may have lost it.
 EVERY, AGAIN = 5.0, 60.0
+
+
+class Process(NamedTuple):
+    """
+    One process that shares the store.
+
+    Attributes
+    ----------
+    name : str
+        As an owner.
+    state : ProcessState
+        What it has said last.
+    heard : datetime
+        When that was.
+    alive, here : bool
+        Whether it lives, and is the one that shows this.
+    """
+
+    name: str
+    state: ProcessState
+    heard: datetime
+    alive: bool
+    here: bool = False
 
 
 class OwnRecord:
@@ -118,15 +141,23 @@ class Presence:
             self._service.outbox.aside(partial(self._own.tell, self.now))
             self._timer = self._service.timers.after(EVERY, self._go_on, None)
 
-    def others(self) -> list[Record]:
+    def here(self) -> Process:
+        """This process."""
+        return Process(self._records.me, self.now(), self._service.clock.now(), alive=True, here=True)
+
+    def others(self) -> list[Process]:
         """
-        What the others have said last.
+        The others, with what they have said last.
 
         Raises
         ------
         StoreError
         """
-        return [record for record in self._records.scan(SPACE) if record.name != self._records.me]
+        return [
+            Process(each.name, each.state, processes.heard_at(each), alive=self._records.alive(each.name))
+            for each in self._records.scan(SPACE)
+            if each.name != self._records.me
+        ]
 
     def stop(self) -> None:
         self._service.timers.cancel(self._timer)

@@ -7,6 +7,7 @@ from typing import Any
 
 import panel as pn
 
+from ..engine.presence import Process
 from ..errors import RegistrationError
 from ..executors.threads import ThreadExecutor
 from ..functions.run import Run, RunRecord
@@ -17,6 +18,9 @@ from ..triggers.words import in_words
 from .access import Handler, all_tasks
 from .openapi import MOST_RUNS, document
 from .shared_answer import SharedAnswer
+
+# Of an executor, and of a worker that it knows, what there is to say.
+_LOAD, _WORKER = ("running", "waiting", "places"), ("executor", "name", "runs")
 
 # Of a run, what only admins see.
 FOR_ADMINS = ("user", "arguments", "traceback", "logs")
@@ -134,6 +138,19 @@ class CancelRun(Handler):
         self.runtime.dispatcher.cancel(id)
 
 
+class Workers(Handler):
+    """The processes that share the store, and workers of Celery, idle or not."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        self.answer({"processes": await self.aside(self._all)})
+
+    def _all(self) -> list[dict[str, Any]]:
+        self.runtime.service  # noqa: B018
+        presence = self.runtime.presence
+        return [process_as_json(each) for each in (presence.here(), *presence.others())]
+
+
 class OpenAPI(Handler):
     """What all of this takes and gives, as an OpenAPI document."""
 
@@ -201,6 +218,25 @@ def live_as_json(run: Run | JobRow) -> dict[str, Any]:
         "message": run.message,
         "queued_at": _text(run.queued_at),
         "started_at": _text(run.started_at),
+    }
+
+
+def process_as_json(process: Process) -> dict[str, Any]:
+    """A process of a server, or a worker of Celery."""
+    state = process.state
+    return {
+        "name": process.name,
+        "worker": state.worker,
+        "host": state.host,
+        "pid": state.pid,
+        "alive": process.alive,
+        "here": process.here,
+        "since": _text(state.since),
+        "heard": _text(process.heard),
+        "queues": list(state.queues),
+        "executors": {name: dict(zip(_LOAD, load, strict=True)) for name, load in state.executors.items()},
+        "workers": [dict(zip(_WORKER, each, strict=True)) for each in state.workers],
+        "hanging": list(state.hanging),
     }
 
 

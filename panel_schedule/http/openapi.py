@@ -30,7 +30,13 @@ def document(prefix: str) -> Json:
         "servers": [{"url": prefix or "/"}],
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Task": _TASK, "Run": _RUN, "LiveRun": _LIVE, "Error": _object(error=_TEXT)},
+            "schemas": {
+                "Task": _TASK,
+                "Run": _RUN,
+                "LiveRun": _LIVE,
+                "Process": _PROCESS,
+                "Error": _object(error=_TEXT),
+            },
         },
         # Where Panel has a login, all but the health of the server takes it, or the token.
         "security": [{"token": []}, {}],
@@ -42,6 +48,9 @@ def document(prefix: str) -> Json:
             "/schedule/api/tasks/{name}": _get("One task", _ref("Task"), parameters=[_NAME]),
             "/schedule/api/tasks/{name}/runs": _get(
                 "Its last runs, newest first", _object(runs=_list("Run")), parameters=[_NAME, _LIMIT, _BEFORE]
+            ),
+            "/schedule/api/workers": _get(
+                "The processes that share the store, and workers of Celery", _object(processes=_list("Process"))
             ),
             "/schedule/api/tasks/{name}/refresh": _post("Run it now, or join the run under way", 202),
             "/schedule/api/tasks/{name}/pause": _post("Skip every slot until it is resumed, in all processes", 200),
@@ -178,6 +187,29 @@ _LIVE = _object(
     message=_TEXT,
     queued_at=_or_null(_TIME),
     started_at=_or_null(_TIME),
+)
+
+_PROCESS = _object(
+    name={**_TEXT, "description": "As the owner of a run has it"},
+    worker={**_TEXT, "description": "Of a worker of Celery its name; empty of a server's process"},
+    host=_TEXT,
+    pid=_COUNT,
+    alive={**_FLAG, "description": "Whether it lives; one that has died is told of for an hour"},
+    here={**_FLAG, "description": "Whether it is the one that answers"},
+    since={**_or_null(_TIME), "description": "When its clocks began to turn, or the worker to take messages"},
+    heard={**_TIME, "description": "When it has said this"},
+    queues={"type": "array", "items": _TEXT, "description": "Of Celery's, those that the worker takes messages from"},
+    executors={
+        "type": "object",
+        "description": "By name, what runs and waits there; places are -1 for any number",
+        "additionalProperties": _object(running=_COUNT, waiting=_COUNT, places={"type": "integer", "minimum": -1}),
+    },
+    workers={
+        "type": "array",
+        "description": "Those that it knows, and what each runs, empty where it is idle",
+        "items": _object(executor=_TEXT, name=_TEXT, runs=_TEXT),
+    },
+    hanging={"type": "array", "items": _TEXT, "description": "What still runs though nobody waits for it"},
 )
 
 _RUN: Json = _object(

@@ -11,7 +11,7 @@ from ..monitor.page import Page
 from ..runtime import Runtime
 from ..server.panel import Gate
 from .access import in_thread
-from .api import CancelRun, Change, OneTask, OpenAPI, Runs, TaskRuns, Tasks, all_as_json
+from .api import CancelRun, Change, OneTask, OpenAPI, Runs, TaskRuns, Tasks, Workers, all_as_json
 from .health import Healthz, Readyz
 from .metrics import Metrics
 from .shared_answer import SharedAnswer
@@ -47,6 +47,7 @@ def routes(runtime: Runtime, gate: Gate) -> tuple[list[tuple[str, Any, dict[str,
         (f"{TASKS}/([^/]+)/runs", TaskRuns, given),
         (f"{TASKS}/([^/]+)/(refresh|pause|resume|cancel)", Change, given | shared),
         (RUNS, Runs, given),
+        ("/schedule/api/workers", Workers, given),
         (f"{RUNS}/([^/]+)/cancel", CancelRun, given),
     ]
     return every, monitor

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from ..coordination import history
 from ..coordination.history import JOB, MEMO, parts_of
-from ..coordination.processes import heard_at
 from ..coordination.tasks import TASK
+from ..engine.presence import Process
 from ..errors import ScheduleError
 from ..executors.threads import ThreadExecutor
 from ..functions.run import Run, RunRecord, RunState
@@ -26,7 +26,7 @@ from ..triggers.words import in_words
 from .graph import Edge, Node, drawing, edges_of, state_of
 from .rows import Kept, Load, Past, Row, for_anybody, identity, job_row, memo_row, past, task_row
 from .timeline import Bars, Ran, arrange, as_numbers
-from .workers import Process, as_html
+from .workers import as_html
 
 log = logging.getLogger("panel_schedule")
 
@@ -181,17 +181,12 @@ class Watch:
 
     def workers(self) -> str:
         """The processes that share the store, as HTML; what others are at is some seconds old, if it can be read."""
-        presence, records, now = self._runtime.presence, self._runtime.service.store.records, self._runtime.clock.now()
-        trouble, others = "", list[Process]()
+        presence, trouble, others = self._runtime.presence, "", list[Process]()
         try:
-            others = [
-                Process(each.name, each.state, heard_at(each), alive=records.alive(each.name))
-                for each in presence.others()
-            ]
+            others = presence.others()
         except ScheduleError as error:
             trouble = str(error)
-        here = Process(records.me, presence.now(), now, alive=True, here=True)
-        return as_html([here, *others], now, trouble)
+        return as_html([presence.here(), *others], self._runtime.clock.now(), trouble)
 
     # ------------------------------------------------------------ one look
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import panel as pn
 from panel.viewable import Viewer
 
 from ..coordination.processes import ProcessState
 from ..engine.hooks import lasting
+from ..engine.presence import Process
 
 # So many workers of one executor are named.
 MOST = 20
@@ -31,29 +32,6 @@ p { margin: 0 0 4px; }
 ul { margin: 0; padding-left: 1.2em; }
 .hangs { color: color-mix(in srgb, #d63b30 80%, currentColor); }
 """
-
-
-class Process(NamedTuple):
-    """
-    One process that shares the store.
-
-    Attributes
-    ----------
-    name : str
-        As an owner.
-    state : ProcessState
-        What it has said last.
-    heard : datetime
-        When that was.
-    alive, here : bool
-        Whether it lives, and is the one that shows this.
-    """
-
-    name: str
-    state: ProcessState
-    heard: datetime
-    alive: bool
-    here: bool = False
 
 
 def as_html(processes: Sequence[Process], now: datetime, trouble: str = "") -> str:
