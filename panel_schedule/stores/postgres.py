@@ -24,7 +24,8 @@ from .hurry import LAST, SOON, in_a_hurry, is_leaving
 from .postgres_server import PostgresServer, ServerError
 from .queue import MOST_BYTES
 from .records import whole
-from .server_records import LOGS, LOST, PATIENCE, ServerRecords, run_in, to_json
+from .server_records import LOGS, LOST, PATIENCE, ServerRecords
+from .server_steps import run_in, to_json
 from .signed import Key
 
 log = logging.getLogger("panel_schedule")

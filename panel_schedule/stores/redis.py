@@ -21,7 +21,8 @@ from .fallback import Fallback
 from .hurry import LAST, SOON, in_a_hurry, is_leaving
 from .queue import MOST_BYTES
 from .records import whole
-from .server_records import LOGS, LOST, PATIENCE, ServerRecords, instant_in, run_in, to_json
+from .server_records import LOGS, LOST, PATIENCE, ServerRecords
+from .server_steps import instant_in, run_in, to_json
 from .signed import Key
 
 log = logging.getLogger("panel_schedule")

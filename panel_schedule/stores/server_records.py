@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
 import threading
 from abc import ABC, abstractmethod
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from contextvars import Context
 from datetime import datetime
-from functools import partial
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..clock import Clock
 from ..config import shown
-from ..coordination.record import NOBODY, Logged, Record, Refusal, instant_of, micros, of_text, text_of
+from ..coordination.record import NOBODY, Record
 from ..errors import ScheduleError, StoreError, ValueRefused, ValueUnreadable
-from ..functions.run import RunRecord
 from ..serialize.codec import Encoded, Inline, encode
-from .file.history import RUN, more_of, row_of, run_of
 from .hurry import in_a_hurry
 from .local_files import LocalFiles
 from .records import (
@@ -39,11 +35,12 @@ from .records import (
     Result,
     Source,
     Tell,
-    numbered,
     selected,
     tell_all,
 )
 from .server_blobs import Blobs
+from .server_losses import Kept
+from .server_steps import AHEAD_TEXT, NONE, Draft, Placed, Row, Step, instant_text, settled, since_in
 from .signed import Head, Key, Signer
 
 log = logging.getLogger("panel_schedule")
@@ -82,176 +79,11 @@ MANY = 100
 # So many records are remembered.
 _REMEMBERED = 4000
 
-# So many that this process has held last.
-_LEFT = 200
-
 # And so many steps that were perhaps made.
 _UNSURE = 100
 
-# What stands for the number of a change that is not known yet: greater than any, and in no text by chance.
-_AHEAD = 10**39 + secrets.randbits(100)
-_AHEAD_TEXT = str(_AHEAD)
-
-_LINE = RUN.split(", ")
-
-to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
 # The reply to a command of a process that means another store than the server.
 LOST: Any = type("Lost", (), {"__repr__": lambda self: "LOST"})()
-
-
-class Row(NamedTuple):
-    """A record, None where there is none; the newest line of its log; and how old its parts may be, by kind."""
-
-    record: Record | None
-    newest: str | bytes | None
-    since: Mapping[str, int]
-
-
-_NONE = Row(None, None, {})
-
-
-class _Placed(NamedTuple):
-    """A part: what is said of its bytes; these, if they travel with the record; and what it is read as."""
-
-    head: Head
-    data: bytes
-    value: Any
-
-
-_Sign = Callable[[Key, str, int, Head], str]
-
-
-class _Draft:
-    """What becomes of one record in a step."""
-
-    def __init__(self, key: Key, named: Any, row: Row):
-        self._key, self._named = key, named
-        # How old its parts may be, by kind.
-        self.since = dict(row.since)
-        self._was = self.record = row.record
-        self._text = ""
-        self._written = self._anew = False
-        # By kind and number; None of one that is dropped.
-        self._parts: dict[tuple[str, int], _Placed | None] = {}
-        # The newest line of the log as it was, and what stands in its place; lines that are added.
-        self._newest: str | bytes | None = row.newest
-        self._cleared, self._longer, self._lines = False, "", list[str]()
-        self._failures: list[str] = []
-
-    def make(self, change: Change, placed: Mapping[tuple[str, int], _Placed]) -> Result:
-        """What comes of a change, up to its numbers."""
-        old = self.record
-        new, line = change.apply(old, _AHEAD), None
-        if isinstance(new, Refusal):
-            return Result(None, new)
-        if isinstance(new, Logged):
-            line, new = self._add(new), new.record
-        self._written = True
-        if new is None:
-            self.record, self._anew = None, True
-            self._parts.clear()
-            self._clear_log()
-            return Result(None)
-        for kind, number in ((kind, n) for kind, most in (old.parts if old else {}).items() for n in range(most)):
-            if number >= new.parts.get(kind, 0):
-                self._parts[kind, number] = None
-        self._parts |= {part: each for part, each in placed.items() if part[1] < new.parts.get(part[0], 0)}
-        self.record = numbered(new, old, old.size if old else 0, _AHEAD)
-        values = {part: each.value for part, each in placed.items()}
-        return Result(self.record, None, values, line, old.revision if old and old.revision != _AHEAD else 0)
-
-    def _clear_log(self) -> None:
-        self._newest, self._cleared, self._longer = None, True, ""
-        self._lines.clear()
-        self._failures.clear()
-
-    def _add(self, logged: Logged) -> RunRecord | None:
-        """The line, if there is a new one."""
-        entry, merged = logged.entry, logged.merged
-        if entry is None:
-            self._clear_log()
-            return None
-        if logged.failure is not None:
-            self._failures.append(_line(logged.failure))
-        newest = self._lines[-1] if self._lines else self._longer or self._newest
-        if merged is not None and newest and (longer := merged(run_in(newest), entry)) is not None:
-            if self._lines:
-                self._lines[-1] = _line(longer)
-            else:
-                self._longer = _line(longer)
-            return None
-        self._lines.append(_line(entry))
-        return entry
-
-    def told(self, data: list[bytes], last: int, sign: _Sign) -> dict[str, Any]:
-        """
-        As the server takes it; the bytes of parts are added to `data`, and counted from 1.
-
-        They are signed with the `last` number that this process knows: the record's own is not known yet.
-        """
-        record, was = self.record, self._was
-        told: dict[str, Any] = {"key": self._named, "was": str(was.revision) if was else ""}
-        if not self._written:
-            return told
-        told["anew"] = self._anew
-        if record is None:
-            return told
-        put, base = [], max(last, was.revision if was else 0)
-        for (kind, number), part in self._parts.items():
-            if part is not None:
-                head = part.head._replace(base=base)
-                data.append(f"{head} {sign(self._key, kind, number, head)}\n".encode() + part.data)
-                put.append((f"{kind}\0{number}", len(data), head.size, head.stamp, head.pieces))
-                if number == 0:
-                    self.since[kind] = base
-        self.since = {kind: self.since.get(kind, base) for kind in record.parts}
-        if was is None or self._anew or record.used_at != was.used_at:  # else it may have been used meanwhile
-            told["used"] = instant_text(record.used_at)
-        self._text = text_of(record)
-        return told | {
-            "group": record.group,
-            "owner": "" if record.owner is None else f"={record.owner}",
-            "expires": instant_text(record.expires_at),
-            "text": self._text,
-            "since": to_json(self.since),
-            "drop": [f"{kind}\0{number}" for (kind, number), part in self._parts.items() if part is None],
-            "put": put,
-            "cleared": self._cleared,
-            "longer": self._longer,
-            "lines": self._lines,
-            "failures": self._failures,
-        }
-
-    @property
-    def log(self) -> tuple[bool, str, Sequence[str], Sequence[str]]:
-        """Whether it was deleted; what stands in place of its newest line; what was added, and to that of failures."""
-        return self._cleared, self._longer, self._lines, self._failures
-
-    @property
-    def values(self) -> dict[tuple[str, int], Any]:
-        """Of its new parts."""
-        return {part: each.value for part, each in self._parts.items() if each is not None}
-
-    def stamps(self) -> set[str]:
-        """Of the large parts that it has."""
-        return {part.head.stamp for part in self._parts.values() if part is not None and self.record is not None}
-
-    def row(self, size: int, revision: int) -> Row:
-        """As it is from now on."""
-        newest = (self._lines[-1] if self._lines else self._longer) or self._newest
-        record = _settled(self.record, size, revision, self._text) if self._written else self._was
-        return Row(record, newest, self.since)
-
-
-class _Step(NamedTuple):
-    """Changes as they are sent."""
-
-    changes: Sequence[Change]
-    drafts: Mapping[Key, _Draft]
-    results: Sequence[Result]
-    args: dict[str, Any]
-    data: Sequence[bytes]
 
 
 class ServerRecords(ABC):
@@ -292,7 +124,7 @@ class ServerRecords(ABC):
         self._id, self._last = "", 0
         self._known: dict[Key, Row] = {}
         # By the ids of their changes: those of which it is not known whether they were made.
-        self._unsure: dict[tuple[int, ...], _Step] = {}
+        self._unsure: dict[tuple[int, ...], Step] = {}
         # By owner, until when it is believed to be alive.
         self._believed: dict[str, float] = {}
         self._watched: dict[Key, int] = {}
@@ -305,14 +137,10 @@ class ServerRecords(ABC):
         self._brought: dict[Key, tuple[int, Any, bytes]] = {}
         self._trouble = ""
         # Whether the store has lost something that it is to get again, one thread at a time; the number up to which it
-        # has lost nothing; and the lines of logs that this process has written, each with its record.
+        # has lost nothing; and what this process stores again by itself.
         self._owing, self._is_filling, self._filling = False, False, threading.RLock()
         self._survived = 0
-        self._lines: dict[Key, tuple[Record, deque[str], deque[str]]] = {}
-        # The records that this process holds, each with the number of the change since which it does; and those that it
-        # has held, as it has left them, with the parts of that.
-        self._held: dict[Key, int] = {}
-        self._left: dict[Key, tuple[Record, dict[tuple[str, int], Any]]] = {}
+        self._kept = Kept(self.me, log_limit)
         self._joining = threading.Lock()
         self._closing, self._closed, self._listening = threading.Event(), False, False
         self._threads: list[threading.Thread] = []
@@ -446,24 +274,19 @@ class ServerRecords(ABC):
             raise failed
 
     def _write_lines(self, since: int) -> None:
-        for key, (record, *logs) in list(self._lines.items()):
-            if record.owner is None and not record.parts:  # all there is of it is its log
-                self.write([Change(*key, partial(_once_more, held=record))])
+        for key, change, logs in self._kept.lines():
+            if change is not None:
+                self.write([change])
             for log, lines in zip(LOGS, logs, strict=True):
                 if lines:
-                    self._call("lines", key=self._named(key), log=log, lines=list(lines), limit=self._log_limit)
+                    self._call("lines", key=self._named(key), log=log, lines=lines, limit=self._log_limit)
 
     def _let_go(self, since: int) -> None:
         """What the store has as it was when this process still held it is as it was left; else anybody may take it."""
         for space in list(self._subscribers):
             for there in self.scan(space, owner=self.me):
-                if (key := (space, there.name)) in self._held:
-                    continue
-                left, parts = self._left.get(key, (there, {}))
-                if left.revision <= there.revision:
-                    left, parts = there._replace(owner=NOBODY), {}
-                change = partial(_as_left, there=there, left=left, new=set(parts))
-                self.write([Change(*key, change, parts)], tell=Tell.NOW)
+                if (change := self._kept.as_left(there)) is not None:
+                    self.write([change], tell=Tell.NOW)
 
     def _start(self, body: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -519,7 +342,7 @@ class ServerRecords(ABC):
         rows = {}
         for name, newest, *values in replies:
             key = self._key_of(name)
-            rows[key] = Row(self._record(key, values), newest, _since(values[8]))
+            rows[key] = Row(self._record(key, values), newest, since_in(values[8]))
         return rows
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
@@ -571,7 +394,7 @@ class ServerRecords(ABC):
 
     # ------------------------------------------------------------ parts
 
-    def _place(self, change: Change, kind: str, number: int, value: Any) -> _Placed:
+    def _place(self, change: Change, kind: str, number: int, value: Any) -> Placed:
         encoded = value if isinstance(value, Encoded) else encode(value, change.what)
         try:
             if encoded.size > self._max_value_bytes:
@@ -591,15 +414,15 @@ class ServerRecords(ABC):
             if encoded is not value:
                 encoded.close()
 
-    def _placed(self, encoded: Encoded) -> _Placed:
+    def _placed(self, encoded: Encoded) -> Placed:
         """What the others get, this process gets as well."""
         if encoded.size <= INLINE:
             data = encoded.tobytes()
-            return _Placed(Head(len(data), digest=self._signer.digest(data)), data, Inline(data).load())
+            return Placed(Head(len(data), digest=self._signer.digest(data)), data, Inline(data).load())
         stamp = f"{self.me}.{next(self._numbers)}"
         head, mapped = self._blobs.send(stamp, encoded)
         try:
-            return _Placed(head, b"", mapped.load())
+            return Placed(head, b"", mapped.load())
         except BaseException:
             self._discard({stamp})
             raise
@@ -612,7 +435,7 @@ class ServerRecords(ABC):
     def _verify(self, signature: str, key: Key, kind: str, number: int, head: Head, since: str | bytes | None) -> None:
         if not self._signer.has_signed(signature, key, kind, number, head):
             self._refuse()
-        if not self._signer.is_current(key, kind, head, _since(since).get(kind, 0)):
+        if not self._signer.is_current(key, kind, head, since_in(since).get(kind, 0)):
             raise ValueUnreadable("it is an older one, which somebody has put back")
 
     def _refuse(self) -> None:
@@ -635,7 +458,7 @@ class ServerRecords(ABC):
         if (step := self._unsure.pop(same, None)) is not None and not isinstance(done := self._send(step), dict):
             return done
         sent: set[str] = set()
-        placed: list[dict[tuple[str, int], _Placed]] = []
+        placed: list[dict[tuple[str, int], Placed]] = []
         try:
             for change in changes:
                 placed.append(made := {})
@@ -659,7 +482,7 @@ class ServerRecords(ABC):
     def _swap(
         self,
         changes: Sequence[Change],
-        placed: Sequence[Mapping[tuple[str, int], _Placed]],
+        placed: Sequence[Mapping[tuple[str, int], Placed]],
         durable: bool | None,
         together: bool,
         tell: Tell,
@@ -672,11 +495,11 @@ class ServerRecords(ABC):
         """
         keys = list(dict.fromkeys((change.space, change.name) for change in changes))
         # One that this process has not met is most often a new one.
-        rows, sure = {key: self._known.get(key) or _NONE for key in keys}, False
+        rows, sure = {key: self._known.get(key) or NONE for key in keys}, False
         while True:
             if len(rows) < len(keys):
                 rows, sure = self._looked_up(keys), True
-            drafts = {key: _Draft(key, self._named(key), rows[key]) for key in keys}
+            drafts = {key: Draft(key, self._named(key), rows[key]) for key in keys}
             try:
                 results = [
                     drafts[change.space, change.name].make(change, made)
@@ -697,17 +520,17 @@ class ServerRecords(ABC):
             args = {
                 "changes": [draft.told(data, self._last, self._signer.sign) for draft in drafts.values()],
                 "by": f"{self.me}.{next(self._numbers)}",
-                "ahead": _AHEAD_TEXT,
+                "ahead": AHEAD_TEXT,
                 "limit": self._log_limit,
                 "durable": any(draft.stamps() - {""} for draft in drafts.values()) if durable is None else durable,
                 "tell": f"{self.me} {tell.name}" if tell is not Tell.LATER else False,
             }
-            done = self._send(_Step(changes, drafts, results, args, data))
+            done = self._send(Step(changes, drafts, results, args, data))
             if not isinstance(done, dict):
                 return done, {stamp for draft in drafts.values() for stamp in draft.stamps()}
             rows, sure = done, True
 
-    def _send(self, step: _Step) -> list[Result] | dict[Key, Row]:
+    def _send(self, step: Step) -> list[Result] | dict[Key, Row]:
         """
         The results; or the records as they are, if they are not what they were taken to be.
 
@@ -729,21 +552,24 @@ class ServerRecords(ABC):
         return self._done(step.drafts, step.results, revision, sizes)
 
     def _done(
-        self, drafts: Mapping[Key, _Draft], results: Sequence[Result], revision: int, sizes: Sequence[int]
+        self, drafts: Mapping[Key, Draft], results: Sequence[Result], revision: int, sizes: Sequence[int]
     ) -> list[Result]:
         self._last = max(self._last, revision)
         new = {key: draft.row(size, revision) for (key, draft), size in zip(drafts.items(), sizes, strict=True)}
         self._remember(new)
         for key, draft in drafts.items():
-            self._remember_lines(key, draft, new[key].record)
-            self._remember_held(key, draft, new[key].record)
+            record = new[key].record
+            self._kept.note_lines(key, record, *draft.log)
+            if not self._is_filling:  # on the way to what it was before it may have had another owner, or none
+                # A larger one is not lost so soon.
+                self._kept.note_held(key, record, draft.values, small=record is not None and record.size <= INLINE)
         done = []
         for result in results:
             if (record := result.record) is not None:
                 last = new[record.space, record.name].record
                 same = record is drafts[record.space, record.name].record
-                settled = last if same or last is None else _settled(record, last.size, revision)
-                result = result._replace(record=settled)
+                now = last if same or last is None else settled(record, last.size, revision)
+                result = result._replace(record=now)
             done.append(result)
         return done
 
@@ -756,36 +582,6 @@ class ServerRecords(ABC):
                 self._signer.remember(key, row.since)
             else:  # who makes it again has to know a number that is greater than all that it had
                 self._known.pop(key, None)
-
-    def _remember_lines(self, key: Key, draft: _Draft, record: Record | None) -> None:
-        cleared, longer, lines, failures = draft.log
-        if cleared or record is None:
-            self._lines.pop(key, None)
-        if record is None or not (longer or lines):
-            return
-        if len(self._lines) >= _REMEMBERED:
-            self._lines.clear()
-        new = deque[str](maxlen=self._log_limit), deque[str](maxlen=self._log_limit)
-        _, mine, failed = self._lines.get(key, (None, *new))
-        if longer:
-            with suppress(IndexError):  # it was perhaps another process's
-                mine.pop()
-            mine.append(longer)
-        mine.extend(lines)
-        failed.extend(failures)
-        self._lines[key] = record, mine, failed
-
-    def _remember_held(self, key: Key, draft: _Draft, record: Record | None) -> None:
-        if self._is_filling:  # on the way to what it was before it may have had another owner, or none
-            return
-        if record is not None and record.owner == self.me:
-            self._held[key] = record.revision
-            self._left.pop(key, None)
-        elif self._held.pop(key, None) is not None and record is not None and record.size <= INLINE:
-            # A larger one is not lost so soon.
-            if len(self._left) >= _LEFT:
-                del self._left[next(iter(self._left))]
-            self._left[key] = record, draft.values
 
     # ------------------------------------------------------------ what is used, and what must go
 
@@ -914,9 +710,7 @@ class ServerRecords(ABC):
                 known = self._known.get(key)
                 if row.record is not None and key[0] in self._subscribers:
                     self._untold[key] = row.record
-                    # What it was like before may be heard late.
-                    if row.record.owner != self.me and row.record.revision > self._held.get(key, 0):
-                        self._held.pop(key, None)
+                    self._kept.hear(row.record)
                     if (part := self._brought_by(reply)) is not None:
                         self._brought[key] = (row.record.revision, reply[10], part)
                     if known is not None and (known.record is None or known.record.revision <= row.record.revision):
@@ -956,56 +750,9 @@ class ServerRecords(ABC):
         self._disconnect()
 
 
-def _once_more(record: Record | None, revision: int, *, held: Record) -> Record:
-    return record or held
-
-
-def _as_left(
-    record: Record | None, revision: int, *, there: Record, left: Record, new: set[tuple[str, int]]
-) -> Record | Refusal:
-    """With its new parts, and what is still there of the others."""
-    if record != there:
-        return Refusal.HELD
-    parts = {
-        kind: most if (kind, 0) in new else min(most, there.parts.get(kind, 0)) for kind, most in left.parts.items()
-    }
-    return left._replace(parts={kind: most for kind, most in parts.items() if most})
-
-
-def _settled(record: Record | None, size: int, revision: int, text: str = "") -> Record | None:
-    """With its numbers, now that they are known."""
-    if record is None:
-        return None
-    text, state = text or text_of(record), record.state
-    if _AHEAD_TEXT in text:
-        state, _ = of_text(record.space, text.replace(_AHEAD_TEXT, str(revision)))
-    created = revision if record.created == _AHEAD else record.created
-    return record._replace(state=state, size=size, created=created, revision=revision)
-
-
-def instant_text(instant: datetime | None) -> str:
-    """As commands have it: no server makes another number of it."""
-    return "" if instant is None else str(micros(instant))
-
-
-def instant_in(text: str) -> datetime | None:
-    """The other way round."""
-    return instant_of(int(text)) if text else None
-
-
 def as_text(value: str | bytes) -> str:
     """What a server says, which may be bytes."""
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _line(run: RunRecord) -> str:
-    return to_json(dict(zip(_LINE, row_of(run), strict=True)) | more_of(run))
-
-
-def run_in(line: str | bytes) -> RunRecord:
-    """A line of a log."""
-    fields = json.loads(line)
-    return run_of(fields, fields)
 
 
 def _server(url: str) -> str:
@@ -1020,8 +767,3 @@ def _name(what: str, record: Record, kind: str) -> str:
 
 def _unreadable(what: str, record: Record, kind: str, why: Exception) -> ValueUnreadable:
     return ValueUnreadable(f"{_name(what, record, kind)} cannot be read: {why}.")
-
-
-def _since(text: str | bytes | None) -> dict[str, int]:
-    found: dict[str, int] = json.loads(text) if text else {}
-    return found
