@@ -1,12 +1,14 @@
 """The way in: what the examples are about, each with a number."""
 
+from typing import Any
+
 import panel as pn
 import panel_material_ui as pmui
 
 import panel_schedule as ps
 from common.page import PAGES, card, live, number, page, stacked
 from tasks.explorer import EXECUTIONS, executions
-from tasks.machine import Sample, machine
+from tasks.machine import machine
 from tasks.portfolio import optimise
 from tasks.quakes import Feed, quakes
 from tasks.stocks import Loaded, prices
@@ -14,8 +16,8 @@ from tasks.stocks import Loaded, prices
 pn.extension()
 
 
-def cpu(samples: tuple[Sample, ...]) -> str:
-    return number("CPU", f"{samples[-1].cpu:.0f}", "%", f"memory {samples[-1].memory:.0f} %")
+def cpu(samples: dict[str, list[Any]]) -> str:
+    return number("CPU", f"{samples['cpu'][-1]:.0f}", "%", f"memory {samples['memory'][-1]:.0f} %")
 
 
 def day(loaded: Loaded) -> str:

@@ -105,6 +105,11 @@ CASES = {
         {"x": [START + timedelta(1), START + timedelta(2)]},
         ("stream", 1),
     ),
+    "instants as objects, then as an array": (
+        {"x": [START, None]},
+        {"x": np.array(["2026-01-01", "NaT", "2026-01-02"], "M8[s]")},
+        ("stream", 1),
+    ),
     "whole numbers become real": ({"x": [1, 2]}, {"x": [1.0, 2.0, 2.5]}, ("stream", 1)),
     "numbers become texts": ({"x": [1, 2]}, {"x": ["1", "2", "3"]}, ("all", 3)),
     "numbers become truths": ({"x": [0, 1]}, {"x": [False, True, True]}, ("all", 3)),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.models import ColumnDataSource
-from bokeh.util.serialization import convert_datetime_array
+from bokeh.util.serialization import convert_datetime_array, convert_datetime_type, is_datetime_type
 from param.parameterized import Event
 
 from ..serialize.copies import frame_types
@@ -137,6 +137,8 @@ def _as_array(column: Any) -> np.ndarray[Any, Any]:
     if array.dtype.kind in "iuf" and array.ndim == 1:
         # To a page all numbers are such; and of whole ones it would make room for as large ones as come first.
         return array.astype("f8", copy=False)
+    if array.dtype == object and len(array) and all(each is None or is_datetime_type(each) for each in column):
+        return np.array([np.nan if each is None else convert_datetime_type(each) for each in column], "f8")
     if array.ndim != 1:  # a polygon in each row, say
         rows = np.empty(len(array), object)
         for number, row in enumerate(column):
@@ -159,11 +161,11 @@ def new_rows(before: Columns, now: Columns) -> int | None:
     if not most or any(len(one) != old for one, _ in pairs):
         return None
     try:
-        # The first of it is found in what there was, and the last of that in it, for each number of rows in common.
-        fits = np.ones(most, bool)
+        # With so many rows in common the last that there was is in it, and its first is in what there was.
+        fits = np.arange(most, 0, -1)
         for one, other in pairs:
-            fits &= _same(other[:most], one[-1]) & _same(one[::-1][:most], other[0])
-        for common in (np.flatnonzero(fits)[::-1] + 1)[:TRIES]:
+            fits = fits[_same(other[fits - 1], one[-1]) & _same(one[old - fits], other[0])]
+        for common in fits[:TRIES]:
             if all(_equal(one[old - common :], other[:common]) for one, other in pairs):
                 # To drop rows is all that there is to do where none is new.
                 return int(count - common) if common < count or common == old else None
@@ -174,8 +176,8 @@ def new_rows(before: Columns, now: Columns) -> int | None:
 
 def _same(one: Any, other: Any) -> np.ndarray[Any, Any]:
     """Where they are equal; not a number is equal to itself."""
-    same: np.ndarray[Any, Any] = np.asarray(one == other, bool) | np.asarray((one != one) & (other != other), bool)
-    return same
+    same: np.ndarray[Any, Any] = np.asarray(one == other, bool)
+    return same if same.all() else same | np.asarray((one != one) & (other != other), bool)
 
 
 def _equal(one: Any, other: Any) -> bool:
