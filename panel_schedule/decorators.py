@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from .alerts.alert import Policy as AlertPolicy
 from .alerts.channels import channel_of
@@ -38,7 +38,7 @@ from .functions.registry import (
     tasks_of,
 )
 from .functions.run import Run, refuse_to_block
-from .functions.task import FirstRun, Overlap, Policy, Retry, Task, WhenIdle
+from .functions.task import FirstRun, Overlap, Policy, Retry, Scheduled, Task, WhenIdle
 from .hashing.content import has_content, set_hasher
 from .hashing.fingerprint import fingerprint
 from .runtime import Runtime
@@ -52,6 +52,8 @@ from .views.data_health import DataHealth
 log = logging.getLogger("panel_schedule")
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # What an alert may be of.
 Watched = Task[Any] | Background[Any, Any] | Memoized[Any, Any] | str
@@ -127,6 +129,25 @@ class Front:
         bound = {"_of_page": staticmethod(runtime.page), "__doc__": DataHealth.__doc__, "__module__": __package__}
         self.DataHealth: type[DataHealth] = type("DataHealth", (DataHealth,), bound)
 
+    @overload
+    def background(self, function: Callable[P, T], /) -> Background[P, T]: ...
+    @overload
+    def background(
+        self,
+        function: None = None,
+        /,
+        *,
+        executor: str = ...,
+        timeout: str | float | timedelta | None = ...,
+        retry: int | Retry = ...,
+        durable: bool = ...,
+        ttl: str | float | timedelta | None = ...,
+        key: Callable[..., Any] | None = ...,
+        retrigger: str = ...,
+        on_session_end: str = ...,
+        result_ttl: str | float | timedelta = ...,
+        name: str | None = ...,
+    ) -> Callable[[Callable[P, T]], Background[P, T]]: ...
     @named
     def background(
         self,
@@ -223,6 +244,29 @@ class Front:
         decorate = partial(self._runtime.register_job, policy, name, key)
         return decorate if function is None else decorate(function)
 
+    @overload
+    def memoize(self, function: Callable[P, T], /) -> Memoized[P, T]: ...
+    @overload
+    def memoize(
+        self,
+        function: None = None,
+        /,
+        *,
+        ttl: str | float | timedelta | Callable[[Any], Any] | None = ...,
+        max_stale: str | float | timedelta = ...,
+        after: Task[Any] | Iterable[Task[Any]] = ...,
+        max_entries: int | None = ...,
+        max_bytes: int | None = ...,
+        key: Callable[..., Any] | None = ...,
+        ignore: str | Iterable[str] = ...,
+        executor: str | None = ...,
+        timeout: str | float | timedelta | None = ...,
+        retry: int | Retry = ...,
+        stale_if_error: bool = ...,
+        error_ttl: str | float | timedelta = ...,
+        keep: Callable[[Any], Any] | None = ...,
+        name: str | None = ...,
+    ) -> Callable[[Callable[P, T]], Memoized[P, T]]: ...
     @named
     def memoize(
         self,
@@ -411,7 +455,7 @@ class Front:
         default: Any = None,
         stale_after: str | float | timedelta | None = None,
         isolate: bool | None = None,
-    ) -> Callable[[Callable[[], Any]], Task[Any]]:
+    ) -> Scheduled:
         """
         Run a function on a schedule, once for every visitor.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from ..coordination.history import JOB
 from ..coordination.jobs import ANYBODY
@@ -19,10 +19,11 @@ from . import remote
 from .registry import require_fitting
 from .remote import RemoteRun, function_named
 from .run import Run, RunRecord
-from .task import ONCE, Retry, Task
+from .task import ONCE, Gives, Retry, Task
 
 P = ParamSpec("P")
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
+R = TypeVar("R")
 
 
 class Retrigger(StrEnum):
@@ -138,7 +139,11 @@ class Background(Generic[P, T]):
         """Call the plain function, here and now."""
         return self.function(*args, **kwargs)
 
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run:
+    @overload
+    def submit(self: Background[P, Gives[R]], *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
+    @overload
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[T]: ...
+    def submit(self, *args: Any, **kwargs: Any) -> Run[Any]:
         """
         Run the function in the background.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from ..clock import Clock
 from ..coordination.answers import LAST_RESORT, NOT_KEPT, UNLIMITED, Basis, Limits, serves
@@ -26,10 +26,11 @@ from .calls import is_async
 from .lru import LRU, Answer, Watched
 from .registry import duration, require_fitting
 from .run import Run, RunRecord
-from .task import ONCE, Retry, Task
+from .task import ONCE, Gives, Live, Retry, Task
 
 P = ParamSpec("P")
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
+R = TypeVar("R")
 
 NEVER = float("inf")
 
@@ -243,7 +244,11 @@ class Memoized(Generic[P, T]):
             return await self._host.single_flight.awaited(self, key, args, kwargs)
         return self._take(key, answer)
 
-    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
+    @overload
+    def submit(self: Memoized[P, Gives[R]], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
+    @overload
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Run[T]: ...
+    def submit(self, /, *args: Any, **kwargs: Any) -> Run[Any]:
         """
         The answer without blocking.
 
@@ -260,7 +265,11 @@ class Memoized(Generic[P, T]):
         """
         return self._host.single_flight.submit(self, args, kwargs)
 
-    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Run:
+    @overload
+    def refresh(self: Memoized[P, Gives[R]], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]: ...
+    @overload
+    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Run[T]: ...
+    def refresh(self, /, *args: Any, **kwargs: Any) -> Run[Any]:
         """
         Compute the answer anew, whatever is there, or join the computation under way. Live views get it, too.
 
@@ -270,6 +279,10 @@ class Memoized(Generic[P, T]):
         """
         return self._host.single_flight.submit(self, args, kwargs, refresh=True)
 
+    @overload
+    def view(self: Memoized[P, Gives[R]], /, *args: Any, **kwargs: Any) -> Live[R | None]: ...
+    @overload
+    def view(self, /, *args: Any, **kwargs: Any) -> Live[T | None]: ...
     def view(self, /, *args: Any, **kwargs: Any) -> Any:
         """
         This session's :class:`MemoView`: the live answer to arguments that may change.

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import RunCancelled, RunTimedOut, ScheduleError, WouldBlock, is_interrupt
 from ..serialize.copies import own_copy
@@ -25,6 +25,14 @@ from ..serialize.errors import another, bare, first_line, for_waiter, is_bare, k
 from . import spans
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    # With a default, so that a `Run` is one of anything; Python 3.11 itself has none.
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    R = TypeVarWithDefault("R", default=Any)
+else:
+    R = TypeVar("R")
 
 log = logging.getLogger("panel_schedule")
 
@@ -205,7 +213,7 @@ class Partials(list[Any]):
         return map(own_copy, super().__iter__())
 
 
-class Run:
+class Run(Generic[R]):
     """
     One execution of a task: what ``task.refresh()`` returns. ``await run`` gives its result.
 
@@ -344,10 +352,10 @@ class Run:
         return self.expired or self.state in (RunState.CANCELLED, RunState.TIMED_OUT)
 
     @property
-    def value(self) -> Any:
+    def value(self) -> R:
         """What the function has returned, a data frame as the reader's own copy; None before it has succeeded."""
         value = self.shared
-        return value.value if isinstance(value, Entry) else own_copy(value)
+        return value.value if isinstance(value, Entry) else own_copy(value)  # type: ignore[no-any-return]
 
     @property
     def shared(self) -> Any:
@@ -444,7 +452,7 @@ class Run:
         if (stop := self._stop) is not None:
             stop(self, reason)
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> R:
         """
         Wait for the end of the run and return the function's value.
 
@@ -472,7 +480,7 @@ class Run:
             self._completion().result(timeout)
         return self.outcome()
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, R]:
         self._refuse_itself()
         future = asyncio.wrap_future(self._completion())
         # Shielded: he must not cancel the run for the others.
@@ -481,7 +489,7 @@ class Run:
             yield from asyncio.shield(future).__await__()
         return self.outcome()
 
-    def outcome(self) -> Any:
+    def outcome(self) -> R:
         """Of a run that has ended: its value, or its error raised, an instance of the caller's own."""
         if self.error is not None:
             raise for_waiter(self.task, self.error)

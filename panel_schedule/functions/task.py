@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from numbers import Integral
 from types import FunctionType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 from ..errors import RegistrationError, TriggerError
 from ..serialize.code import closed_over, names_in
@@ -21,6 +21,28 @@ from . import remote
 from .run import Run, RunRecord, _current
 
 T = TypeVar("T")
+R = TypeVar("R")
+T_co = TypeVar("T_co", covariant=True)
+
+# What a function returns from which its value comes: that of a coroutine, and the last one of a generator.
+Gives = Coroutine[Any, Any, R] | Iterator[R] | AsyncIterator[R]
+
+
+class Live(Protocol[T_co]):
+    """A view, as type checkers see it: what it shows is what its function gives."""
+
+    @property
+    def value(self) -> T_co: ...
+    def __getattr__(self, name: str, /) -> Any: ...
+
+
+class Scheduled(Protocol):
+    """A decorator that makes a task of a function, as type checkers see it."""
+
+    @overload
+    def __call__(self, function: Callable[[], Gives[R]], /) -> Task[R]: ...
+    @overload
+    def __call__(self, function: Callable[[], T], /) -> Task[T]: ...
 
 
 class Overlap(StrEnum):
@@ -370,9 +392,9 @@ class Task(Generic[T]):
         """The live value as a reactive expression: ``task.rx()``, ``task.rx.pipe(f)``, ``task.rx.value``."""
         return self.view().param.value.rx
 
-    def view(self) -> Any:
+    def view(self) -> Live[T]:
         """This session's own :class:`TaskView`, always the same one within a session."""
-        return self._host.view(self)
+        return self._host.view(self)  # type: ignore[no-any-return]
 
     def stream(self, columns: Iterable[str] | None = None, *, rollover: int | None = 1000) -> Any:
         """
@@ -432,7 +454,7 @@ class Task(Generic[T]):
 
     # ------------------------------------------------------------ acting
 
-    def refresh(self, _event: object = None) -> Run:
+    def refresh(self, _event: object = None) -> Run[T]:
         """
         Run now, or join the run in flight. Fits ``on_click=``.
 

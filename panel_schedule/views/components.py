@@ -57,7 +57,7 @@ class Freshness(Viewer):
                 f"makes them, and not {task!r}."
             )
         super().__init__(**params)
-        view: TaskView | MemoView = task.view() if isinstance(task, Task) else task
+        view: Any = task.view() if isinstance(task, Task) else task
         self._line = FreshnessLine(label=label, sizing_mode="stretch_width", margin=(2, 10))
         # On the view of this very session, with which it goes.
         news = ["version", "updated_at", "stale", "error", "running" if isinstance(view, MemoView) else "state"]
