@@ -30,8 +30,7 @@ atexit.register(_runtime.close)
 DataHealth = _front.DataHealth
 background, memoize, schedule, hasher = _front.background, _front.memoize, _front.schedule, _front.hasher
 schedule_task, cancel_task = _front.schedule_task, _front.cancel_task
-alert, on, run_forever = _front.alert, _front.on, _front.run_forever
-store, tasks = _front.store, _front.tasks
+alert, on, run_forever, store, tasks = _front.alert, _front.on, _front.run_forever, _front.store, _front.tasks
 
 __version__ = "0.1.0"
 ROUTES, Monitor = routes(_runtime, _gate)  # for ``--plugins``, which has several processes stop as one, too
