@@ -328,7 +328,7 @@ class Timeline(Viewer):
     --------
     >>> from datetime import UTC, datetime
     >>> timeline, now = Timeline(), datetime(2026, 1, 1, tzinfo=UTC)
-    >>> timeline.update(arrange([], now - timeline.length, now))
+    >>> timeline.update(arrange([], now - timeline.length, now, admin=True))
     """
 
     span: Any = param.Selector(default="hour", objects=list(SPANS), doc="How far back it goes.")
