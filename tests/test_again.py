@@ -251,6 +251,21 @@ def test_another_server_goes_on_with_a_slot_that_was_to_come_again(tmp_path):
         assert ([0], [0], "there") == (first.at, second_.at, task())
 
 
+def test_who_asks_while_the_server_stops_is_stopped_and_has_not_failed(core):
+    """So that the slot is left to another one."""
+    function = core.held("task")
+    task = core.schedule(period="10s", first_run="skip")(function)
+    core.begin()
+    core.run_for(10)
+    run = core.run_of(task)
+
+    core.service.stopping = True
+    function.finish(RetryLater("1h"))
+    core.go()
+
+    assert (RunState.CANCELLED, "") == (run.state, task.status.error)
+
+
 def test_it_travels():
     """As errors do between processes."""
     error = pickle.loads(pickle.dumps(RetryLater("5m", "no file")))

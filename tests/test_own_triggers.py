@@ -19,6 +19,7 @@ import documents
 from core import START, Core, keys, messages, second, short
 from panel_schedule.errors import ScheduleError, TriggerError
 from panel_schedule.functions.registry import choose_trigger
+from panel_schedule.scheduling.planner import Action, Due, decide
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.testing import VirtualClock
 from panel_schedule.triggers import Cron, Dates, Every, Trigger
@@ -477,6 +478,27 @@ def test_a_slot_later_than_misfire_grace_is_skipped(core):
 
     assert [("skipped", "missed"), ("succeeded", "")] == short(task.history)
     assert [second(180)] == keys(task)
+
+
+def test_what_is_late_on_purpose_is_in_time():
+    """So much later than its grace a slot may begin."""
+    pending = Due(second(0), second(0), None)
+    late = [decide(pending, second(25), grace=2 * TEN, late_by=late_by).action for late_by in (TEN, timedelta())]
+
+    assert [Action.RUN, Action.SKIP] == late
+
+
+def test_a_value_with_jitter_is_promised_for_as_much_longer(core):
+    """Or a page would call it late each time."""
+    task, plain = (
+        core.schedule(period="1m", jitter=jitter, name=name, first_run="skip")(lambda: 1)
+        for name, jitter in (("task", "30s"), ("plain", None))
+    )
+    core.begin()
+    core.run_for(100)
+
+    promises = [each.promise()[1] for each in (task, plain)]
+    assert timedelta(seconds=30) == promises[0] - promises[1]
 
 
 def test_misfire_grace_without_catch_up_is_more_than_thirty_seconds(core):
