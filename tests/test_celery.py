@@ -56,6 +56,11 @@ class Site:
         self.workers.append(CeleryWorker(self.folder, *options, **how))
         return self.workers[-1]
 
+    def two_workers(self) -> list[CeleryWorker]:
+        """Of one call at a time, and both of them take messages."""
+        started = [self.worker("-n", f"{name}@%h", concurrency=1) for name in ("one", "two")]
+        return [worker.wait() for worker in started]
+
     def server(self, **options) -> Front:
         """The functions of a server process, here."""
         config = Config({})
@@ -295,7 +300,7 @@ def test_the_run_of_a_worker_that_is_killed_is_made_again_by_another(site, quick
     begun, go = tmp_path / "begun", tmp_path / "go"
     site.store = site.store if store == "redis" else f"file://{tmp_path / 'store'}"
     site.write(quickly)
-    workers = [site.worker("-n", f"{name}@%h", concurrency=1) for name in ("one", "two")]
+    workers = site.two_workers()
     run = site.server().background(executor="celery", name="work", retry=2)(counting(begun, go)).submit()
     _, parent = begins(run)
     [killed] = [worker for worker in workers if worker.process.pid == parent]
@@ -309,7 +314,7 @@ def test_the_run_of_a_worker_that_is_lost_is_made_again_once(site, tmp_path):
     begun, go = tmp_path / "begun", tmp_path / "go"
     site.store = f"file://{tmp_path / 'store'}"
     site.write()
-    workers = [site.worker("-n", f"{name}@%h", concurrency=1) for name in ("one", "two")]
+    workers = site.two_workers()
     run = site.server().background(executor="celery", name="work")(counting(begun, go)).submit()
     _, parent = begins(run)
     [killed] = [worker for worker in workers if worker.process.pid == parent]

@@ -81,10 +81,10 @@ def _descendants(ancestor: int, mark: str) -> tuple[set[int], bool]:
                     elif not environment:  # it never had one, or has none yet
                         begin, end = more[_ENVIRONMENT]
                         complete &= begin == end != b"0"
-            except PermissionError:
-                pass  # another user's
             except (FileNotFoundError, ProcessLookupError):
                 complete = False
+            except OSError:  # another user's
+                pass
     found = set[int]()
     while left:
         pid = left.pop()
