@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_overloads
 
 import pytest
 
 import panel_schedule as ps
+from panel_schedule.decorators import Front
 from panel_schedule.functions.live import LiveAnswer, LiveTask
 
 # An error is expected in the lines that say so, and in no other.
@@ -147,6 +150,19 @@ def test_a_checker_sees_what_each_gives(tmp_path: Path, command: list[str]) -> N
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     expected = {number for number, line in enumerate(CODE.splitlines(), 1) if "# error" in line}
     assert expected == wrong(ended.stdout), ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("name", ["background", "memoize"])
+def test_a_checker_knows_all_options(name: str) -> None:
+    """Those that stand there for checkers are those that there are."""
+
+    def stand_in() -> None: ...
+
+    stand_in.__module__, stand_in.__qualname__ = Front.__module__, f"Front.{name}"
+    told, there = (inspect.signature(each).parameters for each in (get_overloads(stand_in)[-1], getattr(Front, name)))
+    assert [(each.name, each.kind, each.default, each.annotation) for each in there.values()][2:] == [
+        (each.name, each.kind, each.default, each.annotation) for each in told.values()
+    ][2:]
 
 
 @pytest.mark.parametrize(("view", "known"), [(ps.TaskView, LiveTask), (ps.MemoView, LiveAnswer)])
