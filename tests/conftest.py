@@ -17,7 +17,6 @@ from playwright.sync_api import Browser, sync_playwright
 from core import Core
 from faults import MakeServer, Postgres, Redis, Site
 from panel_schedule.clock import Clock, SystemClock
-from panel_schedule.executors import processes
 from panel_schedule.functions.run import Run
 from panel_schedule.stores import server_records
 from panel_schedule.stores.base import Store
@@ -43,9 +42,6 @@ _LONG = ("celery", "job_faults", "background", "worker_processes", "crashes", "d
 _LONG += ("store_job_faults", "topology", "postgres", "server", "stopping", "durable_jobs", "http", "memo_processes")
 _LONG += ("explorer", "network_faults", "store_loss", "monitor", "docs", "what_bodies_raise", "lost_store", "processes")
 _ORDER = {f"test_{name}": place for place, name in enumerate(_LONG)}
-
-# Beside other tests, which keep the processors busy, a worker process that is as nice as can be does not even start.
-processes.NICENESS = 10
 
 # Tests that are marked ``stores("asked")`` run on a directory, or on servers as well if this is "all": see the marker.
 ON_ALL_STORES = os.environ.get("PANEL_SCHEDULE_TEST_STORES") == "all"
