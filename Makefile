@@ -20,9 +20,8 @@ newest := background executors modules no_session process_tasks server sessions 
 mistakes := store_that_cannot_be_opened or served_script_is_refused or waited_too_long or cannot_say_what_it_is
 newest := $(newest:%=tests/test_%.py) -k "not (thousand or $(mistakes))"
 
-# Processes get file after file, long ones first. Two of them for what computes; three for what mostly waits for others,
-# on two processors as well. What has little time runs after all others, two by two, and at last what measures times or
-# load, by itself.
+# Two processes get file after file, long ones first. What has little time runs after all others, two by two, and at last
+# what measures times or load, by itself.
 together := --dist loadfile --no-loadscope-reorder
 calm := -m calm $(shell grep -l "pytest.mark.calm" tests/test_*.py)
 alone := -m alone $(shell grep -l "pytest.mark.alone" tests/test_*.py)
@@ -50,7 +49,7 @@ test-all: .venv/.test
 	$(python) -m pytest $(alone)
 
 test-slow:
-	$(python) -m pytest -n 3 $(together) -m "slow and not (alone or calm or unhurried)"
+	$(python) -m pytest -n 2 $(together) -m "slow and not (alone or calm or unhurried)"
 
 # At the same time, with what those leave of the processors, as they mostly wait; it tells at its end what it has found.
 test-rest:
@@ -69,7 +68,7 @@ test-newest: .venv/.test
 
 test-selected: $(venv)/.test-servers
 	$(compile)
-	$(python) -m pytest -n 3 $(together) -m "not (alone or calm)" $(newest)
+	$(python) -m pytest -n 2 $(together) -m "not (alone or calm)" $(newest)
 	$(python) -m pytest -m "alone or calm" $(newest)
 
 test-quick: .venv/.test

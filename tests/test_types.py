@@ -143,6 +143,7 @@ def wrong(output: str) -> set[int]:
     ],
 )
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_a_checker_sees_what_each_gives(tmp_path: Path, command: list[str]) -> None:
     """And each misuse, down to a misspelt option."""
     (tmp_path / "code.py").write_text(CODE, encoding="utf-8")
