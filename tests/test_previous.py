@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from panel_schedule.decorators import Front
 from panel_schedule.errors import ScheduleError
 from panel_schedule.functions.run import RunState
 from panel_schedule.runtime import Runtime
+from servers import eventually
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -167,10 +169,14 @@ def test_a_process_that_has_not_heard_of_the_last_value_follows_it_nevertheless(
             each._runtime.started = True
             each._runtime._begin()
         assert (1,) == tasks[0].refresh().result(30)
+        there = other._runtime.scheduler.states["task"]
+        assert eventually(lambda: there.task.known is not None and there.remote is None)  # else it joins that run
         assert (1, 1) == tasks[1].refresh().result(30)
+        known = partial(one._runtime.service.store.values.known, TASK, "task")
+        assert eventually(lambda: known() is not None and known().value == (1, 1))
         one._runtime.service.store.records._subscribers.clear()
         assert (1, 1, 1) == tasks[1].refresh().result(30)
-        assert (1, 1) == one._runtime.service.store.values.known(TASK, "task").value
+        assert (1, 1) == known().value
         assert (1, 1, 1, 1) == tasks[0].refresh().result(30)
     finally:
         close(one)
