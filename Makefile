@@ -20,10 +20,8 @@ newest := background executors modules no_session process_tasks server sessions 
 mistakes := store_that_cannot_be_opened or served_script_is_refused or waited_too_long or cannot_say_what_it_is
 newest := $(newest:%=tests/test_%.py) -k "not (thousand or $(mistakes))"
 
-# Two processes get file after file, long ones first. What has little time runs after all others, two by two, and at last
-# what measures times or load, by itself.
+# Two processes get file after file, long ones first; what measures times or load runs after all others, by itself.
 together := --dist loadfile --no-loadscope-reorder
-calm := -m calm $(shell grep -l "pytest.mark.calm" tests/test_*.py)
 alone := -m alone $(shell grep -l "pytest.mark.alone" tests/test_*.py)
 
 # Once: where Python may not write, each process that a test starts would do it again.
@@ -45,15 +43,14 @@ test-all: .venv/.test
 	@setup_scripts/system_packages.sh
 	$(compile)
 	@$(MAKE) --no-print-directory -j 3 test-slow test-rest $(meanwhile)
-	$(python) -m pytest -n 2 $(together) $(calm)
 	$(python) -m pytest $(alone)
 
 test-slow:
-	$(python) -m pytest -n 2 $(together) -m "slow and not (alone or calm or unhurried)"
+	$(python) -m pytest -n 2 $(together) -m "slow and not (alone or unhurried)"
 
 # At the same time, with what those leave of the processors, as they mostly wait; it tells at its end what it has found.
 test-rest:
-	@nice -n 10 $(python) -m pytest --timeout 360 -m "unhurried or not (slow or alone or calm)" >.venv/rest.log 2>&1; ended=$$?; \
+	@nice -n 10 $(python) -m pytest --timeout 360 -m "unhurried or not (slow or alone)" >.venv/rest.log 2>&1; ended=$$?; \
 	cat .venv/rest.log; exit $$ended
 
 # For the last part: in the meantime, too.
@@ -68,12 +65,12 @@ test-newest: .venv/.test
 
 test-selected: $(venv)/.test-servers
 	$(compile)
-	$(python) -m pytest -n 2 $(together) -m "not (alone or calm)" $(newest)
-	$(python) -m pytest -m "alone or calm" $(newest)
+	$(python) -m pytest -n 2 $(together) -m "not alone" $(newest)
+	$(python) -m pytest -m alone $(newest)
 
 test-quick: .venv/.test
 	$(compile)
-	$(python) -m pytest -n 2 $(together) -m "smoke or not (slow or alone or calm)"
+	$(python) -m pytest -n 2 $(together) -m "smoke or not (slow or alone)"
 
 lint: .venv/.test
 	$(python) -m ruff check

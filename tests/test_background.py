@@ -1496,7 +1496,7 @@ SCRIPT = """
 """
 
 
-@pytest.mark.calm
+@pytest.mark.alone
 def test_everything_works_in_a_plain_script(tmp_path):
     """And it ends within a second, with its worker processes."""
     path = tmp_path / "script.py"

@@ -155,7 +155,7 @@ def test_it_is_on_the_disk_before_submit_returns(house):
     house.assert_sound()
 
 
-@pytest.mark.calm
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["durable", "threaded"])
 @with_a_death
 def test_another_process_takes_over_within_two_seconds(house, kind):

@@ -722,7 +722,7 @@ def test_nobody_else_notices(open_page: NewPage, house: House, name: str, result
     assert_works(job.here.page)
 
 
-@pytest.mark.calm
+@pytest.mark.alone
 def test_two_hundred_onlookers_cost_nothing(serve: Serve) -> None:
     """While nothing happens; a hundredth of a processor is much more than the server needs."""
     server = serve("shared.py --setup jobs.py", FILES, env=ENV)
@@ -758,7 +758,7 @@ def pids_of(server: PanelServer) -> list[int]:
         ("--num-procs 2", signal.SIGTERM, -15),
     ],
 )
-@pytest.mark.calm
+@pytest.mark.alone
 def test_the_server_stops(serve: Serve, options: str, number: signal.Signals, code: int) -> None:
     """With runs that listen, that do not, and that wait: within the grace, without a word, and with all processes."""
     server = serve(f"app.py --setup jobs.py {options}", FILES, env=ENV)
@@ -781,7 +781,7 @@ def test_the_server_stops(serve: Serve, options: str, number: signal.Signals, co
     assert not [*server.folder.glob("tmp/*/*")]
 
 
-@pytest.mark.calm
+@pytest.mark.alone
 @pytest.mark.parametrize("options", ["", "--num-procs 2"])
 def test_the_server_is_killed(serve: Serve, options: str) -> None:
     """Its workers and their children end with it."""

@@ -228,7 +228,7 @@ def made(name):
 # ------------------------------------------------------------ the end of a process
 
 
-@pytest.mark.calm
+@pytest.mark.alone
 @with_a_death
 def test_another_process_takes_over_within_two_seconds(house):
     """All who wait get the value, and it was computed twice (invariant 14)."""

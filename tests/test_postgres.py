@@ -490,6 +490,24 @@ def test_what_is_stored_again_step_by_step_is_still_held(server, opened):
     assert store.me == store.read(SPACE, "a").owner
 
 
+def test_what_another_thread_claims_while_it_is_filled_is_held(server, opened, monkeypatch):
+    """Who was waiting for the server before anybody knew of the loss does not wait for that."""
+    store = opened()
+
+    def again(since):
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(store, "_fill", lambda: None)
+            thread = threading.Thread(target=lambda: put(store, "a", owner=store.me))
+            thread.start()
+            thread.join(30)
+
+    store.subscribe(SPACE, lambda record: None, again)
+    put(store, "before")
+    server.all(f'DROP SCHEMA "{store._schema}" CASCADE')
+    put(store, "another")
+    assert store.me == store.read(SPACE, "a").owner
+
+
 def test_who_hears_late_what_was_before_his_claim_still_holds_that(opened):
     """Else he would let go of it when the store loses something, and what he does then would come to nothing."""
     store = opened()

@@ -65,7 +65,7 @@ def test_no_page_is_built_before_the_first_value_is_there(serve: Serve) -> None:
     server.wait_for("built with 42")
 
 
-@pytest.mark.calm
+@pytest.mark.alone
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_a_failing_first_run_stops_the_server_and_shows_why(serve: Serve, executor: str) -> None:
     """It exits non-zero within 2 s of the failure; the last lines name the task and show the user's traceback."""

@@ -213,7 +213,7 @@ def topology(tmp_path: Path) -> Iterator[Topology]:
 
 
 @pytest.mark.slow
-@pytest.mark.calm
+@pytest.mark.alone
 @pytest.mark.timeout(120 + 2 * SECONDS)
 async def test_a_rolling_restart_loses_nothing(topology: Topology) -> None:
     """Each slot is published once, each report that was accepted ends once, and each session sees each value."""

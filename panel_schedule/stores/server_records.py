@@ -139,6 +139,7 @@ class ServerRecords(ABC):
         # Whether the store has lost something that it is to get again, one thread at a time; the number up to which it
         # has lost nothing; and what this process stores again by itself.
         self._owing, self._is_filling, self._filling = False, False, threading.RLock()
+        self._filler = 0  # the thread that does, or did
         self._survived = 0
         self._kept = Kept(self.me, log_limit)
         self._joining = threading.Lock()
@@ -252,7 +253,7 @@ class ServerRecords(ABC):
             raise busy
         try:
             while self._owing and not self._is_filling:
-                self._is_filling, self._owing = True, False
+                self._is_filling, self._owing, self._filler = True, False, threading.get_ident()
                 try:
                     self._ask_for_lost(self._survived)
                 except BaseException:
@@ -560,7 +561,9 @@ class ServerRecords(ABC):
         for key, draft in drafts.items():
             record = new[key].record
             self._kept.note_lines(key, record, *draft.log)
-            if not self._is_filling:  # on the way to what it was before it may have had another owner, or none
+            # On the way to what it was before it may have had another owner, or none. But what other threads had begun
+            # to ask before that is no part of it.
+            if not (self._is_filling and self._filler == threading.get_ident()):
                 # A larger one is not lost so soon.
                 self._kept.note_held(key, record, draft.values, small=record is not None and record.size <= INLINE)
         done = []
