@@ -221,11 +221,7 @@ class House(Audited):
 
 
 def alive(pid: int) -> bool:
-    """A zombie is not: the nursery buries one whose signal comes just before it reads after the next line only."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return Path(f"/proc/{pid}").exists()
 
 
 @pytest.fixture(scope="module")
