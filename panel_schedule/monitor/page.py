@@ -26,6 +26,10 @@ PATH = "/schedule"
 # Milliseconds after which a session without a page ends, and between one look for such and the next.
 UNUSED, CLEAN = 15_000, 17_000
 
+# Seconds between one step of making a page and the next. With 0 the loop would come to the next step before it comes to
+# what has become due during the last one.
+PAUSE = 0.001
+
 
 class Building(Handler):
     """
@@ -54,7 +58,7 @@ class Building(Handler):
             styles = dark if pn.config.theme == "dark" else {}
             page = self._made[document] = self._monitor().__panel__()
             page.styles |= styles
-        await asyncio.sleep(0)
+        await asyncio.sleep(PAUSE)
 
     def modify_document(self, doc: Document) -> None:
         """Put it there."""
@@ -68,7 +72,7 @@ class PageHandler(DocHandler):
     async def get_session(self) -> Any:
         """A session; the page is made in another step of the loop."""
         session = await super().get_session()  # type: ignore[misc]
-        await asyncio.sleep(0)
+        await asyncio.sleep(PAUSE)
         return session
 
 
