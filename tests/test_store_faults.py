@@ -5,10 +5,17 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import closing
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from faults import BUSY, LONG, LONGER, MakeServer, Site, eventually
+from panel_schedule.coordination import tasks
+from panel_schedule.coordination.record import Record
+from panel_schedule.coordination.tasks import TASK, VALUE
+from panel_schedule.stores.records import Change
+from panel_schedule.testing.contracts.tools import START
 from proxy import Proxy
 
 # ------------------------------------------------------------ the server dies
@@ -23,6 +30,32 @@ def test_a_server_that_is_killed_and_comes_back(site: Site) -> None:
         print(f"each value came anew after {site.await_values():.2f} s")
     site.end()
     site.assert_sound(kept=site.server.exact)
+
+
+def test_a_record_that_a_server_has_lost_has_no_value_of_the_one_before_it(
+    site: Site, proxy: Proxy, new_server: MakeServer
+) -> None:
+    """Who has heard of a new value, and asks for it when another server has taken over, is not given an older one."""
+
+    def put(value: str) -> Record:
+        made = partial(tasks.publish, space=TASK, name="sales", now=START, duration=None, claim=None, final=True, me="")
+        [result] = store.write([Change(TASK, "sales", made, {(VALUE, 0): value})], durable=True)
+        assert result.record is not None
+        return result.record
+
+    with closing(Site(site.folder, site.server)) as through:
+        through.server = SimpleNamespace(url=site.server.through(proxy))
+        with closing(through.opened()) as opened:
+            store = opened.records
+            former = put("former")
+            lagging = new_server(of=site.server)
+            newest = put("newest")
+            assert store.load(newest, VALUE) == "newest"
+            proxy.to = lagging.port
+            proxy.drop()
+            with pytest.raises(KeyError):
+                store.load(newest, VALUE)
+            assert store.load(former, VALUE) == "former"
 
 
 def test_what_a_run_gives_while_the_server_is_gone_is_stored_when_it_is_back(site: Site) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import pytest
 
 import documents
 from panel_schedule.clock import SystemClock
-from panel_schedule.coordination.record import Refusal
-from panel_schedule.coordination.tasks import TASK
+from panel_schedule.coordination.record import Record, Refusal
+from panel_schedule.coordination.tasks import TASK, VALUE
 from panel_schedule.errors import StoreError
+from panel_schedule.functions.run import RunRecord
 from panel_schedule.stores.base import Store
 from panel_schedule.stores.fallback import Fallback
 from panel_schedule.stores.file import opened
 from panel_schedule.stores.file.store import FileStore
 from panel_schedule.stores.memory import MemoryStore
 from panel_schedule.stores.memory_records import MemoryRecords
+from panel_schedule.stores.records import Change, Changed, Lost, Result
 from panel_schedule.testing import RecordStoreContract, SharedRecordStoreContract, StoreContract, VirtualClock
 from panel_schedule.testing.contracts.tools import claim, refusal, second
 from servers import eventually
@@ -99,6 +102,51 @@ class Unreachable(MemoryRecords):
         return asked
 
 
+class Forgetful(MemoryRecords):
+    """A store that can be asked until it is away, and tells nobody anything."""
+
+    blocking, away = True, False
+
+    def subscribe(self, space: str, changed: Changed, lost: Lost = lambda since: None) -> None:
+        pass
+
+    def read(self, space: str, name: str) -> Record | None:
+        self._ask()
+        return super().read(space, name)
+
+    def write(self, changes: Sequence[Change], **options: Any) -> list[Result]:
+        self._ask()
+        return super().write(changes, **options)
+
+    def scan(self, space: str, *args: Any, **options: Any) -> list[Record]:
+        self._ask()
+        return super().scan(space, *args, **options)
+
+    def load(self, *args: Any, **options: Any) -> Any:
+        self._ask()
+        return super().load(*args, **options)
+
+    def log(self, *args: Any, **options: Any) -> list[RunRecord]:
+        self._ask()
+        return super().log(*args, **options)
+
+    def alive(self, owner: str) -> bool:
+        self._ask()
+        return super().alive(owner)
+
+    def watch(self, *args: Any) -> None:
+        self._ask()
+        super().watch(*args)
+
+    def watchers(self, *args: Any) -> int:
+        self._ask()
+        return super().watchers(*args)
+
+    def _ask(self) -> None:
+        if self.away:
+            raise StoreError("Not now.")
+
+
 class TestLostStore(StoreContract):
     """What a process has for itself keeps the promises, too, for tasks."""
 
@@ -127,6 +175,54 @@ def test_a_process_goes_on_without_its_store_after_the_lease():
     clock.advance(0.1)
     assert claim(store, "sales", mark=second(1)).fence == 1
     assert store.away
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(lambda store, record: store.read(TASK, "sales"), id="read"),
+        pytest.param(lambda store, record: store.scan(TASK), id="scan"),
+        pytest.param(lambda store, record: store.load(record, VALUE), id="load"),
+        pytest.param(lambda store, record: store.log(TASK, "sales"), id="log"),
+        pytest.param(
+            lambda store, record: store.write([Change(TASK, "sales", lambda record, revision: record)]), id="write"
+        ),
+        pytest.param(lambda store, record: store.alive("somebody"), id="alive"),
+        pytest.param(lambda store, record: store.watch(TASK, "sales", 1), id="watch"),
+        pytest.param(lambda store, record: store.watchers(TASK, "sales"), id="watchers"),
+    ],
+)
+def test_whatever_is_asked_in_vain_for_the_lease_a_process_goes_on(ask: Callable[[Fallback, Record], object]) -> None:
+    """Calls are made one after another: one that only ever failed would keep all others waiting."""
+    clock, records = VirtualClock(), Forgetful()
+    fallback = Fallback(records, clock, "it", 15.0, 50)
+    store = Store(records, clock, "server", fallback=fallback)
+    store.do(store.tasks.publish(7, now=second(1), claim=claim(store, "sales")))
+    record = fallback.read(TASK, "sales")
+    records.away = True
+    for _ in range(2):
+        with pytest.raises(StoreError, match="Not now"):
+            ask(fallback, record)
+        clock.advance(7.5)
+    with suppress(KeyError):  # the value went with the store
+        ask(fallback, record)
+    assert fallback.away
+    store.close()
+
+
+def test_a_process_that_goes_on_without_its_store_looks_at_all_that_it_knows():
+    """That another one's run has ended it may know, as it has written, and have no word of any more."""
+    records = Forgetful()
+    fallback = Fallback(records, SystemClock(), "it", 0.0, 50)
+    store, told = Store(records, SystemClock(), "server", fallback=fallback), []
+    store.tasks.subscribe(lambda name: told.append((name, store.tasks.row(name).holder)))
+    store.listen()
+    held = claim(store, "sales")
+    store.do(store.tasks.release(held))
+    records.away = True
+    assert refusal(store, "costs") is None
+    eventually(lambda: ("sales", None) in told)
     store.close()
 
 

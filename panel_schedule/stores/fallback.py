@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ..clock import Clock
 from ..coordination import tasks
-from ..coordination.record import Record, Refusal
+from ..coordination.record import NOBODY, Record, Refusal
 from ..coordination.tasks import TASK, VALUE
 from ..errors import ScheduleError, StoreError
 from ..functions.run import RunRecord
@@ -151,11 +151,12 @@ class Fallback:
             held = [record for record in self._known.values() if record.owner not in (None, self.me)]
             freed = [tasks.abandon(record, record.revision) for record in held]
             self._known |= {record.name: record for record in freed if isinstance(record, Record)}
+            # All are told: that a run of another process has ended may be known here, and its word never come.
+            names = list(self._known)
         log.error(
             "This process runs its tasks for itself until the store %s can be used again, as ps.config.on_store_loss "
             "is 'run'.", self._shown,
         )  # fmt: skip
-        names = [record.name for record in held]
         thread = threading.Thread(target=self._come_back, args=(names,), name="panel-schedule-fallback", daemon=True)
         Context().run(thread.start)
 
@@ -188,13 +189,18 @@ class Fallback:
         return [own[each.name].record if each.name in own else self._learn(each) or each for each in records]
 
     def load(self, record: Record, kind: str, number: int = 0, what: str = "") -> Any:
+        shared = partial(self._shared.load, record, kind, number, what)
         if record.space != TASK:
-            return self._shared.load(record, kind, number, what)
-        if (part := self._part(record, kind)) is not None:
+            return shared()
+
+        def own() -> Any:
+            if (part := self._part(record, kind)) is None:
+                raise KeyError(record.name)
             return part.load()
-        if self.away:
-            raise KeyError(record.name)
-        part = self._shared.load(record, kind, number, what)
+
+        if self.away or self._part(record, kind) is not None:
+            return own()
+        part = self._ask("read", shared, own)
         if kind != VALUE:
             self._parts[record.name, kind] = part
         return part
@@ -228,7 +234,7 @@ class Fallback:
         def alone() -> bool:
             return owner == self.me
 
-        return alone() if self.away else self._ask("read", partial(self._shared.alive, owner), alone)
+        return alone() if self.away or owner == NOBODY else self._ask("read", partial(self._shared.alive, owner), alone)
 
     # ------------------------------------------------------------ writing
 
@@ -341,13 +347,16 @@ class Fallback:
     # ------------------------------------------------------------ the rest
 
     def watch(self, space: str, name: str, sessions: int) -> None:
-        if space == TASK and self.away:
+        shared = partial(self._shared.watch, space, name, sessions)
+        if space != TASK:
+            shared()
+        elif self.away:
             self._watched[name] = sessions
         else:
-            self._shared.watch(space, name, sessions)
+            self._ask("watch", shared, partial(self._watched.__setitem__, name, sessions))
 
     def watchers(self, space: str, name: str) -> int:
-        return 0 if self.away else self._shared.watchers(space, name)
+        return 0 if self.away else self._ask("read", partial(self._shared.watchers, space, name), lambda: 0)
 
     def subscribe(self, space: str, changed: Changed, lost: Lost = lambda since: None) -> None:
         if space == TASK:

@@ -85,6 +85,12 @@ _COMMAND = """
 SELECT CASE WHEN is_whole($3, $4::bigint) THEN "{}"($1, $2) ELSE '"lost"' END
 """
 
+# Whether the server has lost nothing; how old the parts of a record may be, and one of them.
+_PART = """
+SELECT is_whole($4, $5::bigint)::text, since, parts.revision::text, data
+FROM (SELECT) AS one LEFT JOIN (records JOIN parts USING (space, name)) ON space = $1 AND name = $2 AND part = $3
+"""
+
 _OID_OF_BYTEA = 17
 
 
@@ -274,12 +280,11 @@ class PostgresRecords(ServerRecords):
     # ------------------------------------------------------------ parts
 
     def _part(self, key: Key, part: str) -> tuple[bytes | None, bytes | None]:
-        question = """
-            SELECT since, parts.revision::text, data FROM records JOIN parts USING (space, name)
-            WHERE space = $1 AND name = $2 AND part = $3
-        """
-        rows = self._ask(question, *_words(*key, part))
-        return (rows[0][0], b"%s %s" % (rows[0][1], rows[0][2])) if rows else (None, None)
+        while True:
+            [[whole, since, *found]] = self._ask(_PART, *_words(*key, part), self._id, str(self._last))
+            if whole == b"true":
+                return (since, b"%s %s" % tuple(found)) if since is not None else (None, None)
+            self._join()
 
     def _put(self, stamp: str, field: str, data: bytes) -> None:
         self._ask("INSERT INTO pieces VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", stamp, field, data)

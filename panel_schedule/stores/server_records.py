@@ -141,6 +141,8 @@ class ServerRecords(ABC):
         self._owing, self._is_filling, self._filling = False, False, threading.RLock()
         self._filler = 0  # the thread that does, or did
         self._survived = 0
+        # The numbers of changes that were lost: those after the first of each pair, up to the second.
+        self._gone: list[tuple[int, int]] = []
         self._kept = Kept(self.me, log_limit)
         self._joining = threading.Lock()
         self._closing, self._closed, self._listening = threading.Event(), False, False
@@ -230,6 +232,7 @@ class ServerRecords(ABC):
             known, self._id = self._id, id
             if known not in ("", id):
                 if int(survived) < self._last:
+                    self._gone.append((int(survived), self._last))
                     self._survived = min(self._survived, int(survived)) if self._owing else int(survived)
                     self._known.clear()
                     self._owing = True
@@ -361,13 +364,14 @@ class ServerRecords(ABC):
         key = (record.space, record.name)
         brought = self._brought.get(key) if (kind, number) == ("value", 0) else None
         part: bytes | None
+        self._last = max(self._last, record.revision)  # a server that is behind that has lost it
         while True:
             if brought is not None and brought[0] == record.revision:
                 (_, since, part), brought = brought, None
             else:
                 since, part = self._part(key, f"{kind}\0{number}")
-            if part is None:
-                raise KeyError(record.name)
+            if part is None or any(survived < record.revision <= last for survived, last in self._gone):
+                raise KeyError(record.name)  # that record is no more; its parts may be those of the one before it
             try:
                 words, data = part.split(b"\n", 1)
                 revision, _, text = words.decode().partition(" ")
