@@ -236,6 +236,25 @@ def test_when_it_is_gone_another_one_has_the_slot_a_moment_later(server):
     assert 3 == len(tried)
 
 
+def test_who_has_the_claim_knows_that_the_run_before_it_has_ended(pair):
+    """Though no word of that has come, nor ever may: what follows the task does not wait for it."""
+    one, other = pair.cores
+    pair.schedule(make=counter([]), period="1m", first_run="skip")
+    pair.begin()
+    tasks, state = one.service.store.tasks, other.scheduler.states["task"]
+    held = one.service.store.do(tasks.claim("task", "by hand", now=second(30)))
+    pair.settle()
+    assert state.remote is not None
+    one.service.store.do(tasks.release(held))
+    pair.clock.advance(61)
+    other.service.tick()
+    while other.go():
+        pass
+
+    assert 1 == state.task.entry.version
+    assert state.remote is None
+
+
 def test_a_slot_that_another_one_has_before_its_time_here_is_left_to_it(pair):
     """By a clock that is ahead."""
     ahead, behind = pair.cores

@@ -575,7 +575,9 @@ def abandon(record: Record | None, revision: int) -> Record | Refusal:
     """Whoever holds it is none of those who know the record: it stayed with the parent of a fork."""
     if record is None or not record.state.run_id:
         return Refusal.ABSENT
-    return _free(record)
+    state: TaskState = record.state
+    outcome = state.outcome if state.outcome == RunState.CRASHED else str(RunState.CANCELLED)
+    return _free(record._replace(state=state._replace(outcome=outcome)))
 
 
 def hand_over(record: Record | None, revision: int, *, claim: Claim) -> Record | Refusal:

@@ -154,6 +154,8 @@ class Runs:
     def _answered(self, state: TaskState, run: Run, claim: Claim | Refusal) -> None:
         if isinstance(claim, Claim):
             state.asking = False
+            if state.remote is not None:  # it has ended, and its word is still to come, or never will
+                self._service.outbox.noticed(state)
             self.claimed(state, run, claim)
             self.tell(state)
         elif self._service.store.blocking:
