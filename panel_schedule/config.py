@@ -226,9 +226,15 @@ class Config(param.Parameterized):
         except ValueError as exc:
             raise ConfigError(f"The environment variable {ENV_PREFIX}{option.upper()} is {text!r}: {exc}") from None
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(self._no_option(name), name=name, obj=self)
+
+    def _no_option(self, name: str) -> str:
+        return f"There is no option ps.config.{name}; there are {', '.join(self.options())}."
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in type(self).param and not name.startswith("_"):
-            raise ConfigError(f"There is no option ps.config.{name}; there are {', '.join(self.options())}.")
+            raise ConfigError(self._no_option(name))
         if name in type(self).param:
             if self._frozen and value == getattr(self, name):
                 return  # by a setup script that the app imports, and so runs again

@@ -35,6 +35,7 @@ from .functions.registry import (
     panels_trigger,
     require_executor,
     same_function,
+    takes,
     tasks_of,
 )
 from .functions.run import Run, refuse_to_block
@@ -455,7 +456,7 @@ class Front:
         """
         if not isinstance(kind, type):
             raise RegistrationError(f"ps.hasher({kind!r}, ...): it takes a class first, of whose instances it is.")
-        if not callable(function) or is_async(function):
+        if not takes(function, 1) or is_async(function):
             raise RegistrationError(
                 f"ps.hasher({kind.__qualname__}, {function!r}): it takes a plain function second, which returns what "
                 "counts of an instance."
@@ -662,7 +663,6 @@ class Front:
         RegistrationError, TriggerError
             When it cannot be scheduled.
         """
-        threaded = flag("threaded", threaded)
         known: Task[Any] | None = self.tasks.get(name)
         if known is not None:
             if not same_function(known.function, callback):
@@ -671,7 +671,11 @@ class Front:
                     "call ps.cancel_task(%r) first.", name, name,
                 )  # fmt: skip
             return known
-        trigger, start = panels_trigger(name, at, period, cron, self._runtime.clock.now())
+        try:
+            threaded = flag("threaded", threaded)
+            trigger, start = panels_trigger(at, period, cron, self._runtime.clock.now())
+        except ScheduleError as error:
+            raise _placed(error, f"Task {name!r}", "ps.schedule_task") from None
         self.tasks.warn_of(trigger)
         executor = None if is_async(callback) else "thread" if threaded else "loop"
         # Panel runs a period without a date at once, and everything else at its time only.
@@ -740,7 +744,7 @@ class Front:
         """
         if event not in EVENTS:
             raise RegistrationError(f"There is no event {event!r}; there are {', '.join(map(repr, EVENTS))}.")
-        if not callable(handler):
+        if not takes(handler, 2):
             raise RegistrationError(f"The handler of {event!r} must be a function of (task, run), and not {handler!r}.")
         made = Handler(handler, None if timeout is None else duration("timeout", timeout).total_seconds())
         handlers = self._runtime.handlers[event]
@@ -814,6 +818,8 @@ class Front:
             )
         if isinstance(after, bool) or not isinstance(after, int) or after < 1:
             raise RegistrationError(f"ps.alert(after={after!r}): it is a whole number of failures, at least 1.")
+        if callable(to) and not takes(to, 1):
+            raise RegistrationError(f"ps.alert sends to a function of one argument, the message, and not to {to!r}.")
         channel = channel_of(to, self._runtime.config.smtp, ping="alive" in events)
         policy = AlertPolicy(channel, Terms(events, after, duration("every", every)), _names_of(tasks))
         self._runtime.watch(policy)

@@ -150,9 +150,9 @@ def test_a_durable_one_survives_a_restart(tmp_path: Path, down: int) -> None:
     [
         (
             lambda job: job.submit_at(datetime(2026, 1, 1), 1),
-            r"Job 'note': submit_at\(\) takes a time, which, datetime.*, has no timezone. Add one",
+            r"Job 'note': submit_at\(\): its time has no timezone: datetime.*. Add one",
         ),
-        (lambda job: job.submit_at("6:00", 1), r"takes a time, which has to be an aware datetime, not '6:00'"),
+        (lambda job: job.submit_at("6:00", 1), r"its time has to be an aware datetime, not '6:00'"),
         (
             lambda job: job.submit_in("soon", 1),
             r"Job 'note': submit_in\(\) takes a period such as '10m', seconds or a timedelta\. .*'soon'",

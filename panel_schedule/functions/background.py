@@ -235,13 +235,13 @@ class Background(Generic[P, T]):
 
     def due(self, how: str, when: Any) -> datetime:
         """When it is to run that is submitted ``"at"`` a time, or ``"in"`` a while."""
-        what = f"Job {self.name!r}: submit_{how}() takes"
+        what = f"Job {self.name!r}: submit_{how}()"
         if how == "at":
-            return in_utc(when, f"{what} a time, which")
+            return in_utc(when, f"{what}: its time")
         try:
             return self._host.clock.now() + parse_period(when)
         except (TriggerError, OverflowError) as error:
-            raise TriggerError(f"{what} a period such as '10m', seconds or a timedelta. {error}") from None
+            raise TriggerError(f"{what} takes a period such as '10m', seconds or a timedelta. {error}") from None
 
     def submit_for(
         self, user: str | None, args: tuple[Any, ...], kwargs: dict[str, Any], due_at: datetime | None = None

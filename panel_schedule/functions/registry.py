@@ -331,9 +331,7 @@ def require_answer(task: str, trigger: Schedule, now: datetime) -> None:
         raise TriggerError(f"{task}: {error}") from error.__cause__
 
 
-def panels_trigger(
-    name: str, at: Any, period: Any, cron: str | None, now: datetime
-) -> tuple[Schedule, datetime | None]:
+def panels_trigger(at: Any, period: Any, cron: str | None, now: datetime) -> tuple[Schedule, datetime | None]:
     """
     What ``pn.state.schedule_task`` means by its arguments: a trigger, and the instant before which it is silent.
 
@@ -345,7 +343,7 @@ def panels_trigger(
     moving = isinstance(at, Iterator) or callable(at)
     if cron is not None:
         if moving:
-            raise RegistrationError(f"Task {name!r}: with cron=, at= is one datetime, from which it begins.")
+            raise RegistrationError("With cron=, at= is one datetime, from which it begins.")
         return Cron(cron, timezone="UTC", dialect="panel"), None if at is None else _local(at)
     if isinstance(at, Iterator):
         return Computed.from_iterable(map(_local, at), _label(at)), None
@@ -360,7 +358,7 @@ def panels_trigger(
         start = None if at is None else _local(at)
         return Every(parse_period(period), anchor=start or now), start
     if at is None:
-        raise RegistrationError(f"Task {name!r}: give one of period=, cron= and at=, to say when it runs.")
+        raise RegistrationError("Give one of period=, cron= and at=, to say when it runs.")
     return Dates(_local(at)), None
 
 
@@ -392,9 +390,22 @@ def names(option: str, value: Any) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def takes(function: Any, arguments: int) -> bool:
+    """Whether it is a function that can be called with so many positional arguments."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:  # one written in C may not say
+        pass
+    return True
+
+
 def of_answer(option: str, value: Any) -> Callable[[Any], Any]:
     """A value of an option that is to be a function of one answer."""
-    if not callable(value) or is_async(value):
+    if not takes(value, 1) or is_async(value):
         raise RegistrationError(f"{option}={value!r} must be a plain function, which is called with the answer.")
     return value  # type: ignore[no-any-return]
 
@@ -607,6 +618,8 @@ def _dates(at: Any) -> Schedule:
     if isinstance(at, Iterator):
         return Computed.from_iterable(at, _label(at))
     if callable(at):
+        if not takes(at, 1):
+            raise TriggerError(f"at={at!r} must be a function of the current time, at(now), that gives the next date.")
         return Computed(at, _label(at))
     if isinstance(at, Iterable) and not isinstance(at, (str, bytes)):
         return Dates(list(at))

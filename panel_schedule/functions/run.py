@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from math import inf
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import RunCancelled, RunTimedOut, ScheduleError, WouldBlock, is_interrupt
@@ -474,6 +476,7 @@ class Run(Generic[Result]):
         RunFailed
             When the function raised what is no Exception, such as SystemExit, or a CancelledError: caused by it.
         """
+        timeout = in_seconds(f"The run of {self.task!r}: result()", timeout)
         if not self._ended:
             self._refuse_itself()
             refuse_to_block(f"result() of an unfinished run of {self.task!r}", "await run")
@@ -775,6 +778,15 @@ def track(items: Iterable[T], total: int | None = None, message: str = "") -> It
         progress(done - 1, total, _filled(message, item) if "{" in message else message)  # type: ignore[arg-type]
         yield item
     progress(done, total, message and "done")  # type: ignore[arg-type]
+
+
+def in_seconds(what: str, timeout: Any) -> float | None:
+    """A timeout of `what`, as it is given. Raises TypeError when it is no number."""
+    if timeout is None or (isinstance(timeout, Real) and not isinstance(timeout, bool) and timeout < inf):
+        return timeout  # type: ignore[return-value]  # mypy knows no numbers.Real
+    raise TypeError(
+        f"{what} was given timeout={timeout!r}: it is a number of seconds, 10 or 0.5, or None to wait for the end."
+    )
 
 
 def refuse_to_block(what: str, instead: str) -> None:

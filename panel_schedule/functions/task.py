@@ -20,7 +20,7 @@ from ..triggers import After, Period, Schedule, parse_period
 from ..triggers.combined import part_of
 from . import remote
 from .live import LiveTask
-from .run import Run, RunRecord, _current
+from .run import Run, RunRecord, _current, in_seconds
 
 T = TypeVar("T")
 
@@ -194,7 +194,10 @@ class RetryLater(ScheduleError):
 
     def __init__(self, delay: Period, reason: str = ""):
         super().__init__(delay, reason)
-        self.delay = parse_period(delay).total_seconds()
+        try:
+            self.delay = parse_period(delay).total_seconds()
+        except TriggerError as error:
+            raise TriggerError(f"RetryLater({delay!r}): {error}") from None
 
     def __str__(self) -> str:
         delay, reason = self.args
@@ -464,7 +467,7 @@ class Task(Generic[T]):
         NotReady
             When there is none in time; the message says why.
         """
-        return await self._host.ready(self, timeout)  # type: ignore[no-any-return]
+        return await self._host.ready(self, in_seconds(f"Task {self.name!r}: ready()", timeout))  # type: ignore[no-any-return]
 
     def wait_ready(self, timeout: float | None = None) -> T:
         """
@@ -477,7 +480,7 @@ class Task(Generic[T]):
         WouldBlock
             On the thread of a running event loop.
         """
-        return self._host.wait_ready(self, timeout)  # type: ignore[no-any-return]
+        return self._host.wait_ready(self, in_seconds(f"Task {self.name!r}: wait_ready()", timeout))  # type: ignore[no-any-return]
 
     @property
     def status(self) -> TaskStatus:
@@ -602,7 +605,10 @@ class Task(Generic[T]):
         TriggerError
             When it means nothing; the old schedule stays.
         """
-        trigger = self._host.trigger(when, period=period, cron=cron, at=at, timezone=timezone)
+        try:
+            trigger = self._host.trigger(when, period=period, cron=cron, at=at, timezone=timezone)
+        except ScheduleError as error:
+            raise type(error)(f"Task {self.name!r}: {error}") from None
         self._host.scheduler.reschedule(self, trigger)
 
     def remove_schedule(self) -> None:

@@ -516,7 +516,7 @@ def in_utc(value: object, what: str) -> datetime:
     if not isinstance(value, datetime):
         raise TriggerError(f"{what} has to be an aware datetime, not {value!r}.")
     if value.tzinfo is None or value.utcoffset() is None:  # pandas' NaT has neither, and raises on the second
-        raise TriggerError(f"{what}, {value!r}, has no timezone. Add one: tzinfo=ZoneInfo('Europe/Berlin'), or UTC.")
+        raise TriggerError(f"{what} has no timezone: {value!r}. Add one: tzinfo=ZoneInfo('Europe/Berlin'), or UTC.")
     utc = value.astimezone(UTC)
     return datetime.combine(utc.date(), utc.timetz())
 

@@ -100,6 +100,8 @@ class View(param.Parameterized):
         *args, **kwargs
             Values or references, as in ``pn.bind``.
         """
+        if not callable(function):
+            raise TypeError(f"{self.name}: pipe() takes a function of the value, and not {function!r}.")
 
         def piped(value: Any, *args: Any, **kwargs: Any) -> Any:
             if self.version == 0:

@@ -136,6 +136,10 @@ class DataHealth(Viewer):
     _of_page: ClassVar[staticmethod[[], PageView]]
 
     def __init__(self, label: str = "", **params: Any):
+        if not isinstance(label, str):
+            raise TypeError(
+                f"ps.DataHealth(label={label!r}): the label is a text. What the page shows it finds by itself."
+            )
         super().__init__(**params)
         self._badge = HealthBadge(label=label, margin=(2, 10))
         view = self._of_page()

@@ -184,6 +184,10 @@ class Job(View, Viewer):
         TypeError
             When it is a run of another function.
         """
+        if not isinstance(run, (str, Run)):
+            raise TypeError(
+                f"Job {self.name!r}: attach() takes a run of {self.name}.submit(), or its id, and not {run!r}."
+            )
         found = self._host.dispatcher.find(run) if isinstance(run, str) else run
         if found is None:
             raise KeyError(
