@@ -14,7 +14,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from bokeh.document import Document
-from bokeh.document.events import ColumnsStreamedEvent
+from bokeh.document.events import ColumnsPatchedEvent, ColumnsStreamedEvent
 from panel.io.state import set_curdoc
 
 from core import messages
@@ -54,6 +54,9 @@ class Page:
         self.core.run_for(1)
         if not self.heard:
             return "nothing", 0
+        if isinstance(self.heard[0], ColumnsPatchedEvent):
+            _, *streamed = self.heard
+            return "patch", sum(len(next(iter(event.data.values()))) for event in streamed)
         [event] = self.heard
         if isinstance(event, ColumnsStreamedEvent):
             return "stream", len(next(iter(event.data.values())))
@@ -81,7 +84,11 @@ CASES = {
     "none any more": (A, ramp(0, 0), ("all", 0)),
     "from none on": (ramp(0, 0), A, ("all", 5)),
     "changed in the middle": (A, {**B, "y": np.array([0, 0.25, 9, 0.75, 1, 1.25, 1.5])}, ("all", 7)),
-    "changed at the end": (A, {**B, "y": np.array([0, 0.25, 0.5, 0.75, 9, 1.25, 1.5])}, ("all", 7)),
+    "changed at the end": (A, {**B, "y": np.array([0, 0.25, 0.5, 0.75, 9, 1.25, 1.5])}, ("patch", 2)),
+    "changed at the end alone": (A, {**A, "y": np.array([0, 0.25, 0.5, 8, 9])}, ("patch", 0)),
+    "changed at the end of a window": (ramp(0, 5, z=[0] * 5), ramp(2, 7, z=[0, 0, 1, 1, 1]), ("patch", 2)),
+    "changed at the end, and lost at the beginning": (A, {"x": [1, 2, 3, 9], "y": [0.25, 0.5, 0.75, 1]}, ("all", 4)),
+    "four changed at the end": (ramp(0, 9), {**ramp(0, 9), "x": [0, 1, 2, 3, 4, 0, 0, 0, 0]}, ("all", 9)),
     "changed at the beginning": (A, {**B, "x": np.array([9, 1, 2, 3, 4, 5, 6])}, ("all", 7)),
     "another column": (A, {"x": B["x"], "z": B["y"]}, ("all", 7)),
     "one column more": (A, ramp(0, 7, z=np.arange(7)), ("all", 7)),
@@ -92,7 +99,7 @@ CASES = {
         {"x": [1.0, math.nan, 3.0, math.nan]},
         ("stream", 1),
     ),
-    "a number where none was": ({"x": [1.0, math.nan]}, {"x": [1.0, 2.0, 3.0]}, ("all", 3)),
+    "a number where none was": ({"x": [1.0, math.nan]}, {"x": [1.0, 2.0, 3.0]}, ("patch", 1)),
     "no instant": (
         {"x": np.array(["2026-01-01", "NaT"], "M8[s]")},
         {"x": np.array(["2026-01-01", "NaT", "2026-01-02"], "M8[s]")},
@@ -113,7 +120,7 @@ CASES = {
     "whole numbers become real": ({"x": [1, 2]}, {"x": [1.0, 2.0, 2.5]}, ("stream", 1)),
     "numbers become texts": ({"x": [1, 2]}, {"x": ["1", "2", "3"]}, ("all", 3)),
     "numbers become truths": ({"x": [0, 1]}, {"x": [False, True, True]}, ("all", 3)),
-    "of objects 1 becomes True": ({"x": [None, 1]}, {"x": [None, True, 3]}, ("all", 3)),
+    "of objects 1 becomes True": ({"x": [None, 1]}, {"x": [None, True, 3]}, ("patch", 1)),
     "texts": ({"x": TEXTS[:5]}, {"x": TEXTS[3:20]}, ("stream", 15)),
     "texts with gaps": ({"x": ["a", None]}, {"x": ["a", None, "b"]}, ("stream", 1)),
     "all alike": ({"x": [7] * 5}, {"x": [7] * 6}, ("stream", 1)),
@@ -205,6 +212,20 @@ def test_what_a_page_does_to_its_source_is_put_right(core):
     page.heard.clear()
     assert ("all", 8) == page.next()
     assert ["x", "y"] == sorted(page.source.data)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "texts"])
+def test_what_a_page_does_to_its_source_changes_nothing_for_others(core, kind):
+    """Nor does a patch of our own."""
+    column = np.array([1.0, 2.0]) if kind == "numbers" else np.array(["a", "b"], object)
+    page = Page(core, [{"x": column}, {"x": np.array([column[0], column[0]], column.dtype)}])
+    page.next()
+    value = page.task()
+    page.source.patch({"x": [(0, column[1])]})
+    assert list(column) == list(value["x"]) != page.shown("x")
+    page.source.patch({"x": [(0, column[0])]})
+    assert ("patch", 0) == page.next()
+    assert list(column) == list(value["x"])
 
 
 def test_a_session_has_one_of_its_own_which_is_always_the_same(core):

@@ -17,6 +17,9 @@ from .base import TaskView
 # So many ways in which a new value may follow what is shown are looked at; of values that repeat themselves are more.
 TRIES = 8
 
+# So many of the last rows may have changed: that of the minute that is not over yet, say.
+MOST_CHANGED = 2
+
 # From so many rows on their numbers travel as arrays, which are shorter then.
 MANY = 50
 
@@ -54,10 +57,15 @@ class Stream:
             shown = {name: column[-self._rollover :] for name, column in shown.items()}
         kinds = {name: column.dtype for name, column in shown.items()}
         before: Columns = {name: self.source.data[name] for name in self.source.data}
-        new = new_rows(before, shown) if kinds == self._kinds else None
-        if new is None:
-            self._kinds, self.source.data = kinds, shown
-        elif new:
+        follows = following(before, shown) if kinds == self._kinds else None
+        if follows is None:
+            # The page's own: it may edit them.
+            self._kinds, self.source.data = kinds, {name: column.copy() for name, column in shown.items()}
+            return
+        changed, new = follows
+        if changed:
+            self.source.patch(cells_of(before, shown, changed, new))
+        if new:
             rows = {name: column[-new:] for name, column in shown.items()}
             count = len(next(iter(shown.values())))
             self.source.stream(rows if new > MANY else {name: each.tolist() for name, each in rows.items()}, count)
@@ -145,6 +153,35 @@ def _as_array(column: Any) -> np.ndarray[Any, Any]:
             rows[number] = row
         return rows
     return array.astype(object) if array.dtype.kind in "US" else array
+
+
+def following(before: Columns, now: Columns) -> tuple[int, int] | None:
+    """How many of the last rows of `before` have changed in `now`, and how many come after them; None of any other."""
+    for changed in range(MOST_CHANGED + 1):
+        kept = {name: column[: len(column) - changed] for name, column in before.items()}
+        after = new_rows(kept, now)
+        if after is None or after < changed:
+            continue
+        if after > changed or len(next(iter(now.values()))) == len(next(iter(before.values()))):
+            return changed, after - changed
+    return None
+
+
+def cells_of(before: Columns, now: Columns, changed: int, new: int) -> dict[str, list[tuple[int, Any]]]:
+    """Of the rows that have changed, as `following` says it: by column, the places and values of cells that have."""
+    cells: dict[str, list[tuple[int, Any]]] = {}
+    for name, column in now.items():
+        first, values = len(before[name]) - changed, column[len(column) - new - changed : len(column) - new]
+        for place, (was, value) in enumerate(zip(before[name][first:], values, strict=True), start=first):
+            if not _equal(_one(was), _one(value)):
+                cells.setdefault(name, []).append((place, value.item() if isinstance(value, np.generic) else value))
+    return cells
+
+
+def _one(cell: Any) -> np.ndarray[Any, Any]:
+    array = np.empty(1, cell.dtype if isinstance(cell, np.generic) else object)
+    array[0] = cell
+    return array
 
 
 def new_rows(before: Columns, now: Columns) -> int | None:
