@@ -969,6 +969,7 @@ def test_the_json_of_a_command_has_the_names_that_are_documented(store, url, com
 # ------------------------------------------------------------ the program
 
 
+@pytest.mark.slow
 def test_it_is_a_program_and_a_module():
     """One and the same."""
     told = subprocess.run([sys.executable, "-m", "panel_schedule", "--version"], capture_output=True, text=True)
@@ -978,6 +979,7 @@ def test_it_is_a_program_and_a_module():
     assert 'panel-schedule = "panel_schedule.cli.commands:main"' in pyproject
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 @pytest.mark.parametrize(
     ("words", "completed"),
@@ -994,6 +996,7 @@ def test_bash_completes_commands_and_options(words, completed):
     assert (completed, "") == (told.stdout.split(), told.stderr)
 
 
+@pytest.mark.slow
 def test_who_reads_no_further_ends_it_without_a_word(store, url):
     """As ``head`` does."""
     for number in range(100):

@@ -518,6 +518,7 @@ def machine_of(kind: type[Walk]) -> type[RuleBasedStateMachine]:
     return Machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WALKS)
 def test_what_is_promised_holds_on_every_walk(kind):
     """

@@ -444,6 +444,7 @@ def disagreements(seed: int, walks: int) -> list[tuple[str, ZoneInfo, datetime]]
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_random_walks_agree_with_the_reference(seed: int) -> None:
     """From any instant around a shift, any expression runs when Vixie cron runs it."""
