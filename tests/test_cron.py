@@ -519,6 +519,7 @@ def test_a_fold_is_over_when_the_search_goes_on_into_the_next_year() -> None:
     assert at("2027-12-30T23:15Z") == yearly.next_after(at("2026-12-30T23:20Z"), zone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zone", ["America/New_York", "Africa/Casablanca"])
 def test_a_whole_year_agrees_with_the_reference(zone: str) -> None:
     """Nothing is missed, and nothing added, far from the shifts."""
@@ -536,6 +537,7 @@ def test_a_whole_year_agrees_with_the_reference(zone: str) -> None:
         assert times == walk(Cron(text, zone).next_after, start - timedelta(seconds=1), until=end, limit=10**6), text
 
 
+@pytest.mark.slow
 def test_days_agree_with_the_reference() -> None:
     """Days, months and weekdays combine as the reference has it, over three years."""
     rng = random.Random(7)

@@ -722,6 +722,7 @@ def test_the_switch_interval_is_short_while_a_body_runs_and_restored_after():
     assert pytest.approx(before) == sys.getswitchinterval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["threads.ThreadExecutor(2)", "loop.LoopExecutor()"], ids=["threads", "own loop"])
 def test_no_thread_keeps_the_interpreter_from_exiting(executor):
     """An endless body ends with the process: these are daemons (section 4)."""

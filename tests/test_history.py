@@ -362,6 +362,7 @@ async def logs_and_fails_on_the_loop(fails):
     logs_and_fails(fails)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "loop", "process"])
 def test_of_a_failure_it_is_kept_what_was_logged(ps, executor):
     """Whatever its executor is; not what others have logged at that time, and nothing of what ends well."""
@@ -436,6 +437,7 @@ def test_what_cannot_be_told_of_a_log_line_costs_the_run_nothing(ps, monkeypatch
     assert 1 == ps.background(executor="thread", name="job")(wrong).submit().result(10)
 
 
+@pytest.mark.slow
 def test_logging_is_set_up_as_if_nothing_were_kept():
     """No handler is added: without any set-up a warning goes to stderr, and `basicConfig` does what it says."""
     code = """

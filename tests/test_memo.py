@@ -377,6 +377,7 @@ def test_a_refresh_goes_on_when_its_caller_forgets_it(core):
     assert core.runtime.memos["f"].entry(1).value == (1,)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_thread_that_computes_leaves_the_others_their_answer(ps):
     """The function is called anew, in a thread of the package's."""
     script = """
@@ -1353,6 +1354,7 @@ def test_entries_are_those_of_a_memoized_function(ps):
         ps.store.entries("f")
 
 
+@pytest.mark.slow
 def test_a_memoized_function_is_pickled_by_its_name():
     script = """
         import pickle, panel_schedule as ps

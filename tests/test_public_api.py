@@ -42,6 +42,7 @@ def test_the_front_door_is_small() -> None:
     assert len(lines) <= 75, "the names, and what they are made of; the rest belongs in a module"
 
 
+@pytest.mark.slow
 def test_an_import_loads_no_optional_dependency() -> None:
     """Panel itself loads psutil where it is installed."""
     script = "import panel, sys; panels = set(sys.modules); import panel_schedule; print(*set(sys.modules) - panels)"

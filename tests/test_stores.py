@@ -288,6 +288,7 @@ class TestSharedFileRecords(SharedRecordStoreContract):
         return opened().records
 
 
+@pytest.mark.slow
 def test_the_contract_needs_no_pytest():
     """A package that is installed without its test extra can be imported."""
     code = "import sys; sys.modules['pytest'] = None; import panel_schedule.testing as t; print(t.StoreContract)"
