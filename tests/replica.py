@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
@@ -39,6 +40,9 @@ PLACES = ("thread", "process")
 
 # How often, and soon.
 RETRY = ps.Retry(max_attempts=3, backoff=0.1)
+
+# How often it tries to open its store, as whoever starts servers again does.
+OPENINGS = 5
 
 # Seconds between two looks of a reader.
 BETWEEN = 0.002
@@ -112,6 +116,9 @@ class Replica:
         ]
         self.jobs = dict(zip(PLACES, jobs, strict=True))
         self.jobs["huge"] = ps.background(name="huge job", executor="thread")(partial(os.urandom, HUGE))
+        for _ in range(OPENINGS):  # a busy machine may not make a schema within that patience
+            with suppress(StoreError):
+                ps._runtime.service  # noqa: B018
         ps._runtime.service.store.values.subscribe(self._seen)
         threading.Thread(target=self._read_all_the_time, daemon=True).start()
 

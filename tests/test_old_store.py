@@ -12,6 +12,8 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from old_schema import SCHEMA_4
 from panel_schedule.clock import SystemClock
 from panel_schedule.functions.run import RunRecord, RunState
