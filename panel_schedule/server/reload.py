@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context
-from functools import cache, partial
+from functools import cache
 from importlib.util import cache_from_source
 from pathlib import Path
 from types import ModuleType
@@ -67,10 +67,10 @@ class Reloader:
         self.error = ""
         self._importers, self._declares, self._edit = importers, declaring, edit
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._reload_pages: Callable[[], object] = partial(reload._reload, {}, set())
-        # Modules that have declared functions, and packages of which one was edited, wherever they are.
+        self._panels = reload._reload
+        # Modules that have declared functions; whether one was edited that lies elsewhere, as Panel tells them apart.
         self._declaring: set[str] = set()
-        self._edited: set[str] = set()
+        self._elsewhere = False
         # By file: its module, and what it was like when it was executed; what differs since the last look.
         self._modules: dict[str, str] = {}
         self._known = (0, 0)
@@ -87,6 +87,7 @@ class Reloader:
     def end(self) -> None:
         """Nothing is served any more."""
         self._loop = None
+        reload._reload = self._panels
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop is not self._loop:
@@ -96,7 +97,7 @@ class Reloader:
             self._seen.update(changed)
             if modules := {self._modules[file] for file in changed if file in self._modules}:
                 self._execute(modules, list(changed))
-            self._reload_pages()
+            self._panels({}, set())  # lets all pages load again
         self._changing = changed
         loop.call_later(PAUSE, self._look, loop, context=Context())
 
@@ -123,7 +124,8 @@ class Reloader:
 
     def _own(self) -> dict[str, str]:
         """By name, the files of all modules that an edit of one of them executes anew."""
-        tops = {_top(name) for name in self._declaring | self._edited}
+        tops = {_top(name) for name in self._declaring}
+        listed = reload._local_modules | reload._modules if self._elsewhere else reload._local_modules
         folders = app_folders()
         own = {}
         if (setup := pn.state._setup_module) is not None:
@@ -132,13 +134,13 @@ class Reloader:
             folders.append(str(dotted(Path(file))[1]))
         within = tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)
         for name, file in _files():
-            if name in reload._local_modules or _top(name) in tops or file.startswith(within):
+            if name in listed or _top(name) in tops or file.startswith(within):
                 own[name] = file
         return own
 
     def _execute(self, edited: set[str], files: list[str]) -> None:
-        self._edited |= {_top(name) for name in edited}
         self._declaring |= self._declares()
+        self._elsewhere |= not edited.isdisjoint(reload._modules - self._own().keys())
         own = self._own()
         entries = self._entries(own)
         former = {name: sys.modules.pop(name) for name in own if name in sys.modules}
