@@ -151,9 +151,9 @@ class Executed(MetaPathFinder):
 def _importer() -> str:
     """The name of the module whose code imports something just now."""
     frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in MACHINERY:
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in MACHINERY:
         frame = frame.f_back
-    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
+    return "" if frame is None else str(frame.f_globals.get("__name__"))
 
 
 class _Telling(Loader):
