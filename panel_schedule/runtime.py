@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from datetime import UTC, timedelta
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
@@ -48,6 +48,7 @@ from .executors.threads import ThreadExecutor
 from .functions import remote
 from .functions.background import Background, JobPolicy
 from .functions.calls import is_async
+from .functions.edit import Edit, module_of
 from .functions.lru import LRU
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
@@ -83,7 +84,6 @@ from .serialize.entry import Entry
 from .serialize.errors import for_waiter
 from .serialize.references import references
 from .server import supervisor
-from .server.modules import is_left_behind
 from .stores.base import Store
 from .stores.file.directory import automatic as folder_of
 from .stores.file.directory import server_id
@@ -137,6 +137,9 @@ class Runtime:
         self.handlers: dict[str, list[Handler]] = {event: [] for event in EVENTS}
         self.alerts: dict[str, AlertPolicy] = {}
         self._ungated: set[str] = set()
+        # While files are executed anew; and the tasks that were new there, without which a server served before.
+        self._edit: Edit | None = None
+        self._late: set[str] = set()
         # Called as ``fatal(task, run)`` when a first run has failed that a server waits for.
         self.fatal: Callable[[Task[Any], Run], object] | None = None
         # Called as ``unusable(error)`` when the store cannot be opened, before whoever needs it gets the error.
@@ -538,7 +541,8 @@ class Runtime:
 
     def _first_run_failed(self, task: Task[Any], run: Run) -> None:
         default = "exit" if has_setup_script() else "serve"
-        if (self.config.first_run_failure or default) == "exit" and self.fatal is not None:
+        ends = (self.config.first_run_failure or default) == "exit" and task.name not in self._late
+        if ends and self.fatal is not None:
             self.fatal(task, run)
         else:
             self.scheduler.serve_without(task, run)
@@ -649,40 +653,121 @@ class Runtime:
                 self._warn_of_setup(name)
                 self._ungated.add(name)
             self.tasks.add(task)
-            if self._service is not None:
-                self._scheduler.add(task, gated=not in_session)
+            if self._edit is not None:
+                self._late.add(name)
+            gated = not in_session
+            begin = partial(self._scheduler.add, task, gated) if self._service is not None else lambda: None
+            self._take_up(task, function, begin, undo=lambda: self._drop(task))
         self._start_where_a_loop_runs(task)
         return task
 
     def _register_again(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> Task[Any]:
-        if not same_function(known.function, function):
-            if not (in_notebook() or (pn.config.autoreload and may_replace(known.function, function))):
+        latest = self._latest(known)
+        if not same_function(latest, function):
+            if not self._may_replace(known, function):
                 raise taken(known, function)
         elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
             if pn.config.autoreload:  # what it calls may be edited
-                known.function = function
+                self._take_up(known, function, partial(setattr, known, "function", function))
             return known
         require_no_cycle(known, policy)
         remember(f"Task {known.name!r}")
-        known.function, known.policy = function, policy
-        known.become(plain=False)
-        if self._service is not None:
-            self._scheduler.redefine(known)
+
+        def replace() -> None:
+            known.function = function
+            known.become(plain=False)
+            if self._service is not None:
+                self._scheduler.redefine(known)
+
+        undo = partial(setattr, known, "policy", known.policy)
+        known.policy = policy
+        self._take_up(known, function, replace, undo)
         self._start_where_a_loop_runs(known)
         return known
 
-    def forget_left_behind(self, module: ModuleType) -> None:
-        """What a file that was edited no longer has. Here alone: the store may be that of a server in use."""
+    def _again(self, known: Any, kind: str, policy: Any, key: Any, function: Any) -> None:
+        """A function that runs on request under a known name: the same one, or its new definition."""
+        anew = self._may_replace(known, function)
+        if not anew and not same_function(self._latest(known), function):
+            raise taken(known, function, kind)
+        if not anew:
+            return
+        remember(f"{'Job' if kind == 'job' else 'Memoized function'} {known.name!r}")
+        if self._edit is not None:
+            type(known)(known.name, function, policy, self, key)  # raises now what would be raised then
+
+        def replace() -> None:
+            known.become(function, policy, key)
+            if isinstance(known, Memoized) and self._service is not None:
+                self._single_flight.kept.forget(known)
+
+        self._take_up(known, function, replace)
+
+    # ------------------------------------------------------------ files that are executed anew
+
+    @contextmanager
+    def edit(self, modules: set[str]) -> Iterator[None]:
+        """
+        Surround the execution of files that were edited.
+
+        What they declare takes effect at the end, and what they declare no more is gone from this process; what is
+        stored stays, since the store may be that of a server in use. When something is raised, nothing has changed.
+        """
+        handlers = {event: list(known) for event, known in self.handlers.items()}
+        edit = self._edit = Edit(modules)
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._edit = None
+                edit.undo()
+            for event, former in handlers.items():
+                self.handlers[event][:] = former
+            raise
         with self._lock:
-            for task in list(self.tasks.values()):
-                if is_left_behind(task.function, module):
-                    log.info("Task %r is gone from its file.", task.name)
-                    self.tasks.discard(task)
-                    if self._service is not None:
-                        self._scheduler.drop(task)
+            self._edit = None
+            edit.apply()
+            for task in [task for task in self.tasks.values() if edit.leaves(task)]:
+                log.info("Task %r is gone from its file.", task.name)
+                self._drop(task)
             for functions in (self.jobs, self.memos):
-                for name in [name for name, each in functions.items() if is_left_behind(each.function, module)]:
-                    del functions[name]
+                for known in [each for each in functions.values() if edit.leaves(each)]:
+                    del functions[known.name]
+        for event, former in handlers.items():
+            left = [each for each in former if edit.leaves_handler(each.function)]
+            self.handlers[event][:] = [each for each in self.handlers[event] if each not in left]
+
+    def declaring(self) -> set[str]:
+        """The names of the modules that have declared functions."""
+        declared: list[Any] = [*self.tasks.values(), *self.jobs.values(), *self.memos.values()]
+        return {module_of(each.function) for each in declared}
+
+    def _take_up(
+        self,
+        known: Any,
+        function: Callable[..., Any],
+        change: Callable[[], object],
+        undo: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Change it now; what is declared while files are executed anew, when all of them have been."""
+        if self._edit is None:
+            change()
+        else:
+            self._edit.add(known, function, change)
+            self._edit.on_failure(undo)
+
+    def _latest(self, known: Any) -> Any:
+        return known.function if self._edit is None else self._edit.latest(known)
+
+    def _may_replace(self, known: Any, function: Any) -> bool:
+        """Whether a function may take the place of one that has its name."""
+        left = self._edit is not None and self._edit.leaves(known)
+        return in_notebook() or (bool(pn.config.autoreload) and (left or may_replace(self._latest(known), function)))
+
+    def _drop(self, task: Task[Any]) -> None:
+        self.tasks.discard(task)
+        if self._service is not None:
+            self._scheduler.drop(task)
 
     def cancel(self, task: Task[Any]) -> None:
         """Forget a task; its name is free again."""
@@ -780,14 +865,14 @@ class Runtime:
         name = require_nameable(_plain(function), name, "job")
         with self._lock:
             if (known := self.jobs.get(name)) is not None:
-                _again(known, "job", policy, key, function)
+                self._again(known, "job", policy, key, function)
                 return known
             if self._service is not None:
                 self._require_executor(f"Job {name!r}", policy.executor)
             remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
-            if self._service is not None:
-                self._dispatcher.follower.add(background)
+            follow = partial(self._dispatcher.follower.add, background) if self._service is not None else lambda: None
+            self._take_up(background, function, follow, undo=lambda: self.jobs.pop(name))
             # What earlier processes have left behind is for servers.
             if (loop := self._loop_here()) is not None and not in_notebook():
                 self.start(loop)
@@ -807,13 +892,13 @@ class Runtime:
         name = require_nameable(_plain(function), name, "memoized function")
         with self._lock:
             if (known := self.memos.get(name)) is not None:
-                if _again(known, "memoized function", policy, key, function) and self._service is not None:
-                    self._single_flight.kept.forget(known)
+                self._again(known, "memoized function", policy, key, function)
                 return known
             if self._service is not None:
                 self._require_executor(f"Memoized function {name!r}", policy.executor)
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
+            self._take_up(memo, function, lambda: None, undo=lambda: self.memos.pop(name))
             return memo
 
     # ------------------------------------------------------------ alerts
@@ -905,17 +990,6 @@ def _plain(function: Any) -> Any:
     if isinstance(function, (Task, Background, Memoized)):
         raise RegistrationError(f"{function!r} is no plain function; {function.name}.function is: decorate that one.")
     return function
-
-
-def _again(known: Any, kind: str, policy: Any, key: Any, function: Any) -> bool:
-    """A function under a known name: the same one, or its new definition where that may change; whether it did."""
-    anew = in_notebook() or (bool(pn.config.autoreload) and may_replace(known.function, function))
-    if not anew and not same_function(known.function, function):
-        raise taken(known, function, kind)
-    if anew:
-        remember(f"{'Job' if kind == 'job' else 'Memoized function'} {known.name!r}")
-        known.become(function, policy, key)
-    return anew
 
 
 def _show_traceback(run: Run) -> None:

@@ -984,3 +984,123 @@ def test_tasks_with_the_same_period_share_the_trigger(core):
 
     assert one.policy.trigger is other.policy.trigger
     assert one.policy.trigger != third.policy.trigger
+
+
+# ------------------------------------------------------------ files that are executed anew, under --dev
+
+EDITABLE = """
+@ps.schedule(period="1h")
+def sales():
+    return 1
+
+@ps.background
+def work():
+    pass
+
+@ps.memoize
+def answer(x):
+    return 1
+
+ps.on("succeeded", lambda task, run: told.append("first"))
+"""
+
+
+@pytest.fixture
+def edit(core, monkeypatch):
+    """Execute a file anew: ``edit(source)``; what it has said is in ``edit.told``."""
+    told = []
+
+    def execute(source):
+        with core.ps._runtime.edit({"tasks"}):
+            return executed(source, "tasks", ps=core.ps, told=told)
+
+    execute.told = told
+    execute(EDITABLE)
+    core.begin()
+    core.go()
+    monkeypatch.setattr(pn.config, "autoreload", True)
+    return execute
+
+
+def declared(core):
+    runtime = core.ps._runtime
+    return {name: each.function.__name__ for name, each in (*runtime.tasks.items(), *runtime.jobs.items())} | {
+        name: each.function.__name__ for name, each in runtime.memos.items()
+    }
+
+
+def test_what_a_file_declares_no_more_is_gone(core, edit):
+    """Tasks, background and memoized functions, and handlers; what is new is there."""
+    del edit.told[:]
+    edit(
+        "@ps.schedule(period='1h')\ndef bought():\n    return 2\nps.on('succeeded', lambda t, r: told.append('new'))\n"
+    )
+    core.go()
+
+    assert {"bought": "bought"} == declared(core)
+    assert (2, ["new"]) == (core.ps.tasks["bought"](), edit.told)
+
+
+def test_a_file_that_fails_at_its_end_changes_nothing(core, edit):
+    """Though it has declared other functions, under old and new names, by then."""
+    before = declared(core)
+    sales, work = core.ps.tasks["sales"], core.ps._runtime.jobs["work"]
+    functions = sales.function, work.function, sales.policy
+    more = EDITABLE.replace("return 1", "return 2").replace("1h", "2h").replace("first", "second")
+    with pytest.raises(ZeroDivisionError):
+        edit(f"{more}\n@ps.schedule(period='1m')\ndef more():\n    return 3\n1 / 0\n")
+    del edit.told[:]
+    core.run_for(3600)
+
+    assert before == declared(core)
+    assert functions == (sales.function, work.function, sales.policy)
+    assert (1, 2, ["first"]) == (sales(), sales.entry.version, edit.told)
+
+
+def test_nothing_of_a_file_runs_before_its_end(core, edit):
+    """A function may call what is defined below it."""
+    source = "@ps.schedule(period='1h')\ndef {}():\n    return below()\nps.go()\ndef below():\n    return 2\n"
+    core.ps.go = core.go
+    for name in ("sales", "bought"):
+        edit(source.format(name))
+        core.go()
+        assert 2 == core.ps.tasks[name]()
+
+
+def test_another_function_may_have_the_name_of_one_that_is_gone(core, edit):
+    """It was renamed, or has moved to another file; value and history stay."""
+    task = core.ps.tasks["sales"]
+    edit("@ps.schedule(period='1h', name='sales')\ndef total():\n    return 2\n")
+    core.go()
+
+    assert task is core.ps.tasks["sales"]
+    assert ("total", 2, 2) == (task.function.__name__, task(), task.entry.version)
+
+
+def test_two_functions_of_one_name_are_an_error_after_an_edit(core, edit):
+    """As at the start; and the one that there was stays."""
+    one = "@ps.schedule(period='1h', name='sales')\ndef {}():\n    pass\n"
+    with pytest.raises(RegistrationError, match="defined twice"):
+        edit(one.format("first") + one.format("second"))
+
+    assert "sales" == core.ps.tasks["sales"].function.__name__
+
+
+def test_a_function_that_an_edit_only_moves_does_not_run(core, edit):
+    """Its slots stay what they are."""
+    version = core.ps.tasks["sales"].entry.version
+    edit(f"# a line\n{EDITABLE}")
+    core.go()
+
+    assert version == core.ps.tasks["sales"].entry.version
+
+
+def test_a_new_task_whose_first_run_fails_ends_no_server(core, edit, monkeypatch):
+    """Which served before it came."""
+    ended = []
+    core.ps._runtime.fatal = lambda task, run: ended.append(task)
+    monkeypatch.setattr(pn.state, "_setup_module", object())
+    edit("@ps.schedule(period='1h')\ndef fails():\n    1 / 0\n")
+    core.go()
+
+    assert ("failed", []) == (core.ps.tasks["fails"].status.state, ended)

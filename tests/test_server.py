@@ -208,7 +208,6 @@ def test_an_edit_under_dev_replaces_the_function_and_keeps_the_value(serve: Serv
     server.wait_for("computed FIRST")
     path = server.folder / "tasks.py"
     path.write_text(path.read_text().replace("FIRST", "SECOND"))
-    # Panel drops the edited module; the next visitor imports it anew.
     eventually(lambda: page(f"{server.url}/app") and "computed SECOND" in server.output(), timeout=20)
     assert server.output().count("computed SECOND") == 1
 

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from numbers import Integral, Real
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, Protocol
 
 import numpy as np
@@ -110,10 +110,17 @@ def may_replace(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
 
 def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) -> bool:
     """Whether the same function comes with other code or another policy. Dates relative to now differ each time."""
-    if getattr(task.function, "__code__", None) != getattr(function, "__code__", None):
+    if _unplaced(getattr(task.function, "__code__", None)) != _unplaced(getattr(function, "__code__", None)):
         return True
     dates = isinstance(policy.trigger, (Dates, Computed))
     return not dates and replace(policy, default=None) != replace(task.policy, default=None)
+
+
+def _unplaced(part: Any) -> Any:
+    """Code wherever it stands: an edit above it moves it."""
+    if not isinstance(part, CodeType):
+        return part
+    return part.replace(co_firstlineno=1, co_consts=tuple(map(_unplaced, part.co_consts)))
 
 
 def taken(task: Named, function: Callable[..., Any], kind: str = "task") -> RegistrationError:

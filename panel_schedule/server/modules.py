@@ -18,9 +18,10 @@ from typing import Any
 import panel as pn
 from panel.io import reload
 
-from ..hashing.fingerprint import plain_function
-
 SETUP = "panel_setup_module"
+
+# What stands between a module and what it imports.
+MACHINERY = {"importlib", "_frozen_importlib", "_frozen_importlib_external"}
 
 
 class Executed(MetaPathFinder):
@@ -31,17 +32,11 @@ class Executed(MetaPathFinder):
         self._given: set[str] = set()
         # By the name of a package that nobody has imported yet: its member that was executed.
         self._members: dict[str, tuple[str, ModuleType]] = {}
+        # Under --dev, by the name of a module: the one that has imported it.
+        self.importers: dict[str, str] = {}
 
-    def install(self, executed_anew: Callable[[ModuleType], object] = lambda module: None) -> None:
-        """
-        Find Panel's setup script, which may run just now, or after the fork of several processes.
-
-        Parameters
-        ----------
-        executed_anew : callable
-            Gets a module of which an edited file was executed, as under ``--dev``.
-        """
-        self._executed_anew = executed_anew
+    def install(self) -> None:
+        """Find Panel's setup script, which may run just now, or after the fork of several processes."""
         sys.meta_path.insert(0, self)
         module, callback = pn.state._setup_module, getattr(pn.state, "_setup_file_callback", None)
         if module is None or module.__name__ != SETUP:
@@ -100,7 +95,7 @@ class Executed(MetaPathFinder):
         if name in sys.modules or "." in file.stem:
             return
         top = name.partition(".")[0]
-        found = PathFinder.find_spec(top, [*_app_folders(), *sys.path])
+        found = PathFinder.find_spec(top, [*app_folders(), *sys.path])
         expected = root / top / "__init__.py" if "." in name or file.name == "__init__.py" else file
         if found is not None and (found.origin is None or os.path.realpath(found.origin) != str(expected)):
             return
@@ -124,12 +119,9 @@ class Executed(MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if target is not None:
             return None
-        spec = self._find(name, path)
-        if pn.config.autoreload and name in reload._local_modules | reload._modules:  # edited under --dev
-            spec = spec or self._ordinary(name, path)
-            if spec is not None and spec.loader is not None and not isinstance(spec.loader, _Given):
-                spec.loader = _Telling(spec.loader, self._executed_anew)
-        return spec
+        if pn.config.autoreload:
+            self.importers[name] = _importer()
+        return self._find(name, path)
 
     def _ordinary(self, name: str, path: Any) -> ModuleSpec | None:
         found = (finder.find_spec(name, path, None) for finder in sys.meta_path if not isinstance(finder, Executed))
@@ -156,11 +148,12 @@ class Executed(MetaPathFinder):
         return spec
 
 
-def is_left_behind(function: Any, module: ModuleType) -> bool:
-    """Whether it is of an earlier execution of a module's file."""
-    space = getattr(plain_function(function), "__globals__", vars(module))
-    same = all(space.get(name) == getattr(module, name, None) for name in ("__name__", "__file__"))
-    return same and space is not vars(module)
+def _importer() -> str:
+    """The name of the module whose code imports something just now."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in MACHINERY:
+        frame = frame.f_back
+    return "" if frame is None else str(frame.f_globals.get("__name__"))
 
 
 class _Telling(Loader):
@@ -202,7 +195,7 @@ def dotted(file: Path) -> tuple[str, Path]:
     return ".".join(names), folder
 
 
-def _app_folders() -> list[str]:
+def app_folders() -> list[str]:
     """Of the apps that are served: while one of them runs, its folder comes first."""
     paths = [Path(argument).absolute() for argument in sys.argv[1:] if os.path.exists(argument)]
     return [str(path if path.is_dir() else path.parent) for path in paths]

@@ -30,6 +30,7 @@ from ..serialize.errors import traceback_text
 from ..session import separate
 from . import supervisor
 from .modules import Executed
+from .reload import Reloader
 from .shutdown import Stopping
 
 log = logging.getLogger("panel_schedule")
@@ -63,7 +64,7 @@ def install(runtime: Runtime) -> Gate:
     are there: Bokeh awaits it before it builds the document. What is pushed is sent at once.
     """
     separate()
-    executed.install(runtime.forget_left_behind)
+    executed.install()
     gate = Gate(runtime)
     gate.install()
     supervisor.install()
@@ -82,6 +83,7 @@ class Gate:
         self._instead: weakref.WeakKeyDictionary[Document, Callable[[Document], None]] = weakref.WeakKeyDictionary()
         self._said = ""
         self._stopping = Stopping(runtime)
+        self._reloader = Reloader(executed.importers, runtime.declaring, runtime.edit)
         # Of the apps that this process serves.
         self._served: list[Any] = []
         # Called with the loop when it begins to serve.
@@ -110,6 +112,7 @@ class Gate:
         def on_server_unloaded(application: Application, server_context: Any) -> None:
             if not _is_a_dashboard(application):
                 self._served = [each for each in self._served if each is not server_context]
+                self._reloader.end()
                 self._runtime.stop()
             on_unloaded(application, server_context)
 
@@ -124,6 +127,9 @@ class Gate:
             if _is_a_dashboard(application):
                 return
             self._start()
+            if self._reloader.error and application not in self.open_at_once:
+                self._instead[session_context._document] = partial(_say_broken, self._reloader.error)
+                return
             try:
                 if application not in self.open_at_once and not await self._open():
                     self._instead[session_context._document] = self._say_starting
@@ -159,6 +165,8 @@ class Gate:
         with suppress(RuntimeError):  # no loop runs on this thread
             loop = asyncio.get_running_loop()
             self._watched = self._stopping.watch(loop)
+            if pn.config.autoreload:
+                self._reloader.begin(loop)
             if late:
                 self._clocks_start(loop)
 
@@ -256,6 +264,12 @@ def _is_a_dashboard(application: Application) -> bool:
 
 def _say_unusable(error: Exception, document: Document) -> None:
     _say(document, "Not available", _PAGE.format(state="cannot start", why=escape(str(error))), RELOAD_UNUSABLE)
+
+
+def _say_broken(error: str, document: Document) -> None:
+    """An edit cannot be executed. Panel loads the page again after the next one."""
+    text = f"<p>What was edited cannot be executed; what was there before goes on.</p><pre>{escape(error)}</pre>"
+    pn.pane.HTML(text, sizing_mode="stretch_width").server_doc(document, title="Error")
 
 
 def _say(document: Document, title: str, text: str, reload: float) -> None:
