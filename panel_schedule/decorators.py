@@ -495,6 +495,7 @@ class Front:
         default: Any = None,
         stale_after: str | float | timedelta | None = None,
         isolate: bool | None = None,
+        each: Iterable[str] | Callable[[], Any] | Task[Any] | None = None,
     ) -> TaskDecorator:
         """
         Run a function on a schedule, once for every visitor.
@@ -562,12 +563,16 @@ class Front:
             By default a data frame or series is read as a shallow copy of the reader's own (copy-on-write; before
             pandas 3 only new columns are its own), and any other value is the shared object itself. True: each
             ``task()`` is a private copy-on-write view of whatever it is. False: the very object, always.
+        each : iterable of str, callable, or Task
+            The function takes a key, and each of these keys has a task: they are a :class:`Family`. A function that
+            lists them is asked when the clocks start and before each slot; of a task the value lists them. All other
+            options hold for each of its tasks.
 
         Returns
         -------
         callable
-            A decorator that turns a function into a :class:`Task`. A generator function publishes each
-            value that it yields.
+            A decorator that turns a function into a :class:`Task`, or with `each` into a :class:`Family`. A generator
+            function publishes each value that it yields.
 
         Raises
         ------
@@ -619,6 +624,8 @@ class Front:
         except ScheduleError as error:
             raise _placed(error, name and f"Task {name!r}", "@ps.schedule") from None
         self.tasks.warn_of(trigger)
+        if each is not None:
+            return partial(self._runtime.register_family, policy, name, each)
         return partial(self._runtime.register, policy, name)
 
     def _given(self, trigger: Trigger) -> datetime | None:

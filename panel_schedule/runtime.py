@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, timedelta
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -48,6 +50,7 @@ from .executors.threads import ThreadExecutor
 from .functions import remote
 from .functions.background import Background, JobPolicy
 from .functions.calls import is_async
+from .functions.family import Family, keys_of, listing
 from .functions.lru import LRU
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
@@ -55,6 +58,7 @@ from .functions.registry import (
     choose_trigger,
     may_replace,
     require_answer,
+    require_family,
     require_nameable,
     require_no_cycle,
     require_schedulable,
@@ -130,6 +134,7 @@ class Runtime:
         self.clock = clock or SystemClock()
         self.grace: float | None = None
         self.tasks = Registry()
+        self.families: dict[str, Family[Any]] = {}
         self.jobs: dict[str, Background[Any, Any]] = {}
         self.memos: dict[str, Memoized[Any, Any]] = {}
         # Runs that functions in worker processes have started, until their own have ended.
@@ -189,8 +194,11 @@ class Runtime:
                         raise
                     self._attach(service)
                     self._service = service
-                    for task in self.tasks.values():
-                        self._scheduler.add(task, gated=task.name not in self._ungated)
+                    for task in list(self.tasks.values()):
+                        if self.tasks.get(task.name) is task:  # else it was one of a family, whose keys are others now
+                            self._scheduler.add(task, gated=task.name not in self._ungated)
+                    for family in self.families.values():
+                        self._follow(family)
         return self._service
 
     @property
@@ -281,16 +289,27 @@ class Runtime:
             Makes the service when it is first needed.
         """
         before, options, frozen = dict(vars(self)), self.config.param.values(), self.config._frozen
-        kept: list[dict[Any, Any]] = [self.tasks.by_name, self.jobs, self.memos, self.alerts, self.handlers]
+        kept: list[dict[Any, Any]] = [
+            self.tasks.by_name,
+            self.families,
+            self.jobs,
+            self.memos,
+            self.alerts,
+            self.handlers,
+        ]
         contents = [dict(each) for each in kept]
         called = {event: list(handlers) for event, handlers in self.handlers.items()}
         states = {task: task.state() for task in self.tasks.values()}
         answers = {memo: memo.lru for memo in self.memos.values()}
+        families = {family: family.state() for family in self.families.values()}
         self.clock, self._made_by, self.config._frozen = clock, make, False
         self.alerts.clear()  # nobody is to be woken by a test
         self._fresh()
         for task in states:
             task.reset()
+        for family in families:
+            for task in family.reset():
+                self.tasks.discard(task)
         for memo in answers:
             memo.renew(LRU(memo.policy.limits))
         try:
@@ -309,6 +328,8 @@ class Runtime:
             vars(self).update(before)
             for task, state in states.items():
                 task.reset(state)
+            for family, keys in families.items():
+                family.reset(keys)
             for memo, lru in answers.items():
                 memo.renew(lru)
 
@@ -318,14 +339,16 @@ class Runtime:
         service.store.values.subscribe(self._stored)
         self._scheduler = Scheduler(
             service,
-            exhausted=self.tasks.discard,
+            exhausted=self._lost,
             fatal=self._first_run_failed,
             zone=ZoneInfo(config.timezone) if config.timezone else UTC,
         )
+        service.store.values.subscribe(partial(self._listed, service))  # after the scheduler, which knows it by then
         self._dispatcher = Dispatcher(service, self.jobs, config.max_result_bytes, config.max_queued)
         self._single_flight = SingleFlight(service, self.loops, self.memos)
         service.questions |= {
             "memo": self._compute,
+            "keys": lambda run, name, _: list(self.families[name]),
             "previous": lambda run, *_: run.previous,
             "submit": self._submit,
             "run": lambda run, id, attribute: getattr(self._find(run, id), attribute),
@@ -519,7 +542,12 @@ class Runtime:
 
     def waiting_for(self) -> list[Task[Any]]:
         """What the first visitors wait for: the tasks without a first value."""
-        return [state.task for state in self.scheduler.gate()] if self.tasks else []
+        if not self.tasks:
+            return []
+        gated = self.scheduler.gate()
+        for family in list(self.families.values()):  # whose keys may have come just now
+            self._follow(family)
+        return list(dict.fromkeys(state.task for state in gated + self.scheduler.gate()))
 
     @property
     def stopping(self) -> bool:
@@ -621,6 +649,8 @@ class Runtime:
         RegistrationError
             When the function cannot be scheduled or the name is taken.
         """
+        if isinstance(function, Family):
+            _plain(function)
         if isinstance(function, Task):
             raise RegistrationError(f"{function!r} is a task already; schedule its function: {function.name}.function.")
         name = require_schedulable(function, name)
@@ -643,15 +673,19 @@ class Runtime:
             if self._service is not None:
                 self._require_executor(f"Task {name!r}", policy.executor)
             remember(f"Task {name!r}")
-            task: Task[Any] = Task(name, function, policy, self)
             in_session = _in_session()
             if in_session:
                 self._warn_of_setup(name)
                 self._ungated.add(name)
-            self.tasks.add(task)
-            if self._service is not None:
-                self._scheduler.add(task, gated=not in_session)
+            task = self._take_in(policy, name, function, gated=not in_session)
         self._start_where_a_loop_runs(task)
+        return task
+
+    def _take_in(self, policy: Policy, name: str, function: Callable[[], Any], gated: bool) -> Task[Any]:
+        task: Task[Any] = Task(name, function, policy, self)
+        self.tasks.add(task)
+        if self._service is not None:
+            self._scheduler.add(task, gated=gated)
         return task
 
     def _register_again(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> Task[Any]:
@@ -671,6 +705,92 @@ class Runtime:
         self._start_where_a_loop_runs(known)
         return known
 
+    def register_family(
+        self, policy: Policy, name: str | None, each: Any, function: Callable[[str], Any]
+    ) -> Family[Any]:
+        """
+        Make a family of a function, or find the one that it is already (invariant 1).
+
+        Raises
+        ------
+        RegistrationError
+            When the function cannot be scheduled, the name is taken, or `each` means nothing.
+        """
+        name = require_family(_plain(function), name)
+        known = self.families.get(name)
+        if known is not None:
+            anew = in_notebook() or (bool(pn.config.autoreload) and may_replace(known.function, function))
+            if not anew:
+                if not same_function(known.function, function):
+                    raise taken(known, function, "family")
+                return known
+        if policy.first_run is FirstRun.WAIT and _in_session():
+            policy = replace(policy, first_run=FirstRun.BACKGROUND)
+        source, keys = self._keys_of(policy, name, each)
+        family = known or Family(name, function, self.tasks, self._follow)
+        former = [] if known is None else known.members()
+        if known is not None and known.source is not source and self.tasks.get(f"{name}[]") is known.source:
+            former += filter(None, [known.source])
+        family.become(function, policy, source, keys)
+        for key in family.keys_known():
+            self.register(family.policy, family.member(key), family.of(key))
+        self.families[name] = family
+        for task in former:
+            if task not in family.members():
+                self._leave(task)
+        if self._service is not None:
+            self._follow(family)
+        return family
+
+    def _keys_of(self, policy: Policy, name: str, each: Any) -> tuple[Task[Any] | None, tuple[str, ...] | None]:
+        """The task that lists the keys of a family, or these, where they are fixed."""
+        if isinstance(each, Family):
+            each = each.source or list(each)
+        if issubclass(type(each), Task):
+            return each, None
+        if callable(each):
+            return self.register(*listing(name, each, policy)), None
+        return None, keys_of(name, each)
+
+    def _follow(self, family: Family[Any]) -> None:
+        """Let tasks come and go, as the keys of a family do."""
+        with self._lock:
+            if family.changing:  # by this thread, which looks again
+                return
+            family.changing = True
+            try:
+                while (change := family.take()) is not None:
+                    for task in change.gone:
+                        self._leave(task)
+                    for name, function in change.come.items():
+                        self._take_in(change.policy, name, function, gated=True)
+            finally:
+                family.changing = False
+
+    def _leave(self, task: Task[Any]) -> None:
+        """It goes from all processes; who has no clock leaves it to those who have one to forget what is stored."""
+        self.tasks.discard(task)
+        if self._service is None:
+            return
+        if self.begun or not self._service.store.blocking:
+            self._scheduler.discard(task, cancel=True)
+        else:
+            self._scheduler.drop(task)
+
+    def _listed(self, service: Service, space: str, name: str, entry: Entry | None) -> None:
+        """There is a new value, which may be the keys of a family."""
+        for family in list(self.families.values()):
+            if space == TASK and family.source is not None and family.source.name == name:
+                with service.locked:  # once it is free
+                    service.defer(partial(self._follow, family))
+
+    def _lost(self, task: Task[Any]) -> None:
+        """Another process has forgotten a task, or its dates are used up."""
+        self.tasks.discard(task)
+        for family in list(self.families.values()):
+            if family.miss(task):  # the other one has heard of the keys of before, and late
+                self._follow(family)
+
     def forget_left_behind(self, module: ModuleType) -> None:
         """What a file that was edited no longer has. Here alone: the store may be that of a server in use."""
         with self._lock:
@@ -680,7 +800,7 @@ class Runtime:
                     self.tasks.discard(task)
                     if self._service is not None:
                         self._scheduler.drop(task)
-            for functions in (self.jobs, self.memos):
+            for functions in (self.families, self.jobs, self.memos):
                 for name in [name for name, each in functions.items() if is_left_behind(each.function, module)]:
                     del functions[name]
 
@@ -902,7 +1022,7 @@ class Runtime:
 
 
 def _plain(function: Any) -> Any:
-    if isinstance(function, (Task, Background, Memoized)):
+    if isinstance(function, (Task, Family, Background, Memoized)):
         raise RegistrationError(f"{function!r} is no plain function; {function.name}.function is: decorate that one.")
     return function
 

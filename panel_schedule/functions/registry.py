@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import CycleError, RegistrationError, TriggerError
 from ..hashing.content import Content, Refusal
-from ..hashing.fingerprint import Origin, difference
+from ..hashing.fingerprint import Origin, difference, plain_function
 from ..hashing.keys import signature_of
 from ..triggers import After, Computed, Cron, Dates, Every, Schedule, Trigger, in_utc, parse_period
 from ..triggers.combined import AnyOf, Limited, Own, Skip, is_portable, leaves, own_fingerprint, zone_name
@@ -110,7 +110,7 @@ def may_replace(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
 
 def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) -> bool:
     """Whether the same function comes with other code or another policy. Dates relative to now differ each time."""
-    if getattr(task.function, "__code__", None) != getattr(function, "__code__", None):
+    if getattr(plain_function(task.function), "__code__", None) != getattr(plain_function(function), "__code__", None):
         return True
     dates = isinstance(policy.trigger, (Dates, Computed))
     return not dates and replace(policy, default=None) != replace(task.policy, default=None)
@@ -139,9 +139,34 @@ def require_schedulable(function: Any, name: str | None) -> str:
     if required := _required_parameters(function):
         raise RegistrationError(
             f"Task {name!r}: its function needs {', '.join(required)}, and a schedule has nothing to give it. "
-            "Give the parameters defaults, or schedule functools.partial(function, ...) with name='...'."
+            "Give the parameters defaults, or schedule functools.partial(function, ...) with name='...'; or make a "
+            "family of it, one task for each value of one parameter: each=['north', 'south']."
         )
     return name
+
+
+def require_family(function: Any, name: str | None) -> str:
+    """
+    Check a function of which there is to be a task for each key, and return the name of the family.
+
+    Raises
+    ------
+    RegistrationError
+        When it could be no task, or does not take a key and nothing else.
+    """
+    name = require_nameable(function, name, "family")
+    required = _required_parameters(function)
+    try:
+        signature_of(function).bind("")
+    except TypeError:
+        required = required or ["none by its place"]
+    else:
+        if len(required) == 1:
+            return name
+    raise RegistrationError(
+        f"Family {name!r}: each= gives its function one key, and of required parameters it has "
+        f"{', '.join(required) or 'none'}. Let it take the key first, and give all others defaults."
+    )
 
 
 def require_nameable(function: Any, name: str | None, kind: str = "task") -> str:
