@@ -20,6 +20,7 @@ from .engine.hooks import EVENTS, Handler
 from .errors import RegistrationError, ScheduleError, TriggerError
 from .functions.background import Background, JobPolicy, OnSessionEnd, Retrigger
 from .functions.calls import is_async
+from .functions.family import Family
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,
@@ -115,7 +116,7 @@ def _names_of(tasks: Any) -> frozenset[str] | None:
     """Of the functions of an alert; a name may be that of one to come."""
     if tasks is None:
         return None
-    several = isinstance(tasks, Iterable) and not isinstance(tasks, (str, Task))
+    several = isinstance(tasks, Iterable) and not isinstance(tasks, (str, Task, Family))
     kinds = (Task, Background, Memoized)
     names = [each.name if isinstance(each, kinds) else each for each in (tasks if several else [tasks])]
     if not names or not all(isinstance(name, str) and name for name in names):
@@ -624,9 +625,8 @@ class Front:
         except ScheduleError as error:
             raise _placed(error, name and f"Task {name!r}", "@ps.schedule") from None
         self.tasks.warn_of(trigger)
-        if each is not None:
-            return partial(self._runtime.register_family, policy, name, each)
-        return partial(self._runtime.register, policy, name)
+        register: Any = self._runtime.register if each is None else partial(self._runtime.register_family, each)
+        return partial(register, policy, name)
 
     def _given(self, trigger: Trigger) -> datetime | None:
         return self._runtime.clock.now() if isinstance(trigger, (Dates, Computed)) else None

@@ -706,7 +706,7 @@ class Runtime:
         return known
 
     def register_family(
-        self, policy: Policy, name: str | None, each: Any, function: Callable[[str], Any]
+        self, each: Any, policy: Policy, name: str | None, function: Callable[[str], Any]
     ) -> Family[Any]:
         """
         Make a family of a function, or find the one that it is already (invariant 1).

@@ -93,6 +93,10 @@ class Family(Mapping[str, Task[T]]):
     def __repr__(self) -> str:
         return f"<Family {self.name!r}: {', '.join(self) or 'no keys'}>"
 
+    # A mapping is what it holds; this one is itself, as its tasks are.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __reduce__(self) -> Any:
         return remote.family_named, (self.name,)
 

@@ -458,7 +458,8 @@ def tasks_of(option: str, value: Any) -> tuple[Task[Any], ...]:
     for task in tasks:
         if not issubclass(type(task), Task):  # a Mock says of itself that it is one
             error = TriggerError if option == "after" else RegistrationError
-            raise error(f"{option}= takes a task or a list of tasks, and not {task!r}.")
+            hint = " Of a family it takes those that there are: list(family.values())." * isinstance(value, Mapping)
+            raise error(f"{option}= takes a task or a list of tasks, and not {task!r}.{hint}")
     return tasks
 
 
