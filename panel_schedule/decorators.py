@@ -566,8 +566,8 @@ class Front:
             ``task()`` is a private copy-on-write view of whatever it is. False: the very object, always.
         each : iterable of str, callable, or Task
             The function takes a key, and each of these keys has a task: they are a :class:`Family`. A function that
-            lists them is asked when the clocks start and before each slot; of a task the value lists them. All other
-            options hold for each of its tasks.
+            lists them is asked at first and before each slot, by one process for all; of a task the value lists them.
+            All other options hold for each of its tasks.
 
         Returns
         -------

@@ -197,7 +197,7 @@ class Runtime:
                     for task in list(self.tasks.values()):
                         if self.tasks.get(task.name) is task:  # else it was one of a family, whose keys are others now
                             self._scheduler.add(task, gated=task.name not in self._ungated)
-                    for family in self.families.values():
+                    for family in list(self.families.values()):
                         self._follow(family)
         return self._service
 
@@ -232,6 +232,8 @@ class Runtime:
         history_age(self.config)
         for task in self.tasks.values():
             self._require_executor(f"Task {task.name!r}", task.policy.executor)
+        for family in self.families.values():
+            self._require_executor(f"Family {family.name!r}", family.policy.executor)
         for job in self.jobs.values():
             self._require_executor(f"Job {job.name!r}", job.policy.executor)
         for memo in self.memos.values():
@@ -308,8 +310,9 @@ class Runtime:
         for task in states:
             task.reset()
         for family in families:
-            for task in family.reset():
+            for task in family.members if family.source is not None else ():
                 self.tasks.discard(task)
+            family.reset()
         for memo in answers:
             memo.renew(LRU(memo.policy.limits))
         try:
@@ -654,24 +657,12 @@ class Runtime:
         if isinstance(function, Task):
             raise RegistrationError(f"{function!r} is a task already; schedule its function: {function.name}.function.")
         name = require_schedulable(function, name)
-        if policy.executor == "thread" and is_async(function):
-            raise RegistrationError(
-                f"Task {name!r}: an async function runs on the event loop, not in a thread. "
-                "Leave executor='thread' out."
-            )
-        require_answer(f"Task {name!r}", policy.trigger, self.clock.now())
+        self._require_fitting(f"Task {name!r}", policy, function)
         with self._lock:
             known = self.tasks.get(name)
             if known is not None:
                 return self._register_again(known, function, policy)
-            for upstream in (*policy.upstream, *policy.needs):
-                if self.tasks.get(upstream.name) is not upstream:
-                    raise RegistrationError(
-                        f"Task {name!r} depends on {upstream.name!r}, which was cancelled and will never have "
-                        "a new value. Schedule that one again first."
-                    )
-            if self._service is not None:
-                self._require_executor(f"Task {name!r}", policy.executor)
+            self._require_ready(f"Task {name!r}", policy)
             remember(f"Task {name!r}")
             in_session = _in_session()
             if in_session:
@@ -681,7 +672,24 @@ class Runtime:
         self._start_where_a_loop_runs(task)
         return task
 
-    def _take_in(self, policy: Policy, name: str, function: Callable[[], Any], gated: bool) -> Task[Any]:
+    def _require_fitting(self, what: str, policy: Policy, function: Callable[..., Any]) -> None:
+        if policy.executor == "thread" and is_async(function):
+            raise RegistrationError(
+                f"{what}: an async function runs on the event loop, not in a thread. Leave executor='thread' out."
+            )
+        require_answer(what, policy.trigger, self.clock.now())
+
+    def _require_ready(self, what: str, policy: Policy) -> None:
+        for upstream in (*policy.upstream, *policy.needs):
+            if self.tasks.get(upstream.name) is not upstream:
+                raise RegistrationError(
+                    f"{what} depends on {upstream.name!r}, which was cancelled and will never have a new value. "
+                    "Schedule that one again first."
+                )
+        if self._service is not None:
+            self._require_executor(what, policy.executor)
+
+    def _take_in(self, policy: Policy, name: str, function: Callable[[], Any], gated: bool = True) -> Task[Any]:
         task: Task[Any] = Task(name, function, policy, self)
         self.tasks.add(task)
         if self._service is not None:
@@ -717,55 +725,39 @@ class Runtime:
             When the function cannot be scheduled, the name is taken, or `each` means nothing.
         """
         name = require_family(_plain(function), name)
-        known = self.families.get(name)
-        if known is not None:
-            anew = in_notebook() or (bool(pn.config.autoreload) and may_replace(known.function, function))
-            if not anew:
-                if not same_function(known.function, function):
-                    raise taken(known, function, "family")
-                return known
+        what, known = f"Family {name!r}", self.families.get(name)
+        anew = known is None or in_notebook() or (pn.config.autoreload and may_replace(known.function, function))
+        if known is not None and not anew:
+            if not same_function(known.function, function):
+                raise taken(known, function, "family")
+            return known
         if policy.first_run is FirstRun.WAIT and _in_session():
             policy = replace(policy, first_run=FirstRun.BACKGROUND)
-        source, keys = self._keys_of(policy, name, each)
+        if isinstance(each, Family):
+            each = each.source or list(each)
+        source: Task[Any] | None = each if issubclass(type(each), Task) else None
+        self._require_fitting(what, policy, function)
+        self._require_ready(what, policy if source is None else replace(policy, needs=(*policy.needs, source)))
+        if source is None and callable(each):
+            source = self.register(*listing(name, each, policy))
+        keys = keys_of(name, each) if source is None else None
         family = known or Family(name, function, self.tasks, self._follow)
-        former = [] if known is None else known.members()
-        if known is not None and known.source is not source and self.tasks.get(f"{name}[]") is known.source:
-            former += filter(None, [known.source])
-        family.become(function, policy, source, keys)
-        for key in family.keys_known():
-            self.register(family.policy, family.member(key), family.of(key))
+        former = family.members
+        if source is not family.source and self.tasks.get(f"{name}[]") is family.source is not None:
+            former.append(family.source)
+        for member in family.become(function, policy, source, keys):
+            self.register(*member)
         self.families[name] = family
         for task in former:
-            if task not in family.members():
+            if task not in family.members:
                 self._leave(task)
         if self._service is not None:
             self._follow(family)
         return family
 
-    def _keys_of(self, policy: Policy, name: str, each: Any) -> tuple[Task[Any] | None, tuple[str, ...] | None]:
-        """The task that lists the keys of a family, or these, where they are fixed."""
-        if isinstance(each, Family):
-            each = each.source or list(each)
-        if issubclass(type(each), Task):
-            return each, None
-        if callable(each):
-            return self.register(*listing(name, each, policy)), None
-        return None, keys_of(name, each)
-
     def _follow(self, family: Family[Any]) -> None:
-        """Let tasks come and go, as the keys of a family do."""
         with self._lock:
-            if family.changing:  # by this thread, which looks again
-                return
-            family.changing = True
-            try:
-                while (change := family.take()) is not None:
-                    for task in change.gone:
-                        self._leave(task)
-                    for name, function in change.come.items():
-                        self._take_in(change.policy, name, function, gated=True)
-            finally:
-                family.changing = False
+            family.follow(self._take_in, self._leave)
 
     def _leave(self, task: Task[Any]) -> None:
         """It goes from all processes; who has no clock leaves it to those who have one to forget what is stored."""

@@ -17,7 +17,7 @@ import panel_schedule as ps
 from core import Core, messages
 from job_peer import Host
 from panel_schedule.coordination.tasks import TASK
-from panel_schedule.errors import RegistrationError, TriggerError
+from panel_schedule.errors import ConfigError, RegistrationError, TriggerError
 from panel_schedule.functions.run import Cause, RunState
 from panel_schedule.testing import Schedule
 from servers import eventually
@@ -94,6 +94,24 @@ def test_keys_that_mean_nothing_are_refused(core: Core, each: Any, said: str) ->
 def test_a_function_that_does_not_take_a_key_is_refused(core: Core, function: Callable[..., Any]) -> None:
     with pytest.raises(RegistrationError, match=r"Family 'sales': each= gives its function one key"):
         core.ps.schedule(period="1h", each=["north"], name="sales")(function)
+
+
+def test_what_could_never_run_is_refused_before_there_is_a_key(core: Core) -> None:
+    """An async function in a thread; keys of a task that was cancelled."""
+
+    async def sales(region: str) -> int:
+        return 1
+
+    schedule = core.ps.schedule
+    with pytest.raises(RegistrationError, match="Family 'sales': an async function runs on the event loop"):
+        schedule(period="1h", each=lambda: ["north"], executor="thread")(sales)
+    with pytest.raises(ConfigError, match=r"Family 'sales' has executor='celery'"):
+        schedule(period="1h", each=lambda: ["north"], executor="celery", name="sales")(lambda region: 1)
+    regions = schedule(period="1h", name="regions")(lambda: ["north"])
+    core.ps.cancel_task("regions")
+    with pytest.raises(RegistrationError, match="Family 'sales' depends on 'regions', which was cancelled"):
+        schedule(period="1h", each=regions)(sales)
+    assert ([], []) == (list(core.runtime.families), list(core.ps.tasks))
 
 
 def test_a_schedule_without_keys_names_them(core: Core) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import RegistrationError
 from ..serialize.entry import Entry
@@ -18,24 +18,6 @@ from .task import FirstRun, Policy, Task
 log = logging.getLogger("panel_schedule")
 
 T = TypeVar("T")
-
-
-class Change(NamedTuple):
-    """
-    What is to be done for new keys.
-
-    Attributes
-    ----------
-    gone : list of Task
-    come : dict of str to callable
-        The functions of new members, by the names of their tasks.
-    policy : Policy
-        Of these.
-    """
-
-    gone: list[Task[Any]]
-    come: dict[str, Callable[[], Any]]
-    policy: Policy
 
 
 class Family(Mapping[str, Task[T]]):
@@ -84,11 +66,11 @@ class Family(Mapping[str, Task[T]]):
         self.policy: Policy
         self.source: Task[Any] | None = None
         # None before the first list of them.
-        self._keys: tuple[str, ...] | None = None
+        self._keys: dict[str, None] | None = None
         # The last one that was looked at.
         self._taken: Entry | None = None
-        # For the runtime alone: whether tasks come and go just now.
-        self.changing = False
+        # Whether tasks come and go just now.
+        self._changing = False
 
     def __repr__(self) -> str:
         return f"<Family {self.name!r}: {', '.join(self) or 'no keys'}>"
@@ -115,58 +97,61 @@ class Family(Mapping[str, Task[T]]):
     def __len__(self) -> int:
         return sum(self.member(key) in self._tasks for key in self._now())
 
-    def _now(self) -> tuple[str, ...]:
+    def _now(self) -> dict[str, None]:
         if self.source is not None and self.source.entry is not self._taken:
             self._behind(self)
-        return self._keys or ()
+        return self._keys or {}
 
     def member(self, key: str) -> str:
         """The name of a key's task."""
         return f"{self.name}[{key}]"
 
-    def of(self, key: str) -> Callable[[], Any]:
-        """The function of a key's task."""
-        return partial(self.function, key)
-
     # ------------------------------------------------------------ for the runtime alone
 
+    @property
+    def members(self) -> list[Task[Any]]:
+        """The tasks of the keys, without looking for newer ones."""
+        return [self._tasks[name] for name in map(self.member, self._keys or ()) if name in self._tasks]
+
     def become(
-        self, function: Callable[[str], Any], policy: Policy, source: Task[Any] | None, keys: tuple[str, ...] | None
-    ) -> None:
-        """Be this from now on: `keys` are fixed, or None where a `source` lists them."""
+        self, function: Callable[[str], Any], policy: Policy, source: Task[Any] | None, keys: dict[str, None] | None
+    ) -> list[tuple[Policy, str, Callable[[], Any]]]:
+        """Be this from now on; what is to be registered. `keys` are fixed, or None where a `source` lists them."""
         if source is not None and source not in (*policy.upstream, *policy.needs):
             policy = replace(policy, needs=(*policy.needs, source))
         self.function, self.policy = function, policy
         if source is None or source is not self.source:
             self.source, self._keys, self._taken = source, keys, None
+        return [(policy, self.member(key), partial(function, key)) for key in self._keys or ()]
 
-    def take(self) -> Change | None:
-        """The change that the source's last value means, once; None where there is nothing new."""
-        entry = None if self.source is None else self.source.known
-        if entry is None or entry is self._taken or not entry.final:  # what is yielded before may be a part
-            return None
-        self._taken = entry
-        try:
-            keys = keys_of(self.name, entry.value)
-        except RegistrationError as error:
-            log.error("%s The keys stay as they are.", error)
-            return None
-        # Pages may be served by now, which do not wait for who comes.
-        late = self._keys is not None and self.policy.first_run is FirstRun.WAIT
-        policy = replace(self.policy, first_run=FirstRun.BACKGROUND) if late else self.policy
-        former, self._keys = [self.member(key) for key in self._keys or ()], keys
-        there = {self.member(key): key for key in keys}
-        gone = [self._tasks[name] for name in former if name not in there and name in self._tasks]
-        return Change(gone, {name: self.of(key) for name, key in there.items() if name not in self._tasks}, policy)
-
-    def keys_known(self) -> tuple[str, ...]:
-        """The keys, as far as they are known here, without looking."""
-        return self._keys or ()
-
-    def members(self) -> list[Task[Any]]:
-        """Their tasks."""
-        names = map(self.member, self.keys_known())
-        return [task for name in names if (task := self._tasks.get(name)) is not None]
+    def follow(
+        self, come: Callable[[Policy, str, Callable[[], Any]], object], go: Callable[[Task[Any]], object]
+    ) -> None:
+        """Let tasks come and go as the source's last value says, once; under the runtime's lock."""
+        while not self._changing and self.source is not None and (entry := self.source.known) is not self._taken:
+            if entry is None or not entry.final:  # what is yielded before may be a part
+                return
+            self._taken = entry
+            try:
+                keys = keys_of(self.name, entry.value)
+            except RegistrationError as error:
+                log.error("%s The keys stay as they are.", error)
+                return
+            # Pages may be served by now, which do not wait for who comes.
+            late = self._keys is not None and self.policy.first_run is FirstRun.WAIT
+            policy = replace(self.policy, first_run=FirstRun.BACKGROUND) if late else self.policy
+            former, self._keys = self.members, keys
+            there = {self.member(key): partial(self.function, key) for key in keys}
+            self._changing = True  # what is called by this may look here again
+            try:
+                for task in former:
+                    if task.name not in there:
+                        go(task)
+                for name, function in there.items():
+                    if name not in self._tasks:
+                        come(policy, name, function)
+            finally:
+                self._changing = False
 
     def miss(self, task: Task[Any]) -> bool:
         """A task is gone from this process; whether it is one that is still to be there."""
@@ -179,14 +164,12 @@ class Family(Mapping[str, Task[T]]):
         """What `reset` takes."""
         return self.function, self.policy, self.source, self._keys, self._taken
 
-    def reset(self, state: tuple[Any, ...] | None = None) -> list[Task[Any]]:
-        """Be as if no keys had ever been listed, or as it was; the tasks that are to go with that."""
-        gone = []
+    def reset(self, state: tuple[Any, ...] | None = None) -> None:
+        """Be as it was, or as if no keys had ever been listed."""
         if state is not None:
             self.function, self.policy, self.source, self._keys, self._taken = state
         elif self.source is not None:
-            gone, self._keys, self._taken = self.members(), None, None
-        return gone
+            self._keys = self._taken = None
 
 
 class Listing:
@@ -218,9 +201,9 @@ def listing(family: str, function: Callable[[], Any], policy: Policy) -> tuple[P
     return own, f"{family}[]", made
 
 
-def keys_of(family: str, value: Any) -> tuple[str, ...]:
+def keys_of(family: str, value: Any) -> dict[str, None]:
     """
-    The keys that a value lists.
+    The keys that a value lists, in their order.
 
     Raises
     ------
@@ -241,4 +224,4 @@ def keys_of(family: str, value: Any) -> tuple[str, ...]:
         if key in keys:
             raise RegistrationError(f"Family {family!r}: the key {key!r} comes twice, and has one task. Leave one out.")
         keys[str(key)] = None  # numpy's are a kind of their own
-    return tuple(keys)
+    return keys
