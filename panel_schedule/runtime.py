@@ -194,9 +194,8 @@ class Runtime:
                         raise
                     self._attach(service)
                     self._service = service
-                    for task in list(self.tasks.values()):
-                        if self.tasks.get(task.name) is task:  # else it was one of a family, whose keys are others now
-                            self._scheduler.add(task, gated=task.name not in self._ungated)
+                    for task in self.tasks.values():
+                        self._scheduler.add(task, gated=task.name not in self._ungated)
                     for family in list(self.families.values()):
                         self._follow(family)
         return self._service

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ import panel as pn
 import pytest
 
 import panel_schedule as ps
+import panel_schedule.runtime
 from core import Core, messages
 from job_peer import Host
 from panel_schedule.coordination.tasks import TASK
 from panel_schedule.errors import ConfigError, RegistrationError, TriggerError
 from panel_schedule.functions.run import Cause, RunState
+from panel_schedule.functions.task import Policy
 from panel_schedule.testing import Schedule
+from panel_schedule.triggers import Every
 from servers import eventually
 from test_peers import OnFiles
 
@@ -185,6 +189,15 @@ def test_a_function_may_list_them_in_any_way(core: Core, kind: str) -> None:
     core.begin()
     assert {"north": "north", "south": "south"} == {key: task() for key, task in sales.items()}
     assert ["north", "south"] == core.ps.tasks["sales[]"]()
+    assert {str} == set(map(type, sales))
+
+
+def test_the_keys_are_asked_for_at_once_also_where_members_skip_their_first_run(core: Core) -> None:
+    """Else nobody would know whom there is until the first slot."""
+    sales = core.ps.schedule(period="1h", each=lambda: ["north"], name="sales", first_run="skip")(lambda region: 1)
+    core.begin()
+    assert ["north"] == list(sales)
+    assert None is sales["north"].entry
 
 
 @pytest.mark.parametrize("answer", [ConnectionError("no database"), None, ["north", 2], ["north", "north"]])
@@ -274,8 +287,42 @@ def test_pages_wait_for_the_members_that_there_are_at_the_start(core: Core) -> N
     assert [] == core.runtime.waiting_for()
 
 
+@pytest.mark.parametrize("when", ["before a look", "during a look"])
+def test_pages_wait_for_members_whose_keys_have_come_this_moment(core: Core, when: str) -> None:
+    """Though nobody has made them yet."""
+    listing, body, follow = core.held("listing"), core.held("body"), core.runtime._follow
+    sales = core.ps.schedule(period="1m", each=listing, name="sales")(lambda region: body())
+    core.begin()
+
+    def list_keys() -> None:
+        sales._changing = True
+        listing.finish(["north"])
+        core.go()
+        sales._changing = False
+
+    if when == "before a look":
+        list_keys()
+        waiting = core.runtime.waiting_for()
+        assert ["sales[north]"] == [task.name for task in waiting]
+    else:
+        core.runtime._follow = lambda family: (follow(family), list_keys())  # type: ignore[method-assign]
+        assert ["sales[]"] == [task.name for task in core.runtime.waiting_for()]
+
+
+def test_pages_wait_for_no_family_that_one_of_them_has_defined(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for no such task."""
+    monkeypatch.setattr(panel_schedule.runtime, "_in_session", lambda: True)
+    body = core.held("body")
+    core.ps.schedule(period="1m", each=lambda: ["north"], name="sales")(lambda region: body())
+    monkeypatch.undo()
+    core.begin()
+    assert (1, []) == (body.flying, core.runtime.waiting_for())
+
+
 def test_a_member_that_goes_before_its_first_value_stops_no_server(core: Core) -> None:
     """Whoever waits for pages waits for it no more."""
+    core.runtime.config._frozen = False
+    core.runtime.config.first_run_failure = "exit"
     fatal = list[Any]()
     core.runtime.fatal = lambda task, run: fatal.append(task)
     keys = core.ps.schedule(period="1h", name="keys")(lambda: keys_now)
@@ -310,6 +357,25 @@ def test_the_keys_follow_each_value_of_a_task(core: Core) -> None:
     core.go()
     assert ([[]], ["north", "south"]) == (seen, list(sales))
     assert "south" == sales["south"]()
+
+
+def test_keys_that_come_while_tasks_come_and_go_are_the_ones_that_hold() -> None:
+    """What is called meanwhile may look at the family itself."""
+
+    def listed(*keys: str) -> Any:
+        return SimpleNamespace(value=keys, final=True)
+
+    def come(policy: Any, name: str, function: Any) -> None:
+        tasks[name] = SimpleNamespace(name=name)
+        if name == "sales[north]":
+            source.known = listed("south")
+            family.follow(come, lambda task: tasks.pop(task.name))
+
+    tasks, source = dict[str, Any](), SimpleNamespace(known=listed("north", "west"), name="regions")
+    family = ps.Family("sales", str, tasks, lambda family: None)
+    family.become(str, Policy(Every("1h"), needs=(source,)), source, None)  # type: ignore[arg-type]
+    family.follow(come, lambda task: tasks.pop(task.name))
+    assert ["sales[south]"] == list(tasks)
 
 
 def test_a_value_that_lists_no_keys_is_told(core: Core, caplog: pytest.LogCaptureFixture) -> None:
@@ -393,8 +459,11 @@ def test_what_a_test_has_listed_is_gone_after_it() -> None:
                 keys[:] = ["inner"]
                 inner.begin()
                 assert ["inner"] == list(sales)
-            assert ["outer"] == list(sales)
+                assert "wait" == sales["inner"].policy.first_run
             assert "listed[outer]" in ps.tasks
+            keys[:] = ["later"]
+            schedule.advance("1h")
+            assert ["listed[]", "listed[later]"] == [name for name in ps.tasks if name.startswith("listed[")]
         assert "listed[outer]" not in ps.tasks
     finally:
         ps.cancel_task("listed[]")
@@ -480,6 +549,40 @@ def test_a_key_that_comes_back_stays_though_another_process_hears_late_that_it_w
     pair.settle()
     assert [["north"]] * 2 == [list(sales) for sales in made]
     assert ["north"] * 2 == [sales["north"]() for sales in made]
+
+
+def test_a_script_forgets_no_member_for_others(pair: OnFiles) -> None:
+    """Which have clocks, and hear of new keys before it looks."""
+    keys, (server, script) = ["north"], pair.cores
+    forgotten = list[str]()
+    script.service.store.tasks.forget = forgotten.append  # type: ignore[method-assign]
+    made = families(pair, keys, lambda region: region)
+    server.begin()
+    assert ["north"] == list(made[1])
+    keys[:] = ["south"]
+    server.ps.tasks["sales[]"].refresh()
+    server.go()
+    assert ["south"] == list(made[1])
+    script.go()
+    assert ([], ["sales[]", "sales[south]"]) == (forgotten, list(script.scheduler.states))
+
+
+def test_a_server_that_starts_again_in_its_process_has_the_keys_of_now(pair: OnFiles) -> None:
+    """And no task of those that went meanwhile."""
+    keys, (one, other) = ["north", "south"], pair.cores
+    [sales, _] = families(pair, keys, lambda region: region)
+    pair.begin()
+    pair.stop(one)
+    keys[:] = ["south"]
+    other.ps.tasks["sales[]"].refresh()
+    pair.settle()
+    one.runtime._service, one.runtime._make_store = None, pair.make_store  # type: ignore[method-assign]
+    try:
+        assert ["sales[]", "sales[south]"] == sorted(one.runtime.scheduler.states)
+        assert ["south"] == list(sales)
+    finally:
+        one.runtime.grace = 0.0
+        one.runtime.close()
 
 
 def test_a_new_server_has_the_keys_and_values_of_the_last_one(pair: OnFiles) -> None:
