@@ -658,16 +658,18 @@ class Runtime:
         name = require_schedulable(function, name)
         self._require_fitting(f"Task {name!r}", policy, function)
         with self._lock:
-            known = self.tasks.get(name)
-            if known is not None:
-                return self._register_again(known, function, policy)
-            self._require_ready(f"Task {name!r}", policy)
-            remember(f"Task {name!r}")
-            in_session = _in_session()
-            if in_session:
-                self._warn_of_setup(name)
-                self._ungated.add(name)
-            task = self._take_in(policy, name, function, gated=not in_session)
+            task = self.tasks.get(name)
+            if task is not None and not self._redefine(task, function, policy):
+                return task
+            if task is None:
+                self._require_ready(f"Task {name!r}", policy)
+                remember(f"Task {name!r}")
+                in_session = _in_session()
+                if in_session:
+                    self._warn_of_setup(name)
+                    self._ungated.add(name)
+                task = self._take_in(policy, name, function, gated=not in_session)
+        # In a notebook it waits for a value, of which the keys of a family may have to be taken in.
         self._start_where_a_loop_runs(task)
         return task
 
@@ -695,22 +697,22 @@ class Runtime:
             self._scheduler.add(task, gated=gated)
         return task
 
-    def _register_again(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> Task[Any]:
+    def _redefine(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> bool:
+        """Let a task be what it is now, where that may change; whether it has changed."""
         if not same_function(known.function, function):
             if not (in_notebook() or (pn.config.autoreload and may_replace(known.function, function))):
                 raise taken(known, function)
         elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
             if pn.config.autoreload:  # what it calls may be edited
                 known.function = function
-            return known
+            return False
         require_no_cycle(known, policy)
         remember(f"Task {known.name!r}")
         known.function, known.policy = function, policy
         known.become(plain=False)
         if self._service is not None:
             self._scheduler.redefine(known)
-        self._start_where_a_loop_runs(known)
-        return known
+        return True
 
     def register_family(
         self, each: Any, policy: Policy, name: str | None, function: Callable[[str], Any]
