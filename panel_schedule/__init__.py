@@ -8,6 +8,7 @@ from .config import config
 from .decorators import Front
 from .errors import Cancel, ScheduleError
 from .functions.background import Background
+from .functions.family import Family
 from .functions.memoize import Memoized
 from .functions.run import Run, RunState, current_run, progress, track
 from .functions.task import Retry, RetryLater, Task, TaskStatus
@@ -23,23 +24,22 @@ from .views.memo import MemoView
 
 _runtime = Runtime(config)
 _front = Front(_runtime)
-_gate = install(_runtime)
 os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
-DataHealth = _front.DataHealth
 background, memoize, schedule, hasher = _front.background, _front.memoize, _front.schedule, _front.hasher
-schedule_task, cancel_task = _front.schedule_task, _front.cancel_task
+schedule_task, cancel_task, DataHealth = _front.schedule_task, _front.cancel_task, _front.DataHealth
 alert, on, run_forever, store, tasks = _front.alert, _front.on, _front.run_forever, _front.store, _front.tasks
 
 __version__ = "0.1.0"
-ROUTES, Monitor = routes(_runtime, _gate)  # for ``--plugins``, which has several processes stop as one, too
+ROUTES, Monitor = routes(_runtime, install(_runtime))  # for ``--plugins``, which has several processes stop as one, too
 
 __all__ = [
     "Background",
     "Cancel",
     "DataHealth",
     "Entry",
+    "Family",
     "Freshness",
     "Job",
     "JobPanel",

@@ -19,6 +19,7 @@ NAME = "panel_schedule"
 LIGHT = {
     "Background": ("functions.remote", "RemoteFunction"),
     "Entry": ("serialize.entry", "Entry"),
+    "Family": ("functions.remote", "RemoteFamily"),
     "Memoized": ("functions.remote", "RemoteMemo"),
     "Retry": ("functions.task", "Retry"),
     "Run": ("functions.run", "Run"),

@@ -20,6 +20,7 @@ from .engine.hooks import EVENTS, Handler
 from .errors import RegistrationError, ScheduleError, TriggerError
 from .functions.background import Background, JobPolicy, OnSessionEnd, Retrigger
 from .functions.calls import is_async
+from .functions.family import Family
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,
@@ -116,7 +117,7 @@ def _names_of(tasks: Any) -> frozenset[str] | None:
     """Of the functions of an alert; a name may be that of one to come."""
     if tasks is None:
         return None
-    several = isinstance(tasks, Iterable) and not isinstance(tasks, (str, Task))
+    several = isinstance(tasks, Iterable) and not isinstance(tasks, (str, Task, Family))
     kinds = (Task, Background, Memoized)
     names = [each.name if isinstance(each, kinds) else each for each in (tasks if several else [tasks])]
     if not names or not all(isinstance(name, str) and name for name in names):
@@ -496,6 +497,7 @@ class Front:
         default: Any = None,
         stale_after: str | float | timedelta | None = None,
         isolate: bool | None = None,
+        each: Iterable[str] | Callable[[], Any] | Task[Any] | None = None,
     ) -> TaskDecorator:
         """
         Run a function on a schedule, once for every visitor.
@@ -563,12 +565,16 @@ class Front:
             By default a data frame or series is read as a shallow copy of the reader's own (copy-on-write; before
             pandas 3 only new columns are its own), and any other value is the shared object itself. True: each
             ``task()`` is a private copy-on-write view of whatever it is. False: the very object, always.
+        each : iterable of str, callable, or Task
+            The function takes a key, and each of these keys has a task: they are a :class:`Family`. A function that
+            lists them is asked at first and before each slot, by one process for all; of a task the value lists them.
+            All other options hold for each of its tasks.
 
         Returns
         -------
         callable
-            A decorator that turns a function into a :class:`Task`. A generator function publishes each
-            value that it yields.
+            A decorator that turns a function into a :class:`Task`, or with `each` into a :class:`Family`. A generator
+            function publishes each value that it yields.
 
         Raises
         ------
@@ -620,7 +626,8 @@ class Front:
         except ScheduleError as error:
             raise _placed(error, name and f"Task {name!r}", "@ps.schedule") from None
         self.tasks.warn_of(trigger)
-        return partial(self._runtime.register, policy, name)
+        register: Any = self._runtime.register if each is None else partial(self._runtime.register_family, each)
+        return partial(register, policy, name)
 
     def _given(self, trigger: Trigger) -> datetime | None:
         return self._runtime.clock.now() if isinstance(trigger, (Dates, Computed)) else None

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, timedelta
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,7 @@ from .functions import remote
 from .functions.background import Background, JobPolicy
 from .functions.calls import is_async
 from .functions.edit import Edit, module_of
+from .functions.family import Family, keys_of, listing
 from .functions.lru import LRU
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
@@ -56,6 +58,7 @@ from .functions.registry import (
     choose_trigger,
     may_replace,
     require_answer,
+    require_family,
     require_nameable,
     require_no_cycle,
     require_schedulable,
@@ -130,6 +133,7 @@ class Runtime:
         self.clock = clock or SystemClock()
         self.grace: float | None = None
         self.tasks = Registry()
+        self.families: dict[str, Family[Any]] = {}
         self.jobs: dict[str, Background[Any, Any]] = {}
         self.memos: dict[str, Memoized[Any, Any]] = {}
         # Runs that functions in worker processes have started, until their own have ended.
@@ -194,6 +198,8 @@ class Runtime:
                     self._service = service
                     for task in self.tasks.values():
                         self._scheduler.add(task, gated=task.name not in self._ungated)
+                    for family in list(self.families.values()):
+                        self._follow(family)
         return self._service
 
     @property
@@ -227,6 +233,8 @@ class Runtime:
         history_age(self.config)
         for task in self.tasks.values():
             self._require_executor(f"Task {task.name!r}", task.policy.executor)
+        for family in self.families.values():
+            self._require_executor(f"Family {family.name!r}", family.policy.executor)
         for job in self.jobs.values():
             self._require_executor(f"Job {job.name!r}", job.policy.executor)
         for memo in self.memos.values():
@@ -284,16 +292,28 @@ class Runtime:
             Makes the service when it is first needed.
         """
         before, options, frozen = dict(vars(self)), self.config.param.values(), self.config._frozen
-        kept: list[dict[Any, Any]] = [self.tasks.by_name, self.jobs, self.memos, self.alerts, self.handlers]
+        kept: list[dict[Any, Any]] = [
+            self.tasks.by_name,
+            self.families,
+            self.jobs,
+            self.memos,
+            self.alerts,
+            self.handlers,
+        ]
         contents = [dict(each) for each in kept]
         called = {event: list(handlers) for event, handlers in self.handlers.items()}
         states = {task: task.state() for task in self.tasks.values()}
         answers = {memo: memo.lru for memo in self.memos.values()}
+        families = {family: family.state() for family in self.families.values()}
         self.clock, self._made_by, self.config._frozen = clock, make, False
         self.alerts.clear()  # nobody is to be woken by a test
         self._fresh()
         for task in states:
             task.reset()
+        for family in families:
+            for task in family.members if family.source is not None else ():
+                self.tasks.discard(task)
+            family.reset()
         for memo in answers:
             memo.renew(LRU(memo.policy.limits))
         try:
@@ -312,6 +332,8 @@ class Runtime:
             vars(self).update(before)
             for task, state in states.items():
                 task.reset(state)
+            for family, keys in families.items():
+                family.reset(keys)
             for memo, lru in answers.items():
                 memo.renew(lru)
 
@@ -321,14 +343,16 @@ class Runtime:
         service.store.values.subscribe(self._stored)
         self._scheduler = Scheduler(
             service,
-            exhausted=self.tasks.discard,
+            exhausted=self._lost,
             fatal=self._first_run_failed,
             zone=ZoneInfo(config.timezone) if config.timezone else UTC,
         )
+        service.store.values.subscribe(partial(self._listed, service))  # after the scheduler, which knows it by then
         self._dispatcher = Dispatcher(service, self.jobs, config.max_result_bytes, config.max_queued)
         self._single_flight = SingleFlight(service, self.loops, self.memos)
         service.questions |= {
             "memo": self._compute,
+            "keys": lambda run, name, _: list(self.families[name]),
             "previous": lambda run, *_: run.previous,
             "submit": self._submit,
             "run": lambda run, id, attribute: getattr(self._find(run, id), attribute),
@@ -522,7 +546,12 @@ class Runtime:
 
     def waiting_for(self) -> list[Task[Any]]:
         """What the first visitors wait for: the tasks without a first value."""
-        return [state.task for state in self.scheduler.gate()] if self.tasks else []
+        if not self.tasks:
+            return []
+        gated = self.scheduler.gate()
+        for family in list(self.families.values()):  # whose keys may have come just now
+            self._follow(family)
+        return list(dict.fromkeys(state.task for state in gated + self.scheduler.gate()))
 
     @property
     def stopping(self) -> bool:
@@ -625,55 +654,67 @@ class Runtime:
         RegistrationError
             When the function cannot be scheduled or the name is taken.
         """
+        if isinstance(function, Family):
+            _plain(function)
         if isinstance(function, Task):
             raise RegistrationError(f"{function!r} is a task already; schedule its function: {function.name}.function.")
         name = require_schedulable(function, name)
-        if policy.executor == "thread" and is_async(function):
-            raise RegistrationError(
-                f"Task {name!r}: an async function runs on the event loop, not in a thread. "
-                "Leave executor='thread' out."
-            )
-        require_answer(f"Task {name!r}", policy.trigger, self.clock.now())
+        self._require_fitting(f"Task {name!r}", policy, function)
         with self._lock:
-            known = self.tasks.get(name)
-            if known is not None:
-                return self._register_again(known, function, policy)
-            for upstream in (*policy.upstream, *policy.needs):
-                if self.tasks.get(upstream.name) is not upstream:
-                    raise RegistrationError(
-                        f"Task {name!r} depends on {upstream.name!r}, which was cancelled and will never have "
-                        "a new value. Schedule that one again first."
-                    )
-            if self._service is not None:
-                self._require_executor(f"Task {name!r}", policy.executor)
-            remember(f"Task {name!r}")
-            task: Task[Any] = Task(name, function, policy, self)
-            in_session = _in_session()
-            if in_session:
-                self._warn_of_setup(name)
-                self._ungated.add(name)
-            self.tasks.add(task)
-            if self._edit is not None:
-                self._late.add(name)
-            gated = not in_session
-            begin = partial(self._scheduler.add, task, gated) if self._service is not None else lambda: None
-            self._take_up(task, function, begin, undo=lambda: self._drop(task))
+            task = self.tasks.get(name)
+            if task is not None and not self._redefine(task, function, policy):
+                return task
+            if task is None:
+                self._require_ready(f"Task {name!r}", policy)
+                remember(f"Task {name!r}")
+                in_session = _in_session()
+                if in_session:
+                    self._warn_of_setup(name)
+                    self._ungated.add(name)
+                task = self._take_in(policy, name, function, gated=not in_session)
+        # In a notebook it waits for a value, of which the keys of a family may have to be taken in.
         self._start_where_a_loop_runs(task)
         return task
 
-    def _register_again(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> Task[Any]:
-        latest = self._latest(known)
-        if not same_function(latest, function):
+    def _require_fitting(self, what: str, policy: Policy, function: Callable[..., Any]) -> None:
+        if policy.executor == "thread" and is_async(function):
+            raise RegistrationError(
+                f"{what}: an async function runs on the event loop, not in a thread. Leave executor='thread' out."
+            )
+        require_answer(what, policy.trigger, self.clock.now())
+
+    def _require_ready(self, what: str, policy: Policy) -> None:
+        for upstream in (*policy.upstream, *policy.needs):
+            if self.tasks.get(upstream.name) is not upstream:
+                raise RegistrationError(
+                    f"{what} depends on {upstream.name!r}, which was cancelled and will never have a new value. "
+                    "Schedule that one again first."
+                )
+        if self._service is not None:
+            self._require_executor(what, policy.executor)
+
+    def _take_in(self, policy: Policy, name: str, function: Callable[[], Any], gated: bool = True) -> Task[Any]:
+        task: Task[Any] = Task(name, function, policy, self)
+        self.tasks.add(task)
+        if self._edit is not None:
+            self._late.add(name)
+        begin = partial(self._scheduler.add, task, gated) if self._service is not None else lambda: None
+        self._take_up(task, function, begin, undo=lambda: self._drop(task))
+        return task
+
+    def _redefine(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> bool:
+        """Let a task be what it is now, where that may change; whether it has changed."""
+        if not same_function(self._latest(known), function):
             if not self._may_replace(known, function):
                 raise taken(known, function)
         elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
             if pn.config.autoreload:  # what it calls may be edited
                 self._take_up(known, function, partial(setattr, known, "function", function))
-            return known
+            return False
         require_no_cycle(known, policy)
         remember(f"Task {known.name!r}")
 
-        def replace() -> None:
+        def change() -> None:
             known.function = function
             known.become(plain=False)
             if self._service is not None:
@@ -681,9 +722,82 @@ class Runtime:
 
         undo = partial(setattr, known, "policy", known.policy)
         known.policy = policy
-        self._take_up(known, function, replace, undo)
-        self._start_where_a_loop_runs(known)
-        return known
+        self._take_up(known, function, change, undo)
+        return True
+
+    def register_family(
+        self, each: Any, policy: Policy, name: str | None, function: Callable[[str], Any]
+    ) -> Family[Any]:
+        """
+        Make a family of a function, or find the one that it is already (invariant 1).
+
+        Raises
+        ------
+        RegistrationError
+            When the function cannot be scheduled, the name is taken, or `each` means nothing.
+        """
+        name = require_family(_plain(function), name)
+        what, known = f"Family {name!r}", self.families.get(name)
+        if known is not None and not self._may_replace(known, function):
+            if not same_function(self._latest(known), function):
+                raise taken(known, function, "family")
+            return known
+        if policy.first_run is FirstRun.WAIT and _in_session():
+            policy = replace(policy, first_run=FirstRun.BACKGROUND)
+        if isinstance(each, Family):
+            each = each.source or list(each)
+        source: Task[Any] | None = each if issubclass(type(each), Task) else None
+        self._require_fitting(what, policy, function)
+        self._require_ready(what, policy if source is None else replace(policy, needs=(*policy.needs, source)))
+        if source is None and callable(each):
+            source = self.register(*listing(name, each, policy))
+        keys = keys_of(name, each) if source is None else None
+        family = known or Family(name, function, self.tasks, self._follow)
+        undo = partial(self.families.pop, name) if known is None else partial(known.reset, known.state())
+        former = family.members
+        if source is not family.source and self.tasks.get(f"{name}[]") is family.source is not None:
+            former.append(family.source)
+        for member in family.become(function, policy, source, keys):
+            self.register(*member)
+        self.families[name] = family
+
+        def change() -> None:
+            for task in former:
+                if task not in family.members:
+                    self._leave(task)
+            if self._service is not None:
+                self._follow(family)
+
+        self._take_up(family, function, change, undo)
+        return family
+
+    def _follow(self, family: Family[Any]) -> None:
+        with self._lock:
+            family.follow(self._take_in, self._leave)
+
+    def _leave(self, task: Task[Any]) -> None:
+        """It goes from all processes; who has no clock leaves it to those who have one to forget what is stored."""
+        self.tasks.discard(task)
+        if self._service is None:
+            return
+        if self.begun or not self._service.store.blocking:
+            self._scheduler.discard(task, cancel=True)
+        else:
+            self._scheduler.drop(task)
+
+    def _listed(self, service: Service, space: str, name: str, entry: Entry | None) -> None:
+        """There is a new value, which may be the keys of a family."""
+        for family in list(self.families.values()):
+            if space == TASK and family.source is not None and family.source.name == name:
+                with service.locked:  # once it is free
+                    service.defer(partial(self._follow, family))
+
+    def _lost(self, task: Task[Any]) -> None:
+        """Another process has forgotten a task, or its dates are used up."""
+        self.tasks.discard(task)
+        for family in list(self.families.values()):
+            if family.miss(task):  # the other one has heard of the keys of before, and late
+                self._follow(family)
 
     def _again(self, known: Any, kind: str, policy: Any, key: Any, function: Any) -> None:
         """A function that runs on request under a known name: the same one, or its new definition."""
@@ -730,7 +844,7 @@ class Runtime:
             for task in [task for task in self.tasks.values() if edit.leaves(task)]:
                 log.info("Task %r is gone from its file.", task.name)
                 self._drop(task)
-            for functions in (self.jobs, self.memos):
+            for functions in (self.families, self.jobs, self.memos):
                 for known in [each for each in functions.values() if edit.leaves(each)]:
                     del functions[known.name]
         for event, former in handlers.items():
@@ -739,7 +853,8 @@ class Runtime:
 
     def declaring(self) -> set[str]:
         """The names of the modules that have declared functions."""
-        declared: list[Any] = [*self.tasks.values(), *self.jobs.values(), *self.memos.values()]
+        named = (self.tasks, self.families, self.jobs, self.memos)
+        declared = [each for functions in named for each in functions.values()]
         return {module_of(each.function) for each in declared}
 
     def _take_up(
@@ -987,7 +1102,7 @@ class Runtime:
 
 
 def _plain(function: Any) -> Any:
-    if isinstance(function, (Task, Background, Memoized)):
+    if isinstance(function, (Task, Family, Background, Memoized)):
         raise RegistrationError(f"{function!r} is no plain function; {function.name}.function is: decorate that one.")
     return function
 

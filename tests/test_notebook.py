@@ -64,6 +64,37 @@ def test_a_cell_waits_for_the_first_value(run: Run) -> None:
     assert shown == "42"
 
 
+FAMILY = """
+import panel_schedule as ps
+
+@ps.schedule(period="1h", each={each})
+def sales(region):
+    return f"{{region}} {number}"
+
+print(list(sales))
+"""
+
+
+@pytest.mark.parametrize("each", ["{}", "lambda: {}"])
+def test_a_cell_defines_a_family_and_defines_it_anew(run: Run, each: str) -> None:
+    """It waits for the keys; their tasks, and then others, have values."""
+    show = "print([await task.ready(20) for task in sales.values()])"
+    first, _, again, shown = run(
+        FAMILY.format(each=each.format(["north", "south"]), number=1),
+        show,
+        FAMILY.format(each=each.format(["south", "west"]), number=2),
+        """
+        import asyncio
+        while (values := [sales[key]() for key in sales]) != ["south 2", "west 2"]:
+            await asyncio.sleep(0.01)
+        print(values, *ps.tasks)
+        """,
+    )
+    assert ("['north', 'south']", "['south', 'west']") == (first, again)
+    source = "sales[] " if "lambda" in each else ""
+    assert f"['south 2', 'west 2'] {source}sales[south] sales[west]" == shown
+
+
 def test_a_failing_first_run_is_a_traceback_in_the_cell(run: Run) -> None:
     """Of a plain function in the very cell, of an async one as soon as it has failed."""
     plain, _, later = run(

@@ -33,6 +33,15 @@ TASKS = """
         return "value 1"
 
     @ps.schedule(period="1h")
+    def regions():
+        return pathlib.Path("regions").read_text().split() if pathlib.Path("regions").exists() else ["north", "south"]
+
+    @ps.schedule(period="1h", each=regions)
+    def sales(region, counts={}):
+        counts[region] = counts.get(region, 0) + 1
+        return f"{region} {counts[region]}"
+
+    @ps.schedule(period="1h")
     def frame():
         return pd.DataFrame({"a": [1, 2]})
 """
@@ -42,6 +51,17 @@ PAGES = {
         import panel as pn
         from tasks import asked
         pn.Column(pn.pane.Str(asked), pn.widgets.Button(name="refresh", on_click=asked.refresh)).servable()
+    """,
+    "family": """
+        import panel as pn
+        from tasks import regions, sales
+        region = pn.widgets.Select(name="region", options=regions)
+        pn.Column(
+            region,
+            pn.bind(lambda key: sales[key], region),
+            pn.widgets.Button(name="refresh", on_click=lambda event: sales[region.value].refresh()),
+            pn.widgets.Button(name="list", on_click=regions.refresh),
+        ).servable()
     """,
     "badge": "import panel as pn\nfrom tasks import answer\npn.panel(answer).servable()",
     "stale": "import panel as pn\nfrom tasks import old\npn.panel(old).servable()",
@@ -77,6 +97,22 @@ def test_two_windows_see_the_same_push_without_reloading(site: PanelServer, new_
     mine.get_by_role("button", name="refresh").click()
     for page in (mine, yours):
         expect(page.get_by_text("value 2")).to_be_visible()
+
+
+def test_a_select_has_the_keys_of_a_family_and_shows_the_task_of_one(site: PanelServer, new_page: NewPage) -> None:
+    """Each new value of it, and each new key."""
+    page = new_page(f"{site.url}/family")
+    region = page.get_by_label("region")
+    expect(page.get_by_text("north 1")).to_be_visible()
+    region.select_option("south")
+    expect(page.get_by_text("south 1")).to_be_visible()
+    page.get_by_role("button", name="refresh").click()
+    expect(page.get_by_text("south 2")).to_be_visible()
+    (site.folder / "regions").write_text("south west")
+    page.get_by_role("button", name="list").click()
+    expect(region.locator("option")).to_have_text(["south", "west"])
+    region.select_option("west")
+    expect(page.get_by_text("west 1")).to_be_visible()
 
 
 def test_the_badge_appears_when_a_task_fails_and_goes_when_it_recovers(site: PanelServer, new_page: NewPage) -> None:

@@ -72,6 +72,18 @@ async def async_memo(x: int) -> float:
 async def async_steps_memo(x: int) -> AsyncIterator[float]:
     yield 1.0
 
+@ps.schedule(period="5m", each=["north", "south"])
+def sales(region: str) -> list[int]:
+    return [1]
+
+@ps.schedule(after=plain, each=lambda: ["north"])
+async def async_sales(region: str) -> float:
+    return 1.0
+
+@ps.schedule(period="5m", each=plain)
+def steps_of_sales(region: str) -> Iterator[bytes]:
+    yield b""
+
 class Source:
     def read(self) -> bytes:
         return b""
@@ -84,6 +96,10 @@ async def use() -> None:
     assert_type(steps(), str)
     assert_type(async_steps(), str)
     assert_type(method(), bytes)
+    assert_type(sales, ps.Family[list[int]])
+    assert_type(sales["north"](), list[int])
+    assert_type(await async_sales["north"].refresh(), float)
+    assert_type([task() for task in steps_of_sales.values()], list[bytes])
     assert_type(plain.refresh().result(), list[int])
     assert_type(await coroutine.refresh(), list[int])
     assert_type(await plain.ready(), list[int])
@@ -120,6 +136,7 @@ async def use() -> None:
     memo.submit(z=1)  # error
     plain.value  # error
     plain(1)  # error
+    sales[1]  # error
     ps.schedule(perod="1h")  # error
     ps.background(excutor="thread")  # error
     ps.memoize(ttl="5m", max_entries="many")  # error

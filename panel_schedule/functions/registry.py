@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import CycleError, RegistrationError, TriggerError
 from ..hashing.content import Content, Refusal
-from ..hashing.fingerprint import Origin, difference
+from ..hashing.fingerprint import Origin, difference, plain_function
 from ..hashing.keys import signature_of
 from ..triggers import After, Computed, Cron, Dates, Every, Schedule, Trigger, in_utc, parse_period
 from ..triggers.combined import AnyOf, Limited, Own, Skip, is_portable, leaves, own_fingerprint, zone_name
@@ -110,7 +110,8 @@ def may_replace(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
 
 def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) -> bool:
     """Whether the same function comes with other code or another policy. Dates relative to now differ each time."""
-    if _unplaced(getattr(task.function, "__code__", None)) != _unplaced(getattr(function, "__code__", None)):
+    codes = (getattr(plain_function(each), "__code__", None) for each in (task.function, function))
+    if len(set(map(_unplaced, codes))) > 1:
         return True
     dates = isinstance(policy.trigger, (Dates, Computed))
     return not dates and replace(policy, default=None) != replace(task.policy, default=None)
@@ -146,9 +147,34 @@ def require_schedulable(function: Any, name: str | None) -> str:
     if required := _required_parameters(function):
         raise RegistrationError(
             f"Task {name!r}: its function needs {', '.join(required)}, and a schedule has nothing to give it. "
-            "Give the parameters defaults, or schedule functools.partial(function, ...) with name='...'."
+            "Give the parameters defaults, or schedule functools.partial(function, ...) with name='...'; or make a "
+            "family of it, one task for each value of one parameter: each=['north', 'south']."
         )
     return name
+
+
+def require_family(function: Any, name: str | None) -> str:
+    """
+    Check a function of which there is to be a task for each key, and return the name of the family.
+
+    Raises
+    ------
+    RegistrationError
+        When it could be no task, or does not take a key and nothing else.
+    """
+    name = require_nameable(function, name, "family")
+    required = _required_parameters(function)
+    try:
+        signature_of(function).bind("")
+    except TypeError:
+        required = required or ["none by its place"]
+    else:
+        if len(required) == 1:
+            return name
+    raise RegistrationError(
+        f"Family {name!r}: each= gives its function one key, and of required parameters it has "
+        f"{', '.join(required) or 'none'}. Let it take the key first, and give all others defaults."
+    )
 
 
 def require_nameable(function: Any, name: str | None, kind: str = "task") -> str:
@@ -451,7 +477,8 @@ def tasks_of(option: str, value: Any) -> tuple[Task[Any], ...]:
     for task in tasks:
         if not issubclass(type(task), Task):  # a Mock says of itself that it is one
             error = TriggerError if option == "after" else RegistrationError
-            raise error(f"{option}= takes a task or a list of tasks, and not {task!r}.")
+            hint = " Of a family it takes those that there are: list(family.values())." * isinstance(value, Mapping)
+            raise error(f"{option}= takes a task or a list of tasks, and not {task!r}.{hint}")
     return tasks
 
 

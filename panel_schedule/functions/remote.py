@@ -138,6 +138,13 @@ def _known(what: str, known: Mapping[str, Any], name: str) -> Any:
         ) from None
 
 
+def family_named(name: str) -> Any:
+    """What a pickled family comes back as: itself, and in a worker process what stands for it."""
+    if asker is not None:
+        return RemoteFamily(name)
+    return _known("Family", sys.modules["panel_schedule"]._runtime.families, name)
+
+
 def store_here() -> Any:
     """What a pickled ``ps.store`` comes back as."""
     return store if asker is not None else sys.modules["panel_schedule"].store
@@ -274,6 +281,31 @@ class RemoteTasks(dict[str, RemoteTask]):
 tasks = RemoteTasks()
 
 
+class RemoteFamily(RemoteObject, Mapping[str, RemoteTask]):
+    """A family of tasks of the server, to read: ``sales["north"]()``."""
+
+    _kind = "family"
+
+    def __init__(self, name: str, function: Callable[..., Any] | None = None):
+        self.name = name
+        if function is not None:
+            self.function = function
+
+    def __getitem__(self, key: str) -> RemoteTask:
+        if key not in (keys := ask("keys", self.name)):
+            raise KeyError(f"Family {self.name!r} has no key {key!r}; there are: {', '.join(keys) or 'none'}.")
+        return tasks[f"{self.name}[{key}]"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ask("keys", self.name))
+
+    def __len__(self) -> int:
+        return len(ask("keys", self.name))
+
+    def __reduce__(self) -> Any:
+        return family_named, (self.name,)
+
+
 class RemoteConfig:
     """``ps.config``: what a module sets is for the server; what was not set here is read from the environment."""
 
@@ -287,7 +319,9 @@ config = RemoteConfig()
 # The decorators. Their arguments are the server's business, which has refused what means nothing.
 
 
-def schedule(*when: Any, name: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], RemoteTask]:
+def schedule(*when: Any, name: str | None = None, each: Any = None, **options: Any) -> Callable[..., Any]:
+    if each is not None:
+        return lambda function: RemoteFamily(name or function.__name__, function)
     return lambda function: schedule_task(name or function.__name__, function)
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from .background import Background
+from .family import Family
 from .memoize import Memoized
 from .task import Task
 
@@ -49,6 +50,15 @@ class TaskDecorator(Protocol):
     def __call__(self, function: Callable[[], Iterator[T]], /) -> Task[T]: ...
     @overload
     def __call__(self, function: Callable[[], T], /) -> Task[T]: ...
+    # With ``each=``: a required parameter, which is the key.
+    @overload
+    def __call__(self, function: Callable[[str], Coroutine[Any, Any, T]], /) -> Family[T]: ...
+    @overload
+    def __call__(self, function: Callable[[str], AsyncIterator[T]], /) -> Family[T]: ...
+    @overload
+    def __call__(self, function: Callable[[str], Iterator[T]], /) -> Family[T]: ...
+    @overload
+    def __call__(self, function: Callable[[str], T], /) -> Family[T]: ...
 
 
 class BackgroundDecorator(Protocol):

@@ -183,11 +183,16 @@ class Scheduler:
             if self.service.begun:
                 self.slots.enter([state], again=True)
 
-    def discard(self, task: Task[Any]) -> None:
-        """Forget a task and what is stored of it. A run in flight ends by itself, unseen."""
+    def discard(self, task: Task[Any], *, cancel: bool = False) -> None:
+        """Forget a task and what is stored of it. A run in flight ends by itself, unseen; `cancel` stops it."""
         with self.service.locked:
             state = self.states.get(task.name)
             if state is not None and state.task is task:
+                if cancel:
+                    state.gated = False  # nobody waits for its first value
+                    for run in (state.queued, state.run):
+                        if run is not None:
+                            self.runs.cancel(state, run, Cause.REMOVED)
                 self._let_go(state)
                 # What a run of it publishes now comes too late, and the next task of its name need not wait for it.
                 self._discarded.add(task.name)
