@@ -26,6 +26,7 @@ from .functions.registry import (
     as_retry,
     choice,
     choose_trigger,
+    concurrency,
     duration,
     flag,
     isolation,
@@ -175,6 +176,8 @@ class Front:
         retrigger: str = "replace",
         on_session_end: str = "cancel",
         result_ttl: str | float | timedelta = "1d",
+        max_running: int | None = None,
+        group: str | None = None,
         name: str | None = None,
     ) -> BackgroundDecorator: ...
     @named
@@ -192,6 +195,8 @@ class Front:
         retrigger: str = "replace",
         on_session_end: str = "cancel",
         result_ttl: str | float | timedelta = "1d",
+        max_running: int | None = None,
+        group: str | None = None,
         name: str | None = None,
     ) -> Any:
         """
@@ -228,6 +233,11 @@ class Front:
             What becomes of a job's run when its session ends and no other one has attached to it.
         result_ttl : period
             How long a run that has ended can be found by ``function.runs()`` and ``job.attach(id)``.
+        max_running : int
+            How many runs of the function go at the same time, in all processes that share the store; others wait. By
+            default as many as its executor has places for.
+        group : str
+            The same for all functions of a group, as ``ps.config.groups`` says.
         name : str
             By default the function's.
 
@@ -267,6 +277,7 @@ class Front:
                 retrigger=choice(Retrigger, "retrigger", retrigger),
                 on_session_end=choice(OnSessionEnd, "on_session_end", on_session_end),
                 result_ttl=duration("result_ttl", result_ttl),
+                concurrency=concurrency(max_running, group),
             )
         except ScheduleError as error:
             raise _placed(error, name and f"Job {name!r}", "@ps.background") from None
@@ -300,6 +311,8 @@ class Front:
         stale_if_error: bool = True,
         error_ttl: str | float | timedelta = 0,
         keep: Callable[[Any], Any] | None = None,
+        max_running: int | None = None,
+        group: str | None = None,
         name: str | None = None,
     ) -> MemoDecorator: ...
     @named
@@ -321,6 +334,8 @@ class Front:
         stale_if_error: bool = True,
         error_ttl: str | float | timedelta = 0,
         keep: Callable[[Any], Any] | None = None,
+        max_running: int | None = None,
+        group: str | None = None,
         name: str | None = None,
     ) -> Any:
         """
@@ -370,6 +385,11 @@ class Front:
         keep : callable
             A function of the answer: where it returns what is false, the answer is for those who wait for it and not
             kept, ``keep=lambda answer: answer is not None``. What was kept before goes as well.
+        max_running : int
+            How many computations of the function go at the same time, in all processes that share the store; others
+            wait. None runs on a caller's own thread then.
+        group : str
+            The same for all functions of a group, as ``ps.config.groups`` says.
         name : str
             By default the function's.
 
@@ -413,6 +433,7 @@ class Front:
                 error_ttl=duration("error_ttl", error_ttl, zero=True),
                 ignore=names("ignore", ignore),
                 keep=None if keep is None else of_answer("keep", keep),
+                concurrency=concurrency(max_running, group),
             )
         except ScheduleError as error:
             raise _placed(error, name and f"Memoized function {name!r}", "@ps.memoize") from None
@@ -495,6 +516,7 @@ class Front:
         default: Any = None,
         stale_after: str | float | timedelta | None = None,
         isolate: bool | None = None,
+        group: str | None = None,
     ) -> TaskDecorator:
         """
         Run a function on a schedule, once for every visitor.
@@ -562,6 +584,9 @@ class Front:
             By default a data frame or series is read as a shallow copy of the reader's own (copy-on-write; before
             pandas 3 only new columns are its own), and any other value is the shared object itself. True: each
             ``task()`` is a private copy-on-write view of whatever it is. False: the very object, always.
+        group : str
+            Of all functions of it, in all processes that share the store, only so many runs go at the same time as
+            ``ps.config.groups`` says; others wait.
 
         Returns
         -------
@@ -614,6 +639,7 @@ class Front:
                 default=default,
                 stale_after=None if stale_after is None else duration("stale_after", stale_after),
                 isolate=isolation(isolate),
+                concurrency=concurrency(None, group),
                 given=self._given(trigger),
             )
         except ScheduleError as error:

@@ -53,6 +53,7 @@ from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,
     choose_trigger,
+    limits_of,
     may_replace,
     require_answer,
     require_nameable,
@@ -223,11 +224,11 @@ class Runtime:
         self.config.check()
         history_age(self.config)
         for task in self.tasks.values():
-            self._require_executor(f"Task {task.name!r}", task.policy.executor)
+            self._require_able(f"Task {task.name!r}", task.policy, task.policy.executor)
         for job in self.jobs.values():
-            self._require_executor(f"Job {job.name!r}", job.policy.executor)
+            self._require_able(f"Job {job.name!r}", job.policy, job.policy.executor)
         for memo in self.memos.values():
-            self._require_executor(f"Memoized function {memo.name!r}", memo.executor)
+            self._require_able(f"Memoized function {memo.name!r}", memo.policy, memo.executor)
 
     def _build(self) -> Service:
         remote.refuse_here("The scheduler")
@@ -267,6 +268,7 @@ class Runtime:
             self.handlers,
             changed=self.show_change,
             counts=self.counts,
+            groups=self.config.groups,
         )
 
     @contextmanager
@@ -386,7 +388,9 @@ class Runtime:
 
     # ------------------------------------------------------------ workers of another program
 
-    def _require_executor(self, what: str, where: str | None) -> None:
+    def _require_able(self, what: str, policy: Policy | JobPolicy | MemoPolicy, where: str | None) -> None:
+        if policy.concurrency is not None:
+            limits_of(what, policy.concurrency, self.config.groups)
         if where == "celery":
             celery.require(self.config.celery, self.config.store, what)
         if where == "dask":
@@ -641,7 +645,7 @@ class Runtime:
                         "a new value. Schedule that one again first."
                     )
             if self._service is not None:
-                self._require_executor(f"Task {name!r}", policy.executor)
+                self._require_able(f"Task {name!r}", policy, policy.executor)
             remember(f"Task {name!r}")
             task: Task[Any] = Task(name, function, policy, self)
             in_session = _in_session()
@@ -742,6 +746,7 @@ class Runtime:
         """Start a run of a background function for a function in a worker process, whose own run this is."""
         if (job := self.jobs.get(name)) is None:
             raise RegistrationError(f"There is no background function {name!r} in the server: import its module there.")
+        _current.set(run)
         args, kwargs, later = arguments
         child = job.submit_for(run.user, args, kwargs, None if later is None else job.due(*later))
         if (children := self._children.get(run)) is None:
@@ -783,7 +788,7 @@ class Runtime:
                 _again(known, "job", policy, key, function)
                 return known
             if self._service is not None:
-                self._require_executor(f"Job {name!r}", policy.executor)
+                self._require_able(f"Job {name!r}", policy, policy.executor)
             remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             if self._service is not None:
@@ -811,7 +816,7 @@ class Runtime:
                     self._single_flight.kept.forget(known)
                 return known
             if self._service is not None:
-                self._require_executor(f"Memoized function {name!r}", policy.executor)
+                self._require_able(f"Memoized function {name!r}", policy, policy.executor)
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             return memo

@@ -25,6 +25,7 @@ from ..hashing.keys import arguments_text
 from ..serialize.copies import snapshot
 from ..serialize.errors import first_line
 from ..session import leave_session
+from .limits import Limits
 from .service import Service
 from .timers import Timer
 
@@ -38,6 +39,9 @@ TROUBLE = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
 
 # In the spans and the metrics.
 KINDS = {"Task": "task", "Job": "job", "Memoized function": "memo"}
+
+# By their names, who needs a place that its caller has.
+_warned = set[tuple[str, str]]()
 
 
 class Work(NamedTuple):
@@ -60,6 +64,8 @@ class Work(NamedTuple):
     timeout : float or None
         Seconds.
     retry : Retry
+    limits : tuple of Limit or None
+        Of what it needs a place each as long as its function runs.
     """
 
     kind: str
@@ -72,6 +78,7 @@ class Work(NamedTuple):
     is_async: bool
     timeout: float | None
     retry: Retry
+    limits: Limits | None = None
 
     @property
     def in_thread(self) -> bool:
@@ -92,11 +99,14 @@ def work_of(
     executor: Executor,
     timeout: float | None,
     retry: Retry,
+    limits: Limits | None = None,
 ) -> Work:
     """What an executor of this name executes: ``"thread"``, ``"loop"`` or another one, in another process."""
     on_loop, isolated = where == "loop", where not in ("thread", "loop")
     elsewhere = isolated and where != "process"
-    return Work(kind, label, function, executor, isolated, elsewhere, on_loop, is_async(function), timeout, retry)
+    return Work(
+        kind, label, function, executor, isolated, elsewhere, on_loop, is_async(function), timeout, retry, limits
+    )
 
 
 class Execution(ABC):
@@ -146,6 +156,8 @@ class Execution(ABC):
         self.waiters: list[Run] = []
         self.telling = False
         self.told: tuple[Any, ...] = ()
+        if work.limits is not None:
+            self._warn_if_inside(work.limits)
 
     @property
     def name(self) -> str:
@@ -175,6 +187,21 @@ class Execution(ABC):
         """The call as text: ``total([1, 2])``."""
         return f"{self.work.label}({self.arguments})"
 
+    def _warn_if_inside(self, limits: Limits) -> None:
+        """Of a run that has one of the places which this one needs, and perhaps waits for it."""
+        caller = _current.get()
+        own = None if caller is None else caller._execution
+        if not isinstance(own, Execution) or own.work.limits is None:
+            return
+        for limit in limits:
+            if limit in own.work.limits and (own.name, self.name) not in _warned:
+                _warned.add((own.name, self.name))
+                log.warning(
+                    "%s asks for %s, and both need one of the %d places of %s: where all are held by such as wait for "
+                    "others, none goes on. Do not wait for it in there, or take one of both out of the limit.",
+                    own.name, self.name, limit.size, limit.name,
+                )  # fmt: skip
+
     # ------------------------------------------------------------ the body
 
     def prepare(self) -> None:
@@ -202,13 +229,19 @@ class Execution(ABC):
             self.body.pack()
 
     def start(self) -> None:
-        """Hand the body to its executor. Under the lock."""
+        """Hand the body to its executor, as soon as there is a place for it. Under the lock."""
         if self.body is None:
             self.prepare()
         assert self.body is not None
+        limits, limiter = self.work.limits, self.service.limiter
+        if limits is not None and not limiter.holds(self.run):
+            limiter.enter(self.run, limits, self.start)
+            return
         executor = self.work.executor
         self.service.locked.submitted.add(executor)
         self.future = executor.submit(self.body, self.name)
+        if limits is not None:  # first: what follows may start it again
+            self.future.add_done_callback(lambda _: limiter.leave(self.run))
         self.future.add_done_callback(self.body_ended)
 
     def _enter(self) -> None:
