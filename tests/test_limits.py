@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from datetime import timedelta
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,7 +16,8 @@ from panel_schedule.coordination.places import SPACE, Limit, PlaceState
 from panel_schedule.coordination.record import Record, Refusal
 from panel_schedule.errors import ConfigError, RegistrationError, StoreError
 from panel_schedule.functions.run import RunState
-from panel_schedule.stores.memory_records import MemoryRecords
+from panel_schedule.stores.base import Store
+from panel_schedule.stores.records import Change
 from panel_schedule.testing.contracts.tools import second
 from servers import eventually
 
@@ -161,10 +162,8 @@ def test_a_group_counts_tasks_jobs_and_answers(core) -> None:
     assert (2, 1) == (task(), memo())
 
 
-def test_what_waits_for_its_own_function_lets_others_of_its_group_pass(core) -> None:
+def test_what_waits_for_its_own_function_lets_others_of_its_group_pass() -> None:
     """A full limit holds up who needs it, and nobody else."""
-    core.config._frozen = False
-    slow, quick = core.held("slow"), core.held("quick")
     with Core(groups={"warehouse": 2}) as core:
         slow, quick = core.held("slow"), core.held("quick")
         narrow = core.ps.background(executor="thread", group="warehouse", max_running=1)(slow)
@@ -291,8 +290,7 @@ def test_who_calls_a_memoized_function_waits_for_its_turn(core) -> None:
 
 def test_without_limits_no_record_is_made(core) -> None:
     """Nor is anything asked."""
-    job = core.ps.background(executor="thread")(lambda: 1)
-    run = job.submit()
+    run = core.ps.background(executor="thread", name="job")(lambda: 1).submit()
     core.go()
     assert (SUCCEEDED, []) == (run.state, core.service.store.records.scan(SPACE))
     assert SPACE not in core.service.store.records._subscribers
@@ -315,15 +313,72 @@ def test_a_run_that_asks_for_another_one_of_its_limit_is_named_in_a_warning(core
 # ------------------------------------------------------------ a store that cannot be asked
 
 
-class Losing(MemoryRecords):
-    """Cannot be used as long as it is `lost`."""
+def test_what_waits_looks_again_when_the_store_works_again(opened, caplog, monkeypatch) -> None:
+    """Nothing goes beyond the limit meanwhile; the log says once why it waits."""
+    with Core(store=opened(), groups={"warehouse": 1}) as core:
+        held = core.held("work")
+        work = core.ps.background(executor="thread", group="warehouse")(held)
+        with monkeypatch.context() as patch:
+            patch.setattr(core.service.store.places, "take", Mock(side_effect=StoreError("It is gone.")))
+            run = work.submit()
+            core.go()
+            core.run_for(3)
+            assert QUEUED == run.state
+            assert 1 == sum("It is gone." in each for each in messages(caplog))
+        core.run_for(1)
+        assert RUNNING == run.state
 
-    lost = False
 
-    def scan(self, *args, **options):
-        if self.lost and args[0] == SPACE:
-            raise StoreError("it is gone")
-        return super().scan(*args, **options)
+def test_a_process_that_runs_its_tasks_for_itself_counts_for_itself(core, monkeypatch) -> None:
+    """As many as there are places: those count, too, that it had from the store."""
+    held = core.held("work")
+    work = core.ps.background(executor="thread", group="warehouse")(held)
+    first = work.submit()
+    core.go()
+    monkeypatch.setattr(Store, "away", True)
+    monkeypatch.setattr(core.service.store.places, "take", Mock(side_effect=StoreError("It is gone.")))
+    runs = [first, work.submit(), work.submit()]
+    core.go()
+    assert ["running", "queued", "queued"] == states(*runs)
+    for number in range(2):
+        held.finish()
+        core.go()
+        assert "running" == str(runs[number + 1].state)
+
+
+def test_a_place_that_was_taken_though_the_store_did_not_say_so_is_given_back(opened, monkeypatch) -> None:
+    """Its run was cancelled before it could be asked again."""
+    with Core(store=opened(), groups={"warehouse": 1}) as core:
+        work = core.ps.background(executor="thread", group="warehouse")(core.held("work"))
+        stored = core.service.store.places
+        take = stored.take
+
+        def fail(*args):
+            take(*args)
+            raise StoreError("Its answer is lost.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stored, "take", fail)
+            run = work.submit()
+            core.go()
+            assert [stored._store.me] == [each.owner for each in stored._store.scan(SPACE)]
+            run.cancel()
+            core.go()
+        assert [None] == [each.owner for each in stored._store.scan(SPACE)]
+
+
+def test_places_that_a_store_has_lost_are_taken_again(opened) -> None:
+    """By who has them, so that others go on counting him."""
+    with Core(store=opened(), groups={"warehouse": 1}) as core:
+        work = core.ps.background(executor="thread", group="warehouse")(core.held("work"))
+        work.submit()
+        core.go()
+        records = core.service.store.records
+        [record] = records.scan(SPACE)
+        records.write([Change(SPACE, record.name, lambda *_: None)])
+        for lost in records._lost:
+            lost(0)
+        assert [record.state] == [each.state for each in records.scan(SPACE, owner=records.me)]
 
 
 # ------------------------------------------------------------ options
@@ -344,7 +399,7 @@ def test_a_group_that_nobody_has_sized_is_refused_when_the_service_starts(kind) 
 @pytest.mark.parametrize("kind", ["schedule", "background", "memoize"])
 def test_later_it_is_refused_at_once(core, kind) -> None:
     options = {"period": "1h"} if kind == "schedule" else {}
-    with pytest.raises(RegistrationError, match="its group='api' is none of ps.config.groups, which has 'warehouse'"):
+    with pytest.raises(RegistrationError, match="its group='api' is none of .* which has 'warehouse'"):
         getattr(core.ps, kind)(**options, name="f", group="api")(lambda: 1)
 
 

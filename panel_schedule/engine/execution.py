@@ -233,15 +233,15 @@ class Execution(ABC):
         if self.body is None:
             self.prepare()
         assert self.body is not None
-        limits, limiter = self.work.limits, self.service.limiter
-        if limits is not None and not limiter.holds(self.run):
-            limiter.enter(self.run, limits, self.start)
+        limits = self.work.limits
+        if limits is not None and not self.service.limiter.holds(self.run):
+            self.service.limiter.enter(self.run, limits, self.start)
             return
         executor = self.work.executor
         self.service.locked.submitted.add(executor)
         self.future = executor.submit(self.body, self.name)
         if limits is not None:  # first: what follows may start it again
-            self.future.add_done_callback(lambda _: limiter.leave(self.run))
+            self.future.add_done_callback(lambda _: self.service.limiter.leave(self.run))
         self.future.add_done_callback(self.body_ended)
 
     def _enter(self) -> None:
