@@ -8,14 +8,17 @@ from unittest.mock import Mock
 
 import pytest
 
-from core import Core, messages
+import panel_schedule as ps
+from core import PATIENCE, Core, messages
 from job_peer import Host
 from panel_schedule.config import Config
 from panel_schedule.coordination import places
 from panel_schedule.coordination.places import SPACE, Limit, PlaceState
 from panel_schedule.coordination.record import Record, Refusal
+from panel_schedule.decorators import Front
 from panel_schedule.errors import ConfigError, RegistrationError, StoreError
 from panel_schedule.functions.run import RunState
+from panel_schedule.runtime import Runtime
 from panel_schedule.stores.base import Store
 from panel_schedule.stores.records import Change
 from panel_schedule.testing.contracts.tools import second
@@ -23,6 +26,7 @@ from servers import eventually
 
 QUEUED, RUNNING, SUCCEEDED = RunState.QUEUED, RunState.RUNNING, RunState.SUCCEEDED
 
+pytest_plugins = ["panel_schedule.testing.plugin"]
 pytestmark = pytest.mark.stores("asked")
 with_a_death = pytest.mark.stores("asked", lease=1.0)
 
@@ -310,6 +314,37 @@ def test_a_run_that_asks_for_another_one_of_its_limit_is_named_in_a_warning(core
     assert "group 'warehouse'" in warnings[0]
 
 
+def test_so_is_one_that_does_so_in_a_worker_process(caplog) -> None:
+    """The server knows which run asks there."""
+    config = Config({})
+    config.store, config.groups = "memory://", {"warehouse": 1}
+    runtime = Runtime(config)
+    front = Front(runtime)
+    inner = front.background(executor="thread", group="warehouse", name="inner")(lambda: 1)
+    try:
+        front.background(group="warehouse", name="outer")(lambda: inner.submit() and None).submit().result(PATIENCE)
+    finally:
+        runtime.close()
+    assert ["Job 'outer' asks for Job 'inner'"] == [each.partition(",")[0] for each in messages(caplog)]
+
+
+def test_limits_hold_on_virtual_time(schedule) -> None:
+    """As in production."""
+    ps.config.groups = {"warehouse": 1}
+    now, most = [0], [0]
+
+    def count():
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        ps.current_run().report(1, "")
+        now[0] -= 1
+
+    for name in "abc":
+        ps.schedule(period="1h", name=name, group="warehouse")(count)
+    schedule.advance("1h")
+    assert (1, 6) == (most[0], len(schedule.runs))
+
+
 # ------------------------------------------------------------ a store that cannot be asked
 
 
@@ -399,7 +434,7 @@ def test_a_group_that_nobody_has_sized_is_refused_when_the_service_starts(kind) 
 @pytest.mark.parametrize("kind", ["schedule", "background", "memoize"])
 def test_later_it_is_refused_at_once(core, kind) -> None:
     options = {"period": "1h"} if kind == "schedule" else {}
-    with pytest.raises(RegistrationError, match="its group='api' is none of .* which has 'warehouse'"):
+    with pytest.raises(RegistrationError, match=r"its group='api' is none of .* which has 'warehouse'"):
         getattr(core.ps, kind)(**options, name="f", group="api")(lambda: 1)
 
 
@@ -502,6 +537,10 @@ def test_a_process_with_much_to_do_lets_another_one_have_its_turn(hosts, tmp_pat
         (tmp_path / f"go {name}").touch()
     await_line(tmp_path, "ended b")
     assert "began a199" not in journal(tmp_path)
+    await_line(tmp_path, "ended a199")
+    lines = [line.partition(" ") for line in journal(tmp_path)]
+    assert ["began", "ended"] * 201 == [what for what, _, _ in lines]
+    assert [name for _, _, name in lines[::2]] == [name for _, _, name in lines[1::2]]
 
 
 @with_a_death

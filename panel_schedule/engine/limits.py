@@ -182,16 +182,12 @@ class Limiter:
 
     def _take(self, entry: _Entry) -> Limit | None:
         """The limit that has no place for it."""
-        entry.known = True
-        try:
-            lacking = self._store.places.take(entry.limits, entry.holder)
-        except (StoreError, OSError):
-            if not self._store.away:
-                raise
-            # As long as this process runs its tasks for itself, it counts for itself.
+        if self._store.away:  # as long as this process runs its tasks for itself, it counts for itself
             with self._locked:
                 held = [limit for other in self._held.values() for limit in other.limits]
             return next((limit for limit in entry.limits if held.count(limit) >= limit.size), None)
+        entry.known = True  # also where the answer is lost
+        lacking = self._store.places.take(entry.limits, entry.holder)
         entry.known = lacking is None
         return lacking
 
