@@ -40,9 +40,6 @@ TROUBLE = (RunState.FAILED, RunState.TIMED_OUT, RunState.CRASHED)
 # In the spans and the metrics.
 KINDS = {"Task": "task", "Job": "job", "Memoized function": "memo"}
 
-# By their names, who needs a place that its caller has.
-_warned = set[tuple[str, str]]()
-
 
 class Work(NamedTuple):
     """
@@ -157,7 +154,9 @@ class Execution(ABC):
         self.telling = False
         self.told: tuple[Any, ...] = ()
         if work.limits is not None:
-            self._warn_if_inside(work.limits)
+            own = None if (caller := _current.get()) is None else caller._execution
+            if isinstance(own, Execution) and own.work.limits is not None:
+                service.limiter.warn(own.name, own.work.limits, self.name, work.limits)
 
     @property
     def name(self) -> str:
@@ -186,21 +185,6 @@ class Execution(ABC):
     def call(self) -> str:
         """The call as text: ``total([1, 2])``."""
         return f"{self.work.label}({self.arguments})"
-
-    def _warn_if_inside(self, limits: Limits) -> None:
-        """Of a run that has one of the places which this one needs, and perhaps waits for it."""
-        caller = _current.get()
-        own = None if caller is None else caller._execution
-        if not isinstance(own, Execution) or own.work.limits is None:
-            return
-        for limit in limits:
-            if limit in own.work.limits and (own.name, self.name) not in _warned:
-                _warned.add((own.name, self.name))
-                log.warning(
-                    "%s asks for %s, and both need one of the %d places of %s: where all are held by such as wait for "
-                    "others, none goes on. Do not wait for it in there, or take one of both out of the limit.",
-                    own.name, self.name, limit.size, limit.name,
-                )  # fmt: skip
 
     # ------------------------------------------------------------ the body
 

@@ -82,6 +82,7 @@ class Limiter:
         self._serving = self._again = False
         self._timer: Timer | None = None
         self._trouble = ""
+        self._warned = set[tuple[str, str]]()
 
     def of(self, what: str, concurrency: Concurrency) -> Limits:
         """
@@ -99,6 +100,16 @@ class Limiter:
             When there is no such group.
         """
         return limits_of(what, concurrency, self._groups)
+
+    def warn(self, holder: str, held: Limits, name: str, limits: Limits) -> None:
+        """Say once that who may hold a place asks for what needs one of the same, and perhaps waits for it."""
+        if (limit := next((each for each in limits if each in held), None)) and (holder, name) not in self._warned:
+            self._warned.add((holder, name))
+            log.warning(
+                "%s asks for %s, and both need one of the %d places of %s: where all are held by such as wait for "
+                "others, none goes on. Do not wait for it in there, or take one of both out of the limit.",
+                holder, name, limit.size, limit.name,
+            )  # fmt: skip
 
     def holds(self, run: Run) -> bool:
         """Whether it has its places."""
