@@ -385,21 +385,41 @@ def test_a_place_that_was_taken_though_the_store_did_not_say_so_is_given_back(op
     """Its run was cancelled before it could be asked again."""
     with Core(store=opened(), groups={"warehouse": 1}) as core:
         work = core.ps.background(executor="thread", group="warehouse")(core.held("work"))
-        stored = core.service.store.places
-        take = stored.take
+        take = core.service.store.places.take
 
-        def fail(*args):
+        def lose(*args):
             take(*args)
             raise StoreError("Its answer is lost.")
 
-        with monkeypatch.context() as patch:
-            patch.setattr(stored, "take", fail)
-            run = work.submit()
-            core.go()
-            assert [stored._store.me] == [each.owner for each in stored._store.scan(SPACE)]
+        monkeypatch.setattr(core.service.store.places, "take", lose)
+        run = work.submit()
+        core.go()
+        assert [core.service.store.me] == owners(core)
+        run.cancel()
+        core.go()
+        assert [None] == owners(core)
+
+
+def test_a_place_that_came_when_its_run_had_been_cancelled_is_given_back(opened, monkeypatch) -> None:
+    """It was cancelled while the store was asked."""
+    with Core(store=opened(), groups={"warehouse": 1}) as core:
+        held = core.held("work")
+        work = core.ps.background(executor="thread", group="warehouse")(held)
+        take = core.service.store.places.take
+
+        def dawdle(*args):
             run.cancel()
-            core.go()
-        assert [None] == [each.owner for each in stored._store.scan(SPACE)]
+            core.writer.go()
+            return take(*args)
+
+        monkeypatch.setattr(core.service.store.places, "take", dawdle)
+        run = work.submit()
+        core.go()
+        assert ([None], 0) == (owners(core), held.calls)
+
+
+def owners(core):
+    return [each.owner for each in core.service.store.records.scan(SPACE)]
 
 
 def test_places_that_a_store_has_lost_are_taken_again(opened) -> None:
@@ -427,14 +447,14 @@ def test_a_group_that_nobody_has_sized_is_refused_when_the_service_starts(kind) 
         runtime._service = None
         options = {"period": "1h"} if kind == "schedule" else {}
         getattr(front, kind)(**options, name="f", group="warehuose")(lambda: 1)
-        with pytest.raises(RegistrationError, match=r"'f': its group='warehuose' is none of ps.config.groups, which"):
+        with pytest.raises(ConfigError, match=r"'f': its group='warehuose' is none of ps.config.groups, which"):
             runtime.check()
 
 
 @pytest.mark.parametrize("kind", ["schedule", "background", "memoize"])
 def test_later_it_is_refused_at_once(core, kind) -> None:
     options = {"period": "1h"} if kind == "schedule" else {}
-    with pytest.raises(RegistrationError, match=r"its group='api' is none of .* which has 'warehouse'"):
+    with pytest.raises(ConfigError, match=r"its group='api' is none of .* which has 'warehouse'"):
         getattr(core.ps, kind)(**options, name="f", group="api")(lambda: 1)
 
 

@@ -96,7 +96,7 @@ class Limiter:
 
         Raises
         ------
-        RegistrationError
+        ConfigError
             When there is no such group.
         """
         return limits_of(what, concurrency, self._groups)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..coordination.places import Limit
-from ..errors import CycleError, RegistrationError, TriggerError
+from ..errors import ConfigError, CycleError, RegistrationError, TriggerError
 from ..hashing.content import Content, Refusal
 from ..hashing.fingerprint import Origin, difference
 from ..hashing.keys import signature_of
@@ -399,12 +399,12 @@ def limits_of(what: str, concurrency: Concurrency, groups: Mapping[str, int]) ->
 
     Raises
     ------
-    RegistrationError
+    ConfigError
         When there is no such group: names `what` is in it.
     """
     max_running, group = concurrency
     if group is not None and group not in groups:
-        raise RegistrationError(
+        raise ConfigError(
             f"{what}: its group={group!r} is none of ps.config.groups, which has "
             f"{', '.join(map(repr, groups)) or 'none'}. Say how many runs it stands: "
             f"ps.config.groups = {{{group!r}: 2}}, at the top of the setup script."
