@@ -219,8 +219,8 @@ class Runtime:
         Raises
         ------
         ConfigError, RegistrationError
-            When an option of the environment means nothing, or a function is to run where nothing runs it, or in a group
-            that is not there.
+            When an option of the environment means nothing, or a function is to run where nothing runs it, or is of a
+            group that is not there.
         """
         self.config.check()
         history_age(self.config)

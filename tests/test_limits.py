@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 from unittest.mock import Mock
 
@@ -106,21 +105,23 @@ def test_a_holder_has_one_place_of_each_limit_or_none(opened) -> None:
     assert ["b", "c"] == sorted(each.state.holder for each in store.records.scan(SPACE, two.name, owner=store.me))
 
 
-def test_of_several_processes_that_ask_at_once_as_many_get_a_place_as_there_are(opened) -> None:
-    """Each is refused a number that another one has just taken, and tries the next."""
-    stores, limit = [opened() for _ in range(4)], Limit("group 'three'", 3)
-    got, together = list[Limit | None](), threading.Barrier(4)
+def test_who_finds_that_another_process_was_quicker_takes_the_next_place_or_none(opened, monkeypatch) -> None:
+    """Between the look and the change: what it could have of the other limits it has not taken then."""
+    store, other = opened(), opened()
+    one, two = Limit("group 'one'", 1), Limit("group 'two'", 2)
+    write = store.records.write
 
-    def ask(store):
-        together.wait()
-        got.append(store.places.take([limit], "run"))
+    def be_late(*changes, **options):
+        monkeypatch.setattr(store.records, "write", write)
+        other.places.take([Limit(change.name.rpartition(" ")[0], 1) for change in changes[0][-1:]], "quick")
+        return write(*changes, **options)
 
-    threads = [threading.Thread(target=ask, args=(store,)) for store in stores]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (3, 1) == (got.count(None), got.count(limit))
+    monkeypatch.setattr(store.records, "write", be_late)
+    assert None is store.places.take([two], "a")
+    store.places.free([two], "a")
+    monkeypatch.setattr(store.records, "write", be_late)
+    assert one == store.places.take([two, one], "b")
+    assert [] == store.records.scan(SPACE, owner=store.me)
 
 
 # ------------------------------------------------------------ in one process
@@ -178,6 +179,22 @@ def test_what_waits_for_its_own_function_lets_others_of_its_group_pass() -> None
         slow.finish()
         core.go()
         assert ["succeeded", "running", "running", "queued"] == states(*runs)
+
+
+@pytest.mark.parametrize("first", ["narrow", "wide"])
+def test_of_a_group_that_comes_first_goes_first_which_has_a_limit_of_its_own_or_none(core, first) -> None:
+    """Neither is given the preference."""
+    bodies = {name: core.held(name) for name in ("narrow", "wide")}
+    jobs = {
+        name: core.ps.background(executor="thread", group="warehouse", max_running=most)(bodies[name])
+        for name, most in (("narrow", 1), ("wide", None))
+    }
+    jobs["wide"].submit()
+    core.go()
+    waiting = [jobs[name].submit() for name in sorted(jobs, key=lambda name: name != first)]
+    bodies["wide"].finish()
+    core.go()
+    assert ["running", "queued"] == states(*waiting)
 
 
 @pytest.mark.parametrize("kind", ["task", "job", "memo"])
@@ -403,8 +420,7 @@ def test_a_place_that_was_taken_though_the_store_did_not_say_so_is_given_back(op
 def test_a_place_that_came_when_its_run_had_been_cancelled_is_given_back(opened, monkeypatch) -> None:
     """It was cancelled while the store was asked."""
     with Core(store=opened(), groups={"warehouse": 1}) as core:
-        held = core.held("work")
-        work = core.ps.background(executor="thread", group="warehouse")(held)
+        work = core.ps.background(executor="thread", group="warehouse")(core.held("work"))
         take = core.service.store.places.take
 
         def dawdle(*args):
@@ -413,9 +429,10 @@ def test_a_place_that_came_when_its_run_had_been_cancelled_is_given_back(opened,
             return take(*args)
 
         monkeypatch.setattr(core.service.store.places, "take", dawdle)
+        monkeypatch.setattr(core.thread, "submit", submitted := Mock())
         run = work.submit()
         core.go()
-        assert ([None], 0) == (owners(core), held.calls)
+        assert ([None], []) == (owners(core), submitted.mock_calls)
 
 
 def owners(core):
@@ -487,7 +504,9 @@ def test_sizes_that_mean_nothing_are_refused(groups) -> None:
 JOBS = """
 import os, time
 import panel_schedule as ps
+from panel_schedule.engine import limits
 
+limits.LOOK = 60.0  # what is not heard comes too late
 ps.config.groups = {"warehouse": 1}
 
 def note(*words):

@@ -220,7 +220,7 @@ class Limiter:
     def _free(self, entry: _Entry) -> None:
         if entry.known:
             self._outbox.ask((), partial(self._store.places.free, entry.limits, entry.holder), self._freed)
-        if self._store.away or not entry.known:
+        else:
             self._look()
 
     def _freed(self, _: None) -> None:
