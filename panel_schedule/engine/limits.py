@@ -25,9 +25,6 @@ Limits = tuple[Limit, ...]
 # How often, in seconds, what waits looks though nothing was heard.
 LOOK = 1.0
 
-# So long, in seconds, a process that has given a place back lets others have it who wait longer.
-PAUSE = 0.01
-
 
 @dataclass(slots=True, eq=False)
 class _Entry:
@@ -219,13 +216,7 @@ class Limiter:
 
     def _free(self, entry: _Entry) -> None:
         if entry.known:
-            self._outbox.ask((), partial(self._store.places.free, entry.limits, entry.holder), self._freed)
-        else:
-            self._look()
-
-    def _freed(self, _: None) -> None:
-        if self._store.blocking:
-            self._timers.after(PAUSE, self._look, None)
+            self._outbox.ask((), partial(self._store.places.free, entry.limits, entry.holder), self._look)
         else:
             self._look()
 
