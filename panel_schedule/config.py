@@ -121,6 +121,13 @@ class Config(param.Parameterized):
         jobs, as many tasks, and as many memoized functions. The workers start when they are needed.""",
     )
 
+    groups = param.Dict(
+        default={},
+        doc="""
+        How many runs go at the same time of all functions with ``group=`` of this name, in all processes that share
+        the store: ``{"warehouse": 2}``. In the environment ``warehouse=2,api=5``.""",
+    )
+
     grace_period = param.Number(
         default=5.0,
         bounds=(0, None),
@@ -217,7 +224,12 @@ class Config(param.Parameterized):
         self._frozen = True
 
     def _read(self, option: str, text: str) -> None:
-        kinds: dict[type, Callable[[str], Any]] = {param.Integer: int, param.Number: float, param.List: _names}
+        kinds: dict[type, Callable[[str], Any]] = {
+            param.Integer: int,
+            param.Number: float,
+            param.List: _names,
+            param.Dict: _sizes,
+        }
         kind = kinds.get(type(self.param[option]), str)
         try:
             setattr(self, option, kind(text))
@@ -386,6 +398,20 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _sizes(text: str) -> dict[str, int]:
+    return {name.strip(): int(size) for name, _, size in (each.partition("=") for each in _names(text))}
+
+
+def _check_groups(groups: Any) -> None:
+    if not isinstance(groups, dict) or not all(
+        isinstance(name, str) and name and type(size) is int and size > 0 for name, size in groups.items()
+    ):
+        raise ConfigError(
+            f"ps.config.groups is {groups!r}; it says by the name of each group how many runs of it go at the same "
+            "time, at least 1: {'warehouse': 2}."
+        )
+
+
 def _check_token(token: str) -> None:
     if not isinstance(token, str) or not (token == "" or re.fullmatch(r"[\x21-\x7e]{16,}", token)):
         raise ConfigError(
@@ -418,6 +444,7 @@ _CHECKS = {
     "token": _check_token,
     "celery": _check_celery,
     "dask": _check_dask,
+    "groups": _check_groups,
     "namespace": _check_namespace,
     "smtp": _check_smtp,
     "timezone": _check_timezone,

@@ -27,6 +27,7 @@ from .functions.registry import (
     as_retry,
     choice,
     choose_trigger,
+    concurrency,
     duration,
     flag,
     isolation,
@@ -177,6 +178,8 @@ class Front:
         retrigger: str = "replace",
         on_session_end: str = "cancel",
         result_ttl: str | float | timedelta = "1d",
+        max_running: int | None = None,
+        group: str | None = None,
         name: str | None = None,
     ) -> BackgroundDecorator: ...
     @named
@@ -194,6 +197,8 @@ class Front:
         retrigger: str = "replace",
         on_session_end: str = "cancel",
         result_ttl: str | float | timedelta = "1d",
+        max_running: int | None = None,
+        group: str | None = None,
         name: str | None = None,
     ) -> Any:
         """
@@ -230,6 +235,11 @@ class Front:
             What becomes of a job's run when its session ends and no other one has attached to it.
         result_ttl : period
             How long a run that has ended can be found by ``function.runs()`` and ``job.attach(id)``.
+        max_running : int
+            How many runs of the function go at the same time, in all processes that share the store; others wait. By
+            default as many as its executor has places for.
+        group : str
+            The same for all functions of a group, as ``ps.config.groups`` says.
         name : str
             By default the function's.
 
@@ -269,6 +279,7 @@ class Front:
                 retrigger=choice(Retrigger, "retrigger", retrigger),
                 on_session_end=choice(OnSessionEnd, "on_session_end", on_session_end),
                 result_ttl=duration("result_ttl", result_ttl),
+                concurrency=concurrency(max_running, group),
             )
         except ScheduleError as error:
             raise _placed(error, name and f"Job {name!r}", "@ps.background") from None
@@ -302,6 +313,8 @@ class Front:
         stale_if_error: bool = True,
         error_ttl: str | float | timedelta = 0,
         keep: Callable[[Any], Any] | None = None,
+        max_running: int | None = None,
+        group: str | None = None,
         name: str | None = None,
     ) -> MemoDecorator: ...
     @named
@@ -323,6 +336,8 @@ class Front:
         stale_if_error: bool = True,
         error_ttl: str | float | timedelta = 0,
         keep: Callable[[Any], Any] | None = None,
+        max_running: int | None = None,
+        group: str | None = None,
         name: str | None = None,
     ) -> Any:
         """
@@ -372,6 +387,11 @@ class Front:
         keep : callable
             A function of the answer: where it returns what is false, the answer is for those who wait for it and not
             kept, ``keep=lambda answer: answer is not None``. What was kept before goes as well.
+        max_running : int
+            How many computations of the function go at the same time, in all processes that share the store; others
+            wait. None runs on a caller's own thread then.
+        group : str
+            The same for all functions of a group, as ``ps.config.groups`` says.
         name : str
             By default the function's.
 
@@ -415,6 +435,7 @@ class Front:
                 error_ttl=duration("error_ttl", error_ttl, zero=True),
                 ignore=names("ignore", ignore),
                 keep=None if keep is None else of_answer("keep", keep),
+                concurrency=concurrency(max_running, group),
             )
         except ScheduleError as error:
             raise _placed(error, name and f"Memoized function {name!r}", "@ps.memoize") from None
@@ -498,6 +519,7 @@ class Front:
         stale_after: str | float | timedelta | None = None,
         isolate: bool | None = None,
         each: Iterable[str] | Callable[[], Any] | Task[Any] | None = None,
+        group: str | None = None,
     ) -> TaskDecorator:
         """
         Run a function on a schedule, once for every visitor.
@@ -569,6 +591,9 @@ class Front:
             The function takes a key, and each of these keys has a task: they are a :class:`Family`. A function that
             lists them is asked at first and before each slot, by one process for all; of a task the value lists them.
             All other options hold for each of its tasks.
+        group : str
+            Of all functions of it, in all processes that share the store, only so many runs go at the same time as
+            ``ps.config.groups`` says; others wait.
 
         Returns
         -------
@@ -621,6 +646,7 @@ class Front:
                 default=default,
                 stale_after=None if stale_after is None else duration("stale_after", stale_after),
                 isolate=isolation(isolate),
+                concurrency=concurrency(None, group),
                 given=self._given(trigger),
             )
         except ScheduleError as error:

@@ -56,6 +56,7 @@ from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
     Registry,
     choose_trigger,
+    limits_of,
     may_replace,
     require_answer,
     require_family,
@@ -227,18 +228,19 @@ class Runtime:
         Raises
         ------
         ConfigError, RegistrationError
-            When an option of the environment means nothing, or a function is to run where nothing runs it.
+            When an option of the environment means nothing, or a function is to run where nothing runs it, or is of a
+            group that is not there.
         """
         self.config.check()
         history_age(self.config)
         for task in self.tasks.values():
-            self._require_executor(f"Task {task.name!r}", task.policy.executor)
+            self._require_able(f"Task {task.name!r}", task.policy, task.policy.executor)
         for family in self.families.values():
-            self._require_executor(f"Family {family.name!r}", family.policy.executor)
+            self._require_able(f"Family {family.name!r}", family.policy, family.policy.executor)
         for job in self.jobs.values():
-            self._require_executor(f"Job {job.name!r}", job.policy.executor)
+            self._require_able(f"Job {job.name!r}", job.policy, job.policy.executor)
         for memo in self.memos.values():
-            self._require_executor(f"Memoized function {memo.name!r}", memo.executor)
+            self._require_able(f"Memoized function {memo.name!r}", memo.policy, memo.executor)
 
     def _build(self) -> Service:
         remote.refuse_here("The scheduler")
@@ -278,6 +280,7 @@ class Runtime:
             self.handlers,
             changed=self.show_change,
             counts=self.counts,
+            groups=self.config.groups,
         )
 
     @contextmanager
@@ -413,7 +416,9 @@ class Runtime:
 
     # ------------------------------------------------------------ workers of another program
 
-    def _require_executor(self, what: str, where: str | None) -> None:
+    def _require_able(self, what: str, policy: Policy | JobPolicy | MemoPolicy, where: str | None) -> None:
+        if policy.concurrency is not None:
+            limits_of(what, policy.concurrency, self.config.groups)
         if where == "celery":
             celery.require(self.config.celery, self.config.store, what)
         if where == "dask":
@@ -691,7 +696,7 @@ class Runtime:
                     "Schedule that one again first."
                 )
         if self._service is not None:
-            self._require_executor(what, policy.executor)
+            self._require_able(what, policy, policy.executor)
 
     def _take_in(self, policy: Policy, name: str, function: Callable[[], Any], gated: bool = True) -> Task[Any]:
         task: Task[Any] = Task(name, function, policy, self)
@@ -942,6 +947,7 @@ class Runtime:
         """Start a run of a background function for a function in a worker process, whose own run this is."""
         if (job := self.jobs.get(name)) is None:
             raise RegistrationError(f"There is no background function {name!r} in the server: import its module there.")
+        _current.set(run)
         args, kwargs, later = arguments
         child = job.submit_for(run.user, args, kwargs, None if later is None else job.due(*later))
         if (children := self._children.get(run)) is None:
@@ -983,7 +989,7 @@ class Runtime:
                 self._again(known, "job", policy, key, function)
                 return known
             if self._service is not None:
-                self._require_executor(f"Job {name!r}", policy.executor)
+                self._require_able(f"Job {name!r}", policy, policy.executor)
             remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             follow = partial(self._dispatcher.follower.add, background) if self._service is not None else lambda: None
@@ -1010,7 +1016,7 @@ class Runtime:
                 self._again(known, "memoized function", policy, key, function)
                 return known
             if self._service is not None:
-                self._require_executor(f"Memoized function {name!r}", policy.executor)
+                self._require_able(f"Memoized function {name!r}", policy, policy.executor)
             remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             self._take_up(memo, function, lambda: None, undo=lambda: self.memos.pop(name))

@@ -29,7 +29,7 @@ LOWER = {("serialize", "functions.remote")}
 
 WHERE = [
     "a new store", "a new executor", "a page that lists all runs", "the life of a claim", "a state `paused` for jobs",
-    "jitter", "a limit per job function", "spans around runs", "another framework than Panel", "the schema", "SIGTERM",
+    "jitter", "a limit per user", "spans around runs", "another framework than Panel", "the schema", "SIGTERM",
     "priority of jobs",
 ]  # fmt: skip
 

@@ -101,6 +101,37 @@ def test_what_a_replica_ran_that_went_with_the_server_holds_up_nothing(site: Sit
     site.end()
 
 
+@pytest.mark.parametrize("site", [(Redis, False)], ids=["redis that forgets"], indirect=True)
+def test_a_limit_counts_in_each_replica_while_the_server_is_away(site: Site) -> None:
+    """What needs a place gets one of its own process; then all count together again, and nothing is left taken."""
+    limited = """
+import panel_schedule as ps
+for name in ("one", "two"):
+    ps.schedule(period="1s", name=name, first_run="background", group="warehouse")(lambda: replica.compute(10))
+"""
+    hosts = [site.replica(busy=False, on_store_loss="run", groups={"warehouse": 1}) for _ in range(2)]
+
+    def await_all() -> None:
+        for host in hosts:
+            before = [host(f"replica.version('{name}')") for name in ("one", "two")]
+            for name, version in zip(("one", "two"), before, strict=True):
+                eventually(lambda host=host, name=name, version=version: host(f"replica.version('{name}')") > version)
+
+    for host in hosts:
+        host(limited)
+    await_all()
+    lose_server(site)
+    await_all()
+    site.server.start()
+    await_return(site)
+    await_all()
+    for host in hosts:
+        host("[ps.tasks[name].pause() for name in ('one', 'two')] and None")
+    with closing(site.opened()) as store:
+        eventually(lambda: not [each for each in store.records.scan("place") if each.owner is not None])
+    site.end()
+
+
 def test_what_was_paused_meanwhile_stays_paused(site: Site) -> None:
     """And a job that waits for the server holds up no task."""
     one, other = (site.replica(on_store_loss="run") for _ in range(2))

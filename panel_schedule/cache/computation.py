@@ -148,8 +148,9 @@ class Computation(Execution):
         ended: Callable[[Computation, RunState, BaseException | None], object],
     ):
         policy, executor = memo.policy, service.executor("memo", memo.executor)
+        limits = policy.concurrency and service.limiter.of(f"Memoized function {memo.name!r}", policy.concurrency)
         work = work_of(
-            "Memoized function", memo.name, memo.function, memo.executor, executor, policy.timeout, policy.retry
+            "Memoized function", memo.name, memo.function, memo.executor, executor, policy.timeout, policy.retry, limits
         )
         super().__init__(service, work, run, args, kwargs)
         self.answers = answers

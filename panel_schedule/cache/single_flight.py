@@ -77,8 +77,8 @@ class SingleFlight:
             value = without_session(_named(memo), lambda: outcome(memo.function(*args, **kwargs), items.append))
             return items[-1] if value is PUBLISHED else value
         on_loop, waiter = on_a_loop(), self._waiter(memo)
-        # At a timeout the caller goes on, and the function does not.
-        here = not on_loop and self.recursion.has_room and memo.policy.timeout is None
+        # At a timeout the caller goes on, and the function does not; and what has limits has to wait for its turn.
+        here = not on_loop and self.recursion.has_room and (memo.policy.timeout or memo.policy.concurrency) is None
         computation = self._ask(memo, key, args, kwargs, waiter, held=on_loop, here=here)
         if computation is None:
             return waiter.result()

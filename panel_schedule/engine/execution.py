@@ -25,6 +25,7 @@ from ..hashing.keys import arguments_text
 from ..serialize.copies import snapshot
 from ..serialize.errors import first_line
 from ..session import leave_session
+from .limits import Limits
 from .service import Service
 from .timers import Timer
 
@@ -60,6 +61,8 @@ class Work(NamedTuple):
     timeout : float or None
         Seconds.
     retry : Retry
+    limits : tuple of Limit or None
+        Of what it needs a place each as long as its function runs.
     """
 
     kind: str
@@ -72,6 +75,7 @@ class Work(NamedTuple):
     is_async: bool
     timeout: float | None
     retry: Retry
+    limits: Limits | None = None
 
     @property
     def in_thread(self) -> bool:
@@ -92,11 +96,14 @@ def work_of(
     executor: Executor,
     timeout: float | None,
     retry: Retry,
+    limits: Limits | None = None,
 ) -> Work:
     """What an executor of this name executes: ``"thread"``, ``"loop"`` or another one, in another process."""
     on_loop, isolated = where == "loop", where not in ("thread", "loop")
     elsewhere = isolated and where != "process"
-    return Work(kind, label, function, executor, isolated, elsewhere, on_loop, is_async(function), timeout, retry)
+    return Work(
+        kind, label, function, executor, isolated, elsewhere, on_loop, is_async(function), timeout, retry, limits
+    )
 
 
 class Execution(ABC):
@@ -146,6 +153,10 @@ class Execution(ABC):
         self.waiters: list[Run] = []
         self.telling = False
         self.told: tuple[Any, ...] = ()
+        if work.limits is not None:
+            own = None if (caller := _current.get()) is None else caller._execution
+            if isinstance(own, Execution) and own.work.limits is not None:
+                service.limiter.warn(own.name, own.work.limits, self.name, work.limits)
 
     @property
     def name(self) -> str:
@@ -202,13 +213,19 @@ class Execution(ABC):
             self.body.pack()
 
     def start(self) -> None:
-        """Hand the body to its executor. Under the lock."""
+        """Hand the body to its executor, as soon as there is a place for it. Under the lock."""
         if self.body is None:
             self.prepare()
         assert self.body is not None
+        limits = self.work.limits
+        if limits is not None and not self.service.limiter.holds(self.run):
+            self.service.limiter.enter(self.run, limits, self.start)
+            return
         executor = self.work.executor
         self.service.locked.submitted.add(executor)
         self.future = executor.submit(self.body, self.name)
+        if limits is not None:  # first: what follows may start it again
+            self.future.add_done_callback(lambda _: self.service.limiter.leave(self.run))
         self.future.add_done_callback(self.body_ended)
 
     def _enter(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from datetime import datetime
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from ..functions.run import Run, RunRecord
 from ..stores.base import Store
 from .counts import Counts
 from .hooks import EVENTS, Handler, Hooks
+from .limits import Limiter
 from .lock import Bell, Locked
 from .outbox import REQUESTS, SUBJECTS, Outbox
 from .timers import Timers
@@ -70,6 +71,8 @@ class Service:
         ``changed(task)`` after each change of a task's status, on any thread, outside of locks.
     counts : Counts, optional
         Those of this process, to go on with.
+    groups : mapping of str to int, optional
+        By name, how many runs of each go at the same time.
 
     Attributes
     ----------
@@ -101,6 +104,7 @@ class Service:
         handlers: dict[str, list[Handler]] | None = None,
         changed: Callable[[Any], object] = lambda task: None,
         counts: Counts | None = None,
+        groups: Mapping[str, int] | None = None,
     ):
         self.clock = clock
         self.store = store
@@ -112,6 +116,7 @@ class Service:
         self.lock = threading.RLock()
         self.locked = Locked(self.lock, self._released, changed)
         self.outbox = Outbox(clock, store, executors, self.locked)
+        self.limiter = Limiter(store, self.timers, self.outbox, self.locked, groups or {})
         handlers = handlers or {event: [] for event in EVENTS}
         self.hooks = Hooks(clock, executors, handlers, self.timers, self.locked)
         self.begun = self.stopping = self.closing = False

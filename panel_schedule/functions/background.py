@@ -21,7 +21,7 @@ from . import remote
 from .registry import require_fitting
 from .remote import RemoteRun, function_named
 from .run import Run, RunRecord
-from .task import ONCE, Retry, Task
+from .task import ONCE, Concurrency, Retry, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +54,7 @@ class JobPolicy:
     retrigger: Retrigger = Retrigger.REPLACE
     on_session_end: OnSessionEnd = OnSessionEnd.CANCEL
     result_ttl: timedelta = timedelta(days=1)
+    concurrency: Concurrency | None = None
 
 
 class Host(Protocol):

@@ -27,7 +27,7 @@ from .live import LiveAnswer
 from .lru import LRU, Answer, Watched
 from .registry import duration, require_fitting
 from .run import Run, RunRecord
-from .task import ONCE, Retry, Task
+from .task import ONCE, Concurrency, Retry, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,6 +56,7 @@ class MemoPolicy:
     error_ttl: timedelta = timedelta()
     ignore: tuple[str, ...] = ()
     keep: Callable[[Any], Any] | None = None
+    concurrency: Concurrency | None = None
 
 
 class MemoStats(NamedTuple):

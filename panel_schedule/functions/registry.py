@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import CycleError, RegistrationError, TriggerError
+from ..coordination.places import Limit
+from ..errors import ConfigError, CycleError, RegistrationError, TriggerError
 from ..hashing.content import Content, Refusal
 from ..hashing.fingerprint import Origin, difference, plain_function
 from ..hashing.keys import signature_of
@@ -24,7 +25,7 @@ from ..triggers import After, Computed, Cron, Dates, Every, Schedule, Trigger, i
 from ..triggers.combined import AnyOf, Limited, Own, Skip, is_portable, leaves, own_fingerprint, zone_name
 from ..triggers.cron import find_zone
 from .calls import is_async
-from .task import ONCE, FirstRun, Overlap, Policy, Retry, Task, WhenIdle
+from .task import ONCE, Concurrency, FirstRun, Overlap, Policy, Retry, Task, WhenIdle
 
 log = logging.getLogger("panel_schedule")
 
@@ -412,6 +413,35 @@ def limit(option: str, value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise RegistrationError(f"{option}={value!r} must be a whole number of at least 1, or None for no limit.")
     return int(value)
+
+
+def concurrency(max_running: Any, group: Any) -> Concurrency | None:
+    """What ``max_running=`` and ``group=`` limit; None where they limit nothing."""
+    if max_running is None and group is None:
+        return None
+    if group is not None and not (isinstance(group, str) and group):
+        raise RegistrationError(f"group={group!r} must be a name of ps.config.groups.")
+    return Concurrency(limit("max_running", max_running), group)
+
+
+def limits_of(what: str, concurrency: Concurrency, groups: Mapping[str, int]) -> tuple[Limit, ...]:
+    """
+    The limits of a function, its own first.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such group: names `what` is in it.
+    """
+    max_running, group = concurrency
+    if group is not None and group not in groups:
+        raise ConfigError(
+            f"{what}: its group={group!r} is none of ps.config.groups, which has "
+            f"{', '.join(map(repr, groups)) or 'none'}. Say how many runs it stands: "
+            f"ps.config.groups = {{{group!r}: 2}}, at the top of the setup script."
+        )
+    own = () if max_running is None else (Limit(what, max_running),)
+    return own if group is None else (*own, Limit(f"group {group!r}", groups[group]))
 
 
 def names(option: str, value: Any) -> tuple[str, ...]:

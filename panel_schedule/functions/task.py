@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from numbers import Integral
 from types import FunctionType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ..errors import RegistrationError, ScheduleError, TriggerError
 from ..serialize.code import closed_over, names_in
@@ -46,6 +46,22 @@ class WhenIdle(StrEnum):
 
     RUN = "run"
     SKIP = "skip"
+
+
+class Concurrency(NamedTuple):
+    """
+    What limits how many runs go at the same time, in all processes.
+
+    Attributes
+    ----------
+    max_running : int or None
+        Of the function.
+    group : str or None
+        Of all functions of the group, as ``ps.config.groups`` says.
+    """
+
+    max_running: int | None = None
+    group: str | None = None
 
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
@@ -225,6 +241,7 @@ class Policy:
     stale_after: timedelta | None = None
     # Whether each read is a private copy-on-write view; None: of a data frame or series.
     isolate: bool | None = None
+    concurrency: Concurrency | None = None
     # Panel's own tasks: no slot before `start`, and forgotten when their dates are used up.
     start: datetime | None = None
     forget: bool = False

@@ -88,7 +88,8 @@ class JobExecution(Execution):
     ):
         policy = job.policy
         executor = service.executor("job", policy.executor)
-        work = work_of("Job", job.name, job.function, policy.executor, executor, policy.timeout, policy.retry)
+        limits = policy.concurrency and service.limiter.of(f"Job {job.name!r}", policy.concurrency)
+        work = work_of("Job", job.name, job.function, policy.executor, executor, policy.timeout, policy.retry, limits)
         super().__init__(service, work, run, args, kwargs)
         self.job = job
         self.most_bytes = most_bytes

@@ -473,7 +473,8 @@ class Scheduler:
         policy = task.policy
         where = policy.executor or ("loop" if is_async(task.function) else "thread")
         executor = self.service.executor("task", where)
-        return work_of("Task", task.name, task.function, where, executor, policy.timeout, policy.retry)
+        limits = policy.concurrency and self.service.limiter.of(f"Task {task.name!r}", policy.concurrency)
+        return work_of("Task", task.name, task.function, where, executor, policy.timeout, policy.retry, limits)
 
     def _comes(self, state: TaskState) -> bool:
         """Whether a first run is on its way: not where it waits for a task that skips its own."""

@@ -16,6 +16,7 @@ from .cache import Cache
 from .counted import Counted
 from .fallback import Fallback
 from .hurry import leaving
+from .places import Places
 from .queue import MOST_BYTES, Queue
 from .records import HOUR, LogAge, RecordStore, Request, noted
 from .remote import RemoteCalls
@@ -54,6 +55,8 @@ class Store:
         ``logged(space, name, run)`` when this process has added a line to a history.
     remote : RemoteCalls
         What workers of another program, as Celery, run for this process.
+    places : Places
+        Of the limits on how many runs go at the same time.
     """
 
     logged: Callable[[str, str, RunRecord], object]
@@ -72,7 +75,7 @@ class Store:
         self.values = Values(self._of_tasks, clock)
         self.tasks = Tasks(self._of_tasks, self.values, server)
         self.queue, self.cache = Queue(counted, clock, max_result_bytes), Cache(counted, clock)
-        self.remote = RemoteCalls(records, clock)
+        self.remote, self.places = RemoteCalls(records, clock), Places(records, clock)
         self._clock = clock
         self._age: LogAge | None = None
         self._sweeps_at = clock.monotonic() + HOUR

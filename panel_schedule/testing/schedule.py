@@ -302,8 +302,9 @@ class Schedule:
         executors |= {name: ThreadExecutor(1) for name in ("handler", "alert", "store", "requests", "publisher")}
         executors["loop"] = _runtime.loops
         service = VirtualService(
-            self.clock, store, executors, _runtime.handlers, changed=_runtime.show_change, counts=_runtime.counts
-        )
+            self.clock, store, executors, _runtime.handlers, changed=_runtime.show_change, counts=_runtime.counts,
+            groups=config.groups,
+        )  # fmt: skip
         service.readers.append(self._note)
         return service
 
