@@ -820,6 +820,35 @@ class Front:
         return partial(self._runtime.unwatch, policy)
 
     @named
+    def stop(self) -> None:
+        """
+        End all that this process has scheduled or started: in a notebook or a script, as a new kernel would.
+
+        Tasks are forgotten, and their names are free; runs and computations under way are cancelled; alerts end. What
+        is in ``ps.store`` stays, and ``task()`` gives its last value. A function in a thread that does not hear of
+        its end goes on for itself, and what it gives is dropped. Whatever is defined or submitted afterwards begins
+        anew. Idempotent.
+
+        Raises
+        ------
+        ScheduleError
+            In a process that serves pages, or runs tasks until it is ended: others need what it does.
+
+        Examples
+        --------
+        >>> import panel_schedule as ps
+        >>> @ps.background(executor="thread", name="sleeps")
+        ... def sleeps():
+        ...     for step in ps.track(range(1000)):
+        ...         time.sleep(0.01)
+        >>> run = sleeps.submit()
+        >>> ps.stop()
+        >>> run.state
+        <RunState.CANCELLED: 'cancelled'>
+        """
+        self._runtime.end()
+
+    @named
     def run_forever(self) -> None:
         """
         Run all scheduled tasks in this process, without a web server, until Ctrl-C or SIGTERM.

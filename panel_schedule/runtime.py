@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +35,16 @@ from .engine.counts import Counts
 from .engine.hooks import EVENTS, Handler
 from .engine.presence import Presence, WorkerPresence
 from .engine.service import Service
-from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError, TriggerError
+from .errors import (
+    ArgumentUnkeyable,
+    ConfigError,
+    NotReady,
+    RegistrationError,
+    ScheduleError,
+    StoreError,
+    TriggerError,
+    WouldBlock,
+)
 from .executors import celery, dask
 from .executors.base import Executor
 from .executors.celery import CeleryExecutor
@@ -66,10 +75,10 @@ from .functions.run import (
     Run,
     RunRecord,
     _current,
+    block,
     current_run,
     on_a_loop,
     place,
-    refuse_to_block,
     renew_ids,
     too_late,
 )
@@ -107,6 +116,9 @@ from .views.stream import stream
 log = logging.getLogger("panel_schedule")
 
 T = TypeVar("T")
+
+# Seconds that ``ps.stop()`` gives functions, which were told to end, to do so.
+SHORTLY = 1.0
 
 # By the scheme of ``ps.config.store``, what is on a server that any number of machines share.
 _SERVERS = dict.fromkeys(REDIS, RedisStore) | dict.fromkeys(POSTGRES, PostgresStore)
@@ -494,6 +506,38 @@ class Runtime:
         if self.started:
             self.close()
 
+    def end(self) -> None:
+        """
+        End all that this process has scheduled or started; what comes afterwards begins anew. Idempotent.
+
+        Raises
+        ------
+        ScheduleError
+            In a process that serves pages, or runs tasks until it is ended.
+        """
+        if self.fatal is not None and self.started and not in_notebook():
+            raise ScheduleError(
+                "ps.stop() is for notebooks and scripts, and this process serves others: it ends by Ctrl-C or SIGTERM. "
+                "To end one task of it, call task.remove_schedule()."
+            )
+        with self._lock:
+            for policy in list(self.alerts.values()):
+                self.unwatch(policy)
+            for task in list(self.tasks.values()):
+                self.tasks.discard(task)
+            service = self._service
+        if service is None:
+            return
+        self.started = False
+        self._scheduler.leave()
+        self._dispatcher.leave()
+        service.stop(SHORTLY)
+        for memo in self.memos.values():
+            memo.lru.clear()  # that it is invalidated nobody would tell
+        with self._lock:
+            self._inherited = service.store.forked()  # what only this process has
+            self._service = None
+
     def close(self) -> None:
         """
         When the interpreter exits: let runs in computation end within the grace period, unless a stop has done so.
@@ -570,8 +614,9 @@ class Runtime:
     def wait_ready(self, task: Task[T], timeout: float | None) -> T:
         run: Run | None = None
         future = self.scheduler.first_value(task)
+        blocking: AbstractContextManager[object] = nullcontext()
         if not future.done():
-            refuse_to_block(f"wait_ready() of task {task.name!r}", "await task.ready()")
+            blocking = block(f"wait_ready() of task {task.name!r}", "await task.ready()", task.name)
         deadline = None if timeout is None else self.clock.monotonic() + timeout
 
         def left() -> float | None:
@@ -583,7 +628,7 @@ class Runtime:
                     self.wait_ready(upstream, left())
                 run = task.refresh()
                 run.result(left())
-            with place:
+            with blocking:
                 return future.result(left()).value  # type: ignore[no-any-return]
         except NotReady:
             raise
@@ -642,7 +687,7 @@ class Runtime:
                     )
             if self._service is not None:
                 self._require_executor(f"Task {name!r}", policy.executor)
-            remember(f"Task {name!r}")
+            self._remember(f"Task {name!r}")
             task: Task[Any] = Task(name, function, policy, self)
             in_session = _in_session()
             if in_session:
@@ -661,9 +706,14 @@ class Runtime:
         elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
             if pn.config.autoreload:  # what it calls may be edited
                 known.function = function
-            return known
+            if not in_notebook() or known.entry is not None:
+                return known
+            if self.scheduler.states[known.name].run is not None:  # a cell that was interrupted waits for it again
+                self._remember(f"Task {known.name!r}")
+                self._show_first_run(known)
+                return known
         require_no_cycle(known, policy)
-        remember(f"Task {known.name!r}")
+        self._remember(f"Task {known.name!r}")
         known.function, known.policy = function, policy
         known.become(plain=False)
         if self._service is not None:
@@ -677,9 +727,7 @@ class Runtime:
             for task in list(self.tasks.values()):
                 if is_left_behind(task.function, module):
                     log.info("Task %r is gone from its file.", task.name)
-                    self.tasks.discard(task)
-                    if self._service is not None:
-                        self._scheduler.drop(task)
+                    self._drop(task)
             for functions in (self.jobs, self.memos):
                 for name in [name for name, each in functions.items() if is_left_behind(each.function, module)]:
                     del functions[name]
@@ -714,6 +762,30 @@ class Runtime:
             return asyncio.get_running_loop()
         except RuntimeError:
             return self.loops.adopted  # a server in another thread
+
+    def _remember(self, what: str) -> None:
+        if in_notebook():
+            remember(what, self._forget_undefined)
+            place.hold = self._hold
+
+    def _hold(self, function: str) -> AbstractContextManager[object]:
+        """While a cell waits for a function, what else needs a loop has another one than the kernel's."""
+        if self.loops.runs_here(function):
+            raise WouldBlock(f"{function!r} runs on the event loop of this thread.")
+        return self.loops.hold()
+
+    def _forget_undefined(self, what: str) -> None:
+        """A cell that has defined this does so no longer. Here alone, as what a file no longer has."""
+        with self._lock:
+            task = next((task for task in self.tasks.values() if f"Task {task.name!r}" == what), None)
+            if task is not None:
+                log.warning("%s has ended: the cell that defined it does so no longer.", what)
+                self._drop(task)
+
+    def _drop(self, task: Task[Any]) -> None:
+        self.tasks.discard(task)
+        if self._service is not None:
+            self._scheduler.drop(task)
 
     def _show_first_run(self, task: Task[Any]) -> None:
         """In a notebook the cell waits for the first value, shows the traceback of a failure, and has its name."""
@@ -780,11 +852,11 @@ class Runtime:
         name = require_nameable(_plain(function), name, "job")
         with self._lock:
             if (known := self.jobs.get(name)) is not None:
-                _again(known, "job", policy, key, function)
+                self._again(known, "Job", policy, key, function)
                 return known
             if self._service is not None:
                 self._require_executor(f"Job {name!r}", policy.executor)
-            remember(f"Job {name!r}")
+            self._remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             if self._service is not None:
                 self._dispatcher.follower.add(background)
@@ -807,14 +879,24 @@ class Runtime:
         name = require_nameable(_plain(function), name, "memoized function")
         with self._lock:
             if (known := self.memos.get(name)) is not None:
-                if _again(known, "memoized function", policy, key, function) and self._service is not None:
+                if self._again(known, "Memoized function", policy, key, function) and self._service is not None:
                     self._single_flight.kept.forget(known)
                 return known
             if self._service is not None:
                 self._require_executor(f"Memoized function {name!r}", policy.executor)
-            remember(f"Memoized function {name!r}")
+            self._remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             return memo
+
+    def _again(self, known: Any, kind: str, policy: Any, key: Any, function: Any) -> bool:
+        """A function under a known name: the same one, or its new definition where that may change; whether it did."""
+        anew = in_notebook() or (bool(pn.config.autoreload) and may_replace(known.function, function))
+        if not anew and not same_function(known.function, function):
+            raise taken(known, function, kind[0].lower() + kind[1:])
+        if anew:
+            self._remember(f"{kind} {known.name!r}")
+            known.become(function, policy, key)
+        return anew
 
     # ------------------------------------------------------------ alerts
 
@@ -905,17 +987,6 @@ def _plain(function: Any) -> Any:
     if isinstance(function, (Task, Background, Memoized)):
         raise RegistrationError(f"{function!r} is no plain function; {function.name}.function is: decorate that one.")
     return function
-
-
-def _again(known: Any, kind: str, policy: Any, key: Any, function: Any) -> bool:
-    """A function under a known name: the same one, or its new definition where that may change; whether it did."""
-    anew = in_notebook() or (bool(pn.config.autoreload) and may_replace(known.function, function))
-    if not anew and not same_function(known.function, function):
-        raise taken(known, function, kind)
-    if anew:
-        remember(f"{'Job' if kind == 'job' else 'Memoized function'} {known.name!r}")
-        known.become(function, policy, key)
-    return anew
 
 
 def _show_traceback(run: Run) -> None:

@@ -92,7 +92,8 @@ class Scheduler:
             if not (service.begun or service.closing):
                 service.begun, service.stopping = True, False
                 self._listening()
-                self.slots.enter(self.states.values())
+                # What was forgotten in a store that nobody else has was so before these came.
+                self.slots.enter(self.states.values(), late=not service.store.blocking)
         if len(self.states) >= MANY:
             # From now on they are there for good, and Python's garbage collector, for which the loop stands still as
             # long as there is to look at, need not look at them again and again.
@@ -199,6 +200,23 @@ class Scheduler:
             state = self.states.get(task.name)
             if state is not None and state.task is task:
                 self._let_go(state)
+
+    def leave(self) -> None:
+        """
+        This process is done with its tasks: their runs are cancelled, and their values are read as before.
+
+        What is stored of them is for others; in a store that nobody else has it goes.
+        """
+        with self.service.locked:
+            for state in list(self.states.values()):
+                for run in (state.queued, state.run):
+                    if run is not None:
+                        self.runs.cancel(state, run, Cause.CANCELLED)
+                if self.service.store.blocking:
+                    self.drop(state.task)
+                else:
+                    self.discard(state.task)
+                state.task.become(plain=False)
 
     def _lose(self, state: TaskState) -> None:
         """Another process has forgotten the task."""
