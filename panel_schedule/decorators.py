@@ -670,6 +670,7 @@ class Front:
                     "A separate task is already scheduled under the name %r; the new one is ignored. To replace it, "
                     "call ps.cancel_task(%r) first.", name, name,
                 )  # fmt: skip
+            self._runtime.remember(f"Task {name!r}")
             return known
         trigger, start = panels_trigger(name, at, period, cron, self._runtime.clock.now())
         self.tasks.warn_of(trigger)

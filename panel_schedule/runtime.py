@@ -687,7 +687,7 @@ class Runtime:
                     )
             if self._service is not None:
                 self._require_executor(f"Task {name!r}", policy.executor)
-            self._remember(f"Task {name!r}")
+            self.remember(f"Task {name!r}")
             task: Task[Any] = Task(name, function, policy, self)
             in_session = _in_session()
             if in_session:
@@ -700,6 +700,7 @@ class Runtime:
         return task
 
     def _register_again(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> Task[Any]:
+        self.remember(f"Task {known.name!r}")
         if not same_function(known.function, function):
             if not (in_notebook() or (pn.config.autoreload and may_replace(known.function, function))):
                 raise taken(known, function)
@@ -709,11 +710,9 @@ class Runtime:
             if not in_notebook() or known.entry is not None:
                 return known
             if self.scheduler.states[known.name].run is not None:  # a cell that was interrupted waits for it again
-                self._remember(f"Task {known.name!r}")
                 self._show_first_run(known)
                 return known
         require_no_cycle(known, policy)
-        self._remember(f"Task {known.name!r}")
         known.function, known.policy = function, policy
         known.become(plain=False)
         if self._service is not None:
@@ -763,7 +762,8 @@ class Runtime:
         except RuntimeError:
             return self.loops.adopted  # a server in another thread
 
-    def _remember(self, what: str) -> None:
+    def remember(self, what: str) -> None:
+        """In a notebook, the cell that runs now defines this, perhaps once more."""
         if in_notebook():
             remember(what, self._forget_undefined)
             place.hold = self._hold
@@ -856,7 +856,7 @@ class Runtime:
                 return known
             if self._service is not None:
                 self._require_executor(f"Job {name!r}", policy.executor)
-            self._remember(f"Job {name!r}")
+            self.remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             if self._service is not None:
                 self._dispatcher.follower.add(background)
@@ -884,7 +884,7 @@ class Runtime:
                 return known
             if self._service is not None:
                 self._require_executor(f"Memoized function {name!r}", policy.executor)
-            self._remember(f"Memoized function {name!r}")
+            self.remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             return memo
 
@@ -894,7 +894,7 @@ class Runtime:
         if not anew and not same_function(known.function, function):
             raise taken(known, function, kind[0].lower() + kind[1:])
         if anew:
-            self._remember(f"{kind} {known.name!r}")
+            self.remember(f"{kind} {known.name!r}")
             known.become(function, policy, key)
         return anew
 

@@ -253,18 +253,25 @@ def test_a_cell_awaits_a_run_or_asks_for_its_result(run: Run) -> None:
 
 def test_a_result_that_the_kernels_loop_is_making_is_awaited(run: Run) -> None:
     """To wait for it in the cell, which blocks that loop, would never end."""
-    _, refused, shown = run(
-        JOBS + "run = echo.submit(1); await asyncio.sleep(0); await asyncio.sleep(0)",
+    *_, refused, shown = run(
+        JOBS,
         """
+        event = asyncio.Event()
+
         @ps.background(executor="loop")
-        async def waits(event):
+        async def waits():
             await event.wait()
             return 1
-        event, run = asyncio.Event(), waits.submit(event := asyncio.Event())
-        """.replace("event, run = asyncio.Event(), waits.submit(event := asyncio.Event())", "pass"),
-        "print(await run)",
+
+        run = waits.submit()
+        while run.state != "running":
+            await asyncio.sleep(0.01)
+        """,
+        "try: run.result()\nexcept RuntimeError as error: print(error)",
+        "event.set(); print(await run)",
     )
-    assert [refused, shown] == ["", "1"]
+    assert "Write `await run` there." in refused
+    assert shown == "1"
 
 
 def test_a_call_of_a_memoized_function_says_nothing_of_the_loop(run: Run) -> None:
@@ -297,8 +304,8 @@ def slow():
     error, shown = ask(define, interrupted=True)
     assert (error, shown) == ("KeyboardInterrupt", "begins")
     ask("threading.Timer(0.2, go.set).start()")
-    assert ask(define + "print(slow())") == ("", "1")
-    assert ask("print(len(slow.history))") == ("", "1")
+    assert ask(define) == ("", "")
+    assert ask("print(slow(), len(slow.history))") == ("", "1 1")
 
 
 # ------------------------------------------------------------ what a cell does not define any more
@@ -320,6 +327,18 @@ def test_a_task_that_its_cell_has_no_more_ends(ask: Ask, code: str, left: str) -
     ask(DEFINE.format(name="kept", value=1), "one")
     ask(code, "one")
     assert ask("print(*ps.tasks)") == ("", left)
+
+
+@pytest.mark.parametrize(
+    "define",
+    [DEFINE.format(name="same", value=1), "ps.schedule_task('same', callback, period='1h')"], ids=["schedule", "pair"],
+)  # fmt: skip
+def test_a_task_whose_cell_runs_again_unchanged_goes_on(ask: Ask, define: str) -> None:
+    """It is the same one."""
+    ask("import panel_schedule as ps\ndef callback(): return 1")
+    ask(define + "\nfirst = ps.tasks['same']", "one")
+    ask(define, "one")
+    assert ask("print(ps.tasks.get('same') is first)") == ("", "True")
 
 
 def test_a_task_that_has_moved_to_another_cell_goes_on(ask: Ask) -> None:
