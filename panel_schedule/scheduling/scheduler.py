@@ -92,8 +92,7 @@ class Scheduler:
             if not (service.begun or service.closing):
                 service.begun, service.stopping = True, False
                 self._listening()
-                # What was forgotten in a store that nobody else has was so before these came.
-                self.slots.enter(self.states.values(), late=not service.store.blocking)
+                self.slots.enter(self.states.values())
         if len(self.states) >= MANY:
             # From now on they are there for good, and Python's garbage collector, for which the loop stands still as
             # long as there is to look at, need not look at them again and again.
