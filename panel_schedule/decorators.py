@@ -837,6 +837,7 @@ class Front:
 
         Examples
         --------
+        >>> import time
         >>> import panel_schedule as ps
         >>> @ps.background(executor="thread", name="sleeps")
         ... def sleeps():
