@@ -22,14 +22,13 @@ from .views.job import Job
 from .views.job_panel import JobPanel
 from .views.memo import MemoView
 
-_runtime = Runtime(config)
-_front = Front(_runtime)
+_front = Front(_runtime := Runtime(config))
 os.register_at_fork(after_in_child=_runtime.forget)
 atexit.register(_runtime.close)
 
-background, memoize, schedule, hasher = _front.background, _front.memoize, _front.schedule, _front.hasher
-schedule_task, cancel_task, DataHealth = _front.schedule_task, _front.cancel_task, _front.DataHealth
-alert, on, run_forever, store, tasks = _front.alert, _front.on, _front.run_forever, _front.store, _front.tasks
+schedule_task, cancel_task, schedule, hasher = _front.schedule_task, _front.cancel_task, _front.schedule, _front.hasher
+background, memoize, run_forever, DataHealth = _front.background, _front.memoize, _front.run_forever, _front.DataHealth
+alert, on, stop, store, tasks = _front.alert, _front.on, _front.stop, _front.store, _front.tasks
 
 __version__ = "0.1.0"
 ROUTES, Monitor = routes(_runtime, install(_runtime))  # for ``--plugins``, which has several processes stop as one, too
@@ -67,6 +66,7 @@ __all__ = [
     "run_forever",
     "schedule",
     "schedule_task",
+    "stop",
     "store",
     "tasks",
     "track",

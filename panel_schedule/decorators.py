@@ -703,6 +703,7 @@ class Front:
                     "A separate task is already scheduled under the name %r; the new one is ignored. To replace it, "
                     "call ps.cancel_task(%r) first.", name, name,
                 )  # fmt: skip
+            self._runtime.remember(f"Task {name!r}")
             return known
         try:
             threaded = flag("threaded", threaded)
@@ -857,6 +858,36 @@ class Front:
         policy = AlertPolicy(channel, Terms(events, after, duration("every", every)), _names_of(tasks))
         self._runtime.watch(policy)
         return partial(self._runtime.unwatch, policy)
+
+    @named
+    def stop(self) -> None:
+        """
+        End all that this process has scheduled or started: in a notebook or a script, as a new kernel would.
+
+        Tasks are forgotten, and their names are free; runs and computations under way are cancelled; alerts end. What
+        is in ``ps.store`` stays, and ``task()`` gives its last value. A function in a thread that does not hear of
+        its end goes on for itself, and what it gives is dropped. Whatever is defined or submitted afterwards begins
+        anew. Idempotent.
+
+        Raises
+        ------
+        ScheduleError
+            In a process that serves pages, or runs tasks until it is ended: others need what it does.
+
+        Examples
+        --------
+        >>> import time
+        >>> import panel_schedule as ps
+        >>> @ps.background(executor="thread", name="sleeps")
+        ... def sleeps():
+        ...     for step in ps.track(range(1000)):
+        ...         time.sleep(0.01)
+        >>> run = sleeps.submit()
+        >>> ps.stop()
+        >>> run.state
+        <RunState.CANCELLED: 'cancelled'>
+        """
+        self._runtime.end()
 
     @named
     def run_forever(self) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, timedelta
 from functools import partial
@@ -36,7 +36,16 @@ from .engine.counts import Counts
 from .engine.hooks import EVENTS, Handler
 from .engine.presence import Presence, WorkerPresence
 from .engine.service import Service
-from .errors import ArgumentUnkeyable, ConfigError, NotReady, RegistrationError, StoreError, TriggerError
+from .errors import (
+    ArgumentUnkeyable,
+    ConfigError,
+    NotReady,
+    RegistrationError,
+    ScheduleError,
+    StoreError,
+    TriggerError,
+    WouldBlock,
+)
 from .executors import celery, dask
 from .executors.base import Executor
 from .executors.celery import CeleryExecutor
@@ -71,10 +80,10 @@ from .functions.run import (
     Run,
     RunRecord,
     _current,
+    block,
     current_run,
     on_a_loop,
     place,
-    refuse_to_block,
     renew_ids,
     too_late,
 )
@@ -111,6 +120,9 @@ from .views.stream import stream
 log = logging.getLogger("panel_schedule")
 
 T = TypeVar("T")
+
+# Seconds that ``ps.stop()`` gives functions, which were told to end, to do so.
+SHORTLY = 1.0
 
 # By the scheme of ``ps.config.store``, what is on a server that any number of machines share.
 _SERVERS = dict.fromkeys(REDIS, RedisStore) | dict.fromkeys(POSTGRES, PostgresStore)
@@ -526,6 +538,39 @@ class Runtime:
         if self.started:
             self.close()
 
+    def end(self) -> None:
+        """
+        End all that this process has scheduled or started; what comes afterwards begins anew. Idempotent.
+
+        Raises
+        ------
+        ScheduleError
+            In a process that serves pages, or runs tasks until it is ended.
+        """
+        if self.fatal is not None and self.started and not in_notebook():
+            raise ScheduleError(
+                "ps.stop() is for notebooks and scripts, and this process serves others: it ends by Ctrl-C or SIGTERM. "
+                "To end one task of it, call task.remove_schedule()."
+            )
+        with self._lock:
+            for policy in list(self.alerts.values()):
+                self.unwatch(policy)
+            for task in list(self.tasks.values()):
+                self.tasks.discard(task)
+            self.families.clear()
+            service = self._service
+        if service is None:
+            return
+        self.started = False
+        self._scheduler.leave()
+        self._dispatcher.leave()
+        service.stop(SHORTLY)
+        for memo in self.memos.values():
+            memo.lru.clear()  # that it is invalidated nobody would tell
+        with self._lock:
+            self._inherited = service.store.forked()  # what only this process has
+            self._service = None
+
     def close(self) -> None:
         """
         When the interpreter exits: let runs in computation end within the grace period, unless a stop has done so.
@@ -608,8 +653,9 @@ class Runtime:
     def wait_ready(self, task: Task[T], timeout: float | None) -> T:
         run: Run | None = None
         future = self.scheduler.first_value(task)
+        blocking: AbstractContextManager[object] = nullcontext()
         if not future.done():
-            refuse_to_block(f"wait_ready() of task {task.name!r}", "await task.ready()")
+            blocking = block(f"wait_ready() of task {task.name!r}", "await task.ready()", task.name)
         deadline = None if timeout is None else self.clock.monotonic() + timeout
 
         def left() -> float | None:
@@ -621,7 +667,7 @@ class Runtime:
                     self.wait_ready(upstream, left())
                 run = task.refresh()
                 run.result(left())
-            with place:
+            with blocking:
                 return future.result(left()).value  # type: ignore[no-any-return]
         except NotReady:
             raise
@@ -667,18 +713,20 @@ class Runtime:
         self._require_fitting(f"Task {name!r}", policy, function)
         with self._lock:
             task = self.tasks.get(name)
-            if task is not None and not self._redefine(task, function, policy):
-                return task
+            changed = task is None or self._redefine(task, function, policy)
             if task is None:
                 self._require_ready(f"Task {name!r}", policy)
-                remember(f"Task {name!r}")
+                self.remember(f"Task {name!r}")
                 in_session = _in_session()
                 if in_session:
                     self._warn_of_setup(name)
                     self._ungated.add(name)
                 task = self._take_in(policy, name, function, gated=not in_session)
         # In a notebook it waits for a value, of which the keys of a family may have to be taken in.
-        self._start_where_a_loop_runs(task)
+        if changed:
+            self._start_where_a_loop_runs(task)
+        elif in_notebook() and task.entry is None:  # a cell that was interrupted waits for it again
+            self._show_first_run(task)
         return task
 
     def _require_fitting(self, what: str, policy: Policy, function: Callable[..., Any]) -> None:
@@ -708,16 +756,17 @@ class Runtime:
         return task
 
     def _redefine(self, known: Task[Any], function: Callable[[], Any], policy: Policy) -> bool:
-        """Let a task be what it is now, where that may change; whether it has changed."""
+        """Let a task be what it is now, where that may change; whether it has changed, or begins anew."""
+        self.remember(f"Task {known.name!r}")
         if not same_function(self._latest(known), function):
             if not self._may_replace(known, function):
                 raise taken(known, function)
         elif not ((in_notebook() or pn.config.autoreload) and was_edited(known, function, policy)):
             if pn.config.autoreload:  # what it calls may be edited
                 self._take_up(known, function, partial(setattr, known, "function", function))
-            return False
+            if not in_notebook() or known.entry is not None or self.scheduler.states[known.name].run is not None:
+                return False
         require_no_cycle(known, policy)
-        remember(f"Task {known.name!r}")
 
         def change() -> None:
             known.function = function
@@ -765,6 +814,7 @@ class Runtime:
         for member in family.become(function, policy, source, keys):
             self.register(*member)
         self.families[name] = family
+        self.remember(what)
 
         def change() -> None:
             for task in former:
@@ -811,7 +861,7 @@ class Runtime:
             raise taken(known, function, kind)
         if not anew:
             return
-        remember(f"{'Job' if kind == 'job' else 'Memoized function'} {known.name!r}")
+        self.remember(f"{'Job' if kind == 'job' else 'Memoized function'} {known.name!r}")
         if self._edit is not None:
             type(known)(known.name, function, policy, self, key)  # raises now what would be raised then
 
@@ -920,6 +970,30 @@ class Runtime:
         except RuntimeError:
             return self.loops.adopted  # a server in another thread
 
+    def remember(self, what: str) -> None:
+        """In a notebook, the cell that runs now defines this, perhaps once more."""
+        if in_notebook():
+            remember(what, self._forget_undefined)
+            place.hold = self._hold
+
+    def _hold(self, function: str) -> AbstractContextManager[object]:
+        """While a cell waits for a function, what else needs a loop has another one than the kernel's."""
+        if self.loops.runs_here(function):
+            raise WouldBlock(f"{function!r} runs on the event loop of this thread.")
+        return self.loops.hold()
+
+    def _forget_undefined(self, what: str) -> None:
+        """A cell that has defined this does so no longer. Here alone, as what a file no longer has."""
+        with self._lock:
+            named = {f"Task {task.name!r}": [task] for task in self.tasks.values()}
+            named |= {f"Family {family.name!r}": family.members for family in self.families.values()}
+            if what in named:
+                log.warning("%s has ended: the cell that defined it does so no longer.", what)
+                for task in named[what]:
+                    self._drop(task)
+                for name in [name for name in self.families if f"Family {name!r}" == what]:
+                    del self.families[name]
+
     def _show_first_run(self, task: Task[Any]) -> None:
         """In a notebook the cell waits for the first value, shows the traceback of a failure, and has its name."""
         run = self.scheduler.states[task.name].run
@@ -990,7 +1064,7 @@ class Runtime:
                 return known
             if self._service is not None:
                 self._require_able(f"Job {name!r}", policy, policy.executor)
-            remember(f"Job {name!r}")
+            self.remember(f"Job {name!r}")
             background = self.jobs[name] = Background(name, function, policy, self, key)
             follow = partial(self._dispatcher.follower.add, background) if self._service is not None else lambda: None
             self._take_up(background, function, follow, undo=lambda: self.jobs.pop(name))
@@ -1017,7 +1091,7 @@ class Runtime:
                 return known
             if self._service is not None:
                 self._require_able(f"Memoized function {name!r}", policy, policy.executor)
-            remember(f"Memoized function {name!r}")
+            self.remember(f"Memoized function {name!r}")
             memo = self.memos[name] = Memoized(name, function, policy, self, key)
             self._take_up(memo, function, lambda: None, undo=lambda: self.memos.pop(name))
             return memo

@@ -49,6 +49,43 @@ def run(kernel: KernelManager) -> Iterator[Run]:
     execute("for name in list(ps.tasks): ps.cancel_task(name)")
 
 
+@pytest.fixture
+def ask(kernel: KernelManager, run: Run) -> Iterator[Callable[..., tuple[str, str]]]:
+    """
+    Execute one cell as JupyterLab does, with the cell's id: ``ask(cell, id)`` gives its error's name and its output.
+
+    With `interrupted` the kernel is interrupted as soon as the cell has printed something.
+    """
+    client = kernel.client()
+    client.start_channels()
+    client.wait_for_ready(timeout=60)
+
+    def execute(code: str, cell: str = "", interrupted: bool = False) -> tuple[str, str]:
+        content = {"code": code, "silent": False, "store_history": False, "stop_on_error": False}
+        message = client.session.msg("execute_request", content, metadata={"cellId": cell})
+        client.shell_channel.send(message)
+        error, shown = "", ""
+        while True:
+            reply = client.get_iopub_msg(timeout=60)
+            if reply["parent_header"].get("msg_id") != message["header"]["msg_id"]:
+                continue
+            kind, content = reply["msg_type"], reply["content"]
+            if kind == "stream":
+                shown += content["text"]
+                if interrupted:
+                    kernel.interrupt_kernel()
+                    interrupted = False
+            elif kind == "error":
+                error = content["ename"]
+            elif kind == "status" and content["execution_state"] == "idle":
+                return error, shown.strip()
+
+    yield execute
+    client.stop_channels()
+
+
+Ask = Callable[..., tuple[str, str]]
+
 DEFINE = """
 import panel_schedule as ps
 
@@ -204,6 +241,180 @@ def test_slots_run_on_the_kernels_loop_and_reach_what_is_shown(run: Run) -> None
         """,
     )
     assert shown == "live"
+
+
+def test_what_the_log_says_of_a_task_is_in_the_cell_that_has_defined_it_last(run: Run) -> None:
+    """Also where a thread of ours has spoken for that task before."""
+    cell = DEFINE.format(name="failing", value="1 / 0")
+    first, second = run(cell, cell, allow_errors=True)
+    for shown in (first, second):
+        assert "Task 'failing' failed" in shown
+
+
+# ------------------------------------------------------------ waiting in a cell
+
+JOBS = """
+import asyncio, threading, time
+import panel_schedule as ps
+
+go, began = threading.Event(), threading.Event()
+
+@ps.background(executor="thread")
+def held():
+    began.set()
+    go.wait(30)
+    return "done"
+
+@ps.background(executor="loop")
+async def echo(value):
+    await asyncio.sleep(0)
+    return value
+
+@ps.memoize
+def doubled(number):
+    return number * 2
+"""
+
+
+def test_a_cell_awaits_a_run_or_asks_for_its_result(run: Run) -> None:
+    """In a thread, and of an async function: that has another loop than the kernel's, which the cell blocks."""
+    *_, shown = run(JOBS, "go.set(); print(await held.submit(), held.submit().result(), echo.submit('here').result())")
+    assert shown == "done done here"
+
+
+def test_a_result_that_the_kernels_loop_is_making_is_awaited(run: Run) -> None:
+    """To wait for it in the cell, which blocks that loop, would never end."""
+    *_, refused, shown = run(
+        JOBS,
+        """
+        event = asyncio.Event()
+
+        @ps.background(executor="loop")
+        async def waits():
+            await event.wait()
+            return 1
+
+        run = waits.submit()
+        while run.state != "running":
+            await asyncio.sleep(0.01)
+        """,
+        "try: run.result()\nexcept RuntimeError as error: print(error)",
+        "event.set(); print(await run)",
+    )
+    assert "Write `await run` there." in refused
+    assert shown == "1"
+
+
+def test_a_call_of_a_memoized_function_says_nothing_of_the_loop(run: Run) -> None:
+    """It warns in a page, where others wait."""
+    *_, shown = run(JOBS, "print(doubled(21))")
+    assert shown == "42"
+
+
+@pytest.mark.parametrize(
+    ("wait", "error"), [("run.result()", "KeyboardInterrupt"), ("await run", "CancelledError")], ids=["result", "await"]
+)
+def test_an_interrupt_ends_the_cell_that_waits_and_not_the_run(ask: Ask, wait: str, error: str) -> None:
+    """At once; the next cell works, and has the result."""
+    ask(JOBS)
+    ask("run = held.submit()")
+    assert ask(f"print('waits'); {wait}", interrupted=True) == (error, "waits")
+    assert ask("print(run.state); go.set(); print(await run)") == ("", "running\ndone")
+
+
+def test_an_interrupt_ends_a_cell_that_waits_for_a_first_value(ask: Ask) -> None:
+    """The task goes on; the same cell again waits for it, and begins no second run."""
+    ask(JOBS)
+    define = """
+@ps.schedule(period="1h")
+def slow():
+    print("begins")
+    go.wait(30)
+    return 1
+"""
+    error, shown = ask(define, interrupted=True)
+    assert (error, shown) == ("KeyboardInterrupt", "begins")
+    ask("threading.Timer(0.2, go.set).start()")
+    assert ask(define) == ("", "")
+    assert ask("print(slow(), len(slow.history))") == ("", "1 1")
+
+
+# ------------------------------------------------------------ what a cell does not define any more
+
+
+def test_a_task_that_its_cell_names_otherwise_ends(ask: Ask) -> None:
+    """The cell says so; a task of another cell goes on."""
+    ask(DEFINE.format(name="other", value=0), "one")
+    ask(DEFINE.format(name="before", value=1), "two")
+    assert ask(DEFINE.format(name="after", value=2), "two") == (
+        "", "Task 'before' has ended: the cell that defined it does so no longer.",
+    )  # fmt: skip
+    assert ask("print(*ps.tasks)") == ("", "other after")
+
+
+@pytest.mark.parametrize(("code", "left"), [("pass", ""), ("1 / 0", "kept")])
+def test_a_task_that_its_cell_has_no_more_ends(ask: Ask, code: str, left: str) -> None:
+    """Unless the cell has failed, which may have been before it came to its task."""
+    ask(DEFINE.format(name="kept", value=1), "one")
+    ask(code, "one")
+    assert ask("print(*ps.tasks)") == ("", left)
+
+
+@pytest.mark.parametrize(
+    "define",
+    [DEFINE.format(name="same", value=1), "ps.schedule_task('same', callback, period='1h')"], ids=["schedule", "pair"],
+)  # fmt: skip
+def test_a_task_whose_cell_runs_again_unchanged_goes_on(ask: Ask, define: str) -> None:
+    """It is the same one."""
+    ask("import panel_schedule as ps\ndef callback(): return 1")
+    ask(define + "\nfirst = ps.tasks['same']", "one")
+    ask(define, "one")
+    assert ask("print(ps.tasks.get('same') is first)") == ("", "True")
+
+
+def test_a_task_that_has_moved_to_another_cell_goes_on(ask: Ask) -> None:
+    """Its old cell does not define it any more, and has it no more."""
+    ask(DEFINE.format(name="moved", value=1), "one")
+    ask(DEFINE.format(name="moved", value=1), "two")
+    ask("pass", "one")
+    assert ask("print(*ps.tasks)") == ("", "moved")
+
+
+@pytest.mark.parametrize(
+    ("decorator", "call"),
+    [("background(executor='thread')", "{}.submit().result()"), ("memoize", "{}()")], ids=["background", "memoize"],
+)  # fmt: skip
+def test_a_function_is_defined_again_and_under_another_name(run: Run, decorator: str, call: str) -> None:
+    """The new one is called; under the old name the old one is still there, as any function is."""
+    define = f"import panel_schedule as ps\n@ps.{decorator}\ndef {{name}}(): return {{value}}"
+    *_, shown = run(
+        define.format(name="once", value=1) + "\n" + call.format("once"),
+        define.format(name="once", value=2),
+        define.format(name="twice", value=3),
+        f"print({call.format('once')}, {call.format('twice')})",
+    )
+    assert shown == "2 3"
+
+
+# ------------------------------------------------------------ the end of all
+
+
+def test_after_a_stop_nothing_runs_and_a_cell_begins_anew(run: Run) -> None:
+    """Clocks stand still, jobs are cancelled, values stay; what is defined again runs again."""
+    define = DEFINE.format(name="ticking", value="next(numbers)").replace("1h", "20ms")
+    _, _, _, stopped, later = run(
+        JOBS + "numbers = iter(range(10_000))",
+        define,
+        "ps.store['kept'] = 5; run = held.submit(); ps.stop(); ps.stop(); last = ticking()",
+        """
+        await asyncio.sleep(0.1)
+        ours = [t for t in threading.enumerate() if t.name == "panel-schedule"]
+        print(run.state, ps.store["kept"], *ps.tasks, ticking() == last, ours)
+        """,
+        define + "print(ticking() > last, list(ps.tasks), echo.submit(1).result())",
+    )
+    assert stopped == "cancelled 5 True []"
+    assert later == "True ['ticking'] 1"
 
 
 def test_a_task_is_displayed(run: Run) -> None:

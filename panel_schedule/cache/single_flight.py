@@ -21,7 +21,7 @@ from ..functions import spans
 from ..functions.calls import PUBLISHED, async_outcome, outcome
 from ..functions.lru import Answer, Watched
 from ..functions.memoize import Memoized
-from ..functions.run import Cause, Run, RunState, on_a_loop, place
+from ..functions.run import Cause, Run, RunState, in_a_cell, on_a_loop, place
 from ..serialize.checks import is_light
 from ..serialize.errors import LARGEST, another, shortened
 from ..session import leave_session, without_session
@@ -84,7 +84,7 @@ class SingleFlight:
             return waiter.result()
         try:
             with self.recursion.awaiting(computation):
-                if on_loop:
+                if on_loop and not in_a_cell():
                     self._warn_of_loop(memo)
                 elif here:
                     self.recursion.help(computation)

@@ -571,8 +571,14 @@ def release(record: Record | None, revision: int, *, claim: Claim) -> Record | R
     return _free(record)
 
 
-def abandon(record: Record | None, revision: int) -> Record | Refusal:
-    """Whoever holds it is none of those who know the record: it stayed with the parent of a fork."""
+def abandon(record: Record | None, revision: int) -> Record | Refusal | None:
+    """
+    Whoever holds it is none of those who know the record: it stayed with the parent of a fork.
+
+    One that was forgotten is gone: there is no late comer to be told of that.
+    """
+    if record is not None and record.state.forgotten:
+        return None
     if record is None or not record.state.run_id:
         return Refusal.ABSENT
     state: TaskState = record.state

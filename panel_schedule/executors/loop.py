@@ -33,6 +33,7 @@ class LoopFuture(Future[Any]):
 
     loop: asyncio.AbstractEventLoop | None = None
     task: asyncio.Task[Any] | None = None
+    name = ""
 
     def cancel(self) -> bool:
         if super().cancel():
@@ -93,6 +94,7 @@ class LoopExecutor:
 
     def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
         future = LoopFuture()
+        future.name = name
         self._batch.append((future, body))
         return future
 
@@ -114,6 +116,11 @@ class LoopExecutor:
     @property
     def workers(self) -> list[tuple[str, str]]:
         return []
+
+    def runs_here(self, function: str) -> bool:
+        """Whether the loop of this thread is in the middle of a function of this name."""
+        loop = asyncio.get_running_loop()
+        return any(future.loop is loop and future.name.endswith(f" {function!r}") for future in list(self._running))
 
     @contextmanager
     def hold(self) -> Iterator[None]:

@@ -462,6 +462,7 @@ class ProcessExecutor(ThreadExecutor):
                 future.stop(0 if self._hurried else SHORTLY)
         with self._lock:
             idle, self._kept, self._over = self._kept, [], True
+        self._dismiss()
         for worker in idle:
             worker.kill()
 

@@ -89,17 +89,20 @@ class ThreadExecutor:
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
         self._hurried = False
-        self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._batch: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._pending: set[Future[Any]] = set()
         # In the queue and promised to nobody; threads that nothing is promised to; threads in all.
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._idle = 0
         self._threads = 0
+        # Whether a thread that has nothing more to do ends.
+        self._stopped = False
 
     def submit(self, body: Callable[[], Any], name: str = "") -> Future[Any]:
         future = PlacedFuture(self.give_back, name)
         with self._lock:
+            self._stopped = False
             self._pending.add(future)
             self._batch.append((future, body))
         return future
@@ -154,6 +157,16 @@ class ThreadExecutor:
         # A future wakes who waits for it before it calls its callbacks, and it is these that end a run.
         with self._ended:
             self._ended.wait_for(lambda: self._hurried or left.isdisjoint(self._pending), timeout=grace)
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Let the threads end that have nothing to do, now or later."""
+        with self._lock:
+            self._stopped = True
+            for _ in range(self._idle):
+                self._queue.put(None)
+            self._threads -= self._idle
+            self._idle = 0
 
     def hurry(self) -> None:
         self._hurried = True
@@ -191,21 +204,23 @@ class ThreadExecutor:
     def _work(self) -> None:
         place.lend = self.lend
         while True:
-            future, body = self._queue.get()
+            if (item := self._queue.get()) is None:
+                return
+            future, body = item
             try:
                 self._run(future, body)
             except BaseException:  # of what the future calls at its end; the thread has others to serve
                 log.exception("What follows the end of a body failed.")
             # An idle worker must not keep the last value alive.
-            del future, body
+            del future, body, item
             with self._lock:
-                lent = self._threads > self._places
-                if lent:
+                needless = self._threads > self._places or (self._stopped and not self._waiting)
+                if needless:
                     self._threads -= 1
                 else:
                     self._idle += 1
                 self._serve()
-            if lent:
+            if needless:
                 return
 
     def _run(self, future: Future[Any], body: Callable[[], Any]) -> None:

@@ -468,7 +468,8 @@ class Run(Generic[Result]):
         Raises
         ------
         WouldBlock
-            On the thread of a running event loop, where ``await run`` belongs.
+            On the thread of a running event loop, where ``await run`` belongs; in a cell of a notebook only where the
+            kernel's loop runs the function.
         TimeoutError
             When the run has not ended in time; it goes on.
         RunCancelled, RunTimedOut, RunSkipped
@@ -479,9 +480,12 @@ class Run(Generic[Result]):
         timeout = in_seconds(f"The run of {self.task!r}: result()", timeout)
         if not self._ended:
             self._refuse_itself()
-            refuse_to_block(f"result() of an unfinished run of {self.task!r}", "await run")
+            what = f"result() of an unfinished run of {self.task!r}"
+            blocking = block(what, "await run", self.task)
+        else:
+            blocking = nullcontext()
         waiting = self._waiting  # None from its end on
-        with nullcontext() if waiting is None else waiting(), place:
+        with nullcontext() if waiting is None else waiting(), blocking:
             self._completion().result(timeout)
         return self.outcome()
 
@@ -651,6 +655,8 @@ class Place(threading.local):
     """
 
     lend: Callable[[], AbstractContextManager[object]] | None = None
+    # In the thread of a notebook's cells, which may block its loop: ``hold(function)`` while they wait for that one.
+    hold: Callable[[str], AbstractContextManager[object]] | None = None
     _waiting = 0
     _lent: AbstractContextManager[object] | None = None
 
@@ -799,7 +805,35 @@ def refuse_to_block(what: str, instead: str) -> None:
         Naming `what` would block and what to write `instead`.
     """
     if on_a_loop():
-        raise WouldBlock(f"{what} would block the event loop of this thread. Write `{instead}` there.")
+        raise would_block(what, instead)
+
+
+def would_block(what: str, instead: str) -> WouldBlock:
+    return WouldBlock(f"{what} would block the event loop of this thread. Write `{instead}` there.")
+
+
+def block(what: str, instead: str, function: str) -> AbstractContextManager[object]:
+    """
+    What is entered while the calling thread waits for a run of a function: others have its place meanwhile.
+
+    Raises
+    ------
+    WouldBlock
+        As of `refuse_to_block`; in a cell of a notebook only where its loop runs that function.
+    """
+    if in_a_cell():
+        assert place.hold is not None
+        try:
+            return place.hold(function)
+        except WouldBlock:
+            raise would_block(what, instead) from None
+    refuse_to_block(what, instead)
+    return place
+
+
+def in_a_cell() -> bool:
+    """Whether a cell of a notebook calls, and not what its loop runs."""
+    return place.hold is not None and _current.get() is None and on_a_loop()
 
 
 def on_a_loop() -> bool:

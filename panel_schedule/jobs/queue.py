@@ -191,6 +191,12 @@ class Dispatcher:
 
     # ------------------------------------------------------------ lifecycle
 
+    def leave(self) -> None:
+        """This process is done with its runs, the durable ones, too: they are cancelled for good."""
+        for execution in self.executions:
+            if not execution.remote:
+                execution.cancel(execution.run, Cause.CANCELLED)
+
     def stop(self) -> None:
         """What has not begun is left to other processes, or ends."""
         for execution in self.executions:

@@ -205,6 +205,23 @@ class Scheduler:
             if state is not None and state.task is task:
                 self._let_go(state)
 
+    def leave(self) -> None:
+        """
+        This process is done with its tasks: their runs are cancelled, and their values are read as before.
+
+        What is stored of them is for others; in a store that nobody else has it goes.
+        """
+        with self.service.locked:
+            for state in list(self.states.values()):
+                for run in (state.queued, state.run):
+                    if run is not None:
+                        self.runs.cancel(state, run, Cause.CANCELLED)
+                if self.service.store.blocking:
+                    self.drop(state.task)
+                else:
+                    self.discard(state.task)
+                state.task.become(plain=False)
+
     def _lose(self, state: TaskState) -> None:
         """Another process has forgotten the task."""
         self._let_go(state)
