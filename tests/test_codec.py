@@ -397,6 +397,7 @@ def script(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_classes_and_functions_of_scripts_travel_by_value(saved, monkeypatch):
     """Panel's setup script, which is in nobody's ``sys.modules``, an app's, and ``__main__``."""
     for name in ("panel_setup_module", "bokeh_app_0815", "__main__"):
@@ -902,6 +903,7 @@ def test_sync_is_asked_for(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_leaves_no_views_to_the_garbage_collector():
     """CPython crashes when it collects views of views that an exception keeps in a cycle."""
@@ -987,6 +989,7 @@ values = [Row(), Child(), Frozen(), Private(), One(), Open(), WithDict(), Named(
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_classes_with_slots_travel_by_value_there_and_back(tmp_path, monkeypatch):
     """Another process gets objects with slots, and what it sends back are objects of the classes here."""
     module = ModuleType("__main__")

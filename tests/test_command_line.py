@@ -970,6 +970,7 @@ def test_the_json_of_a_command_has_the_names_that_are_documented(store, url, com
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_it_is_a_program_and_a_module():
     """One and the same."""
     told = subprocess.run([sys.executable, "-m", "panel_schedule", "--version"], capture_output=True, text=True)
@@ -980,6 +981,7 @@ def test_it_is_a_program_and_a_module():
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 @pytest.mark.parametrize(
     ("words", "completed"),
@@ -997,6 +999,7 @@ def test_bash_completes_commands_and_options(words, completed):
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_who_reads_no_further_ends_it_without_a_word(store, url):
     """As ``head`` does."""
     for number in range(100):

@@ -519,6 +519,7 @@ def machine_of(kind: type[Walk]) -> type[RuleBasedStateMachine]:
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 @pytest.mark.parametrize("kind", WALKS)
 def test_what_is_promised_holds_on_every_walk(kind):
     """

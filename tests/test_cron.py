@@ -445,6 +445,7 @@ def disagreements(seed: int, walks: int) -> list[tuple[str, ZoneInfo, datetime]]
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 @pytest.mark.parametrize("seed", range(4))
 def test_random_walks_agree_with_the_reference(seed: int) -> None:
     """From any instant around a shift, any expression runs when Vixie cron runs it."""
@@ -520,6 +521,7 @@ def test_a_fold_is_over_when_the_search_goes_on_into_the_next_year() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 @pytest.mark.parametrize("zone", ["America/New_York", "Africa/Casablanca"])
 def test_a_whole_year_agrees_with_the_reference(zone: str) -> None:
     """Nothing is missed, and nothing added, far from the shifts."""
@@ -538,6 +540,7 @@ def test_a_whole_year_agrees_with_the_reference(zone: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_days_agree_with_the_reference() -> None:
     """Days, months and weekdays combine as the reference has it, over three years."""
     rng = random.Random(7)

@@ -160,6 +160,7 @@ def test_all_processes_have_the_same_store_and_broker(processes: list[Process]) 
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 @pytest.mark.parametrize("process", WEB, ids=by_place)
 def test_what_serves_is_known_to_panel(process: Process) -> None:
     options = {word for word in process.command if word.startswith("--")}

@@ -363,6 +363,7 @@ async def logs_and_fails_on_the_loop(fails):
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 @pytest.mark.parametrize("executor", ["thread", "loop", "process"])
 def test_of_a_failure_it_is_kept_what_was_logged(ps, executor):
     """Whatever its executor is; not what others have logged at that time, and nothing of what ends well."""
@@ -438,6 +439,7 @@ def test_what_cannot_be_told_of_a_log_line_costs_the_run_nothing(ps, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_logging_is_set_up_as_if_nothing_were_kept():
     """No handler is added: without any set-up a warning goes to stderr, and `basicConfig` does what it says."""
     code = """

@@ -911,6 +911,7 @@ for family in test_keys.FAMILIES.values():
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_keys_are_the_same_in_every_process() -> None:
     expected = [of(value) for family in FAMILIES.values() for value in family]
     code = SCRIPT.format(tests=str(ROOT / "tests"))
@@ -925,6 +926,7 @@ def test_keys_are_the_same_in_every_process() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_no_library_is_imported() -> None:
     code = "import sys, panel_schedule.errors\nsys.modules.update(dict.fromkeys(('pandas', 'polars', 'pyarrow')))\n"
     code += "from panel_schedule.hashing.keys import Keys; print(Keys('f', lambda x: 0).digest(([1],), {}))"

@@ -1355,6 +1355,7 @@ def test_entries_are_those_of_a_memoized_function(ps):
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_a_memoized_function_is_pickled_by_its_name():
     script = """
         import pickle, panel_schedule as ps

@@ -27,6 +27,7 @@ LEFT_BEHIND = "rKbzlE9S-TW57"
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_a_store_of_before_the_modules_moved_is_read(tmp_path: Path) -> None:
     """By schema 3; nothing in it is computed anew, and the run that was left behind is run."""
     with zipfile.ZipFile(HERE / "data" / "schema3.zip") as archive:

@@ -43,6 +43,7 @@ def test_the_front_door_is_small() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_an_import_loads_no_optional_dependency() -> None:
     """Panel itself loads psutil where it is installed."""
     script = "import panel, sys; panels = set(sys.modules); import panel_schedule; print(*set(sys.modules) - panels)"

@@ -1104,3 +1104,31 @@ def test_a_new_task_whose_first_run_fails_ends_no_server(core, edit, monkeypatch
     core.go()
 
     assert ("failed", []) == (core.ps.tasks["fails"].status.state, ended)
+
+
+FAMILY = "@ps.schedule(period='1h', each={each})\ndef orders(region):\n    return region + {number!r}\n"
+
+
+@pytest.mark.parametrize("each", ["{}", "lambda: {}"], ids=["fixed keys", "a function"])
+def test_a_family_is_what_its_file_says(core, edit, each):
+    """Its keys, and its function; and it is gone with all of its tasks when the file has it no more."""
+
+    def values():
+        core.go()
+        return {name: task() for name, task in core.ps.tasks.items() if name != "orders[]"}
+
+    edit(FAMILY.format(each=each.format(["north", "south"]), number="1"))
+    assert {"orders[north]": "north1", "orders[south]": "south1"} == values()
+    south, family = core.ps.tasks["orders[south]"], core.ps._runtime.families["orders"]
+    with pytest.raises(ZeroDivisionError):
+        edit(FAMILY.format(each=each.format(["south", "west"]), number="2") + "1 / 0\n")
+    core.run_for(3600)
+    assert {"orders[north]": "north1", "orders[south]": "south1"} == values()
+    assert ["north", "south"] == list(family)
+    edit(FAMILY.format(each=each.format(["south", "west"]), number="2"))
+    assert {"orders[south]": "south2", "orders[west]": "west2"} == values()
+    assert south is core.ps.tasks["orders[south]"]
+    assert ["south", "west"] == list(family)
+    edit("")
+    assert ({}, {}) == (values(), core.ps._runtime.families)
+    assert "orders[]" not in core.ps.tasks

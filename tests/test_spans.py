@@ -346,6 +346,7 @@ def test_without_an_sdk_there_are_no_spans(ps):
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_a_program_that_has_no_use_for_it_does_not_import_it():
     """Neither the package nor a run does."""
     program = (

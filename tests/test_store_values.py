@@ -434,6 +434,7 @@ def test_threads_of_a_script_share_one_run():
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_a_script_needs_no_more_than_the_package():
     """In a process of its own, it ends without a word when it is done (2.2)."""
     assert ["1"] == process("""
@@ -472,6 +473,7 @@ FORK = """
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_a_forked_child_ticks_nothing():
     """A user's own Pool(fork) beside a running scheduler has no scheduler of its own (section 4)."""
     assert ["ticks 0", "threads 1"] == process(
@@ -497,6 +499,7 @@ def test_a_forked_child_ticks_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_a_forked_child_can_refresh():
     """With a value of its own, which its readers see; the parent's stays the parent's."""
     assert ["child True True", "parent True"] == process(
@@ -516,6 +519,7 @@ def test_a_forked_child_can_refresh():
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_a_forked_child_can_use_the_store():
     """No lock was taken with it."""
     assert ["child 2", "parent 1"] == process(
@@ -547,6 +551,7 @@ def test_awaiting_a_run_from_another_loop_is_fine():
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_a_run_in_flight_ends_before_the_interpreter_does():
     """A daemon thread that is cut off inside of an extension would abort the process."""
     assert ["started", "ended"] == process("""

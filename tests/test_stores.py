@@ -289,6 +289,7 @@ class TestSharedFileRecords(SharedRecordStoreContract):
 
 
 @pytest.mark.slow
+@pytest.mark.unhurried
 def test_the_contract_needs_no_pytest():
     """A package that is installed without its test extra can be imported."""
     code = "import sys; sys.modules['pytest'] = None; import panel_schedule.testing as t; print(t.StoreContract)"

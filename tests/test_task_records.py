@@ -387,7 +387,7 @@ class Walk(RuleBasedStateMachine):
             assert bool(state.run_id) == (self.record.owner is not None)
 
 
-TestWalk = pytest.mark.slow(Walk.TestCase)
+TestWalk = pytest.mark.unhurried(pytest.mark.slow(Walk.TestCase))
 TestWalk.settings = settings(
     max_examples=WALKS, stateful_step_count=30, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck),
