@@ -50,7 +50,7 @@ from .serialize.checks import require_data
 from .serialize.errors import traceback_text
 from .server.shutdown import Stopping
 from .shared_values import NamedValues
-from .triggers import After, Computed, Dates, Every, Trigger
+from .triggers import After, Computed, Dates, Every, Schedule, Trigger
 from .views.data_health import DataHealth
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ def _not_longer(jitter: timedelta, trigger: Trigger) -> timedelta:
             "Make it shorter."
         )
     return jitter
+
+
+def is_period_of(one: Schedule, other: Schedule) -> bool:
+    """Whether both are every so often, from whenever."""
+    return isinstance(one, Every) and isinstance(other, Every) and one.period == other.period
 
 
 def _names_of(tasks: Any) -> frozenset[str] | None:
@@ -697,7 +702,7 @@ class Front:
             When it cannot be scheduled.
         """
         known: Task[Any] | None = self.tasks.get(name)
-        if known is not None:
+        if known is not None and not self._runtime.awaits(known):
             if not same_function(known.function, callback):
                 log.warning(
                     "A separate task is already scheduled under the name %r; the new one is ignored. To replace it, "
@@ -710,6 +715,8 @@ class Front:
             trigger, start = panels_trigger(at, period, cron, self._runtime.clock.now())
         except ScheduleError as error:
             raise _placed(error, f"Task {name!r}", "ps.schedule_task") from None
+        if known is not None and start is None and is_period_of(known.policy.trigger, trigger):
+            trigger = known.policy.trigger  # it counts from when it was scheduled first
         self.tasks.warn_of(trigger)
         executor = None if is_async(callback) else "thread" if threaded else "loop"
         # Panel runs a period without a date at once, and everything else at its time only.

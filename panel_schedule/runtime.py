@@ -35,7 +35,7 @@ from .coordination.tasks import TASK, USER
 from .engine.counts import Counts
 from .engine.hooks import EVENTS, Handler
 from .engine.presence import Presence, WorkerPresence
-from .engine.service import Service
+from .engine.service import STORING, Service
 from .errors import (
     ArgumentUnkeyable,
     ConfigError,
@@ -59,7 +59,7 @@ from .functions import remote
 from .functions.background import Background, JobPolicy
 from .functions.calls import is_async
 from .functions.edit import Edit, module_of
-from .functions.family import Family, keys_of, listing
+from .functions.family import Family, Listing, keys_of, listing
 from .functions.lru import LRU
 from .functions.memoize import Memoized, MemoPolicy
 from .functions.registry import (
@@ -565,6 +565,8 @@ class Runtime:
         self._scheduler.leave()
         self._dispatcher.leave()
         service.stop(SHORTLY)
+        for name in STORING:
+            service.executors[name].stop(0.0)
         for memo in self.memos.values():
             memo.lru.clear()  # that it is invalidated nobody would tell
         with self._lock:
@@ -767,6 +769,8 @@ class Runtime:
             if not in_notebook() or known.entry is not None or self.scheduler.states[known.name].run is not None:
                 return False
         require_no_cycle(known, policy)
+        if self._service is not None:
+            self._require_able(f"Task {known.name!r}", policy, policy.executor)
 
         def change() -> None:
             known.function = function
@@ -807,7 +811,12 @@ class Runtime:
             source = self.register(*listing(name, each, policy))
         keys = keys_of(name, each) if source is None else None
         family = known or Family(name, function, self.tasks, self._follow)
-        undo = partial(self.families.pop, name) if known is None else partial(known.reset, known.state())
+        if self._edit is not None:
+            self._edit.on_failure(
+                partial(self.families.pop, name, None) if known is None else partial(known.reset, known.state())
+            )
+            if known is None:
+                self._late.add(what)
         former = family.members
         if source is not family.source and self.tasks.get(f"{name}[]") is family.source is not None:
             former.append(family.source)
@@ -817,18 +826,23 @@ class Runtime:
         self.remember(what)
 
         def change() -> None:
-            for task in former:
+            for task in former:  # here alone, as what a file no longer has
                 if task not in family.members:
-                    self._leave(task)
+                    self._drop(task)
             if self._service is not None:
                 self._follow(family)
 
-        self._take_up(family, function, change, undo)
+        self._take_up(family, function, change)
         return family
 
     def _follow(self, family: Family[Any]) -> None:
+        if family.is_current:
+            return
         with self._lock:
-            family.follow(self._take_in, self._leave)
+            if self.families.get(family.name) is family:  # else it is gone
+                family.follow(self._take_in, self._leave)
+                if f"Family {family.name!r}" in self._late:
+                    self._late.update(task.name for task in family.members)
 
     def _leave(self, task: Task[Any]) -> None:
         """It goes from all processes; who has no clock leaves it to those who have one to forget what is stored."""
@@ -861,7 +875,10 @@ class Runtime:
             raise taken(known, function, kind)
         if not anew:
             return
-        self.remember(f"{'Job' if kind == 'job' else 'Memoized function'} {known.name!r}")
+        what = f"{'Job' if kind == 'job' else 'Memoized function'} {known.name!r}"
+        if self._service is not None:
+            self._require_able(what, policy, policy.executor)
+        self.remember(what)
         if self._edit is not None:
             type(known)(known.name, function, policy, self, key)  # raises now what would be raised then
 
@@ -899,6 +916,9 @@ class Runtime:
             for task in [task for task in self.tasks.values() if edit.leaves(task)]:
                 log.info("Task %r is gone from its file.", task.name)
                 self._drop(task)
+            for family in [each for each in self.families.values() if edit.leaves(each)]:
+                for task in (*family.members, *filter(None, [self.tasks.get(f"{family.name}[]")])):
+                    self._drop(task)
             for functions in (self.families, self.jobs, self.memos):
                 for known in [each for each in functions.values() if edit.leaves(each)]:
                     del functions[known.name]
@@ -926,12 +946,17 @@ class Runtime:
             self._edit.add(known, function, change)
             self._edit.on_failure(undo)
 
+    def awaits(self, known: Any) -> bool:
+        """Whether files are executed anew, and none has declared this yet that was declared before."""
+        return self._edit is not None and known not in self._edit.declared
+
     def _latest(self, known: Any) -> Any:
         return known.function if self._edit is None else self._edit.latest(known)
 
     def _may_replace(self, known: Any, function: Any) -> bool:
         """Whether a function may take the place of one that has its name."""
-        left = self._edit is not None and self._edit.leaves(known)
+        # What lists the keys of a family is that family's.
+        left = self._edit is not None and (self._edit.leaves(known) or isinstance(known.function, Listing))
         return in_notebook() or (bool(pn.config.autoreload) and (left or may_replace(self._latest(known), function)))
 
     def _drop(self, task: Task[Any]) -> None:

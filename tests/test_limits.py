@@ -252,6 +252,23 @@ def test_a_timeout_counts_from_the_beginning_of_the_function(core) -> None:
     assert RunState.TIMED_OUT == run.state
 
 
+def test_a_task_takes_no_place_while_it_waits_for_one_that_it_reads(core) -> None:
+    """Of its own group, and which comes later in the same slot: else both would wait for ever."""
+    body = core.held("slow")
+    slow = core.schedule(period="1m", first_run="skip")(body)
+    late = core.schedule(period="1m", first_run="skip", needs=slow, group="warehouse", name="late")(lambda: 1)
+
+    def read() -> int | None:
+        return late()
+
+    reader = core.schedule(period="1m", first_run="skip", group="warehouse")(read)
+    core.begin()
+    core.run_for(60)
+    body.finish()
+    core.go()
+    assert (1, 1) == (late(), reader())
+
+
 def test_a_place_is_free_in_the_pause_before_another_attempt(core) -> None:
     """Which waits for its turn again."""
     held = core.held("work")

@@ -1132,3 +1132,51 @@ def test_a_family_is_what_its_file_says(core, edit, each):
     edit("")
     assert ({}, {}) == (values(), core.ps._runtime.families)
     assert "orders[]" not in core.ps.tasks
+
+
+def test_a_callback_that_is_scheduled_as_with_panel_follows_its_file(core, edit):
+    """It stays as long as the file has it, and runs anew where it was edited."""
+    panels = EDITABLE + "def panels():\n    return {}\nps.schedule_task('panels', panels, period='1h')\n"
+    versions = []
+    for number in (1, 1, 1, 2):
+        core.run_for(60)
+        edit(panels.format(number))
+        core.go()
+        versions.append((core.ps.tasks["panels"](), core.ps.tasks["panels"].entry.version))
+    assert [(1, 1), (1, 1), (1, 1), (2, 2)] == versions
+    edit(EDITABLE)
+    assert "panels" not in core.ps.tasks
+
+
+@pytest.mark.parametrize(
+    "declared_as",
+    [
+        "@ps.schedule(period='1h', group='nobody')\ndef sales():",
+        "@ps.background(group='nobody')\ndef work():",
+        "@ps.memoize(group='nobody')\ndef answer(x):",
+    ],
+)
+def test_an_edit_that_names_no_group_changes_nothing(core, edit, declared_as):
+    """As any that cannot be executed."""
+    before, sales = declared(core), core.ps.tasks["sales"]
+    with pytest.raises(ConfigError, match="group='nobody'"):
+        edit(f"{declared_as}\n    return 3\n@ps.schedule(period='1m')\ndef more():\n    return 3\n")
+    core.go()
+    assert before == declared(core)
+    assert (1, None) == (sales(), sales.policy.concurrency)
+
+
+def retrying(function):
+    """As a library does it."""
+    return functools.wraps(function)(lambda: function())
+
+
+def test_a_function_in_a_wrapper_is_that_of_its_file(core, edit):
+    """It is gone when the file has it no more, and runs when its body is edited."""
+    core.ps.retrying = retrying
+    for number in (1, 2):
+        edit(f"@ps.schedule(period='1h')\n@ps.retrying\ndef bought():\n    return {number}\n")
+        core.go()
+        assert number == core.ps.tasks["bought"]()
+    edit("")
+    assert {} == dict(core.ps.tasks)

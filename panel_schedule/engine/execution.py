@@ -78,6 +78,11 @@ class Work(NamedTuple):
     limits: Limits | None = None
 
     @property
+    def waits_before(self) -> bool:
+        """Whether it waits for what it reads before it begins, and never while it runs."""
+        return self.on_loop or self.limits is not None
+
+    @property
     def in_thread(self) -> bool:
         """Whether it runs in a thread of this process."""
         return not (self.isolated or self.on_loop)

@@ -195,7 +195,13 @@ class Limiter:
                 held = [limit for other in self._held.values() for limit in other.limits]
             return next((limit for limit in entry.limits if held.count(limit) >= limit.size), None)
         entry.known = True  # also where the answer is lost
-        lacking = self._store.places.take(entry.limits, entry.holder)
+        try:
+            lacking = self._store.places.take(entry.limits, entry.holder)
+        except BaseException:
+            with self._locked:
+                if entry.run.state.final:  # nobody else frees what it may have taken
+                    self._free(entry)
+            raise
         entry.known = lacking is None
         return lacking
 
@@ -230,6 +236,7 @@ class Limiter:
         with self._locked:
             held = list(self._held.values())
         for entry in held:
+            entry.known = True
             self._store.places.take(entry.limits, entry.holder)
             with self._locked:
                 if self._held.get(entry.run) is not entry:  # it has ended meanwhile

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ..hashing.fingerprint import plain_function
+from ..hashing.fingerprint import innermost
 
 
 class Edit:
@@ -63,4 +63,4 @@ class Edit:
 
 def module_of(function: Any) -> str:
     """The name of the module in whose code a function stands."""
-    return str(getattr(plain_function(function), "__globals__", {}).get("__name__", ""))
+    return str(getattr(innermost(function), "__globals__", {}).get("__name__", ""))

@@ -102,6 +102,11 @@ class Family(Mapping[str, Task[T]]):
             self._behind(self)
         return self._keys or {}
 
+    @property
+    def is_current(self) -> bool:
+        """Whether its keys are those that were listed last, or fixed."""
+        return self.source is None or self.source.known is self._taken
+
     def member(self, key: str) -> str:
         """The name of a key's task."""
         return f"{self.name}[{key}]"

@@ -19,7 +19,7 @@ import numpy as np
 from ..coordination.places import Limit
 from ..errors import ConfigError, CycleError, RegistrationError, TriggerError
 from ..hashing.content import Content, Refusal
-from ..hashing.fingerprint import Origin, difference, plain_function
+from ..hashing.fingerprint import Origin, difference, innermost
 from ..hashing.keys import signature_of
 from ..triggers import After, Computed, Cron, Dates, Every, Schedule, Trigger, in_utc, parse_period
 from ..triggers.combined import AnyOf, Limited, Own, Skip, is_portable, leaves, own_fingerprint, zone_name
@@ -111,7 +111,7 @@ def may_replace(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
 
 def was_edited(task: Task[Any], function: Callable[..., Any], policy: Policy) -> bool:
     """Whether the same function comes with other code or another policy. Dates relative to now differ each time."""
-    codes = (getattr(plain_function(each), "__code__", None) for each in (task.function, function))
+    codes = (getattr(innermost(each), "__code__", None) for each in (task.function, function))
     if len(set(map(_unplaced, codes))) > 1:
         return True
     dates = isinstance(policy.trigger, (Dates, Computed))

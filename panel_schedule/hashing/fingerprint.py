@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ def plain_function(function: Callable[..., Any]) -> Any:
                 return None
         plain = inner
     return plain
+
+
+def innermost(function: Callable[..., Any]) -> Any:
+    """The same, without what `functools.wraps` has put around it: the author's own."""
+    plain = plain_function(function)
+    return plain if plain is None else inspect.unwrap(plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,7 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
         return [("function", value.func), *((f"argument {name!r} of its partial", part) for name, part in given)]
     if isinstance(value, MethodType):
         return [("function", value.__func__), ("object that it is a method of", value.__self__)]
-    if kind is _CACHED:
+    if kind is _CACHED or "__wrapped__" in getattr(value, "__dict__", ()):
         return [("function", value.__wrapped__)]
     # Of what holds functions, each one: Content would take them by their names.
     if kind in (list, tuple) and any(map(callable, value)):

@@ -358,10 +358,10 @@ class Waves:
             if upstream is not state and upstream.task not in state.read:
                 state.read |= {upstream.task}
                 self._note_sources(state)
-            if state.work.on_loop and upstream.task not in state.reads:
+            if state.work.waits_before and upstream.task not in state.reads:
                 state.reads += (upstream.task,)
                 state.depends = None
-            missing = () if state.work.on_loop else self._missing(state, run, [upstream])
+            missing = () if state.work.waits_before else self._missing(state, run, [upstream])
             if not missing:
                 return
             there = threading.Event()
@@ -405,8 +405,9 @@ class Waves:
         if state.depends is None:
             policy = state.task.policy
             depends = {*policy.needs, *state.upstream, *state.reads}
-            if state.work.on_loop:
-                # It cannot be stopped at a read without stopping the loop, so its reads are foreseen.
+            if state.work.waits_before:
+                # It cannot be stopped at a read without stopping the loop, or what waits for its place, so its reads
+                # are foreseen.
                 depends.update(named_tasks(state.task.function))
             state.depends = tuple(depends)
         return state.depends

@@ -124,7 +124,7 @@ class Reloader:
 
     def _own(self) -> dict[str, str]:
         """By name, the files of all modules that an edit of one of them executes anew."""
-        tops = {_top(name) for name in self._declaring}
+        tops = {_top(name) for name in self._declaring} - sys.stdlib_module_names
         listed = reload._local_modules | reload._modules if self._elsewhere else reload._local_modules
         folders = app_folders()
         own = {}
