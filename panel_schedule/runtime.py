@@ -555,9 +555,11 @@ class Runtime:
         with self._lock:
             for policy in list(self.alerts.values()):
                 self.unwatch(policy)
+            for family in self.families.values():
+                family.end()
+            self.families.clear()
             for task in list(self.tasks.values()):
                 self.tasks.discard(task)
-            self.families.clear()
             service = self._service
         if service is None:
             return

@@ -130,7 +130,7 @@ def site(server: Site) -> Iterator[Site]:
 
 
 def test_a_changed_function_runs_though_nobody_opens_a_page(site: Site) -> None:
-    """Once; and again when the next edit comes at once, while Panel does not look."""
+    """Once in each process at most; and again when the next edit comes at once, while Panel does not look."""
     for former, new in (("FIRST", "SECOND"), ("SECOND", "THIRD")):
         site.replace(former, new)
         site.says(f"computed {new}")
@@ -138,7 +138,8 @@ def test_a_changed_function_runs_though_nobody_opens_a_page(site: Site) -> None:
     site.says("computed THIRD")
 
     printed = site.server.output()
-    assert [1, 2] == [printed.count(f"computed {word}") for word in ("SECOND", "THIRD")]
+    for word, edits in (("SECOND", 1), ("THIRD", 2)):
+        assert edits <= printed.count(f"computed {word}") <= edits * site.processes
 
 
 def test_what_is_renamed_or_deleted_is_gone(site: Site) -> None:

@@ -113,6 +113,24 @@ def test_values_stay(ps: Front) -> None:
         task.refresh()
 
 
+@pytest.mark.parametrize("each", [["north"], lambda: ["north"]], ids=["fixed keys", "a function"])
+def test_a_family_has_its_last_values_and_begins_anew(ps: Front, each: Any) -> None:
+    def defined() -> Any:
+        family = ps.schedule(period="1h", name="sales", each=each)(lambda key: key)
+        if family.source is not None:
+            family.source.wait_ready(PATIENCE)
+        family["north"].wait_ready(PATIENCE)
+        return family
+
+    before = defined()
+    ps.stop()
+    assert (["north"], "north") == (list(before), before["north"]())
+    assert [] == list(ps.tasks)
+    after = defined()
+    assert after is not before
+    assert ("north", "north") == (after["north"](), before["north"]())
+
+
 def test_who_waits_for_a_first_value_is_told(make: Make, held: threading.Event) -> None:
     ps = make()
     task = ps.schedule(period="1h", name="task")(lambda: held.wait(PATIENCE))

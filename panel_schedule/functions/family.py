@@ -102,6 +102,10 @@ class Family(Mapping[str, Task[T]]):
             self._behind(self)
         return self._keys or {}
 
+    def end(self) -> None:
+        """Nobody's tasks come or go any more; those that there are give their last values."""
+        self._tasks, self._behind = {task.name: task for task in self.members}, lambda family: None
+
     @property
     def is_current(self) -> bool:
         """Whether its keys are those that were listed last, or fixed."""
