@@ -41,7 +41,7 @@ def old_memo(x):
 # It imports none of the files that are edited.
 NAMES = """
 import panel as pn, panel_schedule as ps
-print("there are", *ps.tasks, *ps._runtime.jobs, *ps._runtime.memos, flush=True)
+print("there are " + " ".join([*ps.tasks, *ps._runtime.jobs, *ps._runtime.memos]), flush=True)
 pn.pane.Str("a page").servable()
 """
 
