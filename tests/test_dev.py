@@ -142,6 +142,18 @@ def test_a_changed_function_runs_though_nobody_opens_a_page(site: Site) -> None:
         assert edits <= printed.count(f"computed {word}") <= edits * site.processes
 
 
+def test_a_file_that_is_written_again_and_again_is_executed(site: Site) -> None:
+    """As by an editor that saves at each key: not only when it is left alone."""
+    words = iter(range(10_000))
+
+    def written() -> bool:
+        word = f"NUMBER{next(words)}"
+        site.edit(lambda source: re.sub(r'"(FIRST|NUMBER\d+)"', f'"{word}"', source).replace("old ticks", "ticks anew"))
+        return "ticks anew" in site.server.output()
+
+    eventually(written)
+
+
 def test_what_is_renamed_or_deleted_is_gone(site: Site) -> None:
     """No ghost of it runs on, whatever it was; the others stay."""
     site.replace("old", "new")

@@ -59,7 +59,8 @@ def counter(name: str) -> ps.Task[str]:
 async def test_every_session_gets_each_new_value_pushed() -> None:
     """200 open pages, one refresh: each of them is told, without asking."""
     task = counter("pushed")
-    async with site(lambda: pn.pane.Markdown(task)) as url, visitors(url, 200, at_once=2) as pages:
+    # One after another: of two that open at the same time Panel 1.10 with Bokeh 3.10 refuses one now and then.
+    async with site(lambda: pn.pane.Markdown(task)) as url, visitors(url, 200, at_once=1) as pages:
         value = await task.refresh()
         await asyncio.gather(*(page.read_until("PATCH-DOC", value) for page in pages))
     ps.cancel_task("pushed")

@@ -23,8 +23,10 @@ from .modules import MACHINERY, SETUP, app_folders, dotted
 
 log = logging.getLogger("panel_schedule")
 
-# How often files are looked at, in seconds. An edit counts when two looks in a row have found the same.
+# How often files are looked at, in seconds. An edit counts when two looks in a row have found the same, or when so many
+# have found something: of a file that is written again and again.
 PAUSE = 0.2
+MOST_LOOKS = 5
 
 # Never executed anew: what others hold on to.
 _KEPT = ("panel_schedule", "panel", "bokeh", "param", "__main__", "__mp_main__")
@@ -76,6 +78,7 @@ class Reloader:
         self._known = (0, 0)
         self._seen: dict[str, object] = {}
         self._changing: dict[str, object] = {}
+        self._looks = 0  # in a row that have found something
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch, on the loop that serves. Idempotent."""
@@ -93,7 +96,9 @@ class Reloader:
         if loop is not self._loop:
             return
         changed = self._changed()
-        if changed and changed == self._changing:  # nobody is writing it just now
+        self._looks = self._looks + 1 if changed else 0
+        if changed and (changed == self._changing or self._looks >= MOST_LOOKS):  # nobody is writing it just now
+            self._looks = 0
             self._seen.update(changed)
             if modules := {self._modules[file] for file in changed if file in self._modules}:
                 self._execute(modules, list(changed))
